@@ -1,0 +1,49 @@
+# `make` lists the targets. `make demo` is the shortest way from a checkout to pictures.
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+DEV := .venv/.dev
+DOCS := .venv/.docs
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(DEV)  ## make .venv with the library and the development tools in it
+
+# The stamps are the times of the last installation: nothing is installed twice until a requirement changes.
+$(DEV): setup.cfg pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DOCS): $(DEV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
+demo: venv  ## train a small model, sample from it, measure its likelihood: pictures in demo/
+	@mkdir -p demo
+	@set -e; cd demo; PATH="$(BIN):$$PATH"; \
+	run() { printf '\n$$ %s\n' "$$*"; "$$@"; }; \
+	run scoresde train --sde vp; \
+	run scoresde sample --solver ode --rtol 1e-5; \
+	run scoresde likelihood; \
+	printf '\nThe pictures, in demo/:\n'; find . -name '*.png' | sort | sed 's|^\./|  |'
+
+test: venv  ## run the tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest
+
+lint: venv  ## check the style
+	$(BIN)/ruff check
+
+types: venv  ## check the types
+	$(BIN)/mypy scoresde
+
+docs: $(DOCS)  ## build the manual in docs/_build/html
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+clean:  ## remove what was made, but not .venv, demo/ or runs/
+	rm -rf build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache
+	find scoresde tests docs experiments -name __pycache__ -type d -prune -exec rm -rf {} +

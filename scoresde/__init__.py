@@ -1,0 +1,80 @@
+"""Score-based generative models in continuous time: SDEs, solvers, exact likelihood.
+
+The names below are loaded when they are first used (PEP 562), so that ``import scoresde`` costs nothing::
+
+    from scoresde import VPSDE, GaussianMixture, log_likelihood
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+_HOME = {
+    "SDE": "sde",
+    "VPSDE": "sde",
+    "SubVPSDE": "sde",
+    "VESDE": "sde",
+    "FlowMatching": "sde",
+    "Estimate": "estimate",
+    "Denoiser": "estimate",
+    "Parametrization": "estimate",
+    "Eps": "estimate",
+    "X0": "estimate",
+    "V": "estimate",
+    "Score": "estimate",
+    "Velocity": "estimate",
+    "EDM": "estimate",
+    "ScoreModel": "model",
+    "Guided": "model",
+    "GaussianMixture": "exact",
+    "Noise": "noise",
+    "denoising_loss": "loss",
+    "Solver": "solvers",
+    "Solution": "solvers",
+    "EulerMaruyama": "solvers",
+    "PredictorCorrector": "solvers",
+    "ProbabilityFlow": "solvers",
+    "Heun": "solvers",
+    "sample": "solvers",
+    "LogLikelihood": "likelihood",
+    "log_likelihood": "likelihood",
+    "bits_per_dim": "likelihood",
+    "load_data": "data",
+    "Run": "run",
+    "load": "run",
+    "TrainConfig": "config",
+    "fit": "train",
+}
+_MODULES = ("data", "metrics", "nn", "plot", "solvers")
+
+__all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from . import data, metrics, nn, plot, solvers
+    from .run import Run, load
+    from .config import TrainConfig
+    from .data import load_data
+    from .estimate import EDM, X0, Denoiser, Eps, Estimate, Parametrization, Score, V, Velocity
+    from .exact import GaussianMixture
+    from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
+    from .loss import denoising_loss
+    from .model import Guided, ScoreModel
+    from .noise import Noise
+    from .sde import SDE, FlowMatching, SubVPSDE, VESDE, VPSDE
+    from .solvers import EulerMaruyama, Heun, PredictorCorrector, ProbabilityFlow, Solution, Solver, sample
+    from .train import fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'scoresde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

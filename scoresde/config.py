@@ -1,0 +1,205 @@
+"""What a training run is: one frozen dataclass, and the objects it stands for.
+
+``auto`` fields are resolved against the data before training; the resolved configuration is what is printed, saved as
+``config.json`` and built again by :func:`scoresde.load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .build import build, closest, fields_of, name_of, options_of, resolve
+from .data import DataInfo
+from .errors import CheckpointError, UsageError
+from .estimate import Parametrization
+from .model import ScoreModel
+from .sde import SDE
+from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES
+
+__all__ = ["TrainConfig", "build_model", "build_sde"]
+
+# What a network is asked to output on each path, if nothing else is said.
+_PREDICT = {"flow": "velocity"}
+
+# Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
+_BUDGET: dict[str, tuple[int, int, float]] = {
+    "mlp": (6_000, 512, 2e-3),
+    "tiny": (2_400, 64, 2e-3),
+    "small": (3_000, 64, 1e-3),
+    "base": (100_000, 128, 2e-4),
+    "ddpm++": (500_000, 128, 2e-4),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run.
+
+    Args:
+        data: A name or a path (see :func:`scoresde.load_data`).
+        sde: A name in :data:`scoresde.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE`.
+        sde_options: Its fields, if it is a name.
+        predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
+        predict_options: Its fields.
+        weighting: Weight of the loss (see :mod:`scoresde.loss`).
+        preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
+        network_options: Fields of the network that replace the preset's; ``network`` names another one.
+        cond: ``class`` to train on labels, or ``none``.
+        cond_drop: Probability of leaving a label out, for classifier-free guidance.
+        steps, batch, lr: Budget; 0 takes the preset's.
+        warmup: Steps over which the learning rate rises; 0 takes a twentieth of the run.
+        decay: ``cosine`` (learning rate falls to 0 at the end) or ``none``.
+        clip: Largest norm of the gradient.
+        ema: Largest decay of the weight average.
+        seed: Of everything: split, initial weights, batches, noise.
+        test_fraction: Held out where the data has no split of its own.
+    """
+
+    data: str = "digits"
+    sde: str | SDE = "vp"
+    sde_options: Mapping[str, Any] = field(default_factory=dict)
+    predict: str = "auto"
+    predict_options: Mapping[str, Any] = field(default_factory=dict)
+    weighting: str = "native"
+    preset: str = "auto"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    cond: str = "none"
+    cond_drop: float = 0.1
+    steps: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    warmup: int = 0
+    decay: str = "cosine"
+    clip: float = 1.0
+    ema: float = 0.9999
+    seed: int = 0
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr", "warmup"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; take a positive number, or 0 for the preset's")
+        for name, low, high in (("cond_drop", 0, 1), ("ema", 0, 1), ("test_fraction", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}")
+        if not self.clip > 0:
+            raise UsageError(f"clip is {self.clip}; it must be > 0 (inf switches clipping off)")
+        for name, choices in (("cond", ("none", "class")), ("decay", ("cosine", "none"))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), choices)}")
+        if self.preset != "auto" and self.preset not in PRESETS:
+            raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
+
+    def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
+        """Replace every ``auto`` by what it means for this data; ``data_std`` is its spread in model units.
+
+        Raises:
+            UsageError: If the configuration does not suit the data.
+        """
+        preset = self.preset if self.preset != "auto" else _preset_for(info)
+        if self.cond == "class" and not info.classes:
+            raise UsageError(f"--cond class: {info.name} has no labels (class folders, a label file or an array y)")
+        steps, batch, lr = _BUDGET[preset]
+        predict = self.predict
+        if predict == "auto":
+            predict = _PREDICT.get(self.sde if isinstance(self.sde, str) else name_of(self.sde, SDES), "edm")
+        options = dict(self.predict_options)
+        if predict == "edm":
+            options.setdefault("data_std", round(data_std, 4))
+        steps = self.steps or steps
+        return dataclasses.replace(
+            self,
+            preset=preset,
+            predict=predict,
+            predict_options=options,
+            steps=steps,
+            batch=min(self.batch or batch, info.n_train),
+            lr=self.lr or lr,
+            warmup=self.warmup or max(1, min(steps // 20, 5000)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an SDE object becomes its name and fields."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.sde, str):
+            plain["sde"], plain["sde_options"] = name_of(self.sde, SDES), options_of(self.sde)
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
+        """Rebuild from :meth:`to_dict`.
+
+        Raises:
+            CheckpointError: If a field is unknown.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in plain:
+            if name not in known:
+                raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
+        return cls(**plain)
+
+
+def _preset_for(info: DataInfo) -> str:
+    if info.kind == "vector":
+        return "mlp"
+    longest = max(info.shape[1:])
+    if info.kind == "signal":
+        return "tiny" if longest <= 64 else "small"
+    return "tiny" if longest <= 12 else "small" if longest <= 40 else "base"
+
+
+def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, typed: bool = True) -> SDE:
+    """Return the SDE of a configuration.
+
+    Args:
+        config: The configuration.
+        given: The SDE itself, or its class, for one that no table lists.
+        typed: Whether a person typed the name (see :mod:`scoresde.build`).
+
+    Raises:
+        UsageError: If there is no such SDE, or it is none.
+    """
+    if given is not None and not isinstance(given, type):
+        sde: Any = given
+    elif given is not None:
+        sde = given(**config.sde_options)
+    elif isinstance(config.sde, str):
+        resolve(config.sde, SDES, "SDE", typed=typed)
+        sde = build(config.sde, SDES, "SDE", **config.sde_options)
+    else:
+        sde = config.sde
+    if not isinstance(sde, SDE):
+        raise UsageError(f"{config.sde!r} is no SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma")
+    sde.check()
+    return sde
+
+
+def build_model(
+    config: TrainConfig, info: DataInfo, sde: SDE, network: nn.Module | None = None, *, typed: bool = True
+) -> ScoreModel:
+    """Return the untrained model of a resolved configuration."""
+    classes = len(info.classes) if config.cond == "class" else 0
+    parametrization: Parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+    if network is None:
+        options = {**PRESETS[config.preset], **config.network_options}
+        name = options.pop("network")
+        factory = resolve(str(name), NETWORKS, "network", typed=typed)
+        fields = fields_of(factory)
+        from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
+        if "channels_in" in fields:
+            from_data["dims"] = len(info.shape) - 1
+            if info.kind == "vector":
+                raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
+        options = {**{k: v for k, v in from_data.items() if k in fields}, **options}
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        # A single number typed for a field that holds several: --set network.attention=1
+        for key, value in tuples.items():
+            if key in fields and isinstance(fields[key].default, tuple) and not isinstance(value, tuple):
+                tuples[key] = (value,)
+        network = build(str(name), NETWORKS, "network", **tuples)
+    return ScoreModel(network, sde, parametrization, classes)

@@ -1,0 +1,46 @@
+"""Exponential moving average of the weights, with a warm-up tied to the number of updates.
+
+    w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
+
+after update n = 1, 2, ... Early on the average forgets its random start quickly; as long as the warm-up rules, it
+covers about the last tenth of the run, however long that is, so that a short run does not sample from noise. Buffers
+(running statistics, say) are copied, not averaged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EMA"]
+
+
+class EMA:
+    """The moving average of a module's parameters.
+
+    Args:
+        module: The module that is trained.
+        decay: The largest d, between 0 and 1.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take the weights of ``module`` into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        trained = {name for name, _ in module.named_parameters()}
+        for name, value in module.state_dict().items():
+            average = self.state[name]
+            if name in trained and average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights by name."""
+        return self.state

@@ -1,0 +1,52 @@
+"""Exceptions that a user can act on, each with the exit code the command line returns for it.
+
+A message says what went wrong, where, with the value, and what to try. Codes: 0 success, 1 unexpected, 2 usage,
+3 data or checkpoint, 4 numerical, 75 interrupted with the checkpoint saved (``EX_TEMPFAIL``), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "NumericalError",
+    "Preempted",
+    "ScoresdeError",
+    "UsageError",
+]
+
+
+class ScoresdeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(ScoresdeError, ValueError):
+    """An option, a name or an argument that cannot be right."""
+
+    exit_code = 2
+
+
+class DataError(ScoresdeError, ValueError):
+    """A data set that is missing, unreadable or inconsistent."""
+
+    exit_code = 3
+
+
+class CheckpointError(ScoresdeError, ValueError):
+    """A run folder or checkpoint that is missing, damaged or from another format."""
+
+    exit_code = 3
+
+
+class NumericalError(ScoresdeError, ArithmeticError):
+    """NaN, infinity, or a solver that could not go on."""
+
+    exit_code = 4
+
+
+class Preempted(ScoresdeError):
+    """Training was told to stop; the checkpoint is saved and the run can be resumed."""
+
+    exit_code = 75

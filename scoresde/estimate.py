@@ -1,0 +1,196 @@
+"""What a network says at ``(x_t, t)``: its output, the estimates it implies, and the contract that solvers rely on.
+
+Whatever a network was trained to output, its target is a combination of the data and the noise,
+
+    F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
+                                     score (0, -1/sigma)   EDM residual, below.                             (1)
+
+With ``x_t = alpha x_0 + sigma eps`` that is a 2 x 2 linear system, and one solve gives both:
+
+    x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
+
+There is no table of converters. Score and velocity follow from the two (Tweedie's formula and the path's derivative):
+
+    score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (3)
+
+References:
+    Salimans and Ho (2022), arXiv:2202.00512, app. D: v.    Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1: EDM.
+    Vincent (2011), A connection between score matching and denoising autoencoders: the score of a Gaussian path.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .sde import SDE
+from .shapes import expand
+
+__all__ = ["EDM", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All that is known at ``(x_t, t)``.
+
+    Attributes:
+        x: The noisy batch, shape ``(B, *event)``.
+        t: The time, shape ``()`` or ``(B,)``.
+        x0, eps: The estimated data and noise, shape of ``x``; ``alpha x0 + sigma eps = x``.
+        sde: The path they belong to.
+    """
+
+    x: Tensor
+    t: Tensor
+    x0: Tensor
+    eps: Tensor
+    sde: SDE
+
+    @property
+    def score(self) -> Tensor:
+        """``grad log p_t(x)``, shape of ``x``."""
+        return -self.eps / expand(self.sde.coefficients(self.t)[1], self.x)
+
+    @property
+    def velocity(self) -> Tensor:
+        """``dx/dt`` of the probability flow, shape of ``x``."""
+        d_alpha, d_sigma = self.sde.rates(self.t)
+        return expand(d_alpha, self.x) * self.x0 + expand(d_sigma, self.x) * self.eps
+
+
+class Denoiser(Protocol):
+    """The only thing that solvers, the likelihood and guidance know of a model.
+
+    Attributes:
+        sde: The path.
+        t_min, t_max: Where the model may be asked; no solver asks elsewhere.
+        coupled: Data and noise were paired in training, so that there is no score (the flow is still right).
+        nodes: The times a discrete model knows, or ``None``.
+    """
+
+    @property
+    def sde(self) -> SDE: ...
+    @property
+    def t_min(self) -> float: ...
+    @property
+    def t_max(self) -> float: ...
+    @property
+    def coupled(self) -> bool: ...
+    @property
+    def nodes(self) -> Tensor | None: ...
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        """Estimate data and noise: ``x`` has shape ``(B, *event)``, ``t`` shape ``()`` or ``(B,)``."""
+        ...
+
+    def rows(self, index: Tensor) -> Denoiser:
+        """The same model for the rows ``index`` of a batch: conditioning keeps its row."""
+        ...
+
+
+class Parametrization(ABC):
+    """What a network's output means, and what it is shown: a target (1), an input scale and a noise label."""
+
+    @abstractmethod
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``(a, b)`` of (1), each in the shape of ``t``."""
+
+    def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
+        alpha, sigma = sde.coefficients(t)
+        return torch.rsqrt(alpha.square() + sigma.square())
+
+    def label(self, sde: SDE, t: Tensor) -> Tensor:
+        """The noise label: ``log(sigma/alpha)/4`` clamped to [-5, 5], so that a network never sees t (or the SDE)."""
+        return (-sde.log_snr(t) / 8).clamp(-5, 5)
+
+    def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
+        """Solve the system (2) for the data and the noise."""
+        alpha, sigma = sde.coefficients(t)
+        a, b = self.target(sde, t)
+        d = a * sigma - b * alpha
+        x0 = expand(sigma / d, x) * output - expand(b / d, x) * x
+        eps = expand(a / d, x) * x - expand(alpha / d, x) * output
+        return Estimate(x, t, x0, eps, sde)
+
+    def legal_t_max(self, sde: SDE) -> float:
+        """The largest t at which (2) can be solved: ``t_max``, or just below it where ``d`` is 0 there.
+
+        An eps- or score-network says nothing about the data where ``alpha = 0``.
+        """
+        t = torch.tensor(sde.t_max, dtype=torch.float64)
+        alpha, sigma = sde.coefficients(t)
+        a, b = self.target(sde, t)
+        size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
+        solvable = bool(torch.isfinite(size)) and float((a * sigma - b * alpha).abs()) > 1e-6 * float(size)
+        return sde.t_max if solvable else sde.t_max - 1e-3
+
+
+@dataclass(frozen=True)
+class Eps(Parametrization):
+    """The noise: ``F = eps`` (Ho et al. 2020, arXiv:2006.11239, eq. 11-12)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class X0(Parametrization):
+    """The data: ``F = x_0``."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class V(Parametrization):
+    """``F = alpha eps - sigma x_0`` (Salimans and Ho 2022, arXiv:2202.00512, app. D)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = sde.coefficients(t)
+        return -sigma, alpha
+
+
+@dataclass(frozen=True)
+class Score(Parametrization):
+    """The score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), -1 / sde.coefficients(t)[1]
+
+
+@dataclass(frozen=True)
+class Velocity(Parametrization):
+    """The velocity of the path: ``F = alpha' x_0 + sigma' eps`` (Lipman et al. 2023, arXiv:2210.02747, eq. 8)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return sde.rates(t)
+
+
+@dataclass(frozen=True)
+class EDM(Parametrization):
+    """The residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
+
+    ``x0_hat = c_skip x + c_out F`` with the skip and scale that make the target of unit variance and amplify the
+    network's error least, for data of standard deviation ``data_std`` per element:
+
+        c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
+    """
+
+    data_std: float = 1.0
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        # F = (x_0 - c_skip x) / c_out, and 1 - c_skip alpha = sigma^2 / n.
+        alpha, sigma = sde.coefficients(t)
+        root = torch.hypot(alpha * self.data_std, sigma)
+        return sigma / (self.data_std * root), -alpha * self.data_std / root
+
+    def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        alpha, sigma = sde.coefficients(t)
+        return 1 / torch.hypot(alpha * self.data_std, sigma)
+
+

@@ -1,0 +1,80 @@
+"""Denoising score matching, in one line whatever the network outputs.
+
+The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for a Gaussian path is
+
+    E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
+
+and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` that *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
+arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
+same error in eps up to a factor known in closed form,
+
+    F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
+
+so every weighting is a factor on  |F - target|^2.  They differ in what the network is asked to get right, not in what
+it converges to.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .build import resolve
+from .estimate import Parametrization
+from .model import ScoreModel
+from .sde import SDE
+from .shapes import expand, mean_flat
+from .tables import WEIGHTINGS
+
+__all__ = ["denoising_loss", "eps", "likelihood", "native", "stratified_times"]
+
+
+def native(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+    """Weight 1 on ``|F - target|^2``: plain regression of what the network outputs."""
+    return torch.ones_like(t)
+
+
+def eps(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+    """The weight that makes it ``|eps_hat - eps|^2``, that is, (1) with ``lambda = sigma^2``."""
+    alpha, sigma = sde.coefficients(t)
+    a, b = parametrization.target(sde, t)
+    return (alpha / (alpha * b - sigma * a)).square()
+
+
+def likelihood(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+    """The weight that makes it (1) with ``lambda = g^2`` (Song et al. 2021, arXiv:2101.09258, thm. 1)."""
+    return eps(sde, parametrization, t) * sde.diffusion_squared(t) / sde.coefficients(t)[1].square()
+
+
+def denoising_loss(
+    model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None, weighting: str = "native"
+) -> Tensor:
+    """The denoising loss of each row, mean over the event.
+
+    Args:
+        model: The model in training.
+        x0: Data in model units, shape ``(B, *event)``.
+        t: Times, shape ``(B,)``.
+        noise: Standard normal, shape of ``x0``.
+        cond: Class of each row, int64 ``(B,)``, or ``None``.
+        weighting: A name in :data:`scoresde.tables.WEIGHTINGS` or ``module:function``.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    sde, parametrization = model.sde, model.parametrization
+    # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
+    a, b = parametrization.target(sde, t)
+    target = expand(a, x0) * x0 + expand(b, x0) * noise
+    error = model.output(sde.perturb(x0, t, noise), t, cond) - target
+    weight = resolve(weighting, WEIGHTINGS, "weighting")(sde, parametrization, t)
+    return weight.to(x0.dtype) * mean_flat(error.square())
+
+
+def stratified_times(count: int, low: float, high: float, generator: torch.Generator | None = None) -> Tensor:
+    """Times uniform on ``[low, high]``, one in each of ``count`` equal cells, float64 ``(count,)``.
+
+    The same expectation as independent draws with less variance (Kingma et al. 2021, arXiv:2107.00630, app. I.1).
+    """
+    shift = torch.rand((), generator=generator, dtype=torch.float64)
+    return low + (high - low) * (torch.arange(count, dtype=torch.float64) + shift) / count

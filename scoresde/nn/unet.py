@@ -1,0 +1,167 @@
+"""A U-Net of the DDPM++ kind, for 1-D, 2-D and 3-D events of any size.
+
+ResNet blocks (group norm, SiLU, convolution, twice) with the noise embedding as scale and shift, skip connections
+rescaled by 1/sqrt(2), self-attention at chosen levels, and an encoder and a decoder joined level by level. Sizes need
+not be powers of two: a level of odd size is halved upward, and the decoder returns to the size it came from.
+
+References:
+    Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).
+    Dhariwal and Nichol (2021), arXiv:2105.05233, sec. 3 (scale and shift).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .embedding import NoiseEmbedding, zero
+
+__all__ = ["UNet"]
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def _conv(dims: int, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    return _CONV[dims](channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
+
+
+def _norm(channels: int) -> nn.Module:
+    # Groups of at least 4 channels, 32 groups at most, as in DDPM++.
+    return nn.GroupNorm(math.gcd(channels, max(1, min(channels // 4, 32))), channels, eps=1e-6)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, dims: int, channels_in: int, channels_out: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in, self.conv_in = _norm(channels_in), _conv(dims, channels_in, channels_out)
+        self.modulate = nn.Linear(width, 2 * channels_out)
+        self.norm_out, self.conv_out = _norm(channels_out), zero(_conv(dims, channels_out, channels_out))
+        self.dropout = nn.Dropout(dropout)
+        same = channels_in == channels_out
+        self.skip = nn.Identity() if same else _conv(dims, channels_in, channels_out, kernel=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv_in(functional.silu(self.norm_in(x)))
+        scale, shift = self.modulate(c).reshape(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+        h = functional.silu(self.norm_out(h) * (1 + scale) + shift)
+        h = self.conv_out(self.dropout(h))
+        out: Tensor = (self.skip(x) + h) / math.sqrt(2)
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = _conv(dims, channels, 3 * channels, kernel=1)
+        self.out = zero(_conv(dims, channels, channels, kernel=1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        # Positions are the sequence: (B, C, *space) to (B, positions, C), one head.
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out: Tensor = (x + self.out(h)) / math.sqrt(2)
+        return out
+
+
+class UNet(nn.Module):
+    """U-Net with noise and class modulation.
+
+    Args:
+        channels_in: Channels of the event.
+        dims: Number of spatial axes: 1, 2 or 3.
+        channels: Channels at the finest level.
+        multipliers: Channels of each level relative to ``channels``; each level halves the size.
+        blocks: ResNet blocks of each level, one more on the way up.
+        attention: Levels with self-attention, 0 the finest.
+        dropout: Dropout probability inside the blocks.
+        classes: Number of classes (0: none).
+
+    Example:
+        >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
+        >>> net(torch.zeros(2, 1, 9, 6), torch.zeros(2)).shape
+        torch.Size([2, 1, 9, 6])
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        dims: int = 2,
+        channels: int = 64,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 2,
+        attention: tuple[int, ...] = (),
+        dropout: float = 0.0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        width = 4 * channels
+        self.embedding = NoiseEmbedding(width, classes)
+        self.enter = _conv(dims, channels_in, channels)
+
+        def stage(ins: int, outs: int, level: int) -> nn.ModuleList:
+            parts: list[nn.Module] = [_ResBlock(dims, ins, outs, width, dropout)]
+            if level in attention:
+                parts.append(_Attention(dims, outs))
+            return nn.ModuleList(parts)
+
+        sizes = [channels * m for m in multipliers]
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        current, skips = channels, [[channels]]
+        for level, size in enumerate(sizes):
+            stages = []
+            for _ in range(blocks):
+                stages.append(stage(current, size, level))
+                current = size
+                skips[-1].append(current)
+            self.down.append(nn.ModuleList(stages))
+            if level < len(sizes) - 1:
+                self.downsample.append(_conv(dims, current, current, stride=2))
+                skips.append([current])
+
+        self.middle = nn.ModuleList(
+            [
+                _ResBlock(dims, current, current, width, dropout),
+                _Attention(dims, current) if attention else nn.Identity(),
+                _ResBlock(dims, current, current, width, dropout),
+            ]
+        )
+
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for level, size in reversed(list(enumerate(sizes))):
+            stages = []
+            for skip in reversed(skips[level]):
+                stages.append(stage(current + skip, size, level))
+                current = size
+            self.up.append(nn.ModuleList(stages))
+            if level:
+                self.upsample.append(_conv(dims, current, current))
+        self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, channels_in)))
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
+        """``x: (B, C, *space)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``."""
+        embedded = self.embedding(c, cond)
+        h = self.enter(x)
+        skips = [h]
+        for level, stages in enumerate(self.down):
+            if level:
+                h = self.downsample[level - 1](h)
+                skips.append(h)
+            for stage in stages:
+                for part in stage:
+                    h = part(h, embedded)
+                skips.append(h)
+        for part in self.middle:
+            h = h if isinstance(part, nn.Identity) else part(h, embedded)
+        for level, stages in enumerate(self.up):
+            if level:
+                h = self.upsample[level - 1](functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
+            for stage in stages:
+                h = torch.cat([h, skips.pop()], dim=1)
+                for part in stage:
+                    h = part(h, embedded)
+        out: Tensor = self.leave(h)
+        return out

@@ -1,0 +1,260 @@
+"""Adaptive embedded Runge-Kutta with one step size per row.
+
+A batch is many independent initial value problems ``dy/dt = f(t, y)``. Libraries advance all of them with one step
+chosen by the root mean square error of the batch, so that an easy majority hides a hard sample, and a sample's result
+depends on its neighbours. Here every row has its own time and step and leaves the batch when it is done: the
+result alone equals the result in any batch, and nobody waits.
+
+A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  the solution  y + h sum_i b_i k_i  and the
+error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
+
+    err = rms( e / (atol + rtol max(|y|, |y_new|)) ) <= 1        (the largest over the parts of the state)
+
+and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order.
+
+References:
+    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
+    Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), IV.2 of vol. II
+    (PI control).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .shapes import expand, rms_flat, time_dtype
+
+__all__ = ["FAILED_LIMIT", "FAILED_NONFINITE", "FAILED_UNDERFLOW", "OK", "STATUS", "TABLEAUS", "OdeSolution", "integrate"]
+
+OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
+STATUS = {
+    OK: "ok",
+    FAILED_NONFINITE: "the model returned NaN or infinity",
+    FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
+    FAILED_LIMIT: "the limit on evaluations was reached",
+}
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A Butcher tableau whose last stage is the first of the next step (FSAL).
+
+    Attributes:
+        c: Nodes.
+        a: Rows of stage weights; the last row is the solution's.
+        e: Error weights ``b - b*``.
+        order: Order of the solution.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    e: tuple[float, ...]
+    order: int
+
+
+TABLEAUS = {
+    "bosh3": Tableau(
+        c=(0, 1 / 2, 3 / 4, 1),
+        a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+        order=3,
+    ),
+    "dopri5": Tableau(
+        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        e=(
+            35 / 384 - 5179 / 57600,
+            0,
+            500 / 1113 - 7571 / 16695,
+            125 / 192 - 393 / 640,
+            -2187 / 6784 + 92097 / 339200,
+            11 / 84 - 187 / 2100,
+            -1 / 40,
+        ),
+        order=5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class OdeSolution:
+    """What :func:`integrate` returns; every count has shape ``(B,)``.
+
+    Attributes:
+        y: The state at ``t1`` (or where a row failed), shape ``(B, *state)``.
+        nfe: Evaluations of f per row.
+        accepted, rejected: Steps per row.
+        status: A key of :data:`STATUS` per row.
+    """
+
+    y: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+
+
+def _whole(y: Tensor) -> list[Tensor]:
+    return [y]
+
+
+def integrate(
+    f: Callable[[Tensor, Tensor, Tensor], Tensor],
+    y: Tensor,
+    t0: float,
+    t1: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "dopri5",
+    max_nfe: int = 10_000,
+    parts: Callable[[Tensor], list[Tensor]] = _whole,
+) -> OdeSolution:
+    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
+
+    Args:
+        f: ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` for the rows ``index`` of the batch.
+        y: Initial state, shape ``(B, *state)``.
+        t0, t1: The interval; both ends are met exactly.
+        rtol, atol: Tolerances on the local error of each row.
+        method: A key of :data:`TABLEAUS`.
+        max_nfe: Largest number of evaluations of a row.
+        parts: Linear views of the state that are each held to the tolerance; the worst one counts.
+
+    Raises:
+        UsageError: If a tolerance or the method cannot be used.
+    """
+    if not rtol > 0 or not atol >= 0:
+        raise UsageError(f"rtol is {rtol} and atol {atol}; take rtol > 0 and atol >= 0, for example 1e-5")
+    if method not in TABLEAUS:
+        raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
+    if y.dtype == torch.float32 and rtol < 1e-6:
+        warnings.warn(
+            f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains nothing; "
+            "use float64 (--dtype float64)",
+            stacklevel=2,
+        )
+    tableau = TABLEAUS[method]
+    low, high = min(t0, t1), max(t0, t1)
+    smallest = 1e-13 * (high - low)
+    q = tableau.order
+
+    def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        ratios = [
+            rms_flat(e / (atol + rtol * torch.maximum(b.abs(), a.abs()))).to(clock)
+            for e, b, a in zip(parts(error), parts(before), parts(after), strict=True)
+        ]
+        return torch.stack(ratios).amax(0)
+
+    clock = time_dtype(y.device)
+    count = len(y)
+    index = torch.arange(count, device=y.device)
+    t = torch.full((count,), t0, dtype=clock, device=y.device)
+    result = OdeSolution(
+        y.clone(), *(torch.zeros(count, dtype=torch.int64, device=y.device) for _ in range(4))
+    )
+    if t0 == t1 or not count:
+        return result
+
+    k_first = f(y, t, index)
+    h = _first_step(f, y, t, k_first, index, t1 - t0, q, norm)
+    result.nfe.add_(2)
+    previous = torch.ones_like(t)  # the last accepted error, for the PI rule
+    just_rejected = torch.zeros_like(t, dtype=torch.bool)
+
+    while len(index):
+        last = h.abs() >= (t1 - t).abs() * (1 - 1e-9)
+        h = torch.where(last, t1 - t, h)
+        end = torch.where(last, torch.full_like(t, t1), t + h)
+        k = [k_first]
+        for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
+            at = end if c == 1 else (t + c * h).clamp(low, high)
+            y_new = y + expand(h, y) * _combine(a, k)
+            k.append(f(y_new, at, index))
+        result.nfe[index] += len(k) - 1
+
+        error = norm(expand(h, y) * _combine(tableau.e, k), y, y_new)
+        error = torch.where(torch.isfinite(error), error, torch.full_like(error, torch.inf))
+        accept = error <= 1
+        result.accepted[index] += accept
+        result.rejected[index] += ~accept
+
+        safe = error.clamp(min=1e-10)
+        pi = 0.9 * safe ** (-0.7 / q) * previous ** (0.4 / q)
+        plain = 0.9 * safe ** (-1 / q)
+        factor = torch.where(accept & ~just_rejected, pi, plain).clamp(0.2, 10.0)
+        factor = torch.where(just_rejected | ~accept, factor.clamp(max=1.0), factor)
+        previous = torch.where(accept, safe, previous)
+        just_rejected = ~accept
+
+        y = torch.where(expand(accept, y).bool(), y_new, y)
+        t = torch.where(accept, end, t)
+        k_first = torch.where(expand(accept, y).bool(), k[-1], k_first)
+        h = h * factor
+
+        status = torch.zeros_like(index)
+        status[result.nfe[index] + len(k) - 1 > max_nfe] = FAILED_LIMIT
+        status[~accept & (h.abs() < smallest)] = FAILED_UNDERFLOW
+        status[~torch.isfinite(_finite_probe(k_first)) | (~torch.isfinite(error) & (h.abs() < smallest))] = (
+            FAILED_NONFINITE
+        )
+        done = accept & last
+        status[done] = OK
+        leave = done | (status != OK)
+        if bool(leave.any()):
+            result.y[index[leave]] = y[leave]
+            result.status[index[leave]] = status[leave]
+            stay = ~leave
+            index, y, t, h, k_first = index[stay], y[stay], t[stay], h[stay], k_first[stay]
+            previous, just_rejected = previous[stay], just_rejected[stay]
+    return result
+
+
+def _finite_probe(k: Tensor) -> Tensor:
+    """One number per row that is finite exactly if the row is, ``(B, *state)`` to ``(B,)``."""
+    return (k.flatten(1) * 0).sum(1)
+
+
+def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+    """``sum_j weights_j k_j``, term by term: a matrix product would round differently in other batch sizes."""
+    total = torch.zeros_like(k[0])
+    for weight, stage in zip(weights, k, strict=False):
+        if weight:
+            total = torch.add(total, stage, alpha=weight)
+    return total
+
+
+def _first_step(
+    f: Callable[[Tensor, Tensor, Tensor], Tensor],
+    y: Tensor,
+    t: Tensor,
+    k: Tensor,
+    index: Tensor,
+    span: float,
+    order: int,
+    norm: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The first step of each row (Hairer et al. 1993, II.4), kept inside the interval; one evaluation."""
+    sign, length = (1.0 if span > 0 else -1.0), abs(span)
+    size, slope = norm(y, y, y), norm(k, y, y)
+    h = torch.where((size < 1e-5) | (slope < 1e-5), torch.full_like(t, 1e-6), 0.01 * size / slope)
+    h = torch.nan_to_num(h, nan=1e-6).clamp(max=0.1 * length)
+    probe = f(y + expand(sign * h, y) * k, t + sign * h, index)
+    bend = norm(probe - k, y, y) / h
+    largest = torch.nan_to_num(torch.maximum(slope, bend), nan=torch.inf).clamp(min=1e-12)
+    by_curvature = (0.01 / largest) ** (1 / order)
+    return sign * torch.minimum(100 * h, by_curvature).clamp(min=1e-9 * length, max=length)

@@ -1,0 +1,243 @@
+"""A trained run in use: samples and likelihoods in the units of the data.
+
+:func:`load` reads a run folder; :class:`Run` joins the model with the data's units, levels and labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .build import build
+from .checkpoint import FORMAT, find_run, load_weights, newest_checkpoint, read_json, read_tensors
+from .config import TrainConfig, build_model, build_sde
+from .data import DataInfo
+from .errors import CheckpointError, DataError, UsageError
+from .estimate import Denoiser
+from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
+from .model import Guided, ScoreModel
+from .noise import Noise
+from .sde import SDE
+from .solvers import Solution, Solver, sample
+from .tables import SOLVERS
+
+__all__ = ["Run", "Samples", "Scores", "load"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in data units.
+
+    Attributes:
+        x: Shape ``(n, *event)``; on the data's levels if it has any.
+        solution: The solver's statistics, with the samples in model units.
+    """
+
+    x: Tensor
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Likelihoods of data.
+
+    Attributes:
+        log_prob: Nats per sample, shape ``(n,)``: log density in data units; for quantised data the log density of
+            the dequantised sample integrated over its cell, a lower bound of the log probability.
+        bits_per_dim: The same in bits per dimension, ``None`` for data without levels.
+        model: What the solver returned, in model units.
+    """
+
+    log_prob: Tensor
+    bits_per_dim: Tensor | None
+    model: LogLikelihood
+
+    @property
+    def values(self) -> Tensor:
+        """Bits per dimension if the data has levels, else nats; shape ``(n,)``."""
+        return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
+
+    @property
+    def unit(self) -> str:
+        """``bits/dim`` or ``nats``."""
+        return "nats" if self.bits_per_dim is None else "bits/dim"
+
+    def mean(self) -> float:
+        """Mean over the samples that were solved."""
+        return float(self.values[self.model.ok].double().mean())
+
+    def stderr(self) -> float:
+        """Standard error of the mean over samples; draws of dequantisation and probes are part of the spread."""
+        values = self.values[self.model.ok].double()
+        return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and the data's units.
+
+    Attributes:
+        model: The model with averaged weights, in evaluation mode.
+        info: What is known of the data.
+        config: The resolved configuration.
+        step: Training steps done.
+        folder: The run folder, or ``None``.
+    """
+
+    model: ScoreModel
+    info: DataInfo
+    config: TrainConfig
+    step: int
+    folder: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the states that solvers carry."""
+        return next(self.model.parameters()).dtype
+
+    def conditioned(self, labels: int | Tensor | None, guidance: float = 1.0) -> Denoiser:
+        """The denoiser for given labels: an int, one per sample, or ``None`` for the unconditional model."""
+        if labels is None:
+            if guidance != 1.0:
+                raise UsageError(f"guidance {guidance} needs a label; give --label")
+            return self.model
+        given = self.model.given(labels)
+        if guidance == 1.0:
+            return given
+        return Guided(given, self.model.given(self.model.classes), guidance)
+
+    def sample(
+        self,
+        n: int,
+        solver: str | Solver = "ode",
+        *,
+        seed: int = 0,
+        start: int = 0,
+        labels: int | Tensor | None = None,
+        guidance: float = 1.0,
+        denoise: bool = True,
+        batch: int = 256,
+    ) -> Samples:
+        """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
+
+        Args:
+            n: Number of samples.
+            solver: A name in :data:`scoresde.tables.SOLVERS`, or a solver.
+            seed, start: Addresses of the samples: sample i is the same in every call.
+            labels: A class for all, or int64 ``(n,)``.
+            guidance: Scale of classifier-free guidance; 1 is the conditional model.
+            denoise: End with a noise-free step (see :func:`scoresde.sample`).
+            batch: Samples solved at once.
+
+        Raises:
+            UsageError: If an option cannot be used.
+        """
+        if n < 1:
+            raise UsageError(f"the number of samples is {n}; take at least 1")
+        model = self.conditioned(labels, guidance)
+        solution = sample(
+            model,
+            build(solver, SOLVERS, "solver"),
+            self.info.shape,
+            Noise.of(n, seed, start, self.device),
+            denoise=denoise,
+            batch=batch,
+            dtype=self.dtype,
+        )
+        return Samples(self.info.quantise(self.info.transform.decode(solution.x.cpu())), solution)
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        *,
+        labels: int | Tensor | None = None,
+        divergence: str = "auto",
+        probes: int = 1,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        seed: int = 0,
+        start: int = 0,
+        batch: int = 256,
+    ) -> Scores:
+        """Score data.
+
+        Args:
+            x: Data in data units, shape ``(n, *event)``.
+            labels: A class for all, or int64 ``(n,)``; the model must know classes.
+            divergence, probes, rtol, atol, batch: See :func:`scoresde.log_likelihood`.
+            seed, start: Addresses of the draws (dequantisation and probes).
+
+        Raises:
+            DataError: If the shape is not the model's.
+        """
+        info = self.info
+        if tuple(x.shape[1:]) != info.shape:
+            raise DataError(f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.shape}")
+        noise = Noise.of(len(x), seed, start, self.device)
+        u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
+        encoded = info.transform.encode(info.dequantise(x.double(), u)).to(device=self.device, dtype=self.dtype)
+        solved = log_likelihood(
+            self.conditioned(labels),
+            encoded,
+            divergence=divergence,
+            probes=probes,
+            rtol=rtol,
+            atol=atol,
+            noise=noise,
+            batch=batch,
+        )
+        log_scale = info.transform.log_scale(info.shape)
+        if info.bin_width is None:
+            return Scores(solved.log_prob - log_scale, None, solved)
+        # A cell has the volume b^D in data units, and b^D / prod(scale) in model units.
+        log_cell = info.dims * math.log(info.bin_width) - log_scale
+        return Scores(solved.log_prob + log_cell, bits_per_dim(solved.log_prob, info.dims, log_cell), solved)
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    sde: SDE | type[SDE] | None = None,
+    network: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """Load a trained run; no code comes from the folder.
+
+    Args:
+        run: A run folder, a name under ``runs/``, or ``None`` for the newest.
+        sde: The SDE, or its class, if it is in no table.
+        network: The network, if it is in no table.
+        device, dtype: Where and in which precision to compute.
+
+    Raises:
+        CheckpointError: If the folder is none, damaged, or needs a class that was not given.
+    """
+    folder = find_run(run)
+    stored = read_json(folder / "config.json")
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has format {stored.get('format') if isinstance(stored, dict) else None!r}, and "
+            f"this scoresde reads format {FORMAT}; it was written by another version: install that one"
+        )
+    config = TrainConfig.from_dict(stored["config"])
+    info = DataInfo.from_dict(read_json(folder / "data.json"))
+    checkpoint = newest_checkpoint(folder)
+    state = read_json(checkpoint / "state.json")
+    try:
+        model = build_model(config, info, build_sde(config, sde, typed=False), network, typed=False)
+    except UsageError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    source = checkpoint / "ema.safetensors"
+    load_weights(model.network, read_tensors(source), source)
+    model.network.to(device=device, dtype=dtype)
+    return Run(model.eval().requires_grad_(False), info, config, int(state["step"]), folder)

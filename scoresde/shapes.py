@@ -1,0 +1,71 @@
+"""The only broadcasting code: everything else works on a batch of events of any shape.
+
+Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient that depends on time alone, has shape
+``()`` (one for the whole batch) or ``(B,)`` (one per row). Rows never mix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+
+__all__ = ["as_time", "expand", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype"]
+
+
+def expand(a: Tensor, x: Tensor) -> Tensor:
+    """Append axes to ``a`` so that it multiplies ``x`` row by row.
+
+    Args:
+        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype.
+        x: The batch it will meet, shape ``(B, *event)``.
+
+    Returns:
+        ``a`` in the dtype and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
+
+    Raises:
+        UsageError: If ``a`` is neither a scalar nor one number per row.
+
+    >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 1, 1])
+    """
+    if a.ndim == 0:
+        return a.to(dtype=x.dtype, device=x.device)
+    if a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0]):
+        raise UsageError(
+            f"a coefficient has shape () or (B,): got {tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
+        )
+    return a.to(dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def time_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, in which times and schedules are computed, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def as_time(t: float | Tensor, x: Tensor) -> Tensor:
+    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; numbers become float64."""
+    if isinstance(t, Tensor):
+        return t.to(x.device)
+    return torch.tensor(t, dtype=time_dtype(x.device), device=x.device)
+
+
+def select(a: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` of ``a``; a leading size of 1 means "the same for every row" and is left as it is."""
+    return a if a.shape[0] == 1 else a[index]
+
+
+def sum_flat(x: Tensor) -> Tensor:
+    """Sum over the event axes: ``(B, *event)`` to ``(B,)``."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over the event axes: ``(B, *event)`` to ``(B,)``."""
+    return x.flatten(1).mean(1) if x.ndim > 1 else x
+
+
+def rms_flat(x: Tensor) -> Tensor:
+    """Root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
+    return mean_flat(x.square()).sqrt()

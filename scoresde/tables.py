@@ -1,0 +1,61 @@
+"""The names a user may type, and the class each stands for.
+
+Plain dictionaries of ``"name": "module:Class"`` strings and nothing else, so that ``scoresde --help`` can list them
+without importing torch. Adding an SDE, a solver, a network or a parametrisation is one class in one file and one
+line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :mod:`scoresde.build`).
+"""
+
+from __future__ import annotations
+
+__all__ = ["NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "WEIGHTINGS"]
+
+SDES = {
+    "vp": "scoresde.sde:VPSDE",
+    "subvp": "scoresde.sde:SubVPSDE",
+    "ve": "scoresde.sde:VESDE",
+    "flow": "scoresde.sde:FlowMatching",
+}
+
+PARAMETRIZATIONS = {
+    "eps": "scoresde.estimate:Eps",
+    "x0": "scoresde.estimate:X0",
+    "v": "scoresde.estimate:V",
+    "score": "scoresde.estimate:Score",
+    "velocity": "scoresde.estimate:Velocity",
+    "edm": "scoresde.estimate:EDM",
+}
+
+WEIGHTINGS = {
+    "native": "scoresde.loss:native",
+    "eps": "scoresde.loss:eps",
+    "likelihood": "scoresde.loss:likelihood",
+}
+
+NETWORKS = {
+    "mlp": "scoresde.nn.mlp:MLP",
+    "unet": "scoresde.nn.unet:UNet",
+}
+
+SOLVERS = {
+    "em": "scoresde.solvers.stochastic:EulerMaruyama",
+    "pc": "scoresde.solvers.pc:PredictorCorrector",
+    "ode": "scoresde.solvers.flow:ProbabilityFlow",
+    "heun": "scoresde.solvers.flow:Heun",
+}
+
+# Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the
+# longest side, `small` up to 40, `base` above.
+PRESETS: dict[str, dict[str, object]] = {
+    "mlp": {"network": "mlp", "width": 192, "blocks": 4},
+    "tiny": {"network": "unet", "channels": 48, "multipliers": (1, 2), "blocks": 2, "attention": (1,)},
+    "small": {"network": "unet", "channels": 32, "multipliers": (1, 2, 4), "blocks": 1, "attention": (2,)},
+    "base": {"network": "unet", "channels": 64, "multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 3)},
+    "ddpm++": {
+        "network": "unet",
+        "channels": 128,
+        "multipliers": (1, 2, 2, 2),
+        "blocks": 4,
+        "attention": (1,),
+        "dropout": 0.1,
+    },
+}

@@ -1,0 +1,338 @@
+"""The training loop: read :func:`fit` from top to bottom.
+
+Every draw of step n depends on ``(seed, n)`` alone: batch, times, noise, dequantisation, dropped labels and dropout.
+A run that is stopped and resumed therefore continues bit for bit, with no generator to save.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import (
+    FORMAT,
+    append_line,
+    load_weights,
+    make_run_folder,
+    newest_checkpoint,
+    read_json,
+    read_tensors,
+    save_checkpoint,
+    write_json,
+)
+from .config import TrainConfig, build_model, build_sde
+from .data import DataInfo, Dataset, load_data
+from .ema import EMA
+from .errors import CheckpointError, NumericalError, Preempted, UsageError
+from .loss import denoising_loss, stratified_times
+from .model import ScoreModel
+from .progress import Progress
+from .run import Run
+from .sde import SDE
+from .solvers import Heun
+
+__all__ = ["fit"]
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    data: Dataset | None = None,
+    network: nn.Module | None = None,
+    out: str | Path | None = None,
+    save: bool = True,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+) -> Run:
+    """Train a model by denoising score matching.
+
+    Args:
+        config: What to train; ``auto`` fields are resolved against the data.
+        data: The data set, instead of ``config.data``.
+        network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
+        out: The run folder; ``runs/DATA-SDE`` if left out.
+        save: Write a run folder at all.
+        resume: Continue the run in ``out`` from its newest checkpoint.
+        device: Where to train.
+        quiet: Print no progress.
+
+    Returns:
+        The trained run, with averaged weights.
+
+    Raises:
+        NumericalError: If the loss is not finite, with the step and where to look.
+        Preempted: After SIGTERM or SIGUSR1, with the checkpoint saved.
+
+    Example:
+        >>> from scoresde import TrainConfig, fit
+        >>> run = fit(TrainConfig(data="8gaussians", steps=2, batch=8), save=False, quiet=True)
+        >>> run.sample(4).x.shape
+        torch.Size([4, 2])
+    """
+    data = load_data(config.data, config.seed, config.test_fraction) if data is None else data
+    info = data.info
+    config = config.resolved(info, data_std=_spread(data))
+    sde = build_sde(config)
+    with _keyed_rng(config.seed, -1, device):
+        model = build_model(config, info, sde, network).to(device)
+    ema = EMA(model.network, config.ema)
+    optimiser = torch.optim.Adam(model.network.parameters(), lr=config.lr, betas=(0.9, 0.999))
+    batches = Batches(data, config.batch, config.seed)
+
+    first, folder = 0, None
+    if save:
+        name = config.to_dict()["sde"].rpartition(":")[2].lower()
+        folder = make_run_folder(out, f"{info.name}-{name}", resume=resume)
+        first = _restore(folder, config, model, ema, optimiser) if resume else 0
+        write_json(folder / "config.json", {"format": FORMAT, "config": config.to_dict()})
+        write_json(folder / "data.json", info.to_dict())
+        _trim_metrics(folder / "metrics.jsonl", first)
+
+    low, high = sde.times("train")[0], min(sde.times("train")[1], model.t_max)
+    every = max(1, config.steps // 5)
+    log_every = max(1, config.steps // 200)
+    average, began = math.nan, time.monotonic()
+    model.train()
+    with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
+        for step in range(first, config.steps):
+            generator = _generator(config.seed, step)
+            x, labels = batches.at(step)
+            x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).float()
+            t = stratified_times(len(x0), low, high, generator)
+            eps = torch.randn(x0.shape, generator=generator)
+            if labels is not None:
+                dropped = torch.rand(len(labels), generator=generator) < config.cond_drop
+                labels = torch.where(dropped, model.classes, labels).to(device)
+
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * _schedule(config, step)
+            with _keyed_rng(config.seed, step, device):
+                losses = denoising_loss(
+                    model, x0.to(device), t.to(device), eps.to(device), labels if model.classes else None, config.weighting
+                )
+            loss = losses.mean()
+            optimiser.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
+            value = float(loss.detach())
+            if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+                raise NumericalError(_diagnosis(step, losses.detach(), t, float(norm), config.lr, folder))
+            optimiser.step()
+            ema.update(model.network)
+
+            average = value if math.isnan(average) else 0.98 * average + 0.02 * value
+            progress.update(1, {"loss": average})
+            done = step + 1
+            if folder is not None:
+                if done % log_every == 0 or done == config.steps:
+                    line = {"step": done, "loss": value, "lr": optimiser.param_groups[0]["lr"], "grad_norm": float(norm)}
+                    append_line(folder / "metrics.jsonl", {**line, "seconds": round(time.monotonic() - began, 2)})
+                if done % every == 0 or done == config.steps or interrupts.signal is not None:
+                    _save(folder, done, model, ema, optimiser)
+                    _sample_sheet(folder / "samples" / f"step-{done:06d}.png", _averaged(model, ema), info, config, done)
+            if interrupts.signal is not None and done < config.steps:
+                where = f"; resume with: scoresde train --resume {folder}" if folder else ""
+                if interrupts.signal == signal.SIGINT:
+                    progress.note(f"stopped after step {done}{where}")
+                    raise KeyboardInterrupt
+                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {done}: checkpoint saved{where}")
+    if folder is not None:
+        _loss_figure(folder)
+    return Run(_averaged(model, ema), info, config, config.steps, folder)
+
+
+class Batches:
+    """Batch n of a seed: each pass over the data in an order of its own."""
+
+    def __init__(self, data: Dataset, size: int, seed: int) -> None:
+        self.data, self.size, self.seed = data, size, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Rows ``(size, *event)`` in data units and their labels, int64 ``(size,)`` or ``None``."""
+        count = len(self.data.train)
+        index = torch.cat(
+            [self._positions(p // count, p % count, count) for p in range(step * self.size, (step + 1) * self.size)]
+            if self.size >= count
+            else list(self._chunks(step * self.size, (step + 1) * self.size, count))
+        )
+        labels = self.data.train_labels
+        return self.data.train[index], None if labels is None else labels[index]
+
+    def _chunks(self, start: int, stop: int, count: int) -> Iterator[Tensor]:
+        while start < stop:
+            epoch, offset = divmod(start, count)
+            length = min(stop - start, count - offset)
+            yield self._permutation(epoch, count)[offset : offset + length]
+            start += length
+
+    def _positions(self, epoch: int, offset: int, count: int) -> Tensor:
+        return self._permutation(epoch, count)[offset : offset + 1]
+
+    def _permutation(self, epoch: int, count: int) -> Tensor:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, torch.randperm(count, generator=_generator(self.seed, epoch, "epoch"))
+        return self._order
+
+
+_STREAMS = {"step": 0, "epoch": 1, "dropout": 2}
+
+
+def _generator(seed: int, n: int, stream: str = "step") -> torch.Generator:
+    """The generator of draw ``n``: a hash (the finaliser of splitmix64) of seed, n and purpose."""
+    key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _STREAMS[stream]) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> shift)) * factor % 2**64
+    return torch.Generator().manual_seed((key ^ (key >> 31)) % 2**63)
+
+
+@contextmanager
+def _keyed_rng(seed: int, n: int, device: torch.device | str) -> Iterator[None]:
+    """Give dropout and initial weights, which know only torch's global generator, the state of draw ``n``."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_generator(seed, n, "dropout").initial_seed())
+        yield
+
+
+def _schedule(config: TrainConfig, step: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to 0 at the last step (or constant)."""
+    warm = min(1.0, (step + 1) / config.warmup)
+    if config.decay == "none":
+        return warm
+    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _spread(data: Dataset) -> float:
+    """Root mean square of the training data in model units (on up to 4,096 rows)."""
+    x = data.train[:4096]
+    x = data.info.transform.encode(data.info.dequantise(x, torch.full(x.shape, 0.5)))
+    return float(x.double().square().mean().sqrt())
+
+
+def _averaged(model: ScoreModel, ema: EMA) -> ScoreModel:
+    """A copy of the model with averaged weights, for evaluation."""
+    averaged = copy.deepcopy(model)
+    averaged.network.load_state_dict(ema.state_dict())
+    return averaged.eval().requires_grad_(False)
+
+
+def _diagnosis(step: int, losses: Tensor, t: Tensor, norm: float, lr: float, folder: Path | None) -> str:
+    worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
+    kept = f" The last checkpoint in {folder} is from before." if folder else ""
+    return (
+        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row is "
+        f"at t = {float(t[worst]):.3g} with loss {float(losses[worst]):.4g}. Try a smaller --lr (now {lr:g}), a longer "
+        f"warm-up (--set warmup=...), or look for extreme values in the data.{kept}"
+    )
+
+
+class _Interrupts:
+    """Remember SIGINT, SIGTERM and SIGUSR1 until the step is done; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self._old[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def _save(folder: Path, step: int, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam) -> None:
+    moments = {
+        f"{i}.{key}": value
+        for i, state in optimiser.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    tensors = {"model": model.network.state_dict(), "ema": ema.state_dict(), "optim": moments}
+    save_checkpoint(folder, step, tensors, {"ema_updates": ema.updates})
+
+
+def _restore(
+    folder: Path, config: TrainConfig, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam
+) -> int:
+    """Load the newest whole checkpoint and return its step."""
+    stored = TrainConfig.from_dict(read_json(folder / "config.json")["config"]).to_dict()
+    for name, value in config.to_dict().items():
+        if name not in ("steps", "warmup") and _plain(value) != _plain(stored[name]):
+            raise UsageError(f"{folder} was trained with {name} = {stored[name]!r}, not {value!r}; resume changes nothing")
+    checkpoint = newest_checkpoint(folder)
+    state = read_json(checkpoint / "state.json")
+    load_weights(model.network, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+    ema.state = {k: v.to(ema.state[k].device) for k, v in read_tensors(checkpoint / "ema.safetensors").items()}
+    ema.updates = int(state["ema_updates"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in read_tensors(checkpoint / "optim.safetensors").items():
+        i, _, key = name.partition(".")
+        moments.setdefault(int(i), {})[key] = value
+    if not moments:
+        raise CheckpointError(f"{checkpoint} has no optimiser state")
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(state["step"])
+
+
+def _plain(value: Any) -> Any:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _trim_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that are done again."""
+    import json
+
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _sample_sheet(path: Path, model: ScoreModel, info: DataInfo, config: TrainConfig, step: int) -> None:
+    """A picture of a few samples, always of the same noise."""
+    from .plot import samples_figure, save_figure, save_image_grid
+
+    n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
+    x = Run(model, info, config, step).sample(n, Heun(steps=16)).x
+    if not bool(torch.isfinite(x).all()):
+        warnings.warn(f"no picture at step {step}: some samples are not finite", stacklevel=2)
+    elif info.kind == "image":
+        save_image_grid(path, x.numpy(), info.low, info.high)
+    else:
+        save_figure(path, samples_figure(x.numpy(), info.kind, info.low, info.high))
+
+
+def _loss_figure(folder: Path) -> None:
+    import json
+
+    import numpy as np
+
+    from .plot import loss_curve, save_figure
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    if len(lines) > 1:
+        steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
+        save_figure(folder / "plots" / "loss.png", loss_curve(steps, losses))

@@ -1,0 +1,5 @@
+"""The version, in a file of its own so that a build or ``--version`` can read it without importing torch."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -50,11 +50,10 @@ _HOME = {
 }
 _MODULES = ("data", "metrics", "nn", "plot", "solvers")
 
-__all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from . import data, metrics, nn, plot, solvers
-    from .run import Run, load
     from .config import TrainConfig
     from .data import load_data
     from .estimate import EDM, X0, Denoiser, Eps, Estimate, Parametrization, Score, V, Velocity
@@ -63,7 +62,8 @@ if TYPE_CHECKING:
     from .loss import denoising_loss
     from .model import Guided, ScoreModel
     from .noise import Noise
-    from .sde import SDE, FlowMatching, SubVPSDE, VESDE, VPSDE
+    from .run import Run, load
+    from .sde import SDE, VESDE, VPSDE, FlowMatching, SubVPSDE
     from .solvers import EulerMaruyama, Heun, PredictorCorrector, ProbabilityFlow, Solution, Solver, sample
     from .train import fit
 

@@ -118,7 +118,7 @@ def find_run(run: str | Path | None) -> Path:
             if (folder / "config.json").is_file():
                 return folder
         if Path(run).is_file():
-            raise CheckpointError(f"{run} is a file; give the run folder that scoresde train printed, such as runs/NAME")
+            raise CheckpointError(f"{run} is a file; give the run folder that scoresde train printed (runs/NAME)")
         raise CheckpointError(f"{run} is no run folder (it has no config.json); scoresde train makes one")
     runs = sorted(
         (p.parent for p in Path("runs").glob("*/config.json") if any((p.parent / "checkpoints").glob("step-*"))),
@@ -204,7 +204,7 @@ def newest_checkpoint(folder: Path) -> Path:
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
     if not checkpoints:
         raise CheckpointError(f"{folder} has no checkpoint yet; let scoresde train run on, or --resume it")
-    faults = []
+    faults: list[str] = []
     for checkpoint in checkpoints:
         try:
             fault = _fault(checkpoint)

@@ -28,7 +28,7 @@ _PREDICT = {"flow": "velocity"}
 
 # Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
 _BUDGET: dict[str, tuple[int, int, float]] = {
-    "mlp": (6_000, 512, 2e-3),
+    "mlp": (4_000, 512, 2e-3),
     "tiny": (2_400, 64, 2e-3),
     "small": (3_000, 64, 1e-3),
     "base": (100_000, 128, 2e-4),
@@ -47,6 +47,7 @@ class TrainConfig:
         predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
         predict_options: Its fields.
         weighting: Weight of the loss (see :mod:`scoresde.loss`).
+        t_sampler: Where times are drawn: ``uniform``, ``sqrt``, or ``auto`` (``sqrt`` where that is the SDE's grid).
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
         cond: ``class`` to train on labels, or ``none``.
@@ -66,6 +67,7 @@ class TrainConfig:
     predict: str = "auto"
     predict_options: Mapping[str, Any] = field(default_factory=dict)
     weighting: str = "native"
+    t_sampler: str = "auto"
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
     cond: str = "none"
@@ -112,10 +114,12 @@ class TrainConfig:
         if predict == "edm":
             options.setdefault("data_std", round(data_std, 4))
         steps = self.steps or steps
+        sampler = "sqrt" if build_sde(self).default_grid == "sqrt" else "uniform"
         return dataclasses.replace(
             self,
             preset=preset,
             predict=predict,
+            t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
             predict_options=options,
             steps=steps,
             batch=min(self.batch or batch, info.n_train),

@@ -14,7 +14,8 @@ There is no table of converters. Score and velocity follow from the two (Tweedie
     score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (3)
 
 References:
-    Salimans and Ho (2022), arXiv:2202.00512, app. D: v.    Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1: EDM.
+    Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
+    Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1: EDM.
     Vincent (2011), A connection between score matching and denoising autoencoders: the score of a Gaussian path.
 """
 

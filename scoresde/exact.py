@@ -1,7 +1,7 @@
 """Exact denoisers: data distributions whose perturbed score is known, with the same contract as a trained network.
 
-For  p_0 = sum_k w_k N(mu_k, s_k^2 I)  the path gives  p_t = sum_k w_k N(alpha mu_k, v_k I),  v_k = alpha^2 s_k^2 + sigma^2,
-and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, v_k I):
+For  p_0 = sum_k w_k N(mu_k, s_k^2 I)  the path gives  p_t = sum_k w_k N(alpha mu_k, v_k I)  with
+v_k = alpha^2 s_k^2 + sigma^2, and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, v_k I):
 
     eps_hat = sigma sum_k r_k (x - alpha mu_k) / v_k,
     x0_hat  = sum_k r_k (mu_k + alpha s_k^2 (x - alpha mu_k) / v_k).

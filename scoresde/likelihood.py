@@ -66,8 +66,8 @@ class LogLikelihood:
 
     def failures(self) -> list[str]:
         """One line for each kind of failure."""
-        codes = [int(c) for c in self.status.unique() if int(c) != OK]
-        return [f"{int((self.status == c).sum())} of {len(self.status)} rows failed: {STATUS[c]}" for c in codes]
+        counts = {code: int((self.status == code).sum()) for code in STATUS if code != OK}
+        return [f"{n} of {len(self.status)} rows failed: {STATUS[code]}" for code, n in counts.items() if n]
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float) -> Tensor:
@@ -141,7 +141,7 @@ def log_likelihood(
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     pieces = [
         _solve(model.rows(i), x[i], divergence, probes, rtol, atol, method, noise.rows(i), max_nfe)
-        for i in torch.arange(len(x), device=x.device).split(batch)
+        for i in torch.split(torch.arange(len(x), device=x.device), batch)
     ]
     fields = ("log_prob", "stderr", "z", "nfe", "status")
     return LogLikelihood(*(torch.cat([getattr(p, name) for p in pieces]) for name in fields))

@@ -13,7 +13,8 @@ error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
 and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order.
 
 References:
-    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
+    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
+    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), IV.2 of vol. II
     (PI control).
 """
@@ -30,7 +31,16 @@ from torch import Tensor
 from .errors import UsageError
 from .shapes import expand, rms_flat, time_dtype
 
-__all__ = ["FAILED_LIMIT", "FAILED_NONFINITE", "FAILED_UNDERFLOW", "OK", "STATUS", "TABLEAUS", "OdeSolution", "integrate"]
+__all__ = [
+    "FAILED_LIMIT",
+    "FAILED_NONFINITE",
+    "FAILED_UNDERFLOW",
+    "OK",
+    "STATUS",
+    "TABLEAUS",
+    "OdeSolution",
+    "integrate",
+]
 
 OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
 STATUS = {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .sde import SDE
 from .solvers import Solution, Solver, sample
 from .tables import SOLVERS
 
-__all__ = ["Run", "Samples", "Scores", "load"]
+__all__ = ["Run", "Samples", "Scores", "join", "load"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,14 @@ class Scores:
         """Standard error of the mean over samples; draws of dequantisation and probes are part of the spread."""
         values = self.values[self.model.ok].double()
         return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def join(pieces: Sequence[Scores]) -> Scores:
+    """Put the scores of a data set that was scored in parts together again."""
+    fields = ("log_prob", "stderr", "z", "nfe", "status")
+    model = LogLikelihood(*(torch.cat([getattr(p.model, name) for p in pieces]) for name in fields))
+    bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
+    return Scores(torch.cat([p.log_prob for p in pieces]), torch.cat(bits) if bits else None, model)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from torch import Tensor
 from .errors import UsageError
 from .shapes import as_time, expand, sum_flat, time_dtype
 
-__all__ = ["SDE", "FlowMatching", "SubVPSDE", "VESDE", "VPSDE"]
+__all__ = ["SDE", "VESDE", "VPSDE", "FlowMatching", "SubVPSDE"]
 
 
 class SDE(ABC):
@@ -95,7 +95,7 @@ class SDE(ABC):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``alpha'(t), sigma'(t)``, the time derivatives, in the shape of ``t``."""
-        _, rates = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
+        rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
     def drift_rate(self, t: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ SOLVERS = {
 # Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the
 # longest side, `small` up to 40, `base` above.
 PRESETS: dict[str, dict[str, object]] = {
-    "mlp": {"network": "mlp", "width": 192, "blocks": 4},
-    "tiny": {"network": "unet", "channels": 48, "multipliers": (1, 2), "blocks": 2, "attention": (1,)},
+    "mlp": {"network": "mlp", "width": 128, "blocks": 3},
+    "tiny": {"network": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,)},
     "small": {"network": "unet", "channels": 32, "multipliers": (1, 2, 4), "blocks": 1, "attention": (2,)},
     "base": {"network": "unet", "channels": 64, "multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 3)},
     "ddpm++": {

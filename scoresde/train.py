@@ -33,14 +33,13 @@ from .checkpoint import (
     write_json,
 )
 from .config import TrainConfig, build_model, build_sde
-from .data import DataInfo, Dataset, load_data
+from .data import Dataset, load_data
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
-from .loss import denoising_loss, stratified_times
+from .loss import denoising_loss, training_times
 from .model import ScoreModel
 from .progress import Progress
 from .run import Run
-from .sde import SDE
 from .solvers import Heun
 
 __all__ = ["fit"]
@@ -55,6 +54,7 @@ def fit(
     save: bool = True,
     resume: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     quiet: bool = False,
 ) -> Run:
     """Train a model by denoising score matching.
@@ -66,7 +66,7 @@ def fit(
         out: The run folder; ``runs/DATA-SDE`` if left out.
         save: Write a run folder at all.
         resume: Continue the run in ``out`` from its newest checkpoint.
-        device: Where to train.
+        device, dtype: Where to train, and in which precision.
         quiet: Print no progress.
 
     Returns:
@@ -84,10 +84,9 @@ def fit(
     """
     data = load_data(config.data, config.seed, config.test_fraction) if data is None else data
     info = data.info
-    config = config.resolved(info, data_std=_spread(data))
-    sde = build_sde(config)
-    with _keyed_rng(config.seed, -1, device):
-        model = build_model(config, info, sde, network).to(device)
+    config, model = prepared(config, data, network)
+    sde = model.sde
+    model.to(device=device, dtype=dtype)
     ema = EMA(model.network, config.ema)
     optimiser = torch.optim.Adam(model.network.parameters(), lr=config.lr, betas=(0.9, 0.999))
     batches = Batches(data, config.batch, config.seed)
@@ -110,9 +109,9 @@ def fit(
         for step in range(first, config.steps):
             generator = _generator(config.seed, step)
             x, labels = batches.at(step)
-            x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).float()
-            t = stratified_times(len(x0), low, high, generator)
-            eps = torch.randn(x0.shape, generator=generator)
+            x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).to(dtype)
+            t = training_times(config.t_sampler, len(x0), low, high, generator)
+            eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
             if labels is not None:
                 dropped = torch.rand(len(labels), generator=generator) < config.cond_drop
                 labels = torch.where(dropped, model.classes, labels).to(device)
@@ -120,12 +119,11 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * _schedule(config, step)
             with _keyed_rng(config.seed, step, device):
-                losses = denoising_loss(
-                    model, x0.to(device), t.to(device), eps.to(device), labels if model.classes else None, config.weighting
-                )
+                cond = labels if model.classes else None
+                losses = denoising_loss(model, x0.to(device), t.to(device), eps.to(device), cond, config.weighting)
             loss = losses.mean()
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
             value = float(loss.detach())
             if not (math.isfinite(value) and bool(torch.isfinite(norm))):
@@ -138,11 +136,12 @@ def fit(
             done = step + 1
             if folder is not None:
                 if done % log_every == 0 or done == config.steps:
-                    line = {"step": done, "loss": value, "lr": optimiser.param_groups[0]["lr"], "grad_norm": float(norm)}
-                    append_line(folder / "metrics.jsonl", {**line, "seconds": round(time.monotonic() - began, 2)})
+                    line = {"step": done, "loss": value, "lr": optimiser.param_groups[0]["lr"]}
+                    line |= {"grad_norm": float(norm), "seconds": round(time.monotonic() - began, 2)}
+                    append_line(folder / "metrics.jsonl", line)
                 if done % every == 0 or done == config.steps or interrupts.signal is not None:
                     _save(folder, done, model, ema, optimiser)
-                    _sample_sheet(folder / "samples" / f"step-{done:06d}.png", _averaged(model, ema), info, config, done)
+                    _sample_sheet(folder / "samples", Run(_averaged(model, ema), info, config, done))
             if interrupts.signal is not None and done < config.steps:
                 where = f"; resume with: scoresde train --resume {folder}" if folder else ""
                 if interrupts.signal == signal.SIGINT:
@@ -154,6 +153,15 @@ def fit(
     return Run(_averaged(model, ema), info, config, config.steps, folder)
 
 
+def prepared(
+    config: TrainConfig, data: Dataset, network: nn.Module | None = None
+) -> tuple[TrainConfig, ScoreModel]:
+    """The resolved configuration and the untrained model."""
+    config = config.resolved(data.info, data_std=_spread(data))
+    with _keyed_rng(config.seed, -1, "cpu"):
+        return config, build_model(config, data.info, build_sde(config), network)
+
+
 class Batches:
     """Batch n of a seed: each pass over the data in an order of its own."""
 
@@ -163,24 +171,15 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Rows ``(size, *event)`` in data units and their labels, int64 ``(size,)`` or ``None``."""
-        count = len(self.data.train)
-        index = torch.cat(
-            [self._positions(p // count, p % count, count) for p in range(step * self.size, (step + 1) * self.size)]
-            if self.size >= count
-            else list(self._chunks(step * self.size, (step + 1) * self.size, count))
-        )
+        start, stop, count = step * self.size, (step + 1) * self.size, len(self.data.train)
+        parts = []
+        while start < stop:  # a batch may span two passes
+            epoch, offset = divmod(start, count)
+            parts.append(self._permutation(epoch, count)[offset : offset + stop - start])
+            start += len(parts[-1])
+        index = torch.cat(parts)
         labels = self.data.train_labels
         return self.data.train[index], None if labels is None else labels[index]
-
-    def _chunks(self, start: int, stop: int, count: int) -> Iterator[Tensor]:
-        while start < stop:
-            epoch, offset = divmod(start, count)
-            length = min(stop - start, count - offset)
-            yield self._permutation(epoch, count)[offset : offset + length]
-            start += length
-
-    def _positions(self, epoch: int, offset: int, count: int) -> Tensor:
-        return self._permutation(epoch, count)[offset : offset + 1]
 
     def _permutation(self, epoch: int, count: int) -> Tensor:
         if epoch != self._epoch:
@@ -282,7 +281,7 @@ def _restore(
     stored = TrainConfig.from_dict(read_json(folder / "config.json")["config"]).to_dict()
     for name, value in config.to_dict().items():
         if name not in ("steps", "warmup") and _plain(value) != _plain(stored[name]):
-            raise UsageError(f"{folder} was trained with {name} = {stored[name]!r}, not {value!r}; resume changes nothing")
+            raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     load_weights(model.network, read_tensors(checkpoint / "model.safetensors"), checkpoint)
@@ -307,18 +306,20 @@ def _trim_metrics(path: Path, step: int) -> None:
     import json
 
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def _sample_sheet(path: Path, model: ScoreModel, info: DataInfo, config: TrainConfig, step: int) -> None:
+def _sample_sheet(folder: Path, run: Run) -> None:
     """A picture of a few samples, always of the same noise."""
     from .plot import samples_figure, save_figure, save_image_grid
 
+    info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
-    x = Run(model, info, config, step).sample(n, Heun(steps=16)).x
+    x = run.sample(n, Heun(steps=16)).x
     if not bool(torch.isfinite(x).all()):
-        warnings.warn(f"no picture at step {step}: some samples are not finite", stacklevel=2)
+        warnings.warn(f"no picture at step {run.step}: some samples are not finite", stacklevel=2)
     elif info.kind == "image":
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:

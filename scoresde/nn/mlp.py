@@ -40,7 +40,7 @@ class MLP(nn.Module):
         torch.Size([3, 2])
     """
 
-    def __init__(self, dims: int, width: int = 192, blocks: int = 4, dropout: float = 0.0, classes: int = 0) -> None:
+    def __init__(self, dims: int, width: int = 128, blocks: int = 3, dropout: float = 0.0, classes: int = 0) -> None:
         super().__init__()
         self.embedding = NoiseEmbedding(width, classes)
         self.enter = nn.Linear(dims, width)

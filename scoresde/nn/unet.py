@@ -67,6 +67,19 @@ class _Attention(nn.Module):
         return out
 
 
+class _Stage(nn.Module):
+    """A ResNet block, and attention where the level has it."""
+
+    def __init__(self, dims: int, ins: int, outs: int, width: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = _ResBlock(dims, ins, outs, width, dropout)
+        self.attention = _Attention(dims, outs) if attention else None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h: Tensor = self.block(x, c)
+        return h if self.attention is None else self.attention(h)
+
+
 class UNet(nn.Module):
     """U-Net with noise and class modulation.
 
@@ -102,41 +115,32 @@ class UNet(nn.Module):
         self.embedding = NoiseEmbedding(width, classes)
         self.enter = _conv(dims, channels_in, channels)
 
-        def stage(ins: int, outs: int, level: int) -> nn.ModuleList:
-            parts: list[nn.Module] = [_ResBlock(dims, ins, outs, width, dropout)]
-            if level in attention:
-                parts.append(_Attention(dims, outs))
-            return nn.ModuleList(parts)
+        def stage(ins: int, outs: int, level: int) -> _Stage:
+            return _Stage(dims, ins, outs, width, dropout, level in attention)
 
         sizes = [channels * m for m in multipliers]
+        self.blocks = blocks
+        # Stages in the order they run: `blocks` of them on each level down, `blocks + 1` up.
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         current, skips = channels, [[channels]]
         for level, size in enumerate(sizes):
-            stages = []
             for _ in range(blocks):
-                stages.append(stage(current, size, level))
+                self.down.append(stage(current, size, level))
                 current = size
                 skips[-1].append(current)
-            self.down.append(nn.ModuleList(stages))
             if level < len(sizes) - 1:
                 self.downsample.append(_conv(dims, current, current, stride=2))
                 skips.append([current])
 
         self.middle = nn.ModuleList(
-            [
-                _ResBlock(dims, current, current, width, dropout),
-                _Attention(dims, current) if attention else nn.Identity(),
-                _ResBlock(dims, current, current, width, dropout),
-            ]
+            [_Stage(dims, current, current, width, dropout, bool(attention)), stage(current, current, -1)]
         )
 
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for level, size in reversed(list(enumerate(sizes))):
-            stages = []
             for skip in reversed(skips[level]):
-                stages.append(stage(current + skip, size, level))
+                self.up.append(stage(current + skip, size, level))
                 current = size
-            self.up.append(nn.ModuleList(stages))
             if level:
                 self.upsample.append(_conv(dims, current, current))
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, channels_in)))
@@ -146,22 +150,19 @@ class UNet(nn.Module):
         embedded = self.embedding(c, cond)
         h = self.enter(x)
         skips = [h]
-        for level, stages in enumerate(self.down):
-            if level:
-                h = self.downsample[level - 1](h)
+        for i, stage in enumerate(self.down):
+            if i and i % self.blocks == 0:
+                h = self.downsample[i // self.blocks - 1](h)
                 skips.append(h)
-            for stage in stages:
-                for part in stage:
-                    h = part(h, embedded)
-                skips.append(h)
-        for part in self.middle:
-            h = h if isinstance(part, nn.Identity) else part(h, embedded)
-        for level, stages in enumerate(self.up):
-            if level:
-                h = self.upsample[level - 1](functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
-            for stage in stages:
-                h = torch.cat([h, skips.pop()], dim=1)
-                for part in stage:
-                    h = part(h, embedded)
+            h = stage(h, embedded)
+            skips.append(h)
+        for stage in self.middle:
+            h = stage(h, embedded)
+        for i, stage in enumerate(self.up):
+            if i and i % (self.blocks + 1) == 0:
+                # To the size the encoder had there, which may be odd.
+                h = functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
+                h = self.upsample[i // (self.blocks + 1) - 1](h)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedded)
         out: Tensor = self.leave(h)
         return out

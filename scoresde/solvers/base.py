@@ -128,9 +128,12 @@ def sampling_interval(model: Denoiser) -> tuple[float, float]:
 
 def fixed_solution(x: Tensor, nfe: int, steps: int) -> Solution:
     """The solution of a fixed-step solver: the same counts for all rows, and a finite check for each."""
-    counts = [torch.full((len(x),), n, dtype=torch.int64, device=x.device) for n in (nfe, steps, 0)]
+
+    def each(count: int) -> Tensor:
+        return torch.full((len(x),), count, dtype=torch.int64, device=x.device)
+
     finite = torch.isfinite(sum_flat(x * 0))
-    return Solution(x, *counts, torch.where(finite, OK, FAILED_NONFINITE))
+    return Solution(x, each(nfe), each(steps), each(0), torch.where(finite, OK, FAILED_NONFINITE))
 
 
 def sample(
@@ -163,7 +166,7 @@ def sample(
     low, high = sampling_interval(model)
     device = noise.indices.device
     pieces = []
-    for index in torch.arange(len(noise.indices), device=device).split(batch):
+    for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
         rows, draws = model.rows(index), noise.rows(index)
         x = model.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
         piece = solver(rows, x, t0=high, t1=low, noise=draws)

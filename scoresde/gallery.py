@@ -1,0 +1,77 @@
+"""Samples as files: a picture to look at, the numbers, and how they were made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .checkpoint import write_json
+from .data import DataInfo
+from .errors import CheckpointError, UsageError
+from .run import Samples
+
+__all__ = ["KINDS", "numbered_folder", "write_samples"]
+
+KINDS = ("png", "npz")
+
+
+def numbered_folder(parent: Path, name: str) -> Path:
+    """Make ``parent/name``, or ``parent/name-2`` and so on if that is taken: nothing is overwritten."""
+    folder, n = parent / name, 2
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                folder, n = parent / f"{name}-{n}", n + 1
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; choose a folder with --out") from None
+
+
+def write_samples(
+    folder: Path, samples: Samples, info: DataInfo, made: Mapping[str, Any], kinds: Sequence[str] = KINDS
+) -> list[Path]:
+    """Write the samples that succeeded, in data units.
+
+    Args:
+        folder: Where to.
+        samples: The samples, ``x`` of shape ``(n, *event)``.
+        info: What is known of the data.
+        made: How the samples were made, plain JSON values, for ``samples.json``.
+        kinds: ``png`` (a sheet of images, or a figure) and ``npz`` (array ``x`` and the index of each sample).
+
+    Returns:
+        The files written.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"cannot save {kind!r}; choose from: {', '.join(KINDS)}")
+    ok = samples.solution.ok.cpu()
+    x = samples.x[ok]
+    if info.levels is not None and info.low >= 0 and info.high <= 255:
+        x = x.to(torch.uint8)
+    files = []
+    if "npz" in kinds:
+        path = folder / "samples.npz"
+        temporary = folder / f".samples.tmp-{os.getpid()}.npz"
+        np.savez_compressed(temporary, x=x.numpy(), index=ok.nonzero().flatten().numpy())
+        os.replace(temporary, path)
+        files.append(path)
+    if "png" in kinds and len(x):
+        from .plot import samples_figure, save_figure, save_image_grid
+
+        path = folder / ("grid.png" if info.kind == "image" else "samples.png")
+        if info.kind == "image":
+            save_image_grid(path, x.numpy(), info.low, info.high)
+        else:
+            save_figure(path, samples_figure(x.numpy(), info.kind, info.low, info.high))
+        files.insert(0, path)
+    write_json(folder / "samples.json", dict(made))
+    return files

@@ -29,8 +29,8 @@ _PREDICT = {"flow": "velocity"}
 # Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
 _BUDGET: dict[str, tuple[int, int, float]] = {
     "mlp": (4_000, 512, 2e-3),
-    "tiny": (2_400, 64, 2e-3),
-    "small": (3_000, 64, 1e-3),
+    "tiny": (2_000, 64, 2e-3),
+    "small": (5_000, 32, 1e-3),
     "base": (100_000, 128, 2e-4),
     "ddpm++": (500_000, 128, 2e-4),
 }

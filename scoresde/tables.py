@@ -48,7 +48,7 @@ SOLVERS = {
 PRESETS: dict[str, dict[str, object]] = {
     "mlp": {"network": "mlp", "width": 128, "blocks": 3},
     "tiny": {"network": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,)},
-    "small": {"network": "unet", "channels": 32, "multipliers": (1, 2, 4), "blocks": 1, "attention": (2,)},
+    "small": {"network": "unet", "channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (2,)},
     "base": {"network": "unet", "channels": 64, "multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 3)},
     "ddpm++": {
         "network": "unet",

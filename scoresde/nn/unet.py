@@ -59,7 +59,7 @@ class _Attention(nn.Module):
         self.qkv = _conv(dims, channels, 3 * channels, kernel=1)
         self.out = zero(_conv(dims, channels, channels, kernel=1))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # Positions are the sequence: (B, C, *space) to (B, positions, C), one head.
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)

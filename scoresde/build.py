@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["build", "closest", "fields_of", "name_of", "options_of", "parse_value", "resolve"]
+__all__ = ["build", "closest", "construct", "fields_of", "name_of", "options_of", "parse_value", "resolve"]
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
@@ -48,8 +48,8 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: b
         raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
     if not known and not typed:
         raise UsageError(
-            f"{what} {name!r} is in no table, and a name that comes from a file is never imported; "
-            "pass the class yourself (in Python sde=..., on the command line --sde module:Name)"
+            f"{what} {name!r} is in no table, and a name that comes from a file is never imported; give it yourself: "
+            f"{f'--sde {name}, or ' if what == 'SDE' else ''}in Python load(run, sde=, network=, parametrization=)"
         )
     try:
         if known:
@@ -62,14 +62,14 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: b
             finally:
                 sys.path.remove(here)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
         raise UsageError(
             f"{what} {name!r}: there is no module {module!r} in {os.getcwd()} or among the installed packages; "
             f"run from the folder that holds {module}.py"
         ) from None
     if not hasattr(loaded, attribute):
-        public = [n for n in vars(loaded) if not n.startswith("_")]
+        public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{what} {name!r}: module {module!r} has no {attribute!r}; {closest(attribute, public)}")
     return getattr(loaded, attribute)
 
@@ -97,7 +97,11 @@ def build(name: str | Any, table: Mapping[str, str], what: str = "name", **optio
         if options:
             raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
         return name
-    factory = resolve(name, table, what)
+    return construct(resolve(name, table, what), what, name, options)
+
+
+def construct(factory: Any, what: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong."""
     fields = fields_of(factory)
     for option in options:
         if option not in fields:
@@ -105,7 +109,13 @@ def build(name: str | Any, table: Mapping[str, str], what: str = "name", **optio
     missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
     if missing:
         raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}: --set {missing[0]}=...")
-    return factory(**options)
+    try:
+        return factory(**options)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
+        raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
 
 
 def options_of(obj: Any) -> dict[str, Any]:

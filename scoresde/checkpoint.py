@@ -32,7 +32,9 @@ __all__ = [
     "find_run",
     "make_run_folder",
     "newest_checkpoint",
+    "read_config",
     "read_json",
+    "read_lines",
     "read_tensors",
     "save_checkpoint",
     "write_json",
@@ -41,10 +43,9 @@ __all__ = [
 FORMAT = 1
 
 
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"cannot write {path}: {error.strerror or error}; choose a folder you may write to with --out"
-    )
+def _cannot_write(path: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(f"cannot write {path}: {reason}; choose a folder you may write to with --out")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,6 +76,41 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a run as plain values.
+
+    Raises:
+        CheckpointError: If it is missing or from another format.
+    """
+    path = folder / "config.json"
+    stored = read_json(path)
+    _check_format(path, stored)
+    if not isinstance(stored.get("config"), dict):
+        raise CheckpointError(f"{path} has no configuration in it; is it damaged?")
+    config: dict[str, Any] = stored["config"]
+    return config
+
+
+def _check_format(path: Path, stored: Any) -> None:
+    found = stored.get("format") if isinstance(stored, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {found!r}, and this scoresde reads format {FORMAT}; it was written by another "
+            "version: install that one (a newer one, if the number is larger)"
+        )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, without a last line that was cut short; ``[]`` if there is none."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one JSON object as a line."""
     try:
@@ -84,11 +120,11 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         raise _cannot_write(path, error) from None
 
 
-def make_run_folder(out: str | Path | None, name: str, *, resume: bool = False) -> Path:
+def make_run_folder(out: str | Path | None, name: str) -> Path:
     """Make the folder of a new run: ``out``, or ``runs/NAME`` with a number if that is taken.
 
     Raises:
-        UsageError: If ``out`` already holds a run and this is not a resumption.
+        UsageError: If ``out`` already holds a run.
         CheckpointError: If it cannot be written.
     """
     if out is None:
@@ -97,8 +133,8 @@ def make_run_folder(out: str | Path | None, name: str, *, resume: bool = False) 
             folder, n = Path("runs") / f"{name}-{n}", n + 1
     else:
         folder = Path(out)
-        if (folder / "config.json").exists() and not resume:
-            raise UsageError(f"{folder} already holds a run; resume it with --resume, or choose another --out")
+        if (folder / "config.json").exists():
+            raise UsageError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
     try:
         for part in ("checkpoints", "samples", "plots"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -147,6 +183,7 @@ def save_checkpoint(
         state: Plain JSON values.
         keep: How many checkpoints stay.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     root = folder / "checkpoints"
@@ -170,7 +207,7 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
         for stale in root.glob(".step-*.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_write(final, error) from None
     return final
 
@@ -178,12 +215,9 @@ def save_checkpoint(
 def _fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, or ``None`` if it is whole."""
     state = read_json(checkpoint / "state.json")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        version = state.get("format") if isinstance(state, dict) else None
-        raise CheckpointError(
-            f"{checkpoint} has format {version!r}, and this scoresde reads format {FORMAT}; "
-            "it was written by another version: install that one (a newer one, if the number is larger)"
-        )
+    _check_format(checkpoint / "state.json", state)
+    if not isinstance(state.get("files"), dict) or not isinstance(state.get("step"), int):
+        return f"{checkpoint / 'state.json'} does not say which files belong to the checkpoint (damaged?)"
     for name, expected in state["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -203,7 +237,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
     if not checkpoints:
-        raise CheckpointError(f"{folder} has no checkpoint yet; let scoresde train run on, or --resume it")
+        raise CheckpointError(f"{folder} has no checkpoint yet; wait for its first, or train again")
     faults: list[str] = []
     for checkpoint in checkpoints:
         try:

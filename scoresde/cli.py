@@ -18,7 +18,7 @@ import click
 
 from .build import closest, parse_value
 from .errors import CheckpointError, DataError, NumericalError, ScoresdeError, UsageError
-from .tables import PARAMETRIZATIONS, PRESETS, SDES, SOLVERS, WEIGHTINGS
+from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SOLVERS, WEIGHTINGS
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -101,13 +101,14 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """``("sde.beta_max=18", "clip=2")`` to ``{"sde": {"beta_max": 18}, "": {"clip": 2}}``."""
-    found: dict[str, dict[str, Any]] = {"": {}, **{g: {} for g in groups}}
+    """``("sde.beta_max=18", "clip=2")`` to ``{"sde": {"beta_max": 18}, "": {"clip": 2}}``; group "" has no dot."""
+    found: dict[str, dict[str, Any]] = {g: {} for g in groups}
     for text in assignments:
         key, equals, value = text.partition("=")
         group, _, name = key.strip().rpartition(".")
         if not equals or group not in found:
-            raise UsageError(f"--set takes NAME=VALUE with NAME in {', '.join(g + '.*' for g in groups)}; got {text!r}")
+            kinds = ", ".join(f"{g}.NAME=VALUE" if g else "NAME=VALUE" for g in groups)
+            raise UsageError(f"--set {text}: it takes {kinds}")
         found[group][name] = parse_value(value)
     return found
 
@@ -140,21 +141,22 @@ def train(
     from dataclasses import fields, replace
 
     chosen = _prepare(device, threads)
-    from .checkpoint import find_run, read_json
+    from .checkpoint import find_run, read_config
     from .config import TrainConfig
     from .data import load_data
     from .train import fit
 
     if resume is not None:
+        _refuse_new_settings(resume)
         out = find_run(resume)
-        config = TrainConfig.from_dict(read_json(out / "config.json")["config"])
+        config = TrainConfig.from_dict(read_config(out))
         if sde != "vp" and ":" in sde:
             config = replace(config, sde=sde)  # a class in no table must be named by the user again
         if steps:
             config = replace(config, steps=steps)
-        _refuse_foreign_sde(config, sde)
+        _refuse_foreign(config, sde)
     else:
-        groups = _settings(assignments, ("sde", "network", "predict"))
+        groups = _settings(assignments, ("", "sde", "network", "predict"))
         names = {f.name for f in fields(TrainConfig)}
         for name in groups[""]:
             if name not in names:
@@ -182,7 +184,28 @@ def train(
         click.echo(str(run.folder))
 
 
-def _refuse_foreign_sde(config: TrainConfig, typed: str) -> None:
+def _refuse_new_settings(run: str) -> None:
+    """A resumed run keeps its settings: an option that would be ignored is refused."""
+    allowed = ("resume", "steps", "sde", "dry_run", "device", "dtype", "threads", "as_json", "quiet")
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in allowed and source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
+
+
+def _refuse_foreign(config: TrainConfig, typed: str) -> None:
+    """A name from a file imports nothing: what no table lists must be typed again."""
+    for what, name, table in (
+        ("prediction", config.predict, PARAMETRIZATIONS),
+        ("weighting", config.weighting, WEIGHTINGS),
+        ("network", config.network_options.get("network", "unet"), NETWORKS),
+    ):
+        if name not in table:
+            raise CheckpointError(
+                f"the run was trained with the {what} {name}, which is in no table, and a name from a file is never "
+                "imported; resume it in Python: scoresde.fit(config, out=RUN, resume=True)"
+            )
     if isinstance(config.sde, str) and config.sde not in SDES and config.sde != typed:
         raise CheckpointError(
             f"the run was trained with the SDE {config.sde}, which is in no table, and a name from a file is never "
@@ -254,8 +277,9 @@ def sample(
     built = build(solver, SOLVERS, "solver", **options)
     loaded = _load(run, sde, device, threads, dtype)
     from .build import name_of, options_of
-    from .gallery import numbered_folder, write_samples
+    from .gallery import check_kinds, numbered_folder, write_samples
 
+    kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
     labels = None if label is None else _label(loaded, label)
     began = time.monotonic()
     samples = loaded.sample(
@@ -275,7 +299,7 @@ def sample(
         "rejected_mean": round(float(solution.rejected.double().mean()), 2),
         "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(seconds, 2),
     }  # fmt: skip
-    files = write_samples(folder, samples, loaded.info, facts, [s.strip() for s in save.split(",") if s.strip()])
+    files = write_samples(folder, samples, loaded.info, facts, kinds)
     if as_json:
         _print_json({**facts, "files": [str(f) for f in files]})
     else:
@@ -289,10 +313,12 @@ def sample(
 
 
 def _label(run: Run, text: str) -> int:
+    if not run.model.classes:
+        raise UsageError(f"--label {text}: {run.folder} was trained without labels; train with --cond class")
     names = list(run.info.classes)
     if text in names:
         return names.index(text)
-    if text.isdigit() and int(text) < max(len(names), 1):
+    if text.isdigit() and int(text) < len(names):
         return int(text)
     raise UsageError(f"no class {text!r}; {closest(text, names)}")
 
@@ -338,9 +364,10 @@ def likelihood(
     dataset = load_data(data or loaded.config.data, loaded.config.seed, loaded.config.test_fraction)
     theirs, ours = dataset.info, loaded.info
     if (theirs.low, theirs.high, theirs.levels) != (ours.low, ours.high, ours.levels) and ours.levels is not None:
+        kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
         raise DataError(
-            f"{theirs.name} has {theirs.levels} levels in [{theirs.low:g}, {theirs.high:g}], the run was trained on "
-            f"{ours.levels} in [{ours.low:g}, {ours.high:g}]: their bits/dim would not mean the same"
+            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on "
+            f"{ours.levels} levels in [{ours.low:g}, {ours.high:g}]: their bits/dim would not mean the same"
         )
     x, y = (dataset.test, dataset.test_labels) if split == "test" else (dataset.train, dataset.train_labels)
     total = len(x)
@@ -391,18 +418,18 @@ def likelihood(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: str | None, as_json: bool) -> None:
     """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
-    from .checkpoint import find_run, newest_checkpoint, read_json, read_tensors
+    from .checkpoint import find_run, newest_checkpoint, read_config, read_json, read_lines, read_tensors
 
     folder = find_run(run)
-    config, data = read_json(folder / "config.json")["config"], read_json(folder / "data.json")
+    config, data = read_config(folder), read_json(folder / "data.json")
     checkpoint = newest_checkpoint(folder)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = read_lines(folder / "metrics.jsonl")
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": str(checkpoint),
         "step": read_json(checkpoint / "state.json")["step"],
         "parameters": sum(v.numel() for v in read_tensors(checkpoint / "ema.safetensors").values()),
-        "last_loss": json.loads(lines[-1])["loss"] if lines else None,
+        "last_loss": lines[-1]["loss"] if lines else None,
         "config": config,
         "data": data,
     }
@@ -429,8 +456,16 @@ def _say(quiet: bool, text: str) -> None:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-    click.echo(json.dumps(plain, default=str))
+    click.echo(json.dumps(_strict(content), default=str))
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinity, which JSON has not, become null."""
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

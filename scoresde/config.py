@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from .build import build, closest, fields_of, name_of, options_of, resolve
+from .build import build, closest, construct, fields_of, name_of, options_of, resolve
 from .data import DataInfo
 from .errors import CheckpointError, UsageError
 from .estimate import Parametrization
@@ -83,6 +83,12 @@ class TrainConfig:
     test_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
+            kinds = (int, float) if kind is float else (str, SDE) if f.name == "sde" else (kind,)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                noun = {int: "a whole number", float: "a number", str: "a name"}.get(kind, "a table of options")
+                raise UsageError(f"{f.name} is {value!r}; it must be {noun}")
         for name in ("steps", "batch", "lr", "warmup"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; take a positive number, or 0 for the preset's")
@@ -139,13 +145,16 @@ class TrainConfig:
         """Rebuild from :meth:`to_dict`.
 
         Raises:
-            CheckpointError: If a field is unknown.
+            CheckpointError: If a field is unknown or cannot be right.
         """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in plain:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
-        return cls(**plain)
+        try:
+            return cls(**plain)
+        except UsageError as error:
+            raise CheckpointError(f"config.json: {error}") from None
 
 
 def _preset_for(info: DataInfo) -> str:
@@ -171,12 +180,15 @@ def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, type
     if given is not None and not isinstance(given, type):
         sde: Any = given
     elif given is not None:
-        sde = given(**config.sde_options)
+        sde = construct(given, "SDE", given.__name__, config.sde_options)
     elif isinstance(config.sde, str):
         resolve(config.sde, SDES, "SDE", typed=typed)
         sde = build(config.sde, SDES, "SDE", **config.sde_options)
     else:
         sde = config.sde
+    name = name_of(sde, SDES)
+    if given is not None and name != config.sde and SDES.keys() & {name, config.sde}:
+        raise UsageError(f"the run was trained with the SDE {config.sde!r}, not {name!r}")
     if not isinstance(sde, SDE):
         raise UsageError(f"{config.sde!r} is no SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma")
     sde.check()
@@ -184,11 +196,19 @@ def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, type
 
 
 def build_model(
-    config: TrainConfig, info: DataInfo, sde: SDE, network: nn.Module | None = None, *, typed: bool = True
+    config: TrainConfig,
+    info: DataInfo,
+    sde: SDE,
+    network: nn.Module | None = None,
+    parametrization: Parametrization | None = None,
+    *,
+    typed: bool = True,
 ) -> ScoreModel:
     """Return the untrained model of a resolved configuration."""
     classes = len(info.classes) if config.cond == "class" else 0
-    parametrization: Parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+    if parametrization is None:
+        resolve(config.predict, PARAMETRIZATIONS, "prediction", typed=typed)
+        parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
     if network is None:
         options = {**PRESETS[config.preset], **config.network_options}
         name = options.pop("network")

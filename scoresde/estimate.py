@@ -106,11 +106,11 @@ class Parametrization(ABC):
         return torch.rsqrt(alpha.square() + sigma.square())
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """The noise label: ``log(sigma/alpha)/4`` clamped to [-5, 5], so that a network never sees t (or the SDE)."""
+        """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 5]: no network sees t or the SDE."""
         return (-sde.log_snr(t) / 8).clamp(-5, 5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
-        """Solve the system (2) for the data and the noise."""
+        """Solve the system (2) for the data and the noise; ``output`` has the shape of ``x``, ``(B, *event)``."""
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         d = a * sigma - b * alpha

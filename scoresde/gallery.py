@@ -15,9 +15,21 @@ from .data import DataInfo
 from .errors import CheckpointError, UsageError
 from .run import Samples
 
-__all__ = ["KINDS", "numbered_folder", "write_samples"]
+__all__ = ["KINDS", "check_kinds", "numbered_folder", "write_samples"]
 
 KINDS = ("png", "npz")
+
+
+def check_kinds(kinds: Sequence[str]) -> Sequence[str]:
+    """Return ``kinds`` if each is in :data:`KINDS`.
+
+    Raises:
+        UsageError: With the first that is not.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"cannot save {kind!r}; choose from: {', '.join(KINDS)}")
+    return kinds
 
 
 def numbered_folder(parent: Path, name: str) -> Path:
@@ -32,7 +44,8 @@ def numbered_folder(parent: Path, name: str) -> Path:
             except FileExistsError:
                 folder, n = parent / f"{name}-{n}", n + 1
     except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}; choose a folder with --out") from None
+        reason = f"{parent} is a file" if parent.is_file() else error.strerror or error
+        raise CheckpointError(f"cannot write {folder}: {reason}; choose a folder you may write to with --out") from None
 
 
 def write_samples(
@@ -50,9 +63,7 @@ def write_samples(
     Returns:
         The files written.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"cannot save {kind!r}; choose from: {', '.join(KINDS)}")
+    check_kinds(kinds)
     ok = samples.solution.ok.cpu()
     x = samples.x[ok]
     if info.levels is not None and info.low >= 0 and info.high <= 255:

@@ -33,7 +33,7 @@ from .errors import UsageError
 from .estimate import Denoiser
 from .noise import Noise
 from .ode import OK, STATUS, integrate
-from .shapes import expand, time_dtype
+from .shapes import expand, flat, sum_flat, time_dtype
 
 __all__ = ["LogLikelihood", "bits_per_dim", "log_likelihood"]
 
@@ -174,15 +174,15 @@ def _solve(
             dy = estimate.eps - estimate.x0
             # e^T J e, one backward pass for each e
             traces = [
-                (torch.autograd.grad(dy, y, e, retain_graph=True)[0] * e).flatten(1).sum(1)
+                sum_flat(torch.autograd.grad(dy, y, e, retain_graph=True)[0] * e)
                 for e in vectors[:, index]
             ]
         trace = torch.stack(traces, dim=1)
         if divergence == "exact":
             trace = trace.sum(1, keepdim=True)
-        return torch.cat([dy.detach().flatten(1), trace / dims], dim=1)
+        return torch.cat([flat(dy.detach()), trace / dims], dim=1)
 
-    y = (x / expand(scale[0], x)).flatten(1)
+    y = flat(x / expand(scale[0], x))
     columns = 1 if divergence == "exact" else probes
     result = integrate(
         f,

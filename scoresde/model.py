@@ -118,6 +118,7 @@ class Given:
         return estimate
 
     def rows(self, index: Tensor) -> Given:
+        """The same for the rows ``index``, shape ``(B',)``: each keeps its class."""
         return Given(self.model, select(self.cond, index.to(self.cond.device)))
 
 
@@ -158,4 +159,5 @@ class Guided:
         return Estimate(x, c.t, torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale), c.sde)
 
     def rows(self, index: Tensor) -> Guided:
+        """The same for the rows ``index``, shape ``(B',)``."""
         return Guided(self.cond.rows(index), self.uncond.rows(index), self.scale)

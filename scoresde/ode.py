@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .shapes import expand, rms_flat, time_dtype
+from .shapes import expand, rms_flat, sum_flat, time_dtype
 
 __all__ = [
     "FAILED_LIMIT",
@@ -236,7 +236,7 @@ def integrate(
 
 def _finite_probe(k: Tensor) -> Tensor:
     """One number per row that is finite exactly if the row is, ``(B, *state)`` to ``(B,)``."""
-    return (k.flatten(1) * 0).sum(1)
+    return sum_flat(k * 0)
 
 
 def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:

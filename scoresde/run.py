@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .build import build
-from .checkpoint import FORMAT, find_run, load_weights, newest_checkpoint, read_json, read_tensors
+from .checkpoint import find_run, load_weights, newest_checkpoint, read_config, read_json, read_tensors
 from .config import TrainConfig, build_model, build_sde
 from .data import DataInfo
 from .errors import CheckpointError, DataError, UsageError
-from .estimate import Denoiser
+from .estimate import Denoiser, Parametrization
 from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
 from .model import Guided, ScoreModel
 from .noise import Noise
@@ -113,8 +113,10 @@ class Run:
         """Of the weights, and of the states that solvers carry."""
         return next(self.model.parameters()).dtype
 
-    def conditioned(self, labels: int | Tensor | None, guidance: float = 1.0) -> Denoiser:
-        """The denoiser for given labels: an int, one per sample, or ``None`` for the unconditional model."""
+    def conditioned(self, labels: int | Tensor | None, guidance: float = 1.0, n: int | None = None) -> Denoiser:
+        """The denoiser for given labels: an int for all, int64 ``(n,)``, or ``None`` for the unconditional model."""
+        if isinstance(labels, Tensor) and n is not None and labels.numel() not in (1, n):
+            raise UsageError(f"{labels.numel()} labels for {n} samples; give one for all, or one for each")
         if labels is None:
             if guidance != 1.0:
                 raise UsageError(f"guidance {guidance} needs a label; give --label")
@@ -152,7 +154,7 @@ class Run:
         """
         if n < 1:
             raise UsageError(f"the number of samples is {n}; take at least 1")
-        model = self.conditioned(labels, guidance)
+        model = self.conditioned(labels, guidance, n)
         solution = sample(
             model,
             build(solver, SOLVERS, "solver"),
@@ -195,7 +197,7 @@ class Run:
         u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
         encoded = info.transform.encode(info.dequantise(x.double(), u)).to(device=self.device, dtype=self.dtype)
         solved = log_likelihood(
-            self.conditioned(labels),
+            self.conditioned(labels, n=len(x)),
             encoded,
             divergence=divergence,
             probes=probes,
@@ -217,6 +219,7 @@ def load(
     *,
     sde: SDE | type[SDE] | None = None,
     network: nn.Module | None = None,
+    parametrization: Parametrization | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Run:
@@ -226,24 +229,19 @@ def load(
         run: A run folder, a name under ``runs/``, or ``None`` for the newest.
         sde: The SDE, or its class, if it is in no table.
         network: The network, if it is in no table.
+        parametrization: What its output means, if that is in no table.
         device, dtype: Where and in which precision to compute.
 
     Raises:
         CheckpointError: If the folder is none, damaged, or needs a class that was not given.
     """
     folder = find_run(run)
-    stored = read_json(folder / "config.json")
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has format {stored.get('format') if isinstance(stored, dict) else None!r}, and "
-            f"this scoresde reads format {FORMAT}; it was written by another version: install that one"
-        )
-    config = TrainConfig.from_dict(stored["config"])
+    config = TrainConfig.from_dict(read_config(folder))
     info = DataInfo.from_dict(read_json(folder / "data.json"))
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     try:
-        model = build_model(config, info, build_sde(config, sde, typed=False), network, typed=False)
+        model = build_model(config, info, build_sde(config, sde, typed=False), network, parametrization, typed=False)
     except UsageError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     source = checkpoint / "ema.safetensors"

@@ -163,7 +163,7 @@ class SDE(ABC):
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The time at which the log-SNR has a given value, clamped to the domain; float64.
+        """The time at which the log-SNR has a given value, in its shape, clamped to the domain; float64.
 
         This is a bisection on ``[t_min, t_max]`` down to the last bit, right for any monotone path; a subclass with a
         closed form overrides it.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["as_time", "expand", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype"]
+__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype"]
 
 
 def expand(a: Tensor, x: Tensor) -> Tensor:
@@ -56,14 +56,19 @@ def select(a: Tensor, index: Tensor) -> Tensor:
     return a if a.shape[0] == 1 else a[index]
 
 
+def flat(x: Tensor) -> Tensor:
+    """Events as vectors: ``(B, *event)`` to ``(B, D)``; an event of shape ``()`` has D = 1."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 def sum_flat(x: Tensor) -> Tensor:
     """Sum over the event axes: ``(B, *event)`` to ``(B,)``."""
-    return x.flatten(1).sum(1) if x.ndim > 1 else x
+    return flat(x).sum(1)
 
 
 def mean_flat(x: Tensor) -> Tensor:
     """Mean over the event axes: ``(B, *event)`` to ``(B,)``."""
-    return x.flatten(1).mean(1) if x.ndim > 1 else x
+    return flat(x).mean(1)
 
 
 def rms_flat(x: Tensor) -> Tensor:

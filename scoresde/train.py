@@ -21,13 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .build import resolve
 from .checkpoint import (
     FORMAT,
     append_line,
+    find_run,
     load_weights,
     make_run_folder,
     newest_checkpoint,
+    read_config,
     read_json,
+    read_lines,
     read_tensors,
     save_checkpoint,
     write_json,
@@ -41,6 +45,7 @@ from .model import ScoreModel
 from .progress import Progress
 from .run import Run
 from .solvers import Heun
+from .tables import WEIGHTINGS
 
 __all__ = ["fit"]
 
@@ -65,7 +70,7 @@ def fit(
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
         out: The run folder; ``runs/DATA-SDE`` if left out.
         save: Write a run folder at all.
-        resume: Continue the run in ``out`` from its newest checkpoint.
+        resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
         device, dtype: Where to train, and in which precision.
         quiet: Print no progress.
 
@@ -94,7 +99,7 @@ def fit(
     first, folder = 0, None
     if save:
         name = config.to_dict()["sde"].rpartition(":")[2].lower()
-        folder = make_run_folder(out, f"{info.name}-{name}", resume=resume)
+        folder = find_run(out) if resume else make_run_folder(out, f"{info.name}-{name}")
         first = _restore(folder, config, model, ema, optimiser) if resume else 0
         write_json(folder / "config.json", {"format": FORMAT, "config": config.to_dict()})
         write_json(folder / "data.json", info.to_dict())
@@ -127,7 +132,7 @@ def fit(
             norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
             value = float(loss.detach())
             if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-                raise NumericalError(_diagnosis(step, losses.detach(), t, float(norm), config.lr, folder))
+                raise NumericalError(_diagnosis(step + 1, losses.detach(), t, float(norm), config.lr, folder))
             optimiser.step()
             ema.update(model.network)
 
@@ -158,6 +163,9 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel]:
     """The resolved configuration and the untrained model."""
     config = config.resolved(data.info, data_std=_spread(data))
+    # Wrong names are refused here, before there is a folder.
+    resolve(config.weighting, WEIGHTINGS, "weighting")
+    training_times(config.t_sampler, 1, 0.0, 1.0)
     with _keyed_rng(config.seed, -1, "cpu"):
         return config, build_model(config, data.info, build_sde(config), network)
 
@@ -231,7 +239,8 @@ def _averaged(model: ScoreModel, ema: EMA) -> ScoreModel:
 
 def _diagnosis(step: int, losses: Tensor, t: Tensor, norm: float, lr: float, folder: Path | None) -> str:
     worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
-    kept = f" The last checkpoint in {folder} is from before." if folder else ""
+    saved = folder is not None and any((folder / "checkpoints").glob("step-*"))
+    kept = f" The last checkpoint in {folder} is from before." if saved else ""
     return (
         f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row is "
         f"at t = {float(t[worst]):.3g} with loss {float(losses[worst]):.4g}. Try a smaller --lr (now {lr:g}), a longer "
@@ -278,12 +287,14 @@ def _restore(
     folder: Path, config: TrainConfig, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam
 ) -> int:
     """Load the newest whole checkpoint and return its step."""
-    stored = TrainConfig.from_dict(read_json(folder / "config.json")["config"]).to_dict()
+    stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     for name, value in config.to_dict().items():
         if name not in ("steps", "warmup") and _plain(value) != _plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
+    if config.steps < state["step"]:
+        raise UsageError(f"{folder} has done {state['step']:,} steps; --steps {config.steps:,} cannot take any back")
     load_weights(model.network, read_tensors(checkpoint / "model.safetensors"), checkpoint)
     ema.state = {k: v.to(ema.state[k].device) for k, v in read_tensors(checkpoint / "ema.safetensors").items()}
     ema.updates = int(state["ema_updates"])
@@ -303,12 +314,10 @@ def _plain(value: Any) -> Any:
 
 def _trim_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that are done again."""
-    import json
-
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    path.unlink(missing_ok=True)
+    for line in kept:
+        append_line(path, line)
 
 
 def _sample_sheet(folder: Path, run: Run) -> None:
@@ -327,13 +336,11 @@ def _sample_sheet(folder: Path, run: Run) -> None:
 
 
 def _loss_figure(folder: Path) -> None:
-    import json
-
     import numpy as np
 
     from .plot import loss_curve, save_figure
 
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     if len(lines) > 1:
         steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
         save_figure(folder / "plots" / "loss.png", loss_curve(steps, losses))

@@ -75,7 +75,7 @@ class Solver(ABC):
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        """Solve, with everything checked."""
+        """Solve from ``x``, shape ``(B, *event)``, with everything checked."""
 
     def __call__(
         self,

@@ -9,9 +9,14 @@ step (eq. 46),
 
     x <- (2 - A) x + S^2 score(x, t) + S z,
 
-and each corrector step is Langevin dynamics at s with a step set by the signal-to-noise ratio ``snr`` (alg. 4-5),
+and each corrector step is Langevin dynamics at s with a step set by the signal-to-noise ratio ``snr``,
 
-    x <- x + e score + sqrt(2 e) z,      e = 2 A^2 (snr |z| / |score|)^2.
+    x <- x + e score + sqrt(2 e) z,      e = 2 A^2 (snr sigma(s))^2.
+
+The published step (alg. 4-5) has |z| / |score| where this has sigma, its value for noise. With norms averaged over the
+batch it couples the samples. With norms of each sample the step depends on x, and Langevin dynamics with a step e(x)
+does not settle at p but at p/e, which favours large scores: with 8 Gaussians of width 0.15 in the plane the samples
+have width 0.187, however many steps are taken. In many dimensions the ratio hardly varies and the two agree.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from ..errors import UsageError
 from ..estimate import Denoiser
 from ..grids import make_grid
 from ..noise import Noise
-from ..shapes import expand, sum_flat, time_dtype
+from ..shapes import expand, time_dtype
 from .base import Solution, Solver, fixed_solution
 from .stochastic import euler_step
 
@@ -71,7 +76,7 @@ class PredictorCorrector(Solver):
         return fixed_solution(x, self.steps * (1 + self.corrections), self.steps)
 
     def predict(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        """The reverse diffusion step from ``t`` to ``s``."""
+        """The reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
         if not model.sde.finite_g:
             # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
             # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
@@ -81,15 +86,10 @@ class PredictorCorrector(Solver):
         return expand(2 - a, x) * x + expand(variance, x) * score + expand(variance.sqrt(), x) * z
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        """One Langevin step at ``s``."""
+        """One Langevin step at ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
         a, _ = self._forward_step(model, t, s)
-        sigma = model.sde.coefficients(s)[1]
+        e = 2 * a.square() * (self.snr * model.sde.coefficients(s)[1]).square()
         score = model(x, s).score
-        # |z| / |score| is about sigma where the score is that of the noise. At a mode the score vanishes and the
-        # ratio is unbounded (likely in few dimensions), so that it is held to 2 sigma.
-        ratio = sum_flat(z.square()).sqrt() / sum_flat(score.square()).sqrt()
-        ratio = torch.minimum(ratio.to(sigma.dtype), 2 * sigma)
-        e = 2 * a.square() * (self.snr * ratio).square()
         return x + expand(e, x) * score + expand(torch.sqrt(2 * e), x) * z
 
     @staticmethod

@@ -1,0 +1,121 @@
+"""How the manual is built: `make docs`, that is, `sphinx-build -W -b html docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the notebook is small; more threads only get in its way
+
+import click
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+import scoresde
+from scoresde.cli import cli
+
+project = "scoresde"
+author = "The scoresde authors"
+copyright = "2026, The scoresde authors"
+version = release = scoresde.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+suppress_warnings = ["mystnb.mime_priority"]
+
+html_theme = "furo"
+html_title = f"scoresde {version}"
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
+html_show_sphinx = False
+html_copy_source = False
+
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+
+# The notebook runs at every build, so that it cannot show what the code no longer does.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+
+autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_typehints_format = "short"
+autodoc_class_signature = "mixed"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 110
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # `Attributes:` become field lists: no second description of a dataclass field
+napoleon_use_rtype = False
+
+
+class CliHelp(Directive):
+    """``{cli-help} train``: what ``scoresde train --help`` prints, taken from the commands themselves."""
+
+    required_arguments = 0
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        context = click.Context(cli, info_name="scoresde", **{**cli.context_settings, "max_content_width": 88})
+        context.terminal_width = 88
+        command: click.Command = cli
+        if self.arguments:
+            command = cli.commands[self.arguments[0]]
+            context = click.Context(command, parent=context, info_name=self.arguments[0])
+        text = command.get_help(context)
+        self.state.document.settings.record_dependencies.add(scoresde.cli.__file__)
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are written to be read in the source; make them legal reStructuredText.
+
+    Bars, ``|x|``, would be substitutions and a lone star an emphasis, and an indented formula would be a quotation.
+    """
+
+    def escaped(line: str) -> str:
+        parts = re.split(r"(``[^`]*``|`[^`]*`)", line)  # literals stay as they are
+        return "".join(re.sub(r"(?<!\\)([|*])", r"\\\1", p) if i % 2 == 0 else p for i, p in enumerate(parts))
+
+    out: list[str] = []
+    formula = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if what == "module" and indented and not formula and (not out or not out[-1].strip()):
+            formula = True
+            if not out[-2].rstrip().endswith(":") or out[-2].strip() == "References:":
+                out[len(out) - 1 :] = ["", "::", ""]
+            elif not out[-2].rstrip().endswith("::"):
+                out[-2] = out[-2].rstrip() + ":"
+        elif line.strip() and not indented:
+            formula = False
+        if line.startswith((":ivar ", ":param ", ":Parameters ")):
+            # `rtol, atol: Tolerances` is one entry for two names; the field would take the first for a type.
+            head, colon, rest = line[1:].partition(":")
+            line = f":{re.sub(r', +', ',', head)}{colon}{rest}"
+        is_code = formula or line.lstrip().startswith((">>>", "...", ".. ", ":", "="))
+        out.append(line if is_code else escaped(line))
+    lines[:] = out
+
+
+def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
+    """Docstrings refer to ``scoresde.sde.SDE``; the manual documents it as ``scoresde.SDE``."""
+    head, _, name = node.get("reftarget", "").rpartition(".")
+    if node.get("refdomain") != "py" or not (name in scoresde._HOME or head == ""):
+        return None
+    domain = env.get_domain("py")
+    target = f"scoresde.{name}"
+    if target not in domain.objects:
+        return None
+    found = domain.objects[target]
+    from sphinx.util.nodes import make_refnode
+
+    return make_refnode(app.builder, node.get("refdoc", "index"), found.docname, found.node_id, contnode, target)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("cli-help", CliHelp)
+    app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
+    app.connect("missing-reference", public_home)

@@ -1,0 +1,56 @@
+"""One thread for everybody, GPU tests only where there is one, and a few trained runs to share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoresde import TrainConfig, fit
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+TINY = {
+    "digits": TrainConfig(steps=3, batch=16, network_options={"channels": 4}),
+    "classes": TrainConfig(steps=3, batch=16, network_options={"channels": 4}, cond="class"),
+    "moons": TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8, "blocks": 1}),
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run for each entry of TINY; not to be written to."""
+    root = tmp_path_factory.mktemp("trained")
+    for name, config in TINY.items():
+        fit(config, out=root / name, quiet=True)
+    return root
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Stand in an empty folder; ``copied("digits")`` puts a run there and returns its path ``runs/digits``."""
+    monkeypatch.chdir(tmp_path)
+
+    def copy(name: str, to: str | None = None) -> str:
+        shutil.copytree(trained / name, Path("runs") / (to or name))
+        return f"runs/{to or name}"
+
+    return copy

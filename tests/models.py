@@ -1,0 +1,120 @@
+"""Paths and exact models that several test files share."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from scoresde import SDE, VESDE, VPSDE, FlowMatching, GaussianMixture, SubVPSDE
+from scoresde.estimate import Denoiser, Estimate
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "score_sde.json").read_text())
+CHECKS = REFERENCE["checks"]
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class UserCosine(SDE):
+    """A user's SDE: alpha and sigma, nothing else."""
+
+    def alpha(self, t):
+        return torch.cos(math.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.sin(math.pi / 2 * t)
+
+
+@dataclass(frozen=True)
+class UserVE(SDE):
+    """A user's SDE with a constant alpha, returned as a plain number."""
+
+    top: float = 10.0
+
+    def alpha(self, t):
+        return 1
+
+    def sigma(self, t):
+        return self.top * t
+
+
+PUBLISHED = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}
+FOUR = {**PUBLISHED, "flow": FlowMatching()}
+ALL = {**FOUR, "user_cosine": UserCosine(), "user_ve": UserVE()}
+
+
+def ring(sde: SDE, std: float = 0.15, radius: float = 1.3) -> GaussianMixture:
+    angle = torch.arange(8, dtype=F64) * math.pi / 4
+    return GaussianMixture(sde, radius * torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), std, dtype=F64))
+
+
+def mixture_1d(sde: SDE) -> GaussianMixture:
+    expected = CHECKS["C14"]["expected"]
+    means, stds, weights = (torch.tensor(expected[k], dtype=F64) for k in ("means", "stds", "weights"))
+    return GaussianMixture(sde, means[:, None], stds, weights)
+
+
+def gaussian(sde: SDE, dims: int = 4, mean: float = 0.3, std: float = 0.5) -> GaussianMixture:
+    return GaussianMixture(sde, torch.full((1, dims), mean, dtype=F64), torch.tensor([std], dtype=F64))
+
+
+def normals(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def dop853(model: Denoiser, x: Tensor, t0: float, t1: float, tolerance: float = 1e-11) -> Tensor:
+    """The probability flow in its own time t, solved as one system with SciPy: the oracle for our solvers."""
+
+    def f(t: float, y: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(y).reshape(x.shape), torch.tensor(t, dtype=F64)).velocity.flatten().numpy()
+
+    solved = solve_ivp(f, (t0, t1), x.flatten().numpy(), "DOP853", rtol=tolerance, atol=tolerance)
+    assert solved.success
+    return torch.from_numpy(solved.y[:, -1]).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A denoiser that notes every time it is asked at, and how many rows were asked."""
+
+    model: Denoiser
+    times: list
+    evaluations: list
+
+    @property
+    def sde(self) -> SDE:
+        return self.model.sde
+
+    @property
+    def t_min(self) -> float:
+        return self.model.t_min
+
+    @property
+    def t_max(self) -> float:
+        return self.model.t_max
+
+    @property
+    def coupled(self) -> bool:
+        return self.model.coupled
+
+    @property
+    def nodes(self) -> Tensor | None:
+        return self.model.nodes
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        self.times.append(torch.as_tensor(t).reshape(-1))
+        self.evaluations.append(len(x))
+        return self.model(x, t)
+
+    def rows(self, index: Tensor) -> Watched:
+        return Watched(self.model.rows(index), self.times, self.evaluations)
+
+
+def watched(model: Denoiser) -> Watched:
+    return Watched(model, [], [])

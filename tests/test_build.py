@@ -1,0 +1,151 @@
+"""Names to objects: tables, near names, own classes, typed values."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scoresde import Heun, ProbabilityFlow, VPSDE
+from scoresde.build import build, closest, fields_of, name_of, options_of, parse_value, resolve
+from scoresde.errors import UsageError
+from scoresde.tables import SDES, SOLVERS
+
+OWN = """
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from scoresde import SDE
+
+Path("imported").touch()
+
+@dataclass(frozen=True)
+class Own(SDE):
+    power: float = 1.0
+    def alpha(self, t): return 1 - t**self.power
+    def sigma(self, t): return t**self.power
+
+def make(power=2.0): return Own(power)
+def needs(power): return Own(power)
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Stand in a folder with a module of the user's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_sde.py").write_text(OWN)
+    yield tmp_path
+    for name in ("own_sde", "own_broken", "own"):
+        sys.modules.pop(name, None)
+
+
+def test_names_and_options() -> None:
+    assert build("vp", SDES) == VPSDE()
+    assert build("vp", SDES, beta_max=18.0) == VPSDE(beta_max=18.0)
+    assert build("heun", SOLVERS, steps=7) == Heun(steps=7)
+    ready = VPSDE(beta_max=3.0)
+    assert build(ready, SDES) is ready
+    with pytest.raises(UsageError, match="ready object"):
+        build(ready, SDES, beta_max=3.0)
+
+
+@pytest.mark.parametrize("name", [*SDES])
+def test_names_go_both_ways(name: str) -> None:
+    assert name_of(build(name, SDES), SDES) == name
+
+
+def test_unknown_names_get_the_near_ones() -> None:
+    with pytest.raises(UsageError, match=r"unknown SDE 'vpp'; did you mean 'vp' or 'subvp'\?.*flow, subvp, ve, vp"):
+        build("vpp", SDES, "SDE")
+    with pytest.raises(UsageError) as error:
+        build("qqqq", SDES, "SDE")
+    assert "did you mean" not in str(error.value) and "flow, subvp, ve, vp" in str(error.value)
+    for name in (":VPSDE", "scoresde.sde:", ":", ""):
+        with pytest.raises(UsageError, match="unknown SDE"):
+            build(name, SDES, "SDE")
+    assert closest("x", []).endswith("(none)")
+
+
+def test_unknown_options_list_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"solver 'ode' has no option 'steps'; .*atol, max_nfe, method, rtol"):
+        build("ode", SOLVERS, "solver", steps=5)
+    with pytest.raises(UsageError, match=r"did you mean 'beta_max'"):
+        build("vp", SDES, "SDE", beta_mx=5)
+    assert list(fields_of(ProbabilityFlow)) == ["rtol", "atol", "method", "max_nfe"]
+    assert options_of(Heun(steps=3)) == {"steps": 3, "grid": "auto"} and options_of("text") == {}
+
+
+def test_values_that_cannot_be_right_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match=r"SDE 'vp' cannot be made with beta_max='abc'"):
+        build("vp", SDES, "SDE", beta_max="abc")
+    with pytest.raises(UsageError, match="rtol is 0"):  # the class's own words come through as they are
+        build("ode", SOLVERS, "solver", rtol=0.0)
+
+
+def test_own_classes_come_from_where_the_user_stands(own: Path) -> None:
+    before = list(sys.path)
+    made = build("own_sde:Own", SDES, "SDE", power=3.0)
+    assert type(made).__name__ == "Own" and made.power == 3.0
+    assert sys.path == before
+    assert name_of(made, SDES) == "own_sde:Own"
+    assert build("own_sde:make", SDES, "SDE").power == 2.0
+    with pytest.raises(UsageError, match=r"module 'own_sde' has no 'Owm'; did you mean 'Own'\?") as error:
+        resolve("own_sde:Owm", SDES, "SDE")
+    assert "number" not in str(error.value)
+    with pytest.raises(UsageError, match=r"needs a value for power: --set power=\.\.\."):
+        build("own_sde:needs", SDES, "SDE")
+
+
+def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
+    with pytest.raises(UsageError, match="no module 'own_sdee'") as error:
+        resolve("own_sdee:Own", SDES, "SDE")
+    assert str(own) in str(error.value)
+    # A module that is there and imports one that is not: the fault is the inner one, also if the names begin alike.
+    (own / "own_broken.py").write_text("import own\n")
+    with pytest.raises(ModuleNotFoundError, match="'own'"):
+        resolve("own_broken:Own", SDES, "SDE")
+
+
+def test_names_from_files_are_only_looked_up(own: Path) -> None:
+    assert resolve("vp", SDES, "SDE", typed=False) is VPSDE
+    for name in ("own_sde:Own", "os:system", "scoresde.sde:VPSDE"):
+        with pytest.raises(UsageError, match="never imported") as error:
+            resolve(name, SDES, "SDE", typed=False)
+        assert f"--sde {name}" in str(error.value)
+    assert not (own / "imported").exists() and "own_sde" not in sys.modules
+    resolve("own_sde:Own", SDES, "SDE")  # what a person typed is imported
+    assert (own / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("3", None, 3),
+        ("3", 0.5, 3.0),
+        ("3", 5, 3),
+        ("3.5", None, 3.5),
+        ("1e-5", None, 1e-5),
+        ("inf", None, math.inf),
+        ("-2", None, -2),
+        ("true", None, True),
+        ("False", None, False),
+        ("none", None, None),
+        ("", None, None),
+        ("abc", None, "abc"),
+        ("Karras", None, "Karras"),
+        ("1,2,4", None, (1, 2, 4)),
+        ("1,", None, (1,)),
+        ("0.5,x", None, (0.5, "x")),
+        ("3", (1, 2), (3,)),
+    ],
+)
+def test_parse_value(text: str, default: object, value: object) -> None:
+    found = parse_value(text, default)
+    assert found == value and type(found) is type(value)
+    if isinstance(value, tuple):
+        assert [type(v) for v in found] == [type(v) for v in value]

@@ -1,0 +1,97 @@
+"""The 2 x 2 system: every parametrisation of the same truth gives the same estimate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import ALL, CHECKS, F64, PUBLISHED, normals
+
+from scoresde import EDM, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
+from scoresde.shapes import expand
+
+PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(), EDM(data_std=0.4)]
+
+
+def truth(sde, dtype=F64, high=0.99):
+    t = torch.linspace(max(sde.t_min, 0.01), high, 16, dtype=F64)
+    x0, eps = normals(16, 5, dtype=dtype), normals(16, 5, seed=1, dtype=dtype)
+    return t, x0, eps, sde.perturb(x0, t, eps)
+
+
+@pytest.mark.parametrize("p", PARAMETRIZATIONS, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_round_trip(name, p):
+    sde = ALL[name]
+    t, x0, eps, x = truth(sde)
+    a, b = p.target(sde, t)
+    estimate = p.solve(sde, x, t, expand(a, x) * x0 + expand(b, x) * eps)
+    assert torch.allclose(estimate.x0, x0, rtol=0, atol=1e-9)
+    assert torch.allclose(estimate.eps, eps, rtol=0, atol=1e-9)
+    alpha, sigma = sde.coefficients(t)
+    assert torch.allclose(expand(alpha, x) * estimate.x0 + expand(sigma, x) * estimate.eps, x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("p", [V(), Velocity(), EDM()], ids=str)
+def test_float32_is_exact_enough_on_the_straight_path_up_to_both_ends(p):
+    sde = FlowMatching()
+    t = torch.tensor([1e-5, 1e-3, 0.5, 0.999, 1.0], dtype=F64)
+    x0, eps = normals(5, 4, dtype=torch.float32), normals(5, 4, seed=1, dtype=torch.float32)
+    a, b = p.target(sde, t)
+    x = sde.perturb(x0, t, eps)
+    estimate = p.solve(sde, x, t, expand(a, x) * x0 + expand(b, x) * eps)
+    assert bool(torch.isfinite(estimate.x0).all()) and bool(torch.isfinite(estimate.velocity).all())
+    assert torch.allclose(estimate.x0, x0, rtol=0, atol=2e-6)
+
+
+def test_edm_target_is_the_published_preconditioning():
+    # Karras et al. 2022, tab. 1, on the path alpha = 1: D = c_skip x + c_out F.
+    sde, s = ALL["user_ve"], 0.5
+    t, x0, eps, x = truth(sde)
+    sigma = sde.coefficients(t)[1]
+    c_skip, c_out = s**2 / (sigma**2 + s**2), sigma * s / torch.sqrt(sigma**2 + s**2)
+    p = EDM(data_std=s)
+    f = (x0 - expand(c_skip, x) * x) / expand(c_out, x)
+    a, b = p.target(sde, t)
+    assert torch.allclose(expand(a, x) * x0 + expand(b, x) * eps, f, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(p.input_scale(sde, t), 1 / torch.sqrt(sigma**2 + s**2), rtol=1e-12)
+    assert torch.allclose(p.label(sde, t), sigma.log() / 4, rtol=1e-12, atol=1e-14)
+
+
+def test_edm_target_has_unit_variance_for_data_of_its_std():
+    for sde in ALL.values():
+        t = torch.linspace(sde.t_min, sde.t_max, 9, dtype=F64)
+        a, b = EDM(data_std=0.4).target(sde, t)
+        assert torch.allclose((0.4 * a) ** 2 + b**2, torch.ones_like(t), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_c05_reverse_sde_and_probability_flow_coefficients(name):
+    # For the score s(x, t) = -x: velocity = (f + g^2/2) x, and with eta = g the reverse drift is (f + g^2) x.
+    sde, x = PUBLISHED[name], torch.ones(1, 1, dtype=F64)
+    for row in CHECKS["C05"]["expected"][name]:
+        t = torch.tensor(row["t"], dtype=F64)
+        alpha, sigma = sde.coefficients(t)
+        eps = sigma * x
+        estimate = Estimate(x, t, (x - sigma * eps) / alpha, eps, sde)
+        g = sde.diffusion(t)
+        scale = max(1.0, row["diffusion"] ** 2)
+        assert float(estimate.velocity) == pytest.approx(row["pf_ode_drift_over_x"], rel=1e-12, abs=1e-12 * scale)
+        reverse = float(estimate.velocity - g**2 / 2 * estimate.score)
+        assert reverse == pytest.approx(row["reverse_sde_drift_over_x"], rel=1e-12, abs=1e-12 * scale)
+        assert float(g) == pytest.approx(row["diffusion"], rel=1e-12)
+
+
+def test_velocity_is_the_sde_form_of_the_probability_flow():
+    # f x - g^2 score / 2, wherever f and g are finite.
+    for sde in ALL.values():
+        t, x0, eps, x = truth(sde, high=0.9)
+        estimate = Estimate(x, t, x0, eps, sde)
+        other = sde.drift(x, t) - expand(sde.diffusion_squared(t) / 2, x) * estimate.score
+        assert torch.allclose(estimate.velocity, other, rtol=1e-9, atol=1e-9)
+
+
+def test_eps_and_score_networks_are_not_asked_where_nothing_of_the_data_is_left():
+    network = torch.nn.Identity()
+    for p, t_max in ((Eps(), 0.999), (Score(), 0.999), (V(), 1.0), (Velocity(), 1.0), (X0(), 1.0), (EDM(), 1.0)):
+        assert ScoreModel(network, FlowMatching(), p).t_max == t_max
+        assert ScoreModel(network, VPSDE(), p).t_max == 1.0

@@ -1,0 +1,58 @@
+"""The exact mixture against autodiff of its own density, and against sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import ALL, F64, mixture_1d, normals, ring
+
+from scoresde import VPSDE, GaussianMixture
+from scoresde.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("t", [0.01, 0.3, 0.95])
+def test_score_is_the_gradient_of_the_log_density(name, t):
+    for model, dims in ((ring(ALL[name]), 2), (mixture_1d(ALL[name]), 1)):
+        x = normals(16, dims).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.log_prob(x, t).sum(), x)
+        estimate = model(x.detach(), t)
+        assert torch.allclose(estimate.score, gradient, rtol=1e-9, atol=1e-10)
+        alpha, sigma = ALL[name].coefficients(torch.tensor(t, dtype=F64))
+        assert torch.allclose(alpha * estimate.x0 + sigma * estimate.eps, x.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_density_of_the_data():
+    model = mixture_1d(VPSDE())
+    x = torch.linspace(-5, 5, 4001, dtype=F64)[:, None]
+    assert float(torch.trapezoid(model.log_prob(x).exp(), x[:, 0])) == pytest.approx(1, abs=1e-9)
+    drawn = model.sample(100_000, torch.Generator().manual_seed(0))
+    mean = float((model.weights[:, None] * model.means).sum())
+    assert float(drawn.mean()) == pytest.approx(mean, abs=0.01)
+    assert float((drawn < -0.4).double().mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_x0_is_the_posterior_mean():
+    # By brute force: average data points, weighted by how well they explain x.
+    model, t = mixture_1d(VPSDE()), torch.tensor(0.3, dtype=F64)
+    alpha, sigma = model.sde.coefficients(t)
+    grid = torch.linspace(-4, 4, 20_001, dtype=F64)[:, None]
+    for x in (-0.7, 0.1, 0.6):
+        weight = model.log_prob(grid) - (x - alpha * grid[:, 0]) ** 2 / (2 * sigma**2)
+        brute = float((torch.softmax(weight, 0) * grid[:, 0]).sum())
+        assert float(model(torch.tensor([[x]], dtype=F64), t).x0) == pytest.approx(brute, abs=1e-9)
+
+
+def test_a_width_of_zero_is_the_score_of_a_finite_set():
+    points = normals(5, 3)
+    model = GaussianMixture(VPSDE(), points, torch.zeros(5, dtype=F64))
+    # At t_min nothing but the nearest point is left.
+    x = VPSDE().perturb(points[2:3], 1e-5, normals(1, 3, seed=1))
+    assert torch.allclose(model(x, 1e-5).x0, points[2:3], atol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="stds"):
+        GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(3))
+    with pytest.raises(UsageError, match="add up to 1"):
+        GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(2), torch.tensor([0.5, 0.6]))

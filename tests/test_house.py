@@ -1,0 +1,285 @@
+"""The rules of the house: who may import whom, what is public, what loads lazily, what never appears."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import nn
+
+import scoresde
+from scoresde import tables
+from scoresde.build import fields_of, options_of, resolve
+
+ROOT = Path(scoresde.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# A module imports from floors below its own; on floor 0 also from its neighbours, without cycles. A folder is one unit.
+FLOORS = (
+    {"errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot"},
+    {"sde", "nn", "data"},
+    {"estimate"},
+    {"model", "exact"},
+    {"solvers", "likelihood", "loss", "config"},
+    {"checkpoint"},
+    {"run"},
+    {"train", "gallery"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
+
+PUBLIC = """
+    SDE VPSDE SubVPSDE VESDE FlowMatching
+    Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
+    ScoreModel Guided GaussianMixture Noise denoising_loss
+    Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow Heun sample
+    LogLikelihood log_likelihood bits_per_dim
+    load_data Run load TrainConfig fit __version__
+    data metrics nn plot solvers
+""".split()
+
+
+def unit_of(path: Path) -> str:
+    """The unit a file belongs to: its folder inside the package, or its own name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and unit of everything a file imports from this package, also inside functions, at run time."""
+    package = ["scoresde", *path.relative_to(ROOT).parent.parts]
+
+    def visit(node: ast.AST) -> Iterator[tuple[int, str]]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from visit(child)
+            return
+        targets: list[list[str]] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+            targets = [[*base, alias.name] for alias in node.names]
+        for target in targets:
+            if target[0] == "scoresde":
+                yield node.lineno, target[1] if len(target) > 1 else "__init__"
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {unit_of(f) for f in FILES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    unit = unit_of(path)
+    for line, other in imports(path):
+        assert other in FLOOR, f"{path}:{line}: {other!r} is no module; import from the module that defines it"
+        fine = other == unit or FLOOR[other] < FLOOR[unit] or FLOOR[other] == FLOOR[unit] == 0
+        assert fine, f"{path}:{line}: {unit} (floor {FLOOR[unit]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_the_ground_floor_has_no_cycles() -> None:
+    needs = {u: {o for f in FILES if unit_of(f) == u for _, o in imports(f) if o != u} for u in FLOOR}
+    done: list[str] = []
+    while ready := [u for u, others in needs.items() if u not in done and others <= set(done)]:
+        done += ready
+    assert set(done) == set(needs), f"in a cycle: {set(needs) - set(done)}"
+
+
+def test_the_import_reader_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "nn").mkdir()
+    path = tmp_path / "nn" / "x.py"
+    path.write_text(
+        "from ..sde import SDE\nfrom .mlp import MLP\nif TYPE_CHECKING:\n    from ..train import fit\n"
+        "def f():\n    from .. import run\n    import scoresde.cli, torch\n    from scoresde import load\n"
+    )
+    assert list(imports(path)) == [(1, "sde"), (2, "nn"), (6, "run"), (7, "cli"), (8, "load")]
+
+
+# ------------------------------------------------------------------------------------------------- the public face
+
+
+def test_public_names() -> None:
+    assert sorted(scoresde.__all__) == sorted(PUBLIC)
+    assert len(set(scoresde.__all__)) == len(scoresde.__all__)
+    assert set(dir(scoresde)) == set(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(scoresde, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = scoresde.Nonsense
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    block = next(n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
+    seen = {a.asname or a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen | {"__version__"} == set(PUBLIC)
+
+
+def public_objects() -> Iterator[tuple[str, Any, Any]]:
+    """Name, object and owner (class or None) of everything on the public face, with public methods."""
+    seen = set()
+    found = [(name, getattr(scoresde, name)) for name in PUBLIC if name != "__version__"]
+    for name, thing in list(found):
+        if isinstance(thing, ModuleType):
+            found += [(f"{name}.{n}", getattr(thing, n)) for n in thing.__all__]
+    for name, thing in found:
+        if id(thing) in seen or isinstance(thing, str | tuple | dict | int):
+            continue
+        seen.add(id(thing))
+        yield name, thing, None
+        if inspect.isclass(thing):
+            for attribute, value in vars(thing).items():
+                wrapped = getattr(value, "__func__", getattr(value, "fget", value))
+                if not attribute.startswith("_") and inspect.isfunction(wrapped):
+                    yield f"{name}.{attribute}", getattr(thing, attribute), thing
+
+
+FACE = list(public_objects())
+SHAPE = re.compile(r"[Ss]hape|\(B\b|\(\)|\(n\b|\(N\b|\(K\b|\(D\b|\(C\b|\(\d")
+
+
+@pytest.mark.parametrize(("name", "thing", "owner"), FACE, ids=[f[0] for f in FACE])
+def test_docstrings(name: str, thing: Any, owner: Any) -> None:
+    if owner is not None and (issubclass(owner, Exception) or getattr(owner, "_is_protocol", False)):
+        return
+    text = inspect.getdoc(thing)
+    # A property that a dataclass needs only to satisfy the Denoiser protocol is described there.
+    if owner is not None and not text and name.rpartition(".")[2] in ("sde", "t_min", "t_max", "coupled", "nodes"):
+        text = inspect.getdoc(scoresde.Denoiser)
+    # dataclass writes Name(field, ...) where there is no docstring.
+    assert text and not text.startswith(f"{name.rpartition('.')[2]}("), f"{name} has no docstring"
+    function = getattr(thing, "fget", thing)
+    if inspect.isclass(thing):
+        notes = "".join(str(v) for k in thing.__mro__ for v in vars(k).get("__annotations__", {}).values())
+    else:
+        notes = "".join(str(v) for v in getattr(function, "__annotations__", {}).values())
+    if "Tensor" in notes and "Callable" not in notes:
+        spoken = text + (inspect.getdoc(owner) or "" if owner is not None else "")
+        assert SHAPE.search(spoken), f"{name} takes or returns tensors, and its docstring states no shape"
+
+
+# ------------------------------------------------------------------------------------------------------------- lazy
+
+
+def python(code: str, *args: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_nothing() -> None:
+    heavy = "torch numpy scipy matplotlib click PIL safetensors torchdiffeq torchsde tqdm".split()
+    out = python(f"import sys, scoresde; dir(scoresde); print([m for m in {heavy} if m in sys.modules])")
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["", "train", "sample", "likelihood", "info"])
+def test_help_loads_no_torch(command: str) -> None:
+    code = (
+        "import atexit, sys\n"
+        "heavy = ('torch', 'numpy', 'scipy', 'matplotlib')\n"
+        "atexit.register(lambda: print('LOADED', [m for m in heavy if m in sys.modules]))\n"
+        "from scoresde.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    out = python(code, *command.split(), "--help")
+    assert out.endswith("LOADED []\n")
+    assert "Usage: scoresde" in out and "--help" in out
+    assert len(out.splitlines()) > 5
+
+
+def test_every_command_is_tested_for_help() -> None:
+    from scoresde.cli import cli
+
+    assert set(cli.commands) == {"train", "sample", "likelihood", "info"}
+
+
+def test_one_sde_loads_no_optional_library() -> None:
+    heavy = "torchdiffeq torchsde scipy matplotlib PIL click".split()
+    out = python(f"import sys; from scoresde import VPSDE; VPSDE(); print([m for m in {heavy} if m in sys.modules])")
+    assert out.strip() == "[]"
+
+
+# ----------------------------------------------------------------------------------------------- what never appears
+
+FORBIDDEN = {
+    "broadcasting by hand": r"\[:, None, None, None\]",
+    "pickle": r"allow_pickle\s*=\s*True|weights_only\s*=\s*False|pickle\.load|import pickle|torch\.load\(",
+    "code from text": r"(?<![\w.])(eval|exec)\(|shell\s*=\s*True",
+    "absolute path": r"""["'`]/(home|tmp|work|root|Users|var)/""",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_never(what: str) -> None:
+    for path in FILES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert not re.search(FORBIDDEN[what], line), f"{path}:{number}: {what}: {line.strip()}"
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+TABLES = {
+    name: table
+    for name, table in vars(tables).items()
+    if isinstance(table, dict) and name in tables.__all__ and name != "PRESETS"
+}
+ENTRIES = [(table, key) for table, entries in TABLES.items() for key in entries]
+
+
+@pytest.mark.parametrize(("table", "key"), ENTRIES)
+def test_table_entries_resolve(table: str, key: str) -> None:
+    entry = resolve(key, TABLES[table])
+    assert callable(entry)
+    if table in ("SDES", "SOLVERS", "PARAMETRIZATIONS"):
+        assert dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen
+        made = entry()
+        module = importlib.import_module(entry.__module__)
+        again = eval(repr(made), vars(module).copy())
+        assert again == made and type(again) is entry
+        assert entry(**options_of(made)) == made
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.anything = 1
+    if table == "NETWORKS":
+        assert issubclass(entry, nn.Module)
+
+
+def test_a_changed_field_is_another_object() -> None:
+    for table in ("SDES", "SOLVERS", "PARAMETRIZATIONS"):
+        for key in TABLES[table]:
+            made = resolve(key, TABLES[table])()
+            for name, value in options_of(made).items():
+                if type(value) is float and value > 0:
+                    other = dataclasses.replace(made, **{name: value * 0.9})
+                    assert other != made and f"{value * 0.9!r}" in repr(other)
+
+
+def test_presets_name_networks_and_their_options() -> None:
+    assert tables.PRESETS
+    for options in tables.PRESETS.values():
+        fields = fields_of(resolve(str(options["network"]), tables.NETWORKS))
+        assert set(options) - {"network"} <= set(fields)
+
+
+def test_tables_are_plain_and_import_nothing() -> None:
+    tree = ast.parse((ROOT / "tables.py").read_text())
+    assert [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)] == ["__future__"]
+    assert not any(isinstance(n, ast.Import | ast.Call | ast.FunctionDef) for n in ast.walk(tree))

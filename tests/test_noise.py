@@ -1,0 +1,74 @@
+"""Numbers with an address: known answers, independence of the batch, and the right distribution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from scoresde import Noise
+from scoresde.errors import UsageError
+from scoresde.noise import philox
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # the known answers of the Random123 distribution (Salmon et al. 2011) for philox4x32-10
+        ((0,) * 4, (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    assert tuple(int(w) for w in philox(tuple(torch.tensor(c) for c in counter), key)) == expected
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform", "rademacher"])
+def test_a_row_keeps_its_numbers_in_any_batch(draw):
+    whole = getattr(Noise.of(1000, seed=5), draw)((3, 5), step=7)
+    some = torch.tensor([999, 3, 500])
+    assert torch.equal(getattr(Noise(5, some), draw)((3, 5), step=7), whole[some])
+    assert torch.equal(getattr(Noise.of(1000, 5).rows(some), draw)((3, 5), step=7), whole[some])
+    assert torch.equal(getattr(Noise.of(10, 5, start=990), draw)((3, 5), step=7), whole[990:])
+
+
+def test_every_part_of_the_address_matters():
+    base = Noise.of(4, seed=1).normal((6,))
+    for other in (
+        Noise.of(4, seed=2).normal((6,)),
+        Noise.of(4, seed=1 + 2**33).normal((6,)),
+        Noise.of(4, seed=1, start=4).normal((6,)),
+        Noise.of(4, seed=1, start=2**33).normal((6,)),
+        Noise.of(4, seed=1).normal((6,), step=1),
+        Noise.of(4, seed=1).normal((6,), stream="prior"),
+    ):
+        assert not bool((base == other).any())
+
+
+def test_distributions():
+    noise = Noise.of(2000, seed=3)
+    z = noise.normal((50,), dtype=torch.float64).flatten()
+    assert stats.kstest(z.numpy(), "norm").pvalue > 1e-3
+    assert stats.kstest(noise.uniform((50,), dtype=torch.float64).flatten().numpy(), "uniform").pvalue > 1e-3
+    signs = noise.rademacher((50,)).flatten()
+    assert set(signs.tolist()) == {-1.0, 1.0} and abs(float(signs.mean())) < 0.015
+    u = noise.uniform((50,))
+    assert float(u.max()) < 1 and float(u.min()) >= 0
+    # neighbours in the event, in the batch and in the step are uncorrelated
+    x = z.reshape(2000, 50)
+    later = noise.normal((50,), step=1, dtype=torch.float64)
+    for a, b in ((x[:, :-1], x[:, 1:]), (x[:-1], x[1:]), (x, later)):
+        assert abs(float((a * b).mean())) < 0.015
+
+
+def test_bad_addresses_are_refused():
+    with pytest.raises(UsageError, match="seed"):
+        Noise.of(2, seed=-1)
+    with pytest.raises(UsageError, match="int64"):
+        Noise(0, torch.zeros(2))
+    with pytest.raises(UsageError, match="step"):
+        Noise.of(2).normal((3,), step=2**32)

@@ -1,0 +1,403 @@
+"""A run in use: samples with an address, labels that keep their row, likelihoods in the units of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import (
+    SDE,
+    VESDE,
+    VPSDE,
+    EulerMaruyama,
+    GaussianMixture,
+    Heun,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Run,
+    TrainConfig,
+    V,
+    fit,
+    load,
+    load_data,
+)
+from scoresde.data import DataInfo, Transform
+from scoresde.errors import CheckpointError, DataError, UsageError
+from scoresde.run import join
+
+SOLVERS = [
+    ProbabilityFlow(rtol=1e-2, atol=1e-2),
+    Heun(steps=3),
+    EulerMaruyama(steps=4),
+    PredictorCorrector(steps=3),
+]
+
+
+def shaken(run: Run) -> Run:
+    """Weights of order one: after three steps of training a network still says next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for p in run.model.parameters():
+        p.add_(torch.randn(p.shape, generator=generator).to(p) / math.sqrt(max(p[0].numel() if p.ndim else 1, 1)))
+    return run
+
+
+@pytest.fixture(scope="module")
+def moons(trained: Path) -> Run:
+    return shaken(load(trained / "moons"))
+
+
+@pytest.fixture(scope="module")
+def classes(trained: Path) -> Run:
+    return shaken(load(trained / "classes"))
+
+
+# ----------------------------------------------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_sample_i_is_the_same_in_every_call(moons: Run, solver: object) -> None:
+    # Float32: a matrix product may be summed in another order for another number of rows, hence the tolerance.
+    whole = moons.sample(7, solver, seed=5)
+    assert whole.x.shape == (7, 2) and whole.solution.ok.all()
+    assert (torch.cdist(whole.x, whole.x) + torch.eye(7)).min() > 1e-3, "two samples are alike"
+    for other, part in (
+        (moons.sample(7, solver, seed=5, batch=3), slice(None)),
+        (moons.sample(3, solver, seed=5, start=2), slice(2, 5)),
+        (moons.sample(1, solver, seed=5, start=6), slice(6, 7)),
+    ):
+        torch.testing.assert_close(other.x, whole.x[part], rtol=1e-4, atol=1e-4)
+        assert torch.equal(other.solution.nfe, whole.solution.nfe[part])
+    assert not torch.allclose(moons.sample(7, solver, seed=6).x, whole.x, atol=1e-2)
+
+
+def test_solvers_by_name(moons: Run) -> None:
+    assert torch.equal(moons.sample(2, "heun").x, moons.sample(2, Heun()).x)
+    with pytest.raises(UsageError, match="did you mean 'heun'"):
+        moons.sample(2, "huen")
+    with pytest.raises(UsageError, match="number of samples is 0"):
+        moons.sample(0)
+
+
+def test_samples_are_decoded(moons: Run) -> None:
+    samples = moons.sample(5, Heun(steps=3))
+    t = moons.info.transform
+    torch.testing.assert_close(samples.x, (samples.solution.x * t.scale + t.shift).float())
+    assert (t.scale != 1).all()
+
+
+def test_quantised_samples_are_on_levels(classes: Run) -> None:
+    samples = classes.sample(4, Heun(steps=2))
+    assert samples.x.shape == (4, 1, 8, 8)
+    assert set(samples.x.unique().tolist()) <= set(range(17)) and len(samples.x.unique()) > 2
+    raw = classes.info.transform.decode(samples.solution.x)
+    inside = (raw > 0) & (raw < 17)
+    assert inside.any() and torch.equal(samples.x[inside], raw[inside].floor())
+
+
+def test_labels_keep_their_row(classes: Run) -> None:
+    labels = torch.tensor([3, 0, 3, 9, 5])
+    whole = classes.sample(5, Heun(steps=3), labels=labels, batch=2).solution.x
+    for i, label in enumerate(labels.tolist()):
+        alone = classes.sample(1, Heun(steps=3), labels=label, start=i).solution.x[0]
+        other = classes.sample(1, Heun(steps=3), labels=(label + 1) % 10, start=i).solution.x[0]
+        torch.testing.assert_close(whole[i], alone, rtol=1e-4, atol=1e-4)
+        assert (whole[i] - other).abs().max() > 1e-2, "the label makes no difference"
+
+
+def test_labels_keep_their_row_in_an_adaptive_solver(classes: Run) -> None:
+    labels = torch.tensor([3, 0, 9, 5])
+    solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)
+    whole = classes.sample(4, solver, labels=labels).solution
+    assert len(set(whole.nfe.tolist())) > 1, "no row finished before another: the test sees nothing"
+    for i in range(4):
+        alone = classes.sample(1, solver, labels=int(labels[i]), start=i).solution
+        torch.testing.assert_close(whole.x[i], alone.x[0], rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_is_the_affine_mixture(classes: Run) -> None:
+    x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), 0.5
+    cond, free = classes.conditioned(3)(x, t), classes.conditioned(None)(x, t)
+    guided = classes.conditioned(3, 2.5)(x, t)
+    torch.testing.assert_close(guided.x0, free.x0 + 2.5 * (cond.x0 - free.x0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(classes.conditioned(3, 1.0)(x, t).x0, cond.x0)
+    torch.testing.assert_close(classes.conditioned(classes.model.classes)(x, t).x0, free.x0)
+
+
+def test_labels_that_cannot_be_right(classes: Run, moons: Run) -> None:
+    for label in (11, -1):
+        with pytest.raises(UsageError, match=rf"label {label} is not one of the 10 classes 0 to 9"):
+            classes.sample(1, labels=label)
+    with pytest.raises(UsageError, match="trained without classes"):
+        moons.sample(1, labels=0)
+    with pytest.raises(UsageError, match="needs a label"):
+        classes.sample(1, guidance=2.0)
+    for count in (3, 6):
+        with pytest.raises(UsageError, match=f"{count} labels for 5 samples"):
+            classes.sample(5, labels=torch.arange(count), batch=2)
+        with pytest.raises(UsageError, match=f"{count} labels for 5 samples"):
+            classes.log_likelihood(torch.zeros(5, 1, 8, 8), labels=torch.arange(count), rtol=1e-2, atol=1e-2)
+
+
+# -------------------------------------------------------------------------------------------------------- likelihood
+
+
+class Exact(nn.Module):
+    """An exact model in the place of a trained one."""
+
+    def __init__(self, model: GaussianMixture) -> None:
+        super().__init__()
+        self.exact, self.weight = model, nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("sde", "t_min", "t_max", "coupled", "nodes"):
+            return getattr(self.exact, name)
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor, t: float | Tensor) -> object:
+        return self.exact(x, t)
+
+    def rows(self, index: Tensor) -> Exact:
+        return self
+
+
+def exact_run(data: str, std: float) -> Run:
+    """A run whose model is N(0, std^2) in model units."""
+    info = load_data(data).info
+    mixture = GaussianMixture(VPSDE(), torch.zeros(1, *info.shape).double(), torch.tensor([std]).double())
+    return Run(Exact(mixture), info, TrainConfig(), 0)  # type: ignore[arg-type]
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    return torch.special.ndtr(x)
+
+
+@pytest.fixture
+def bytes_file(tmp_path: Path) -> str:
+    """Images with 256 levels."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 3, 3), dtype=np.uint8))
+    return str(tmp_path / "x.npy")
+
+
+def test_bits_per_dim_of_256_levels(bytes_file: str) -> None:
+    run = exact_run(bytes_file, 0.4)
+    x = torch.arange(60, 195, 15, dtype=torch.uint8).reshape(1, 1, 3, 3).repeat(64, 1, 1, 1)
+    scores = run.log_likelihood(x, rtol=1e-6, atol=1e-6)
+    assert scores.unit == "bits/dim" and scores.bits_per_dim is not None and scores.log_prob.shape == (64,)
+    # The formula, with the constant worked out by hand: 256 levels on [-1, 1), so log2(bin/scale) = log2(2/256) = -7.
+    expected = -(scores.model.log_prob / 9 / math.log(2)) + 7
+    torch.testing.assert_close(scores.bits_per_dim, expected.to(scores.bits_per_dim), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores.log_prob, -scores.bits_per_dim * 9 * math.log(2), rtol=1e-9, atol=1e-9)
+    # The truth: the probability that the model gives to each level's cell. A smooth density hardly varies in it.
+    edges = torch.stack([x[0].double(), x[0].double() + 1]).sub(128).div(128).div(0.4)
+    truth = -(normal_cdf(edges[1]) - normal_cdf(edges[0])).log2().mean()
+    assert scores.mean() == pytest.approx(float(truth), abs=2e-3)
+    assert scores.mean() > float(truth) - 3 * scores.stderr(), "an upper bound in expectation"
+    assert 0 < scores.stderr() < 1e-2, "dequantisation varies from row to row"
+
+
+def test_continuous_data_is_scored_in_its_own_units(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.normal([1000.0, -2.0], [50.0, 0.01], (200, 2)))
+    run = exact_run(str(tmp_path / "x.npy"), 0.7)
+    x = torch.tensor([[1000.0, -2.0], [1100.0, -1.99], [930.0, -2.02]])
+    scores = run.log_likelihood(x, rtol=1e-7, atol=1e-7)
+    assert scores.unit == "nats" and scores.bits_per_dim is None
+    t = run.info.transform
+    truth = torch.distributions.Normal(t.shift, 0.7 * t.scale).log_prob(x.double()).sum(1)
+    torch.testing.assert_close(scores.log_prob, truth, rtol=0, atol=1e-3)
+    assert scores.mean() == pytest.approx(float(scores.log_prob.mean()))
+
+
+def test_log_density_does_not_depend_on_the_units_of_the_model(tmp_path: Path) -> None:
+    # The same density in data units: model units twice as large, a model half as wide.
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 2)))
+    run = exact_run(str(tmp_path / "x.npy"), 0.8)
+    t = run.info.transform
+    wide = dataclasses.replace(run.info, transform=Transform(t.shift, 2 * t.scale))
+    mixture = GaussianMixture(VESDE(), torch.zeros(1, 2).double(), torch.tensor([0.4]).double())
+    other = Run(Exact(mixture), wide, TrainConfig(), 0)  # type: ignore[arg-type]
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        other.log_likelihood(x, rtol=1e-7, atol=1e-7).log_prob,
+        run.log_likelihood(x, rtol=1e-7, atol=1e-7).log_prob,
+        rtol=0,
+        atol=2e-3,
+    )
+
+
+def test_scores_of_parts_join_to_the_scores_of_the_whole(bytes_file: str) -> None:
+    run = exact_run(bytes_file, 0.5)
+    x = load_data(bytes_file).train[:7]
+    whole = run.log_likelihood(x, rtol=1e-4, atol=1e-4)
+    parts = [run.log_likelihood(x[i : i + 3], rtol=1e-4, atol=1e-4, start=i) for i in (0, 3, 6)]
+    joined = join(parts)
+    assert joined.log_prob.shape == (7,) and joined.model.z.shape == (7, 1, 3, 3) and joined.unit == "bits/dim"
+    torch.testing.assert_close(joined.log_prob, whole.log_prob)
+    torch.testing.assert_close(joined.values, whole.values)
+    assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr() == pytest.approx(whole.stderr())
+    shifted = run.log_likelihood(x[3:6], rtol=1e-4, atol=1e-4, start=0)
+    assert not torch.allclose(shifted.log_prob, whole.log_prob[3:6]), "start addresses the dequantisation"
+
+
+def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
+    x = torch.zeros(3, 2)
+    x[1] = math.nan
+    scores = moons.log_likelihood(x, rtol=1e-2, atol=1e-2)
+    assert scores.model.ok.tolist() == [True, False, True]
+    assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr())
+    assert "1 of 3" in scores.model.failures()[0]
+
+
+def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:
+    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but the model was trained on \(2,\)"):
+        moons.log_likelihood(torch.zeros(3, 1, 8, 8))
+    with pytest.raises(DataError, match=r"shape \(8, 8\), but"):
+        classes.log_likelihood(torch.zeros(3, 8, 8))
+
+
+# -------------------------------------------------------------------------------------------------------------- load
+
+
+@dataclass(frozen=True)
+class Own(SDE):
+    """A path of the user's."""
+
+    power: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t**self.power
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+
+def test_a_loaded_run_is_the_run_that_was_trained(tmp_path: Path) -> None:
+    config = TrainConfig(data="8gaussians", steps=2, batch=8, network_options={"width": 8, "blocks": 1}, sde="ve")
+    run = fit(config, out=tmp_path / "r", quiet=True)
+    again = load(tmp_path / "r")
+    assert again.config == run.config and again.info == run.info and again.step == run.step == 2
+    assert again.model.sde == VESDE() and not again.model.training
+    assert not any(p.requires_grad for p in again.model.parameters())
+    assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
+    assert load(tmp_path / "r", dtype=torch.float64).sample(1, Heun(steps=2)).solution.x.dtype == torch.float64
+
+
+def test_own_sde(tmp_path: Path) -> None:
+    config = TrainConfig(data="moons", steps=2, batch=8, network_options={"width": 8}, sde=Own(power=2.0))
+    run = fit(config, out=tmp_path / "r", quiet=True)
+    stored = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
+    assert stored["sde"].endswith(":Own") and stored["sde_options"] == {"power": 2.0}
+    with pytest.raises(CheckpointError, match=r"Own' is in no table.*--sde .*:Own.*load\(run, sde="):
+        load(tmp_path / "r")
+    for given in (Own, Own(power=2.0)):
+        again = load(tmp_path / "r", sde=given)
+        assert again.model.sde == Own(power=2.0)
+        assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
+    with pytest.raises(CheckpointError, match="not 'vp'|no option 'power'"):
+        load(tmp_path / "r", sde=VPSDE)
+
+
+def test_another_sde_than_the_run_was_trained_with_is_refused(trained: Path) -> None:
+    assert load(trained / "moons", sde=VPSDE).model.sde == VPSDE()
+    for wrong in (VESDE, VESDE(), Own):
+        with pytest.raises(CheckpointError, match="trained with the SDE 'vp', not"):
+            load(trained / "moons", sde=wrong)
+
+
+@dataclass(frozen=True)
+class OwnV(V):
+    """A parametrisation of the user's."""
+
+
+class Net(nn.Module):
+    """A network of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None) -> Tensor:
+        return self.inner(x) + c[:, None]
+
+
+def test_own_network(tmp_path: Path) -> None:
+    config = TrainConfig(data="moons", steps=2, batch=8, predict="v")
+    run = fit(config, network=Net(), out=tmp_path / "r", quiet=True)
+    with pytest.raises(CheckpointError, match="was the network changed since"):
+        load(tmp_path / "r")
+    again = load(tmp_path / "r", network=Net())
+    assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
+
+
+def edit(folder: str, **changes: object) -> None:
+    path = Path(folder) / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"].update(changes)
+    path.write_text(json.dumps(stored))
+
+
+@pytest.fixture
+def bait(copied: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
+    """A run in a folder that also holds a module which must never be imported."""
+    folder = copied("moons")
+    (tmp_path / "bait.py").write_text('import pathlib\npathlib.Path("ran").touch()\nclass Trap: pass\n')
+    yield folder
+    assert not (tmp_path / "ran").exists(), "loading a run imported a module that the run named"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sde": "bait:Trap"}, {"predict": "bait:Trap"}, {"network_options": {"network": "bait:Trap"}}],
+    ids=["sde", "predict", "network"],
+)
+def test_a_run_names_no_code(bait: str, changes: dict[str, object]) -> None:
+    edit(bait, **changes)
+    with pytest.raises(CheckpointError, match="bait:Trap' is in no table, and a name that comes from a file is never"):
+        load(bait)
+
+
+def test_own_parametrisation(bait: str) -> None:
+    edit(bait, predict=f"{__name__}:OwnV", predict_options={})
+    with pytest.raises(CheckpointError, match="never imported"):
+        load(bait)
+    assert load(bait, parametrization=OwnV()).model.parametrization == OwnV()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nonsense": 1}, "unknown field 'nonsense'"),
+        ({"clip": "wide"}, "clip is 'wide'; it must be a number"),
+        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"sde_options": {"beta": 1}}, "no option 'beta'"),
+        ({"sde_options": {"beta_max": "x"}}, "beta_max='x'"),
+        ({"sde_options": 3}, "table of options"),
+        ({"network_options": {"width": 12}}, "has shape"),
+        ({"preset": "huge"}, "unknown preset 'huge'"),
+    ],
+)
+def test_a_config_that_cannot_be_right(bait: str, changes: dict[str, object], message: str) -> None:
+    edit(bait, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(bait)
+
+
+def test_a_data_description_that_cannot_be_right(bait: str) -> None:
+    path = Path(bait) / "data.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"kind": "smell"}))
+    with pytest.raises(DataError, match="smell"):
+        load(bait)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"data\.json is missing"):
+        load(bait)
+    assert isinstance(DataInfo.from_dict(stored), DataInfo)

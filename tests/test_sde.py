@@ -1,0 +1,185 @@
+"""The paths against the published formulas, 40-digit values and each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from models import ALL, CHECKS, F64, FOUR, PUBLISHED, normals
+
+from scoresde import SDE, VESDE, VPSDE, FlowMatching, GaussianMixture
+from scoresde.errors import UsageError
+
+T = torch.linspace(1e-5, 1 - 1e-9, 1001, dtype=F64)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_c01_marginals_float64(name):
+    for row in CHECKS["C01"]["expected"][name]:
+        mean, std = PUBLISHED[name].marginal(torch.ones(1, 3, dtype=F64), row["t"])
+        assert torch.allclose(mean, torch.tensor(row["mean_coeff"], dtype=F64), rtol=1e-12, atol=0)
+        assert float(std) == pytest.approx(row["std"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_float32_cancellation_in_the_marginal_std(name):
+    # The defect of the original: 1 - exp(-B) in float32 is 0.6 % (VP) and 1.2 % (sub-VP) off at t = 1e-5.
+    for row in CHECKS["C01"]["expected"][name]:
+        alpha, sigma = PUBLISHED[name].coefficients(torch.tensor(row["t"], dtype=torch.float32))
+        assert float(alpha) == pytest.approx(row["mean_coeff"], rel=1e-6)
+        assert float(sigma) == pytest.approx(row["std"], rel=1e-6)
+
+
+def test_float32_cancellation_is_real():
+    t = torch.tensor(1e-5)
+    naive = torch.sqrt(1 - torch.exp(-VPSDE().integral(t)))
+    assert abs(float(naive) / CHECKS["C01"]["expected"]["vp"][0]["std"] - 1) > 5e-3
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_c02_drift_and_diffusion(name):
+    for row in CHECKS["C02"]["expected"][name]:
+        drift = PUBLISHED[name].drift(torch.ones(2, 3, dtype=F64), row["t"])
+        assert torch.allclose(drift, torch.tensor(row["drift_over_x"], dtype=F64), rtol=1e-12, atol=1e-15)
+        assert float(PUBLISHED[name].diffusion(row["t"])) == pytest.approx(row["diffusion"], rel=1e-12)
+
+
+def test_derived_drift_and_diffusion_are_the_closed_forms():
+    vp, beta = FOUR["vp"], 0.1 + T * 19.9
+    assert torch.allclose(vp.drift_rate(T), -beta / 2, rtol=1e-12, atol=0)
+    assert torch.allclose(vp.diffusion_squared(T), beta, rtol=1e-12, atol=0)
+    sub = FOUR["subvp"]
+    assert torch.allclose(sub.diffusion_squared(T), -beta * torch.expm1(-2 * vp.integral(T)), rtol=1e-12, atol=0)
+    ve = FOUR["ve"]
+    sigma = 0.01 * (50 / 0.01) ** T
+    assert torch.allclose(ve.diffusion_squared(T), sigma**2 * 2 * math.log(5000), rtol=1e-12, atol=0)
+    assert bool((ve.drift_rate(T) == 0).all())
+    flow = FOUR["flow"]
+    assert torch.allclose(flow.drift_rate(T), -1 / (1 - T), rtol=1e-12, atol=0)
+    assert torch.allclose(flow.diffusion_squared(T), 2 * T / (1 - T), rtol=1e-12, atol=0)
+    cosine = ALL["user_cosine"]
+    assert torch.allclose(cosine.diffusion_squared(T), math.pi * torch.tan(math.pi / 2 * T), rtol=1e-8, atol=0)
+
+
+def test_c08_prior_log_prob():
+    z = torch.tensor([CHECKS["C08"]["inputs"]["z"]], dtype=F64)
+    for name, sde in PUBLISHED.items():
+        assert float(sde.prior_log_prob(z)) == pytest.approx(CHECKS["C08"]["expected"][name], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_clocks_invert(name):
+    sde = ALL[name]
+    t = torch.linspace(sde.t_min, sde.t_max, 501, dtype=F64)
+    assert torch.allclose(sde.t_of_log_snr(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(sde.t_of_ratio(sde.ratio(t)), t, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_closed_form_inverse_equals_bisection(name):
+    sde = FOUR[name]
+    t = torch.linspace(sde.t_min, sde.t_max, 201, dtype=F64)[:-1]
+    assert torch.allclose(SDE.t_of_log_snr(sde, sde.log_snr(t)), t, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_straight_frame(name):
+    # y = x / (alpha + sigma) is (1 - r) x0 + r eps.
+    sde = ALL[name]
+    t = torch.linspace(sde.t_min, sde.t_max, 7, dtype=F64)
+    x0, eps = normals(7, 3, seed=1), normals(7, 3, seed=2)
+    y = sde.perturb(x0, t, eps) / sde.scale(t)[:, None]
+    r = sde.ratio(t)[:, None]
+    assert torch.allclose(y, (1 - r) * x0 + r * eps, rtol=1e-12, atol=1e-13)
+
+
+def test_intervals():
+    assert [FOUR[n].times("sample")[0] for n in FOUR] == [1e-3, 1e-3, 1e-5, 1e-5]
+    for sde in ALL.values():
+        assert sde.times("train") == sde.times("likelihood") == (1e-5, 1.0)
+    assert FlowMatching().prior_std == 1 and VPSDE().prior_std == 1 and VESDE().prior_std == pytest.approx(50)
+
+
+def test_default_noise_level_is_g_where_g_is_finite():
+    t = torch.tensor([0.2, 0.9], dtype=F64)
+    assert torch.equal(VPSDE().noise_level(t), VPSDE().diffusion(t))
+    assert torch.allclose(FlowMatching().noise_level(torch.tensor(1.0, dtype=F64)), torch.tensor(2.0, dtype=F64).sqrt())
+
+
+@pytest.mark.parametrize("event", [(), (2,), (3, 5), (1, 4, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_any_event_shape_not_only_images(event, dtype):
+    # The defect of the original: coefficients are reshaped for 4-D batches, and a (8, 2) batch becomes (8, 1, 8, 2).
+    sde, t = VPSDE(), torch.linspace(0.1, 0.9, 8, dtype=F64)
+    x0, eps = normals(8, *event, dtype=dtype), normals(8, *event, seed=1, dtype=dtype)
+    x = sde.perturb(x0, t, eps)
+    assert x.shape == x0.shape and x.dtype == dtype and sde.drift(x0, t).shape == x0.shape
+    for i in range(8):
+        alpha, sigma = (float(c) for c in sde.coefficients(t[i]))
+        assert torch.allclose(x[i], alpha * x0[i] + sigma * eps[i], atol=1e-6)
+
+
+def test_coefficients_never_broadcast_along_the_event():
+    with pytest.raises(UsageError, match=r"\(B,\)"):
+        VPSDE().perturb(torch.zeros(4, 4), torch.zeros(4, 4) + 0.5, torch.zeros(4, 4))
+    with pytest.raises(UsageError, match="batch of shape"):
+        VPSDE().perturb(torch.zeros(4, 3), torch.full((3,), 0.5), torch.zeros(4, 3))
+
+
+def broken(alpha, sigma):
+    @dataclass(frozen=True)
+    class Broken(SDE):
+        def alpha(self, t):
+            return alpha(t)
+
+        def sigma(self, t):
+            return sigma(t)
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "words"),
+    [
+        (lambda t: 1.0, lambda t: 1.1 - t, "log-SNR"),
+        (lambda t: 1 - t, lambda t: torch.log(t), "Broken.sigma"),
+        (lambda t: 1 / (0.5 - t).clamp(min=0), lambda t: t, "Broken.alpha"),
+        (lambda t: (1 - t).sum(), lambda t: t, "shape"),
+        (lambda t: 1 - t, lambda t: 0.0, "> 0"),
+    ],
+)
+def test_a_path_that_is_none_is_refused_at_construction(alpha, sigma, words):
+    with pytest.raises(UsageError, match=words):
+        broken(alpha, sigma)()
+
+
+def test_the_offending_time_is_named():
+    with pytest.raises(UsageError, match=r"between t = 0\.[56]"):
+        broken(lambda t: 1.0, lambda t: torch.minimum(t, torch.tensor(0.55, dtype=t.dtype)))()
+
+
+def test_parameters_that_cannot_be_are_refused():
+    with pytest.raises(UsageError, match="log-SNR"):
+        VESDE(sigma_min=50.0, sigma_max=0.01)
+
+
+def test_vp_marginals_are_those_of_the_simulated_forward_sde():
+    # dx = f x dt + g dw, Euler-Maruyama with fine steps, from a point: mean alpha, std sigma.
+    generator = torch.Generator().manual_seed(0)
+    for sde in (VPSDE(), FOUR["subvp"]):
+        x = torch.full((20_000, 1), 0.7, dtype=F64)
+        times = torch.linspace(0, 0.5, 401, dtype=F64)
+        for t, s in zip(times[:-1] + 1e-9, times[1:], strict=True):
+            z = torch.randn(x.shape, generator=generator, dtype=F64)
+            x = x + sde.drift(x, t) * (s - t) + sde.diffusion(t) * torch.sqrt(s - t) * z
+        alpha, sigma = sde.coefficients(torch.tensor(0.5, dtype=F64))
+        assert float(x.mean()) == pytest.approx(0.7 * float(alpha), abs=0.02)
+        assert float(x.std()) == pytest.approx(float(sigma), rel=0.02)
+
+
+def test_frozen_dataclasses_print_as_they_are_built():
+    assert repr(VPSDE(beta_max=18.0)) == "VPSDE(beta_min=0.1, beta_max=18.0)"
+    assert eval(repr(VESDE(sigma_max=90.0))) == VESDE(sigma_max=90.0)
+    assert isinstance(GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1)).sde, SDE)

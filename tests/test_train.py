@@ -1,0 +1,442 @@
+"""The training loop: resumed bit for bit, fed with fresh noise, and loud when something is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde import ScoreModel, TrainConfig, fit, load_data
+from scoresde import train as module
+from scoresde.checkpoint import newest_checkpoint, read_json, read_lines, read_tensors
+from scoresde.config import build_sde
+from scoresde.errors import CheckpointError, NumericalError, Preempted, UsageError
+from scoresde.loss import denoising_loss
+from scoresde.progress import Progress
+from scoresde.train import Batches, prepared
+
+TINY = TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
+DROPOUT = TrainConfig(steps=6, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Have the operating system send a signal to this process in the middle of a step."""
+    real = Progress.update
+
+    def update(self: Progress, n: int = 1, fields: object = None) -> None:
+        real(self, n, fields)  # type: ignore[arg-type]
+        if self.done == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "update", update)
+
+
+def contents(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint."""
+    checkpoint = newest_checkpoint(folder)
+    files = sorted(checkpoint.glob("*.safetensors"))
+    assert [f.stem for f in files] == ["ema", "model", "optim"]
+    return {f"{f.stem}/{k}": v for f in files for k, v in read_tensors(f).items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_resumed_run_is_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    torch.manual_seed(1)
+    whole = fit(DROPOUT, out=tmp_path / "whole", quiet=True)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3, number)
+        with pytest.raises(Preempted, match=rf"{number.name} after step 3: checkpoint saved; resume with: .*--resume"):
+            fit(DROPOUT, out=tmp_path / "parts", quiet=True)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert read_json(newest_checkpoint(tmp_path / "parts") / "state.json")["step"] == 3
+    torch.manual_seed(2)  # the global generator has no say
+    resumed = fit(DROPOUT, out=tmp_path / "parts", resume=True, quiet=True)
+    assert_same(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+    assert_same(whole.model.state_dict(), resumed.model.state_dict())
+    states = [read_json(newest_checkpoint(tmp_path / f) / "state.json") for f in ("whole", "parts")]
+    assert states[0] == states[1] and states[0]["ema_updates"] == 6
+    lines = [read_lines(tmp_path / f / "metrics.jsonl") for f in ("whole", "parts")]
+    for line in (*lines[0], *lines[1]):
+        del line["seconds"]
+    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_dropout_is_on_in_training(tmp_path: Path) -> None:
+    """Otherwise the test above would say nothing of it."""
+    # The last layers start at zero, so that dropout shows from the second step on.
+    plain = dataclasses.replace(DROPOUT, network_options={"channels": 4})
+    for name, config in (("with", DROPOUT), ("without", plain)):
+        fit(dataclasses.replace(config, steps=3, lr=0.1), out=tmp_path / name, quiet=True)
+    losses = [[line["loss"] for line in read_lines(tmp_path / n / "metrics.jsonl")] for n in ("with", "without")]
+    assert losses[0][0] == losses[1][0] and losses[0][2] != losses[1][2]
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fit(TINY, save=False, quiet=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_depends_on_the_seed_alone() -> None:
+    runs = [fit(dataclasses.replace(TINY, seed=s), save=False, quiet=True).model.state_dict() for s in (3, 3, 4)]
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["network.enter.weight"], runs[2]["network.enter.weight"])
+
+
+def test_ctrl_c_saves_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal_at(monkeypatch, 2, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(TINY, out=tmp_path / "r")
+    assert read_json(newest_checkpoint(tmp_path / "r") / "state.json")["step"] == 2
+    assert f"stopped after step 2; resume with: scoresde train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+
+
+def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal_at(monkeypatch, 3, signal.SIGTERM)
+    assert fit(TINY, out=tmp_path / "r", quiet=True).step == 3
+
+
+def test_training_in_a_thread_installs_no_handlers(tmp_path: Path) -> None:
+    steps: list[int] = []
+    thread = threading.Thread(target=lambda: steps.append(fit(TINY, save=False, quiet=True).step))
+    thread.start()
+    thread.join()
+    assert steps == [3]
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path) -> None:
+    fit(TINY, out=tmp_path / "r", quiet=True)
+    longer = dataclasses.replace(TINY, steps=5)
+    assert fit(longer, out=tmp_path / "r", resume=True, quiet=True).step == 5
+    assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    before = contents(tmp_path / "r")
+    with pytest.raises(UsageError, match=r"has done 5 steps; --steps 4 cannot take any back"):
+        fit(dataclasses.replace(TINY, steps=4), out=tmp_path / "r", resume=True, quiet=True)
+    assert_same(contents(tmp_path / "r"), before)
+    assert read_json(tmp_path / "r" / "config.json")["config"]["steps"] == 5
+
+
+def test_resume_keeps_the_settings(tmp_path: Path) -> None:
+    fit(TINY, out=tmp_path / "r", quiet=True)
+    with pytest.raises(UsageError, match=r"has lr = 0\.002, not 0\.1; a resumed run keeps its settings"):
+        fit(dataclasses.replace(TINY, lr=0.1), out=tmp_path / "r", resume=True, quiet=True)
+    with pytest.raises(UsageError, match="already holds a run"):
+        fit(TINY, out=tmp_path / "r", quiet=True)
+
+
+def test_resume_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="nothing is no run folder"):
+        fit(TINY, out="nothing", resume=True, quiet=True)
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        fit(TINY, resume=True, quiet=True)
+    assert list(tmp_path.iterdir()) == [], "a folder was made for nothing"
+
+
+def test_resume_drops_lines_that_are_done_again(tmp_path: Path) -> None:
+    fit(TINY, out=tmp_path / "r", quiet=True)
+    path = tmp_path / "r" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 4, "loss": 99.0}) + '\n{"step": 5, "lo')
+    fit(dataclasses.replace(TINY, steps=4), out=tmp_path / "r", resume=True, quiet=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["loss"] != 99.0
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images of one grey each, the number of the row, with labels: 22 for training and 2 for the test."""
+    path = tmp_path_factory.mktemp("rows") / "rows.npz"
+    x = np.arange(24, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 3), np.uint8)
+    np.savez(path, x=x, y=np.arange(24) % 4)
+    return str(path)
+
+
+@pytest.mark.parametrize("size", [1, 5, 11, 22])
+def test_an_epoch_has_every_row_once(rows: str, size: int) -> None:
+    data = load_data(rows)
+    count = len(data.train)
+    batches = Batches(data, size, seed=0)
+    stream = torch.cat([batches.at(i)[0][:, 0, 0, 0] for i in range(3 * count // size + 1)]).tolist()
+    truth = sorted(data.train[:, 0, 0, 0].tolist())
+    epochs = [stream[i * count : (i + 1) * count] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == truth
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0], "each pass has an order of its own"
+
+
+def test_a_batch_depends_on_seed_and_step_alone(rows: str) -> None:
+    data = load_data(rows)
+    forward = Batches(data, 5, seed=1)
+    batches = [forward.at(i) for i in range(12)]
+    for i in reversed(range(12)):
+        x, y = Batches(data, 5, seed=1).at(i)
+        assert torch.equal(x, batches[i][0]) and y is not None and torch.equal(y, batches[i][1])
+        assert len(x) == 5 and torch.equal(y, x[:, 0, 0, 0].long() % 4), "a label lost its row"
+    assert torch.equal(forward.at(3)[0], batches[3][0])
+    assert not torch.equal(Batches(data, 5, seed=2).at(0)[0], batches[0][0])
+
+
+# ---------------------------------------------------------------------------------------------------------- schedule
+
+
+def test_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=10, warmup=4, lr=0.1)
+    fit(config, out=tmp_path / "cosine", quiet=True)
+    found = [line["lr"] for line in read_lines(tmp_path / "cosine" / "metrics.jsonl")]
+    warm = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
+    cosine = [0.5 * (1 + math.cos(math.pi * n / 10)) for n in range(10)]
+    assert found == pytest.approx([0.1 * w * c for w, c in zip(warm, cosine, strict=True)])
+    assert found[-1] < 0.1 * 0.03
+    fit(dataclasses.replace(config, decay="none"), out=tmp_path / "none", quiet=True)
+    found = [line["lr"] for line in read_lines(tmp_path / "none" / "metrics.jsonl")]
+    assert found == pytest.approx([0.1 * w for w in warm])
+
+
+def test_the_schedule_moves_the_weights() -> None:
+    # Adam's first step moves a weight by lr: after one step with a warm-up of 1000, by a thousandth of it.
+    moved = []
+    for warmup in (1, 1000):
+        config = dataclasses.replace(TINY, steps=1, warmup=warmup, decay="none", lr=0.1, ema=0.0)
+        _, start = prepared(config, load_data("moons"))
+        end = fit(config, save=False, quiet=True).model.state_dict()
+        moved.append(max(float((end[k] - v).abs().max()) for k, v in start.state_dict().items()))
+    assert moved == pytest.approx([0.1, 1e-4], rel=0.02)
+
+
+# ----------------------------------------------------------------------------------------------- what the loss is fed
+
+
+class Seen:
+    """Stands in for the loss and keeps what it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loss: Callable[[int, Tensor], Tensor] | None = None) -> None:
+        self.x0: list[Tensor] = []
+        self.t: list[Tensor] = []
+        self.noise: list[Tensor] = []
+        self.cond: list[Tensor | None] = []
+        self.loss = loss
+        monkeypatch.setattr(module, "denoising_loss", self)
+
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, weighting: str
+    ) -> Tensor:
+        self.x0.append(x0.clone())
+        self.t.append(t.clone())
+        self.noise.append(noise.clone())
+        self.cond.append(None if cond is None else cond.clone())
+        nothing = sum(p.sum() * 0 for p in model.parameters()) + torch.zeros(len(x0))
+        if self.loss is not None:
+            return nothing + self.loss(len(self.x0), t)
+        return nothing
+
+
+def test_quantised_data_are_dequantised_with_fresh_noise_each_step(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(rows)
+    assert data.info.levels == 256
+    seen = Seen(monkeypatch)
+    config = TrainConfig(data=rows, preset="mlp", steps=3, batch=22, network_options={"width": 8, "blocks": 1})
+    fit(config, data=data, save=False, quiet=True)
+    draws = []
+    for step, x0 in enumerate(seen.x0):
+        assert x0.dtype == torch.float32 and x0.shape == (22, 1, 2, 3)
+        x = Batches(data, 22, 0).at(step)[0]
+        raw = data.info.transform.decode(x0.double())
+        u = raw - x
+        assert (u > -1e-4).all() and (u < 1 + 1e-4).all(), "outside the bin of its level"
+        assert torch.equal(raw.floor()[(u > 1e-3) & (u < 0.999)], x.double()[(u > 1e-3) & (u < 0.999)])
+        assert ((u > 1e-3) & (u < 0.999)).float().mean() > 0.95, "on levels"
+        assert abs(u.mean() - 0.5) < 0.15 and u.std() == pytest.approx(12**-0.5, abs=0.06)
+        draws.append(u[x[:, 0, 0, 0].argsort()])  # by row, whatever the order of the batch
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (draws[a] - draws[b]).abs().mean() > 0.2, "the same noise twice"
+    assert draws[0].flatten(1).std(1).min() > 0.05, "one draw for a whole image"
+
+
+def test_continuous_data_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = load_data("moons"), Seen(monkeypatch)
+    fit(TINY, data=data, save=False, quiet=True)
+    x = Batches(data, 16, 0).at(1)[0]
+    torch.testing.assert_close(seen.x0[1], data.info.transform.encode(x))
+
+
+def test_times_and_noise_are_fresh_and_in_the_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    config = dataclasses.replace(TINY, batch=200, sde="flow", predict="velocity")
+    fit(config, save=False, quiet=True)
+    low, high = build_sde(config).times("train")
+    for t, noise in zip(seen.t, seen.noise, strict=True):
+        assert t.dtype == torch.float64 and low <= t.min() and t.max() <= high
+        assert len(t.unique()) == 200 and t.max() - t.min() > 0.9
+        assert noise.std() == pytest.approx(1, abs=0.1) and noise.shape == (200, 2)
+    assert not torch.equal(seen.t[0], seen.t[1]) and not torch.equal(seen.noise[0], seen.noise[1])
+
+
+def test_labels_are_left_out_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, data = Seen(monkeypatch), load_data("digits")
+    config = TrainConfig(steps=4, batch=1000, cond="class", cond_drop=0.3, network_options={"channels": 4})
+    fit(config, data=data, save=False, quiet=True)
+    masks = []
+    for step, cond in enumerate(seen.cond):
+        labels = Batches(data, 1000, 0).at(step)[1]
+        assert cond is not None and labels is not None and cond.dtype == torch.int64
+        dropped = cond == 10
+        assert torch.equal(cond[~dropped], labels[~dropped])
+        masks.append(dropped)
+    rate = torch.stack(masks).double().mean()
+    assert float(rate) == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 4000))
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_without_conditioning_the_labels_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    fit(TrainConfig(steps=2, batch=4, network_options={"channels": 4}), save=False, quiet=True)
+    assert seen.cond == [None, None]
+
+
+# ------------------------------------------------------------------------------------------------- files and failures
+
+
+def test_without_save_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit(TINY, save=False, quiet=True)
+    assert run.folder is None and run.step == 3 and list(tmp_path.rglob("*")) == []
+
+
+def test_what_a_run_folder_holds(trained: Path) -> None:
+    for name in ("digits", "classes", "moons"):
+        folder = trained / name
+        assert {p.name for p in folder.iterdir()} == {
+            "config.json", "data.json", "metrics.jsonl", "samples", "plots", "checkpoints",
+        }  # fmt: skip
+        assert sorted(p.name for p in (folder / "samples").iterdir()) == [f"step-00000{i}.png" for i in (1, 2, 3)]
+        assert [p.name for p in (folder / "plots").iterdir()] == ["loss.png"]
+        assert (folder / "checkpoints" / "LATEST").read_text().strip() == newest_checkpoint(folder).name
+
+
+def test_metrics(trained: Path) -> None:
+    for name in ("digits", "classes", "moons"):
+        lines = [json.loads(line) for line in (trained / name / "metrics.jsonl").read_text().splitlines()]
+        steps = [line["step"] for line in lines]
+        assert steps == sorted(set(steps)) == [1, 2, 3]
+        for line in lines:
+            assert set(line) == {"step", "loss", "lr", "grad_norm", "seconds"}
+            assert all(math.isfinite(v) for v in line.values()) and line["loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(call: int, t: Tensor) -> Tensor:
+        out = torch.zeros(len(t))
+        if call == 4:
+            out[5] = math.nan
+        return out
+
+    seen = Seen(monkeypatch, loss)
+    config = dataclasses.replace(TINY, steps=6)
+    with pytest.raises(NumericalError) as error:
+        fit(config, out=tmp_path / "r", quiet=True)
+    text = str(error.value)
+    assert "stopped at step 4: loss nan" in text and f"t = {float(seen.t[3][5]):.3g} with loss nan" in text
+    assert "--lr" in text and "(now 0.002)" in text and f"The last checkpoint in {tmp_path / 'r'} is from before" in text
+    assert newest_checkpoint(tmp_path / "r").name == "step-000000003"
+    assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3]
+    monkeypatch.setattr(module, "denoising_loss", denoising_loss)
+    assert fit(config, out=tmp_path / "r", resume=True, quiet=True).step == 6
+
+
+def test_there_is_no_talk_of_a_checkpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Seen(monkeypatch, lambda call, t: torch.full((len(t),), math.inf))
+    with pytest.raises(NumericalError, match="step 1: loss inf") as error:
+        fit(TINY, out=tmp_path / "r", quiet=True)
+    assert "checkpoint" not in str(error.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[ScoreModel] = []
+
+    def loss(model: ScoreModel, x0: Tensor, *_: object) -> Tensor:
+        models.append(model)
+        p = next(model.parameters())
+        return torch.sqrt((p * 0).sum()) + torch.zeros(len(x0))  # 0, with an infinite derivative
+
+    monkeypatch.setattr(module, "denoising_loss", loss)
+    with pytest.raises(NumericalError, match="gradient norm nan"):
+        fit(TINY, save=False, quiet=True)
+    assert all(bool(torch.isfinite(p).all()) for p in models[0].parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weighting": "nativ"}, "unknown weighting 'nativ'; did you mean 'native'"),
+        ({"t_sampler": "log"}, "unknown time sampler 'log'"),
+        ({"sde": "vpp"}, "unknown SDE 'vpp'; did you mean 'vp'"),
+        ({"predict": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
+        ({"network_options": {"widht": 3}}, "no option 'widht'; did you mean 'width'"),
+        ({"cond": "class"}, "moons has no labels"),
+    ],
+)
+def test_settings_are_checked_before_a_folder_is_made(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        fit(dataclasses.replace(TINY, **changes), out=tmp_path / "r", quiet=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -1}, "steps is -1; take a positive number"),
+        ({"clip": 0.0}, "clip is 0.0; it must be > 0"),
+        ({"clip": "abc"}, "clip is 'abc'; it must be a number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"ema": 1.5}, "ema is 1.5; it must lie between 0 and 1"),
+        ({"sde": 3}, "sde is 3; it must be a name"),
+        ({"sde_options": "beta"}, "it must be a table of options"),
+        ({"decay": "cosin"}, "unknown decay 'cosin'; did you mean 'cosine'"),
+        ({"preset": "smal"}, "unknown preset 'smal'; did you mean 'small'"),
+    ],
+)
+def test_values_that_cannot_be_right(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_a_small_data_set_has_small_batches(rows: str) -> None:
+    config, _ = prepared(TrainConfig(data=rows, preset="mlp", batch=64), load_data(rows))
+    assert config.batch == 22 and config.predict == "edm" and config.warmup >= 1
+
+
+def test_configurations_survive_json() -> None:
+    config, _ = prepared(dataclasses.replace(TINY, sde="ve", sde_options={"sigma_max": 7.0}), load_data("moons"))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -45,7 +45,7 @@ autodoc_default_options = {"members": True, "member-order": "bysource", "show-in
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 110
+python_maximum_signature_line_length = 140
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # `Attributes:` become field lists: no second description of a dataclass field
 napoleon_use_rtype = False
@@ -100,6 +100,13 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
     lines[:] = out
 
 
+def plain_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """A protocol is not called to make one: ``Denoiser(*args, **kwargs)`` says nothing."""
+    return ("", returns) if signature == "(*args, **kwargs)" else None
+
+
 def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
     """Docstrings refer to ``scoresde.sde.SDE``; the manual documents it as ``scoresde.SDE``."""
     head, _, name = node.get("reftarget", "").rpartition(".")
@@ -118,4 +125,5 @@ def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Sphinx) -> None:
     app.add_directive("cli-help", CliHelp)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", public_home)

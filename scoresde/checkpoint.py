@@ -275,7 +275,7 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
         CheckpointError: With the first difference.
     """
     expected = module.state_dict()
-    for name in expected.keys() | tensors.keys():
+    for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             where = "the file" if name in tensors else "the network"
             raise CheckpointError(f"{source}: {name!r} is only in {where}; was the network changed since?")

@@ -165,7 +165,7 @@ def prepared(
     config = config.resolved(data.info, data_std=_spread(data))
     # Wrong names are refused here, before there is a folder.
     resolve(config.weighting, WEIGHTINGS, "weighting")
-    training_times(config.t_sampler, 1, 0.0, 1.0)
+    training_times(config.t_sampler, 1, 0.0, 1.0, _generator(config.seed, -1))
     with _keyed_rng(config.seed, -1, "cpu"):
         return config, build_model(config, data.info, build_sde(config), network)
 

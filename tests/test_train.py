@@ -26,7 +26,7 @@ from scoresde.progress import Progress
 from scoresde.train import Batches, prepared
 
 TINY = TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
-DROPOUT = TrainConfig(steps=6, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
+DROPOUT = TrainConfig(steps=5, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
@@ -39,6 +39,13 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Progress, "update", update)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a few steps of training."""
+    monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(module, "_loss_figure", lambda folder: None)
 
 
 def contents(folder: Path) -> dict[str, Tensor]:
@@ -60,7 +67,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_resumed_run_is_the_same_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, number: signal.Signals
 ) -> None:
     torch.manual_seed(1)
     whole = fit(DROPOUT, out=tmp_path / "whole", quiet=True)
@@ -76,14 +83,14 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     assert_same(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
     assert_same(whole.model.state_dict(), resumed.model.state_dict())
     states = [read_json(newest_checkpoint(tmp_path / f) / "state.json") for f in ("whole", "parts")]
-    assert states[0] == states[1] and states[0]["ema_updates"] == 6
+    assert states[0] == states[1] and states[0]["ema_updates"] == 5
     lines = [read_lines(tmp_path / f / "metrics.jsonl") for f in ("whole", "parts")]
     for line in (*lines[0], *lines[1]):
         del line["seconds"]
-    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+    assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5]
 
 
-def test_dropout_is_on_in_training(tmp_path: Path) -> None:
+def test_dropout_is_on_in_training(tmp_path: Path, no_pictures: None) -> None:
     """Otherwise the test above would say nothing of it."""
     # The last layers start at zero, so that dropout shows from the second step on.
     plain = dataclasses.replace(DROPOUT, network_options={"channels": 4})
@@ -109,11 +116,11 @@ def test_training_depends_on_the_seed_alone() -> None:
 def test_ctrl_c_saves_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    signal_at(monkeypatch, 2, signal.SIGINT)
+    signal_at(monkeypatch, 3, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fit(TINY, out=tmp_path / "r")
-    assert read_json(newest_checkpoint(tmp_path / "r") / "state.json")["step"] == 2
-    assert f"stopped after step 2; resume with: scoresde train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+        fit(dataclasses.replace(TINY, steps=11), out=tmp_path / "r")  # every other step has a checkpoint
+    assert read_json(newest_checkpoint(tmp_path / "r") / "state.json")["step"] == 3
+    assert f"stopped after step 3; resume with: scoresde train --resume {tmp_path / 'r'}" in capsys.readouterr().err
 
 
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +136,7 @@ def test_training_in_a_thread_installs_no_handlers(tmp_path: Path) -> None:
     assert steps == [3]
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path) -> None:
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path, no_pictures: None) -> None:
     fit(TINY, out=tmp_path / "r", quiet=True)
     longer = dataclasses.replace(TINY, steps=5)
     assert fit(longer, out=tmp_path / "r", resume=True, quiet=True).step == 5
@@ -208,7 +215,7 @@ def test_a_batch_depends_on_seed_and_step_alone(rows: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- schedule
 
 
-def test_learning_rate_rises_and_falls(tmp_path: Path) -> None:
+def test_learning_rate_rises_and_falls(tmp_path: Path, no_pictures: None) -> None:
     config = dataclasses.replace(TINY, steps=10, warmup=4, lr=0.1)
     fit(config, out=tmp_path / "cosine", quiet=True)
     found = [line["lr"] for line in read_lines(tmp_path / "cosine" / "metrics.jsonl")]
@@ -265,7 +272,7 @@ def test_quantised_data_are_dequantised_with_fresh_noise_each_step(rows: str, mo
     seen = Seen(monkeypatch)
     config = TrainConfig(data=rows, preset="mlp", steps=3, batch=22, network_options={"width": 8, "blocks": 1})
     fit(config, data=data, save=False, quiet=True)
-    draws = []
+    draws, ordered = [], []
     for step, x0 in enumerate(seen.x0):
         assert x0.dtype == torch.float32 and x0.shape == (22, 1, 2, 3)
         x = Batches(data, 22, 0).at(step)[0]
@@ -275,9 +282,11 @@ def test_quantised_data_are_dequantised_with_fresh_noise_each_step(rows: str, mo
         assert torch.equal(raw.floor()[(u > 1e-3) & (u < 0.999)], x.double()[(u > 1e-3) & (u < 0.999)])
         assert ((u > 1e-3) & (u < 0.999)).float().mean() > 0.95, "on levels"
         assert abs(u.mean() - 0.5) < 0.15 and u.std() == pytest.approx(12**-0.5, abs=0.06)
-        draws.append(u[x[:, 0, 0, 0].argsort()])  # by row, whatever the order of the batch
+        draws.append(u)
+        ordered.append(u[x[:, 0, 0, 0].argsort()])
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert (draws[a] - draws[b]).abs().mean() > 0.2, "the same noise twice"
+        assert (ordered[a] - ordered[b]).abs().mean() > 0.2, "a row keeps its noise"
     assert draws[0].flatten(1).std(1).min() > 0.05, "one draw for a whole image"
 
 
@@ -365,7 +374,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monk
         fit(config, out=tmp_path / "r", quiet=True)
     text = str(error.value)
     assert "stopped at step 4: loss nan" in text and f"t = {float(seen.t[3][5]):.3g} with loss nan" in text
-    assert "--lr" in text and "(now 0.002)" in text and f"The last checkpoint in {tmp_path / 'r'} is from before" in text
+    assert "--lr" in text and "(now 0.002)" in text
+    assert f"The last checkpoint in {tmp_path / 'r'} is from before" in text
     assert newest_checkpoint(tmp_path / "r").name == "step-000000003"
     assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3]
     monkeypatch.setattr(module, "denoising_loss", denoising_loss)

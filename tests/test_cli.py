@@ -1,0 +1,578 @@
+"""The command line: three lines from nothing to bits per dimension, and a clear word for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde import load
+from scoresde import train as training
+from scoresde.checkpoint import newest_checkpoint, read_json
+from scoresde.cli import main
+from scoresde.progress import Progress
+from scoresde.tables import SDES, SOLVERS
+
+COMMAND = [sys.executable, "-m", "scoresde"]
+
+OWN = """
+import math
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from scoresde import SDE
+
+Path("imported").touch()
+
+@dataclass(frozen=True)
+class MySDE(SDE):
+    def alpha(self, t): return torch.cos(math.pi / 2 * t)
+    def sigma(self, t): return torch.sin(math.pi / 2 * t)
+"""
+
+
+class Shell:
+    """``shell("sample --n 4")`` in this process: exit code, standard output and standard error."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, line: str, code: int = 0) -> str:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(line.split())
+        self.out, self.err = self.capsys.readouterr()
+        assert stop.value.code == code, f"exit code {stop.value.code}\n{self.out}\n{self.err}"
+        return self.out
+
+    def json(self, line: str) -> dict[str, object]:
+        out = self(f"{line} --json")
+        assert out.count("\n") == 1 and out.endswith("\n")
+
+        def refuse(name: str) -> None:
+            raise AssertionError(f"{name} is no JSON")
+
+        found = json.loads(out, parse_constant=refuse)
+        assert isinstance(found, dict)
+        return found
+
+    def refuses(self, line: str, code: int, *words: str) -> str:
+        """The command fails with one paragraph that has the words in it, and prints no result."""
+        out = self(line, code)
+        assert out == ""
+        assert "Traceback" not in self.err and "unexpected error" not in self.err, self.err
+        start = self.err.lower().rfind("error:")
+        message = self.err[start:]
+        assert start >= 0 and message.count("\n") == 1, f"not one paragraph: {self.err}"
+        for word in words:
+            assert word in message, f"{word!r} is not in {message!r}"
+        return message
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+@pytest.fixture
+def digits(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("digits")
+
+
+@pytest.fixture
+def classes(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("classes")
+
+
+@pytest.fixture
+def moons(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("moons")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """A module with an SDE of the user's; importing it leaves the file ``imported``."""
+    (tmp_path / "mysde.py").write_text(OWN)
+    yield tmp_path / "imported"
+    sys.modules.pop("mysde", None)
+
+
+# -------------------------------------------------------------------------------------------------- what should work
+
+
+def test_three_lines_in_an_empty_folder(shell: Shell) -> None:
+    out = shell("train --sde vp --data digits --steps 3 --set network.channels=4 --threads 1")
+    assert out == "runs/digits-vp\n"
+    assert "1617 training and 180 test samples" in shell.err and "trained 3 steps" in shell.err
+    run = Path("runs/digits-vp")
+    assert {p.name for p in run.iterdir()} >= {"config.json", "data.json", "metrics.jsonl", "checkpoints", "samples"}
+
+    out = shell("sample --solver ode --rtol 1e-2 --n 4")
+    folder = run / "samples" / "ode-seed0"
+    assert re.fullmatch(
+        rf"{folder}/grid\.png  4 samples  NFE mean [\d.]+ max \d+  steps [\d.]+ accepted, [\d.]+ rejected  "
+        r"[\d.]+ s  seed 0\n",
+        out,
+    )
+    assert shell.err == ""
+    assert Image.open(folder / "grid.png").size >= (16, 16)
+    with np.load(folder / "samples.npz") as arrays:
+        assert arrays["x"].shape == (4, 1, 8, 8) and arrays["x"].dtype == np.uint8
+        assert arrays["index"].tolist() == [0, 1, 2, 3]
+    assert json.loads((folder / "samples.json").read_text())["n"] == 4
+
+    out = shell("likelihood --limit 4 --rtol 1e-2")
+    assert re.fullmatch(
+        r"\d+\.\d{4} ± \d+\.\d{4} bits/dim  \(n = 4 of 180 test samples, uniform dequantisation, 1 probe, rtol 0\.01, "
+        r"NFE mean [\d.]+ max \d+\)\n",
+        out,
+    )
+    assert "likelihood  4/4  100 %" in shell.err
+    shell("likelihood --limit 4 --rtol 1e-2 --quiet")
+    assert shell.err == ""
+    assert sorted(p.name for p in Path().iterdir()) == ["runs"]
+
+
+def test_the_same_as_a_program(tmp_path: Path) -> None:
+    line = "train --data moons --steps 2 --batch 8 --set network.width=8 --threads 1 --json --quiet".split()
+    done = subprocess.run([*COMMAND, *line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["run"] == "runs/moons-vp" and (tmp_path / "runs/moons-vp/config.json").exists()
+    done = subprocess.run([*COMMAND, "trian"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == "" and "did you mean 'train'" in done.stderr
+
+
+def test_json(shell: Shell, digits: str) -> None:
+    trained = shell.json("train --data moons --steps 2 --batch 8 --set network.width=8 --out m")
+    assert trained.keys() == {"run", "step", "seconds"} and trained["run"] == "m" and trained["step"] == 2
+    assert not Path("runs/moons-vp").exists()
+    sampled = shell.json(f"sample {digits} --solver heun --steps 2 --n 3 --seed 5 --start 7")
+    assert sampled.keys() == {
+        "run", "step", "solver", "options", "n", "seed", "start", "label", "guidance", "denoise", "nfe_mean", "nfe_max",
+        "accepted_mean", "rejected_mean", "failed", "seconds", "files",
+    }  # fmt: skip
+    assert sampled["options"] == {"steps": 2, "grid": "auto"} and sampled["nfe_mean"] == sampled["nfe_max"] == 5
+    assert (sampled["n"], sampled["seed"], sampled["start"], sampled["failed"]) == (3, 5, 7, [])
+    assert all(Path(f).is_file() for f in sampled["files"])  # type: ignore[attr-defined]
+    scored = shell.json(f"likelihood {digits} --limit 3 --rtol 1e-2")
+    assert scored.keys() == {
+        "run", "step", "unit", "mean", "stderr", "n", "of", "split", "data", "dequantisation", "divergence", "probes",
+        "rtol", "t_min", "nfe_mean", "nfe_max", "failed", "seconds",
+    }  # fmt: skip
+    assert (scored["unit"], scored["n"], scored["divergence"], scored["probes"]) == ("bits/dim", 3, "hutchinson", 1)
+    scored = shell.json("likelihood m --limit 1 --rtol 1e-2")
+    assert (scored["unit"], scored["divergence"], scored["dequantisation"]) == ("nats", "exact", "none")
+    assert scored["stderr"] is None, "one sample has no spread, and NaN is no JSON"
+    told = shell.json(f"info {digits}")
+    assert told.keys() == {"run", "checkpoint", "step", "parameters", "last_loss", "config", "data"}
+    assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "nfe"),
+    [
+        ("--solver em --steps 3", 4),
+        ("--solver pc --steps 3 --snr 0.1", 7),
+        ("--solver heun --steps 3 --grid logsnr", 7),
+        ("--solver ode --rtol 1e-2 --set solver.method=bosh3", None),
+        ("--solver em --steps 3 --no-denoise", 3),
+    ],
+)
+def test_every_solver(shell: Shell, digits: str, options: str, nfe: int | None) -> None:
+    found = shell.json(f"sample {digits} {options} --n 2")
+    assert nfe is None or found["nfe_max"] == nfe
+    with np.load(found["files"][1]) as arrays:  # type: ignore[index]
+        assert arrays["x"].shape == (2, 1, 8, 8)
+
+
+def test_samples_are_numbered_and_never_overwritten(shell: Shell, moons: str) -> None:
+    names = [Path(shell.json("sample --solver heun --steps 2 --n 2")["files"][0]).parent.name for _ in range(3)]  # type: ignore[index]
+    assert names == ["heun-seed0", "heun-seed0-2", "heun-seed0-3"]
+    shell("sample --solver heun --steps 2 --n 2 --out here/there --save npz")
+    assert sorted(p.name for p in Path("here/there").iterdir()) == ["samples.json", "samples.npz"]
+
+
+def test_samples_have_addresses(shell: Shell, moons: str) -> None:
+    def x(line: str) -> np.ndarray:
+        with np.load(shell.json(f"sample --solver em --steps 3 --save npz {line}")["files"][0]) as arrays:  # type: ignore[index]
+            return arrays["x"]
+
+    whole = x("--n 6")
+    np.testing.assert_allclose(x("--n 6 --batch 4"), whole, atol=1e-4)
+    np.testing.assert_allclose(x("--n 2 --start 3"), whole[3:5], atol=1e-4)
+    assert np.abs(x("--n 6 --seed 1") - whole).max() > 0.1
+
+
+def test_labels_and_guidance(shell: Shell, classes: str, copied: Callable[[str], str]) -> None:
+    found = shell.json(f"sample {classes} --solver heun --steps 2 --n 2 --label 3 --guidance 2")
+    assert (found["label"], found["guidance"]) == ("3", 2.0)
+    shell(f"likelihood {classes} --limit 2 --rtol 1e-2 --labels")
+    plain = copied("digits")
+    shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, "--label 3", plain, "without labels", "--cond class")
+    shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2.0 needs a label")
+    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without classes", "--cond class")
+    for label in ("10", "12", "-1", "x"):
+        shell.refuses(f"sample {classes} --label {label}", 2, f"no class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+    shell.refuses(f"sample {copied('moons')} --label 0", 2, "without labels")
+
+
+def test_dry_run(shell: Shell) -> None:
+    line = "train --data moons --set network.width=8 --set clip=inf --set sde.beta_max=18 --dry-run --quiet"
+    found = shell.json(line)
+    assert found["config"]["clip"] is None, "infinity is no JSON"  # type: ignore[index]
+    assert found["config"]["steps"] == 4000 and found["config"]["sde_options"] == {"beta_max": 18}  # type: ignore[index]
+    out = shell(line)
+    assert "parameters" in out and "minutes" in out and list(Path().iterdir()) == []
+
+
+def test_info(shell: Shell, digits: str) -> None:
+    out = shell("info")
+    assert digits in out and "1617 training and 180 test" in out and "network      tiny {'channels': 4}" in out
+    with (Path(digits) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4')
+    assert shell("info") == out
+    (Path(digits) / "metrics.jsonl").unlink()
+    assert shell.json("info")["last_loss"] is None
+
+
+def test_python_m_and_version(shell: Shell) -> None:
+    from scoresde import __version__
+
+    assert shell("--version").strip().endswith(__version__)
+    assert shell("--help").startswith("Usage: scoresde")
+
+
+# ----------------------------------------------------------------------------------------------------------- own SDE
+
+
+def test_own_sde(shell: Shell, own: Path) -> None:
+    shell("train --sde mysde:MySDE --data moons --steps 3 --batch 8 --set network.width=8 --quiet")
+    assert own.exists()
+    own.unlink()
+    module = sys.modules.pop("mysde")
+
+    for command in ("sample --n 2", "likelihood --limit 2", "train --resume runs/moons-mysde"):
+        shell.refuses(command, 3, "mysde:MySDE", "--sde mysde:MySDE", "never imported")
+    assert not own.exists() and "mysde" not in sys.modules, "a name from a file was imported"
+    shell("info")
+    assert not own.exists()
+
+    shell("sample --n 2 --rtol 1e-2 --sde mysde:MySDE")
+    assert own.exists()
+    shell("likelihood --limit 2 --rtol 1e-2 --sde mysde:MySDE --quiet")
+    shell("train --resume runs/moons-mysde --sde mysde:MySDE --steps 4 --quiet")
+    run = load("runs/moons-mysde", sde=module.MySDE)
+    assert run.step == 4 and run.model.sde == module.MySDE()
+    assert torch.isfinite(run.sample(2).x).all()
+
+    shell.refuses("sample --sde vp", 3, "'mysde:MySDE', not 'vp'")
+    shell.refuses("sample --sde mysde:MySED", 2, "'mysde'", "did you mean 'MySDE'")
+    shell.refuses("sample --sde mysdee:MySDE", 2, "no module 'mysdee'", os.getcwd())
+
+
+@pytest.mark.parametrize("field", ["sde", "predict", "weighting", "network_options"])
+def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path, field: str) -> None:
+    path = Path(moons) / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"][field] = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
+    path.write_text(json.dumps(stored))
+    shell.refuses(f"train --resume {moons} --steps 4", 3, "mysde:MySDE", "no table", "never imported")
+    if field != "weighting":  # which plays no part once the model is trained
+        shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "no table", "never imported")
+    assert not own.exists() and "mysde" not in sys.modules
+
+
+# --------------------------------------------------------------------------------------------------------- bad usage
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, sample, train"]),
+        ("train --stepps 4", ["--stepps", "--steps"]),
+        ("sample --slover em", ["--slover", "--solver"]),
+        ("train --sde vpp", ["'vpp'", "did you mean 'vp'", ", ".join(sorted(SDES)), "module:Name"]),
+        ("train --preset smal", ["'smal'", "did you mean 'small'"]),
+        ("train --predict epss", ["'epss'", "did you mean 'eps'"]),
+        ("train --weighting nativ", ["'nativ'", "did you mean 'native'"]),
+        ("train --steps 0", ["--steps", "0", ">=1"]),
+        ("train --lr 0", ["--lr", "0.0", ">0"]),
+        ("train --steps many", ["--steps", "many"]),
+        ("train --set network.chanels=4", ["'chanels'", "did you mean 'channels'"]),
+        ("train --set netwrok.channels=4", ["netwrok.channels=4", "network.NAME=VALUE"]),
+        ("train --set clipp=4", ["'clipp'", "did you mean 'clip'"]),
+        ("train --set clip", ["--set clip:", "NAME=VALUE"]),
+        ("train --set clip=abc", ["clip is 'abc'", "a number"]),
+        ("train --set clip=-1", ["clip is -1", "> 0"]),
+        ("train --set seed=1.5", ["seed is 1.5", "whole number"]),
+        ("train --set t_sampler=log", ["'log'", "uniform, sqrt"]),
+        ("train --set test_fraction=0", ["test_fraction", "0"]),
+        ("train --set sde.beta_max=abc", ["'vp'", "beta_max='abc'"]),
+        ("train --set sde.beta_max=-4", ["VPSDE", "must be finite"]),
+        ("train --set sde.sigma_max=4", ["'sigma_max'", "beta_max, beta_min"]),
+        ("train --set network.channels=abc", ["'unet'", "channels='abc'"]),
+        ("train --cond class --data moons", ["--cond class", "moons", "no labels"]),
+        ("train --device tpu", ["'tpu'", "--device cpu"]),
+        ("train --resume runs/moons --lr 1", ["--lr", "runs/moons", "keeps its settings"]),
+        ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
+        ("train --resume runs/moons --steps 2", ["has done 3 steps", "--steps 2"]),
+        ("train --out runs/moons --data moons", ["runs/moons already holds a run", "--resume"]),
+        ("sample --n 0", ["--n", "0", ">=1"]),
+        ("sample --rtol 0", ["--rtol", "0.0", ">0"]),
+        ("sample --set solver.rtol=0", ["rtol is 0", "1e-5"]),
+        ("sample --solver oed", ["'oed'", "did you mean 'ode'", ", ".join(sorted(SOLVERS))]),
+        ("sample --solver ode --steps 5", ["'ode'", "'steps'", "atol, max_nfe, method, rtol"]),
+        ("sample --solver em --rtol 1e-3", ["'em'", "no option 'rtol'", "eta, grid, steps"]),
+        ("sample --set steps=5", ["--set steps=5", "solver.NAME=VALUE"]),
+        ("sample --solver em --grid sqr", ["'sqr'", "uniform, sqrt, logsnr, karras"]),
+        ("sample --save pgn", ["'pgn'", "png, npz"]),
+        ("sample --dtype float16", ["float16", "float32"]),
+        ("likelihood --rtol 0", ["--rtol", ">0"]),
+        ("likelihood --probes 0", ["--probes", ">=1"]),
+        ("likelihood --split val", ["val", "test"]),
+    ],
+)
+def test_usage_errors(shell: Shell, moons: str, line: str, words: list[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    shell.refuses(line, 2, *words)
+    assert sorted(Path().rglob("*")) == before, "something was written"
+
+
+# ---------------------------------------------------------------------------------------------------------- bad data
+
+
+class Bomb:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def images(folder: Path, *sizes: tuple[int, int]) -> None:
+    folder.mkdir()
+    for i, size in enumerate(sizes):
+        Image.new("L", size, 10 * i).save(folder / f"{i}.png")
+
+
+def bad_data(name: str, where: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    if name == "missing":
+        return
+    if name == "empty":
+        (where / "bad").mkdir()
+    elif name == "text.png":
+        images(where / "bad", (4, 4), (4, 4), (4, 4))
+        (where / "bad" / "notes.png").write_text("just text")
+    elif name == "two sizes":
+        images(where / "bad", (4, 4), (4, 4), (7, 5))
+    elif name == "nan":
+        x[4, 2] = np.nan
+        np.save(where / "bad.npy", x)
+    elif name == "objects":
+        np.save(where / "bad.npy", np.array([Bomb(where / "ran"), None], dtype=object), allow_pickle=True)
+    elif name == "pickle":
+        (where / "bad.pkl").write_bytes(pickle.dumps(Bomb(where / "ran")))
+    elif name == "pickle.npy":
+        (where / "bad.npy").write_bytes(pickle.dumps(Bomb(where / "ran")))
+    elif name == "torch":
+        torch.save({"x": Bomb(where / "ran")}, where / "bad.pt")
+    elif name == "npz":
+        np.savez(where / "bad.npz", x=np.array([Bomb(where / "ran"), None], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("missing", "no/such/folder", ["no/such/folder", "8gaussians, 2spirals", ".npz"]),
+        ("missing", "mooons", ["mooons", "Did you mean moons"]),
+        ("empty", "bad", ["bad", "no images", ".png"]),
+        ("text.png", "bad", ["bad/notes.png"]),
+        ("two sizes", "bad", ["7x5", "4x4", "2.png", "resize"]),
+        ("nan", "bad.npy", ["bad.npy", "NaN", "row 4"]),
+        ("objects", "bad.npy", ["bad.npy", "Python objects"]),
+        ("pickle", "bad.pkl", ["bad.pkl", "not a kind of file"]),
+        ("pickle.npy", "bad.npy", ["bad.npy", "Python objects"]),
+        ("torch", "bad.pt", ["bad.pt", "not a kind of file"]),
+        ("npz", "bad.npz", ["bad.npz", "Python objects"]),
+    ],
+)
+def test_bad_data(shell: Shell, tmp_path: Path, name: str, data: str, words: list[str]) -> None:
+    bad_data(name, tmp_path)
+    shell.refuses(f"train --data {data} --steps 1", 3, *words)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "runs").exists()
+
+
+def test_the_bombs_work() -> None:
+    """When they are let off: else the tests above would show nothing."""
+    with pickle.loads(pickle.dumps(Bomb(Path(os.devnull)))) as file:
+        assert file.name == os.devnull
+
+
+def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
+    shell.refuses(f"likelihood {digits} --data moons", 3, "moons has continuous values", "17 levels in [0, 16]")
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
+    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x has 256 levels", "17 levels")
+    np.save("y.npy", np.arange(17 * 40).reshape(-1, 34) % 17)
+    shell.refuses(f"likelihood {digits} --data y.npy --quiet", 3, "(34,)", "(1, 8, 8)")
+
+
+# ---------------------------------------------------------------------------------------------------------- bad runs
+
+
+def test_no_run_yet(shell: Shell) -> None:
+    for command in ("sample", "likelihood", "info"):
+        shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "scoresde train --sde vp")
+        shell.refuses(f"{command} nothing", 3, "nothing is no run folder")
+    shell.refuses("train --resume nothing", 3, "nothing is no run folder")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
+    checkpoints = sorted((Path(digits) / "checkpoints").glob("step-*"))
+    assert len(checkpoints) == 2
+    weights = checkpoints[1] / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    # There is an older one: it is taken, with a warning.
+    assert shell.json(f"sample {digits} --solver heun --steps 2 --n 2")["step"] == 2
+    assert re.fullmatch(rf"warning: using {checkpoints[0].name}: {weights} has \d+ bytes .*truncated.*\n", shell.err)
+    shell(f"train --resume {digits} --quiet")
+    assert shell.json("info")["step"] == 3, "resumed from the older one"
+    for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    for command in (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits}"):
+        shell.refuses(command, 3, digits, "no whole checkpoint", "truncated", str(weights))
+
+
+def test_a_run_from_the_future(shell: Shell, digits: str) -> None:
+    for name in ("config.json", "state.json"):
+        paths = [p for p in Path(digits).rglob(name)]
+        before = {p: p.read_text() for p in paths}
+        for path in paths:
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+        for command in (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits}"):
+            shell.refuses(command, 3, digits, name, "format 2", "reads format 1", "newer")
+        for path, text in before.items():
+            path.write_text(text)
+    shell("info")
+
+
+def test_a_pickle_in_the_place_of_weights(shell: Shell, digits: str, tmp_path: Path) -> None:
+    import hashlib
+
+    bomb = pickle.dumps(Bomb(tmp_path / "ran"))
+    for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):
+        (checkpoint / "ema.safetensors").write_bytes(bomb)
+    commands = (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits} --steps 4")
+    for command in commands:
+        shell.refuses(command, 3, "ema.safetensors")
+    for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):  # and by somebody who mends the digest
+        state = json.loads((checkpoint / "state.json").read_text())
+        state["files"]["ema.safetensors"] = {"size": len(bomb), "sha256": hashlib.sha256(bomb).hexdigest()}
+        (checkpoint / "state.json").write_text(json.dumps(state))
+    for command in commands:
+        shell.refuses(command, 3, "ema.safetensors", "cannot be read as safetensors")
+    Path("run.pkl").write_bytes(bomb)
+    torch.save({"x": Bomb(tmp_path / "ran")}, "run.pt")
+    for name in ("run.pkl", "run.pt"):
+        for command in ("sample", "likelihood", "info", "train --resume"):
+            shell.refuses(f"{command} {name}", 3, f"{name} is a file", "run folder")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_folders_that_cannot_be_written(shell: Shell, moons: str) -> None:
+    # Below a file: permissions do not bind root, and tests may run as root.
+    Path("file.txt").write_text("text")
+    shell.refuses("train --data moons --steps 1 --out file.txt/run", 3, "file.txt/run", "Not a directory", "--out")
+    shell.refuses("sample --solver heun --steps 1 --n 1 --out file.txt/x", 3, "file.txt", "is a file", "--out")
+    shell.refuses("sample --solver heun --steps 1 --n 1 --out file.txt/x/y", 3, "file.txt/x/y", "Not a directory")
+    assert Path("file.txt").read_text() == "text"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    shell.refuses("train --data moons --steps 1 --out locked/run", 3, "locked/run", "Permission denied")
+
+
+# ------------------------------------------------------------------------------------- numerical failures and signals
+
+
+def test_a_loss_that_explodes(shell: Shell) -> None:
+    line = "train --data moons --steps 6 --batch 8 --set network.width=8 --lr 1e30 --set clip=inf --quiet --out r"
+    message = shell.refuses(line, 4, "stopped at step 2", "t = ", "Try a smaller --lr (now 1e+30)", "r is from before")
+    assert "loss inf" in message or "loss nan" in message
+    checkpoint = newest_checkpoint(Path("r"))
+    assert read_json(checkpoint / "state.json")["step"] == 1
+    shell("info r")
+
+
+def test_samples_that_fail_are_named_and_the_others_kept(shell: Shell, moons: str) -> None:
+    shell("sample --n 3 --rtol 1e-6 --set solver.max_nfe=20", 4)
+    assert "3 of 3 samples failed (0, 1, 2)" in shell.err and "Traceback" not in shell.err
+    assert json.loads(Path(moons, "samples/ode-seed0/samples.json").read_text())["failed"] == [0, 1, 2]
+    found = json.loads(shell("sample --n 3 --rtol 1e-6 --set solver.max_nfe=20 --json", 4))
+    assert found["failed"] == [0, 1, 2]
+
+
+def test_a_bug_is_called_one(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(training, "fit", broken)
+    shell("train --data moons --quiet", 1)
+    assert shell.err == "unexpected error: ZeroDivisionError: oops\n(--debug shows the traceback)\n"
+    with pytest.raises(ZeroDivisionError):
+        main("train --data moons --quiet --debug".split())
+
+
+def test_ctrl_c_is_130_and_leaves_a_checkpoint(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Progress.update
+
+    def update(self: Progress, n: int = 1, fields: object = None) -> None:
+        real(self, n, fields)  # type: ignore[arg-type]
+        if self.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", update)
+    out = shell("train --data moons --steps 11 --batch 8 --set network.width=8 --out r", 130)
+    assert out == "" and "stopped after step 3; resume with: scoresde train --resume r" in shell.err
+    assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
+
+
+def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, tmp_path: Path) -> None:
+    line = "train --data moons --steps 100000 --batch 8 --set network.width=8 --set network.blocks=1 --out r".split()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*COMMAND, *line, "--threads", "1"], cwd=tmp_path, **pipes) as p:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "r" / "metrics.jsonl").exists():
+            assert p.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        p.send_signal(signal.SIGTERM)
+        out, err = p.communicate(timeout=60)
+    assert p.returncode == 75 and out == b""
+    message = r"error: SIGTERM after step (\d+): checkpoint saved; resume with: scoresde train --resume r\n"
+    told = re.search(message, err.decode())
+    assert told and "Traceback" not in err.decode()
+    step = int(told[1])
+    assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == step >= 500
+    assert shell(f"train --resume r --steps {step + 3} --quiet") == "r\n"
+    assert shell.json("info r")["step"] == step + 3

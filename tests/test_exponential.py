@@ -1,0 +1,188 @@
+"""Exponential multistep solvers: their order, their published special cases, and the same steps on every path."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from models import ALL, F64, FOUR, gaussian, normals, ring, watched
+from torch import Tensor
+
+from scoresde import FlowMatching, GaussianMixture, VPSDE
+from scoresde.errors import UsageError
+from scoresde.grids import make_grid
+from scoresde.solvers import Heun, Multistep, ProbabilityFlow
+from scoresde.solvers.exponential import ddim, deis, dpmpp_2m
+
+VARIABLES = ("x0", "eps", "straight", "v")
+
+
+def start(sde, *shape, seed=0):
+    return sde.prior_std * normals(*shape, seed=seed)
+
+
+def slope(solver_of, name, steps=(64, 128)):
+    """Order of convergence, from the median error on one Gaussian (whose flow is known)."""
+    model = gaussian(ALL[name], dims=1, std=0.3)
+    z = start(ALL[name], 64, 1)
+    exact = ProbabilityFlow(rtol=1e-13, atol=1e-13)(model, z).x
+    errors = [float((solver_of(n)(model, z).x - exact).abs().median()) for n in steps]
+    return math.log2(errors[-2] / errors[-1])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+def test_order_of_convergence(name, variable, order):
+    # VE spans 8.5 units of log noise, so that the asymptotic slope shows late.
+    steps = (256, 512) if order == 4 and name == "ve" else (64, 128)
+    measured = slope(lambda n: Multistep(steps=n, variable=variable, order=order, grid="logsnr"), name, steps)
+    assert measured > order - 0.25  # on a Gaussian a variable may do better than its order
+
+
+@pytest.mark.parametrize("name", ["flow", "user_cosine"])
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_order_where_nothing_of_the_data_is_left_at_the_start(name, variable):
+    # The first step, from alpha = 0, is of first order; on a grid uniform in t its length is 1/n, its error 1/n^2.
+    assert slope(lambda n: Multistep(steps=n, variable=variable, order=2, grid="uniform"), name) > 1.7
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_correction_adds_an_order_and_no_evaluation(order):
+    model = watched(gaussian(VPSDE(), dims=1, std=0.3))
+    solved = Multistep(steps=10, order=order, correct=True)(model, start(VPSDE(), 4, 1))
+    assert len(model.times) == 10 and solved.nfe.tolist() == [10] * 4
+    assert slope(lambda n: Multistep(steps=n, variable="x0", order=order, correct=True, grid="logsnr"), "vp") > order + 0.7
+
+
+def test_first_order_on_every_variable_but_v_is_ddim():
+    model = ring(VPSDE())
+    z = start(VPSDE(), 32, 2)
+    results = [Multistep(steps=7, variable=v, order=1)(model, z).x for v in ("x0", "eps", "straight")]
+    x, times = z, make_grid("sqrt", VPSDE(), 7, 1.0, 1e-3)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        estimate = model(x, t)
+        alpha, sigma = VPSDE().coefficients(s)
+        x = alpha * estimate.x0 + sigma * estimate.eps
+    for result in (*results, ddim(steps=7)(model, z).x):
+        assert float((result - x).abs().max()) < 1e-12
+
+
+def test_ddim_on_the_straight_path_is_euler_on_the_velocity():
+    model = ring(FlowMatching())
+    x = z = start(FlowMatching(), 16, 2)
+    times = make_grid("uniform", FlowMatching(), 9, 1.0, 1e-5)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x = x + (s - t) * model(x, t).velocity
+    assert float((ddim(steps=9)(model, z).x - x).abs().max()) < 1e-12
+
+
+def test_dpmpp_2m_is_the_published_formula():
+    # Lu et al. 2022, arXiv:2211.01095, alg. 2: D = (1 + 1/2r) x0_i - 1/2r x0_{i-1}, r = h_{i-1}/h_i.
+    sde, model = VPSDE(), ring(VPSDE())
+    x = z = start(sde, 16, 2)
+    times = make_grid("logsnr", sde, 8, 1.0, 1e-3)
+    lam = sde.log_snr(times) / 2
+    previous = None
+    for i in range(8):
+        x0, h = model(x, times[i]).x0, lam[i + 1] - lam[i]
+        d = x0
+        if previous is not None:
+            r = (lam[i] - lam[i - 1]) / h
+            d = (1 + 1 / (2 * r)) * x0 - previous / (2 * r)
+        (_, sigma_t), (alpha_s, sigma_s) = sde.coefficients(times[i]), sde.coefficients(times[i + 1])
+        x, previous = sigma_s / sigma_t * x - alpha_s * torch.expm1(-h) * d, x0
+    assert float((dpmpp_2m(steps=8, grid="logsnr")(model, z).x - x).abs().max()) < 1e-12
+
+
+def test_deis_second_order_is_the_closed_form():
+    # eps linear in lambda: int e^-l (eps_0 + (l - l_0) d) dl in closed form, one step with one earlier value.
+    sde, model = VPSDE(), ring(VPSDE())
+    z = start(sde, 16, 2)
+    times = make_grid("logsnr", sde, 2, 1.0, 0.3)
+    lam = sde.log_snr(times) / 2
+    (a0, s0), (a1, s1), (a2, s2) = (sde.coefficients(t) for t in times)
+    e0 = model(z, times[0]).eps
+    x = a1 / a0 * z + a1 * (s1 / a1 - s0 / a0) * e0
+    e1, h = model(x, times[1]).eps, lam[2] - lam[1]
+    d = (e1 - e0) / (lam[1] - lam[0])
+    integral = torch.exp(-lam[1]) * (-torch.expm1(-h) * e1 + (1 - torch.exp(-h) * (1 + h)) * d)
+    expected = a2 / a1 * x - a2 * integral
+    assert float((deis(steps=2, order=2, grid="logsnr")(model, z, t1=0.3).x - expected).abs().max()) < 1e-12
+
+
+@dataclass(frozen=True)
+class OnNodes:
+    """A grid given by log-SNRs, so that different paths meet the same noise levels."""
+
+    levels: Tensor
+
+    def of(self, sde):
+        return sde.t_of_log_snr(self.levels)
+
+
+@pytest.mark.parametrize("solver", [Multistep(order=3), deis(), dpmpp_2m(), ddim(), Multistep(variable="v", order=2)])
+def test_every_path_takes_the_same_steps_at_the_same_noise_levels(solver, monkeypatch):
+    levels = torch.linspace(-7.0, 7.0, solver.steps + 1, dtype=F64)
+    monkeypatch.setattr(
+        "scoresde.solvers.exponential.make_grid", lambda name, sde, steps, t0, t1: sde.t_of_log_snr(levels)
+    )
+    means, results = ring(VPSDE()).means, []
+    for name in ("vp", "subvp", "ve", "flow", "user_cosine"):
+        sde = ALL[name]
+        model = GaussianMixture(sde, means, torch.full((8,), 0.15, dtype=F64))
+        t0, t1 = (float(t) for t in sde.t_of_log_snr(levels[[0, -1]]))
+        # x / alpha follows the same flow in sigma/alpha on every path
+        alpha0, sigma0 = sde.coefficients(torch.tensor(t0, dtype=F64))
+        alpha1, _ = sde.coefficients(torch.tensor(t1, dtype=F64))
+        x = solver(model, alpha0 * (sigma0 / alpha0) * normals(16, 2), t0=t0, t1=t1).x
+        results.append(x / alpha1)
+    tolerance = 1e-7 if solver.variable in ("straight", "v") else 1e-8
+    for other in results[1:]:
+        assert float((other - results[0]).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("solver", [Multistep(), Multistep(correct=True), deis(), dpmpp_2m(), ddim()])
+def test_finite_in_the_domain_and_close_at_any_number_of_steps(name, solver):
+    import dataclasses
+
+    for steps in (1, 2, 5, 40):
+        model = watched(ring(ALL[name]))
+        x = dataclasses.replace(solver, steps=steps)(model, start(ALL[name], 64, 2)).x
+        assert bool(torch.isfinite(x).all())
+        times = torch.cat(model.times)
+        assert float(times.max()) <= 1.0 and float(times.min()) >= ALL[name].times("sample")[0]
+    exact = ProbabilityFlow(rtol=1e-8, atol=1e-8)(model.model, start(ALL[name], 64, 2)).x
+    assert float((x - exact).norm(dim=1).median()) < 0.1
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_multistep_solver_beats_heun_at_equal_cost(name):
+    # 20 evaluations on the ring: 20 multistep steps against 10 of Heun.
+    model, z = ring(FOUR[name]), start(FOUR[name], 512, 2)
+    exact = ProbabilityFlow(rtol=1e-9, atol=1e-9)(model, z).x
+
+    def rms(solver):
+        return float((solver(model, z).x - exact).square().sum(1).mean().sqrt())
+
+    assert rms(Multistep(steps=20, grid="sqrt")) < rms(Heun(steps=10, grid="sqrt"))
+
+
+def test_encoding_and_back():
+    model = gaussian(VPSDE(), dims=2)
+    x = 0.3 + 0.5 * normals(16, 2)
+    z = Multistep(steps=200, order=3)(model, x, t0=1e-3, t1=1.0).x
+    assert float((Multistep(steps=200, order=3)(model, z, t0=1.0, t1=1e-3).x - x).abs().max()) < 1e-4
+
+
+def test_bad_options_are_refused():
+    for options, words in (
+        ({"variable": "score"}, "straight"),
+        ({"order": 0}, "order"),
+        ({"rule": "simpson"}, "midpoint"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Multistep(**options)

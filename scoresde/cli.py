@@ -89,7 +89,8 @@ def _prepare(device: str, threads: int | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from None
+        reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used: {reason}; try cpu, cuda, cuda:1 or mps") from None
     return chosen
 
 
@@ -276,20 +277,28 @@ def sample(
     options |= _settings(assignments, ("solver",))["solver"]
     built = build(solver, SOLVERS, "solver", **options)
     loaded = _load(run, sde, device, threads, dtype)
-    from .build import name_of, options_of
+    from .build import options_of
     from .gallery import check_kinds, numbered_folder, write_samples
+    from .progress import Progress
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
     labels = None if label is None else _label(loaded, label)
+    assert loaded.folder is not None
+    name = solver.rpartition(":")[2].lower()
+    # The folder first: a name that cannot be written should not cost the samples.
+    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder / "samples", f"{name}-seed{seed}")))
     began = time.monotonic()
-    samples = loaded.sample(
-        n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch
-    )
+    try:
+        with Progress(n, "sample", quiet=quiet or n <= batch) as progress:
+            samples = loaded.sample(
+                n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch,
+                on_batch=progress.update,
+            )  # fmt: skip
+    except BaseException:
+        folder.rmdir()  # still empty
+        raise
     seconds = time.monotonic() - began
     solution = samples.solution
-    assert loaded.folder is not None
-    name = name_of(built, SOLVERS).rpartition(":")[2].lower()
-    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder / "samples", f"{name}-seed{seed}")))
     nfe = solution.nfe.double()
     facts = {
         "run": str(loaded.folder), "step": loaded.step, "solver": name, "options": options_of(built), "n": n,

@@ -91,4 +91,5 @@ def training_times(
     shift = torch.rand((), generator=generator, dtype=torch.float64)
     u = (torch.arange(count, dtype=torch.float64) + shift) / count
     root_low, root_high = low ** (1 / power), high ** (1 / power)
-    return (root_low + (root_high - root_low) * u) ** power
+    times: Tensor = (root_low + (root_high - root_low) * u) ** power
+    return times

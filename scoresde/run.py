@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,7 @@ class Run:
         guidance: float = 1.0,
         denoise: bool = True,
         batch: int = 256,
+        on_batch: Callable[[int], None] | None = None,
     ) -> Samples:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
@@ -148,6 +149,7 @@ class Run:
             guidance: Scale of classifier-free guidance; 1 is the conditional model.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
             batch: Samples solved at once.
+            on_batch: Called with the number of samples after each batch.
 
         Raises:
             UsageError: If an option cannot be used.
@@ -163,6 +165,7 @@ class Run:
             denoise=denoise,
             batch=batch,
             dtype=self.dtype,
+            on_batch=on_batch,
         )
         return Samples(self.info.quantise(self.info.transform.decode(solution.x.cpu())), solution)
 
@@ -192,7 +195,9 @@ class Run:
         """
         info = self.info
         if tuple(x.shape[1:]) != info.shape:
-            raise DataError(f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.shape}")
+            raise DataError(
+                f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
+            )
         noise = Noise.of(len(x), seed, start, self.device)
         u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
         encoded = info.transform.encode(info.dequantise(x.double(), u)).to(device=self.device, dtype=self.dtype)

@@ -64,6 +64,13 @@ def gaussian(sde: SDE, dims: int = 4, mean: float = 0.3, std: float = 0.5) -> Ga
     return GaussianMixture(sde, torch.full((1, dims), mean, dtype=F64), torch.tensor([std], dtype=F64))
 
 
+def gaussian_flow(model: GaussianMixture, z: Tensor, t0: float, t1: float) -> Tensor:
+    """The probability flow of one Gaussian in closed form: x - alpha mu is scaled by the marginal's std."""
+    (a0, s0), (a1, s1) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (t0, t1))
+    v0, v1 = (a0 * model.stds[0]) ** 2 + s0**2, (a1 * model.stds[0]) ** 2 + s1**2
+    return a1 * model.means[0] + (z - a0 * model.means[0]) * torch.sqrt(v1 / v0)
+
+
 def normals(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["MLP"]
@@ -42,6 +43,8 @@ class MLP(nn.Module):
 
     def __init__(self, dims: int, width: int = 128, blocks: int = 3, dropout: float = 0.0, classes: int = 0) -> None:
         super().__init__()
+        if min(dims, width) < 1 or blocks < 0:
+            raise UsageError(f"an MLP has dims and width of at least 1; got {dims=}, {width=}, {blocks=}")
         self.embedding = NoiseEmbedding(width, classes)
         self.enter = nn.Linear(dims, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["UNet"]
@@ -111,6 +112,11 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
+        if dims not in _CONV or min(channels, blocks, *multipliers) < 1:
+            raise UsageError(
+                f"a U-Net has dims 1, 2 or 3, and channels, blocks and multipliers of at least 1; got dims {dims}, "
+                f"channels {channels}, blocks {blocks}, multipliers {multipliers}"
+            )
         width = 4 * channels
         self.embedding = NoiseEmbedding(width, classes)
         self.enter = _conv(dims, channels_in, channels)

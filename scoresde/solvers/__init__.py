@@ -17,4 +17,13 @@ from .flow import Heun, ProbabilityFlow
 from .pc import PredictorCorrector
 from .stochastic import EulerMaruyama
 
-__all__ = ["EulerMaruyama", "Heun", "Multistep", "PredictorCorrector", "ProbabilityFlow", "Solution", "Solver", "sample"]
+__all__ = [
+    "EulerMaruyama",
+    "Heun",
+    "Multistep",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Solution",
+    "Solver",
+    "sample",
+]

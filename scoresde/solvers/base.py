@@ -8,6 +8,7 @@ mix, noise comes with an address, and evaluations are counted where the call hap
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -145,6 +146,7 @@ def sample(
     denoise: bool = True,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Solution:
     """Draw samples: prior, solver, and a last noise-free step.
 
@@ -159,6 +161,7 @@ def sample(
             samples keep the noise ``sigma`` at the sampling end.
         batch: Rows solved at once.
         dtype: Of the state.
+        on_batch: Called with the number of rows after each batch.
 
     Returns:
         The samples in model units, with their statistics.
@@ -175,4 +178,6 @@ def sample(
                 x0 = rows(piece.x, low).x0
             piece = Solution(x0, piece.nfe + 1, piece.accepted, piece.rejected, piece.status)
         pieces.append(piece)
+        if on_batch is not None:
+            on_batch(len(index))
     return Solution.join(pieces)

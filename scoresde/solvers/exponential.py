@@ -6,7 +6,7 @@ clock c(t) and the estimates at hand, the probability flow of any path reads
     d(x/N) = q dc                       variable     N                    q                            c
                                         x0           sigma                x0_hat                       alpha/sigma
                                         eps          alpha                eps_hat                      sigma/alpha
-                                        straight     alpha + sigma        eps_hat - x0_hat             sigma/(alpha + sigma)
+                                        straight     alpha + sigma        eps_hat - x0_hat             sigma/N
                                         v            hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
 
 so that a step from t to s with the last k values of q, interpolated in the log-SNR l by Lagrange polynomials L_j, is
@@ -16,7 +16,8 @@ so that a step from t to s with the last k values of q, interpolated in the log-
 One line of the table and one order is one published method: DDIM (any variable but v, order 1), DPM-Solver++ 2M
 (x0, 2, midpoint rule), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order;
 (1) with k = 3 is third order. With ``correct`` each step is done once more with the value at its own end, which the
-next step needs anyway (the idea of UniPC): one order more, no evaluation more.
+next step needs anyway (the idea of UniPC): one order more, no evaluation more. The first k - 1 steps have fewer values
+and lower order; where x0_hat hardly moves at the start, as on all published paths, that shows only at high accuracy.
 
 Where alpha = 0 the log-SNR is infinite and eps has no clock: that node serves the first step, which is of first order,
 x_s = alpha_s x0_hat + sigma_s eps_hat, and nothing divides by alpha.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -66,19 +68,19 @@ _VARIABLES = {
     "eps": _Variable(
         lambda alpha, sigma: alpha,
         lambda alpha, sigma: sigma / alpha,
-        lambda l: -np.exp(-l),
+        lambda lam: -np.exp(-lam),
         lambda e, alpha, sigma: e.eps,
     ),
     "straight": _Variable(
         lambda alpha, sigma: alpha + sigma,
         lambda alpha, sigma: sigma / (alpha + sigma),
-        lambda l: -1 / ((1 + np.exp(l)) * (1 + np.exp(-l))),
+        lambda lam: -1 / ((1 + np.exp(lam)) * (1 + np.exp(-lam))),
         lambda e, alpha, sigma: e.eps - e.x0,
     ),
     "v": _Variable(
         math.hypot,
         lambda alpha, sigma: math.atan2(sigma, alpha),
-        lambda l: -1 / (np.exp(l) + np.exp(-l)),
+        lambda lam: -1 / (np.exp(lam) + np.exp(-lam)),
         lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
     ),
 }
@@ -92,7 +94,7 @@ class Multistep(Solver):
         steps: Number of steps and of evaluations.
         variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
         order: Number of values k in the polynomial; the first steps use those there are.
-        rule: ``exact`` integrates the polynomial, ``midpoint`` takes its value in the middle of the step (DPM-Solver++).
+        rule: ``exact`` integrates the polynomial, ``midpoint`` takes its value in mid-step (DPM-Solver++).
         correct: Redo each step with the value at its end (order + 1, no further evaluation).
         grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
     """
@@ -121,7 +123,7 @@ class Multistep(Solver):
         values: list[Tensor] = []  # of q, the newest first
         nodes: list[float] = []  # their l
         before: tuple[Tensor, list[Tensor], list[float]] | None = None  # the step that led here, to correct it
-        for i, (here, there) in enumerate(zip(path, path[1:], strict=False)):
+        for i, (here, there) in enumerate(pairwise(path)):
             estimate = model(x, times[i])
             q, node = variable.q(estimate, *here), _log_ratio(*here)
             if self.correct and before is not None:
@@ -149,7 +151,7 @@ class Multistep(Solver):
 
 
 def _log_ratio(alpha: float, sigma: float) -> float:
-    """``l = log(alpha/sigma)``, infinite where nothing is left of the data (cos(pi/2) is 6e-17, not 0) or of the noise."""
+    """``l = log(alpha/sigma)``, infinite where nothing is left of the data (cos(pi/2) is 6e-17) or of the noise."""
     if alpha <= 1e-6 * sigma:
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf

@@ -41,6 +41,12 @@ SOLVERS = {
     "pc": "scoresde.solvers.pc:PredictorCorrector",
     "ode": "scoresde.solvers.flow:ProbabilityFlow",
     "heun": "scoresde.solvers.flow:Heun",
+    "multistep": "scoresde.solvers.exponential:Multistep",
+    "ddim": "scoresde.solvers.exponential:ddim",
+    "dpm++2m": "scoresde.solvers.exponential:dpmpp_2m",
+    "deis": "scoresde.solvers.exponential:deis",
+    "sde": "scoresde.solvers.exponential:MultistepSDE",
+    "ancestral": "scoresde.solvers.exponential:ancestral",
 }
 
 # Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the

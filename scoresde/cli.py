@@ -45,7 +45,8 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="scoresde")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
     """Score-based generative models in continuous time: train, sample, score.
 
     \b
@@ -124,7 +125,7 @@ def _settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str
 @click.option("--batch", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: by the preset]")
 @click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
-@click.option("--predict", default="auto", show_default=True, help=f"Network output: {', '.join(PARAMETRIZATIONS)}.")
+@click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
 @click.option("--weighting", default="native", show_default=True, help=f"Loss weighting: {', '.join(WEIGHTINGS)}.")
 @click.option("--cond", type=click.Choice(["none", "class"]), default="none", show_default=True, help="Use labels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
@@ -252,7 +253,10 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 @click.option("--atol", type=click.FloatRange(0), help="Absolute tolerance.  [default: as rtol]")
 @click.option("--snr", type=click.FloatRange(0, min_open=True), help="Signal-to-noise ratio of the Langevin corrector.")
 @click.option("--eta", type=click.FloatRange(0), help="Factor on the noise of a stochastic solver.")
+@click.option("--order", type=click.IntRange(1), help="Order of a multistep solver.")
 @click.option("--grid", help="Time grid: auto, uniform, sqrt, logsnr, karras.")
+@click.option("--engine", help="Integrator of the solver ode: own, torchdiffeq, scipy.")
+@click.option("--method", help="Method of the engine, such as dopri5, bosh3, dopri8, RK45; or of torchsde.")
 @click.option("--set", "assignments", multiple=True, metavar="solver.NAME=VALUE", help="Any other solver option.")
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
@@ -265,14 +269,18 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 @_common
 def sample(
     run: str | None, solver: str, n: int, steps: int | None, rtol: float | None, atol: float | None, snr: float | None,
-    eta: float | None, grid: str | None, assignments: tuple[str, ...], label: str | None, guidance: float,
+    eta: float | None, order: int | None, grid: str | None, engine: str | None, method: str | None,
+    assignments: tuple[str, ...], label: str | None, guidance: float,
     denoise: bool, start: int, batch: int, save: str, out: Path | None, sde: str | None, seed: int, device: str,
     dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     from .build import build
 
-    typed = {"steps": steps, "rtol": rtol, "atol": rtol if atol is None else atol, "snr": snr, "eta": eta, "grid": grid}
+    typed: dict[str, Any] = {
+        "steps": steps, "rtol": rtol, "atol": rtol if atol is None else atol, "snr": snr, "eta": eta,
+        "order": order, "grid": grid, "engine": engine, "method": method,
+    }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None}
     options |= _settings(assignments, ("solver",))["solver"]
     built = build(solver, SOLVERS, "solver", **options)
@@ -381,8 +389,11 @@ def likelihood(
     x, y = (dataset.test, dataset.test_labels) if split == "test" else (dataset.train, dataset.train_labels)
     total = len(x)
     x, y = (x[:limit], None if y is None else y[:limit]) if limit else (x, y)
-    if labels and y is None:
-        raise UsageError(f"--labels: {theirs.name} has none")
+    if labels and (y is None or theirs.classes != ours.classes):
+        raise UsageError(
+            f"--labels: {theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
+            f"{', '.join(ours.classes) or '(none)'}"
+        )
     began = time.monotonic()
     pieces = []
     with Progress(len(x), "likelihood", quiet=quiet) as progress:

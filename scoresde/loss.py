@@ -25,13 +25,9 @@ from .estimate import Parametrization
 from .model import ScoreModel
 from .sde import SDE
 from .shapes import expand, mean_flat
-from .tables import WEIGHTINGS
+from .tables import TIME_SAMPLERS, WEIGHTINGS
 
 __all__ = ["denoising_loss", "eps", "likelihood", "native", "training_times"]
-
-
-# t = u^power for u uniform.
-TIME_SAMPLERS = {"uniform": 1.0, "sqrt": 2.0}
 
 
 def native(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:

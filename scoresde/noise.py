@@ -97,6 +97,8 @@ class Noise:
         """Uniform 32-bit words, int64, shape ``(B, 4 blocks)`` with at least ``size`` of them per row."""
         if not 0 <= step < 2**32:
             raise UsageError(f"the step of a draw is a 32-bit count; got {step}")
+        if stream not in STREAMS:
+            raise UsageError(f"unknown stream {stream!r}; choose from: {', '.join(STREAMS)}")
         blocks = torch.arange(-(-size // 4), device=self.indices.device)[None]
         index = self.indices[:, None]
         words = philox(

@@ -193,6 +193,8 @@ class SDE(ABC):
 
     def times(self, use: str) -> tuple[float, float]:
         """The interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
+        if use not in ("train", "sample", "likelihood"):
+            raise UsageError(f"unknown use {use!r} of the times; choose from: train, sample, likelihood")
         if use == "sample" and self.t_sample is not None:
             return self.t_sample, self.t_max
         return self.t_min, self.t_max

@@ -7,7 +7,7 @@ line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :
 
 from __future__ import annotations
 
-__all__ = ["NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "WEIGHTINGS"]
+__all__ = ["NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS"]
 
 SDES = {
     "vp": "scoresde.sde:VPSDE",
@@ -31,6 +31,9 @@ WEIGHTINGS = {
     "likelihood": "scoresde.loss:likelihood",
 }
 
+# Training times t = u^power with u uniform.
+TIME_SAMPLERS = {"uniform": 1.0, "sqrt": 2.0}
+
 NETWORKS = {
     "mlp": "scoresde.nn.mlp:MLP",
     "unet": "scoresde.nn.unet:UNet",
@@ -47,6 +50,7 @@ SOLVERS = {
     "deis": "scoresde.solvers.exponential:deis",
     "sde": "scoresde.solvers.exponential:MultistepSDE",
     "ancestral": "scoresde.solvers.exponential:ancestral",
+    "torchsde": "scoresde.solvers.engines:TorchSDE",
 }
 
 # Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the

@@ -101,7 +101,8 @@ def fit(
         name = config.to_dict()["sde"].rpartition(":")[2].lower()
         folder = find_run(out) if resume else make_run_folder(out, f"{info.name}-{name}")
         first = _restore(folder, config, model, ema, optimiser) if resume else 0
-        write_json(folder / "config.json", {"format": FORMAT, "config": config.to_dict()})
+        stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
+        write_json(folder / "config.json", stored)
         write_json(folder / "data.json", info.to_dict())
         _trim_metrics(folder / "metrics.jsonl", first)
 
@@ -152,7 +153,8 @@ def fit(
                 if interrupts.signal == signal.SIGINT:
                     progress.note(f"stopped after step {done}{where}")
                     raise KeyboardInterrupt
-                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {done}: checkpoint saved{where}")
+                kept = "checkpoint saved" if folder else "nothing was saved"
+                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {done}: {kept}{where}")
     if folder is not None:
         _loss_figure(folder)
     return Run(_averaged(model, ema), info, config, config.steps, folder)
@@ -291,6 +293,10 @@ def _restore(
     for name, value in config.to_dict().items():
         if name not in ("steps", "warmup") and _plain(value) != _plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    trained = read_json(folder / "config.json").get("dtype", dtype)
+    if trained != dtype:
+        raise UsageError(f"{folder} was trained in {trained}, not {dtype}; resume it with --dtype {trained}")
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     if config.steps < state["step"]:

@@ -47,7 +47,8 @@ def test_order_of_convergence(name, variable, order):
     assert measured > order - 0.25  # on a Gaussian a variable may do better than its order
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+# Up to order 2: the first step, of order 1, makes an error of h^2 where q moves from the start on.
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("variable", ["straight", "v"])
 @pytest.mark.parametrize("name", ["flow", "user_cosine"])
 def test_order_where_nothing_of_the_data_is_left_at_the_start(name, variable, order):
@@ -237,7 +238,7 @@ def test_every_eta_has_the_right_marginals(name, eta):
     model = gaussian(ALL[name], dims=2, mean=0.3, std=0.5)
     solved = MultistepSDE(steps=60, eta=eta)(model, start(model.sde, 4000, 2), noise=Noise.of(4000, 2))
     assert float(solved.x.mean()) == pytest.approx(0.3, abs=0.03)
-    assert float(solved.x.std()) == pytest.approx(0.5, rel=0.03 if eta <= 1 else 0.07)  # more noise, larger steps' error
+    assert float(solved.x.std()) == pytest.approx(0.5, rel=0.03 if eta <= 1 else 0.07)  # more noise, more error
 
 
 def test_moments_of_ancestral_sampling_are_those_of_its_recursion():

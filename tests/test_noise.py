@@ -70,5 +70,7 @@ def test_bad_addresses_are_refused():
         Noise.of(2, seed=-1)
     with pytest.raises(UsageError, match="int64"):
         Noise(0, torch.zeros(2))
+    with pytest.raises(UsageError, match="solver"):
+        Noise.of(2).normal((3,), stream="sampler")
     with pytest.raises(UsageError, match="step"):
         Noise.of(2).normal((3,), step=2**32)

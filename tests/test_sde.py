@@ -102,6 +102,11 @@ def test_intervals():
     assert FlowMatching().prior_std == 1 and VPSDE().prior_std == 1 and VESDE().prior_std == pytest.approx(50)
 
 
+def test_a_use_of_the_times_that_there_is_none_is_refused():
+    with pytest.raises(UsageError, match="likelihood"):
+        VPSDE().times("sampel")
+
+
 def test_default_noise_level_is_g_where_g_is_finite():
     t = torch.tensor([0.2, 0.9], dtype=F64)
     assert torch.equal(VPSDE().noise_level(t), VPSDE().diffusion(t))

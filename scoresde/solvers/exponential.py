@@ -1,4 +1,4 @@
-r"""Exponential multistep solvers: one evaluation a step, any order, written once.
+r"""Exponential multistep solvers: one evaluation a step, order 1 to 6, written once.
 
 Each holds one quantity q of the model to a polynomial and integrates everything else exactly. With a norm N(t), a
 clock c(t) and the estimates at hand, the probability flow of any path reads
@@ -19,7 +19,8 @@ One line of the table and one order is one published method: DDIM (any variable 
 (x0, 2, midpoint rule), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order;
 (1) with k = 3 is third order. With ``correct`` each step is done once more with the value at its own end, which the
 next step needs anyway (the idea of UniPC): one order more, no evaluation more. The first k - 1 steps have fewer values
-and lower order; where x0_hat hardly moves at the start, as on all published paths, that shows only at high accuracy.
+and lower order, and the first one's error of h^2 bounds the order by 2 unless q hardly moves at the start, as on VP,
+sub-VP and VE.
 
 The reverse SDE with eta(t) = eta g(t) has the same form in x0: with l = log(alpha/sigma) and h = l_s - l_t,
 

@@ -10,6 +10,7 @@ with no f, g or derivative of the schedule, finite at both ends. The solvers her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from ..noise import Noise
 from ..ode import TABLEAUS, integrate
 from ..shapes import expand, time_dtype
 from .base import Solution, Solver, fixed_solution
+from .engines import ENGINES
 
 __all__ = ["Heun", "ProbabilityFlow", "slope"]
 
@@ -39,21 +41,26 @@ class ProbabilityFlow(Solver):
 
     Args:
         rtol, atol: Tolerances on the local error of a sample, in the straight frame (data of unit size).
-        method: ``dopri5`` (order 5) or ``bosh3`` (order 3; cheaper for rtol of 1e-3 and more).
+        method: ``dopri5`` (order 5) or ``bosh3`` (order 3; cheaper for rtol of 1e-3 and more); with another engine
+            one of its methods.
         max_nfe: Largest number of evaluations of a sample.
+        engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.solvers.engines`).
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    method: str = "dopri5"
+    method: str = "auto"
     max_nfe: int = 10_000
+    engine: str = "own"
 
     def __post_init__(self) -> None:
         if not self.rtol > 0 or not self.atol >= 0:
             raise UsageError(
                 f"rtol is {self.rtol} and atol {self.atol}; take rtol > 0 and atol >= 0, for example --rtol 1e-5"
             )
-        if self.method not in TABLEAUS:
+        if self.engine not in ("own", *ENGINES):
+            raise UsageError(f"unknown engine {self.engine!r}; choose from: own, {', '.join(ENGINES)}")
+        if self.engine == "own" and self.method not in ("auto", *TABLEAUS):
             raise UsageError(f"unknown Runge-Kutta method {self.method!r}; choose from: {', '.join(TABLEAUS)}")
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
@@ -65,19 +72,37 @@ class ProbabilityFlow(Solver):
             t = sde.t_of_ratio(r).clamp(min(t0, t1), max(t0, t1))
             return slope(model if len(index) == len(x) else model.rows(index), y, t)
 
+        y = x / expand(scale[0], x)
+        if self.engine != "own":
+            return self._by_engine(f, y, ratio, scale)
         result = integrate(
             f,
-            x / expand(scale[0], x),
+            y,
             float(ratio[0]),
             float(ratio[1]),
             rtol=self.rtol,
             atol=self.atol,
-            method=self.method,
+            method="dopri5" if self.method == "auto" else self.method,
             max_nfe=self.max_nfe,
         )
         return Solution(
             result.y * expand(scale[1], x), result.nfe, result.accepted, result.rejected, result.status
         )
+
+    def _by_engine(
+        self, f: Callable[[Tensor, Tensor, Tensor], Tensor], y: Tensor, ratio: Tensor, scale: Tensor
+    ) -> Solution:
+        """The same by another integrator, which has one step for the batch and does not count its steps."""
+        everyone, calls = torch.arange(len(y), device=y.device), 0
+
+        def slope_at(r: float, state: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return f(state, torch.full((len(y),), r, dtype=time_dtype(y.device), device=y.device), everyone)
+
+        ends = float(ratio[0]), float(ratio[1])
+        solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self.atol, self.method)
+        return fixed_solution(solved * expand(scale[1], y), calls, 0)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import time
 import torch
 
 from scoresde import TrainConfig, fit, load_data
-from scoresde.data.toys import sample_toy
+from scoresde.data import sample_toy
 from scoresde.metrics import sliced_wasserstein
 
 

@@ -194,7 +194,7 @@ def save_checkpoint(
         files = {}
         for group, content in tensors.items():
             path = temporary / f"{group}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in content.items()}, path)
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in content.items()}, path)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[path.name] = _digest(path)
@@ -216,14 +216,16 @@ def _fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, or ``None`` if it is whole."""
     state = read_json(checkpoint / "state.json")
     _check_format(checkpoint / "state.json", state)
-    if not isinstance(state.get("files"), dict) or not isinstance(state.get("step"), int):
+    files = state.get("files")
+    listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
+    if not listed or not isinstance(state.get("step"), int):
         return f"{checkpoint / 'state.json'} does not say which files belong to the checkpoint (damaged?)"
     for name, expected in state["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{path} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{path} has {path.stat().st_size} bytes instead of {expected['size']} (truncated?)"
+        if path.stat().st_size != expected.get("size"):
+            return f"{path} has {path.stat().st_size} bytes instead of {expected.get('size')} (truncated?)"
         if _digest(path) != expected:
             return f"{path} does not have the SHA-256 that state.json says (damaged?)"
     return None

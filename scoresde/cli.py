@@ -61,7 +61,7 @@ def _common(command: F) -> F:
     for option in reversed(
         (
             click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed."),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
             click.option(
                 "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
                 help="Precision of weights and states.",
@@ -91,7 +91,7 @@ def _prepare(device: str, threads: int | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}; try cpu, cuda, cuda:1 or mps") from None
+        raise UsageError(f"device {device!r} cannot be used: {reason}; try cpu, cuda or cuda:1") from None
     return chosen
 
 
@@ -126,7 +126,7 @@ def _settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: by the preset]")
 @click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
 @click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
-@click.option("--weighting", default="native", show_default=True, help=f"Loss weighting: {', '.join(WEIGHTINGS)}.")
+@click.option("--weighting", default="auto", show_default=True, help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
 @click.option("--cond", type=click.Choice(["none", "class"]), default="none", show_default=True, help="Use labels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
 @click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint (with its own settings).")
@@ -152,8 +152,10 @@ def train(
         _refuse_new_settings(resume)
         out = find_run(resume)
         config = TrainConfig.from_dict(read_config(out))
-        if sde != "vp" and ":" in sde:
-            config = replace(config, sde=sde)  # a class in no table must be named by the user again
+        if click.get_current_context().get_parameter_source("sde") is click.core.ParameterSource.COMMANDLINE:
+            # A class in no table must be named by the user again; nothing else may change.
+            if sde != config.sde:
+                raise UsageError(f"--sde {sde}: {resume} was trained with {config.sde}, and a resumed run keeps it")
         if steps:
             config = replace(config, steps=steps)
         _refuse_foreign(config, sde)
@@ -441,7 +443,11 @@ def info(run: str | None, as_json: bool) -> None:
     from .checkpoint import find_run, newest_checkpoint, read_config, read_json, read_lines, read_tensors
 
     folder = find_run(run)
-    config, data = read_config(folder), read_json(folder / "data.json")
+    from .config import TrainConfig
+    from .data import DataInfo
+
+    config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_json(folder / "data.json")
+    described = DataInfo.from_dict(data).describe()
     checkpoint = newest_checkpoint(folder)
     lines = read_lines(folder / "metrics.jsonl")
     facts: dict[str, Any] = {
@@ -462,9 +468,7 @@ def info(run: str | None, as_json: bool) -> None:
     click.echo(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     click.echo(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
     click.echo(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
-    from .data import DataInfo
-
-    click.echo(DataInfo.from_dict(data).describe())
+    click.echo(described)
 
 
 # -------------------------------------------------------------------------------------------------------------- main

@@ -46,8 +46,9 @@ class TrainConfig:
         sde_options: Its fields, if it is a name.
         predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
         predict_options: Its fields.
-        weighting: Weight of the loss (see :mod:`scoresde.loss`).
-        t_sampler: Where times are drawn: ``uniform``, ``sqrt``, or ``auto`` (``sqrt`` where that is the SDE's grid).
+        weighting: Weight of the loss (see :mod:`scoresde.loss`), or ``auto`` (by the prediction).
+        t_sampler: Where times are drawn: ``uniform``, ``sqrt``, or ``auto``: ``sqrt`` where that is the SDE's grid and
+            the weighting is ``native``; the other weightings are stated for uniform times.
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
         cond: ``class`` to train on labels, or ``none``.
@@ -59,6 +60,7 @@ class TrainConfig:
         ema: Largest decay of the weight average.
         seed: Of everything: split, initial weights, batches, noise.
         test_fraction: Held out where the data has no split of its own.
+        save_minutes: Longest time between two checkpoints; there is one after each fifth of the run as well.
     """
 
     data: str = "digits"
@@ -66,7 +68,7 @@ class TrainConfig:
     sde_options: Mapping[str, Any] = field(default_factory=dict)
     predict: str = "auto"
     predict_options: Mapping[str, Any] = field(default_factory=dict)
-    weighting: str = "native"
+    weighting: str = "auto"
     t_sampler: str = "auto"
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class TrainConfig:
     ema: float = 0.9999
     seed: int = 0
     test_fraction: float = 0.1
+    save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -120,11 +123,16 @@ class TrainConfig:
         if predict == "edm":
             options.setdefault("data_std", round(data_std, 4))
         steps = self.steps or steps
-        sampler = "sqrt" if build_sde(self).default_grid == "sqrt" else "uniform"
+        weighting = self.weighting
+        if weighting == "auto":
+            weighting = resolve(predict, PARAMETRIZATIONS, "prediction").weighting
+        low_noise = build_sde(self).default_grid == "sqrt" and weighting == "native"
+        sampler = "sqrt" if low_noise else "uniform"
         return dataclasses.replace(
             self,
             preset=preset,
             predict=predict,
+            weighting=weighting,
             t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
             predict_options=options,
             steps=steps,

@@ -33,7 +33,8 @@ class EMA:
         """Take the weights of ``module`` into the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        trained = {name for name, _ in module.named_parameters()}
+        # Tied weights have several names, and each of them is averaged.
+        trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         for name, value in module.state_dict().items():
             average = self.state[name]
             if name in trained and average.is_floating_point():

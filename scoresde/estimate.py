@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -94,7 +94,13 @@ class Denoiser(Protocol):
 
 
 class Parametrization(ABC):
-    """What a network's output means, and what it is shown: a target (1), an input scale and a noise label."""
+    """What a network's output means, and what it is shown: a target (1), an input scale and a noise label.
+
+    Attributes:
+        weighting: The weighting of the loss that suits it (see :mod:`scoresde.loss`).
+    """
+
+    weighting: ClassVar[str] = "native"
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +110,10 @@ class Parametrization(ABC):
         """The factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
+
+    def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor on the network's raw output that makes it ``F``, in the shape of ``t``."""
+        return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
         """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 5]: no network sees t or the SDE."""
@@ -158,10 +168,19 @@ class V(Parametrization):
 
 @dataclass(frozen=True)
 class Score(Parametrization):
-    """The score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7)."""
+    """The score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7).
+
+    The network's raw output is divided by sigma, so that it stays of unit size, and the loss is weighted by
+    ``sigma^2``, as published.
+    """
+
+    weighting = "eps"
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), -1 / sde.coefficients(t)[1]
+
+    def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / sde.coefficients(t)[1]
 
 
 @dataclass(frozen=True)

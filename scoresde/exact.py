@@ -108,9 +108,12 @@ class GaussianMixture:
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
+        # Drawn where the generator is, so that a CPU generator gives the same draws whatever the device.
+        drawn_on = torch.device("cpu") if generator is None else generator.device
         weights = torch.ones(len(self.means)) if self.weights is None else self.weights
-        k = torch.multinomial(weights.double(), count, replacement=True, generator=generator)
-        z = torch.randn(count, *self.means.shape[1:], generator=generator, dtype=self.means.dtype)
+        k = torch.multinomial(weights.double().to(drawn_on), count, replacement=True, generator=generator)
+        z = torch.randn(count, *self.means.shape[1:], generator=generator, dtype=self.means.dtype, device=drawn_on)
+        k, z = k.to(self.means.device), z.to(self.means.device)
         return self.means[k] + self.stds[k].reshape(-1, *[1] * (self.means.ndim - 1)) * z
 
 

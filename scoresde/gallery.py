@@ -72,8 +72,11 @@ def write_samples(
     if "npz" in kinds:
         path = folder / "samples.npz"
         temporary = folder / f".samples.tmp-{os.getpid()}.npz"
-        np.savez_compressed(temporary, x=x.numpy(), index=ok.nonzero().flatten().numpy())
-        os.replace(temporary, path)
+        try:
+            np.savez_compressed(temporary, x=x.numpy(), index=ok.nonzero().flatten().numpy())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
         files.append(path)
     if "png" in kinds and len(x):
         from .plot import samples_figure, save_figure, save_image_grid

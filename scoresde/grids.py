@@ -26,9 +26,10 @@ class Clock(Protocol):
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor: ...
 
 
-# Where alpha or sigma is 0 the log-SNR is infinite: such an end enters a log-SNR grid at this value and is then put
-# back exactly.
-_LARGEST = 20.0
+def _ends(sde: Clock, t0: float, t1: float) -> Tensor:
+    """The log-SNR at both ends; where alpha or sigma is 0 it is infinite, and 20 stands for it."""
+    ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
+    return torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
 
 
 def _between(a: Tensor, b: Tensor, steps: int) -> Tensor:
@@ -47,13 +48,13 @@ def sqrt_t(sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
 
 def log_snr(sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
     """Uniform in the log-SNR, shape ``(steps + 1,)``."""
-    ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64)).clamp(-_LARGEST, _LARGEST)
+    ends = _ends(sde, t0, t1)
     return sde.t_of_log_snr(_between(ends[0], ends[1], steps))
 
 
 def karras(sde: Clock, steps: int, t0: float, t1: float, rho: float = 7.0) -> Tensor:
     """Uniform in (sigma/alpha)^(1/rho), shape ``(steps + 1,)``."""
-    ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64)).clamp(-_LARGEST, _LARGEST)
+    ends = _ends(sde, t0, t1)
     roots = torch.exp(-ends / (2 * rho))
     return sde.t_of_log_snr(-2 * rho * torch.log(_between(roots[0], roots[1], steps)))
 

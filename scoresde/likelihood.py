@@ -24,7 +24,8 @@ For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7: it is d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from torch import Tensor
 from .errors import UsageError
 from .estimate import Denoiser
 from .noise import Noise
-from .ode import OK, STATUS, integrate
+from .ode import OK, failures, integrate
 from .shapes import expand, flat, sum_flat, time_dtype
 
 __all__ = ["LogLikelihood", "bits_per_dim", "log_likelihood"]
@@ -66,8 +67,12 @@ class LogLikelihood:
 
     def failures(self) -> list[str]:
         """One line for each kind of failure."""
-        counts = {code: int((self.status == code).sum()) for code in STATUS if code != OK}
-        return [f"{n} of {len(self.status)} rows failed: {STATUS[code]}" for code, n in counts.items() if n]
+        return failures(self.status)
+
+    @classmethod
+    def join(cls, pieces: Sequence[LogLikelihood]) -> LogLikelihood:
+        """Put the pieces of a chunked batch together again."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float) -> Tensor:
@@ -137,14 +142,15 @@ def log_likelihood(
     if probes < 1:
         raise UsageError(f"probes is {probes}; Hutchinson's estimate needs at least 1")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
+    if noise.indices.device != x.device:
+        raise UsageError(f"the noise is on {noise.indices.device}, the data on {x.device}")
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     pieces = [
         _solve(model.rows(i), x[i], divergence, probes, rtol, atol, method, noise.rows(i), max_nfe)
         for i in torch.split(torch.arange(len(x), device=x.device), batch)
     ]
-    fields = ("log_prob", "stderr", "z", "nfe", "status")
-    return LogLikelihood(*(torch.cat([getattr(p, name) for p in pieces]) for name in fields))
+    return LogLikelihood.join(pieces)
 
 
 def _solve(
@@ -175,7 +181,7 @@ def _solve(
             # e^T J e, one backward pass for each e
             traces = [
                 sum_flat(torch.autograd.grad(dy, y, e, retain_graph=True)[0] * e)
-                for e in vectors[:, index]
+                for e in (v[index] for v in vectors)  # one row selection at a time: the basis is large
             ]
         trace = torch.stack(traces, dim=1)
         if divergence == "exact":

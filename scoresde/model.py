@@ -50,14 +50,14 @@ class ScoreModel(nn.Module):
         self.nodes: Tensor | None = None
 
     def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The raw network output F at ``(x_t, t)``, shape of ``x``."""
+        """The output F at ``(x_t, t)``, shape of ``x``."""
         # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         scaled = expand(self.parametrization.input_scale(self.sde, t), x) * x
         if self.classes:
             cond = torch.full_like(label, self.classes, dtype=torch.int64) if cond is None else cond.expand(len(x))
-        out: Tensor = self.network(scaled, label, cond)
-        return out
+        raw: Tensor = self.network(scaled, label, cond)
+        return expand(self.parametrization.output_scale(self.sde, t), x) * raw
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Tensor | None = None) -> Estimate:
         """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``."""

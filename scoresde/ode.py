@@ -39,6 +39,7 @@ __all__ = [
     "STATUS",
     "TABLEAUS",
     "OdeSolution",
+    "failures",
     "integrate",
 ]
 
@@ -49,6 +50,17 @@ STATUS = {
     FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
     FAILED_LIMIT: "the limit on evaluations was reached",
 }
+
+
+def failures(status: Tensor, noun: str = "samples") -> list[str]:
+    """One line for each kind of failure in ``status``, shape ``(B,)``: how many rows, which, and why."""
+    lines = []
+    for code, reason in STATUS.items():
+        rows = (status == code).nonzero().flatten().tolist()
+        if code != OK and rows:
+            which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            lines.append(f"{len(rows)} of {len(status)} {noun} failed ({which}): {reason}")
+    return lines
 
 
 @dataclass(frozen=True)

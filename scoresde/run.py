@@ -79,8 +79,7 @@ class Scores:
 
 def join(pieces: Sequence[Scores]) -> Scores:
     """Put the scores of a data set that was scored in parts together again."""
-    fields = ("log_prob", "stderr", "z", "nfe", "status")
-    model = LogLikelihood(*(torch.cat([getattr(p.model, name) for p in pieces]) for name in fields))
+    model = LogLikelihood.join([p.model for p in pieces])
     bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
     return Scores(torch.cat([p.log_prob for p in pieces]), torch.cat(bits) if bits else None, model)
 
@@ -200,7 +199,7 @@ class Run:
             )
         noise = Noise.of(len(x), seed, start, self.device)
         u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
-        encoded = info.transform.encode(info.dequantise(x.double(), u)).to(device=self.device, dtype=self.dtype)
+        encoded = info.transform.encode(info.dequantise(x.cpu().double(), u)).to(device=self.device, dtype=self.dtype)
         solved = log_likelihood(
             self.conditioned(labels, n=len(x)),
             encoded,

@@ -1,13 +1,15 @@
 """The training loop: read :func:`fit` from top to bottom.
 
 Every draw of step n depends on ``(seed, n)`` alone: batch, times, noise, dequantisation, dropped labels and dropout.
-A run that is stopped and resumed therefore continues bit for bit, with no generator to save.
+A run that is stopped and resumed therefore continues as if it had not been, with no generator to save: bit for bit on
+the same machine with the same number of threads.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import os
 import signal
 import threading
 import time
@@ -110,6 +112,7 @@ def fit(
     every = max(1, config.steps // 5)
     log_every = max(1, config.steps // 200)
     average, began = math.nan, time.monotonic()
+    saved = began
     model.train()
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
         for step in range(first, config.steps):
@@ -145,8 +148,11 @@ def fit(
                     line = {"step": done, "loss": value, "lr": optimiser.param_groups[0]["lr"]}
                     line |= {"grad_norm": float(norm), "seconds": round(time.monotonic() - began, 2)}
                     append_line(folder / "metrics.jsonl", line)
-                if done % every == 0 or done == config.steps or interrupts.signal is not None:
+                due = done % every == 0 or done == config.steps
+                if due or interrupts.signal is not None or time.monotonic() - saved > 60 * config.save_minutes:
                     _save(folder, done, model, ema, optimiser)
+                    saved = time.monotonic()
+                if due:
                     _sample_sheet(folder / "samples", Run(_averaged(model, ema), info, config, done))
             if interrupts.signal is not None and done < config.steps:
                 where = f"; resume with: scoresde train --resume {folder}" if folder else ""
@@ -321,9 +327,14 @@ def _plain(value: Any) -> Any:
 def _trim_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that are done again."""
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    path.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     for line in kept:
-        append_line(path, line)
+        append_line(temporary, line)
+    if kept:
+        os.replace(temporary, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sample_sheet(folder: Path, run: Run) -> None:

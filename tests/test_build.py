@@ -73,11 +73,11 @@ def test_unknown_names_get_the_near_ones() -> None:
 
 
 def test_unknown_options_list_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"solver 'ode' has no option 'steps'; .*atol, max_nfe, method, rtol"):
+    with pytest.raises(UsageError, match=r"solver 'ode' has no option 'steps'; .*atol, engine, max_nfe, method, rtol"):
         build("ode", SOLVERS, "solver", steps=5)
     with pytest.raises(UsageError, match=r"did you mean 'beta_max'"):
         build("vp", SDES, "SDE", beta_mx=5)
-    assert list(fields_of(ProbabilityFlow)) == ["rtol", "atol", "method", "max_nfe"]
+    assert list(fields_of(ProbabilityFlow)) == ["rtol", "atol", "method", "max_nfe", "engine"]
     assert options_of(Heun(steps=3)) == {"steps": 3, "grid": "auto"} and options_of("text") == {}
 
 

@@ -32,6 +32,17 @@ def test_a_short_run_forgets_its_start():
     assert abs(float(ema.state_dict()["weight"])) < 1e-3 * 1e6
 
 
+def test_tied_weights_are_averaged_under_every_name():
+    module = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    module[1].weight = module[0].weight
+    nn.init.constant_(module[0].weight, 0.0)
+    ema = EMA(module, decay=0.5)
+    nn.init.constant_(module[0].weight, 1.0)
+    ema.update(module)
+    decay = 2 / 11
+    assert [float(v) for v in ema.state_dict().values()] == pytest.approx([1 - decay] * 2)
+
+
 def test_buffers_are_copied():
     module = nn.BatchNorm1d(2)
     ema = EMA(module)

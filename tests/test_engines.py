@@ -9,8 +9,8 @@ import torch
 from models import ALL, F64, FOUR, gaussian, normals, ring, watched
 
 from scoresde import VPSDE, Noise
-from scoresde.errors import UsageError
-from scoresde.solvers import ProbabilityFlow, TorchSDE
+from scoresde.errors import NumericalError, UsageError
+from scoresde.solvers import ProbabilityFlow, TorchSDE, sample
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,20 @@ def test_torchsde_is_driven_by_the_seed():
     model, x = ring(VPSDE()), normals(8, 2)
     one, again, other = (TorchSDE(steps=5, method="euler")(model, x, noise=Noise.of(8, s)).x for s in (1, 1, 2))
     assert torch.equal(one, again) and not torch.allclose(one, other)
+
+
+def test_torchsde_batches_do_not_share_their_noise():
+    model = gaussian(VPSDE(), dims=1, std=0.5)
+    solved = sample(model, TorchSDE(steps=20, method="euler"), (1,), Noise.of(1000, 3), dtype=F64, batch=500)
+    a, b = solved.x[:500, 0], solved.x[500:, 0]
+    assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.2
+
+
+def test_the_limit_on_evaluations_binds_every_engine():
+    model, x = ring(VPSDE()), normals(2, 2)
+    for engine in ("torchdiffeq", "scipy"):
+        with pytest.raises(NumericalError, match="10 evaluations"):
+            ProbabilityFlow(engine=engine, max_nfe=10)(model, x)
 
 
 def test_unknown_engines_and_methods_are_refused_before_the_first_call():

@@ -7,6 +7,7 @@ import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 
 from scoresde import EDM, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
+from scoresde.loss import denoising_loss
 from scoresde.shapes import expand
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(), EDM(data_std=0.4)]
@@ -88,6 +89,20 @@ def test_velocity_is_the_sde_form_of_the_probability_flow():
         estimate = Estimate(x, t, x0, eps, sde)
         other = sde.drift(x, t) - expand(sde.diffusion_squared(t) / 2, x) * estimate.score
         assert torch.allclose(estimate.velocity, other, rtol=1e-9, atol=1e-9)
+
+
+def test_a_score_network_is_scaled_and_weighted_as_published():
+    # score_sde divides the output by sigma and weights by sigma^2: the loss is then |raw + eps|^2, of unit size.
+    class One(torch.nn.Module):
+        def forward(self, x, c, cond=None):
+            return torch.ones_like(x)
+
+    sde = VPSDE()
+    model = ScoreModel(One(), sde, Score())
+    t, x0, eps, x = truth(sde)
+    losses = denoising_loss(model, x0, t, eps, weighting=Score.weighting)
+    assert torch.allclose(losses, (1 + eps).square().mean(1), rtol=1e-10)
+    assert torch.allclose(model(x, t).score, expand(1 / sde.sigma(t), x).expand_as(x), rtol=1e-9)
 
 
 def test_eps_and_score_networks_are_not_asked_where_nothing_of_the_data_is_left():

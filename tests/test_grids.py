@@ -30,6 +30,9 @@ def test_clocks():
     assert steps(make_grid("uniform", vp, 20, 1.0, 1e-3)) < 1e-10
     assert steps(make_grid("sqrt", vp, 20, 1.0, 1e-3).sqrt()) < 1e-10
     assert steps(vp.log_snr(make_grid("logsnr", vp, 20, 1.0, 1e-3))) < 1e-10
+    flow = ALL["flow"]  # its log-SNR at t = 1e-5 is 23, and -infinity at 1
+    assert steps(flow.log_snr(make_grid("logsnr", flow, 20, 0.99, 1e-5))) < 1e-9
+    assert steps(flow.log_snr(make_grid("logsnr", flow, 20, 1.0, 1e-5))[1:]) < 1e-9
     assert steps(torch.exp(-vp.log_snr(make_grid("karras", vp, 20, 1.0, 1e-3)) / 14)) < 1e-10
 
 

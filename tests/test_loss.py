@@ -9,7 +9,7 @@ import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 from torch import nn
 
-from scoresde import EDM, VPSDE, X0, Eps, Score, ScoreModel, V, Velocity
+from scoresde import EDM, VPSDE, X0, Eps, Score, ScoreModel, TrainConfig, V, Velocity, load_data
 from scoresde.errors import UsageError
 from scoresde.loss import denoising_loss, training_times
 from scoresde.nn import MLP
@@ -106,6 +106,14 @@ def test_c11_loss_floor(name):
     losses = denoising_loss(model, x0, t, eps, weighting="likelihood") * t * -math.log(1e-5)
     error = float(losses.std()) / math.sqrt(n)
     assert float(losses.mean()) == pytest.approx(expected["min_likelihood_weighted_per_dim"], abs=3 * error)
+
+
+def test_weightings_that_are_stated_for_uniform_times_get_them():
+    info = load_data("moons").info
+    for weighting, sampler in (("native", "sqrt"), ("eps", "uniform"), ("likelihood", "uniform")):
+        assert TrainConfig(data="moons", weighting=weighting).resolved(info).t_sampler == sampler
+    assert TrainConfig(data="moons", predict="score").resolved(info).weighting == "eps"
+    assert TrainConfig(data="moons", sde="flow").resolved(info).t_sampler == "uniform"
 
 
 @pytest.mark.parametrize(("sampler", "cdf"), [("uniform", lambda t: t), ("sqrt", lambda t: t.sqrt())])

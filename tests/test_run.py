@@ -258,7 +258,7 @@ def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
 
 
 def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:
-    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but the model was trained on \(2,\)"):
+    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but the model was trained on moons, shape \(2,\)"):
         moons.log_likelihood(torch.zeros(3, 1, 8, 8))
     with pytest.raises(DataError, match=r"shape \(8, 8\), but"):
         classes.log_likelihood(torch.zeros(3, 8, 8))

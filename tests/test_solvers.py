@@ -365,3 +365,24 @@ def test_float32_and_float64_agree():
     z = prior(VPSDE(), 32, 2)
     a, b = ProbabilityFlow()(model, z).x, ProbabilityFlow()(model, z.float()).x
     assert b.dtype == torch.float32 and float((a - b).abs().median()) < 2e-5
+
+
+def test_a_failure_of_the_last_denoising_evaluation_is_reported():
+    class Late:
+        """A model that fails for row 1 in its last call, the only one at a time given as a number."""
+
+        def __init__(self, model):
+            self.model = model
+            self.sde, self.t_min, self.t_max, self.coupled, self.nodes = model.sde, 1e-5, 1.0, False, None
+
+        def __call__(self, x, t):
+            estimate = self.model(x, t)
+            if isinstance(t, float):
+                estimate.x0[1] = torch.nan
+            return estimate
+
+        def rows(self, index):
+            return self
+
+    solved = sample(Late(ring(VPSDE())), Heun(steps=2), (2,), Noise.of(3), dtype=F64)
+    assert solved.status.tolist() == [OK, FAILED_NONFINITE, OK]

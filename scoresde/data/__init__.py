@@ -39,7 +39,7 @@ from ..shapes import time_dtype
 from .readers import READABLE, Array, Raw, read_digits, read_path
 from .toys import DENSITIES, TOYS, eight_gaussians, sample_toy
 
-__all__ = ["NAMES", "DataInfo", "Dataset", "Transform", "eight_gaussians", "load_data", "split"]
+__all__ = ["NAMES", "DataInfo", "Dataset", "Transform", "eight_gaussians", "load_data", "sample_toy", "split"]
 
 NAMES = (*TOYS, "digits")
 TOY_POINTS = 20_000

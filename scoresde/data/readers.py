@@ -148,13 +148,14 @@ def _read_idx(path: Path, ndim: int) -> Array:
             if len(header) < header_size:
                 raise DataError(f"{path}: truncated inside its header: download it again")
             shape = struct.unpack(f">{ndim}I", header[4:])
-            payload = file.read()
+            payload = file.read(math.prod(shape) + 1)  # no more than promised, whatever a .gz unpacks to
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged or truncated gzip file ({error}): download it again") from error
     if len(payload) != math.prod(shape):
         raise DataError(
             f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes and "
-            f"{len(payload)} follow: the file is truncated or damaged, download it again"
+            f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
+            f"follow: the file is truncated or damaged, download it again"
         )
     return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
 
@@ -341,6 +342,8 @@ def _read_numpy(path: Path) -> Raw:
             loaded = np.load(file, allow_pickle=False)
             one = isinstance(loaded, np.ndarray)
             arrays = {"x": loaded} if one else {key: loaded[key] for key in loaded.files}
+        if not all(isinstance(a, np.ndarray) for a in arrays.values()):
+            raise ValueError("it holds members that are no arrays")
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise DataError(

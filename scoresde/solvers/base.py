@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser
+from ..grids import make_grid
 from ..noise import Noise
-from ..ode import FAILED_NONFINITE, OK, STATUS
+from ..ode import FAILED_NONFINITE, OK, failures
 from ..shapes import sum_flat
 
 __all__ = ["Solution", "Solver", "fixed_solution", "sample"]
@@ -48,19 +49,12 @@ class Solution:
 
     def failures(self) -> list[str]:
         """One line for each kind of failure: how many rows, which, and why."""
-        lines = []
-        for code, reason in STATUS.items():
-            rows = (self.status == code).nonzero().flatten().tolist()
-            if code != OK and rows:
-                which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                lines.append(f"{len(rows)} of {len(self.status)} samples failed ({which}): {reason}")
-        return lines
+        return failures(self.status)
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
         """Put the pieces of a chunked batch together again."""
-        fields = ("x", "nfe", "accepted", "rejected", "status")
-        return cls(*(torch.cat([getattr(p, name) for p in pieces]) for name in fields))
+        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
 
 
 class Solver(ABC):
@@ -115,6 +109,8 @@ class Solver(ABC):
         if not x.is_floating_point():
             raise UsageError(f"{name}: the state must be floating point, got {x.dtype}")
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
+        if noise.indices.device != x.device:
+            raise UsageError(f"{name}: the noise is on {noise.indices.device}, the state on {x.device}")
         if len(noise.indices) != len(x):
             raise UsageError(f"{name}: noise for {len(noise.indices)} samples, but the state has {len(x)} rows")
         with torch.no_grad():
@@ -127,14 +123,24 @@ def sampling_interval(model: Denoiser) -> tuple[float, float]:
     return max(low, model.t_min), min(high, model.t_max)
 
 
+def grid_of(name: str, model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
+    """The times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU; ``auto`` is the SDE's own grid."""
+    return make_grid(model.sde.default_grid if name == "auto" else name, model.sde, steps, t0, t1)
+
+
 def fixed_solution(x: Tensor, nfe: int, steps: int) -> Solution:
     """The solution of a fixed-step solver: the same counts for all rows, and a finite check for each."""
 
     def each(count: int) -> Tensor:
         return torch.full((len(x),), count, dtype=torch.int64, device=x.device)
 
-    finite = torch.isfinite(sum_flat(x * 0))
-    return Solution(x, each(nfe), each(steps), each(0), torch.where(finite, OK, FAILED_NONFINITE))
+    status = torch.where(_finite_rows(x), OK, FAILED_NONFINITE)
+    return Solution(x, each(nfe), each(steps), each(0), status)
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """Which rows are finite, bool ``(B,)``."""
+    return torch.isfinite(sum_flat(x * 0))
 
 
 def sample(
@@ -176,7 +182,9 @@ def sample(
         if denoise:
             with torch.no_grad():
                 x0 = rows(piece.x, low).x0
-            piece = Solution(x0, piece.nfe + 1, piece.accepted, piece.rejected, piece.status)
+            lost = (piece.status == OK) & ~_finite_rows(x0)
+            status = torch.where(lost, FAILED_NONFINITE, piece.status)
+            piece = Solution(x0, piece.nfe + 1, piece.accepted, piece.rejected, status)
         pieces.append(piece)
         if on_batch is not None:
             on_batch(len(index))

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ..errors import NumericalError, UsageError
 from ..estimate import Denoiser
-from ..grids import make_grid
 from ..noise import Noise
-from ..shapes import expand, rms_flat, time_dtype
-from .base import Solution, Solver, fixed_solution
+from ..shapes import expand, flat, rms_flat, time_dtype
+from .base import Solution, Solver, fixed_solution, grid_of
 
 __all__ = ["ENGINES", "TorchSDE"]
 
@@ -49,7 +48,6 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
         "step_t": ends[1:],  # land there instead of interpolating back from beyond
         "first_step": 0.01 * (high - low),  # the heuristic first step may leave the interval
         "norm": lambda e: rms_flat(e).max(),  # the worst sample, not the mean of the batch
-        "max_num_steps": 10_000,
     }
     try:
         solved = odeint(
@@ -93,8 +91,8 @@ ENGINES = {"torchdiffeq": torchdiffeq, "scipy": scipy}
 class TorchSDE(Solver):
     """The reverse SDE by torchsde, on its own grid of equal steps in t.
 
-    Its random numbers come from one generator for the batch: sample i is reproducible with the seed and the batch, not
-    alone. ``reversible_heun`` is refused, because it diverges on the reverse SDE.
+    Its random numbers come from one generator for each batch, seeded by the seed and the first sample: a batch is
+    reproducible, a sample alone is not. ``reversible_heun`` is refused, because it diverges on the reverse SDE.
 
     Args:
         steps: Number of steps.
@@ -120,7 +118,7 @@ class TorchSDE(Solver):
         import torchsde
 
         sde, shape = model.sde, x.shape
-        make_grid("uniform", sde, self.steps, t0, t1)  # refuses what is no grid
+        grid_of("uniform", model, self.steps, t0, t1)  # refuses what is no grid
         calls = 0
         eta = self.eta
 
@@ -137,19 +135,21 @@ class TorchSDE(Solver):
                 t = self.time(s)
                 estimate = model(y.reshape(shape), t)
                 level = eta * sde.noise_level(t)
-                return -(estimate.velocity - expand(level.square() / 2, x) * estimate.score).flatten(1)
+                return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
 
             def g(self, s: Tensor, y: Tensor) -> Tensor:
                 return (eta * sde.noise_level(self.time(s))).to(y.dtype).expand_as(y)
 
-        flat = x.flatten(1)
+        start = flat(x)
+        # One word of the first row's address, so that no two batches share their Brownian motion.
+        entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         step = (t0 - t1) / self.steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             bm = torchsde.BrownianInterval(
-                t0=s[0], t1=s[1], size=flat.shape, dtype=x.dtype, device=x.device, dt=step,
-                entropy=noise.seed % 2**63, levy_area_approximation="space-time" if self.method == "srk" else "none",
+                t0=s[0], t1=s[1], size=start.shape, dtype=x.dtype, device=x.device, dt=step,
+                entropy=entropy, levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
-            solved = torchsde.sdeint(Reverse(), flat, s, bm=bm, method=self.method, dt=step)
+            solved = torchsde.sdeint(Reverse(), start, s, bm=bm, method=self.method, dt=step)
         return fixed_solution(solved[-1].reshape(shape), calls, self.steps)

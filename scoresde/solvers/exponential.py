@@ -54,10 +54,9 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser, Estimate
-from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import time_dtype
-from .base import Solution, Solver, fixed_solution
+from .base import Solution, Solver, fixed_solution, grid_of
 
 __all__ = ["Multistep", "MultistepSDE", "ancestral", "ddim", "deis", "dpmpp_2m"]
 
@@ -133,9 +132,8 @@ class Multistep(Solver):
         _check(self.order, self.rule)
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
-        times = make_grid(sde.default_grid if self.grid == "auto" else self.grid, sde, self.steps, t0, t1)
-        path = [(float(a), float(s)) for a, s in zip(*sde.coefficients(times), strict=True)]
+        times = grid_of(self.grid, model, self.steps, t0, t1)
+        path = [(float(a), float(s)) for a, s in zip(*model.sde.coefficients(times), strict=True)]
         times = times.to(device=x.device, dtype=time_dtype(x.device))
         variable = _VARIABLES[self.variable]
         values: list[Tensor] = []  # of q, the newest first
@@ -147,8 +145,8 @@ class Multistep(Solver):
             if self.correct and before is not None:
                 start, old_values, old_nodes = before
                 x = self._step(start, [q, *old_values], [node, *old_nodes], path[i - 1], here)
-            if not math.isfinite(node):
-                # Nothing of the data is left: no polynomial in l passes through here.
+            if not (math.isfinite(node) and math.isfinite(variable.node(*there))):
+                # Nothing of the data, or of the noise, is left at one end: no polynomial in l passes through there.
                 x, before = there[0] * estimate.x0 + there[1] * estimate.eps, None
                 continue
             values, nodes = [q, *values][: self.order], [node, *nodes][: self.order]
@@ -197,9 +195,8 @@ class MultistepSDE(Solver):
             raise UsageError(f"eta is {self.eta}; the noise level of a reverse SDE is >= 0")
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
-        times = make_grid(sde.default_grid if self.grid == "auto" else self.grid, sde, self.steps, t0, t1)
-        path = [(float(a), float(s)) for a, s in zip(*sde.coefficients(times), strict=True)]
+        times = grid_of(self.grid, model, self.steps, t0, t1)
+        path = [(float(a), float(s)) for a, s in zip(*model.sde.coefficients(times), strict=True)]
         times = times.to(device=x.device, dtype=time_dtype(x.device))
         values: list[Tensor] = []
         nodes: list[float] = []

@@ -17,13 +17,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import NumericalError, UsageError
 from ..estimate import Denoiser
-from ..grids import make_grid
 from ..noise import Noise
 from ..ode import TABLEAUS, integrate
 from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution
+from .base import Solution, Solver, fixed_solution, grid_of
 from .engines import ENGINES
 
 __all__ = ["Heun", "ProbabilityFlow", "slope"]
@@ -98,6 +97,8 @@ class ProbabilityFlow(Solver):
         def slope_at(r: float, state: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
+            if calls > self.max_nfe:
+                raise NumericalError(f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger --rtol")
             return f(state, torch.full((len(y),), r, dtype=time_dtype(y.device), device=y.device), everyone)
 
         ends = float(ratio[0]), float(ratio[1])
@@ -121,8 +122,7 @@ class Heun(Solver):
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
         sde = model.sde
-        times = make_grid(sde.default_grid if self.grid == "auto" else self.grid, sde, self.steps, t0, t1)
-        times = times.to(device=x.device, dtype=time_dtype(x.device))
+        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         y = x / expand(sde.scale(times[0]), x)
         for t, s in pairwise(times):
             h = expand(sde.ratio(s) - sde.ratio(t), y)

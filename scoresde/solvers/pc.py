@@ -30,10 +30,9 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser
-from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution
+from .base import Solution, Solver, fixed_solution, grid_of
 from .stochastic import euler_step
 
 __all__ = ["PredictorCorrector"]
@@ -65,9 +64,7 @@ class PredictorCorrector(Solver):
             )
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
-        times = make_grid(sde.default_grid if self.grid == "auto" else self.grid, sde, self.steps, t0, t1)
-        times = times.to(device=x.device, dtype=time_dtype(x.device))
+        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         shape = tuple(x.shape[1:])
         for step, (t, s) in enumerate(pairwise(times)):
             x = self.predict(model, x, t, s, noise.normal(shape, step, "solver", x.dtype))

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser
-from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution
+from .base import Solution, Solver, fixed_solution, grid_of
 
 __all__ = ["EulerMaruyama", "euler_step"]
 
@@ -58,9 +57,7 @@ class EulerMaruyama(Solver):
             raise UsageError(f"eta is {self.eta}; the noise level of a reverse SDE is >= 0")
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
-        times = make_grid(sde.default_grid if self.grid == "auto" else self.grid, sde, self.steps, t0, t1)
-        times = times.to(device=x.device, dtype=time_dtype(x.device))
+        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         for step, (t, s) in enumerate(pairwise(times)):
             z = noise.normal(tuple(x.shape[1:]), step, "solver", x.dtype)
             x = euler_step(model, x, t, s, self.eta, z)

@@ -5,7 +5,7 @@ name           class                   what it integrates                       
 =============  ======================  =========================================  ===========================
 ``ode``        `ProbabilityFlow`       the probability flow, to a tolerance       adaptive, per sample
 ``heun``       `Heun`                  the probability flow, order 2              ``2 steps``
-``multistep``  `Multistep`             the probability flow, order 1 to 6        ``steps``
+``multistep``  `Multistep`             the probability flow, order 1 to 6         ``steps``
 ``ddim``       `Multistep`             the same at order 1                        ``steps``
 ``dpm++2m``    `Multistep`             the same on x0, order 2, midpoint rule     ``steps``
 ``deis``       `Multistep`             the same on eps, order 3                   ``steps``

@@ -1,18 +1,20 @@
 """Exact denoisers: data distributions whose perturbed score is known, with the same contract as a trained network.
 
-For  p_0 = sum_k w_k N(mu_k, s_k^2 I)  the path gives  p_t = sum_k w_k N(alpha mu_k, v_k I)  with
-v_k = alpha^2 s_k^2 + sigma^2, and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, v_k I):
+For  p_0 = sum_k w_k N(mu_k, C_k)  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
+V_k = alpha^2 C_k + sigma^2 I, and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k):
 
-    eps_hat = sigma sum_k r_k (x - alpha mu_k) / v_k,
-    x0_hat  = sum_k r_k (mu_k + alpha s_k^2 (x - alpha mu_k) / v_k).
+    eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
+    x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
 
-Every solver, the loss and the likelihood are held against this model, not against themselves.
+All of it is computed along the axes of C_k = Q_k diag(l_k) Q_k^T, where V_k is diagonal. Every solver, the loss and the
+likelihood are held against this model, not against themselves.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,13 +29,15 @@ __all__ = ["GaussianMixture"]
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of isotropic Gaussians as data distribution and exact :class:`~scoresde.estimate.Denoiser`.
+    """A mixture of Gaussians as data distribution and exact :class:`~scoresde.estimate.Denoiser`.
 
     Args:
         sde: The path.
         means: Shape ``(K, *event)``.
-        stds: Standard deviation of each component, shape ``(K,)``; 0 gives the closed-form score of a finite set.
+        stds: Standard deviation of each isotropic component, shape ``(K,)``; 0 gives the closed-form score of a finite
+            set.
         weights: Shape ``(K,)``, adding up to 1; equal if left out.
+        covariances: Instead of ``stds``, shape ``(K, D, D)`` for events of D elements.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -44,18 +48,33 @@ class GaussianMixture:
 
     sde: SDE
     means: Tensor
-    stds: Tensor
+    stds: Tensor | None = None
     weights: Tensor | None = None
+    covariances: Tensor | None = None
 
     def __post_init__(self) -> None:
-        count = len(self.means)
-        if self.stds.shape != (count,) or (self.weights is not None and self.weights.shape != (count,)):
-            raise UsageError(
-                f"{count} means need stds and weights of shape ({count},); got {tuple(self.stds.shape)}"
-                + ("" if self.weights is None else f" and {tuple(self.weights.shape)}")
-            )
+        count, dims = len(self.means), self.means[0].numel()
+        if (self.stds is None) == (self.covariances is None):
+            raise UsageError("a mixture takes either stds, shape (K,), or covariances, shape (K, D, D)")
+        expected = {"stds": (count,), "weights": (count,), "covariances": (count, dims, dims)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                got = tuple(value.shape)
+                raise UsageError(f"{count} means of {dims} elements need {name} of shape {shape}; got {got}")
         if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
             raise UsageError(f"the weights of a mixture add up to 1, not {float(self.weights.sum()):.6g}")
+        if self.covariances is not None and float(self.axes[0].min()) < 0:
+            raise UsageError(f"a covariance has the eigenvalue {float(self.axes[0].min()):.6g}; none may be negative")
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues ``(K, D)`` (``(K, 1)`` if isotropic) and eigenvectors ``(K, D, D)`` (or ``None``) of ``C_k``."""
+        if self.covariances is None:
+            assert self.stds is not None
+            return self.stds.square()[:, None], None
+        values, vectors = torch.linalg.eigh(self.covariances)
+        return values, vectors
 
     @property
     def t_min(self) -> float:
@@ -78,33 +97,35 @@ class GaussianMixture:
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Residuals ``(B, K, D)``, log joint densities ``(B, K)``, and alpha, sigma, variance with K last."""
-        alpha, sigma = (c.to(x.dtype).reshape(-1, 1) for c in self.sde.coefficients(t))
-        means, stds = flat(self.means.to(x)), self.stds.to(x)
-        log_weights = math.log(1 / len(means)) if self.weights is None else self.weights.to(x).log()
-        variance = alpha.square() * stds.square() + sigma.square()
-        residual = flat(x)[:, None] - alpha[..., None] * means
-        log_joint = (
-            log_weights
-            - residual.square().sum(-1) / (2 * variance)
-            - residual.shape[-1] / 2 * torch.log(2 * math.pi * variance)
-        )
-        return residual, log_joint, alpha, sigma, variance
+        """Along the axes: residuals, variances ``(B, K, D)``, l_k; log joint densities ``(B, K)``; alpha, sigma."""
+        alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
+        values, vectors = self.axes
+        values = values.to(x)
+        log_weights = math.log(1 / len(self.means)) if self.weights is None else self.weights.to(x).log()
+        residual = flat(x)[:, None] - alpha * flat(self.means.to(x))
+        if vectors is not None:
+            residual = torch.einsum("bkd,kde->bke", residual, vectors.to(x))
+        variance = (alpha.square() * values + sigma.square()).expand(-1, -1, residual.shape[-1])
+        log_joint = log_weights - (residual.square() / variance + torch.log(2 * math.pi * variance)).sum(-1) / 2
+        return residual, variance, values, log_joint, alpha, sigma
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         t = as_time(t, x)
-        residual, log_joint, alpha, sigma, variance = self._components(x, t)
-        r = torch.softmax(log_joint, dim=1)
-        means, stds = flat(self.means.to(x)), self.stds.to(x)
-        eps = sigma * ((r / variance)[..., None] * residual).sum(1)
-        x0 = (r[..., None] * means + (r * alpha * stds.square() / variance)[..., None] * residual).sum(1)
+        residual, variance, values, log_joint, alpha, sigma = self._components(x, t)
+        r = torch.softmax(log_joint, dim=1)[..., None]
+        eps, x0 = r * residual / variance, r * values * residual / variance
+        vectors = self.axes[1]
+        if vectors is not None:
+            eps, x0 = (torch.einsum("bke,kde->bkd", v, vectors.to(x)) for v in (eps, x0))
+        eps = sigma[:, 0] * eps.sum(1)
+        x0 = (r * flat(self.means.to(x))).sum(1) + alpha[:, 0] * x0.sum(1)
         return Estimate(x, t, x0.reshape(x.shape), eps.reshape(x.shape), self.sde)
 
     def log_prob(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
         """Log density in nats, ``(B, *event)`` to ``(B,)``: of the data, or of ``p_t`` if ``t`` is given."""
         if t is not None:
-            return torch.logsumexp(self._components(x, as_time(t, x))[1], dim=1)
-        return GaussianMixture(_Data(), self.means, self.stds, self.weights).log_prob(x, 0.0)
+            return torch.logsumexp(self._components(x, as_time(t, x))[3], dim=1)
+        return replace(self, sde=_Data()).log_prob(x, 0.0)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
@@ -113,8 +134,12 @@ class GaussianMixture:
         weights = torch.ones(len(self.means)) if self.weights is None else self.weights
         k = torch.multinomial(weights.double().to(drawn_on), count, replacement=True, generator=generator)
         z = torch.randn(count, *self.means.shape[1:], generator=generator, dtype=self.means.dtype, device=drawn_on)
-        k, z = k.to(self.means.device), z.to(self.means.device)
-        return self.means[k] + self.stds[k].reshape(-1, *[1] * (self.means.ndim - 1)) * z
+        k, z = k.to(self.means.device), flat(z.to(self.means.device))
+        values, vectors = self.axes
+        z = values[k].sqrt() * z
+        if vectors is not None:
+            z = torch.einsum("nde,ne->nd", vectors[k], z)
+        return self.means[k] + z.reshape(count, *self.means.shape[1:])
 
 
 @dataclass(frozen=True)

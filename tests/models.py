@@ -60,6 +60,17 @@ def mixture_1d(sde: SDE) -> GaussianMixture:
     return GaussianMixture(sde, means[:, None], stds, weights)
 
 
+def skewed(sde: SDE) -> GaussianMixture:
+    """Three Gaussians in three dimensions with covariances of their own."""
+    root = normals(3, 3, 3, seed=5) * 0.3
+    return GaussianMixture(
+        sde,
+        means=normals(3, 3, seed=6),
+        covariances=root @ root.mT + 0.01 * torch.eye(3, dtype=F64),
+        weights=torch.tensor([0.2, 0.3, 0.5], dtype=F64),
+    )
+
+
 def gaussian(sde: SDE, dims: int = 4, mean: float = 0.3, std: float = 0.5) -> GaussianMixture:
     return GaussianMixture(sde, torch.full((1, dims), mean, dtype=F64), torch.tensor([std], dtype=F64))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import ALL, F64, mixture_1d, normals, ring
+from models import ALL, F64, mixture_1d, normals, ring, skewed
 
 from scoresde import VPSDE, GaussianMixture
 from scoresde.errors import UsageError
@@ -13,7 +13,7 @@ from scoresde.errors import UsageError
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("t", [0.01, 0.3, 0.95])
 def test_score_is_the_gradient_of_the_log_density(name, t):
-    for model, dims in ((ring(ALL[name]), 2), (mixture_1d(ALL[name]), 1)):
+    for model, dims in ((ring(ALL[name]), 2), (mixture_1d(ALL[name]), 1), (skewed(ALL[name]), 3)):
         x = normals(16, dims).requires_grad_()
         (gradient,) = torch.autograd.grad(model.log_prob(x, t).sum(), x)
         estimate = model(x.detach(), t)
@@ -51,8 +51,34 @@ def test_a_width_of_zero_is_the_score_of_a_finite_set():
     assert torch.allclose(model(x, 1e-5).x0, points[2:3], atol=1e-12)
 
 
+def test_covariances():
+    model = skewed(VPSDE())
+    # p_t of one component is N(alpha mu, alpha^2 C + sigma^2 I)
+    one = GaussianMixture(VPSDE(), model.means[:1], covariances=model.covariances[:1])
+    t = torch.tensor(0.4, dtype=F64)
+    alpha, sigma = one.sde.coefficients(t)
+    exact = torch.distributions.MultivariateNormal(
+        alpha * one.means[0], alpha**2 * one.covariances[0] + sigma**2 * torch.eye(3, dtype=F64)
+    )
+    x = normals(8, 3, seed=1)
+    assert torch.allclose(one.log_prob(x, 0.4), exact.log_prob(x), rtol=1e-10)
+    drawn = one.sample(100_000, torch.Generator().manual_seed(0))
+    assert torch.allclose(torch.cov(drawn.T), one.covariances[0], atol=0.01)
+    # isotropic covariances are stds
+    a = GaussianMixture(VPSDE(), model.means, torch.full((3,), 0.4, dtype=F64))
+    b = GaussianMixture(VPSDE(), model.means, covariances=0.16 * torch.eye(3, dtype=F64).expand(3, 3, 3))
+    assert torch.allclose(a(x, 0.4).eps, b(x, 0.4).eps, rtol=1e-10)
+    assert torch.allclose(a(x, 0.4).x0, b(x, 0.4).x0, rtol=1e-10)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="stds"):
         GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(3))
     with pytest.raises(UsageError, match="add up to 1"):
         GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(2), torch.tensor([0.5, 0.6]))
+    with pytest.raises(UsageError, match="covariances of shape"):
+        GaussianMixture(VPSDE(), torch.zeros(2, 3), covariances=torch.ones(2, 3))
+    with pytest.raises(UsageError, match="either"):
+        GaussianMixture(VPSDE(), torch.zeros(2, 3))
+    with pytest.raises(UsageError, match="eigenvalue"):
+        GaussianMixture(VPSDE(), torch.zeros(1, 2), covariances=torch.tensor([[[1.0, 2.0], [2.0, 1.0]]]))

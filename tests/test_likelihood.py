@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import ALL, CHECKS, F64, FOUR, PUBLISHED, UserCosine, gaussian, mixture_1d, normals, ring, watched
+from models import ALL, CHECKS, F64, FOUR, PUBLISHED, UserCosine, gaussian, mixture_1d, normals, ring, skewed, watched
 from scipy.stats import norm
 
 from scoresde import EDM, VPSDE, GaussianMixture, Noise, ScoreModel, bits_per_dim, log_likelihood
@@ -96,6 +96,28 @@ def test_collinear_mixture_in_many_dimensions(name):
     low, high = model.sde.times("likelihood")
     exact = model.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) <= 1e-3
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_full_covariance_and_its_probes(name):
+    # The flow of one Gaussian is linear: along axis i of C it scales by sqrt(v_i(1) / v_i(0)).
+    model = skewed(FOUR[name])
+    one = GaussianMixture(FOUR[name], model.means[:1], covariances=model.covariances[:1])
+    x = one.sample(8, torch.Generator().manual_seed(0))
+    low, high = one.sde.times("likelihood")
+    solved = log_likelihood(one, x, rtol=1e-7, atol=1e-7)
+    exact = one.sde.prior_log_prob(solved.z) + one.log_prob(x, low) - one.log_prob(solved.z, high)
+    assert float((solved.log_prob - exact).abs().max()) < 1e-4
+    # A probe e, fixed along the path, is off by e^T K e - tr K with K = Q diag(log sqrt(v(1) / v(0))) Q^T.
+    values, vectors = one.axes
+    (a0, s0), (a1, s1) = (one.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (low, high))
+    gain = 0.5 * torch.log((a1**2 * values[0] + s1**2) / (a0**2 * values[0] + s0**2))
+    k = vectors[0] @ torch.diag(gain) @ vectors[0].T
+    noise = Noise.of(8, 2)
+    probed = log_likelihood(one, x, divergence="hutchinson", noise=noise, rtol=1e-8, atol=1e-8)
+    e = noise.rademacher((3,), 0, "probe", F64)
+    expected = exact + torch.einsum("bi,ij,bj->b", e, k, e) - torch.trace(k)
+    assert float((probed.log_prob - expected).abs().max()) < 1e-4
 
 
 def test_error_falls_with_the_tolerance():

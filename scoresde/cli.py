@@ -263,6 +263,7 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
 @click.option("--denoise/--no-denoise", default=True, show_default=True, help="End with a noise-free step.")
+@click.option("--brownian", is_flag=True, help="Noise that stays the same when the number of steps changes.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="Index of the first sample.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples solved at once.")
 @click.option("--save", default="png,npz", show_default=True, help="Files to write.")
@@ -273,8 +274,8 @@ def sample(
     run: str | None, solver: str, n: int, steps: int | None, rtol: float | None, atol: float | None, snr: float | None,
     eta: float | None, order: int | None, grid: str | None, engine: str | None, method: str | None,
     assignments: tuple[str, ...], label: str | None, guidance: float,
-    denoise: bool, start: int, batch: int, save: str, out: Path | None, sde: str | None, seed: int, device: str,
-    dtype: str, threads: int | None, as_json: bool, quiet: bool,
+    denoise: bool, brownian: bool, start: int, batch: int, save: str, out: Path | None, sde: str | None, seed: int,
+    device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     from .build import build
@@ -302,7 +303,7 @@ def sample(
         with Progress(n, "sample", quiet=quiet or n <= batch) as progress:
             samples = loaded.sample(
                 n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch,
-                on_batch=progress.update,
+                brownian=brownian, on_batch=progress.update,
             )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty
@@ -312,7 +313,7 @@ def sample(
     nfe = solution.nfe.double()
     facts = {
         "run": str(loaded.folder), "step": loaded.step, "solver": name, "options": options_of(built), "n": n,
-        "seed": seed, "start": start, "label": label, "guidance": guidance, "denoise": denoise,
+        "seed": seed, "start": start, "label": label, "guidance": guidance, "denoise": denoise, "brownian": brownian,
         "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
         "accepted_mean": round(float(solution.accepted.double().mean()), 2),
         "rejected_mean": round(float(solution.rejected.double().mean()), 2),

@@ -13,6 +13,13 @@ computed by the counter-based generator Philox4x32-10 and the Box-Muller transfo
 turn a 128-bit counter and a 64-bit key into four 32-bit words, in integer arithmetic that is the same on every
 device. A row therefore keeps its noise through chunking, compaction and sharding.
 
+A solver with other steps draws other numbers, unless ``brownian`` is set: then the normals of its steps are increments
+of one Brownian path W on [0, 1] for each sample, refined where it is asked for (Levy's midpoint construction),
+
+    W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
+
+with z addressed by the midpoint. The same seed then leads to the same picture as the number of steps grows.
+
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
     https://doi.org/10.1145/2063384.2063405.
@@ -34,7 +41,10 @@ __all__ = ["Noise", "philox"]
 _MASK = 0xFFFFFFFF
 
 # One stream for each purpose, so that more steps of one never move the draws of another.
-STREAMS = {"prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5}
+STREAMS = {"prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6}
+
+# Levels of the Brownian path: it is straight within a cell of 2^-20.
+_LEVELS = 20
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -69,6 +79,7 @@ class Noise:
     Args:
         seed: Any integer from 0 to 2^64 - 1.
         indices: Which samples these rows are, int64, shape ``(B,)``; its device is where the numbers are made.
+        brownian: Whether :meth:`between` follows a Brownian path, the same for any number of steps.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
     >>> bool((both.normal((3,))[1] == second.normal((3,))[0]).all())
@@ -77,6 +88,7 @@ class Noise:
 
     seed: int
     indices: Tensor
+    brownian: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
@@ -85,13 +97,21 @@ class Noise:
             raise UsageError("the indices of Noise are int64 with shape (B,), one sample number for each row")
 
     @classmethod
-    def of(cls, count: int, seed: int = 0, start: int = 0, device: torch.device | str | None = None) -> Noise:
+    def of(
+        cls,
+        count: int,
+        seed: int = 0,
+        start: int = 0,
+        device: torch.device | str | None = None,
+        *,
+        brownian: bool = False,
+    ) -> Noise:
         """Return the noise of samples ``start`` to ``start + count - 1``."""
-        return cls(seed, torch.arange(start, start + count, device=device))
+        return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:
         """Return the noise of the rows ``index``, shape ``(B',)``."""
-        return Noise(self.seed, self.indices[index])
+        return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int) -> Tensor:
         """Uniform 32-bit words, int64, shape ``(B, 4 blocks)`` with at least ``size`` of them per row."""
@@ -126,6 +146,42 @@ class Noise:
         radius, angle = torch.sqrt(-2 * torch.log(u[:, :half])), 2 * torch.pi * u[:, half:]
         z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
         return z[:, :size].reshape(-1, *shape).to(dtype)
+
+    def between(
+        self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals for step number ``step`` of a solver, from time ``t`` to ``s`` in [0, 1]; ``(B, *shape)``.
+
+        Plain draws by the number of the step, or, with ``brownian``, ``(W(s) - W(t)) / sqrt(|s - t|)``.
+        """
+        if not self.brownian:
+            return self.normal(shape, step, "solver", dtype)
+        if abs(s - t) < 4 / 2**_LEVELS or not (0 <= t <= 1 and 0 <= s <= 1):
+            raise UsageError(
+                f"the Brownian path lives on [0, 1] and resolves steps of 4e-6; the step from {t:.6g} to {s:.6g} "
+                "does not fit: take fewer steps, another grid, or plain noise"
+            )
+        increment = self.path(s, shape) - self.path(t, shape)
+        return (increment / math.sqrt(abs(s - t))).to(dtype)
+
+    def path(self, t: float, shape: tuple[int, ...]) -> Tensor:
+        """The Brownian path W(t) of each sample, t in [0, 1], float64 ``(B, *shape)``; W(0) = 0."""
+
+        def draw(node: int) -> Tensor:
+            return self.normal(shape, node, "path", torch.float64)
+
+        left, right = torch.zeros(len(self.indices), *shape, dtype=torch.float64, device=self.indices.device), draw(0)
+        low, width, node = 0.0, 1.0, 1
+        for _ in range(_LEVELS):
+            if t in (low, low + width):
+                break
+            middle = (left + right) / 2 + math.sqrt(width / 4) * draw(node)
+            width /= 2
+            if t < low + width:
+                right, node = middle, 2 * node
+            else:
+                left, low, node = middle, low + width, 2 * node + 1
+        return left + (t - low) / width * (right - left)
 
     def uniform(
         self,

@@ -135,6 +135,7 @@ class Run:
         labels: int | Tensor | None = None,
         guidance: float = 1.0,
         denoise: bool = True,
+        brownian: bool = False,
         batch: int = 256,
         on_batch: Callable[[int], None] | None = None,
     ) -> Samples:
@@ -147,6 +148,7 @@ class Run:
             labels: A class for all, or int64 ``(n,)``.
             guidance: Scale of classifier-free guidance; 1 is the conditional model.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
+            brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
             batch: Samples solved at once.
             on_batch: Called with the number of samples after each batch.
 
@@ -156,11 +158,14 @@ class Run:
         if n < 1:
             raise UsageError(f"the number of samples is {n}; take at least 1")
         model = self.conditioned(labels, guidance, n)
+        built: Solver = build(solver, SOLVERS, "solver")
+        if brownian and not built.stochastic:
+            raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
         solution = sample(
             model,
-            build(solver, SOLVERS, "solver"),
+            built,
             self.info.shape,
-            Noise.of(n, seed, start, self.device),
+            Noise.of(n, seed, start, self.device, brownian=brownian),
             denoise=denoise,
             batch=batch,
             dtype=self.dtype,

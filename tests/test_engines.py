@@ -87,3 +87,8 @@ def test_unknown_engines_and_methods_are_refused_before_the_first_call():
         with pytest.raises(UsageError, match=words):
             make()
     assert not model.times
+
+
+def test_torchsde_has_no_path_of_ours():
+    with pytest.raises(UsageError, match="sde or em"):
+        TorchSDE()(ring(VPSDE()), normals(2, 2), noise=Noise.of(2, brownian=True))

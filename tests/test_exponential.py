@@ -272,3 +272,18 @@ def test_forty_exponential_steps_beat_two_hundred_of_euler_maruyama():
         sigma = float(VPSDE().sigma(torch.tensor(1e-3, dtype=F64)))
         errors.append(abs(float(near.square().mean().sqrt()) / math.sqrt(2 * (0.02**2 + sigma**2)) - 1))
     assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("solver", [MultistepSDE(grid="uniform"), EulerMaruyama(grid="uniform")], ids=["2m-sde", "em"])
+def test_on_a_brownian_path_samples_converge_as_the_steps_grow(solver):
+    # With plain noise another number of steps is another sample; on the path it is the same one, better solved.
+    import dataclasses
+
+    model, x = ring(VPSDE(), std=0.3), start(VPSDE(), 256, 2)
+    changes = {}
+    for brownian in (False, True):
+        noise = Noise.of(256, 4, brownian=brownian)
+        results = [dataclasses.replace(solver, steps=n)(model, x, noise=noise).x for n in (50, 100, 200, 400)]
+        changes[brownian] = [float((b - a).square().mean().sqrt()) for a, b in pairwise(results)]
+    assert min(changes[False]) > 0.5
+    assert changes[True][2] < 0.75 * changes[True][0] and changes[True][2] < 0.5 * changes[False][2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -74,3 +76,32 @@ def test_bad_addresses_are_refused():
         Noise.of(2).normal((3,), stream="sampler")
     with pytest.raises(UsageError, match="step"):
         Noise.of(2).normal((3,), step=2**32)
+
+
+def test_brownian_path():
+    noise = Noise.of(20_000, seed=2, brownian=True)
+    times = [0.0, 0.001, 0.1, 1 / 3, 0.5, 0.8125, 1.0]
+    w = torch.stack([noise.path(t, (1,))[:, 0] for t in times])
+    assert bool((w[0] == 0).all())
+    # Cov(W(s), W(t)) = min(s, t)
+    expected = torch.minimum(torch.tensor(times)[:, None], torch.tensor(times)[None]).double()
+    assert float((w @ w.T / 20_000 - expected).abs().max()) < 0.025
+    assert stats.kstest((w[3] / math.sqrt(1 / 3)).numpy(), "norm").pvalue > 1e-3
+    # the same whoever asks, and a step's normals are its increment
+    some = torch.tensor([7, 19_999])
+    assert torch.equal(noise.rows(some).path(0.1, (1,))[:, 0], w[2][some])
+    z = noise.between(0.5, 0.1, (1,), step=3, dtype=torch.float64)[:, 0]
+    assert torch.allclose(z, (w[2] - w[4]) / math.sqrt(0.4))
+    assert float(z.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_plain_noise_goes_by_the_step():
+    noise = Noise.of(5, seed=2)
+    assert torch.equal(noise.between(0.5, 0.1, (3,), step=4), noise.normal((3,), step=4))
+
+
+def test_steps_below_the_resolution_of_the_path_are_refused():
+    with pytest.raises(UsageError, match="resolves"):
+        Noise.of(2, brownian=True).between(0.5, 0.500001, (1,), 0)
+    with pytest.raises(UsageError, match=r"\[0, 1\]"):
+        Noise.of(2, brownian=True).between(1.5, 0.5, (1,), 0)

@@ -33,6 +33,7 @@ from scoresde import (
 from scoresde.data import DataInfo, Transform
 from scoresde.errors import CheckpointError, DataError, UsageError
 from scoresde.run import join
+from scoresde.solvers import MultistepSDE
 
 SOLVERS = [
     ProbabilityFlow(rtol=1e-2, atol=1e-2),
@@ -255,6 +256,15 @@ def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr())
     assert "1 of 3" in scores.model.failures()[0]
+
+
+def test_a_brownian_path_is_for_stochastic_solvers(moons: Run) -> None:
+    with pytest.raises(UsageError, match="draws no noise"):
+        moons.sample(2, "heun", brownian=True)
+    a = moons.sample(8, MultistepSDE(steps=30), brownian=True)
+    b = moons.sample(8, MultistepSDE(steps=60), brownian=True)
+    c = moons.sample(8, MultistepSDE(steps=60))
+    assert float((a.x - b.x).abs().median()) < float((a.x - c.x).abs().median())
 
 
 def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:

@@ -117,6 +117,8 @@ class TorchSDE(Solver):
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
         import torchsde
 
+        if noise.brownian:
+            raise UsageError("torchsde makes its own Brownian motion, which knows no samples; use the solver sde or em")
         sde, shape = model.sde, x.shape
         grid_of("uniform", model, self.steps, t0, t1)  # refuses what is no grid
         calls = 0

@@ -209,7 +209,8 @@ class MultistepSDE(Solver):
             x = self._step(x, estimate, values, nodes, here, there)
             spread = there[1] * math.sqrt(-math.expm1(-2 * self.eta**2 * (_log_ratio(*there) - node)))
             if spread > 0:
-                x = torch.add(x, noise.normal(tuple(x.shape[1:]), i, "solver", x.dtype), alpha=spread)
+                z = noise.between(float(times[i]), float(times[i + 1]), tuple(x.shape[1:]), i, x.dtype)
+                x = torch.add(x, z, alpha=spread)
             if not math.isfinite(node):
                 values, nodes = [], []
         return fixed_solution(x, self.steps, self.steps)

@@ -67,7 +67,7 @@ class PredictorCorrector(Solver):
         times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         shape = tuple(x.shape[1:])
         for step, (t, s) in enumerate(pairwise(times)):
-            x = self.predict(model, x, t, s, noise.normal(shape, step, "solver", x.dtype))
+            x = self.predict(model, x, t, s, noise.between(float(t), float(s), shape, step, x.dtype))
             for j in range(self.corrections):
                 z = noise.normal(shape, step * self.corrections + j, "corrector", x.dtype)
                 x = self.correct(model, x, t, s, z)

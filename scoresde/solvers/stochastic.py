@@ -59,6 +59,6 @@ class EulerMaruyama(Solver):
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
         times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         for step, (t, s) in enumerate(pairwise(times)):
-            z = noise.normal(tuple(x.shape[1:]), step, "solver", x.dtype)
+            z = noise.between(float(t), float(s), tuple(x.shape[1:]), step, x.dtype)
             x = euler_step(model, x, t, s, self.eta, z)
         return fixed_solution(x, self.steps, self.steps)

@@ -163,7 +163,7 @@ def test_json(shell: Shell, digits: str) -> None:
     assert not Path("runs/moons-vp").exists()
     sampled = shell.json(f"sample {digits} --solver heun --steps 2 --n 3 --seed 5 --start 7")
     assert sampled.keys() == {
-        "run", "step", "solver", "options", "n", "seed", "start", "label", "guidance", "denoise", "nfe_mean", "nfe_max",
+        "run", "step", "solver", "options", "n", "seed", "start", "label", "guidance", "denoise", "brownian", "nfe_mean", "nfe_max",
         "accepted_mean", "rejected_mean", "failed", "seconds", "files",
     }  # fmt: skip
     assert sampled["options"] == {"steps": 2, "grid": "auto"} and sampled["nfe_mean"] == sampled["nfe_max"] == 5

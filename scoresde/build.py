@@ -48,8 +48,9 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: b
         raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
     if not known and not typed:
         raise UsageError(
-            f"{what} {name!r} is in no table, and a name that comes from a file is never imported; give it yourself: "
-            f"{f'--sde {name}, or ' if what == 'SDE' else ''}in Python load(run, sde=, network=, parametrization=)"
+            f"name the {what} yourself: {f'--sde {name}, or ' if what == 'SDE' else ''}in Python load(run, sde=, "
+            f"network=, parametrization=). The run says {name!r}, which is in no table, and a name that comes from a "
+            "file is never imported"
         )
     try:
         if known:
@@ -64,6 +65,8 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: b
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and one that it imports is not
+        if module.endswith(".py"):
+            raise UsageError(f"{what} {name!r}: leave out the .py: {module[:-3]}:{attribute}") from None
         raise UsageError(
             f"{what} {name!r}: there is no module {module!r} in {os.getcwd()} or among the installed packages; "
             f"run from the folder that holds {module}.py"

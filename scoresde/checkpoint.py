@@ -134,7 +134,9 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
     else:
         folder = Path(out)
         if (folder / "config.json").exists():
-            raise UsageError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
+            raise UsageError(
+                f"{folder} already holds a run; continue it with --resume (resume=True), or choose another --out"
+            )
     try:
         for part in ("checkpoints", "samples", "plots"):
             (folder / part).mkdir(parents=True, exist_ok=True)

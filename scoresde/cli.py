@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .build import closest, parse_value
+from .build import closest, fields_of, parse_value, resolve
 from .errors import CheckpointError, DataError, NumericalError, ScoresdeError, UsageError
 from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SOLVERS, WEIGHTINGS
 from .version import __version__
@@ -91,7 +91,7 @@ def _prepare(device: str, threads: int | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}; try cpu, cuda or cuda:1") from None
+        raise UsageError(f"device {device!r} cannot be used: {reason}; try --device cpu") from None
     return chosen
 
 
@@ -118,7 +118,10 @@ def _settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str
 # ------------------------------------------------------------------------------------------------------------- train
 
 
-@cli.command(epilog="Examples:  scoresde train --data photos/ --out runs/photos    scoresde train --sde mymodule:MySDE")
+@cli.command(
+    short_help="Train a model; prints the run folder.",
+    epilog="\b\nExamples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
+)
 @_sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
 @click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npz.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: by the preset]")
@@ -164,7 +167,9 @@ def train(
         names = {f.name for f in fields(TrainConfig)}
         for name in groups[""]:
             if name not in names:
-                raise UsageError(f"no setting {name!r}; {closest(name, names)}")
+                dotted = [f"sde.{f}" for f in fields_of(resolve(sde, SDES, "SDE"))]
+                near = [d for d in dotted if d.endswith(f".{name}")]
+                raise UsageError(f"no setting {name!r}; {f'did you mean {near[0]}?' if near else closest(name, names)}")
         config = TrainConfig(
             **{
                 "data": data, "sde": sde, "sde_options": groups["sde"], "predict": predict,
@@ -246,7 +251,10 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 # ------------------------------------------------------------------------------------------------------------ sample
 
 
-@cli.command(epilog="Example:  scoresde sample runs/digits-vp --solver pc --steps 500 --snr 0.16 --n 100")
+@cli.command(
+    short_help="Draw samples from a run.",
+    epilog="Example:  scoresde sample runs/digits-vp --solver pc --steps 500 --snr 0.16 --n 100",
+)
 @click.argument("run", required=False)
 @click.option("--solver", default="ode", show_default=True, help=f"{', '.join(SOLVERS)}, or module:Class.")
 @click.option("--n", type=click.IntRange(1), default=64, show_default=True, help="Number of samples.")
@@ -298,6 +306,7 @@ def sample(
     name = solver.rpartition(":")[2].lower()
     # The folder first: a name that cannot be written should not cost the samples.
     folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder / "samples", f"{name}-seed{seed}")))
+    _say(quiet, f"sampling {n} with {name} from {loaded.folder} (step {loaded.step:,})")
     began = time.monotonic()
     try:
         with Progress(n, "sample", quiet=quiet or n <= batch) as progress:
@@ -319,14 +328,16 @@ def sample(
         "rejected_mean": round(float(solution.rejected.double().mean()), 2),
         "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(seconds, 2),
     }  # fmt: skip
+    # Other people's integrators do not tell how many steps they took.
+    counted = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
+    counted = counted if facts["accepted_mean"] else ""
     files = write_samples(folder, samples, loaded.info, facts, kinds)
     if as_json:
         _print_json({**facts, "files": [str(f) for f in files]})
     else:
         click.echo(
             f"{files[0] if files else folder}  {n} samples  NFE mean {facts['nfe_mean']:g} max {facts['nfe_max']}  "
-            f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  {seconds:.1f} s  "
-            f"seed {seed}"
+            f"{counted}{seconds:.1f} s  seed {seed}"
         )
     if solution.failures():
         raise NumericalError("; ".join(solution.failures()) + f". The others are in {folder}.")
@@ -355,7 +366,10 @@ def _load(run: str | None, sde: str | None, device: str, threads: int | None, dt
 # -------------------------------------------------------------------------------------------------------- likelihood
 
 
-@cli.command(epilog="Example:  scoresde likelihood runs/photos --data photos_test/ --probes 4")
+@cli.command(
+    short_help="Score data under a run.",
+    epilog="Example:  scoresde likelihood runs/photos --data photos_test/ --probes 4",
+)
 @click.argument("run", required=False)
 @click.option("--data", help="Data to score.  [default: what the run was trained on]")
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Part to score.")
@@ -397,6 +411,7 @@ def likelihood(
             f"--labels: {theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
             f"{', '.join(ours.classes) or '(none)'}"
         )
+    _say(quiet, f"scoring {len(x):,} of {total:,} {split} samples of {theirs.name} under {loaded.folder}")
     began = time.monotonic()
     pieces = []
     with Progress(len(x), "likelihood", quiet=quiet) as progress:
@@ -436,7 +451,7 @@ def likelihood(
 # -------------------------------------------------------------------------------------------------------------- info
 
 
-@cli.command()
+@cli.command(short_help="Say what a run is.")
 @click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: str | None, as_json: bool) -> None:
@@ -456,7 +471,7 @@ def info(run: str | None, as_json: bool) -> None:
         "checkpoint": str(checkpoint),
         "step": read_json(checkpoint / "state.json")["step"],
         "parameters": sum(v.numel() for v in read_tensors(checkpoint / "ema.safetensors").values()),
-        "last_loss": lines[-1]["loss"] if lines else None,
+        "last_loss": lines[-1]["loss"] if lines else math.nan,
         "config": config,
         "data": data,
     }
@@ -465,10 +480,13 @@ def info(run: str | None, as_json: bool) -> None:
         return
     for key in ("run", "checkpoint", "step", "parameters", "last_loss"):
         value = facts[key]
-        click.echo(f"{key:12} {f'{value:,}' if isinstance(value, int) else value}")
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+        click.echo(f"{key:12} {text}")
     click.echo(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     click.echo(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
     click.echo(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
+    for key in ("cond", "steps", "batch", "lr", "seed"):
+        click.echo(f"{key:12} {config[key]}")
     click.echo(described)
 
 

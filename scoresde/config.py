@@ -42,7 +42,7 @@ class TrainConfig:
 
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).
-        sde: A name in :data:`scoresde.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE`.
+        sde: A name in :data:`scoresde.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its class.
         sde_options: Its fields, if it is a name.
         predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
         predict_options: Its fields.
@@ -86,6 +86,8 @@ class TrainConfig:
     save_minutes: float = 10.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.sde, type) and issubclass(self.sde, SDE):
+            object.__setattr__(self, "sde", construct(self.sde, "SDE", self.sde.__name__, self.sde_options))
         for f in dataclasses.fields(self):
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
             kinds = (int, float) if kind is float else (str, SDE) if f.name == "sde" else (kind,)

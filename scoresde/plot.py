@@ -198,36 +198,39 @@ def scatter(
 
 
 def signals(x: Array, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """The first eight signals one above the other, on one scale, a colour for each channel.
+    """The first eight signals one above the other, a panel for each of the first six channels, each on its own scale.
 
     Args:
         x: Signals ``(N, C, L)``.
-        ax: Where to draw; a new figure when ``None``.
+        ax: Where to draw the first channel alone; a new figure when ``None``.
         title: A line above.
     """
     values = _array(x, "x", 3)
     if 0 in values.shape:
         raise UsageError(f"signals have shape (N, C, L): got {values.shape}")
-    shown = values[:8]
-    figure, ax = _canvas(ax, 5.6, 0.6 + 0.55 * len(shown))
-    middle = (shown.min(axis=(1, 2)) + shown.max(axis=(1, 2))) / 2
-    step = 1.15 * max(float(np.ptp(shown, axis=(1, 2)).max()), 1e-9)
-    colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-    for i, signal in enumerate(shown):
-        for c, channel in enumerate(signal):
-            label = f"channel {c}" if i == 0 and 1 < len(signal) <= len(colours) else None
-            ax.plot(
-                channel - middle[i] - i * step, color=colours[c % len(colours)], linewidth=1.0, label=label
-            )
-    ax.set_yticks([-i * step for i in range(len(shown))], [str(i) for i in range(len(shown))])
-    ax.set_xlim(0, max(values.shape[2] - 1, 1))
-    ax.set_ylim(-(len(shown) - 0.5) * step, 0.5 * step)
-    ax.set_xlabel("position", fontsize=9, color=INK)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    if 1 < values.shape[1] <= len(colours):
-        _legend(ax, ncols=values.shape[1])
-    _title(ax, title)
+    shown = values[:8, :6]
+    if ax is not None:
+        figure, panels = _canvas(ax, 0, 0)[0], [ax]
+    else:
+        count = shown.shape[1]
+        figure = _figure(max(5.6, 2.8 * count), 0.8 + 0.55 * len(shown))
+        panels = list(figure.subplots(1, count, squeeze=False)[0])
+    for c, (panel, colour) in enumerate(zip(panels, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY), strict=False)):
+        traces = shown[:, c]
+        # Rows are one range of this channel apart, so that an offset or a large neighbour hides nothing.
+        step = 1.15 * max(float(np.ptp(traces)), 1e-9)
+        for i, trace in enumerate(traces):
+            panel.plot(trace - i * step, color=colour, linewidth=1.0)
+        centres = [float(trace.mean()) - i * step for i, trace in enumerate(traces)]
+        panel.set_yticks(centres, [str(i) for i in range(len(traces))])
+        panel.set_xlim(0, max(values.shape[2] - 1, 1))
+        low, high = float(traces.min()), float(traces.max())
+        name = "" if values.shape[1] == 1 else f"channel {c}: "
+        panel.set_xlabel(f"position   ({name}{low:.3g} to {high:.3g})", fontsize=9, color=INK)
+        panel.tick_params(axis="y", length=0)
+        _tidy(panel)
+        panel.spines["left"].set_visible(False)
+    _title(panels[0], title)
     return figure
 
 

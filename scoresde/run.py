@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .build import build
+from .build import build, resolve
 from .checkpoint import find_run, load_weights, newest_checkpoint, read_config, read_json, read_tensors
 from .config import TrainConfig, build_model, build_sde
 from .data import DataInfo
@@ -24,7 +24,7 @@ from .model import Guided, ScoreModel
 from .noise import Noise
 from .sde import SDE
 from .solvers import Solution, Solver, sample
-from .tables import SOLVERS
+from .tables import SDES, SOLVERS
 
 __all__ = ["Run", "Samples", "Scores", "join", "load"]
 
@@ -226,7 +226,7 @@ class Run:
 def load(
     run: str | Path | None = None,
     *,
-    sde: SDE | type[SDE] | None = None,
+    sde: SDE | type[SDE] | str | None = None,
     network: nn.Module | None = None,
     parametrization: Parametrization | None = None,
     device: torch.device | str = "cpu",
@@ -236,7 +236,7 @@ def load(
 
     Args:
         run: A run folder, a name under ``runs/``, or ``None`` for the newest.
-        sde: The SDE, or its class, if it is in no table.
+        sde: The SDE, its class, or ``"module:Name"``, if it is in no table.
         network: The network, if it is in no table.
         parametrization: What its output means, if that is in no table.
         device, dtype: Where and in which precision to compute.
@@ -245,12 +245,13 @@ def load(
         CheckpointError: If the folder is none, damaged, or needs a class that was not given.
     """
     folder = find_run(run)
+    given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE") if isinstance(sde, str) else sde
     config = TrainConfig.from_dict(read_config(folder))
     info = DataInfo.from_dict(read_json(folder / "data.json"))
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     try:
-        model = build_model(config, info, build_sde(config, sde, typed=False), network, parametrization, typed=False)
+        model = build_model(config, info, build_sde(config, given, typed=False), network, parametrization, typed=False)
     except UsageError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     source = checkpoint / "ema.safetensors"

@@ -212,7 +212,14 @@ class SDE(ABC):
             raise UsageError(f"{name}: t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
         t = self.t_min + (self.t_max - self.t_min) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
         t[-1] = self.t_max
-        for label, values in zip(("alpha", "sigma"), self.coefficients(t), strict=True):
+        for label, function in (("alpha", self.alpha), ("sigma", self.sigma)):
+            try:
+                values = self._tensor(function(t), t)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{self!r}.{label}(t) fails for a tensor of times: {error}; write it with torch functions "
+                    "(torch.cos, not math.cos)"
+                ) from error
             if values.shape != t.shape:
                 raise UsageError(
                     f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "

@@ -111,7 +111,7 @@ def fit(
     low, high = sde.times("train")[0], min(sde.times("train")[1], model.t_max)
     every = max(1, config.steps // 5)
     log_every = max(1, config.steps // 200)
-    average, began = math.nan, time.monotonic()
+    average, began = 0.0, time.monotonic()
     saved = began
     model.train()
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
@@ -140,7 +140,9 @@ def fit(
             optimiser.step()
             ema.update(model.network)
 
-            average = value if math.isnan(average) else 0.98 * average + 0.02 * value
+            # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
+            keep = min(0.98, (step - first) / (step - first + 9))
+            average = keep * average + (1 - keep) * value
             progress.update(1, {"loss": average})
             done = step + 1
             if folder is not None:

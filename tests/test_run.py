@@ -306,7 +306,7 @@ def test_own_sde(tmp_path: Path) -> None:
     run = fit(config, out=tmp_path / "r", quiet=True)
     stored = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
     assert stored["sde"].endswith(":Own") and stored["sde_options"] == {"power": 2.0}
-    with pytest.raises(CheckpointError, match=r"Own' is in no table.*--sde .*:Own.*load\(run, sde="):
+    with pytest.raises(CheckpointError, match=r"--sde .*:Own.*load\(run, sde=.*Own', which is in no table"):
         load(tmp_path / "r")
     for given in (Own, Own(power=2.0)):
         again = load(tmp_path / "r", sde=given)
@@ -371,7 +371,7 @@ def bait(copied: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
 )
 def test_a_run_names_no_code(bait: str, changes: dict[str, object]) -> None:
     edit(bait, **changes)
-    with pytest.raises(CheckpointError, match="bait:Trap' is in no table, and a name that comes from a file is never"):
+    with pytest.raises(CheckpointError, match="bait:Trap', which is in no table, and a name that comes from a file is"):
         load(bait)
 
 

@@ -160,6 +160,11 @@ def test_a_path_that_is_none_is_refused_at_construction(alpha, sigma, words):
         broken(alpha, sigma)()
 
 
+def test_a_path_that_is_not_written_for_tensors_is_named():
+    with pytest.raises(UsageError, match=r"Broken\(\)\.alpha\(t\) fails.*torch\.cos"):
+        broken(lambda t: math.cos(t), lambda t: t)()
+
+
 def test_the_offending_time_is_named():
     with pytest.raises(UsageError, match=r"between t = 0\.[56]"):
         broken(lambda t: 1.0, lambda t: torch.minimum(t, torch.tensor(0.55, dtype=t.dtype)))()

@@ -242,7 +242,7 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
     if as_json:
         _print_json(facts)
         return
-    for key, value in facts["config"].items():  # type: ignore[attr-defined]
+    for key, value in resolved.to_dict().items():
         click.echo(f"{key:16} {value}")
     click.echo(f"{'parameters':16} {size:,}")
     click.echo(f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms a step on {device})")

@@ -31,7 +31,7 @@ from torch import Tensor
 from .sde import SDE
 from .shapes import expand
 
-__all__ = ["EDM", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity"]
+__all__ = ["EDM", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity", "Wrapped"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,42 @@ class Denoiser(Protocol):
     def rows(self, index: Tensor) -> Denoiser:
         """The same model for the rows ``index`` of a batch: conditioning keeps its row."""
         ...
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A denoiser with the path and the domain of another: derive from it and write ``__call__`` and ``rows``.
+
+    Args:
+        model: The denoiser that is asked.
+    """
+
+    model: Denoiser
+
+    @property
+    def sde(self) -> SDE:
+        """The path of the model."""
+        return self.model.sde
+
+    @property
+    def t_min(self) -> float:
+        """Where the model's domain begins."""
+        return self.model.t_min
+
+    @property
+    def t_max(self) -> float:
+        """Where the model's domain ends."""
+        return self.model.t_max
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the model has no score."""
+        return self.model.coupled
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """The times a discrete model knows, shape ``(N,)``, or ``None``."""
+        return self.model.nodes
 
 
 class Parametrization(ABC):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .estimate import Denoiser, Estimate, Parametrization
+from .estimate import Denoiser, Estimate, Parametrization, Wrapped
 from .sde import SDE
 from .shapes import as_time, expand, select
 
@@ -80,7 +80,7 @@ class ScoreModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(Wrapped):
     """A model with a class bound to each row.
 
     Args:
@@ -90,26 +90,6 @@ class Given:
 
     model: ScoreModel
     cond: Tensor
-
-    @property
-    def sde(self) -> SDE:
-        return self.model.sde
-
-    @property
-    def t_min(self) -> float:
-        return self.model.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.model.t_max
-
-    @property
-    def coupled(self) -> bool:
-        return self.model.coupled
-
-    @property
-    def nodes(self) -> Tensor | None:
-        return self.model.nodes
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if len(self.cond) not in (1, len(x)):

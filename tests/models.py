@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoresde import SDE, VESDE, VPSDE, FlowMatching, GaussianMixture, SubVPSDE
-from scoresde.estimate import Denoiser, Estimate
+from scoresde.estimate import Denoiser, Estimate, Wrapped
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "score_sde.json").read_text())
 CHECKS = REFERENCE["checks"]
@@ -98,32 +98,11 @@ def dop853(model: Denoiser, x: Tensor, t0: float, t1: float, tolerance: float = 
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Wrapped):
     """A denoiser that notes every time it is asked at, and how many rows were asked."""
 
-    model: Denoiser
     times: list
     evaluations: list
-
-    @property
-    def sde(self) -> SDE:
-        return self.model.sde
-
-    @property
-    def t_min(self) -> float:
-        return self.model.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.model.t_max
-
-    @property
-    def coupled(self) -> bool:
-        return self.model.coupled
-
-    @property
-    def nodes(self) -> Tensor | None:
-        return self.model.nodes
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         self.times.append(torch.as_tensor(t).reshape(-1))

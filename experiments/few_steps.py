@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from scoresde import VPSDE, GaussianMixture, Heun, Noise, ProbabilityFlow
+from scoresde import VPSDE, GaussianMixture, Noise, ProbabilityFlow, RungeKutta
 from scoresde.metrics import sliced_wasserstein
 from scoresde.solvers import EulerMaruyama, Multistep, MultistepSDE
 
@@ -51,9 +51,9 @@ def deterministic(model: GaussianMixture, start: torch.Tensor) -> None:
     rows += [(f"multistep straight, order {k}, correct", "straight", k, "exact", True) for k in (2, 3)]
     for grid in ("logsnr", "sqrt"):
         for name, variable, order, rule, correct in rows:
-            cells = [error(Multistep(n, variable, order, rule, correct, grid)) for n in BUDGETS]
+            cells = [error(Multistep(n, variable, order, rule, correct, grid=grid)) for n in BUDGETS]
             print(f"| {grid} | {name} | " + " | ".join(cells) + " |", flush=True)
-        cells = ["" if n % 2 else error(Heun(n // 2, grid)) for n in BUDGETS]
+        cells = ["" if n % 2 else error(RungeKutta(n // 2, grid=grid)) for n in BUDGETS]
         print(f"| {grid} | heun | " + " | ".join(cells) + " |")
 
     print("\n| rtol | evaluations | rms / median |")
@@ -75,11 +75,11 @@ def stochastic(model: GaussianMixture, start: torch.Tensor, generator: torch.Gen
     print("|---|---|" + "---|" * len(BUDGETS))
     for grid in ("logsnr", "sqrt"):
         for name, make in (
-            ("em", lambda n, g: EulerMaruyama(n, 1.0, g)),
-            ("ancestral", lambda n, g: MultistepSDE(n, 1, 1.0, "midpoint", g)),
-            ("sde (2M-SDE)", lambda n, g: MultistepSDE(n, 2, 1.0, "midpoint", g)),
-            ("sde, order 2, exact", lambda n, g: MultistepSDE(n, 2, 1.0, "exact", g)),
-            ("sde, eta 0.5", lambda n, g: MultistepSDE(n, 2, 0.5, "midpoint", g)),
+            ("em", lambda n, g: EulerMaruyama(n, grid=g)),
+            ("ancestral", lambda n, g: MultistepSDE(n, order=1, grid=g)),
+            ("sde (2M-SDE)", lambda n, g: MultistepSDE(n, grid=g)),
+            ("sde, order 2, exact", lambda n, g: MultistepSDE(n, rule="exact", grid=g)),
+            ("sde, eta 0.5", lambda n, g: MultistepSDE(n, eta=0.5, grid=g)),
         ):
             cells = []
             for n in BUDGETS:

@@ -37,7 +37,9 @@ _HOME = {
     "EulerMaruyama": "solvers",
     "PredictorCorrector": "solvers",
     "ProbabilityFlow": "solvers",
-    "Heun": "solvers",
+    "RungeKutta": "solvers",
+    "Multistep": "solvers",
+    "FixedStep": "solvers",
     "sample": "solvers",
     "LogLikelihood": "likelihood",
     "log_likelihood": "likelihood",
@@ -64,7 +66,17 @@ if TYPE_CHECKING:
     from .noise import Noise
     from .run import Run, load
     from .sde import SDE, VESDE, VPSDE, FlowMatching, SubVPSDE
-    from .solvers import EulerMaruyama, Heun, PredictorCorrector, ProbabilityFlow, Solution, Solver, sample
+    from .solvers import (
+        EulerMaruyama,
+        FixedStep,
+        Multistep,
+        PredictorCorrector,
+        ProbabilityFlow,
+        RungeKutta,
+        Solution,
+        Solver,
+        sample,
+    )
     from .train import fit
 
 

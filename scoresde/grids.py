@@ -1,22 +1,32 @@
 """Time grids: where a solver with a given number of steps puts its nodes.
 
-Every grid goes from ``t0`` to ``t1``, either way, in float64, and both ends are exact. A grid is uniform in some
-monotone clock of the SDE: ``t`` itself, ``sqrt(t)`` (noise levels of VP grow like sqrt(t) near the data), the log-SNR
-``2 log(alpha/sigma)`` (Lu et al. 2022, arXiv:2206.00927), or ``(sigma/alpha)^(1/rho)`` (Karras et al. 2022,
-arXiv:2206.00364, eq. 5).
+A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also takes its name. It goes from
+``t0`` to ``t1``, either way, in float64, and both ends are exact. Most are uniform in some monotone clock of the SDE:
+
+    ``uniform``   t itself
+    ``sqrt``      sqrt(t): noise levels of VP grow like sqrt(t) near the data
+    ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
+    ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
+
+Three visit nodes i/N of a discrete model with N noise levels, spaced as in the usage of DDPM samplers (Lin et al. 2024,
+arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. And a grid may be given as its times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .build import build
 from .errors import UsageError
+from .tables import GRIDS
 
-__all__ = ["GRIDS", "karras", "log_snr", "make_grid", "sqrt_t", "uniform"]
+__all__ = ["Discrete", "Given", "Grid", "Karras", "LogSNR", "SqrtT", "Uniform", "as_grid", "make_grid"]
 
 
 class Clock(Protocol):
@@ -26,62 +36,174 @@ class Clock(Protocol):
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor: ...
 
 
+class Grid(ABC):
+    """Nodes for a solver: derive a frozen dataclass and write ``__call__``."""
+
+    @abstractmethod
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        """Times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
+
+
 def _ends(sde: Clock, t0: float, t1: float) -> Tensor:
     """The log-SNR at both ends; where alpha or sigma is 0 it is infinite, and 20 stands for it."""
     ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
     return torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
 
 
-def _between(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    return torch.linspace(float(a), float(b), steps + 1, dtype=torch.float64)
+def _between(ends: Tensor, steps: int) -> Tensor:
+    return torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
 
 
-def uniform(sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-    """Uniform in t, shape ``(steps + 1,)``."""
-    return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Uniform in t."""
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
 
 
-def sqrt_t(sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-    """Uniform in sqrt(t), shape ``(steps + 1,)``."""
-    return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
+@dataclass(frozen=True)
+class SqrtT(Grid):
+    """Uniform in sqrt(t)."""
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
 
 
-def log_snr(sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-    """Uniform in the log-SNR, shape ``(steps + 1,)``."""
-    ends = _ends(sde, t0, t1)
-    return sde.t_of_log_snr(_between(ends[0], ends[1], steps))
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Uniform in the log-SNR."""
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        return sde.t_of_log_snr(_between(_ends(sde, t0, t1), steps))
 
 
-def karras(sde: Clock, steps: int, t0: float, t1: float, rho: float = 7.0) -> Tensor:
-    """Uniform in (sigma/alpha)^(1/rho), shape ``(steps + 1,)``."""
-    ends = _ends(sde, t0, t1)
-    roots = torch.exp(-ends / (2 * rho))
-    return sde.t_of_log_snr(-2 * rho * torch.log(_between(roots[0], roots[1], steps)))
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Uniform in (sigma/alpha)^(1/rho).
+
+    Args:
+        rho: 7 puts most nodes near the data; 1 is uniform in sigma/alpha.
+    """
+
+    rho: float = 7.0
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        roots = torch.exp(-_ends(sde, t0, t1) / (2 * self.rho))
+        return sde.t_of_log_snr(-2 * self.rho * torch.log(_between(roots, steps)))
 
 
-GRIDS: dict[str, Callable[[Clock, int, float, float], Tensor]] = {
-    "uniform": uniform,
-    "sqrt": sqrt_t,
-    "logsnr": log_snr,
-    "karras": karras,
-}
+@dataclass(frozen=True)
+class Discrete(Grid):
+    """Nodes i/N of a discrete model, i = 1 ... N, between the ends.
+
+    With the top node n and k steps: ``linspace`` rounds k + 1 equally spaced nodes; ``trailing`` goes down from the top
+    in strides of n/k; ``leading`` goes up from 1 in strides of n//k. As published, leading never visits the top node
+    although it starts there; here the first step leaves from the top.
+
+    Args:
+        spacing: ``linspace``, ``leading`` or ``trailing``.
+        nodes: N, the number of noise levels.
+    """
+
+    spacing: str = "trailing"
+    nodes: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("linspace", "leading", "trailing"):
+            raise UsageError(f"unknown spacing {self.spacing!r}; choose from: linspace, leading, trailing")
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        low, high = max(1, round(min(t0, t1) * self.nodes)), round(max(t0, t1) * self.nodes)
+        if high - low < steps:
+            raise UsageError(
+                f"{steps} steps do not fit between nodes {low} and {high} of {self.nodes}: take fewer steps"
+            )
+        k = torch.arange(steps + 1, dtype=torch.float64)
+        if self.spacing == "linspace":
+            index = high - (high - low) * k / steps
+        elif self.spacing == "trailing":
+            index = high - high * k / steps
+        else:
+            index = 1 + (steps - k) * (high // steps)
+        times = index.round().clamp(low, high) / self.nodes
+        return times if t0 > t1 else times.flip(0)
 
 
-def make_grid(name: str, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone.
+def leading(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with leading spacing."""
+    return Discrete("leading", nodes)
+
+
+def trailing(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with trailing spacing."""
+    return Discrete("trailing", nodes)
+
+
+def linspace(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with linspace spacing."""
+    return Discrete("linspace", nodes)
+
+
+@dataclass(frozen=True)
+class Given(Grid):
+    """A grid given by its times, which also give the number of steps.
+
+    Args:
+        times: From ``t0`` to ``t1``, strictly monotone.
+    """
+
+    times: tuple[float, ...]
+
+    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+        times = torch.tensor(self.times, dtype=torch.float64)
+        if len(times) < 2 or abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
+            raise UsageError(
+                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
+                f"t = {t0:g} to {t1:g}: give both ends, or other t0 and t1"
+            )
+        return times
+
+
+def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
+    """The grid that a name, its times as text (``"1,0.5,0.001"``) or as numbers stand for; ``None`` for ``auto``.
 
     Raises:
-        UsageError: If the name is unknown, there is no step, or the nodes do not move.
+        UsageError: If it is none; the message lists the names.
     """
-    if name not in GRIDS:
-        raise UsageError(f"unknown time grid {name!r}; choose from: {', '.join(GRIDS)}")
+    if isinstance(grid, str) and grid == "auto":
+        return None
+    if isinstance(grid, str) and "," in grid:
+        try:
+            grid = [float(part) for part in grid.split(",")]
+        except ValueError:
+            raise UsageError(f"the time grid {grid!r} is no list of numbers, such as 1,0.5,0.1,0.001") from None
+    if isinstance(grid, Sequence) and not isinstance(grid, str):
+        return Given(tuple(float(t) for t in grid))
+    built = build(grid, GRIDS, "time grid")
+    if not callable(built):
+        raise UsageError(f"a time grid is a name, a list of times or a Grid; got {built!r}")
+    return built  # type: ignore[no-any-return]
+
+
+def make_grid(grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone; ``auto`` is the SDE's own grid.
+
+    Raises:
+        UsageError: If the grid is unknown, there is no step, or the nodes do not move.
+    """
     if steps < 1:
         raise UsageError(f"steps is {steps}; a solver needs at least 1")
-    grid = GRIDS[name](sde, steps, t0, t1).cpu()
-    grid[0], grid[-1] = t0, t1
-    if not bool(((grid[1:] - grid[:-1]) * (t1 - t0) > 0).all()):
+    made = as_grid(grid) or as_grid(getattr(sde, "default_grid", "uniform"))
+    assert made is not None
+    times = made(sde, steps, t0, t1).cpu().clone()
+    times[0], times[-1] = t0, t1
+    wrong = ((times[1:] - times[:-1]) * (t1 - t0) <= 0).nonzero().flatten()
+    if len(wrong):
+        i = int(wrong[0])
         raise UsageError(
-            f"the {name!r} grid with {steps} steps from t = {t0} to {t1} has nodes that do not move; "
+            f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must move towards its end, "
+            f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
             "take fewer steps or another grid"
         )
-    return grid
+    return times

@@ -113,9 +113,9 @@ class Noise:
         """Return the noise of the rows ``index``, shape ``(B',)``."""
         return Noise(self.seed, self.indices[index], self.brownian)
 
-    def _words(self, size: int, stream: str, step: int) -> Tensor:
+    def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
         """Uniform 32-bit words, int64, shape ``(B, 4 blocks)`` with at least ``size`` of them per row."""
-        if not 0 <= step < 2**32:
+        if isinstance(step, int) and not 0 <= step < 2**32:
             raise UsageError(f"the step of a draw is a 32-bit count; got {step}")
         if stream not in STREAMS:
             raise UsageError(f"unknown stream {stream!r}; choose from: {', '.join(STREAMS)}")
@@ -124,7 +124,7 @@ class Noise:
         words = philox(
             (
                 blocks,
-                torch.full_like(blocks, step),
+                step[:, None] if isinstance(step, Tensor) else torch.full_like(blocks, step),
                 index & _MASK,
                 ((index >> 32) & 0xFFFFFF) | (STREAMS[stream] << 24),
             ),
@@ -135,11 +135,11 @@ class Noise:
     def normal(
         self,
         shape: tuple[int, ...],
-        step: int = 0,
+        step: int | Tensor = 0,
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent standard normals, shape ``(B, *shape)``."""
+        """Independent standard normals, shape ``(B, *shape)``; ``step`` is one for all or int64 ``(B,)``."""
         size = max(1, math.prod(shape))
         u = (self._words(size + size % 2, stream, step).double() + 0.5) / 2**32
         half = u.shape[1] // 2
@@ -164,24 +164,28 @@ class Noise:
         increment = self.path(s, shape) - self.path(t, shape)
         return (increment / math.sqrt(abs(s - t))).to(dtype)
 
-    def path(self, t: float, shape: tuple[int, ...]) -> Tensor:
-        """The Brownian path W(t) of each sample, t in [0, 1], float64 ``(B, *shape)``; W(0) = 0."""
+    def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The Brownian path W(t) of each sample, float64 ``(B, *shape)``; t in [0, 1], one for all or ``(B,)``."""
+        device, count = self.indices.device, len(self.indices)
+        t = torch.as_tensor(t, dtype=torch.float64, device=device).expand(count)
 
-        def draw(node: int) -> Tensor:
+        def draw(node: int | Tensor) -> Tensor:
             return self.normal(shape, node, "path", torch.float64)
 
-        left, right = torch.zeros(len(self.indices), *shape, dtype=torch.float64, device=self.indices.device), draw(0)
-        low, width, node = 0.0, 1.0, 1
+        def rows(choice: Tensor) -> Tensor:
+            return choice.reshape(-1, *[1] * len(shape))
+
+        left, right = torch.zeros(count, *shape, dtype=torch.float64, device=device), draw(0)
+        low, width, node = torch.zeros_like(t), 1.0, torch.ones_like(self.indices)
         for _ in range(_LEVELS):
-            if t in (low, low + width):
+            if bool(((t == low) | (t == low + width)).all()):
                 break
             middle = (left + right) / 2 + math.sqrt(width / 4) * draw(node)
             width /= 2
-            if t < low + width:
-                right, node = middle, 2 * node
-            else:
-                left, low, node = middle, low + width, 2 * node + 1
-        return left + (t - low) / width * (right - left)
+            lower = t < low + width
+            left, right = torch.where(rows(lower), left, middle), torch.where(rows(lower), middle, right)
+            low, node = torch.where(lower, low, low + width), 2 * node + (~lower)
+        return left + rows((t - low) / width) * (right - left)
 
     def uniform(
         self,

@@ -81,6 +81,29 @@ class Tableau:
 
 
 TABLEAUS = {
+    # Tsitouras (2011), Computers & Mathematics with Applications 62(2), tab. 1.
+    "tsit5": Tableau(
+        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),
+        a=(
+            (),
+            (0.161,),
+            (-0.008480655492356989, 0.335480655492357),
+            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+            (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
+        ),
+        e=(
+            -0.00178001105222577714,
+            -0.0008164344596567469,
+            0.007880878010261995,
+            -0.1447110071732629,
+            0.5823571654525552,
+            -0.45808210592918697,
+            1 / 66,
+        ),
+        order=5,
+    ),
     "bosh3": Tableau(
         c=(0, 1 / 2, 3 / 4, 1),
         a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
@@ -145,6 +168,7 @@ def integrate(
     method: str = "dopri5",
     max_nfe: int = 10_000,
     parts: Callable[[Tensor], list[Tensor]] = _whole,
+    on_step: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] | None = None,
 ) -> OdeSolution:
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
 
@@ -156,6 +180,8 @@ def integrate(
         method: A key of :data:`TABLEAUS`.
         max_nfe: Largest number of evaluations of a row.
         parts: Linear views of the state that are each held to the tolerance; the worst one counts.
+        on_step: Called after each round of steps with the rows that moved, ``index: (b,)``, ``t: (b,)``, their state
+            and its slope, ``(b, *state)``, and how much of the way lies behind the slowest row, from 0 to 1.
 
     Raises:
         UsageError: If a tolerance or the method cannot be used.
@@ -186,9 +212,7 @@ def integrate(
     count = len(y)
     index = torch.arange(count, device=y.device)
     t = torch.full((count,), t0, dtype=clock, device=y.device)
-    result = OdeSolution(
-        y.clone(), *(torch.zeros(count, dtype=torch.int64, device=y.device) for _ in range(4))
-    )
+    result = OdeSolution(y.clone(), *(torch.zeros(count, dtype=torch.int64, device=y.device) for _ in range(4)))
     if t0 == t1 or not count:
         return result
 
@@ -227,6 +251,9 @@ def integrate(
         t = torch.where(accept, end, t)
         k_first = torch.where(expand(accept, y).bool(), k[-1], k_first)
         h = h * factor
+        if on_step is not None and bool(accept.any()):
+            done = float(((t - t0).abs() / (high - low)).min())
+            on_step(index[accept], t[accept], y[accept], k_first[accept], done)
 
         status = torch.zeros_like(index)
         status[result.nfe[index] + len(k) - 1 > max_nfe] = FAILED_LIMIT
@@ -234,9 +261,9 @@ def integrate(
         status[~torch.isfinite(_finite_probe(k_first)) | (~torch.isfinite(error) & (h.abs() < smallest))] = (
             FAILED_NONFINITE
         )
-        done = accept & last
-        status[done] = OK
-        leave = done | (status != OK)
+        arrived = accept & last
+        status[arrived] = OK
+        leave = arrived | (status != OK)
         if bool(leave.any()):
             result.y[index[leave]] = y[leave]
             result.status[index[leave]] = status[leave]

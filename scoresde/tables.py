@@ -7,7 +7,7 @@ line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :
 
 from __future__ import annotations
 
-__all__ = ["NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS"]
+__all__ = ["GRIDS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS"]
 
 SDES = {
     "vp": "scoresde.sde:VPSDE",
@@ -39,17 +39,44 @@ NETWORKS = {
     "unet": "scoresde.nn.unet:UNet",
 }
 
+GRIDS = {
+    "uniform": "scoresde.grids:Uniform",
+    "sqrt": "scoresde.grids:SqrtT",
+    "logsnr": "scoresde.grids:LogSNR",
+    "karras": "scoresde.grids:Karras",
+    "linspace": "scoresde.grids:linspace",
+    "leading": "scoresde.grids:leading",
+    "trailing": "scoresde.grids:trailing",
+}
+
 SOLVERS = {
-    "em": "scoresde.solvers.stochastic:EulerMaruyama",
-    "pc": "scoresde.solvers.pc:PredictorCorrector",
     "ode": "scoresde.solvers.flow:ProbabilityFlow",
-    "heun": "scoresde.solvers.flow:Heun",
+    "euler": "scoresde.solvers.flow:euler",
+    "heun": "scoresde.solvers.flow:heun",
+    "rk4": "scoresde.solvers.flow:rk4",
+    "edm": "scoresde.solvers.edm:EDMHeun",
+    "ddim": "scoresde.solvers.stochastic:DDIM",
     "multistep": "scoresde.solvers.exponential:Multistep",
-    "ddim": "scoresde.solvers.exponential:ddim",
     "dpm++2m": "scoresde.solvers.exponential:dpmpp_2m",
+    "dpm++3m": "scoresde.solvers.exponential:dpmpp_3m",
     "deis": "scoresde.solvers.exponential:deis",
+    "unipc": "scoresde.solvers.exponential:unipc",
+    "dpm2s": "scoresde.solvers.singlestep:dpm_2s",
+    "dpm3s": "scoresde.solvers.singlestep:dpm_3s",
+    "dpm++2s": "scoresde.solvers.singlestep:dpmpp_2s",
+    "dpm++3s": "scoresde.solvers.singlestep:dpmpp_3s",
+    "singlestep": "scoresde.solvers.singlestep:Singlestep",
     "sde": "scoresde.solvers.exponential:MultistepSDE",
     "ancestral": "scoresde.solvers.exponential:ancestral",
+    "sde-dpm": "scoresde.solvers.exponential:sde_dpm",
+    "sa": "scoresde.solvers.exponential:sa_solver",
+    "er-sde": "scoresde.solvers.exponential:er_sde",
+    "em": "scoresde.solvers.stochastic:EulerMaruyama",
+    "heun-sde": "scoresde.solvers.stochastic:StochasticHeun",
+    "adaptive-sde": "scoresde.solvers.adaptive:AdaptiveSDE",
+    "reverse-diffusion": "scoresde.solvers.pc:reverse_diffusion",
+    "pc": "scoresde.solvers.pc:PredictorCorrector",
+    "ald": "scoresde.solvers.pc:annealed_langevin",
     "torchsde": "scoresde.solvers.engines:TorchSDE",
 }
 

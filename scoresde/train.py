@@ -46,7 +46,7 @@ from .loss import denoising_loss, training_times
 from .model import ScoreModel
 from .progress import Progress
 from .run import Run
-from .solvers import Heun
+from .solvers import RungeKutta
 from .tables import WEIGHTINGS
 
 __all__ = ["fit"]
@@ -345,7 +345,7 @@ def _sample_sheet(folder: Path, run: Run) -> None:
 
     info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
-    x = run.sample(n, Heun(steps=16)).x
+    x = run.sample(n, RungeKutta(steps=16)).x
     if not bool(torch.isfinite(x).all()):
         warnings.warn(f"no picture at step {run.step}: some samples are not finite", stacklevel=2)
     elif info.kind == "image":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde import VPSDE, Heun, ProbabilityFlow
+from scoresde import VPSDE, ProbabilityFlow, RungeKutta
 from scoresde.build import build, closest, fields_of, name_of, options_of, parse_value, resolve
 from scoresde.errors import UsageError
 from scoresde.tables import SDES, SOLVERS
@@ -47,7 +47,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_names_and_options() -> None:
     assert build("vp", SDES) == VPSDE()
     assert build("vp", SDES, beta_max=18.0) == VPSDE(beta_max=18.0)
-    assert build("heun", SOLVERS, steps=7) == Heun(steps=7)
+    assert build("heun", SOLVERS, steps=7) == RungeKutta(steps=7)
     ready = VPSDE(beta_max=3.0)
     assert build(ready, SDES) is ready
     with pytest.raises(UsageError, match="ready object"):
@@ -73,12 +73,13 @@ def test_unknown_names_get_the_near_ones() -> None:
 
 
 def test_unknown_options_list_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"solver 'ode' has no option 'steps'; .*atol, engine, max_nfe, method, rtol"):
+    with pytest.raises(UsageError, match=r"no option 'steps'; .*atol, engine, frame, max_nfe, method, rtol"):
         build("ode", SOLVERS, "solver", steps=5)
     with pytest.raises(UsageError, match=r"did you mean 'beta_max'"):
         build("vp", SDES, "SDE", beta_mx=5)
-    assert list(fields_of(ProbabilityFlow)) == ["rtol", "atol", "method", "max_nfe", "engine"]
-    assert options_of(Heun(steps=3)) == {"steps": 3, "grid": "auto"} and options_of("text") == {}
+    assert list(fields_of(ProbabilityFlow)) == ["rtol", "atol", "method", "max_nfe", "engine", "frame"]
+    shown = {"steps": 3, "grid": "auto", "method": "heun", "frame": "straight"}
+    assert options_of(RungeKutta(steps=3)) == shown and options_of("text") == {}
 
 
 def test_values_that_cannot_be_right_are_usage_errors() -> None:

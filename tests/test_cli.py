@@ -167,7 +167,8 @@ def test_json(shell: Shell, digits: str) -> None:
         "nfe_mean", "nfe_max",
         "accepted_mean", "rejected_mean", "failed", "seconds", "files",
     }  # fmt: skip
-    assert sampled["options"] == {"steps": 2, "grid": "auto"} and sampled["nfe_mean"] == sampled["nfe_max"] == 5
+    assert sampled["options"] == {"steps": 2, "grid": "auto", "method": "heun", "frame": "straight"}
+    assert sampled["nfe_mean"] == sampled["nfe_max"] == 5
     assert (sampled["n"], sampled["seed"], sampled["start"], sampled["failed"]) == (3, 5, 7, [])
     assert all(Path(f).is_file() for f in sampled["files"])  # type: ignore[attr-defined]
     scored = shell.json(f"likelihood {digits} --limit 3 --rtol 1e-2")
@@ -337,10 +338,10 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("sample --rtol 0", ["--rtol", "0.0", ">0"]),
         ("sample --set solver.rtol=0", ["rtol is 0", "1e-5"]),
         ("sample --solver oed", ["'oed'", "did you mean 'ode'", ", ".join(sorted(SOLVERS))]),
-        ("sample --solver ode --steps 5", ["'ode'", "'steps'", "atol, engine, max_nfe, method, rtol"]),
-        ("sample --solver em --rtol 1e-3", ["'em'", "no option 'rtol'", "eta, grid, steps"]),
+        ("sample --solver ode --steps 5", ["'ode'", "'steps'", "atol, engine, frame, max_nfe, method, rtol"]),
+        ("sample --solver em --rtol 1e-3", ["'em'", "no option 'rtol'", "eta, grid, level, steps"]),
         ("sample --set steps=5", ["--set steps=5", "solver.NAME=VALUE"]),
-        ("sample --solver em --grid sqr", ["'sqr'", "uniform, sqrt, logsnr, karras"]),
+        ("sample --solver em --grid sqr", ["'sqr'", "did you mean 'sqrt'", "karras, leading, linspace, logsnr"]),
         ("sample --save pgn", ["'pgn'", "png, npz"]),
         ("sample --dtype float16", ["float16", "float32"]),
         ("likelihood --rtol 0", ["--rtol", ">0"]),

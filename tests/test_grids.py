@@ -7,7 +7,8 @@ import torch
 from models import ALL
 
 from scoresde.errors import UsageError
-from scoresde.grids import GRIDS, make_grid
+from scoresde.grids import make_grid
+from scoresde.tables import GRIDS
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -50,5 +51,5 @@ def test_bad_grids_are_refused():
         make_grid("cosine", ALL["vp"], 5, 1.0, 0.1)
     with pytest.raises(UsageError, match="steps is 0"):
         make_grid("uniform", ALL["vp"], 0, 1.0, 0.1)
-    with pytest.raises(UsageError, match="do not move"):
+    with pytest.raises(UsageError, match="must move towards its end"):
         make_grid("logsnr", ALL["flow"], 5, 0.5, 0.5)

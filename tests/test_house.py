@@ -43,7 +43,7 @@ PUBLIC = """
     SDE VPSDE SubVPSDE VESDE FlowMatching
     Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided GaussianMixture Noise denoising_loss
-    Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow Heun sample
+    Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
     LogLikelihood log_likelihood bits_per_dim
     load_data Run load TrainConfig fit __version__
     data metrics nn plot solvers

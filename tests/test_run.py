@@ -20,10 +20,10 @@ from scoresde import (
     VPSDE,
     EulerMaruyama,
     GaussianMixture,
-    Heun,
     PredictorCorrector,
     ProbabilityFlow,
     Run,
+    RungeKutta,
     TrainConfig,
     V,
     fit,
@@ -37,7 +37,7 @@ from scoresde.solvers import MultistepSDE
 
 SOLVERS = [
     ProbabilityFlow(rtol=1e-2, atol=1e-2),
-    Heun(steps=3),
+    RungeKutta(steps=3),
     EulerMaruyama(steps=4),
     PredictorCorrector(steps=3),
 ]
@@ -81,7 +81,7 @@ def test_sample_i_is_the_same_in_every_call(moons: Run, solver: object) -> None:
 
 
 def test_solvers_by_name(moons: Run) -> None:
-    assert torch.equal(moons.sample(2, "heun").x, moons.sample(2, Heun()).x)
+    assert torch.equal(moons.sample(2, "heun").x, moons.sample(2, RungeKutta()).x)
     with pytest.raises(UsageError, match="did you mean 'heun'"):
         moons.sample(2, "huen")
     with pytest.raises(UsageError, match="number of samples is 0"):
@@ -89,14 +89,14 @@ def test_solvers_by_name(moons: Run) -> None:
 
 
 def test_samples_are_decoded(moons: Run) -> None:
-    samples = moons.sample(5, Heun(steps=3))
+    samples = moons.sample(5, RungeKutta(steps=3))
     t = moons.info.transform
     torch.testing.assert_close(samples.x, (samples.solution.x * t.scale + t.shift).float())
     assert (t.scale != 1).all()
 
 
 def test_quantised_samples_are_on_levels(classes: Run) -> None:
-    samples = classes.sample(4, Heun(steps=2))
+    samples = classes.sample(4, RungeKutta(steps=2))
     assert samples.x.shape == (4, 1, 8, 8)
     assert set(samples.x.unique().tolist()) <= set(range(17)) and len(samples.x.unique()) > 2
     raw = classes.info.transform.decode(samples.solution.x)
@@ -106,10 +106,10 @@ def test_quantised_samples_are_on_levels(classes: Run) -> None:
 
 def test_labels_keep_their_row(classes: Run) -> None:
     labels = torch.tensor([3, 0, 3, 9, 5])
-    whole = classes.sample(5, Heun(steps=3), labels=labels, batch=2).solution.x
+    whole = classes.sample(5, RungeKutta(steps=3), labels=labels, batch=2).solution.x
     for i, label in enumerate(labels.tolist()):
-        alone = classes.sample(1, Heun(steps=3), labels=label, start=i).solution.x[0]
-        other = classes.sample(1, Heun(steps=3), labels=(label + 1) % 10, start=i).solution.x[0]
+        alone = classes.sample(1, RungeKutta(steps=3), labels=label, start=i).solution.x[0]
+        other = classes.sample(1, RungeKutta(steps=3), labels=(label + 1) % 10, start=i).solution.x[0]
         torch.testing.assert_close(whole[i], alone, rtol=1e-4, atol=1e-4)
         assert (whole[i] - other).abs().max() > 1e-2, "the label makes no difference"
 
@@ -297,8 +297,8 @@ def test_a_loaded_run_is_the_run_that_was_trained(tmp_path: Path) -> None:
     assert again.config == run.config and again.info == run.info and again.step == run.step == 2
     assert again.model.sde == VESDE() and not again.model.training
     assert not any(p.requires_grad for p in again.model.parameters())
-    assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
-    assert load(tmp_path / "r", dtype=torch.float64).sample(1, Heun(steps=2)).solution.x.dtype == torch.float64
+    assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
+    assert load(tmp_path / "r", dtype=torch.float64).sample(1, RungeKutta(steps=2)).solution.x.dtype == torch.float64
 
 
 def test_own_sde(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_own_sde(tmp_path: Path) -> None:
     for given in (Own, Own(power=2.0)):
         again = load(tmp_path / "r", sde=given)
         assert again.model.sde == Own(power=2.0)
-        assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
+        assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
     with pytest.raises(CheckpointError, match="'VPSDE' has no option 'power'"):
         load(tmp_path / "r", sde=VPSDE)
 
@@ -345,7 +345,7 @@ def test_own_network(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was the network changed since"):
         load(tmp_path / "r")
     again = load(tmp_path / "r", network=Net())
-    assert torch.equal(again.sample(3, Heun(steps=2)).x, run.sample(3, Heun(steps=2)).x)
+    assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
 
 
 def edit(folder: str, **changes: object) -> None:

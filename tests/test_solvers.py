@@ -28,10 +28,11 @@ from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
 from scoresde.errors import UsageError
 from scoresde.nn import MLP
 from scoresde.ode import FAILED_NONFINITE, OK
-from scoresde.solvers import EulerMaruyama, Heun, PredictorCorrector, ProbabilityFlow, sample
+from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
 from scoresde.solvers.base import sampling_interval
+from scoresde.solvers.stochastic import reverse_diffusion_step
 
-SOLVERS = [ProbabilityFlow(), Heun(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
+SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
 
 
 def prior(sde, *shape, seed=0):
@@ -87,7 +88,7 @@ def test_heun_is_second_order(name):
     z = prior(model.sde, 64, 1)
     low, high = sampling_interval(model)
     exact = gaussian_flow(model, z, high, low)
-    errors = [float((Heun(steps=n)(model, z).x - exact).abs().median()) for n in (80, 160, 320)]
+    errors = [float((RungeKutta(steps=n)(model, z).x - exact).abs().median()) for n in (80, 160, 320)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert slopes[-1] == pytest.approx(2.0, abs=0.15)
 
@@ -98,7 +99,7 @@ def test_heun_converges_on_every_grid(grid):
         model = gaussian(sde, dims=1, std=0.3)
         z = prior(sde, 16, 1)
         exact = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, z).x
-        assert float((Heun(steps=400, grid=grid)(model, z).x - exact).abs().max()) < 5e-3
+        assert float((RungeKutta(steps=400, grid=grid)(model, z).x - exact).abs().max()) < 5e-3
 
 
 # ------------------------------------------------------------------------------------------------ moments of SDEs
@@ -175,7 +176,7 @@ def test_reverse_diffusion_step_is_the_published_one():
     beta = 1 - (sde.alpha(t) / sde.alpha(s)) ** 2
     x, z = normals(4, 3), normals(4, 3, seed=1)
     expected = (2 - torch.sqrt(1 - beta)) * x + beta * model(x, t).score + torch.sqrt(beta) * z
-    assert torch.allclose(PredictorCorrector().predict(model, x, t, s, z), expected, rtol=1e-10)
+    assert torch.allclose(reverse_diffusion_step(model, x, t, s, z), expected, rtol=1e-10)
 
 
 def test_langevin_step_is_the_published_one_up_to_the_norms():
@@ -187,7 +188,7 @@ def test_langevin_step_is_the_published_one_up_to_the_norms():
     score = model(x, s).score
     e = 2 * (snr * z.norm(dim=1) / score.norm(dim=1)) ** 2
     published = x + e[:, None] * score + (2 * e[:, None]).sqrt() * z
-    ours = PredictorCorrector(snr=snr).correct(model, x, t, s, z)
+    ours = PredictorCorrector(snr=snr).correct(model, x, t, s, z, at=s)
     assert float((ours - published).norm() / (published - x).norm()) < 0.05
 
 
@@ -201,7 +202,7 @@ def test_langevin_corrector_leaves_the_marginal_alone():
     e = 2 * float(sde.alpha(t) / sde.alpha(s)) ** 2 * (0.3 * sigma) ** 2
     x, noise = normals(40_000, 1) * v**0.5, Noise.of(40_000)
     for step in range(60):
-        x = PredictorCorrector(snr=0.3).correct(model, x, t, s, noise.normal((1,), step, "corrector", F64))
+        x = PredictorCorrector(snr=0.3).correct(model, x, t, s, noise.normal((1,), step, "corrector", F64), at=s)
     assert float(x.var()) == pytest.approx(v / (1 - e / (2 * v)), rel=0.025)
 
 
@@ -338,22 +339,22 @@ def test_refusals_come_before_the_first_call():
     with pytest.raises(UsageError, match="from noise to data"):
         EulerMaruyama()(model, x, t0=0.1, t1=1.0)
     with pytest.raises(UsageError, match="floating"):
-        Heun()(model, torch.ones(2, 2, dtype=torch.int64))
+        RungeKutta()(model, torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(UsageError, match="noise for 3"):
-        Heun()(model, x, noise=Noise.of(3))
+        RungeKutta()(model, x, noise=Noise.of(3))
     for wrong in (lambda: ProbabilityFlow(rtol=0), lambda: PredictorCorrector(snr=0), lambda: EulerMaruyama(eta=-1)):
         with pytest.raises(UsageError):
             wrong()
     with pytest.raises(UsageError, match="steps"):
-        Heun(steps=0)(model, x)
+        RungeKutta(steps=0)(model, x)
     assert not model.times
 
 
 def test_denoising_is_tweedie():
     model = gaussian(FOUR["ve"], dims=1, std=0.5)
     noise = Noise.of(8)
-    noisy = sample(model, Heun(), (1,), noise, denoise=False, dtype=F64)
-    clean = sample(model, Heun(), (1,), noise, dtype=F64)
+    noisy = sample(model, RungeKutta(), (1,), noise, denoise=False, dtype=F64)
+    clean = sample(model, RungeKutta(), (1,), noise, dtype=F64)
     sigma2 = float(FOUR["ve"].sigma(torch.tensor(1e-5, dtype=F64))) ** 2
     expected = 0.3 + (noisy.x - 0.3) * 0.25 / (0.25 + sigma2)
     assert torch.allclose(clean.x, expected, rtol=1e-10)
@@ -384,5 +385,5 @@ def test_a_failure_of_the_last_denoising_evaluation_is_reported():
         def rows(self, index):
             return self
 
-    solved = sample(Late(ring(VPSDE())), Heun(steps=2), (2,), Noise.of(3), dtype=F64)
+    solved = sample(Late(ring(VPSDE())), RungeKutta(steps=2), (2,), Noise.of(3), dtype=F64)
     assert solved.status.tolist() == [OK, FAILED_NONFINITE, OK]

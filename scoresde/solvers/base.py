@@ -3,26 +3,32 @@
 A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.estimate.Denoiser`. It
 states what it needs (a score, say) and is refused before the first evaluation where the model has none. Rows do not
 mix, noise comes with an address, and evaluations are counted where the call happens.
+
+Most solvers have a fixed grid: they derive from :class:`FixedStep` and say how one step goes. Whoever wants to look on
+passes ``watch``, which is called after every step, or asks to ``record`` a :class:`Trajectory`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser
-from ..grids import make_grid
+from ..estimate import Denoiser, Estimate, Wrapped
+from ..grids import Grid, as_grid, make_grid
 from ..noise import Noise
 from ..ode import FAILED_NONFINITE, OK, failures
-from ..shapes import sum_flat
+from ..shapes import sum_flat, time_dtype
+from .trajectory import Step, Trajectory
 
-__all__ = ["Solution", "Solver", "fixed_solution", "sample"]
+__all__ = ["FixedStep", "Solution", "Solver", "Watch", "fixed_solution", "sample"]
+
+Watch = Callable[[Step], object]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Solution:
         nfe: Evaluations of the model per row.
         accepted, rejected: Steps per row (a fixed-step solver rejects none).
         status: Per row, a key of :data:`scoresde.ode.STATUS`; 0 is success.
+        trajectory: Every step of every row, if it was recorded.
     """
 
     x: Tensor
@@ -41,6 +48,7 @@ class Solution:
     accepted: Tensor
     rejected: Tensor
     status: Tensor
+    trajectory: Trajectory | None = None
 
     @property
     def ok(self) -> Tensor:
@@ -54,7 +62,10 @@ class Solution:
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
         """Put the pieces of a chunked batch together again."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+        names = [f.name for f in fields(cls) if f.name != "trajectory"]
+        tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
+        trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
+        return cls(**tensors, trajectory=Trajectory.join(trajectories) if trajectories else None)
 
 
 class Solver(ABC):
@@ -69,8 +80,12 @@ class Solver(ABC):
     stochastic: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        """Solve from ``x``, shape ``(B, *event)``, with everything checked."""
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
+        """Solve from ``x``, shape ``(B, *event)``, with everything checked; call ``watch`` after each step."""
+
+    def within(self, nfe: int) -> Self | None:
+        """This solver with so many steps as ``nfe`` evaluations pay for; ``None`` if it cannot be told so."""
+        return None
 
     def __call__(
         self,
@@ -80,6 +95,8 @@ class Solver(ABC):
         t0: float | None = None,
         t1: float | None = None,
         noise: Noise | None = None,
+        watch: Watch | None = None,
+        record: bool = False,
     ) -> Solution:
         """Move ``x`` from ``t0`` to ``t1``.
 
@@ -89,6 +106,8 @@ class Solver(ABC):
             t0, t1: By default from the prior (``model.t_max``) to the SDE's sampling end; deterministic solvers go
                 either way.
             noise: The random numbers of the rows (default: samples 0 to B-1 of seed 0).
+            watch: Called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
+            record: Keep every step, as ``solution.trajectory``.
 
         Raises:
             UsageError: Before the first evaluation, if the model or the interval does not suit the solver.
@@ -102,7 +121,7 @@ class Solver(ABC):
         if self.needs_score and model.coupled:
             raise UsageError(
                 f"{name} needs the score, and a model trained on coupled (data, noise) pairs has none; "
-                "use a solver of the flow: ode, heun"
+                "use a solver of the flow: ode, multistep, heun"
             )
         if self.stochastic and t1 > t0:
             raise UsageError(f"{name} goes from noise to data, t0 > t1; got t0 = {t0}, t1 = {t1}")
@@ -113,8 +132,77 @@ class Solver(ABC):
             raise UsageError(f"{name}: the noise is on {noise.indices.device}, the state on {x.device}")
         if len(noise.indices) != len(x):
             raise UsageError(f"{name}: noise for {len(noise.indices)} samples, but the state has {len(x)} rows")
+        trajectory = Trajectory.start(model.sde, x, t0) if record else None
+        watchers = [w for w in (watch, trajectory and trajectory.append) if w]
         with torch.no_grad():
-            return self.solve(model, x, t0, t1, noise)
+            solution = self.solve(model, x, t0, t1, noise, lambda step: [w(step) for w in watchers])
+        return replace(solution, trajectory=trajectory)
+
+
+@dataclass(frozen=True)
+class FixedStep(Solver):
+    """A solver with a fixed grid: derive a frozen dataclass and write :meth:`stepper`.
+
+    Args:
+        steps: Number of steps.
+        grid: A time grid of :mod:`scoresde.grids` by name or as an object, the times themselves (which then give the
+            number of steps), or ``auto`` for the SDE's own.
+    """
+
+    steps: int = 20
+    grid: str | Grid | tuple[float, ...] = field(default="auto", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"steps is {self.steps}; a solver needs at least 1")
+        as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
+
+    @abstractmethod
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        """How one step goes.
+
+        Args:
+            model: The model to ask; its calls are counted.
+            times: The grid, ``(steps + 1,)``, on the device of the state.
+            noise: The random numbers of the rows.
+
+        Returns:
+            ``advance(i, x)``, which takes ``x``, shape ``(B, *event)``, from ``times[i]`` to ``times[i + 1]``; it is
+            called once for each i, in order, and may remember.
+        """
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return 1
+
+    def within(self, nfe: int) -> Self | None:
+        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
+        steps = nfe // self.evaluations
+        return replace(self, steps=steps) if steps else None
+
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
+        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
+        counted, everyone = _Counted(model, []), torch.arange(len(x), device=x.device)
+        advance, steps = self.stepper(counted, times, noise), len(times) - 1
+        for i in range(steps):
+            x = advance(i, x)
+            watch(Step(everyone, times[i + 1], x, done=(i + 1) / steps))
+        return fixed_solution(x, len(counted.calls), steps)
+
+
+@dataclass(frozen=True)
+class _Counted(Wrapped):
+    """A denoiser that counts its calls, all of them for the whole batch."""
+
+    calls: list[None]
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        self.calls.append(None)
+        return self.model(x, t)
+
+    def rows(self, index: Tensor) -> _Counted:
+        return _Counted(self.model.rows(index), self.calls)
 
 
 def sampling_interval(model: Denoiser) -> tuple[float, float]:
@@ -123,9 +211,9 @@ def sampling_interval(model: Denoiser) -> tuple[float, float]:
     return max(low, model.t_min), min(high, model.t_max)
 
 
-def grid_of(name: str, model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
+def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
     """The times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU; ``auto`` is the SDE's own grid."""
-    return make_grid(model.sde.default_grid if name == "auto" else name, model.sde, steps, t0, t1)
+    return make_grid(grid, model.sde, steps, t0, t1)
 
 
 def fixed_solution(x: Tensor, nfe: int, steps: int) -> Solution:
@@ -153,6 +241,8 @@ def sample(
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
+    record: bool = False,
 ) -> Solution:
     """Draw samples: prior, solver, and a last noise-free step.
 
@@ -168,6 +258,8 @@ def sample(
         batch: Rows solved at once.
         dtype: Of the state.
         on_batch: Called with the number of rows after each batch.
+        watch: Called after each step of each batch, with rows numbered as in the whole set.
+        record: Keep every step, as ``solution.trajectory``.
 
     Returns:
         The samples in model units, with their statistics.
@@ -178,14 +270,21 @@ def sample(
     for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
         rows, draws = model.rows(index), noise.rows(index)
         x = model.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
-        piece = solver(rows, x, t0=high, t1=low, noise=draws)
+        piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
         if denoise:
             with torch.no_grad():
                 x0 = rows(piece.x, low).x0
             lost = (piece.status == OK) & ~_finite_rows(x0)
             status = torch.where(lost, FAILED_NONFINITE, piece.status)
-            piece = Solution(x0, piece.nfe + 1, piece.accepted, piece.rejected, status)
+            if piece.trajectory is not None:
+                piece.trajectory.finish(x0)
+            piece = replace(piece, x=x0, nfe=piece.nfe + 1, status=status)
         pieces.append(piece)
         if on_batch is not None:
             on_batch(len(index))
     return Solution.join(pieces)
+
+
+def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
+    """A watcher of a chunk, for a watcher of the whole."""
+    return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

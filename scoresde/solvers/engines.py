@@ -25,7 +25,8 @@ from ..errors import NumericalError, UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
 from ..shapes import expand, flat, rms_flat, time_dtype
-from .base import Solution, Solver, fixed_solution, grid_of
+from .base import Solution, Solver, Watch, fixed_solution, grid_of
+from .trajectory import Step
 
 __all__ = ["ENGINES", "TorchSDE"]
 
@@ -114,7 +115,7 @@ class TorchSDE(Solver):
         if not self.eta > 0:
             raise UsageError(f"eta is {self.eta}; it must be > 0 (the solver ode has no noise)")
 
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         import torchsde
 
         if noise.brownian:
@@ -154,4 +155,6 @@ class TorchSDE(Solver):
                 entropy=entropy, levy_area_approximation="space-time" if self.method == "srk" else "none",
             )  # fmt: skip
             solved = torchsde.sdeint(Reverse(), start, s, bm=bm, method=self.method, dt=step)
-        return fixed_solution(solved[-1].reshape(shape), calls, self.steps)
+        end = solved[-1].reshape(shape)
+        watch(Step(torch.arange(len(x), device=x.device), torch.tensor(t1, dtype=time_dtype(x.device)), end, done=1.0))
+        return fixed_solution(end, calls, self.steps)

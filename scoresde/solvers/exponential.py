@@ -13,22 +13,26 @@ so that a step from t to s with the last k values of q, interpolated by Lagrange
 
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc.                                 (1)
 
-The polynomials are in the log-SNR for x0 and eps, whose clocks are unbounded, and in the clock itself for straight and
-v, which makes these plain Adams-Bashforth with variable steps, finite from end to end.
+The polynomials are in l = log(alpha/sigma) for x0 and eps, whose clocks are unbounded, and in the clock itself for
+straight and v, which makes these plain Adams-Bashforth with variable steps, finite from end to end.
 One line of the table and one order is one published method: DDIM (any variable but v, order 1), DPM-Solver++ 2M
-(x0, 2, midpoint rule), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order;
-(1) with k = 3 is third order. With ``correct`` each step is done once more with the value at its own end, which the
-next step needs anyway (the idea of UniPC): one order more, no evaluation more. The first k - 1 steps have fewer values
-and lower order, and the first one's error of h^2 bounds the order by 2 unless q hardly moves at the start, as on VP,
-sub-VP and VE.
+(x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order; (1) with k = 3
+is third order. With ``correct`` each step is done once more with the value at its own end, which the next step needs
+anyway: one order more, no evaluation more. That is UniPC, whose B(h) matters with two values only. With u = (l - l_t)/h
+the integral of u dc is then exact, or (``midpoint``, B2) c(s) - c(t) halved, or (``bh1``) dc/dl at s times h/2.
+The first k - 1 steps have fewer values and lower order, and the first one's error of h^2 bounds the order by 2 unless
+q hardly moves at the start, as on VP, sub-VP and VE.
 
-The reverse SDE with eta(t) = eta g(t) has the same form in x0: with l = log(alpha/sigma) and h = l_s - l_t,
+The reverse SDE with eta(t) = tau g(t), tau constant over a step, has the same form: with h = l_s - l_t,
 
-    x_s = (sigma_s/sigma_t) e^(-eta^2 h) x_t + sigma_s int (1 + eta^2) e^(l - eta^2 (l_s - l)) x0_hat dl
-          + sigma_s sqrt(1 - e^(-2 eta^2 h)) z.                                                                   (2)
+    x0:   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sigma_s int (1 + tau^2) e^(l - tau^2 (l_s - l)) x0_hat dl
+                + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,                                                             (2)
+    eps:  x_s = (alpha_s/alpha_t) x_t - alpha_s int (1 + tau^2) e^(-l) eps_hat dl
+                + alpha_s tau sqrt(e^(-2 l_t) - e^(-2 l_s)) z.                                                    (3)
 
-Order 1 with eta = 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239, eq. 6-7; order 2 is
-DPM-Solver++ 2M-SDE; eta = 0 is (1).
+(2) at order 1 with tau = 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239, eq. 6-7; at
+order 2 DPM-Solver++ 2M-SDE; with ``correct`` SA-Solver; with the level ``er`` ER-SDE. (3) at order 1 is SDE-DPM-Solver.
+tau = 0 is (1).
 
 Where alpha = 0 the log-SNR is infinite and eps has no clock: that node serves the first step, which is of first order,
 x_s = alpha_s x0_hat + sigma_s eps_hat, and nothing divides by alpha. Likewise a step in log-SNR that is more than three
@@ -36,15 +40,18 @@ times as long as the one before (the last one of a grid uniform in t, say) is of
 that far does harm.
 
 References:
-    Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++.
+    Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++, SDE too.
     Zhang and Chen (2023), arXiv:2204.13902: DEIS.          Zhao et al. (2023), arXiv:2302.04867: UniPC.
+    Xue et al. (2023), arXiv:2305.14267: SA-Solver.         Cui et al. (2023), arXiv:2309.06169: ER-SDE.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -55,207 +62,89 @@ from torch import Tensor
 from ..errors import UsageError
 from ..estimate import Denoiser, Estimate
 from ..noise import Noise
-from ..shapes import time_dtype
-from .base import Solution, Solver, fixed_solution, grid_of
+from ..sde import SDE
+from .base import FixedStep
+from .level import Level, check_level, ratios
 
-__all__ = ["Multistep", "MultistepSDE", "ancestral", "ddim", "deis", "dpmpp_2m"]
+__all__ = [
+    "VARIABLES",
+    "Multistep",
+    "MultistepSDE",
+    "Variable",
+    "ancestral",
+    "deis",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "er_sde",
+    "log_ratio",
+    "sa_solver",
+    "sde_dpm",
+    "unipc",
+    "weights",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
+Node = tuple[float, float]  # (alpha, sigma)
+
+RULES = ("exact", "midpoint", "bh1")
 
 # 24 Gauss-Legendre nodes integrate polynomials times exp over any step that a sensible grid takes to rounding.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
 @dataclass(frozen=True)
-class _Variable:
+class Variable:
     """A line of the table, as functions of alpha and sigma."""
 
     norm: Callable[[float, float], float]
     clock: Callable[[float, float], float]
     q: Callable[[Estimate, float, float], Tensor]
+    log_ratio: Callable[[float], float]  # l where the polynomials' variable has a given value
     slope: Callable[[Floats], Floats] | None = None  # dc/dl at l = log(alpha/sigma), if the polynomials are in l
 
     def node(self, alpha: float, sigma: float) -> float:
         """Where the polynomials have this node."""
-        return _log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
+        return log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
 
 
-_VARIABLES = {
-    "x0": _Variable(
+VARIABLES = {
+    "x0": Variable(
         norm=lambda alpha, sigma: sigma,
         clock=lambda alpha, sigma: alpha / sigma,
         q=lambda e, alpha, sigma: e.x0,
+        log_ratio=lambda lam: lam,
         slope=np.exp,
     ),
-    "eps": _Variable(
+    "eps": Variable(
         norm=lambda alpha, sigma: alpha,
         clock=lambda alpha, sigma: sigma / alpha,
         q=lambda e, alpha, sigma: e.eps,
+        log_ratio=lambda lam: lam,
         slope=lambda lam: -np.exp(-lam),
     ),
-    "straight": _Variable(
+    "straight": Variable(
         norm=lambda alpha, sigma: alpha + sigma,
         clock=lambda alpha, sigma: sigma / (alpha + sigma),
         q=lambda e, alpha, sigma: e.eps - e.x0,
+        log_ratio=lambda r: math.log1p(-r) - math.log(r),
     ),
-    "v": _Variable(
+    "v": Variable(
         norm=math.hypot,
         clock=lambda alpha, sigma: math.atan2(sigma, alpha),
         q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
+        log_ratio=lambda phi: -math.log(math.tan(phi)),
     ),
 }
 
 
-@dataclass(frozen=True)
-class Multistep(Solver):
-    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation a step.
-
-    Args:
-        steps: Number of steps and of evaluations.
-        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
-        order: Number of values k in the polynomial; the first steps use those there are.
-        rule: ``exact`` integrates the polynomial, ``midpoint`` takes its value in mid-step (DPM-Solver++).
-        correct: Redo each step with the value at its end (order + 1, no further evaluation).
-        grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
-    """
-
-    steps: int = 20
-    variable: str = "straight"
-    order: int = 3
-    rule: str = "exact"
-    correct: bool = False
-    grid: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.variable not in _VARIABLES:
-            raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(_VARIABLES)}")
-        _check(self.order, self.rule)
-
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        times = grid_of(self.grid, model, self.steps, t0, t1)
-        path = [(float(a), float(s)) for a, s in zip(*model.sde.coefficients(times), strict=True)]
-        times = times.to(device=x.device, dtype=time_dtype(x.device))
-        variable = _VARIABLES[self.variable]
-        values: list[Tensor] = []  # of q, the newest first
-        nodes: list[float] = []  # their l
-        before: tuple[Tensor, list[Tensor], list[float]] | None = None  # the step that led here, to correct it
-        for i, (here, there) in enumerate(pairwise(path)):
-            estimate = model(x, times[i])
-            q, node = variable.q(estimate, *here), variable.node(*here)
-            if self.correct and before is not None:
-                start, old_values, old_nodes = before
-                x = self._step(start, [q, *old_values], [node, *old_nodes], path[i - 1], here)
-            if not (math.isfinite(node) and math.isfinite(variable.node(*there))):
-                # Nothing of the data, or of the noise, is left at one end: no polynomial in l passes through there.
-                x, before = there[0] * estimate.x0 + there[1] * estimate.eps, None
-                continue
-            values, nodes = [q, *values][: self.order], [node, *nodes][: self.order]
-            before = (x, values, nodes)
-            x = self._step(x, values, nodes, here, there)
-        return fixed_solution(x, self.steps, self.steps)
-
-    def _step(
-        self, x: Tensor, values: list[Tensor], nodes: list[float], here: tuple[float, float], there: tuple[float, float]
-    ) -> Tensor:
-        """Formula (1) with as many values as are given."""
-        variable = _VARIABLES[self.variable]
-        norm = variable.norm(*there)
-        x = norm / variable.norm(*here) * x
-        span = variable.clock(*there) - variable.clock(*here)
-        interval = variable.node(*here), variable.node(*there)
-        for weight, value in zip(_weights(variable.slope, span, nodes, interval, self.rule), values, strict=False):
-            x = torch.add(x, value, alpha=norm * weight)
-        return x
-
-
-@dataclass(frozen=True)
-class MultistepSDE(Solver):
-    """The stochastic exponential multistep solver (2): one evaluation a step.
-
-    Args:
-        steps: Number of steps and of evaluations.
-        order: Number of values of x0_hat in the polynomial.
-        eta: Factor on the noise g of the reverse SDE: 1 is Anderson's, 0 the probability flow.
-        rule: ``exact`` integrates the polynomial, ``midpoint`` takes its value in mid-step (DPM-Solver++ 2M-SDE).
-        grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
-    """
-
-    steps: int = 50
-    order: int = 2
-    eta: float = 1.0
-    rule: str = "midpoint"
-    grid: str = "auto"
-
-    needs_score = True
-    stochastic = True
-
-    def __post_init__(self) -> None:
-        _check(self.order, self.rule)
-        if self.eta < 0:
-            raise UsageError(f"eta is {self.eta}; the noise level of a reverse SDE is >= 0")
-
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        times = grid_of(self.grid, model, self.steps, t0, t1)
-        path = [(float(a), float(s)) for a, s in zip(*model.sde.coefficients(times), strict=True)]
-        times = times.to(device=x.device, dtype=time_dtype(x.device))
-        values: list[Tensor] = []
-        nodes: list[float] = []
-        for i, (here, there) in enumerate(pairwise(path)):
-            estimate, node = model(x, times[i]), _log_ratio(*here)
-            if math.isfinite(node):
-                values, nodes = [estimate.x0, *values][: self.order], [node, *nodes][: self.order]
-            else:
-                values, nodes = [estimate.x0], [node]
-            x = self._step(x, estimate, values, nodes, here, there)
-            spread = there[1] * math.sqrt(-math.expm1(-2 * self.eta**2 * (_log_ratio(*there) - node)))
-            if spread > 0:
-                z = noise.between(float(times[i]), float(times[i + 1]), tuple(x.shape[1:]), i, x.dtype)
-                x = torch.add(x, z, alpha=spread)
-            if not math.isfinite(node):
-                values, nodes = [], []
-        return fixed_solution(x, self.steps, self.steps)
-
-    def _step(
-        self,
-        x: Tensor,
-        estimate: Estimate,
-        values: list[Tensor],
-        nodes: list[float],
-        here: tuple[float, float],
-        there: tuple[float, float],
-    ) -> Tensor:
-        """The mean of (2)."""
-        (alpha_s, sigma_s), end = there, _log_ratio(*there)
-        if not math.isfinite(nodes[0]):
-            # h is infinite: all of the noise is new, or, with eta = 0, all of it stays.
-            return alpha_s * estimate.x0 + (sigma_s * estimate.eps if self.eta == 0 else 0.0)
-        h, growth = end - nodes[0], 1 + self.eta**2
-        span = -alpha_s / sigma_s * math.expm1(-growth * h)
-
-        def slope(at: Floats) -> Floats:
-            return growth * np.exp(at - self.eta**2 * (end - at))
-
-        x = sigma_s / here[1] * math.exp(-(self.eta**2) * h) * x
-        for weight, value in zip(_weights(slope, span, nodes, (nodes[0], end), self.rule), values, strict=False):
-            x = torch.add(x, value, alpha=sigma_s * weight)
-        return x
-
-
-def _check(order: int, rule: str) -> None:
-    if not 1 <= order <= 6:
-        raise UsageError(f"order is {order}; multistep solvers of order 1 to 6 are there")
-    if rule not in ("exact", "midpoint"):
-        raise UsageError(f"unknown rule {rule!r}; choose from: exact, midpoint")
-
-
-def _log_ratio(alpha: float, sigma: float) -> float:
+def log_ratio(alpha: float, sigma: float) -> float:
     """``l = log(alpha/sigma)``, infinite where nothing is left of the data (cos(pi/2) is 6e-17) or of the noise."""
     if alpha <= 1e-6 * sigma:
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
 
 
-def _weights(
+def weights(
     slope: Callable[[Floats], Floats] | None, span: float, nodes: list[float], interval: tuple[float, float], rule: str
 ) -> list[float]:
     """``w_j`` of (1), for polynomials through ``nodes``, newest first, integrated over ``interval``.
@@ -266,37 +155,236 @@ def _weights(
     start, end = interval
     if len(nodes) == 1 or (slope is not None and abs(end - start) > 3 * abs(nodes[0] - nodes[1])):
         return [span]
-    if rule == "midpoint":
-        at, dc = np.array([(start + end) / 2]), np.array([span])
-    else:
-        at = (start + end) / 2 + (end - start) / 2 * _NODES
-        dc = (end - start) / 2 * _WEIGHTS * (1.0 if slope is None else slope(at))
-        dc *= span / dc.sum()  # the quadrature's own error, about 1e-16, out of the constant term
-    weights = []
+    if len(nodes) == 2 and rule != "exact":
+        # q = q_0 + (q_1 - q_0) (l - l_0)/(l_1 - l_0), and with u = (l - start)/h the integral of u dc is approximate.
+        h = end - start
+        half = span / 2 if slope is None or rule == "midpoint" else h / 2 * float(slope(np.array(end)))
+        second = (half * h + (start - nodes[0]) * span) / (nodes[1] - nodes[0])
+        return [span - second, second]
+    at = (start + end) / 2 + (end - start) / 2 * _NODES
+    dc = (end - start) / 2 * _WEIGHTS * (1.0 if slope is None else slope(at))
+    dc *= span / dc.sum()  # the quadrature's own error, about 1e-16, out of the constant term
+    found = []
     for j, node in enumerate(nodes):
         lagrange = np.ones_like(at)
         for i, other in enumerate(nodes):
             if i != j:
                 lagrange *= (at - other) / (node - other)
-        weights.append(float((lagrange * dc).sum()))
-    return weights
+        found.append(float((lagrange * dc).sum()))
+    return found
 
 
-def ddim(steps: int = 50, grid: str = "auto") -> Multistep:
-    """DDIM without noise (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12): ``x_s = alpha_s x0 + sigma_s eps``."""
-    return Multistep(steps=steps, variable="x0", order=1, grid=grid)
+@dataclass(frozen=True)
+class _Step:
+    """The numbers of one step: ``x <- keep x + sum_j weights_j q_j + spread z``, and the same done once more.
+
+    A ``jump`` leaves from alpha = 0 or arrives at sigma = 0: ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    """
+
+    keep: float
+    weights: tuple[float, ...]
+    spread: float
+    jump: bool = False
+    again: tuple[float, ...] = ()
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    name: str, order: int, rule: str, correct: bool, path: tuple[Node, ...], taus: tuple[float, ...]
+) -> tuple[_Step, ...]:
+    """The numbers of every step along ``path``, which do not depend on the state."""
+    variable, plan, nodes = VARIABLES[name], [], list[float]()
+    for (here, there), tau in zip(pairwise(path), taus, strict=True):
+        start, end = variable.node(*here), variable.node(*there)
+        if not (math.isfinite(start) and math.isfinite(end)):
+            keep, spread = (there[1], 0.0) if tau == 0 else (0.0, there[1])
+            plan.append(_Step(keep, (there[0],), spread, jump=True))
+            nodes = []
+            continue
+        nodes = [start, *nodes][:order]
+        keep, norm, span, slope, spread = _integrand(name, here, there, tau)
+        found = weights(slope, span, nodes, (start, end), rule)
+        again = weights(slope, span, [end, *nodes], (start, end), rule) if correct else []
+        plan.append(_Step(keep, tuple(norm * w for w in found), spread, again=tuple(norm * w for w in again)))
+    return tuple(plan)
+
+
+def _integrand(
+    name: str, here: Node, there: Node, tau: float
+) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
+    """Of (1), (2) or (3): factor on x, norm, integral and slope of the clock, factor on z."""
+    variable = VARIABLES[name]
+    norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
+    keep, growth = norm / variable.norm(*here), 1 + tau**2
+    if tau == 0:
+        return keep, norm, span, variable.slope, 0.0
+    start, end = log_ratio(*here), log_ratio(*there)
+    if name == "x0":
+        h = end - start
+        return (
+            keep * math.exp(-(tau**2) * h),
+            norm,
+            -there[0] / there[1] * math.expm1(-growth * h),
+            lambda at: growth * np.exp(at - tau**2 * (end - at)),
+            norm * math.sqrt(-math.expm1(-2 * tau**2 * h)),
+        )
+    spread = norm * tau * math.sqrt(math.exp(-2 * start) - math.exp(-2 * end))
+    return keep, norm, growth * span, lambda at: -growth * np.exp(-at), spread
+
+
+@dataclass(frozen=True)
+class _Exponential(FixedStep):
+    """What (1) to (3) share: the loop."""
+
+    variable: str = "x0"
+    order: int = 2
+    rule: str = "exact"
+    correct: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable not in VARIABLES:
+            raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
+        if not 1 <= self.order <= 6:
+            raise UsageError(f"order is {self.order}; multistep solvers of order 1 to 6 are there")
+        if self.rule not in RULES:
+            raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
+
+    @abstractmethod
+    def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
+        """``eta(t)/g(t)`` of each step."""
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        variable = VARIABLES[self.variable]
+        coefficients = model.sde.coefficients(times.cpu())
+        path = tuple(zip(*(c.tolist() for c in coefficients), strict=True))
+        plan = _plan(self.variable, self.order, self.rule, self.correct, path, self.taus(model.sde, times.cpu()))
+        clock = times.tolist()
+        values: list[Tensor] = []  # of q, the newest first
+        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the step that led here, to correct it
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            nonlocal values, before
+            step, estimate = plan[i], model(x, times[i])
+            z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype) if step.spread > 0 else None
+            q = variable.q(estimate, *path[i])
+            if before is not None:
+                start, old, z_old = before
+                x = _add(plan[i - 1].keep * start, (*plan[i - 1].again, plan[i - 1].spread), (q, *old), z_old)
+            if step.jump:
+                values, before = [], None
+                return _add(step.keep * estimate.eps, (*step.weights, step.spread), (estimate.x0,), z)
+            values = [q, *values][: self.order]
+            before = (x, values, z) if self.correct else None
+            return _add(step.keep * x, (*step.weights, step.spread), values, z)
+
+        return advance
+
+
+def _add(x: Tensor, factors: tuple[float, ...], values: list[Tensor] | tuple[Tensor, ...], z: Tensor | None) -> Tensor:
+    """``x + sum_j factors_j values_j``, and the last factor times ``z``."""
+    for factor, value in zip(factors[:-1], values, strict=False):
+        x = torch.add(x, value, alpha=factor)
+    return x if z is None else torch.add(x, z, alpha=factors[-1])
+
+
+@dataclass(frozen=True)
+class Multistep(_Exponential):
+    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation a step.
+
+    Args:
+        steps: Number of steps and of evaluations.
+        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
+        order: Number of values k in the polynomial; the first steps use those there are.
+        rule: ``exact`` integrates the polynomial; with two values also ``midpoint`` (DPM-Solver++, UniPC's bh2) and
+            ``bh1``.
+        correct: Redo each step with the value at its end (order + 1, no further evaluation).
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    variable: str = "straight"
+    order: int = 3
+
+    def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
+        """Zero: no noise."""
+        return (0.0,) * (len(times) - 1)
+
+
+@dataclass(frozen=True)
+class MultistepSDE(_Exponential):
+    """The stochastic exponential multistep solver (2) or (3): one evaluation a step.
+
+    Args:
+        steps: Number of steps and of evaluations.
+        variable: What is held to a polynomial: ``x0`` or ``eps``.
+        order: Number of its values in the polynomial.
+        rule: See :class:`Multistep`; ``midpoint`` is DPM-Solver++ 2M-SDE.
+        correct: Redo each step with the value at its end and the same noise.
+        eta: Factor on the noise level: 1 with the level ``g`` is Anderson's reverse SDE, 0 the probability flow.
+        level: The noise level (see :mod:`scoresde.solvers.level`), here ``g`` by default, which is integrated exactly
+            even where it is infinite; any other is a multiple of g on each step, its value at the step's middle.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    steps: int = 50
+    rule: str = "midpoint"
+    eta: float = 1.0
+    level: Level = "g"
+
+    needs_score = True
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable not in ("x0", "eps"):
+            raise UsageError(f"the variable of a reverse SDE is x0 or eps, not {self.variable!r}")
+        check_level(self.level, self.eta)
+
+    def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
+        """``eta(t)/g(t)`` in the middle of each step."""
+        return ratios(sde, self.level, self.eta, times)
 
 
 def dpmpp_2m(steps: int = 20, grid: str = "auto") -> Multistep:
     """DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, alg. 2)."""
-    return Multistep(steps=steps, variable="x0", order=2, rule="midpoint", grid=grid)
+    return Multistep(steps, "x0", 2, "midpoint", grid=grid)
+
+
+def dpmpp_3m(steps: int = 20, grid: str = "auto") -> Multistep:
+    """A DPM-Solver++ 3M that is third order (see :mod:`scoresde.solvers.exponential`)."""
+    return Multistep(steps, "x0", 3, grid=grid)
 
 
 def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
     """DEIS in log-rho (Zhang and Chen 2023, arXiv:2204.13902, sec. 3): exponential Adams-Bashforth on eps."""
-    return Multistep(steps=steps, variable="eps", order=order, grid=grid)
+    return Multistep(steps, "eps", order, grid=grid)
+
+
+def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = "bh2", grid: str = "auto") -> Multistep:
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with the corrector, order + 1.
+
+    ``variant`` is ``bh1``, ``bh2``, or ``exact``, which does what the published ``vary_coeff`` is meant to do.
+    """
+    if variant not in ("bh1", "bh2", "exact"):
+        raise UsageError(f"unknown variant {variant!r} of UniPC; choose from: bh1, bh2, exact")
+    return Multistep(steps, variable, order, "midpoint" if variant == "bh2" else variant, correct=True, grid=grid)
 
 
 def ancestral(steps: int = 200, grid: str = "auto") -> MultistepSDE:
     """Ancestral sampling with the posterior's variance (Ho et al. 2020, arXiv:2006.11239, eq. 6-7), on any path."""
-    return MultistepSDE(steps=steps, order=1, grid=grid)
+    return MultistepSDE(steps, order=1, grid=grid)
+
+
+def sde_dpm(steps: int = 100, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
+    """SDE-DPM-Solver-1 (Lu et al. 2022, arXiv:2211.01095, sec. 6): first order on eps."""
+    return MultistepSDE(steps, "eps", 1, eta=eta, grid=grid)
+
+
+def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
+    """SA-Solver (Xue et al. 2023, arXiv:2305.14267, alg. 1): stochastic Adams with its corrector."""
+    return MultistepSDE(steps, "x0", order, "exact", True, eta=eta, grid=grid)
+
+
+def er_sde(steps: int = 20, order: int = 3, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
+    """ER-SDE (Cui et al. 2023, arXiv:2309.06169): much noise at high noise levels, little near the data."""
+    return MultistepSDE(steps, "x0", order, "exact", eta=eta, level="er", grid=grid)

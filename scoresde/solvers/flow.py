@@ -1,18 +1,22 @@
-"""Deterministic solvers: the probability flow in the straight frame.
+"""Deterministic solvers: Runge-Kutta methods on the probability flow.
 
 With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma)  every path is straight (:mod:`scoresde.sde`), and the
 probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, reads
 
-    dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t),
+    dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t),                                                     frame "straight"
 
-with no f, g or derivative of the schedule, finite at both ends. The solvers here integrate it, either way.
+with no f, g or derivative of the schedule, finite at both ends. The same flow in two other frames:
+
+    dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
+    d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
+
+The solvers here integrate them, either way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,11 +25,13 @@ from ..errors import NumericalError, UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
 from ..ode import TABLEAUS, integrate
+from ..sde import SDE
 from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution, grid_of
+from .base import FixedStep, Solution, Solver, Watch, fixed_solution
 from .engines import ENGINES
+from .trajectory import Step
 
-__all__ = ["Heun", "ProbabilityFlow", "slope"]
+__all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "slope"]
 
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
@@ -35,15 +41,63 @@ def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A scale and a clock in which the flow is integrated: the state is x/scale.
+
+    Attributes:
+        scale, clock: Of the SDE at t, in the shape of t.
+        time: The t at which the clock shows a value.
+        slope: Change of the state with the clock, for a state, the model and t.
+    """
+
+    scale: Callable[[SDE, Tensor], Tensor]
+    clock: Callable[[SDE, Tensor], Tensor]
+    time: Callable[[SDE, Tensor], Tensor]
+    slope: Callable[[Denoiser, Tensor, Tensor], Tensor]
+
+
+def _ve_clock(sde: SDE, t: Tensor) -> Tensor:
+    alpha, sigma = sde.coefficients(t)
+    return sigma / alpha
+
+
+FRAMES = {
+    "straight": Frame(
+        scale=lambda sde, t: sde.scale(t),
+        clock=lambda sde, t: sde.ratio(t),
+        time=lambda sde, r: sde.t_of_ratio(r),
+        slope=slope,
+    ),
+    "t": Frame(
+        scale=lambda sde, t: torch.ones_like(t),
+        clock=lambda sde, t: t,
+        time=lambda sde, t: t,
+        slope=lambda model, x, t: model(x, t).velocity,
+    ),
+    "ve": Frame(
+        scale=lambda sde, t: sde.coefficients(t)[0],
+        clock=_ve_clock,
+        time=lambda sde, s: sde.t_of_log_snr(-2 * torch.log(s)).clamp(sde.t_min, sde.t_max),
+        slope=lambda model, y, t: model(expand(model.sde.coefficients(t)[0], y) * y, t).eps,
+    ),
+}
+
+
+def _frame(name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise UsageError(f"unknown frame {name!r}; choose from: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
 class ProbabilityFlow(Solver):
     """Adaptive Runge-Kutta on the probability flow, with its own step size for each sample.
 
     Args:
         rtol, atol: Tolerances on the local error of a sample, in the straight frame (data of unit size).
-        method: ``dopri5`` (order 5) or ``bosh3`` (order 3; cheaper for rtol of 1e-3 and more); with another engine
-            one of its methods.
+        method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); with another engine one of its methods.
         max_nfe: Largest number of evaluations of a sample.
         engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.solvers.engines`).
+        frame: ``straight``, or ``t`` to integrate the velocity in time, as the original does.
     """
 
     rtol: float = 1e-5
@@ -51,6 +105,7 @@ class ProbabilityFlow(Solver):
     method: str = "auto"
     max_nfe: int = 10_000
     engine: str = "own"
+    frame: str = "straight"
 
     def __post_init__(self) -> None:
         if not self.rtol > 0 or not self.atol >= 0:
@@ -61,72 +116,125 @@ class ProbabilityFlow(Solver):
             raise UsageError(f"unknown engine {self.engine!r}; choose from: own, {', '.join(ENGINES)}")
         if self.engine == "own" and self.method not in ("auto", *TABLEAUS):
             raise UsageError(f"unknown Runge-Kutta method {self.method!r}; choose from: {', '.join(TABLEAUS)}")
+        _frame(self.frame, ("straight", "t"))
 
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
+        sde, frame = model.sde, FRAMES[self.frame]
         ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
-        scale, ratio = sde.scale(ends), sde.ratio(ends)
+        scale, clock = frame.scale(sde, ends), frame.clock(sde, ends)
+        c0, c1 = float(clock[0]), float(clock[1])
 
-        def f(y: Tensor, r: Tensor, index: Tensor) -> Tensor:
-            t = sde.t_of_ratio(r).clamp(min(t0, t1), max(t0, t1))
-            return slope(model if len(index) == len(x) else model.rows(index), y, t)
+        def time(c: Tensor) -> Tensor:
+            return frame.time(sde, c).clamp(min(t0, t1), max(t0, t1))
+
+        def f(y: Tensor, c: Tensor, index: Tensor) -> Tensor:
+            return frame.slope(model if len(index) == len(x) else model.rows(index), y, time(c))
+
+        def on_step(index: Tensor, c: Tensor, y: Tensor, k: Tensor, done: float) -> None:
+            t = torch.where(c == c1, ends[1], time(c))
+            watch(Step(index, t, y * expand(frame.scale(sde, t), y), k if self.frame == "straight" else None, done))
 
         y = x / expand(scale[0], x)
         if self.engine != "own":
-            return self._by_engine(f, y, ratio, scale)
+            solution = self._by_engine(f, y, (c0, c1), scale[1])
+            watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
+            return solution
+        method = "dopri5" if self.method == "auto" else self.method
         result = integrate(
-            f,
-            y,
-            float(ratio[0]),
-            float(ratio[1]),
-            rtol=self.rtol,
-            atol=self.atol,
-            method="dopri5" if self.method == "auto" else self.method,
-            max_nfe=self.max_nfe,
+            f, y, c0, c1, rtol=self.rtol, atol=self.atol, method=method, max_nfe=self.max_nfe, on_step=on_step
         )
-        return Solution(
-            result.y * expand(scale[1], x), result.nfe, result.accepted, result.rejected, result.status
-        )
+        return Solution(result.y * expand(scale[1], x), result.nfe, result.accepted, result.rejected, result.status)
 
     def _by_engine(
-        self, f: Callable[[Tensor, Tensor, Tensor], Tensor], y: Tensor, ratio: Tensor, scale: Tensor
+        self, f: Callable[[Tensor, Tensor, Tensor], Tensor], y: Tensor, ends: tuple[float, float], scale: Tensor
     ) -> Solution:
         """The same by another integrator, which has one step for the batch and does not count its steps."""
         everyone, calls = torch.arange(len(y), device=y.device), 0
 
-        def slope_at(r: float, state: Tensor) -> Tensor:
+        def slope_at(c: float, state: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
             if calls > self.max_nfe:
                 raise NumericalError(f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger --rtol")
-            return f(state, torch.full((len(y),), r, dtype=time_dtype(y.device), device=y.device), everyone)
+            return f(state, torch.full((len(y),), c, dtype=time_dtype(y.device), device=y.device), everyone)
 
-        ends = float(ratio[0]), float(ratio[1])
         solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self.atol, self.method)
-        return fixed_solution(solved * expand(scale[1], y), calls, 0)
+        return fixed_solution(solved * expand(scale, y), calls, 0)
+
+
+# Nodes, rows of stage weights, weights of the solution.
+_RULES: dict[str, tuple[tuple[float, ...], tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
+    "euler": ((0,), ((),), (1,)),
+    "midpoint": ((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
 
 
 @dataclass(frozen=True)
-class Heun(Solver):
-    """Heun's second-order rule on a fixed grid: two evaluations a step.
-
-    y' = y + h k1,   y <- y + h (k1 + k2) / 2.
+class RungeKutta(FixedStep):
+    """A classical Runge-Kutta rule on the probability flow, on a fixed grid.
 
     Args:
-        steps: Number of steps; the cost is ``2 steps`` evaluations.
-        grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
+        steps: Number of steps.
+        method: ``euler`` (order 1, one evaluation a step), ``midpoint`` or ``heun`` (2, two), ``rk4`` (4, four).
+        frame: ``straight``, ``t`` or ``ve`` (see the equations above); Euler's rule in the frames straight and ve is
+            DDIM. In the frame ve nothing may start where alpha = 0.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
     steps: int = 32
-    grid: str = "auto"
+    method: str = "heun"
+    frame: str = "straight"
 
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        sde = model.sde
-        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
-        y = x / expand(sde.scale(times[0]), x)
-        for t, s in pairwise(times):
-            h = expand(sde.ratio(s) - sde.ratio(t), y)
-            k1 = slope(model, y, t)
-            k2 = slope(model, y + h * k1, s)
-            y = y + h * (k1 + k2) / 2
-        return fixed_solution(y * expand(sde.scale(times[-1]), x), 2 * self.steps, self.steps)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in _RULES:
+            raise UsageError(f"unknown Runge-Kutta rule {self.method!r}; choose from: {', '.join(_RULES)}")
+        _frame(self.frame, tuple(FRAMES))
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return len(_RULES[self.method][0])
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        sde, frame = model.sde, FRAMES[self.frame]
+        nodes, rows, weights = _RULES[self.method]
+        clock, scale = frame.clock(sde, times), frame.scale(sde, times)
+        if not bool(torch.isfinite(clock).all()):
+            raise UsageError("the frame 've' has no clock where alpha = 0, at the start of this path; take 'straight'")
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            # k_j = f(y + h sum_l a_jl k_l, c + c_j h),   y <- y + h sum_j b_j k_j
+            y, h = x / expand(scale[i], x), clock[i + 1] - clock[i]
+            k: list[Tensor] = []
+            for c, row in zip(nodes, rows, strict=True):
+                t = times[i + int(c)] if c in (0, 1) else frame.time(sde, clock[i] + c * h)
+                k.append(frame.slope(model, _add(y, h, row, k), t))
+            return expand(scale[i + 1], x) * _add(y, h, weights, k)
+
+        return advance
+
+
+def _add(y: Tensor, h: Tensor, weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+    """``y + h sum_j weights_j k_j``."""
+    for weight, stage in zip(weights, k, strict=False):
+        if weight:
+            y = y + expand(h * weight, y) * stage
+    return y
+
+
+def euler(steps: int = 100, frame: str = "t", grid: str = "auto") -> RungeKutta:
+    """Euler's rule on the velocity: one evaluation a step, order 1."""
+    return RungeKutta(steps, "euler", frame, grid=grid)
+
+
+def heun(steps: int = 32, frame: str = "straight", grid: str = "auto") -> RungeKutta:
+    """Heun's rule: two evaluations a step, order 2."""
+    return RungeKutta(steps, "heun", frame, grid=grid)
+
+
+def rk4(steps: int = 16, frame: str = "straight", grid: str = "auto") -> RungeKutta:
+    """The classical rule of Runge and Kutta: four evaluations a step, order 4."""
+    return RungeKutta(steps, "rk4", frame, grid=grid)

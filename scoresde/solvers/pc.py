@@ -1,98 +1,149 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair its distribution.
 
-Song et al. (2021), arXiv:2011.13456, alg. 1-5. From t to s < t the path moves forward by x_t = A x_s + S z with
+Song et al. (2021), arXiv:2011.13456, alg. 1-5. A predictor is any one-step rule of :mod:`scoresde.solvers.stochastic`,
+a corrector a step of Langevin dynamics that leaves the marginal at one time alone,
 
-    A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2,
+    x <- x + e score + sqrt(2 e) z,      with  A = alpha(t)/alpha(s)  of the step from t to s and
 
-computed from the continuous coefficients (finite for any number of steps). The predictor is the reverse diffusion
-step (eq. 46),
+    ``annealed``   e = 2 A^2 (snr sigma)^2                     annealed Langevin dynamics (alg. 4-5 with sigma; Song and
+                                                               Ermon 2019, arXiv:1907.05600, alg. 1)
+    ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or
+                                                               (``norm="batch"``) their means over the batch.
 
-    x <- (2 - A) x + S^2 score(x, t) + S z,
+Both agree where |z|/|score| is sigma, its value for noise. With the batch's means the samples are coupled; with norms
+of each sample the step e(x) depends on x, and Langevin dynamics with a step e(x) does not settle at p but at p/e, which
+favours large scores: with 8 Gaussians of width 0.15 in the plane (VP, snr 0.16, the ratio held to 2 sigma) the samples
+have width 0.185 after 150 steps and 0.187 after 500; with sigma, 0.153, 0.151. In many dimensions the ratio hardly
+varies and the two agree. That is why ``annealed`` is the default.
 
-and each corrector step is Langevin dynamics at s with a step set by the signal-to-noise ratio ``snr``,
-
-    x <- x + e score + sqrt(2 e) z,      e = 2 A^2 (snr sigma(s))^2.
-
-The published step (alg. 4-5) has |z| / |score| where this has sigma, its value for noise. With norms averaged over the
-batch it couples the samples. With norms of each sample the step depends on x, and Langevin dynamics with a step e(x)
-does not settle at p but at p/e, which favours large scores: with 8 Gaussians of width 0.15 in the plane (VP, snr 0.16,
-the ratio held to 2 sigma) the samples have width 0.185 after 150 steps and 0.187 after 500; with sigma, 0.153, 0.151.
-In many dimensions the ratio hardly varies and the two agree.
+``order="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ..build import closest, resolve
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
-from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution, grid_of
-from .stochastic import euler_step
+from ..shapes import expand, flat
+from .base import FixedStep
+from .stochastic import ancestral_step, ddim_step, euler_step, forward_step, reverse_diffusion_step
 
-__all__ = ["PredictorCorrector"]
+__all__ = ["PREDICTORS", "PredictorCorrector", "annealed_langevin", "reverse_diffusion"]
+
+Predictor = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor], Tensor]  # (model, x, t, s, z) -> x at s
+
+PREDICTORS: dict[str, Predictor] = {
+    "reverse-diffusion": reverse_diffusion_step,
+    "ancestral": ancestral_step,
+    "em": lambda model, x, t, s, z: euler_step(model, x, t, s, z, model.sde.noise_level(t)),
+    "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
+    "none": lambda model, x, t, s, z: x,
+}
+CORRECTORS = ("annealed", "langevin", "none")
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Solver):
-    """Reverse-diffusion predictor with a Langevin corrector, one predictor and ``corrections`` corrector steps a node.
+class PredictorCorrector(FixedStep):
+    """A predictor step and ``corrections`` Langevin steps at each node.
 
     Args:
         steps: Number of predictor steps; the cost is ``steps (1 + corrections)`` evaluations.
+        predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or one's own function
+            ``(model, x, t, s, z) -> x`` with one evaluation, also as ``module:function``.
+        corrector: ``annealed``, ``langevin`` or ``none``.
         snr: Signal-to-noise ratio r of the corrector.
-        corrections: Langevin steps after each predictor step.
-        grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
+        corrections: Langevin steps at each node.
+        norm: Of the corrector langevin: ``sample``, or ``batch`` as in the original, which couples the samples.
+        order: ``pc``, or ``cp`` as in the original.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
     steps: int = 500
+    predictor: str | Predictor = "reverse-diffusion"
+    corrector: str = "annealed"
     snr: float = 0.16
     corrections: int = 1
-    grid: str = "auto"
+    norm: str = "sample"
+    order: str = "pc"
 
     needs_score = True
     stochastic = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.snr > 0 or self.corrections < 0:
             raise UsageError(
                 f"snr is {self.snr} and corrections {self.corrections}; take snr > 0 (0.16, say) and corrections >= 0"
             )
+        for name, value, known in (
+            ("corrector", self.corrector, CORRECTORS),
+            ("norm", self.norm, ("sample", "batch")),
+            ("order", self.order, ("pc", "cp")),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
+        self._predictor()
 
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
-        shape = tuple(x.shape[1:])
-        for step, (t, s) in enumerate(pairwise(times)):
-            x = self.predict(model, x, t, s, noise.between(float(t), float(s), shape, step, x.dtype))
-            for j in range(self.corrections):
-                z = noise.normal(shape, step * self.corrections + j, "corrector", x.dtype)
-                x = self.correct(model, x, t, s, z)
-        return fixed_solution(x, self.steps * (1 + self.corrections), self.steps)
+    def _predictor(self) -> Predictor:
+        if callable(self.predictor):
+            return self.predictor
+        if self.predictor not in PREDICTORS and ":" not in self.predictor:
+            raise UsageError(f"unknown predictor {self.predictor!r}; {closest(self.predictor, PREDICTORS)}")
+        found: Predictor = PREDICTORS.get(self.predictor) or resolve(self.predictor, {}, "predictor")
+        return found
 
-    def predict(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        """The reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
-        if not model.sde.finite_g:
-            # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
-            # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
-            return euler_step(model, x, t, s, 1.0, z)
-        a, variance = self._forward_step(model, t, s)
-        score = model(x, t).score
-        return expand(2 - a, x) * x + expand(variance, x) * score + expand(variance.sqrt(), x) * z
+    @property
+    def _corrections(self) -> int:
+        return 0 if self.corrector == "none" else self.corrections
 
-    def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-        """One Langevin step at ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
-        a, _ = self._forward_step(model, t, s)
-        e = 2 * a.square() * (self.snr * model.sde.coefficients(s)[1]).square()
-        score = model(x, s).score
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return (self.predictor != "none") + self._corrections
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        predict, clock = self._predictor(), times.tolist()
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            t, s, shape = times[i], times[i + 1], tuple(x.shape[1:])
+            for part in self.order:
+                if part == "p":
+                    x = predict(model, x, t, s, noise.between(clock[i], clock[i + 1], shape, i, x.dtype))
+                    continue
+                for j in range(self._corrections):
+                    z = noise.normal(shape, i * self._corrections + j, "corrector", x.dtype)
+                    x = self.correct(model, x, t, s, z, at=s if self.order == "pc" else t)
+            return x
+
+        return advance
+
+    def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
+        """One Langevin step at time ``at``, an end of the step from ``t`` to ``s``; shapes ``(B, *event)``."""
+        a, _ = forward_step(model.sde, t, s)
+        score = model(x, at).score
+        if self.corrector == "annealed":
+            size = model.sde.coefficients(at)[1]
+        else:
+            top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
+            size = top.mean() / bottom.mean() if self.norm == "batch" else top / bottom
+        e = 2 * a.square() * (self.snr * size).square()
         return x + expand(e, x) * score + expand(torch.sqrt(2 * e), x) * z
 
-    @staticmethod
-    def _forward_step(model: Denoiser, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """``A`` and ``S^2`` of the forward step from ``s`` up to ``t``."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = model.sde.coefficients(t), model.sde.coefficients(s)
-        a = alpha_t / alpha_s
-        return a, sigma_t.square() - (a * sigma_s).square()
+
+def reverse_diffusion(steps: int = 500, grid: str = "auto") -> PredictorCorrector:
+    """The reverse diffusion sampler (Song et al. 2021, arXiv:2011.13456, eq. 46): the predictor alone."""
+    return PredictorCorrector(steps, "reverse-diffusion", "none", grid=grid)
+
+
+def annealed_langevin(
+    steps: int = 200, snr: float = 0.16, corrections: int = 5, grid: str = "auto"
+) -> PredictorCorrector:
+    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone."""
+    return PredictorCorrector(steps, "none", "annealed", snr, corrections, grid=grid)

@@ -1,64 +1,206 @@
-"""Stochastic solvers of the reverse SDE.
+"""Stochastic solvers of the reverse SDE on a fixed grid, step by step.
 
-For any noise level eta(t) >= 0 the SDE
+For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`) the SDE
 
     dx = (velocity - eta^2/2 score) dt + eta dw,      run from t = 1 down to 0,                                 (1)
 
 has the marginals of the path: eta = 0 is the probability flow, eta = g the reverse SDE of Anderson (1982) used by
-Song et al. (2021), arXiv:2011.13456, eq. 6. Here ``eta(t) = eta * sde.noise_level(t)``, and the option ``eta`` is the
-factor.
+Song et al. (2021), arXiv:2011.13456, eq. 6. With f(x, t) for the drift of (1) and h = t - s, a step down to s is
+
+    Euler-Maruyama     x <- x - h f(x, t) + eta(t) sqrt(h) z
+    stochastic Heun    the same to x', then x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z.
+
+From t to s the path itself moves forward by x_t = A x_s + S z, with
+
+    A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2,
+
+from the continuous coefficients, so that all is finite for any number of steps. Two ways back:
+
+    reverse diffusion  x <- (2 - A) x + S^2 score + S z                                      (Song et al. 2021, eq. 46)
+    DDIM               x <- alpha(s) x0_hat + sqrt(sigma(s)^2 - n^2) eps_hat + n z,
+                       n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
+
+DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampling (eta = 1, Ho et al. 2020); 0 and 1
+mean the same in both conventions, docs/choosing-a-solver.md converts the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser
+from ..estimate import Denoiser, Estimate
 from ..noise import Noise
-from ..shapes import expand, time_dtype
-from .base import Solution, Solver, fixed_solution, grid_of
+from ..sde import SDE
+from ..shapes import expand
+from .base import FixedStep
+from .level import Level, check_level, level_of
 
-__all__ = ["EulerMaruyama", "euler_step"]
+__all__ = [
+    "DDIM", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "euler_step", "forward_step",
+    "reverse_diffusion_step",
+]  # fmt: skip
 
 
-def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float, z: Tensor) -> Tensor:
+def drift(estimate: Estimate, level: Tensor) -> Tensor:
+    """The drift of (1) for eta(t) = ``level``, shape ``()`` or ``(B,)``; shape of the state."""
+    if not bool((level > 0).any()):
+        return estimate.velocity
+    return estimate.velocity - expand(level.square() / 2, estimate.x) * estimate.score
+
+
+def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
     """One Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z``; shape of ``x``."""
+    h = t - s
+    return x - expand(h, x) * drift(model(x, t), level) + expand(level * torch.sqrt(h), x) * z
+
+
+def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """``A`` and ``S^2`` of the path's step from ``s`` up to ``t``, in the shape of ``t``."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
+    a = alpha_t / alpha_s
+    return a, (sigma_t.square() - (a * sigma_s).square()).clamp(min=0)
+
+
+def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    """The reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    if not model.sde.finite_g:
+        # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
+        # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
+        return euler_step(model, x, t, s, z, model.sde.noise_level(t))
+    a, variance = forward_step(model.sde, t, s)
+    score = model(x, t).score
+    return expand(2 - a, x) * x + expand(variance, x) * score + expand(variance.sqrt(), x) * z
+
+
+def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None, eta: float) -> Tensor:
+    """The DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
     estimate = model(x, t)
-    h, level = t - s, eta * model.sde.noise_level(t)
-    # x - h (velocity - eta^2/2 score) + eta sqrt(h) z
-    drift = estimate.velocity - expand(level.square() / 2, x) * estimate.score
-    return x - expand(h, x) * drift + expand(level * torch.sqrt(h), x) * z
+    alpha, sigma = model.sde.coefficients(s)
+    if z is None:
+        return expand(alpha, x) * estimate.x0 + expand(sigma, x) * estimate.eps
+    _, variance = forward_step(model.sde, t, s)
+    n = eta * variance.sqrt() * sigma / model.sde.coefficients(t)[1]
+    kept = (sigma.square() - n.square()).clamp(min=0).sqrt()
+    return expand(alpha, x) * estimate.x0 + expand(kept, x) * estimate.eps + expand(n, x) * z
+
+
+def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    """Ancestral sampling: DDIM with eta = 1; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    return ddim_step(model, x, t, s, z, 1.0)
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(FixedStep):
     """Euler-Maruyama on the reverse SDE: one evaluation a step, weak order 1.
 
     Args:
         steps: Number of steps.
         eta: Factor on the noise level: 1 is the reverse SDE, 0 Euler's rule on the probability flow.
-        grid: A time grid of :mod:`scoresde.grids`, or ``auto`` for the SDE's own.
+        level: The noise level (see :mod:`scoresde.solvers.level`).
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
     steps: int = 500
     eta: float = 1.0
-    grid: str = "auto"
+    level: Level = "auto"
 
     needs_score = True
     stochastic = True
 
     def __post_init__(self) -> None:
-        if self.eta < 0:
-            raise UsageError(f"eta is {self.eta}; the noise level of a reverse SDE is >= 0")
+        super().__post_init__()
+        check_level(self.level, self.eta)
 
-    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise) -> Solution:
-        times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
-        for step, (t, s) in enumerate(pairwise(times)):
-            z = noise.between(float(t), float(s), tuple(x.shape[1:]), step, x.dtype)
-            x = euler_step(model, x, t, s, self.eta, z)
-        return fixed_solution(x, self.steps, self.steps)
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        levels, clock = level_of(model.sde, self.level, self.eta, times[:-1]), times.tolist()
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
+            return euler_step(model, x, times[i], times[i + 1], z, levels[i])
+
+        return advance
+
+
+@dataclass(frozen=True)
+class StochasticHeun(FixedStep):
+    """Heun's rule on the reverse SDE: two evaluations a step, weak order 2.
+
+    Args:
+        steps: Number of steps.
+        eta: Factor on the noise level: 1 is the reverse SDE, 0 Heun's rule on the probability flow.
+        level: The noise level (see :mod:`scoresde.solvers.level`).
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    steps: int = 100
+    eta: float = 1.0
+    level: Level = "auto"
+
+    needs_score = True
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level, self.eta)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return 2
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        levels, clock = level_of(model.sde, self.level, self.eta, times), times.tolist()
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            t, s, here, there = times[i], times[i + 1], levels[i], levels[i + 1]
+            z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
+            h = t - s
+            spread = expand(torch.sqrt(h * (here.square() + there.square()) / 2), x) * z
+            first = drift(model(x, t), here)
+            second = drift(model(x - expand(h, x) * first + spread, s), there)
+            return x - expand(h / 2, x) * (first + second) + spread
+
+        return advance
+
+
+@dataclass(frozen=True)
+class DDIM(FixedStep):
+    """DDIM: one evaluation a step, order 1; with eta = 0 the probability flow, either way.
+
+    Args:
+        steps: Number of steps.
+        eta: The paper's: standard deviation of the noise as a multiple of ancestral sampling's, 0 to 1.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    steps: int = 50
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise UsageError(f"eta is {self.eta}; DDIM's goes from 0 (no noise) to 1 (ancestral sampling)")
+
+    @property
+    def needs_score(self) -> bool:  # type: ignore[override]
+        """Only with noise."""
+        return self.eta > 0
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether eta > 0."""
+        return self.eta > 0
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        clock = times.tolist()
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype) if self.eta else None
+            return ddim_step(model, x, times[i], times[i + 1], z, self.eta)
+
+        return advance

@@ -1,0 +1,282 @@
+"""Samplers of other libraries on any denoiser of this one: the yardsticks of few_steps.py.
+
+    python experiments/peers.py         # seconds on one CPU core; needs at least one of the peers
+
+    k-diffusion 0.1.1.post1   sample_dpmpp_2m, sample_heun, sample_lms of order 4
+    azula 0.11.1              vAB, zEAB and REAB of order 3
+    diffusers 0.42.1          DPM-Solver++(2M) midpoint, UniPC-bh2 of order 2, DEIS of order 2 and 3
+
+Each becomes ``run(model, x, n) -> x_end``: ``n`` evaluations of the model (Heun: n - 1 if n is odd) on the uniform
+log-SNR grid from the start of the model's sampling interval, where ``x`` lies, to its end. The peers' own code takes
+every step: k-diffusion's on the state x/alpha with noise sigma/alpha, azula's and diffusers' on the state with
+alpha^2 + sigma^2 = 1 of the same log-SNR. The network is asked at the continuous time of the sampler's own sigma, never
+at a rounded one.
+
+All peers are optional: :data:`PEERS` holds what can be imported, :func:`missing` says what cannot and why. Only the
+samplers of k-diffusion are imported; they need torchsde, torchdiffeq and SciPy, but not what its training code needs.
+
+As they are. diffusers lowers the order of the last steps if there are fewer than 15, and DPM-Solver++ computes its
+steps in float32 (its tables of sigmas are float32 too; here they are ours, in float64). azula's REAB takes one noise
+level for another in a factor (``sqrt(alpha_s^2 + sigma_t^2)``): it is of first order, whatever its order says, and
+depends on the frame (on the state x/alpha its rms is 1.4 to 2 times as large).
+
+Run as a script it prints rms / median distance to the exact flow on the mixture of few_steps.py, from other starts than
+there: those of solver_accuracy_peers.json (seed 20240, drawn along q diag(std)). Distances are in model units; that
+file's are of x/alpha, 5e-5 larger.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.errors import UsageError
+from scoresde.estimate import Denoiser
+from scoresde.exact import GaussianMixture
+from scoresde.shapes import expand
+from scoresde.solvers.base import sampling_interval
+
+F64 = torch.float64
+BUDGETS = (5, 10, 20, 50)
+
+Peer = Callable[[Denoiser, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class VEFrame:
+    """A model as the peers see one: ``frame(y, sigma)`` is the denoised ``y = x_0 + sigma eps``, where y = x/alpha.
+
+    Where alpha is 0 at the start (flow matching), x/alpha is not finite: the state is then taken for that at log-SNR
+    -20, which is off by 5e-5 of its size.
+    """
+
+    model: Denoiser
+
+    def ends(self) -> Tensor:
+        """The log-SNR at the start and the end of sampling, float64 ``(2,)``."""
+        low, high = sampling_interval(self.model)
+        return self.model.sde.log_snr(torch.tensor([high, low], dtype=F64)).clamp(-20, 60)
+
+    def levels(self, n: int) -> Tensor:
+        """The n + 1 noise levels sigma/alpha, uniform in their logarithm, float64, on the CPU."""
+        start, end = self.ends().tolist()
+        return torch.exp(-torch.linspace(start, end, n + 1, dtype=F64) / 2)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The model's time at a noise level, in its shape."""
+        low, high = sampling_interval(self.model)
+        return self.model.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
+
+    def alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """The scale of the model's own state at a noise level of shape ``()`` or ``(B,)``, to multiply ``x`` with."""
+        return expand(self.model.sde.coefficients(self.time(sigma))[0], x)
+
+    def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
+        return self.model(self.alpha(sigma, y) * y, self.time(sigma).to(y.device)).x0
+
+
+def vp_scale(sigma: Tensor) -> Tensor:
+    """The variance-preserving state is this times x/alpha."""
+    return torch.rsqrt(1 + sigma.square())
+
+
+def in_frame(steps: Callable[[VEFrame, Tensor, Tensor], Tensor], evaluations: int = 1) -> Peer:
+    """A peer from ``steps(frame, y, levels) -> y_end``, which takes ``evaluations`` of them for each step."""
+
+    def run(model: Denoiser, x: Tensor, n: int) -> Tensor:
+        if n < evaluations:
+            raise UsageError(f"{n} evaluations are not enough for one step, which takes {evaluations}")
+        frame = VEFrame(model)
+        levels = frame.levels(n // evaluations)
+        # The peers may draw noise even where they multiply it by 0.
+        with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            return frame.alpha(levels[-1], x) * steps(frame, x / frame.alpha(levels[0], x), levels)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------- k-diffusion
+
+
+def import_sampling() -> Any:
+    """``k_diffusion.sampling`` without the package's ``__init__``, which imports training code and its many needs."""
+    if "k_diffusion" not in sys.modules:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'k_diffusion'")
+        package = types.ModuleType("k_diffusion")
+        package.__path__ = list(spec.submodule_search_locations or [])
+        sys.modules["k_diffusion"] = package
+    # Its helpers name torchvision for reading images; an empty stand-in will do, and must not stay.
+    names = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
+    stubs = [] if importlib.util.find_spec("torchvision") else names
+    try:
+        for name in stubs:
+            sys.modules[name] = types.ModuleType(name)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, sys.modules[name])
+        return importlib.import_module("k_diffusion.sampling")
+    finally:
+        for name in stubs:
+            sys.modules.pop(name, None)
+
+
+def k_diffusion() -> dict[str, Peer]:
+    sampling = import_sampling()
+
+    def peer(name: str, evaluations: int = 1, **options: Any) -> Peer:
+        sampler = getattr(sampling, name)
+
+        def steps(frame: VEFrame, y: Tensor, levels: Tensor) -> Tensor:
+            end: Tensor = sampler(frame, y, levels.to(y), disable=True, **options)
+            return end
+
+        return in_frame(steps, evaluations)
+
+    return {
+        "k-diffusion dpmpp_2m": peer("sample_dpmpp_2m"),
+        "k-diffusion heun": peer("sample_heun", evaluations=2),
+        "k-diffusion lms, order 4": peer("sample_lms", order=4),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- azula
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A frame as azula's denoiser. Its time runs from 1 (the first level) to 0 (the last), uniform in log sigma."""
+
+    frame: VEFrame
+    levels: Any
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.levels(t)[1]
+        return vp_scale(sigma), vp_scale(sigma) * sigma
+
+    def __call__(self, z: Tensor, t: Tensor) -> Any:
+        sigma = self.levels(t)[1]
+        return types.SimpleNamespace(mean=self.frame(z / vp_scale(sigma), sigma))
+
+
+def azula() -> dict[str, Peer]:
+    noise, sample = importlib.import_module("azula.noise"), importlib.import_module("azula.sample")
+
+    def peer(name: str) -> Peer:
+        kind = getattr(sample, name)
+
+        def steps(frame: VEFrame, y: Tensor, levels: Tensor) -> Tensor:
+            denoiser = Posterior(frame, noise.VESchedule(float(levels[-1]), float(levels[0])))
+            sampler = kind(denoiser, order=3, steps=len(levels) - 1, silent=True, dtype=F64)
+            end: Tensor = sampler(vp_scale(levels[0]) * y) / vp_scale(levels[-1])
+            return end
+
+        return in_frame(steps)
+
+    return {f"azula {name}, order 3": peer(f"{name}Sampler") for name in ("vAB", "zEAB", "REAB")}
+
+
+# --------------------------------------------------------------------------------------------------------- diffusers
+
+
+def diffusers() -> dict[str, Peer]:
+    schedulers = importlib.import_module("diffusers.schedulers")
+
+    def peer(name: str, order: int, **options: Any) -> Peer:
+        kind = getattr(schedulers, f"{name}MultistepScheduler")
+
+        def steps(frame: VEFrame, y: Tensor, levels: Tensor) -> Tensor:
+            n = len(levels) - 1
+            scheduler = kind(solver_order=order, prediction_type="sample", thresholding=False, **options)
+            scheduler.set_timesteps(n)
+            # Our levels in place of those of its table of betas; the timesteps are then labels only.
+            scheduler.sigmas, scheduler.timesteps = levels, torch.arange(n)
+            scheduler.set_begin_index(0)
+            scale = vp_scale(levels)
+            z = scale[0] * y
+            for i, label in enumerate(scheduler.timesteps):
+                z = scheduler.step(frame(z / scale[i], levels[i]), label, z, return_dict=False)[0]
+            return z / scale[-1]
+
+        return in_frame(steps)
+
+    last = "sigma_min"  # the last level is the one given, not 0
+    return {
+        "diffusers DPM-Solver++(2M)": peer(
+            "DPMSolver", 2, algorithm_type="dpmsolver++", solver_type="midpoint", final_sigmas_type=last
+        ),
+        "diffusers UniPC-bh2, order 2": peer("UniPC", 2, solver_type="bh2", final_sigmas_type=last),
+        "diffusers DEIS, order 2": peer("DEIS", 2),
+        "diffusers DEIS, order 3": peer("DEIS", 3),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def _load() -> tuple[dict[str, Peer], list[str]]:
+    found: dict[str, Peer] = {}
+    lacking: list[str] = []
+    for project, load in (("k-diffusion", k_diffusion), ("azula", azula), ("diffusers", diffusers)):
+        try:
+            found |= load()
+        except (ImportError, RuntimeError, AttributeError) as error:  # diffusers raises a RuntimeError
+            lacking.append(f"{project}: {error}")
+    return found, lacking
+
+
+PEERS, _MISSING = _load()
+
+
+def missing() -> list[str]:
+    """The projects that cannot be imported, each with the reason."""
+    return list(_MISSING)
+
+
+def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tensor:
+    """Draws from p at t = 1 along q diag(std), as those behind solver_accuracy_peers.json, float64 ``(count, 2)``."""
+    from few_steps import AXES
+
+    std1, std2, angle = torch.tensor(AXES, dtype=F64).T
+    q = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1)
+    generator = torch.Generator().manual_seed(seed)
+    assert model.weights is not None
+    k = torch.multinomial(model.weights, count, replacement=True, generator=generator)
+    z = torch.randn(count, 2, generator=generator, dtype=F64)
+    x0 = model.means[k] + torch.einsum("nij,nj->ni", (q * torch.stack([std1, std2], 1)[:, None])[k], z)
+    return model.sde.perturb(x0, 1.0, torch.randn(count, 2, generator=generator, dtype=F64))
+
+
+def main() -> None:
+    from few_steps import problem
+
+    from scoresde import ProbabilityFlow
+
+    torch.set_num_threads(1)
+    for line in missing():
+        print(f"not here: {line}")
+    model = problem()
+    x = starts(model)
+    low, high = sampling_interval(model)
+    exact = ProbabilityFlow(rtol=1e-11, atol=1e-11)(model, x, t0=high, t1=low).x
+    print("| peer | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " |")
+    print("|---|" + "---|" * len(BUDGETS))
+    for name, run in PEERS.items():
+        cells = []
+        for n in BUDGETS:
+            e = (run(model, x, n) - exact).norm(dim=1)
+            cells.append(f"{float(e.square().mean().sqrt()):.4f} / {float(e.median()):.5f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+r"""Noise levels eta(t) of stochastic solvers, in one convention.
+
+For any eta(t) >= 0 the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
+2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has a factor ``eta`` and a
+``level``:  eta(t) = eta * level(t), where the level is
+
+    ``g``       the diffusion of the SDE: eta = 1 is Anderson's reverse SDE
+    ``sigma``   sqrt(2 sigma(t)), finite everywhere and 0 where the noise is
+    ``auto``    g, or sigma where g is infinite at the start (flow matching, cosine)
+    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10)),  s = sigma/alpha: the default of ER-SDE solvers (Cui et
+                al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
+
+or a function of the user, ``level(sde, t)``, on the command line ``module:function``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..build import resolve
+from ..errors import UsageError
+from ..sde import SDE
+
+__all__ = ["LEVELS", "Level", "check_level", "level_of", "ratios"]
+
+Level = str | Callable[[SDE, Tensor], Tensor]
+
+
+def _er(sde: SDE, t: Tensor) -> Tensor:
+    alpha, sigma = sde.coefficients(t)
+    power = (sigma / alpha).pow(0.3)
+    # e^p / (e^p + 10), which does not overflow
+    return sde.diffusion(t) * torch.sqrt(0.3 * power / (1 + 10 * torch.exp(-power)))
+
+
+LEVELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "auto": lambda sde, t: sde.noise_level(t),
+    "g": lambda sde, t: sde.diffusion(t),
+    "sigma": lambda sde, t: torch.sqrt(2 * sde.coefficients(t)[1]),
+    "er": _er,
+}
+
+
+def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
+    if callable(level):
+        return level
+    if level in LEVELS:
+        return LEVELS[level]
+    if ":" not in level:
+        raise UsageError(
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or name your own as module:function"
+        )
+    found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level")
+    return found
+
+
+def check_level(level: Level, eta: float) -> None:
+    """Refuse a level that is none and a factor below 0.
+
+    Raises:
+        UsageError: With the value.
+    """
+    if not eta >= 0:
+        raise UsageError(f"eta is {eta}; the noise level of a reverse SDE is >= 0")
+    _function(level)
+
+
+def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
+    """``eta(t)``, in the shape of ``t``.
+
+    Raises:
+        UsageError: If it is negative, not finite or of another shape.
+    """
+    value = eta * torch.as_tensor(_function(level)(sde, t))
+    if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
+        raise UsageError(
+            f"the noise level {level!r} is {value.flatten().tolist()[:4]} at t = {t.flatten().tolist()[:4]}; "
+            "it must be finite and >= 0, one number for each t"
+        )
+    return value
+
+
+def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
+    """``eta(t)/g(t)`` in the middle of each step of ``times``, float64 ``(n + 1,)``.
+
+    A step out of alpha = 0, where g is infinite, is taken without noise, unless the level is g itself.
+    """
+    if level == "g" or eta == 0:
+        return (eta,) * (len(times) - 1)
+    log_snr = sde.log_snr(times)
+    middle = sde.t_of_log_snr((log_snr[1:] + log_snr[:-1]) / 2)
+    whole = torch.isfinite(log_snr[1:]) & (log_snr[1:].abs() < 60) & (log_snr[:-1].abs() < 60)
+    middle = torch.where(whole, middle, times[1:])
+    found = level_of(sde, level, eta, middle) / sde.diffusion(middle)
+    return tuple(torch.where(whole, found, torch.zeros_like(found)).tolist())

@@ -1,0 +1,125 @@
+"""Exponential Runge-Kutta ("singlestep") solvers: k evaluations for a step of order k.
+
+A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. Here they are made within the step: with
+stages at fractions u of the step, measured in the variable of the polynomials,
+
+    order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
+    order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
+
+each by formula (1) there. On eps these are DPM-Solver-2 and 3, on x0 DPM-Solver++ 2S and 3S; on the straight variable
+they are the classical midpoint rule and Heun's third-order rule. Nothing is remembered, so that a guided or otherwise
+jumpy model cannot mislead the next step.
+
+References:
+    Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.    Lu et al. (2022), arXiv:2211.01095, alg. 1: ++ 2S.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..estimate import Denoiser
+from ..noise import Noise
+from .base import FixedStep
+from .exponential import RULES, VARIABLES, weights
+
+__all__ = ["Singlestep", "dpm_2s", "dpm_3s", "dpmpp_2s", "dpmpp_3s"]
+
+_FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+
+
+@dataclass(frozen=True)
+class Singlestep(FixedStep):
+    """An exponential Runge-Kutta solver of order 1, 2 or 3, on a fixed grid: ``order`` evaluations a step.
+
+    Args:
+        steps: Number of steps.
+        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
+        order: Of the solver.
+        rule: ``exact``, or at order 2 ``midpoint``, as published.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    steps: int = 10
+    variable: str = "x0"
+    order: int = 2
+    rule: str = "midpoint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable not in VARIABLES:
+            raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
+        if self.order not in _FRACTIONS:
+            raise UsageError(f"order is {self.order}; singlestep solvers of order 1, 2 and 3 are there")
+        if self.rule not in RULES:
+            raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return self.order
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        sde, variable = model.sde, VARIABLES[self.variable]
+        path = list(zip(*(c.tolist() for c in sde.coefficients(times.cpu())), strict=True))
+        rule = "exact" if self.order == 3 else self.rule
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            here, there = path[i], path[i + 1]
+            start, end = variable.node(*here), variable.node(*there)
+            estimate = model(x, times[i])
+            if not (math.isfinite(start) and math.isfinite(end)):
+                return torch.add(there[0] * estimate.x0, estimate.eps, alpha=there[1])
+            first = variable.q(estimate, *here)
+            values, nodes = [first], [start]
+            for fraction in _FRACTIONS[self.order]:
+                node = start + fraction * (end - start)
+                lam = torch.tensor(2 * variable.log_ratio(node), dtype=torch.float64)
+                t = sde.t_of_log_snr(lam)
+                low, high = sorted((float(times[i]), float(times[i + 1])))
+                t = t.clamp(low, high)
+                middle = tuple(float(c) for c in sde.coefficients(t))
+                stage = step(x, here, (middle[0], middle[1]), values, nodes, "exact")
+                q = variable.q(model(stage, t.to(times)), middle[0], middle[1])
+                values, nodes = [q, first], [variable.node(*middle), start]
+            return step(x, here, there, values, nodes, rule)
+
+        def step(
+            x: Tensor, here: tuple[float, float], there: tuple[float, float],
+            values: list[Tensor], nodes: list[float], rule: str,
+        ) -> Tensor:  # fmt: skip
+            norm = variable.norm(*there)
+            span = variable.clock(*there) - variable.clock(*here)
+            found = weights(variable.slope, span, nodes, (variable.node(*here), variable.node(*there)), rule)
+            x = norm / variable.norm(*here) * x
+            for w, q in zip(found, values, strict=False):
+                x = torch.add(x, q, alpha=norm * w)
+            return x
+
+        return advance
+
+
+def dpm_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, alg. 1), r = 1/2."""
+    return Singlestep(steps, "eps", 2, grid=grid)
+
+
+def dpm_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, alg. 2), r = 1/3, 2/3."""
+    return Singlestep(steps, "eps", 3, "exact", grid=grid)
+
+
+def dpmpp_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
+    """DPM-Solver++ 2S (Lu et al. 2022, arXiv:2211.01095, alg. 1), r = 1/2."""
+    return Singlestep(steps, "x0", 2, grid=grid)
+
+
+def dpmpp_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
+    """The same at order 3."""
+    return Singlestep(steps, "x0", 3, "exact", grid=grid)

@@ -1,0 +1,156 @@
+"""What happened on the way: the states of every row after each of its steps.
+
+Rows of an adaptive solver stop at times of their own. Between two stops a row is read off in the straight frame,
+y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde`), where paths hardly bend: by the cubic
+Hermite polynomial if the solver knows the slopes dy/dr, by a straight line otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..grids import Grid, make_grid
+from ..sde import SDE
+from ..shapes import expand
+
+__all__ = ["Step", "Trajectory"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a watcher is shown after a step.
+
+    Attributes:
+        index: The rows that moved, int64 ``(b,)``.
+        t: Where they are now, shape ``()`` or ``(b,)``.
+        x: Their states, shape ``(b, *event)``.
+        slope: ``dy/dr`` there, shape of ``x``, if the solver knows it.
+        done: How much of the way lies behind the slowest row, from 0 to 1.
+    """
+
+    index: Tensor
+    t: Tensor
+    x: Tensor
+    slope: Tensor | None = None
+    done: float = 0.0
+
+
+class Trajectory:
+    """The recorded steps of a batch, on the CPU; ``len(trajectory)`` is the number of rows.
+
+    >>> from scoresde import GaussianMixture, ProbabilityFlow, VPSDE
+    >>> model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
+    >>> solved = ProbabilityFlow(rtol=1e-3, atol=1e-3)(model, torch.randn(3, 2), record=True)
+    >>> solved.trajectory.frames(10).shape
+    torch.Size([10, 3, 2])
+    """
+
+    def __init__(self, sde: SDE, rows: list[tuple[list[float], list[Tensor], list[Tensor | None]]]) -> None:
+        self.sde = sde
+        self._rows = rows
+        self._final: Tensor | None = None
+
+    @classmethod
+    def start(cls, sde: SDE, x: Tensor, t0: float) -> Trajectory:
+        """The trajectory of rows ``x``, shape ``(B, *event)``, that have not left ``t0`` yet."""
+        return cls(sde, [([t0], [row], [None]) for row in x.detach().cpu()])
+
+    @classmethod
+    def join(cls, pieces: Sequence[Trajectory]) -> Trajectory:
+        """Put the pieces of a chunked batch together again."""
+        joined = cls(pieces[0].sde, [row for piece in pieces for row in piece._rows])
+        if all(p._final is not None for p in pieces):
+            joined._final = torch.cat([p._final for p in pieces if p._final is not None])
+        return joined
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, step: Step) -> None:
+        """Add what a step did."""
+        times = step.t.expand(len(step.index)).tolist()
+        states = step.x.detach().cpu()
+        slopes = [None] * len(times) if step.slope is None else list(step.slope.detach().cpu())
+        for i, t, x, slope in zip(step.index.tolist(), times, states, slopes, strict=True):
+            for kept, new in zip(self._rows[i], (t, x, slope), strict=True):
+                kept.append(new)
+
+    def finish(self, x0: Tensor) -> None:
+        """Add what the rows became in a last step without noise, shape ``(B, *event)``."""
+        self._final = x0.detach().cpu()
+
+    def times(self, row: int) -> Tensor:
+        """Where a row stopped, float64 ``(n + 1,)`` for n steps."""
+        return torch.tensor(self._rows[row][0], dtype=torch.float64)
+
+    def states(self, row: int) -> Tensor:
+        """The states of a row at its :meth:`times`, shape ``(n + 1, *event)``."""
+        return torch.stack(self._rows[row][1])
+
+    def step_sizes(self, row: int) -> Tensor:
+        """The sizes of a row's steps in t, float64 ``(n,)``, positive."""
+        return torch.diff(self.times(row)).abs()
+
+    def at(self, times: Tensor | Sequence[float]) -> Tensor:
+        """All rows at common times, shape ``(T, B, *event)``; a row that failed stays where it was.
+
+        Raises:
+            UsageError: If a time was never passed.
+        """
+        asked = torch.as_tensor(times, dtype=torch.float64)
+        start = self._rows[0][0][0]
+        ends = [row[0][-1] for row in self._rows]
+        end = min(ends) if min(ends) < start else max(ends)
+        low, high = min(start, end), max(start, end)
+        if bool(((asked < low - 1e-9) | (asked > high + 1e-9)).any()):
+            raise UsageError(f"the trajectory goes from t = {start:g} to {end:g}; asked for {asked.tolist()}")
+        return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
+
+    def _row_at(self, row: int, asked: Tensor) -> Tensor:
+        """One row at ``asked``, shape ``(T, *event)``."""
+        t, x, slopes = self.times(row), self.states(row), self._rows[row][2]
+        if len(t) == 1:
+            return x.expand(len(asked), *x.shape[1:])
+        falling = bool(t[-1] < t[0])
+        # The interval [t_i, t_i+1] that each time lies in.
+        order = -t if falling else t
+        i = (torch.searchsorted(order, (-asked if falling else asked).clamp(order[0], order[-1])) - 1).clamp(
+            0, len(t) - 2
+        )
+        r, y = self.sde.ratio(t), x / expand(self.sde.scale(t), x)
+        at = self.sde.ratio(asked.clamp(float(t.min()), float(t.max())))
+        width = r[i + 1] - r[i]
+        u = expand((at - r[i]) / width, y[i])
+        blend = (1 - u) * y[i] + u * y[i + 1]
+        known = torch.tensor([slope is not None for slope in slopes])
+        if bool(known.any()):
+            zero = torch.zeros_like(x[0])
+            k = torch.stack([zero if slope is None else slope for slope in slopes])
+            w, rise = expand(width, y[i]), y[i + 1] - y[i]
+            bend = u * (1 - u) * ((1 - u) * (w * k[i] - rise) - u * (w * k[i + 1] - rise))
+            blend = blend + expand((known[i] & known[i + 1]).to(y.dtype), y[i]) * bend
+        return blend * expand(self.sde.scale(asked), blend)
+
+    def frames(self, count: int = 40, grid: str | Grid = "auto") -> Tensor:
+        """All rows at ``count`` times from start to end, ready for an animation, shape ``(count, B, *event)``.
+
+        The last one is what the rows became in a last step without noise, if there was one.
+
+        Args:
+            count: Number of frames, at least 2.
+            grid: How the times are spaced (see :mod:`scoresde.grids`); ``auto`` is the SDE's own grid.
+        """
+        if count < 2:
+            raise UsageError(f"{count} frames are no animation; take at least 2")
+        start, end = self._rows[0][0][0], self._rows[0][0][-1]
+        for row in self._rows:
+            end = min(end, row[0][-1]) if end < start else max(end, row[0][-1])
+        shown = self.at(make_grid(grid, self.sde, count - 1, start, end))
+        if self._final is not None:
+            shown[-1] = self._final
+        return shown

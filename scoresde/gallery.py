@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .checkpoint import write_json
 from .data import DataInfo
@@ -17,7 +18,8 @@ from .run import Samples
 
 __all__ = ["KINDS", "check_kinds", "numbered_folder", "write_samples"]
 
-KINDS = ("png", "npz")
+KINDS = ("png", "npz", "gif", "path")
+DEFAULT = ("png", "npz")
 
 
 def check_kinds(kinds: Sequence[str]) -> Sequence[str]:
@@ -49,7 +51,12 @@ def numbered_folder(parent: Path, name: str) -> Path:
 
 
 def write_samples(
-    folder: Path, samples: Samples, info: DataInfo, made: Mapping[str, Any], kinds: Sequence[str] = KINDS
+    folder: Path,
+    samples: Samples,
+    info: DataInfo,
+    made: Mapping[str, Any],
+    kinds: Sequence[str] = DEFAULT,
+    frames: tuple[Tensor, Tensor] | None = None,
 ) -> list[Path]:
     """Write the samples that succeeded, in data units.
 
@@ -58,7 +65,9 @@ def write_samples(
         samples: The samples, ``x`` of shape ``(n, *event)``.
         info: What is known of the data.
         made: How the samples were made, plain JSON values, for ``samples.json``.
-        kinds: ``png`` (a sheet of images, or a figure) and ``npz`` (array ``x`` and the index of each sample).
+        kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``gif``
+            (the samples on their way) and ``path`` (the same as arrays ``t`` and ``x``).
+        frames: Times ``(F,)`` and states ``(F, n, *event)`` for the last two (see :meth:`scoresde.run.Run.frames`).
 
     Returns:
         The files written.
@@ -69,15 +78,19 @@ def write_samples(
     if info.levels is not None and info.low >= 0 and info.high <= 255:
         x = x.to(torch.uint8)
     files = []
+    index = ok.nonzero().flatten().numpy()
     if "npz" in kinds:
-        path = folder / "samples.npz"
-        temporary = folder / f".samples.tmp-{os.getpid()}.npz"
-        try:
-            np.savez_compressed(temporary, x=x.numpy(), index=ok.nonzero().flatten().numpy())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
-        files.append(path)
+        files.append(_save_arrays(folder / "samples.npz", x=x.numpy(), index=index))
+    if frames is not None and len(x):
+        times, states = frames[0], frames[1][:, ok]
+        if "path" in kinds:
+            arrays = {"t": times.numpy(), "x": states.float().numpy(), "index": index}
+            files.append(_save_arrays(folder / "path.npz", **arrays))
+        if "gif" in kinds:
+            from .animation import animate, save_gif
+
+            save_gif(folder / "samples.gif", animate(states, info.kind, info.low, info.high))
+            files.append(folder / "samples.gif")
     if "png" in kinds and len(x):
         from .plot import samples_figure, save_figure, save_image_grid
 
@@ -89,3 +102,14 @@ def write_samples(
         files.insert(0, path)
     write_json(folder / "samples.json", dict(made))
     return files
+
+
+def _save_arrays(path: Path, **arrays: Any) -> Path:
+    """Write arrays under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.npz")
+    try:
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+    return path

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -196,94 +196,110 @@ def integrate(
             "use float64 (--dtype float64)",
             stacklevel=2,
         )
-    tableau = TABLEAUS[method]
-    low, high = min(t0, t1), max(t0, t1)
-    smallest = 1e-13 * (high - low)
-    q = tableau.order
-
-    def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        ratios = [
-            rms_flat(e / (atol + rtol * torch.maximum(b.abs(), a.abs()))).to(clock)
-            for e, b, a in zip(parts(error), parts(before), parts(after), strict=True)
-        ]
-        return torch.stack(ratios).amax(0)
-
-    clock = time_dtype(y.device)
-    count = len(y)
-    index = torch.arange(count, device=y.device)
-    t = torch.full((count,), t0, dtype=clock, device=y.device)
-    result = OdeSolution(y.clone(), *(torch.zeros(count, dtype=torch.int64, device=y.device) for _ in range(4)))
+    tableau, clock, count, sign = TABLEAUS[method], time_dtype(y.device), len(y), 1.0 if t1 > t0 else -1.0
+    low, high, order = min(t0, t1), max(t0, t1), TABLEAUS[method].order
+    result = OdeSolution(y.clone(), *torch.zeros(4, count, dtype=torch.int64, device=y.device).unbind())
     if t0 == t1 or not count:
         return result
 
-    k_first = f(y, t, index)
-    h = _first_step(f, y, t, k_first, index, t1 - t0, q, norm)
-    result.nfe.add_(2)
-    previous = torch.ones_like(t)  # the last accepted error, for the PI rule
-    just_rejected = torch.zeros_like(t, dtype=torch.bool)
+    def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        # rms( e / (atol + rtol max(|y|, |y_new|)) ), the largest over the parts
+        ratios = [
+            rms_flat(e / torch.maximum(b.abs(), a.abs()).mul_(rtol).add_(atol))
+            for e, b, a in zip(parts(error), parts(before), parts(after), strict=True)
+        ]
+        return (ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)).to(clock)
 
-    while len(index):
-        last = h.abs() >= (t1 - t).abs() * (1 - 1e-9)
-        h = torch.where(last, t1 - t, h)
-        end = torch.where(last, torch.full_like(t, t1), t + h)
-        k = [k_first]
-        for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
-            at = end if c == 1 else (t + c * h).clamp(low, high)
-            y_new = y + expand(h, y) * _combine(a, k)
-            k.append(f(y_new, at, index))
-        result.nfe[index] += len(k) - 1
+    nodes = torch.tensor(tableau.c, dtype=clock, device=y.device)[:, None]
+    index = torch.arange(count, device=y.device)
+    t = torch.full((count,), t0, dtype=clock, device=y.device)
+    k = f(y, t, index)
+    h = _first_step(f, y, t, k, index, t1 - t0, order, norm)
+    rows = _Rows(index, y, t, h, k, torch.ones_like(t), *(torch.full_like(index, n) for n in (2, 0, 0)))
+    status = torch.where(torch.isfinite(sum_flat(k * 0)), OK, FAILED_NONFINITE)
+    rows = rows.leave(status != OK, status, result)
 
-        error = norm(expand(h, y) * _combine(tableau.e, k), y, y_new)
-        error = torch.where(torch.isfinite(error), error, torch.full_like(error, torch.inf))
-        accept = error <= 1
-        result.accepted[index] += accept
-        result.rejected[index] += ~accept
-
-        safe = error.clamp(min=1e-10)
-        pi = 0.9 * safe ** (-0.7 / q) * previous ** (0.4 / q)
-        plain = 0.9 * safe ** (-1 / q)
-        factor = torch.where(accept & ~just_rejected, pi, plain).clamp(0.2, 10.0)
-        factor = torch.where(just_rejected | ~accept, factor.clamp(max=1.0), factor)
-        previous = torch.where(accept, safe, previous)
-        just_rejected = ~accept
-
-        y = torch.where(expand(accept, y).bool(), y_new, y)
-        t = torch.where(accept, end, t)
-        k_first = torch.where(expand(accept, y).bool(), k[-1], k_first)
-        h = h * factor
+    while len(rows.index):
+        # The last step ends at t1 exactly, and no stage of any step lies outside the interval.
+        last = (t1 - rows.t) * sign <= rows.h * sign * (1 + 1e-9)
+        h = torch.where(last, t1 - rows.t, rows.h)
+        times = (rows.t + nodes * h).clamp_(low, high)
+        times = torch.where(last & (nodes == 1), t1, times)
+        scaled, y_new, stages = expand(h, rows.y), rows.y, [rows.k]
+        for at, weights in zip(times[1:], tableau.a[1:], strict=True):
+            y_new = torch.addcmul(rows.y, scaled, _combine(weights, stages))
+            stages.append(f(y_new, at, rows.index))
+        error = norm(_combine(tableau.e, stages).mul_(scaled), rows.y, y_new)
+        accept = error <= 1  # which a NaN is not
+        rows.advance(accept, error, h, times[-1], y_new, stages[-1], len(stages) - 1, order)
         if on_step is not None and bool(accept.any()):
-            done = float(((t - t0).abs() / (high - low)).min())
-            on_step(index[accept], t[accept], y[accept], k_first[accept], done)
+            done = float(((rows.t - t0).abs() / (high - low)).min())
+            on_step(rows.index[accept], rows.t[accept], rows.y[accept], rows.k[accept], done)
 
-        status = torch.zeros_like(index)
-        status[result.nfe[index] + len(k) - 1 > max_nfe] = FAILED_LIMIT
-        status[~accept & (h.abs() < smallest)] = FAILED_UNDERFLOW
-        status[~torch.isfinite(_finite_probe(k_first)) | (~torch.isfinite(error) & (h.abs() < smallest))] = (
-            FAILED_NONFINITE
-        )
-        arrived = accept & last
-        status[arrived] = OK
-        leave = arrived | (status != OK)
-        if bool(leave.any()):
-            result.y[index[leave]] = y[leave]
-            result.status[index[leave]] = status[leave]
-            stay = ~leave
-            index, y, t, h, k_first = index[stay], y[stay], t[stay], h[stay], k_first[stay]
-            previous, just_rejected = previous[stay], just_rejected[stay]
+        arrived, tiny = accept & last, ~accept & (rows.h.abs() < 1e-13 * (high - low))
+        status = torch.where(rows.nfe + len(stages) - 1 > max_nfe, FAILED_LIMIT, OK)
+        status = torch.where(tiny, torch.where(torch.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE), status)
+        status = torch.where(arrived, OK, status)
+        rows = rows.leave(arrived | (status != OK), status, result)
     return result
 
 
-def _finite_probe(k: Tensor) -> Tensor:
-    """One number per row that is finite exactly if the row is, ``(B, *state)`` to ``(B,)``."""
-    return sum_flat(k * 0)
+@dataclass
+class _Rows:
+    """The rows that are still on their way.
+
+    Attributes:
+        index: Their numbers in the batch, ``(b,)``.
+        y, t, h, k: State, time, next step and the slope at ``(t, y)``.
+        previous: The last accepted error, for the PI rule; its sign is negative just after a rejection.
+        nfe, accepted, rejected: Counts.
+    """
+
+    index: Tensor
+    y: Tensor
+    t: Tensor
+    h: Tensor
+    k: Tensor
+    previous: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+    def advance(
+        self, accept: Tensor, error: Tensor, h: Tensor, t: Tensor, y: Tensor, k: Tensor, nfe: int, q: int
+    ) -> None:
+        """Go to ``(t, y)`` with slope ``k`` where the step ``h`` is accepted, and choose the next step."""
+        safe = torch.nan_to_num(error, nan=torch.inf).clamp_(min=1e-10)
+        pi = 0.9 * safe ** (-0.7 / q) * self.previous.abs() ** (0.4 / q)
+        plain = 0.9 * safe ** (-1 / q)  # after a rejection, and then without growth
+        factor = torch.where(accept & (self.previous > 0), pi.clamp_(0.2, 10.0), plain.clamp_(0.2, 1.0))
+        self.h = h * factor
+        self.previous = torch.where(accept, safe, -self.previous.abs())
+        self.nfe, self.accepted, self.rejected = self.nfe + nfe, self.accepted + accept, self.rejected + ~accept
+        if bool(accept.all()):
+            self.t, self.y, self.k = t, y, k
+        else:
+            moved = expand(accept, y).bool()
+            self.t = torch.where(accept, t, self.t)
+            self.y, self.k = torch.where(moved, y, self.y), torch.where(moved, k, self.k)
+
+    def leave(self, rows: Tensor, status: Tensor, result: OdeSolution) -> _Rows:
+        """Write ``rows``, bool ``(b,)``, into the result, and return the others."""
+        if not bool(rows.any()):
+            return self
+        out = self.index[rows]
+        for name in ("y", "nfe", "accepted", "rejected"):
+            getattr(result, name)[out] = getattr(self, name)[rows]
+        result.status[out] = status[rows]
+        return _Rows(*(getattr(self, f.name)[~rows] for f in fields(self)))
 
 
-def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
-    """``sum_j weights_j k_j``, term by term: a matrix product would round differently in other batch sizes."""
-    total = torch.zeros_like(k[0])
-    for weight, stage in zip(weights, k, strict=False):
+def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+    """``sum_j weights_j stages_j``, term by term: a matrix product would round differently in other batch sizes."""
+    total = weights[0] * stages[0]
+    for weight, stage in zip(weights[1:], stages[1:], strict=True):
         if weight:
-            total = torch.add(total, stage, alpha=weight)
+            total.add_(stage, alpha=weight)
     return total
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .model import Guided, ScoreModel
 from .noise import Noise
 from .sde import SDE
 from .solvers import Solution, Solver, sample
+from .solvers.base import Watch
 from .tables import SDES, SOLVERS
 
 __all__ = ["Run", "Samples", "Scores", "join", "load"]
@@ -137,7 +138,8 @@ class Run:
         denoise: bool = True,
         brownian: bool = False,
         batch: int = 256,
-        on_batch: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
+        record: bool = False,
     ) -> Samples:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
@@ -150,7 +152,8 @@ class Run:
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
             brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
             batch: Samples solved at once.
-            on_batch: Called with the number of samples after each batch.
+            watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
+            record: Keep every step, for :meth:`frames`.
 
         Raises:
             UsageError: If an option cannot be used.
@@ -169,9 +172,28 @@ class Run:
             denoise=denoise,
             batch=batch,
             dtype=self.dtype,
-            on_batch=on_batch,
+            watch=watch,
+            record=record,
         )
         return Samples(self.info.quantise(self.info.transform.decode(solution.x.cpu())), solution)
+
+    def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
+        """Recorded samples on their way, for an animation.
+
+        Args:
+            samples: Drawn with ``record=True``.
+            count: Number of frames.
+
+        Returns:
+            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``; the last are the samples.
+        """
+        trajectory = samples.solution.trajectory
+        if trajectory is None:
+            raise UsageError("these samples have no trajectory; draw them with record=True")
+        times, states = trajectory.frames(count)
+        shown = self.info.transform.decode(states.flatten(0, 1)).reshape(states.shape)
+        shown[-1] = samples.x
+        return times, shown
 
     def log_likelihood(
         self,

@@ -77,6 +77,7 @@ SOLVERS = {
     "reverse-diffusion": "scoresde.solvers.pc:reverse_diffusion",
     "pc": "scoresde.solvers.pc:PredictorCorrector",
     "ald": "scoresde.solvers.pc:annealed_langevin",
+    "original": "scoresde.solvers.original:Original",
     "torchsde": "scoresde.solvers.engines:TorchSDE",
 }
 

@@ -38,6 +38,7 @@ from .edm import EDMHeun
 from .engines import TorchSDE
 from .exponential import Multistep, MultistepSDE
 from .flow import ProbabilityFlow, RungeKutta
+from .original import Original
 from .pc import PredictorCorrector
 from .singlestep import Singlestep
 from .stochastic import DDIM, EulerMaruyama, StochasticHeun
@@ -51,6 +52,7 @@ __all__ = [
     "FixedStep",
     "Multistep",
     "MultistepSDE",
+    "Original",
     "PredictorCorrector",
     "ProbabilityFlow",
     "RungeKutta",

@@ -26,7 +26,7 @@ from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
 from ..shapes import expand, rms_flat, sum_flat, time_dtype
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
-from .stochastic import drift
+from .stochastic import drift, drift_weights
 from .trajectory import Step
 
 __all__ = ["AdaptiveSDE"]
@@ -80,12 +80,13 @@ class AdaptiveSDE(Solver):
             here, there = (level_of(model.sde, self.level, self.eta, at) for at in (t, s))
             if bool(fresh.any()):
                 which = fresh.nonzero().flatten()
-                f[which] = drift(rows.rows(which)(x[which], t[which]), here[which])
+                weights = drift_weights(model.sde, t[which], here[which])
+                f[which] = drift(rows.rows(which)(x[which], t[which]), *weights)
                 result.nfe[index[which]] += 1
             w_s = draws.path(s, shape)
             dw = (w_s - w).to(x.dtype)
             euler = x - expand(h, x) * f + expand(here, x) * dw
-            f_s = drift(rows(euler, s), there)
+            f_s = drift(rows(euler, s), *drift_weights(model.sde, s, there))
             heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
             result.nfe[index] += 1
 

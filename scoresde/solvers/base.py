@@ -74,10 +74,12 @@ class Solver(ABC):
     Attributes:
         needs_score: Whether the solver uses the score (a coupled model has none).
         stochastic: Whether it draws noise.
+        denoises: Whether it ends with a noise-free step of its own, so that :func:`sample` adds none.
     """
 
     needs_score: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    denoises: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
@@ -240,7 +242,6 @@ def sample(
     denoise: bool = True,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
-    on_batch: Callable[[int], None] | None = None,
     watch: Watch | None = None,
     record: bool = False,
 ) -> Solution:
@@ -257,7 +258,6 @@ def sample(
             samples keep the noise ``sigma`` at the sampling end.
         batch: Rows solved at once.
         dtype: Of the state.
-        on_batch: Called with the number of rows after each batch.
         watch: Called after each step of each batch, with rows numbered as in the whole set.
         record: Keep every step, as ``solution.trajectory``.
 
@@ -271,7 +271,7 @@ def sample(
         rows, draws = model.rows(index), noise.rows(index)
         x = model.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
         piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
-        if denoise:
+        if denoise and not solver.denoises:
             with torch.no_grad():
                 x0 = rows(piece.x, low).x0
             lost = (piece.status == OK) & ~_finite_rows(x0)
@@ -280,8 +280,6 @@ def sample(
                 piece.trajectory.finish(x0)
             piece = replace(piece, x=x0, nfe=piece.nfe + 1, status=status)
         pieces.append(piece)
-        if on_batch is not None:
-            on_batch(len(index))
     return Solution.join(pieces)
 
 

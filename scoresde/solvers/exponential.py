@@ -7,14 +7,14 @@ clock c(t) and the estimates at hand, the probability flow of any path reads
                                         x0           sigma                x0_hat                       alpha/sigma
                                         eps          alpha                eps_hat                      sigma/alpha
                                         straight     alpha + sigma        eps_hat - x0_hat             sigma/N
-                                        v            hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
+                                        v, gauss     hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
 
 so that a step from t to s with the last k values of q, interpolated by Lagrange polynomials L_j, is
 
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc.                                 (1)
 
-The polynomials are in l = log(alpha/sigma) for x0 and eps, whose clocks are unbounded, and in the clock itself for
-straight and v, which makes these plain Adams-Bashforth with variable steps, finite from end to end.
+The polynomials are in l = log(alpha/sigma) for x0, eps and gauss, and in the clock itself for straight and v, which
+makes these plain Adams-Bashforth with variable steps, finite from end to end. gauss is exact for data N(0, I).
 One line of the table and one order is one published method: DDIM (any variable but v, order 1), DPM-Solver++ 2M
 (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order; (1) with k = 3
 is third order. With ``correct`` each step is done once more with the value at its own end, which the next step needs
@@ -134,6 +134,13 @@ VARIABLES = {
         q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
         log_ratio=lambda phi: -math.log(math.tan(phi)),
     ),
+    "gauss": Variable(
+        norm=math.hypot,
+        clock=lambda alpha, sigma: math.atan2(sigma, alpha),
+        q=lambda e, alpha, sigma: (alpha * e.eps - sigma * e.x0) / math.hypot(alpha, sigma),
+        log_ratio=lambda lam: lam,
+        slope=lambda lam: -0.5 / np.cosh(lam),
+    ),
 }
 
 
@@ -237,7 +244,7 @@ class _Exponential(FixedStep):
     """What (1) to (3) share: the loop."""
 
     variable: str = "x0"
-    order: int = 2
+    order: int | None = None
     rule: str = "exact"
     correct: bool = False
 
@@ -245,10 +252,16 @@ class _Exponential(FixedStep):
         super().__post_init__()
         if self.variable not in VARIABLES:
             raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
-        if not 1 <= self.order <= 6:
+        if self.order is not None and not 1 <= self.order <= 6:
             raise UsageError(f"order is {self.order}; multistep solvers of order 1 to 6 are there")
         if self.rule not in RULES:
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
+
+    def choice(self, steps: int) -> tuple[int, bool]:
+        """The order, and whether to correct, for so many steps."""
+        if self.order is not None:
+            return self.order, self.correct
+        return (3, self.correct) if steps < 8 else (2, True) if steps < 25 else (3, True)
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
@@ -258,7 +271,8 @@ class _Exponential(FixedStep):
         variable = VARIABLES[self.variable]
         coefficients = model.sde.coefficients(times.cpu())
         path = tuple(zip(*(c.tolist() for c in coefficients), strict=True))
-        plan = _plan(self.variable, self.order, self.rule, self.correct, path, self.taus(model.sde, times.cpu()))
+        order, correct = self.choice(len(times) - 1)
+        plan = _plan(self.variable, order, self.rule, correct, path, self.taus(model.sde, times.cpu()))
         clock = times.tolist()
         values: list[Tensor] = []  # of q, the newest first
         before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the step that led here, to correct it
@@ -274,8 +288,8 @@ class _Exponential(FixedStep):
             if step.jump:
                 values, before = [], None
                 return _add(step.keep * estimate.eps, (*step.weights, step.spread), (estimate.x0,), z)
-            values = [q, *values][: self.order]
-            before = (x, values, z) if self.correct else None
+            values = [q, *values][:order]
+            before = (x, values, z) if correct else None
             return _add(step.keep * x, (*step.weights, step.spread), values, z)
 
         return advance
@@ -294,8 +308,9 @@ class Multistep(_Exponential):
 
     Args:
         steps: Number of steps and of evaluations.
-        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
-        order: Number of values k in the polynomial; the first steps use those there are.
+        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
+        order: Number of values k in the polynomial; the first steps use those there are. By default what measured
+            best for so many steps: below 8 order 3, below 25 order 2 with ``correct``, then order 3 with ``correct``.
         rule: ``exact`` integrates the polynomial; with two values also ``midpoint`` (DPM-Solver++, UniPC's bh2) and
             ``bh1``.
         correct: Redo each step with the value at its end (order + 1, no further evaluation).
@@ -303,7 +318,6 @@ class Multistep(_Exponential):
     """
 
     variable: str = "straight"
-    order: int = 3
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
         """Zero: no noise."""
@@ -327,6 +341,7 @@ class MultistepSDE(_Exponential):
     """
 
     steps: int = 50
+    order: int = 2
     rule: str = "midpoint"
     eta: float = 1.0
     level: Level = "g"

@@ -40,7 +40,7 @@ class Singlestep(FixedStep):
 
     Args:
         steps: Number of steps.
-        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight`` or ``v``.
+        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
         order: Of the solver.
         rule: ``exact``, or at order 2 ``midpoint``, as published.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.

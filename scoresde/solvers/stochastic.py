@@ -41,22 +41,28 @@ from .base import FixedStep
 from .level import Level, check_level, level_of
 
 __all__ = [
-    "DDIM", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "euler_step", "forward_step",
-    "reverse_diffusion_step",
+    "DDIM", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "drift_weights", "euler_step",
+    "forward_step", "reverse_diffusion_step",
 ]  # fmt: skip
 
 
-def drift(estimate: Estimate, level: Tensor) -> Tensor:
-    """The drift of (1) for eta(t) = ``level``, shape ``()`` or ``(B,)``; shape of the state."""
-    if not bool((level > 0).any()):
-        return estimate.velocity
-    return estimate.velocity - expand(level.square() / 2, estimate.x) * estimate.score
+def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """``(a, b)`` of the drift of (1), ``a x0_hat + b eps_hat``, for eta(t) = ``level``; each in the shape of ``t``."""
+    # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
+    a, d_sigma = sde.rates(t)
+    return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
+
+
+def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
+    """``a x0_hat + b eps_hat`` in the shape of the state; ``a`` and ``b`` have the shape ``()`` or ``(B,)``."""
+    return expand(a, estimate.x) * estimate.x0 + expand(b, estimate.x) * estimate.eps
 
 
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
     """One Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z``; shape of ``x``."""
     h = t - s
-    return x - expand(h, x) * drift(model(x, t), level) + expand(level * torch.sqrt(h), x) * z
+    slope = drift(model(x, t), *drift_weights(model.sde, t, level))
+    return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
 
 
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,11 +123,16 @@ class EulerMaruyama(FixedStep):
         check_level(self.level, self.eta)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        levels, clock = level_of(model.sde, self.level, self.eta, times[:-1]), times.tolist()
+        clock, h = times.tolist(), times[:-1] - times[1:]
+        levels = level_of(model.sde, self.level, self.eta, times[:-1])
+        a, b = drift_weights(model.sde, times[:-1], levels)
+        spread = levels * h.sqrt()
 
         def advance(i: int, x: Tensor) -> Tensor:
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
-            return euler_step(model, x, times[i], times[i + 1], z, levels[i])
+            # x - h f + eta sqrt(h) z
+            estimate = model(x, times[i])
+            return x - drift(estimate, a[i] * h[i], b[i] * h[i]) + expand(spread[i], x) * z
 
         return advance
 
@@ -155,14 +166,15 @@ class StochasticHeun(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         levels, clock = level_of(model.sde, self.level, self.eta, times), times.tolist()
+        a, b = drift_weights(model.sde, times, levels)
 
         def advance(i: int, x: Tensor) -> Tensor:
-            t, s, here, there = times[i], times[i + 1], levels[i], levels[i + 1]
+            t, s = times[i], times[i + 1]
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
             h = t - s
-            spread = expand(torch.sqrt(h * (here.square() + there.square()) / 2), x) * z
-            first = drift(model(x, t), here)
-            second = drift(model(x - expand(h, x) * first + spread, s), there)
+            spread = expand(torch.sqrt(h * (levels[i].square() + levels[i + 1].square()) / 2), x) * z
+            first = drift(model(x, t), a[i], b[i])
+            second = drift(model(x - expand(h, x) * first + spread, s), a[i + 1], b[i + 1])
             return x - expand(h / 2, x) * (first + second) + spread
 
         return advance

@@ -46,7 +46,7 @@ class Trajectory:
     >>> from scoresde import GaussianMixture, ProbabilityFlow, VPSDE
     >>> model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
     >>> solved = ProbabilityFlow(rtol=1e-3, atol=1e-3)(model, torch.randn(3, 2), record=True)
-    >>> solved.trajectory.frames(10).shape
+    >>> solved.trajectory.frames(10)[1].shape
     torch.Size([10, 3, 2])
     """
 
@@ -136,21 +136,24 @@ class Trajectory:
             blend = blend + expand((known[i] & known[i + 1]).to(y.dtype), y[i]) * bend
         return blend * expand(self.sde.scale(asked), blend)
 
-    def frames(self, count: int = 40, grid: str | Grid = "auto") -> Tensor:
-        """All rows at ``count`` times from start to end, ready for an animation, shape ``(count, B, *event)``.
-
-        The last one is what the rows became in a last step without noise, if there was one.
+    def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:
+        """All rows at common times from start to end, ready for an animation.
 
         Args:
             count: Number of frames, at least 2.
             grid: How the times are spaced (see :mod:`scoresde.grids`); ``auto`` is the SDE's own grid.
+
+        Returns:
+            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``; the last ones are what the rows became
+            in a last step without noise, if there was one.
         """
         if count < 2:
             raise UsageError(f"{count} frames are no animation; take at least 2")
         start, end = self._rows[0][0][0], self._rows[0][0][-1]
         for row in self._rows:
             end = min(end, row[0][-1]) if end < start else max(end, row[0][-1])
-        shown = self.at(make_grid(grid, self.sde, count - 1, start, end))
+        times = make_grid(grid, self.sde, count - 1, start, end)
+        shown = self.at(times)
         if self._final is not None:
             shown[-1] = self._final
-        return shown
+        return times, shown

@@ -1,0 +1,79 @@
+"""Moving pictures of sampling: noise on its way to data, as a GIF.
+
+A trajectory's frames, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.Run.frames`), become pictures as
+:mod:`scoresde.plot` draws still ones: sheets of images, clouds of points in the plane on fixed axes, or signals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UsageError
+from .plot import Array, _array, _atomic, _plain, image_grid, scatter, signals, vectors
+
+__all__ = ["animate", "save_gif"]
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
+    """Draw every frame.
+
+    Args:
+        frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, signals ``(C, L)`` or vectors ``(D,)``, in data units.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low, high: The values of an image that are black and white.
+
+    Returns:
+        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+    """
+    values = np.asarray(_plain(frames), dtype=np.float64)
+    if kind == "image":
+        sheets = [image_grid(x[:64], None, low, high) for x in values]
+        factor = max(1, 400 // sheets[0].shape[1])
+        return [sheet.repeat(factor, axis=0).repeat(factor, axis=1) for sheet in sheets]
+    if kind not in ("signal", "vector"):
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
+    pictures = []
+    # Axes of the data, with room around it: where the noise is wider, it enters from outside.
+    last = _array(values[-1].reshape(len(values[-1]), -1), "frames", 2)
+    margin = 0.25 * (last.max(0) - last.min(0)) + 1e-9
+    limits = last.min(0) - margin, last.max(0) + margin
+    for x in values:
+        if kind == "signal":
+            figure = signals(x[:6])
+        elif x.shape[1] == 2:
+            figure = scatter(x)
+            figure.axes[0].set(xlim=(limits[0][0], limits[1][0]), ylim=(limits[0][1], limits[1][1]))
+        else:
+            figure = vectors(x)
+        figure.set_dpi(80)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+    return pictures
+
+
+def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: float = 3.0, hold: float = 1.5) -> None:
+    """Write an animation that runs for ever.
+
+    Args:
+        path: Where; missing folders are made.
+        pictures: The frames, uint8 ``(height, width, 3)`` each.
+        seconds: How long the frames run in all.
+        hold: How long the last one stays, in seconds.
+    """
+    from PIL import Image
+
+    if len(pictures) < 2:
+        raise UsageError(f"{len(pictures)} pictures are no animation; take at least 2")
+    images = [Image.fromarray(p) for p in pictures]
+    each = max(20, round(1000 * seconds / len(images)))
+    durations = [each] * (len(images) - 1) + [round(1000 * hold)]
+    with _atomic(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+        )

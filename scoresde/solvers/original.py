@@ -1,0 +1,285 @@
+r"""The samplers of Song et al. (2021), arXiv:2011.13456, as their code discretises them: for reproducing that paper.
+
+Our other solvers take A, S and sigma from the continuous path, for any grid. The original takes N = ``steps`` levels
+and reads their tables at i = floor(t (N - 1)/T), with a_i = 1 and sigma_{-1} = 0 for VE:
+
+    VP   beta_i = linspace(beta_min/N, beta_max/N, N),   a_i = 1 - beta_i,   sigma_i^2 = 1 - a_0 ... a_i
+    VE   sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   beta_i = sigma_i^2 - sigma_{i-1}^2.             (1)
+
+One step up is  x + f x + G z  with  f = sqrt(a_i) - 1, G^2 = beta_i  (eq. 8 and 10), and for sub-VP, which has no
+tables, Euler's  f = f(t)/N, G^2 = g(t)^2/N.  All predictors are
+
+    x <- x_mean + n z,      x_mean = k x + p score,                                                               (2)
+
+    =====================  ===========  ===============  ==================================  =======================
+    predictor              k            p                n                                   for
+    =====================  ===========  ===============  ==================================  =======================
+    ``euler-maruyama``     1 - f(t)/N   g(t)^2/N         g(t)/sqrt(N)                        eq. 6, all three
+    ``reverse-diffusion``  1 - f        G^2              G                                   eq. 46, all three
+    ``ancestral``          1/sqrt(a_i)  beta_i k         G, VE: G sigma_{i-1}/sigma_i        eq. 4 and 47, VP and VE
+    =====================  ===========  ===============  ==================================  =======================
+
+The probability flow is the same with p/2 and n = 0. The correctors (VP and VE; alg. 4 and 5) are
+x <- x + e score + sqrt(2 e) z  with
+
+    ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, the means taken over the batch;
+    ``ald``        e = 2 a_i (snr sigma(t))^2.
+
+The times are linspace(T, eps, N), and at each of them the correctors come first, then the predictor. So there are N
+updates, not N - 1, the last one leaves from eps, and its x_mean is the sample. A step is 1/N long whatever the distance
+of the times, (T - eps)/(N - 1): the two are equal for N = 1000 and eps = 1e-3 only. docs/mathematics.md says what that
+does to the moments.
+
+The scores are the model's own, with sigma(t) of the continuous path. Networks that the original trained on the
+discrete levels divide by sigma_i of (1), which is not done here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..build import closest
+from ..errors import UsageError
+from ..estimate import Denoiser
+from ..noise import Noise
+from ..sde import SDE, VESDE, VPSDE, SubVPSDE
+from ..shapes import expand, flat, time_dtype
+from .base import Solution, Solver, Watch, fixed_solution
+from .trajectory import Step
+
+__all__ = ["Levels", "Original", "discretise", "level_index", "predictor_weights"]
+
+PREDICTORS = ("euler-maruyama", "reverse-diffusion", "ancestral", "none")
+CORRECTORS = ("langevin", "ald", "none")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The tables (1) of N noise levels, from the data up; each is float64 with shape ``(N,)``.
+
+    Attributes:
+        alphas: ``a_i``, what a step up keeps of the variance: ``1 - beta_i`` for VP, 1 for VE.
+        betas: ``beta_i``, the variance that it adds.
+        sigmas: ``sigma_i``, the standard deviation of all noise at the level.
+
+    >>> levels = Levels.of(VPSDE(), 1000)
+    >>> [round(float(b), 6) for b in levels.betas[[0, 999]]], round(float(levels.alphas_cumprod[999]), 9)
+    ([0.0001, 0.02], 4.0358e-05)
+    """
+
+    alphas: Tensor
+    betas: Tensor
+    sigmas: Tensor
+
+    @classmethod
+    def of(cls, sde: VPSDE | VESDE, count: int) -> Levels:
+        """The ``count`` levels of an SDE."""
+        if isinstance(sde, VPSDE):
+            betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
+            return cls(1 - betas, betas, torch.sqrt(1 - (1 - betas).cumprod(0)))
+        ends = math.log(sde.sigma_min), math.log(sde.sigma_max)
+        sigmas = torch.linspace(*ends, count, dtype=torch.float64).exp()
+        steps = torch.diff(sigmas.square(), prepend=sigmas.new_zeros(1))
+        return cls(torch.ones_like(sigmas), steps, sigmas)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """``a_0 ... a_i``, what the level keeps of the data's variance, shape ``(N,)``."""
+        return self.alphas.cumprod(0)
+
+
+def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
+    """The level ``floor(t (N - 1)/T)`` of ``count`` whose entries the tables give, int64 in the shape of ``t``."""
+    return (t * (count - 1) / sde.t_max + 1e-9).long()  # 1000 - 1e-13, which rounding makes of 1000, is 1000
+
+
+def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, in the shape of ``t``."""
+    if isinstance(sde, SubVPSDE):
+        return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
+    levels, i = Levels.of(sde, count), level_index(sde, t, count)
+    return levels.alphas[i].sqrt() - 1, levels.betas[i].sqrt()
+
+
+def predictor_weights(
+    predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``k``, ``p`` and ``n`` of the predictors (2), each in the shape of ``t``."""
+    if predictor == "euler-maruyama":
+        g = sde.diffusion(t) / math.sqrt(count)
+        return 1 - sde.drift_rate(t) / count, g.square(), g
+    f, g = discretise(sde, t, count)
+    if predictor == "reverse-diffusion":
+        return 1 - f, g.square(), g
+    keep, spread = 1 / (1 + f), g
+    if isinstance(sde, VESDE):
+        levels, i = Levels.of(sde, count), level_index(sde, t, count)
+        # The posterior of one level given the next; no noise is left below the lowest.
+        spread = g * torch.sqrt(1 - levels.betas / levels.sigmas.square())[i]
+    return keep, g.square() * keep, spread
+
+
+@dataclass(frozen=True)
+class Original(Solver):
+    """The original's predictor-corrector sampler: its tables, its order, its step 1/N, its last step.
+
+    It runs over the whole of ``sde.times("sample")``, under VP, sub-VP and VE, and combines what the original does; the
+    other solvers (``pc``, ``ancestral``, ``reverse-diffusion``, ``em``) do the rest from the continuous path. The paper
+    samples VE by ``reverse-diffusion`` with ``langevin``, VP and sub-VP by ``euler-maruyama`` alone, and DDPM by
+    ``ancestral``, with N = 1000. The sample is without the last step's noise already, and no other noise-free step follows.
+
+    With ``langevin`` a sample depends on its batch, because the norms are means over it.
+
+    Args:
+        steps: N, the number of noise levels, of times and of updates; at least 2.
+        predictor: ``euler-maruyama``, ``reverse-diffusion``, ``ancestral`` or ``none``.
+        corrector: ``langevin``, ``ald`` or ``none``.
+        snr: Signal-to-noise ratio of the corrector.
+        corrections: Langevin steps before each predictor step.
+        probability_flow: Take the predictor's discrete probability flow, without noise.
+        mean: Return ``x_mean`` of the last step, as the original's noise removal does. Without a predictor there is
+            none, and the noise stays.
+    """
+
+    steps: int = 1000
+    predictor: str = "euler-maruyama"
+    corrector: str = "none"
+    snr: float = 0.16
+    corrections: int = 1
+    probability_flow: bool = False
+    mean: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UsageError(f"steps is {self.steps}; the original's times from T to eps are at least 2 (1000, say)")
+        if not self.snr > 0 or self.corrections < 0:
+            raise UsageError(
+                f"snr is {self.snr} and corrections {self.corrections}; take snr > 0 (0.16, say) and corrections >= 0"
+            )
+        for name, value, known in (
+            ("predictor", self.predictor, PREDICTORS),
+            ("corrector", self.corrector, CORRECTORS),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r} of the original; {closest(value, known)}")
+        if self.probability_flow and self.predictor == "ancestral":
+            raise UsageError(
+                "the original has no probability flow of the predictor ancestral; take the predictor "
+                "reverse-diffusion, or --solver ddim"
+            )
+        if not self.evaluations:
+            raise UsageError("predictor and corrector are both none: nothing would move; take one of them")
+
+    @property
+    def needs_score(self) -> bool:  # type: ignore[override]
+        """Only with noise."""
+        return self.stochastic
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """All but the probability flow without a corrector."""
+        return not self.probability_flow or self._corrections > 0
+
+    @property
+    def denoises(self) -> bool:  # type: ignore[override]
+        """Whether it ends with ``x_mean``."""
+        return self.mean and self.predictor != "none"
+
+    @property
+    def _corrections(self) -> int:
+        return 0 if self.corrector == "none" else self.corrections
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the model in a step."""
+        return (self.predictor != "none") + self._corrections
+
+    def within(self, nfe: int) -> Self | None:
+        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even two."""
+        steps = nfe // self.evaluations
+        return replace(self, steps=steps) if steps > 1 else None
+
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
+        sde, count, shape = self._suited(model.sde, t0, t1), self.steps, tuple(x.shape[1:])
+        everyone, calls = torch.arange(len(x), device=x.device), 0
+        nodes = torch.linspace(t0, t1, count, dtype=torch.float64)
+        clock = [*nodes.tolist(), 0.0]  # the last update leaves from eps, and what it returns stands for the data
+
+        def here(table: Tensor) -> Tensor:
+            return table.to(device=x.device, dtype=time_dtype(x.device))
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return model(x, t).score
+
+        times, sigmas, alphas = here(nodes), here(sde.coefficients(nodes)[1]), here(self._alphas(sde, nodes))
+        if self.predictor != "none":
+            keep, pull, spread = (here(w) for w in predictor_weights(self.predictor, sde, nodes, count))
+        for i, t in enumerate(times):
+            for j in range(self._corrections):
+                z = noise.normal(shape, i * self._corrections + j, "corrector", x.dtype)
+                x = self.correct(x, score(x, t), z, sigmas[i], alphas[i])
+            if self.predictor != "none":
+                pulled = expand(pull[i] / 2 if self.probability_flow else pull[i], x) * score(x, t)
+                x = expand(keep[i], x) * x + pulled
+                if not self.probability_flow and not (self.mean and i == count - 1):
+                    x = x + expand(spread[i], x) * noise.between(clock[i], clock[i + 1], shape, i, x.dtype)
+            watch(Step(everyone, times.new_tensor(clock[i + 1]), x, done=(i + 1) / count))
+        return fixed_solution(x, calls, count)
+
+    def correct(self, x: Tensor, score: Tensor, z: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+        """One corrector step of a batch ``x`` with its ``score`` and normals ``z``, all ``(B, *event)``.
+
+        Args:
+            x, score, z: Shape ``(B, *event)``.
+            sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of its level, shape ``()``.
+        """
+        size = sigma if self.corrector == "ald" else flat(z).norm(dim=1).mean() / flat(score).norm(dim=1).mean()
+        e = 2 * alpha * (self.snr * size).square()
+        return x + expand(e, x) * score + expand(torch.sqrt(2 * e), x) * z
+
+    def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
+        """``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector that would ask."""
+        if isinstance(sde, SubVPSDE):
+            return torch.ones_like(nodes)
+        return Levels.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
+
+    def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
+        """The SDE, if the original can sample it with these options over this interval."""
+        name = type(sde).__name__
+        if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
+            raise UsageError(
+                f"Original: the original knows VPSDE, SubVPSDE and VESDE, not {name}; take the continuous solvers "
+                "--solver pc, ancestral, reverse-diffusion or em, which run on any path"
+            )
+        if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
+            raise UsageError(
+                f"Original: the original has no predictor ancestral for {name}, only for VPSDE and VESDE; take "
+                "--solver ancestral, which follows the continuous path, or the predictor reverse-diffusion"
+            )
+        if isinstance(sde, SubVPSDE) and self._corrections:
+            raise UsageError(
+                f"Original: the original's corrector {self.corrector} fails for {name}, which has no table of alphas; "
+                "take --solver pc, which corrects on the continuous path, or the corrector none"
+            )
+        tabled = self.predictor in ("reverse-diffusion", "ancestral") or self._corrections > 0
+        if isinstance(sde, VPSDE) and tabled and max(sde.beta_min, sde.beta_max) >= self.steps:
+            ours = "pc" if self._corrections else self.predictor
+            raise UsageError(
+                f"Original: with {self.steps} steps the original's table of betas reaches beta_max/N = "
+                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, and 1 - beta must stay above 0; take more than "
+                f"{max(sde.beta_min, sde.beta_max):g} steps, or --solver {ours}, whose steps are finite for any number"
+            )
+        low, high = sde.times("sample")
+        if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
+            raise UsageError(
+                f"Original: the original goes from t = {high:g} to {low:g}, the whole sampling interval of {name}; got "
+                f"t0 = {t0:g}, t1 = {t1:g}. For other ends take --solver pc, ancestral or reverse-diffusion"
+            )
+        return sde

@@ -1,22 +1,36 @@
 """What a few evaluations buy: solver x evaluations on a mixture with a known flow.
 
-    python experiments/few_steps.py           # about a minute on one CPU core
+    python experiments/few_steps.py           # about five minutes on one CPU core
 
 Problem: six Gaussians in the plane with covariances of their own (weights 0.28 to 0.06, widths 0.05 to 0.35), VP from
-t = 1 to 1e-3, 2,048 starts drawn from p_1, float64, exact model. Deterministic solvers: rms and median distance to the
+t = 1 to 1e-3, float64, exact model. Deterministic solvers: 2,048 starts drawn from p_1, rms and median distance to the
 exact flow (the adaptive solver at 1e-11); the rms is ruled by the few points near a boundary between modes. Stochastic
-solvers: sliced Wasserstein distance to as many exact draws from p at t = 1e-3, with that of two exact draws as floor.
+solvers: 16,384 starts, sliced Wasserstein distance to as many exact draws from p at t = 1e-3, mean of three seeds, with
+that of two exact draws as floor. Samplers of other libraries on the same starts: experiments/peers.py.
 
 Expected: see docs/choosing-a-solver.md.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from scoresde import VPSDE, GaussianMixture, Noise, ProbabilityFlow, RungeKutta
+import torch
+from torch import Tensor
+
+from scoresde import VPSDE, GaussianMixture, Multistep, Noise, ProbabilityFlow, RungeKutta
 from scoresde.metrics import sliced_wasserstein
-from scoresde.solvers import EulerMaruyama, Multistep, MultistepSDE
+from scoresde.solvers import (
+    DDIM,
+    AdaptiveSDE,
+    EDMHeun,
+    EulerMaruyama,
+    MultistepSDE,
+    PredictorCorrector,
+    Singlestep,
+    Solver,
+    StochasticHeun,
+)
 
 F64 = torch.float64
 WEIGHTS = [0.28, 0.22, 0.18, 0.14, 0.12, 0.06]
@@ -25,80 +39,126 @@ AXES = [(0.3, 0.1, 0.5), (0.12, 0.25, -0.3), (0.35, 0.08, 0.0), (0.1, 0.1, 0.0),
 BUDGETS = (5, 10, 20, 50)
 END = 1e-3
 
+# Each solver as a function of its grid; `within` gives it the steps that a budget pays for.
+DETERMINISTIC: dict[str, Callable[[str], Solver]] = {
+    "ddim": lambda g: DDIM(grid=g),
+    "euler (velocity in t)": lambda g: RungeKutta(method="euler", frame="t", grid=g),
+    "heun": lambda g: RungeKutta(grid=g),
+    "edm (heun in the VE frame)": lambda g: EDMHeun(grid=g),
+    "rk4": lambda g: RungeKutta(method="rk4", grid=g),
+    "dpm2s": lambda g: Singlestep(variable="eps", grid=g),
+    "dpm3s": lambda g: Singlestep(variable="eps", order=3, grid=g),
+    "dpm++2s": lambda g: Singlestep(grid=g),
+    "dpm++2m": lambda g: Multistep(variable="x0", order=2, rule="midpoint", grid=g),
+    "dpm++3m": lambda g: Multistep(variable="x0", order=3, grid=g),
+    "unipc (bh2, order 2)": lambda g: Multistep(variable="x0", order=2, rule="midpoint", correct=True, grid=g),
+    "deis, order 2": lambda g: Multistep(variable="eps", order=2, grid=g),
+    "deis, order 3": lambda g: Multistep(variable="eps", order=3, grid=g),
+    "deis, order 4": lambda g: Multistep(variable="eps", order=4, grid=g),
+    "multistep v, order 3": lambda g: Multistep(variable="v", order=3, grid=g),
+    "multistep gauss, order 2": lambda g: Multistep(variable="gauss", order=2, grid=g),
+    "multistep gauss, order 4, correct": lambda g: Multistep(variable="gauss", order=4, correct=True, grid=g),
+    "multistep straight, order 3": lambda g: Multistep(order=3, grid=g),
+    "multistep straight, order 2, correct": lambda g: Multistep(order=2, correct=True, grid=g),
+    "multistep straight, order 3, correct": lambda g: Multistep(order=3, correct=True, grid=g),
+    "multistep straight, order 4, correct": lambda g: Multistep(order=4, correct=True, grid=g),
+    "**multistep** (the default)": lambda g: Multistep(grid=g),
+}
+STOCHASTIC: dict[str, Callable[[str], Solver]] = {
+    "em": lambda g: EulerMaruyama(grid=g),
+    "em, eta 0.5": lambda g: EulerMaruyama(eta=0.5, grid=g),
+    "heun-sde": lambda g: StochasticHeun(grid=g),
+    "ancestral (ddim, eta 1)": lambda g: MultistepSDE(order=1, grid=g),
+    "reverse-diffusion": lambda g: PredictorCorrector(corrector="none", grid=g),
+    "pc": lambda g: PredictorCorrector(grid=g),
+    "sde (2M-SDE)": lambda g: MultistepSDE(grid=g),
+    "sde, eta 0.5": lambda g: MultistepSDE(eta=0.5, grid=g),
+    "sa (order 2, correct)": lambda g: MultistepSDE(rule="exact", correct=True, grid=g),
+    "ER-SDE-3": lambda g: MultistepSDE(order=3, level="er", grid=g),
+    "**er-sde**": lambda g: MultistepSDE(level="er", correct=True, grid=g),
+}
 
-def problem() -> GaussianMixture:
+
+def axes() -> tuple[Tensor, Tensor]:
+    """Standard deviations ``(K, 2)`` and the directions they belong to ``(K, 2, 2)``."""
     std1, std2, angle = torch.tensor(AXES, dtype=F64).T
     cos, sin = angle.cos(), angle.sin()
-    q = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    covariances = q @ torch.diag_embed(torch.stack([std1, std2], 1) ** 2) @ q.mT
+    return torch.stack([std1, std2], 1), torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+
+
+def problem() -> GaussianMixture:
+    std, q = axes()
+    covariances = q @ torch.diag_embed(std**2) @ q.mT
     weights, means = torch.tensor(WEIGHTS, dtype=F64), torch.tensor(MEANS, dtype=F64)
     return GaussianMixture(VPSDE(), means, weights=weights, covariances=covariances)
 
 
-def deterministic(model: GaussianMixture, start: torch.Tensor) -> None:
+def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tensor:
+    """Draws from p at t = 1, float64 ``(count, 2)``."""
+    std, q = axes()
+    generator = torch.Generator().manual_seed(seed)
+    k = torch.multinomial(torch.tensor(WEIGHTS, dtype=F64), count, replacement=True, generator=generator)
+    z = torch.randn(count, 2, generator=generator, dtype=F64)
+    x0 = model.means[k] + torch.einsum("nij,nj->ni", (q * std[:, None])[k], z)
+    return model.sde.perturb(x0, 1.0, torch.randn(count, 2, generator=generator, dtype=F64))
+
+
+def table(rows: dict[str, Callable[[str], Solver]], cell: Callable[[Solver], str]) -> None:
+    print("| grid | solver | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " |")
+    print("|---|---|" + "---|" * len(BUDGETS))
+    for grid in ("logsnr", "sqrt"):
+        for name, make in rows.items():
+            solvers = [make(grid).within(n) for n in BUDGETS]
+            cells = ["" if s is None else cell(s) for s in solvers]
+            print(f"| {grid} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def deterministic(model: GaussianMixture) -> None:
+    start = starts(model)
     exact = ProbabilityFlow(rtol=1e-11, atol=1e-11)(model, start, t1=END).x
 
-    def error(solver) -> str:
+    def error(solver: Solver) -> str:
         e = (solver(model, start, t1=END).x - exact).norm(dim=1)
         return f"{float(e.square().mean().sqrt()):.4f} / {float(e.median()):.5f}"
 
-    print("| grid | solver | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " |")
-    print("|---|---|" + "---|" * len(BUDGETS))
-    rows = [("ddim", "x0", 1, "exact", False), ("dpm++2m", "x0", 2, "midpoint", False)]
-    rows += [(f"deis, order {k}", "eps", k, "exact", False) for k in (2, 3, 4)]
-    rows += [(f"multistep straight, order {k}", "straight", k, "exact", False) for k in (2, 3, 4)]
-    rows += [(f"multistep v, order {k}", "v", k, "exact", False) for k in (2, 3)]
-    rows += [(f"multistep straight, order {k}, correct", "straight", k, "exact", True) for k in (2, 3)]
-    for grid in ("logsnr", "sqrt"):
-        for name, variable, order, rule, correct in rows:
-            cells = [error(Multistep(n, variable, order, rule, correct, grid=grid)) for n in BUDGETS]
-            print(f"| {grid} | {name} | " + " | ".join(cells) + " |", flush=True)
-        cells = ["" if n % 2 else error(RungeKutta(n // 2, grid=grid)) for n in BUDGETS]
-        print(f"| {grid} | heun | " + " | ".join(cells) + " |")
-
-    print("\n| rtol | evaluations | rms / median |")
-    print("|---|---|---|")
+    table(DETERMINISTIC, error)
+    print("\n| rtol | evaluations | rms / median |\n|---|---|---|")
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
         solver = ProbabilityFlow(rtol=tolerance, atol=tolerance)
         nfe = float(solver(model, start, t1=END).nfe.double().mean())
         print(f"| {tolerance:.0e} | {nfe:.1f} | {error(solver)} |")
 
 
-def stochastic(model: GaussianMixture, start: torch.Tensor, generator: torch.Generator) -> None:
-    def draw() -> torch.Tensor:
-        x0 = model.sample(len(start), generator)
-        return model.sde.perturb(x0, END, torch.randn(x0.shape, generator=generator, dtype=F64))
+def stochastic(model: GaussianMixture, count: int = 16384, seeds: int = 3) -> None:
+    generator = torch.Generator().manual_seed(0)
 
-    floors = [sliced_wasserstein(draw(), draw()) for _ in range(10)]
-    print(f"\ntwo exact draws: {sum(floors) / 10:.4f} (from {min(floors):.4f} to {max(floors):.4f})\n")
-    print("| grid | solver | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " |")
-    print("|---|---|" + "---|" * len(BUDGETS))
-    for grid in ("logsnr", "sqrt"):
-        for name, make in (
-            ("em", lambda n, g: EulerMaruyama(n, grid=g)),
-            ("ancestral", lambda n, g: MultistepSDE(n, order=1, grid=g)),
-            ("sde (2M-SDE)", lambda n, g: MultistepSDE(n, grid=g)),
-            ("sde, order 2, exact", lambda n, g: MultistepSDE(n, rule="exact", grid=g)),
-            ("sde, eta 0.5", lambda n, g: MultistepSDE(n, eta=0.5, grid=g)),
-        ):
-            cells = []
-            for n in BUDGETS:
-                distances = [
-                    sliced_wasserstein(make(n, grid)(model, start, t1=END, noise=Noise.of(len(start), s)).x, draw())
-                    for s in range(4)
-                ]
-                cells.append(f"{sum(distances) / 4:.4f}")
-            print(f"| {grid} | {name} | " + " | ".join(cells) + " |", flush=True)
+    def draw(t: float) -> Tensor:
+        x0 = model.sample(count, generator)
+        return model.sde.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=F64))
+
+    begun, targets = [draw(1.0) for _ in range(seeds)], [draw(END) for _ in range(seeds)]
+    floors = [sliced_wasserstein(draw(END), target) for target in targets for _ in range(4)]
+
+    def distance(solver: Solver) -> str:
+        found = [
+            sliced_wasserstein(solver(model, start, t1=END, noise=Noise.of(count, seed)).x, target)
+            for seed, (start, target) in enumerate(zip(begun, targets, strict=True))
+        ]
+        return f"{sum(found) / seeds:.4f}"
+
+    print(f"\ntwo exact draws: {sum(floors) / len(floors):.4f} (from {min(floors):.4f} to {max(floors):.4f})\n")
+    table(STOCHASTIC, distance)
+    print("\n| adaptive-sde, rtol | evaluations | distance |\n|---|---|---|")
+    for tolerance in (0.2, 0.05, 0.02):
+        adaptive = AdaptiveSDE(rtol=tolerance, atol=tolerance)
+        nfe = float(adaptive(model, begun[0], t1=END, noise=Noise.of(count)).nfe.double().mean())
+        print(f"| {tolerance:g} | {nfe:.1f} | {distance(adaptive)} |")
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    model = problem()
-    x0 = model.sample(2048, generator)
-    start = model.sde.perturb(x0, 1.0, torch.randn(x0.shape, generator=generator, dtype=F64))
-    deterministic(model, start)
-    stochastic(model, start, generator)
+    deterministic(problem())
+    stochastic(problem())
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ steps in float32 (its tables of sigmas are float32 too; here they are ours, in f
 level for another in a factor (``sqrt(alpha_s^2 + sigma_t^2)``): it is of first order, whatever its order says, and
 depends on the frame (on the state x/alpha its rms is 1.4 to 2 times as large).
 
-Run as a script it prints rms / median distance to the exact flow on the mixture of few_steps.py, from other starts than
-there: those of solver_accuracy_peers.json (seed 20240, drawn along q diag(std)). Distances are in model units; that
-file's are of x/alpha, 5e-5 larger.
+Run as a script it prints rms / median distance to the exact flow on the mixture of few_steps.py, from the same starts.
 """
 
 from __future__ import annotations
@@ -40,7 +38,6 @@ from torch import Tensor
 
 from scoresde.errors import UsageError
 from scoresde.estimate import Denoiser
-from scoresde.exact import GaussianMixture
 from scoresde.shapes import expand
 from scoresde.solvers.base import sampling_interval
 
@@ -242,22 +239,8 @@ def missing() -> list[str]:
     return list(_MISSING)
 
 
-def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tensor:
-    """Draws from p at t = 1 along q diag(std), as those behind solver_accuracy_peers.json, float64 ``(count, 2)``."""
-    from few_steps import AXES
-
-    std1, std2, angle = torch.tensor(AXES, dtype=F64).T
-    q = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1)
-    generator = torch.Generator().manual_seed(seed)
-    assert model.weights is not None
-    k = torch.multinomial(model.weights, count, replacement=True, generator=generator)
-    z = torch.randn(count, 2, generator=generator, dtype=F64)
-    x0 = model.means[k] + torch.einsum("nij,nj->ni", (q * torch.stack([std1, std2], 1)[:, None])[k], z)
-    return model.sde.perturb(x0, 1.0, torch.randn(count, 2, generator=generator, dtype=F64))
-
-
 def main() -> None:
-    from few_steps import problem
+    from few_steps import problem, starts
 
     from scoresde import ProbabilityFlow
 

@@ -18,14 +18,16 @@ import click
 
 from .build import closest, fields_of, parse_value, resolve
 from .errors import CheckpointError, DataError, NumericalError, ScoresdeError, UsageError
-from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SOLVERS, WEIGHTINGS
+from .tables import GRIDS, NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, SOLVERS, WEIGHTINGS
 from .version import __version__
 
 if TYPE_CHECKING:
     import torch
 
     from .config import TrainConfig
+    from .progress import Progress
     from .run import Run
+    from .solvers import Step
 
 __all__ = ["cli", "main"]
 
@@ -263,8 +265,9 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 @click.option("--atol", type=click.FloatRange(0), help="Absolute tolerance.  [default: as rtol]")
 @click.option("--snr", type=click.FloatRange(0, min_open=True), help="Signal-to-noise ratio of the Langevin corrector.")
 @click.option("--eta", type=click.FloatRange(0), help="Factor on the noise of a stochastic solver.")
-@click.option("--order", type=click.IntRange(1), help="Order of a multistep solver.")
-@click.option("--grid", help="Time grid: auto, uniform, sqrt, logsnr, karras.")
+@click.option("--churn", type=click.FloatRange(0), help="Noise that the solver edm puts in on its way.")
+@click.option("--order", help="Order of a multistep solver; of pc: pc or cp.")
+@click.option("--grid", help=f"Time grid: auto, {', '.join(GRIDS)}, or the times: 1,0.5,0.1,0.001.")
 @click.option("--engine", help="Integrator of the solver ode: own, torchdiffeq, scipy.")
 @click.option("--method", help="Method of the engine, such as dopri5, bosh3, dopri8, RK45; or of torchsde.")
 @click.option("--set", "assignments", multiple=True, metavar="solver.NAME=VALUE", help="Any other solver option.")
@@ -274,15 +277,16 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 @click.option("--brownian", is_flag=True, help="Noise that stays the same when the number of steps changes.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="Index of the first sample.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples solved at once.")
-@click.option("--save", default="png,npz", show_default=True, help="Files to write.")
+@click.option("--save", default="png,npz", show_default=True, help="Files to write: png, npz, gif, path (as arrays).")
+@click.option("--frames", type=click.IntRange(2), default=40, show_default=True, help="Frames of gif and path.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: RUN/samples/SOLVER-seedN]")
 @_sde_option("The run's SDE, if it is your own: module:Class.", None)
 @_common
 def sample(
     run: str | None, solver: str, n: int, steps: int | None, rtol: float | None, atol: float | None, snr: float | None,
-    eta: float | None, order: int | None, grid: str | None, engine: str | None, method: str | None,
-    assignments: tuple[str, ...], label: str | None, guidance: float,
-    denoise: bool, brownian: bool, start: int, batch: int, save: str, out: Path | None, sde: str | None, seed: int,
+    eta: float | None, churn: float | None, order: str | None, grid: str | None, engine: str | None,
+    method: str | None, assignments: tuple[str, ...], label: str | None, guidance: float, denoise: bool, brownian: bool,
+    start: int, batch: int, save: str, frames: int, out: Path | None, sde: str | None, seed: int,
     device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
@@ -290,7 +294,8 @@ def sample(
 
     typed: dict[str, Any] = {
         "steps": steps, "rtol": rtol, "atol": rtol if atol is None else atol, "snr": snr, "eta": eta,
-        "order": order, "grid": grid, "engine": engine, "method": method,
+        "churn": churn, "order": None if order is None else parse_value(order), "grid": grid, "engine": engine,
+        "method": method,
     }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None}
     options |= _settings(assignments, ("solver",))["solver"]
@@ -309,10 +314,10 @@ def sample(
     _say(quiet, f"sampling {n} with {name} from {loaded.folder} (step {loaded.step:,})")
     began = time.monotonic()
     try:
-        with Progress(n, "sample", quiet=quiet or n <= batch) as progress:
+        with Progress(n, "sample", quiet=quiet) as progress:
             samples = loaded.sample(
                 n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch,
-                brownian=brownian, on_batch=progress.update,
+                brownian=brownian, watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
             )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty
@@ -331,7 +336,8 @@ def sample(
     # Other people's integrators do not tell how many steps they took.
     counted = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     counted = counted if facts["accepted_mean"] else ""
-    files = write_samples(folder, samples, loaded.info, facts, kinds)
+    moving = loaded.frames(samples, frames) if samples.solution.trajectory is not None else None
+    files = write_samples(folder, samples, loaded.info, facts, kinds, moving)
     if as_json:
         _print_json({**facts, "files": [str(f) for f in files]})
     else:
@@ -341,6 +347,17 @@ def sample(
         )
     if solution.failures():
         raise NumericalError("; ".join(solution.failures()) + f". The others are in {folder}.")
+
+
+def _meter(progress: Progress, batch: int) -> Callable[[Step], None]:
+    """A watcher that counts samples: those of the batches that are done, and a part of those on their way."""
+
+    def watch(step: Step) -> None:
+        first = int(step.index[0]) // batch * batch
+        now = first + int(min(batch, progress.total - first) * step.done)
+        progress.update(max(0, now - progress.done))
+
+    return watch
 
 
 def _label(run: Run, text: str) -> int:
@@ -361,6 +378,93 @@ def _load(run: str | None, sde: str | None, device: str, threads: int | None, dt
 
     given = None if sde is None else resolve(sde, SDES, "SDE")
     return load(run, sde=given, device=chosen, dtype=_dtype(dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- bench
+
+
+@cli.command(
+    short_help="Compare solvers on a run.",
+    epilog="Example:  scoresde bench runs/digits-vp --solvers ddim,dpm++2m,heun --nfe 5,10,20,50 --grid logsnr",
+)
+@click.argument("run", required=False)
+@click.option("--solvers", default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde", show_default=True,
+              help=f"{', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
+@click.option("--nfe", default="5,10,20,50", show_default=True, help="Evaluations of the fixed-step solvers.")
+@click.option("--n", type=click.IntRange(2), default=256, show_default=True, help="Number of samples.")
+@click.option("--grid", help="Time grid of the fixed-step solvers: auto, uniform, sqrt, logsnr, karras.")
+@click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
+@click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples solved at once.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: RUN/bench]")
+@_sde_option("The run's SDE, if it is your own: module:Class.", None)
+@_common
+def bench(
+    run: str | None, solvers: str, nfe: str, n: int, grid: str | None, label: str | None, guidance: float, batch: int,
+    out: Path | None, sde: str | None, seed: int, device: str, dtype: str, threads: int | None, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Solvers at several budgets on a trained RUN (default: the newest): how far is each from the converged
+    solution, and from held-out data? Prints a table, and where the figure is.
+
+    Fixed-step solvers get the evaluations of --nfe, adaptive ones tolerances from 0.1 to 0.0001 (0.01 if stochastic).
+    """
+    budgets = sorted(set(_whole_numbers("--nfe", nfe)))
+    from dataclasses import asdict
+
+    from .bench import bench as measure
+    from .bench import plan, solvers_by_name, table, write_bench
+
+    built = solvers_by_name([s.strip() for s in solvers.split(",") if s.strip()], grid)
+    count = len(plan(built, budgets)) + 1
+    loaded = _load(run, sde, device, threads, dtype)
+    from .data import load_data
+    from .gallery import numbered_folder
+    from .progress import Progress
+
+    number = None if label is None else _label(loaded, label)
+    assert loaded.folder is not None
+    try:
+        data = load_data(loaded.config.data, loaded.config.seed, loaded.config.test_fraction)
+    except DataError as error:
+        warnings.warn(f"there will be no distance to data: {error}", stacklevel=1)
+        data = None
+    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder, "bench")))
+    _say(quiet, f"comparing {', '.join(built)} on {n} samples from {loaded.folder} (step {loaded.step:,})")
+    began = time.monotonic()
+    try:
+        with Progress(count, "bench", quiet=quiet, every=math.inf) as progress:
+
+            def on_row(row: object) -> None:
+                progress.note(f"{progress.done + 1:3}/{count}  {row}")
+                progress.update()
+
+            found = measure(
+                loaded, built, budgets, n=n, seed=seed, data=data, label=number, guidance=guidance, batch=batch,
+                on_row=on_row,
+            )  # fmt: skip
+    except BaseException:
+        folder.rmdir()  # still empty
+        raise
+    facts = {
+        "run": str(loaded.folder), "step": loaded.step, "solvers": {name: repr(s) for name, s in built.items()},
+        "nfe": budgets, "n": n, "seed": seed, "label": label, "guidance": guidance, "batch": batch, "dtype": dtype,
+        "device": str(loaded.device), "data": None if data is None else data.info.name,
+        "converged": asdict(found.converged), "floor": None if found.floor is None else asdict(found.floor),
+        "seconds": round(time.monotonic() - began, 2),
+    }  # fmt: skip
+    files = write_bench(folder, found, facts)
+    if as_json:
+        _print_json({**facts, "rows": [asdict(row) for row in found.rows], "files": [str(f) for f in files]})
+    else:
+        click.echo(f"{table(found)}\n\n{files[0]}  {n} samples  {facts['seconds']:.1f} s  seed {seed}")
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
+    return [int(part) for part in parts]
 
 
 # -------------------------------------------------------------------------------------------------------- likelihood

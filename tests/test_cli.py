@@ -129,7 +129,7 @@ def test_three_lines_in_an_empty_folder(shell: Shell) -> None:
         r"[\d.]+ s  seed 0\n",
         out,
     )
-    assert re.fullmatch(r"sampling 4 with ode from .*\(step 3\)\n", shell.err)
+    assert re.fullmatch(r"sampling 4 with ode from .*\(step 3\)\nsample  4/4  100 % .*\n", shell.err)
     assert Image.open(folder / "grid.png").size >= (16, 16)
     with np.load(folder / "samples.npz") as arrays:
         assert arrays["x"].shape == (4, 1, 8, 8) and arrays["x"].dtype == np.uint8
@@ -455,7 +455,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
     # There is an older one: it is taken, with a warning.
     assert shell.json(f"sample {digits} --solver heun --steps 2 --n 2")["step"] == 2
     warned = rf"warning: using {checkpoints[0].name}: {weights} has \d+ bytes .*truncated.*\n"
-    assert re.fullmatch(warned + r"sampling .*\n", shell.err)
+    assert re.fullmatch(warned + r"sampling .*\nsample  2/2 .*\n", shell.err)
     shell(f"train --resume {digits} --quiet")
     assert shell.json("info")["step"] == 3, "resumed from the older one"
     for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):

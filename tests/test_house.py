@@ -26,14 +26,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A module imports from floors below its own; on floor 0 also from its neighbours, without cycles. A folder is one unit.
 FLOORS = (
-    {"errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot"},
+    {
+        "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
+        "animation", "plot_bench",
+    },
     {"sde", "nn", "data"},
     {"estimate"},
     {"model", "exact"},
     {"solvers", "likelihood", "loss", "config"},
     {"checkpoint"},
     {"run"},
-    {"train", "gallery"},
+    {"train", "gallery", "bench"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -191,7 +194,7 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "likelihood", "info"])
+@pytest.mark.parametrize("command", ["", "train", "sample", "bench", "likelihood", "info"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"
@@ -209,7 +212,7 @@ def test_help_loads_no_torch(command: str) -> None:
 def test_every_command_is_tested_for_help() -> None:
     from scoresde.cli import cli
 
-    assert set(cli.commands) == {"train", "sample", "likelihood", "info"}
+    assert set(cli.commands) == {"train", "sample", "bench", "likelihood", "info"}
 
 
 def test_one_sde_loads_no_optional_library() -> None:

@@ -46,6 +46,12 @@ def test_c02_drift_and_diffusion(name):
         assert float(PUBLISHED[name].diffusion(row["t"])) == pytest.approx(row["diffusion"], rel=1e-12)
 
 
+@pytest.mark.parametrize("name", FOUR)
+def test_rates_in_closed_form_are_the_derivatives(name):
+    for closed, derived in zip(FOUR[name].rates(T), SDE.rates(FOUR[name], T), strict=True):
+        assert torch.allclose(closed, derived, rtol=1e-12, atol=1e-15)
+
+
 def test_derived_drift_and_diffusion_are_the_closed_forms():
     vp, beta = FOUR["vp"], 0.1 + T * 19.9
     assert torch.allclose(vp.drift_rate(T), -beta / 2, rtol=1e-12, atol=0)

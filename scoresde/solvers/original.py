@@ -131,7 +131,7 @@ class Original(Solver):
     It runs over the whole of ``sde.times("sample")``, under VP, sub-VP and VE, and combines what the original does; the
     other solvers (``pc``, ``ancestral``, ``reverse-diffusion``, ``em``) do the rest from the continuous path. The paper
     samples VE by ``reverse-diffusion`` with ``langevin``, VP and sub-VP by ``euler-maruyama`` alone, and DDPM by
-    ``ancestral``, with N = 1000. The sample is without the last step's noise already, and no other noise-free step follows.
+    ``ancestral``, with N = 1000. The sample is without the last step's noise, and no other noise-free step follows.
 
     With ``langevin`` a sample depends on its batch, because the norms are means over it.
 

@@ -1,0 +1,86 @@
+"""Our solvers and other libraries' on a trained network: distance to the converged solution, by evaluations.
+
+    make demo && python experiments/bench_solvers.py runs/digits-vp      # some minutes on two CPU cores
+
+The same starts (draws from the prior) for everybody, the same network, float32. The distance is the root mean square
+over samples and pixels to the probability flow solved at rtol 1e-6, in model units, without a last denoising step.
+The peers (experiments/peers.py) are optional: what is not installed is left out and said so. They run on the uniform
+log-SNR grid; ours on that and on the SDE's own. Seconds are of the largest budget, one batch, network included.
+
+Expected: see docs/choosing-a-solver.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from peers import PEERS, missing
+from torch import Tensor
+
+from scoresde import Multistep, Noise, ProbabilityFlow, RungeKutta, load
+from scoresde.estimate import Denoiser
+from scoresde.solvers import DDIM, EDMHeun, Solver
+from scoresde.solvers.base import sampling_interval
+
+BUDGETS = (5, 10, 20, 50)
+COUNT = 128
+
+OURS: dict[str, Callable[[str], Solver]] = {
+    "ddim": lambda g: DDIM(grid=g),
+    "heun": lambda g: RungeKutta(grid=g),
+    "edm": lambda g: EDMHeun(grid=g),
+    "dpm++2m": lambda g: Multistep(variable="x0", order=2, rule="midpoint", grid=g),
+    "dpm++3m": lambda g: Multistep(variable="x0", order=3, grid=g),
+    "unipc": lambda g: Multistep(variable="x0", order=2, rule="midpoint", correct=True, grid=g),
+    "deis": lambda g: Multistep(variable="eps", order=3, grid=g),
+    "multistep gauss, order 2": lambda g: Multistep(variable="gauss", order=2, grid=g),
+    "multistep straight, order 3": lambda g: Multistep(order=3, grid=g),
+    "multistep straight, order 2, correct": lambda g: Multistep(order=2, correct=True, grid=g),
+    "multistep (the default)": lambda g: Multistep(grid=g),
+}
+
+
+def main() -> None:
+    run = load(sys.argv[1] if len(sys.argv) > 1 else None)
+    model: Denoiser = run.model
+    low, high = sampling_interval(model)
+    x = model.sde.prior_std * Noise.of(COUNT, seed=1).normal(run.info.shape, stream="prior")
+    solved = ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, x)
+    print(f"{run.folder}: {COUNT} samples, converged at {float(solved.nfe.double().mean()):.0f} evaluations")
+    for line in missing():
+        print(f"not here: {line}")
+
+    def row(name: str, solve: Callable[[int], Tensor | None]) -> None:
+        cells, seconds = [], 0.0
+        for n in BUDGETS:
+            began = time.perf_counter()
+            with torch.no_grad():
+                end = solve(n)
+            seconds = time.perf_counter() - began
+            cells.append("" if end is None else f"{float((end - solved.x).square().mean().sqrt()):.4f}")
+        print(f"| {name} | " + " | ".join(cells) + f" | {seconds:.1f} |", flush=True)
+
+    print("| solver | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " | seconds |")
+    print("|---|" + "---|" * (len(BUDGETS) + 1))
+    for grid in ("logsnr", "auto"):
+        for name, make in OURS.items():
+
+            def ours(n: int, make: Callable[[str], Solver] = make, grid: str = grid) -> Tensor | None:
+                solver = make(grid).within(n)
+                return None if solver is None else solver(model, x, t0=high, t1=low).x
+
+            label = "log-SNR grid" if grid == "logsnr" else f"{model.sde.default_grid} grid"
+            row(f"{name}, {label}", ours)
+    for name, peer in PEERS.items():
+        row(name, lambda n, peer=peer: peer(model, x, n))  # type: ignore[misc]
+    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+        adaptive = ProbabilityFlow(rtol=tolerance, atol=tolerance)(model, x)
+        error = float((adaptive.x - solved.x).square().mean().sqrt())
+        print(f"ode --rtol {tolerance:g}: {float(adaptive.nfe.double().mean()):.0f} evaluations, {error:.4f}")
+
+
+if __name__ == "__main__":
+    main()

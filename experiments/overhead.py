@@ -1,0 +1,178 @@
+"""What a solver costs besides the network: total time with a model that costs nothing.
+
+    python experiments/overhead.py            # a minute on one CPU core
+
+Adaptive: two Gaussians under VP, solved in the straight frame by our driver (a step size for each row), torchdiffeq
+(landing on the end, worst-sample norm, as our engine drives it) and SciPy, at many tolerances. For a given rms error:
+the time spent outside the model, which is all there is if the model is free, and the whole time, both interpolated.
+Fixed steps: one Gaussian as a model, 100 steps, against the same method in a bare loop with its coefficients computed
+beforehand. Best of several, one thread; the ratios mean something, the times belong to the machine.
+
+Expected: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from scoresde import VPSDE, GaussianMixture, Multistep, Noise
+from scoresde.estimate import Estimate
+from scoresde.grids import make_grid
+from scoresde.ode import integrate
+from scoresde.shapes import expand
+from scoresde.solvers import DDIM, EulerMaruyama, MultistepSDE
+from scoresde.solvers.engines import scipy, torchdiffeq
+
+F64 = torch.float64
+STD = 0.3
+SHAPES = ((1024, 2), (64, 3072))
+STEPS = 100
+TARGETS = (1e-3, 1e-5)
+
+
+@dataclass(frozen=True)
+class Free:
+    """The exact model of N(0, STD^2 I): two multiplications."""
+
+    sde: VPSDE
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    coupled: bool = False
+    nodes: None = None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Estimate:
+        alpha, sigma = self.sde.coefficients(t)
+        total = alpha.square() * STD**2 + sigma.square()
+        return Estimate(x, t, expand(alpha * STD**2 / total, x) * x, expand(sigma / total, x) * x, self.sde)
+
+    def rows(self, index: Tensor) -> Free:
+        return self
+
+
+def seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    """The best of some runs."""
+    best = math.inf
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def adaptive(shape: tuple[int, int]) -> None:
+    sde, generator = VPSDE(), torch.Generator().manual_seed(0)
+    means = torch.randn(2, shape[1], generator=generator, dtype=F64)
+    model = GaussianMixture(sde, means, torch.full((2,), 0.15, dtype=F64))
+    x = sde.perturb(model.sample(shape[0], generator), 1.0, torch.randn(shape, generator=generator, dtype=F64))
+    ends = torch.tensor([1.0, 1e-3], dtype=F64)
+    (r0, r1), scale = sde.ratio(ends).tolist(), sde.scale(ends)
+    y, inside = x / scale[0], [0.0]
+
+    def slope(y: Tensor, r: Tensor) -> Tensor:
+        began = time.perf_counter()
+        estimate = model(expand(sde.scale(t := sde.t_of_ratio(r).clamp(1e-3, 1.0)), y) * y, t)
+        k = estimate.eps - estimate.x0
+        inside[0] += time.perf_counter() - began
+        return k
+
+    def own(method: str) -> Callable[[float], Tensor]:
+        return lambda tol: integrate(lambda s, r, _: slope(s, r), y, r0, r1, rtol=tol, atol=tol, method=method).y
+
+    def engine(solve: Callable[..., Tensor], method: str = "auto") -> Callable[[float], Tensor]:
+        return lambda tol: solve(lambda r, s: slope(s, torch.tensor(r, dtype=F64)), y, r0, r1, tol, tol, method)
+
+    solvers = {
+        "own, dopri5": own("dopri5"), "own, tsit5": own("tsit5"), "torchdiffeq, dopri5": engine(torchdiffeq),
+        "SciPy, RK45": engine(scipy), "SciPy, DOP853": engine(scipy, "DOP853"),
+    }  # fmt: skip
+    exact, found = own("dopri5")(1e-11), {}
+    for name, solve in solvers.items():
+        errors, outside, whole = [], [], []
+        for tolerance in [10.0**-k for k in range(2, 8)]:
+            best = math.inf, math.inf
+            for _ in range(3):
+                inside[0], began = 0.0, time.perf_counter()
+                error = float((solve(tolerance) - exact).square().mean().sqrt())
+                total = time.perf_counter() - began
+                best = min(best[0], total - inside[0]), min(best[1], total)
+            errors.append(error)
+            outside.append(best[0])
+            whole.append(best[1])
+        found[name] = [at_error(errors, times, target) for times in (outside, whole) for target in TARGETS]
+    best_engine = [min(row[i] for name, row in found.items() if "own" not in name) for i in range(2 * len(TARGETS))]
+    for name, row in found.items():
+        cells = (f"{1e3 * f:.1f} ms ({f / b:.2f})" for f, b in zip(row, best_engine, strict=True))
+        print(f"| {shape} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def at_error(errors: list[float], times: list[float], target: float) -> float:
+    """The time at which an error is reached: linear in the logarithms between the tolerances around it."""
+    points = list(zip(errors, times, strict=True))
+    for (e0, t0), (e1, t1) in pairwise(points):
+        if e0 >= target >= e1:
+            u = math.log(e0 / target) / math.log(e0 / e1)
+            return math.exp((1 - u) * math.log(t0) + u * math.log(t1))
+    return math.nan
+
+
+def fixed(shape: tuple[int, int]) -> None:
+    sde = VPSDE()
+    model, x = Free(sde), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise, times = Noise.of(len(x)), make_grid("sqrt", sde, STEPS, 1.0, 1e-3)
+    alpha, sigma = (c.tolist() for c in sde.coefficients(times))
+    g2, f = sde.diffusion_squared(times).tolist(), sde.drift_rate(times).tolist()
+    t = times.tolist()
+
+    def bare_ddim() -> None:
+        y = x
+        for i in range(STEPS):
+            e = model(y, times[i])
+            y = alpha[i + 1] * e.x0 + sigma[i + 1] * e.eps
+
+    def bare_multistep() -> None:
+        y, before = x, None
+        for i in range(STEPS):
+            e = model(y, times[i])
+            q = e.eps - e.x0
+            y = 0.99 * y + 0.01 * q if before is None else 0.99 * y + 0.015 * q - 0.005 * before
+            before = q
+
+    def bare_em() -> None:
+        y = x
+        for i in range(STEPS):
+            e = model(y, times[i])
+            h = t[i] - t[i + 1]
+            z = noise.normal(tuple(x.shape[1:]), i)
+            y = y - h * (f[i] * y + g2[i] / sigma[i] * e.eps) + math.sqrt(g2[i] * h) * z
+
+    for name, ours, bare in (
+        ("ddim", DDIM(STEPS), bare_ddim),
+        ("multistep, order 1 against ddim", Multistep(STEPS, order=1), bare_ddim),
+        ("multistep, order 2", Multistep(STEPS, order=2), bare_multistep),
+        ("em", EulerMaruyama(STEPS), bare_em),
+        ("sde, order 1 against em", MultistepSDE(STEPS, order=1), bare_em),
+    ):
+        a, b = seconds(lambda s=ours: s(model, x, noise=noise)), seconds(bare)
+        print(f"| {shape} | {name} | {1e6 * a / STEPS:.0f} | {1e6 * b / STEPS:.0f} | {a / b:.2f} |", flush=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    heads = [f"{what}, rms {target:g}" for what in ("free model", "with the model") for target in TARGETS]
+    print("| state | engine | " + " | ".join(heads) + " |\n|---|---|" + "---|" * len(heads))
+    for shape in SHAPES:
+        adaptive(shape)
+    print("\n| state | fixed steps | us a step | bare loop | ratio |\n|---|---|---|---|---|")
+    for shape in SHAPES:
+        fixed(shape)
+
+
+if __name__ == "__main__":
+    main()

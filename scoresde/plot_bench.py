@@ -1,0 +1,115 @@
+"""The work-precision figure of solvers: what an evaluation buys, log against log.
+
+Two panels with the same lines. In the first the distance to the converged solution: a solver of order k falls with
+slope -k until rounding, or the error of the converged solution, stops it. In the second the sliced W2 distance to data,
+with what real data reach as a grey band and what the model reaches, however many the evaluations, as a dotted line:
+where a solver meets that line, more evaluations are wasted. The conventions are those of :mod:`scoresde.plot`; markers
+and, beyond seven solvers, dashes tell the lines apart without colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import UsageError
+from .plot import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Array, Floats, _canvas, _figure, _plain, _tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["work_precision"]
+
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+MARKERS = "osD^vPX*<>p"
+DASHES = ("-", "--", "-.")
+TITLES = {1: "distance to the converged solution", 2: "sliced W2 to held-out data"}
+
+
+def work_precision(
+    curves: Mapping[str, Array],
+    floor: tuple[float, float] | None = None,
+    converged: float | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Distance to the converged solution, and to data, against evaluations: a line for each solver.
+
+    Args:
+        curves: For each solver a row for each budget, shape ``(K, 3)``: evaluations, distance to the converged
+            solution, sliced W2 to data; NaN where there is none. A panel without a number is left out.
+        floor: The range of what real data reach in sliced W2.
+        converged: The sliced W2 of the converged solution.
+        ax: Where to draw the first panel alone; a new figure when ``None``.
+
+    Raises:
+        UsageError: If a shape is wrong, or there is nothing to draw.
+    """
+    found = {name: np.asarray(_plain(points), dtype=np.float64) for name, points in curves.items()}
+    wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
+    if wrong:
+        raise UsageError(f"a curve has shape (K, 3), evaluations, distance and sliced W2: got {wrong}")
+    columns = [c for c in TITLES if any(len(_shown(points, c)) for points in found.values())]
+    if not columns:
+        raise UsageError("no solver has a distance that is finite and above 0: nothing to draw")
+    if ax is not None:
+        figure, panels = _canvas(ax, 0, 0)[0], [ax]
+    else:
+        figure = _figure(0.6 + 3.9 * len(columns), 3.9)
+        panels = list(figure.subplots(1, len(columns), squeeze=False)[0])
+    for panel, column in zip(panels, columns, strict=False):
+        _draw(panel, found, column)
+        if column == 2 and floor is not None:
+            panel.axhspan(*floor, color=GREY, alpha=0.35, linewidth=0, label="real data")
+        if column == 2 and converged is not None:
+            panel.axhline(converged, color=INK, linewidth=1.0, linestyle=":", label="converged")
+    entries = {label: handle for p in panels for handle, label in zip(*p.get_legend_handles_labels(), strict=True)}
+    ordered = [name for name in (*found, "real data", "converged") if name in entries]
+    handles = [entries[name] for name in ordered]
+    if ax is not None:
+        ax.legend(handles, ordered, fontsize=8, frameon=False)
+    else:
+        columns_of_legend = -(-len(ordered) // -(-len(ordered) // 6))  # rows of equal length
+        figure.legend(
+            handles, ordered, loc="outside lower center", ncols=columns_of_legend, fontsize=8, frameon=False,
+            handlelength=2.4, columnspacing=1.4,
+        )  # fmt: skip
+    return figure
+
+
+def _shown(points: Floats, column: int) -> Floats:
+    """Evaluations and distance of the points that a logarithmic axis can show, ``(k, 2)``."""
+    pairs = points[:, [0, column]]
+    return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
+
+
+def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
+    """A line for each solver, both axes logarithmic with ticks at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for i, (name, points) in enumerate(found.items()):
+        pairs = _shown(points, column)
+        if len(pairs):
+            ax.plot(
+                pairs[:, 0], pairs[:, 1], label=name, color=COLOURS[i % len(COLOURS)], linewidth=1.3,
+                linestyle=DASHES[i // len(COLOURS) % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markersize=5.5,
+                markeredgecolor="white", markeredgewidth=0.5,
+            )  # fmt: skip
+    values = np.concatenate([_shown(points, column)[:, 1] for points in found.values()])
+    span = float(values.max() / values.min())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # Within half a decade 1, 2 and 5 are too few: evenly spaced numbers, which lie unevenly.
+    even = MaxNLocator(6, steps=[1, 2, 5, 10])
+    ax.yaxis.set_major_locator(even if span < 5 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    ax.set_xlabel("evaluations of the model", fontsize=9, color=INK)
+    ax.set_title(TITLES[column], fontsize=10, color=INK, loc="left")
+    ax.grid(color="#e5e5e5", linewidth=0.6)
+    ax.set_axisbelow(True)
+    _tidy(ax)

@@ -97,7 +97,7 @@ class GaussianMixture:
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Along the axes: residuals, variances ``(B, K, D)``, l_k; log joint densities ``(B, K)``; alpha, sigma."""
+        """Along the axes: residuals ``(B, K, D)``, variances (last axis D or 1), l_k; log joint ``(B, K)``; alpha, sigma."""
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
         values = values.to(x)
@@ -105,8 +105,10 @@ class GaussianMixture:
         residual = flat(x)[:, None] - alpha * flat(self.means.to(x))
         if vectors is not None:
             residual = torch.einsum("bkd,kde->bke", residual, vectors.to(x))
-        variance = (alpha.square() * values + sigma.square()).expand(-1, -1, residual.shape[-1])
-        log_joint = log_weights - (residual.square() / variance + torch.log(2 * math.pi * variance)).sum(-1) / 2
+        variance = alpha.square() * values + sigma.square()
+        # One variance for all axes, or one each.
+        log_volume = torch.log(2 * math.pi * variance).sum(-1) * (residual.shape[-1] / variance.shape[-1])
+        log_joint = log_weights - ((residual.square() / variance).sum(-1) + log_volume) / 2
         return residual, variance, values, log_joint, alpha, sigma
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:

@@ -105,3 +105,44 @@ def test_steps_below_the_resolution_of_the_path_are_refused():
         Noise.of(2, brownian=True).between(0.5, 0.500001, (1,), 0)
     with pytest.raises(UsageError, match=r"\[0, 1\]"):
         Noise.of(2, brownian=True).between(1.5, 0.5, (1,), 0)
+
+
+@pytest.mark.parametrize("event", [(), (3,), (2, 2)])
+def test_a_path_at_times_of_the_rows_is_the_path_of_each_row(event):
+    # Whoever asks, and for whatever others: bit for bit.
+    noise = Noise.of(7, seed=5, brownian=True)
+    times = torch.tensor([0.0, 1.0, 0.5, 1 / 3, 0.999999, 0.123456789, 2**-20], dtype=torch.float64)
+    together = noise.path(times, event)
+    assert together.shape == (7, *event) and together.dtype == torch.float64
+    for row, t in enumerate(times.tolist()):
+        index = torch.tensor([row])
+        assert torch.equal(together[row], noise.rows(index).path(t, event)[0])
+        assert torch.equal(together[row], noise.path(t, event)[row])
+        assert torch.equal(together[index], noise.rows(index).path(times[index], event))
+
+
+def test_a_path_is_what_it_was_when_it_is_asked_again():
+    noise = Noise.of(4, seed=5, brownian=True)
+    fine = {t: noise.path(t, (2,)) for t in torch.linspace(0, 1, 33).tolist()}
+    for t in (0.25, 0.5, 0.75):
+        assert torch.equal(noise.path(t, (2,)), fine[t])
+    # Refining between two times leaves them alone, and an increment is the sum of its parts.
+    parts = sum(noise.path(b, (2,)) - noise.path(a, (2,)) for a, b in ((0.25, 0.3), (0.3, 0.41), (0.41, 0.75)))
+    assert torch.allclose(parts, fine[0.75] - fine[0.25], rtol=0, atol=1e-14)
+
+
+def test_increments_of_a_path_are_independent_normals():
+    noise = Noise.of(6000, seed=8, brownian=True)
+    nodes = [0.07, 0.11, 0.35, 0.351, 0.9]
+    w = torch.stack([noise.path(t, (1,))[:, 0] for t in nodes])
+    steps = torch.diff(w, dim=0) / torch.diff(torch.tensor(nodes, dtype=torch.float64)).sqrt()[:, None]
+    assert float((steps @ steps.T / 6000 - torch.eye(4)).abs().max()) < 0.06
+    for step in steps:
+        assert stats.kstest(step.numpy(), "norm").pvalue > 1e-3
+
+
+def test_a_path_belongs_to_its_sample_its_seed_and_its_place_in_the_event():
+    base = Noise.of(2, seed=5, brownian=True).path(0.3, (3,))
+    assert not torch.equal(Noise.of(2, seed=6, brownian=True).path(0.3, (3,)), base)
+    assert torch.equal(Noise.of(1, seed=5, start=1, brownian=True).path(0.3, (3,))[0], base[1])
+    assert len(set(base.flatten().tolist())) == 6

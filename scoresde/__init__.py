@@ -18,6 +18,9 @@ _HOME = {
     "SubVPSDE": "sde",
     "VESDE": "sde",
     "FlowMatching": "sde",
+    "CosineSDE": "sde",
+    "EDMSDE": "sde",
+    "VDMSDE": "sde",
     "Estimate": "estimate",
     "Denoiser": "estimate",
     "Parametrization": "estimate",
@@ -65,7 +68,7 @@ if TYPE_CHECKING:
     from .model import Guided, ScoreModel
     from .noise import Noise
     from .run import Run, load
-    from .sde import SDE, VESDE, VPSDE, FlowMatching, SubVPSDE
+    from .sde import EDMSDE, SDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .solvers import (
         EulerMaruyama,
         FixedStep,

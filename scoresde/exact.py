@@ -97,7 +97,7 @@ class GaussianMixture:
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Along the axes: residuals ``(B, K, D)``, variances (last axis D or 1), l_k; log joint densities; alpha, sigma."""
+        """Along the axes: residuals ``(B, K, D)``, variances (last axis D or 1), l_k; log densities; alpha, sigma."""
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
         values = values.to(x)

@@ -37,7 +37,7 @@ from torch import Tensor
 from .errors import UsageError
 from .shapes import as_time, expand, sum_flat, time_dtype
 
-__all__ = ["SDE", "VESDE", "VPSDE", "FlowMatching", "SubVPSDE"]
+__all__ = ["EDMSDE", "SDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "FlowMatching", "SubVPSDE"]
 
 
 class SDE(ABC):
@@ -365,3 +365,107 @@ class FlowMatching(SDE):
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
+
+
+@dataclass(frozen=True)
+class CosineSDE(SDE):
+    """Variance preserving, with a cosine: ``alpha = cos(u)/cos(u_0)``, ``u = (t + offset)/(1 + offset) pi/2``.
+
+    Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without their clipping. offset = 0 is
+    the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023,
+    arXiv:2209.15571). Nothing of the data is left at t = 1, so that g is infinite there.
+
+    Args:
+        offset: Their s. With it the noise begins like sqrt(t) instead of t.
+    """
+
+    offset: float = 0.008
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) / (1 + self.offset) * (math.pi / 2)
+
+    @property
+    def _start(self) -> float:
+        return self.offset / (1 + self.offset) * math.pi / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t)) / math.cos(self._start)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # cos(u_0)^2 - cos(u)^2 = sin(u - u_0) sin(u + u_0), which does not cancel
+        u = self._angle(t)
+        product = torch.sin(t * (math.pi / 2 / (1 + self.offset))) * torch.sin(u + self._start)
+        return torch.sqrt(product) / math.cos(self._start)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), by the arc tangent, which is exact at both ends
+        cosine = math.cos(self._start) * torch.sigmoid(log_snr).sqrt()
+        sine = torch.sqrt(math.sin(self._start) ** 2 + math.cos(self._start) ** 2 * torch.sigmoid(-log_snr))
+        return torch.atan2(sine, cosine) * (2 / math.pi * (1 + self.offset)) - self.offset
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class EDMSDE(SDE):
+    """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
+
+    Their time is sigma itself; ours runs through the levels as their sampler does (arXiv:2206.00364, eq. 5),
+    ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``: a grid uniform in t is theirs.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    default_grid = "uniform"
+
+    def _root(self, t: Tensor) -> tuple[Tensor, float]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low + t * (high - low), high - low
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._root(t)[0] ** self.rho
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        root, rate = self._root(t)
+        return torch.zeros_like(t), self.rho * rate * root ** (self.rho - 1)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        low, rate = self._root(torch.zeros_like(log_snr))
+        return (torch.exp(-log_snr / (2 * self.rho)) - low) / rate
+
+
+@dataclass(frozen=True)
+class VDMSDE(SDE):
+    """Variance preserving with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
+
+    Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Every noise level gets the same
+    share of the time, so that a uniform grid is uniform in log-SNR.
+    """
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+
+    default_grid = "uniform"
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.log_snr_max + t * (self.log_snr_min - self.log_snr_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-self.log_snr(t)).sqrt()
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0

@@ -13,6 +13,9 @@ SDES = {
     "vp": "scoresde.sde:VPSDE",
     "subvp": "scoresde.sde:SubVPSDE",
     "ve": "scoresde.sde:VESDE",
+    "cosine": "scoresde.sde:CosineSDE",
+    "edm": "scoresde.sde:EDMSDE",
+    "vdm": "scoresde.sde:VDMSDE",
     "flow": "scoresde.sde:FlowMatching",
 }
 

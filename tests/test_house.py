@@ -43,7 +43,7 @@ FLOORS = (
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 PUBLIC = """
-    SDE VPSDE SubVPSDE VESDE FlowMatching
+    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching
     Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided GaussianMixture Noise denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample

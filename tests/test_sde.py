@@ -7,10 +7,25 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from models import ALL, CHECKS, F64, FOUR, PUBLISHED, normals
+from models import ALL, CHECKS, F64, FOUR, PUBLISHED, normals, ring
 
-from scoresde import SDE, VESDE, VPSDE, FlowMatching, GaussianMixture
+from scoresde import (
+    EDMSDE,
+    SDE,
+    VDMSDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowMatching,
+    GaussianMixture,
+    Multistep,
+    Noise,
+    ProbabilityFlow,
+    log_likelihood,
+    sample,
+)
 from scoresde.errors import UsageError
+from scoresde.grids import make_grid
 
 T = torch.linspace(1e-5, 1 - 1e-9, 1001, dtype=F64)
 
@@ -46,10 +61,63 @@ def test_c02_drift_and_diffusion(name):
         assert float(PUBLISHED[name].diffusion(row["t"])) == pytest.approx(row["diffusion"], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", FOUR)
-def test_rates_in_closed_form_are_the_derivatives(name):
-    for closed, derived in zip(FOUR[name].rates(T), SDE.rates(FOUR[name], T), strict=True):
+MORE = {"cosine": CosineSDE(), "trigonometric": CosineSDE(offset=0.0), "edm": EDMSDE(), "vdm": VDMSDE()}
+
+
+@pytest.mark.parametrize("sde", [*FOUR.values(), *MORE.values()], ids=str)
+def test_rates_in_closed_form_are_the_derivatives(sde):
+    for closed, derived in zip(sde.rates(T), SDE.rates(sde, T), strict=True):
         assert torch.allclose(closed, derived, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("sde", MORE.values(), ids=str)
+def test_the_times_of_a_log_snr_in_closed_form(sde):
+    assert float((sde.t_of_log_snr(SDE.log_snr(sde, T)) - T).abs().max()) < 1e-12
+    assert float((SDE.t_of_log_snr(sde, SDE.log_snr(sde, T)) - T).abs().max()) < 1e-9
+
+
+def test_the_cosine_path_is_the_published_one():
+    # Nichol and Dhariwal 2021, eq. 17: alpha_bar = f(t)/f(0), f = cos((t + s)/(1 + s) pi/2)^2, s = 0.008.
+    f = torch.cos((T + 0.008) / 1.008 * math.pi / 2) ** 2
+    bar = f / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    alpha, sigma = CosineSDE().coefficients(T)
+    assert torch.allclose(alpha**2, bar, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(sigma**2, 1 - bar, rtol=1e-9, atol=1e-15)
+    # In float32 near the data, where 1 - bar has no digit left.
+    early = torch.tensor(1e-5)
+    assert float(CosineSDE().sigma(early)) == pytest.approx(float(CosineSDE().sigma(early.double())), rel=1e-6)
+    assert torch.allclose(CosineSDE(offset=0.0).sigma(T), torch.sin(math.pi / 2 * T), rtol=1e-12)
+
+
+def test_edm_levels_are_those_of_its_sampler():
+    # Karras et al. 2022, eq. 5 with 18 levels from 80 to 0.002.
+    i = torch.arange(18, dtype=F64) / 17
+    levels = (80 ** (1 / 7) + i * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    times = make_grid("auto", EDMSDE(), 17, 1.0, 1e-5)
+    assert torch.allclose(EDMSDE().sigma(1 - i), levels, rtol=1e-12)
+    assert torch.allclose(EDMSDE().sigma(times)[:-1], levels[:-1], rtol=1e-3)  # it ends at t = 1e-5, not 0
+
+
+def test_vdm_is_linear_in_log_snr_and_keeps_the_variance():
+    alpha, sigma = VDMSDE().coefficients(T)
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(T), rtol=1e-14)
+    assert torch.allclose(2 * torch.log(alpha / sigma), 13.3 - 18.3 * T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", MORE.values(), ids=str)
+def test_the_other_paths_are_sampled_and_scored(sde):
+    # The ring, encoded to the prior's end and back, and its likelihood; the prior's own error is small on all of them.
+    model, x = ring(sde), ring(sde).sample(32, torch.Generator().manual_seed(0))
+    low, high = sde.times("sample")
+    flow = ProbabilityFlow(rtol=1e-7, atol=1e-7)
+    back = flow(model, flow(model, x, t0=low, t1=high).x, t0=high, t1=low).x
+    assert float((back - x).abs().max()) < 1e-4
+    error = log_likelihood(model, x, rtol=1e-6, atol=1e-6).log_prob - model.log_prob(x)
+    assert float(error.abs().mean()) < 1e-2
+    for steps in (8, 40):
+        x0 = sample(model, Multistep(steps), (2,), Noise.of(400, 1), dtype=F64).x
+        near = (x0[:, None] - model.means).norm(dim=2).amin(1).square().mean().sqrt() / math.sqrt(2)
+        assert float(near) == pytest.approx(0.15, rel=0.4 if steps == 8 else 0.1)
 
 
 def test_derived_drift_and_diffusion_are_the_closed_forms():

@@ -9,7 +9,8 @@ A step of size h = t - s compares Euler-Maruyama with stochastic Heun on the sam
 
 accepts x'' where err <= 1, and goes on with  h <- 0.9 h err^(-0.9)  (alg. 1). Two things differ from the publication.
 The noise is a Brownian path for each sample, so that a rejected step is done again with the same path: fresh noise
-after a rejection would favour quiet draws. And f(x, t) is kept after a rejection, which then costs one evaluation.
+after a rejection would favour quiet draws. Because the path is rough, h is cut to five binary digits, so that rounding
+does not move the end of a step. And f(x, t) is kept after a rejection, which then costs one evaluation.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class AdaptiveSDE(Solver):
         f, fresh = torch.zeros_like(x), torch.ones_like(index, dtype=torch.bool)
 
         while len(index):
+            mantissa, exponent = torch.frexp(h)
+            h = torch.ldexp(torch.floor(32 * mantissa) / 32, exponent)
             last = t - t1 - h < _SMALLEST
             s = torch.where(last, torch.full_like(t, t1), t - h)
             h = t - s

@@ -198,7 +198,7 @@ def make_grid(grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: fl
     assert made is not None
     times = made(sde, steps, t0, t1).cpu().clone()
     times[0], times[-1] = t0, t1
-    wrong = ((times[1:] - times[:-1]) * (t1 - t0) <= 0).nonzero().flatten()
+    wrong = (~((times[1:] - times[:-1]) * (t1 - t0) > 0)).nonzero().flatten()  # a NaN is wrong too
     if len(wrong):
         i = int(wrong[0])
         raise UsageError(

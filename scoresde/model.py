@@ -106,7 +106,8 @@ class Given(Wrapped):
 class Guided:
     """Classifier-free guidance: ``estimate = uncond + scale (cond - uncond)``; scale 1 is the conditional model.
 
-    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``. Two network evaluations per call.
+    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``. Two network evaluations per call, but one
+    at scale 0 or 1.
     """
 
     cond: Denoiser
@@ -134,6 +135,8 @@ class Guided:
         return self.cond.nodes
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        if self.scale in (0.0, 1.0):
+            return self.cond(x, t) if self.scale else self.uncond(x, t)
         c, u = self.cond(x, t), self.uncond(x, t)
         # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them.
         return Estimate(x, c.t, torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale), c.sde)

@@ -10,7 +10,9 @@ error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
 
     err = rms( e / (atol + rtol max(|y|, |y_new|)) ) <= 1        (the largest over the parts of the state)
 
-and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order.
+and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to five binary
+digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and that
+into another error of the size of the tolerance.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
@@ -39,6 +41,7 @@ __all__ = [
     "STATUS",
     "TABLEAUS",
     "OdeSolution",
+    "coarse",
     "failures",
     "integrate",
 ]
@@ -214,7 +217,7 @@ def integrate(
     index = torch.arange(count, device=y.device)
     t = torch.full((count,), t0, dtype=clock, device=y.device)
     k = f(y, t, index)
-    h = _first_step(f, y, t, k, index, t1 - t0, order, norm)
+    h = coarse(_first_step(f, y, t, k, index, t1 - t0, order, norm))
     rows = _Rows(index, y, t, h, k, torch.ones_like(t), *(torch.full_like(index, n) for n in (2, 0, 0)))
     status = torch.where(torch.isfinite(sum_flat(k * 0)), OK, FAILED_NONFINITE)
     rows = rows.leave(status != OK, status, result)
@@ -273,7 +276,7 @@ class _Rows:
         pi = 0.9 * safe ** (-0.7 / q) * self.previous.abs() ** (0.4 / q)
         plain = 0.9 * safe ** (-1 / q)  # after a rejection, and then without growth
         factor = torch.where(accept & (self.previous > 0), pi.clamp_(0.2, 10.0), plain.clamp_(0.2, 1.0))
-        self.h = h * factor
+        self.h = coarse(h * factor)
         self.previous = torch.where(accept, safe, -self.previous.abs())
         self.nfe, self.accepted, self.rejected = self.nfe + nfe, self.accepted + accept, self.rejected + ~accept
         if bool(accept.all()):
@@ -292,6 +295,12 @@ class _Rows:
             getattr(result, name)[out] = getattr(self, name)[rows]
         result.status[out] = status[rows]
         return _Rows(*(getattr(self, f.name)[~rows] for f in fields(self)))
+
+
+def coarse(h: Tensor) -> Tensor:
+    """Step sizes cut to five binary digits, in the shape of ``h``."""
+    mantissa, exponent = torch.frexp(h)
+    return torch.ldexp(torch.trunc(32 * mantissa) / 32, exponent)
 
 
 def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:

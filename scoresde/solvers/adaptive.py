@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
-from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
+from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, coarse
 from ..shapes import expand, rms_flat, sum_flat, time_dtype
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
@@ -75,8 +75,7 @@ class AdaptiveSDE(Solver):
         f, fresh = torch.zeros_like(x), torch.ones_like(index, dtype=torch.bool)
 
         while len(index):
-            mantissa, exponent = torch.frexp(h)
-            h = torch.ldexp(torch.floor(32 * mantissa) / 32, exponent)
+            h = coarse(h)
             last = t - t1 - h < _SMALLEST
             s = torch.where(last, torch.full_like(t, t1), t - h)
             h = t - s
@@ -90,6 +89,8 @@ class AdaptiveSDE(Solver):
             dw = (w_s - w).to(x.dtype)
             euler = x - expand(h, x) * f + expand(here, x) * dw
             f_s = drift(rows(euler, s), *drift_weights(model.sde, s, there))
+            # Where sigma = 0 there is no score, and the step is Euler-Maruyama's.
+            f_s = torch.where(expand(model.sde.coefficients(s)[1] == 0, x).bool(), f, f_s)
             heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
             result.nfe[index] += 1
 

@@ -79,7 +79,7 @@ class EDMHeun(FixedStep):
 
         def advance(i: int, x: Tensor) -> Tensor:
             (alpha, sigma), (alpha_s, sigma_s) = path[i], path[i + 1]
-            if not math.isfinite(log_ratio(alpha, sigma)):
+            if not (math.isfinite(log_ratio(alpha, sigma)) and math.isfinite(log_ratio(alpha_s, sigma_s))):
                 estimate = model(x, times[i])
                 return torch.add(alpha_s * estimate.x0, estimate.eps, alpha=sigma_s)
             y, s, end, t = x / alpha, sigma / alpha, sigma_s / alpha_s, times[i]

@@ -167,6 +167,7 @@ class StochasticHeun(FixedStep):
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         levels, clock = level_of(model.sde, self.level, self.eta, times), times.tolist()
         a, b = drift_weights(model.sde, times, levels)
+        ends = model.sde.coefficients(times)[1].tolist()
 
         def advance(i: int, x: Tensor) -> Tensor:
             t, s = times[i], times[i + 1]
@@ -174,6 +175,8 @@ class StochasticHeun(FixedStep):
             h = t - s
             spread = expand(torch.sqrt(h * (levels[i].square() + levels[i + 1].square()) / 2), x) * z
             first = drift(model(x, t), a[i], b[i])
+            if ends[i + 1] == 0:  # where sigma = 0 there is no score
+                return x - expand(h, x) * first + spread
             second = drift(model(x - expand(h, x) * first + spread, s), a[i + 1], b[i + 1])
             return x - expand(h / 2, x) * (first + second) + spread
 

@@ -1,0 +1,207 @@
+"""Predictor-corrector samplers: any combination has the law of the data, and the steps are the published ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from models import ALL, F64, gaussian, normals, ring, watched
+from test_convergence import FOUR_AND_COSINE
+from test_stochastic import marginal, moments
+
+from scoresde import VESDE, VPSDE, Noise
+from scoresde.build import resolve
+from scoresde.errors import UsageError
+from scoresde.grids import make_grid
+from scoresde.ode import FAILED_NONFINITE, OK
+from scoresde.solvers import PredictorCorrector, sample
+from scoresde.solvers.base import sampling_interval
+from scoresde.solvers.pc import PREDICTORS, annealed_langevin, reverse_diffusion
+from scoresde.tables import SOLVERS
+
+FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
+
+
+def prior(name, *shape):
+    return ALL[name].prior_std * normals(*shape)
+
+
+def law(model, x) -> tuple[float, float]:
+    """Of the ring: the largest error of a mode's share, and the width of the modes over what it should be.
+
+    The width is that of half the samples: a Langevin step with norms of each sample throws a few of them far.
+    """
+    nearest, mode = (x[:, None] - model.means).norm(dim=2).min(1)
+    share = torch.bincount(mode, minlength=8) / len(x)
+    return float((share - 1 / 8).abs().max()), float(nearest.median()) / (0.15 * math.sqrt(2 * math.log(2)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- law
+
+
+CORRECTORS = {"annealed": {}, "langevin": {"norm": "batch"}, "none": {}}
+
+
+@pytest.mark.parametrize("corrector", CORRECTORS)
+@pytest.mark.parametrize("predictor", [p for p in PREDICTORS if p != "none"])
+@pytest.mark.parametrize("name", FOUR_AND_COSINE)
+def test_any_predictor_and_corrector_has_the_law_of_the_ring(name, predictor, corrector):
+    # Fifty steps: about right. A corrector helps a predictor that is off (reverse diffusion: 15 % too wide).
+    n, model = 400, ring(ALL[name])
+    solver = PredictorCorrector(50, predictor, corrector, grid="logsnr", **CORRECTORS[corrector])
+    share, width = law(model, sample(model, solver, (2,), Noise.of(n, 3), dtype=F64, batch=n).x)
+    assert share < 0.06 and 0.82 < width < 1.25
+
+
+@pytest.mark.parametrize("order", ["pc", "cp"])
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+@pytest.mark.parametrize("name", FIVE)
+def test_langevin_with_either_norm_and_in_either_order(name, norm, order):
+    # In 64 dimensions |z|/|score| hardly varies, so that a step of each sample's own keeps its law.
+    n, model = 40, gaussian(ALL[name], dims=64, std=0.5)
+    solver = PredictorCorrector(60, "ancestral", "langevin", norm=norm, order=order, grid="logsnr")
+    x = sample(model, solver, (64,), Noise.of(n, 3), dtype=F64, batch=n).x
+    assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(64 * n))
+    assert float(x.std()) == pytest.approx(0.5, rel=0.08)
+
+
+def test_langevin_with_norms_of_each_sample_widens_modes_in_the_plane():
+    # Where the score is next to nothing, in the middle of a mode, |z|/|score| has no bound; annealed is the default.
+    n, model = 400, ring(VPSDE())
+    solver = PredictorCorrector(60, "ddim", "langevin", grid="logsnr")
+    assert law(model, sample(model, solver, (2,), Noise.of(n, 3), dtype=F64, batch=n).x)[1] > 1.5
+
+
+@pytest.mark.parametrize("name", FOUR_AND_COSINE)
+def test_annealed_langevin_dynamics_alone(name):
+    # It finds the modes, and is slow to settle in them as its steps shrink with sigma.
+    n, model = 400, ring(ALL[name])
+    share, width = law(model, sample(model, annealed_langevin(80), (2,), Noise.of(n, 3), dtype=F64, batch=n).x)
+    assert share < 0.06 and 0.9 < width < 1.75
+
+
+@pytest.mark.parametrize("predictor", ["reverse-diffusion", "ancestral", "em"])
+@pytest.mark.parametrize("name", FOUR_AND_COSINE)
+def test_variance_is_right_to_the_first_order_of_a_step(name, predictor):
+    # Exact moments on a Gaussian (see test_stochastic.py). A small snr, because a Langevin step leaves a bias of
+    # e/(2 v), which does not fall as the steps grow in number.
+    model = gaussian(ALL[name], dims=1, mean=0.3, std=0.5)
+    low, high = sampling_interval(model)
+    solver, off = PredictorCorrector(1, predictor, snr=0.02, grid="sqrt"), []
+    for steps in (80, 160):
+        made = replace(solver, steps=steps)
+        mean, variance = moments(made, model, marginal(model, high), draws=2 * steps)
+        off.append(abs(variance / marginal(model, low)[1] - 1))
+        assert mean == pytest.approx(marginal(model, low)[0], abs=0.02)
+    assert off[0] < 0.2 and off[1] < 0.7 * off[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+
+
+@pytest.mark.parametrize("order", ["pc", "cp"])
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+@pytest.mark.parametrize("corrector", ["annealed", "langevin"])
+def test_steps_by_hand(corrector, norm, order):
+    # Song et al. 2021, arXiv:2011.13456, alg. 2-5, reverse diffusion (eq. 46), two corrections, two steps.
+    sde, model, x, noise, r = VPSDE(), ring(VPSDE()), normals(6, 2), Noise.of(6, 3), 0.16
+    start, times = x, make_grid("sqrt", VPSDE(), 2, 1.0, 1e-3)
+
+    def corrected(x, at, a, k):
+        z, score = noise.normal((2,), k, "corrector", F64), model(x, at).score
+        ratio = z.norm(dim=1, keepdim=True) / score.norm(dim=1, keepdim=True)
+        if norm == "batch":
+            ratio = z.norm(dim=1).mean() / score.norm(dim=1).mean()
+        if corrector == "annealed":
+            ratio = sde.sigma(at)
+        e = 2 * a**2 * (r * ratio) ** 2
+        return x + e * score + torch.sqrt(2 * e) * z
+
+    for i in range(2):
+        t, s = times[i], times[i + 1]
+        a = sde.alpha(t) / sde.alpha(s)
+        variance = sde.sigma(t) ** 2 - a**2 * sde.sigma(s) ** 2
+        for part in order:
+            if part == "p":
+                z = noise.normal((2,), i, "solver", F64)
+                x = (2 - a) * x + variance * model(x, t).score + torch.sqrt(variance) * z
+            else:
+                for j in range(2):
+                    x = corrected(x, s if order == "pc" else t, a, 2 * i + j)
+    solver = PredictorCorrector(2, "reverse-diffusion", corrector, r, 2, norm, order)
+    assert float((solver(model, start, noise=noise).x - x).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("corrections", [0, 1, 3])
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_cost(predictor, corrections):
+    model = watched(ring(VPSDE()))
+    solver = PredictorCorrector(4, predictor, corrections=corrections)
+    solved = solver(model, normals(3, 2), noise=Noise.of(3))
+    each = (predictor != "none") + corrections
+    assert solver.evaluations == each and solved.nfe.tolist() == [4 * each] * 3 == [len(model.times)] * 3
+    assert replace(solver, corrector="none").evaluations == (predictor != "none")
+
+
+def test_names():
+    assert resolve("reverse-diffusion", SOLVERS)() == reverse_diffusion() == PredictorCorrector(corrector="none")
+    assert resolve("ald", SOLVERS)() == annealed_langevin()
+    assert annealed_langevin().evaluations == 5 and reverse_diffusion(7).within(20).steps == 20
+
+
+def test_a_predictor_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_predictor.py").write_text(
+        "def halve(model, x, t, s, z):\n    e = model(x, t)\n"
+        "    alpha, sigma = model.sde.coefficients(s)\n    return alpha * e.x0 + sigma * e.eps + 0 * z\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_predictor
+
+    model, x = ring(VPSDE()), normals(5, 2)
+    ends = [
+        PredictorCorrector(6, p, "none")(model, x, noise=Noise.of(5)).x
+        for p in ("ddim", my_predictor.halve, "my_predictor:halve")
+    ]
+    assert torch.equal(ends[1], ends[2]) and float((ends[0] - ends[1]).abs().max()) < 1e-12
+
+
+def test_norms_over_the_batch_couple_its_samples():
+    model, x, noise = ring(VPSDE()), normals(6, 2), Noise.of(6)
+    rows = torch.tensor([1, 4])
+    for norm, coupled in (("sample", False), ("batch", True)):
+        solver = PredictorCorrector(5, corrector="langevin", norm=norm)
+        whole, part = solver(model, x, noise=noise).x[rows], solver(model, x[rows], noise=noise.rows(rows)).x
+        assert (float((whole - part).abs().max()) > 1e-6) == coupled
+
+
+def test_a_row_of_nan_is_reported_with_all_that_it_touched():
+    # One row alone with its own norms; the whole batch with the batch's.
+    x, noise = normals(4, 2), Noise.of(4)
+    x[1] = torch.nan
+    for norm, bad in (("sample", [1]), ("batch", [0, 1, 2, 3])):
+        solved = PredictorCorrector(5, corrector="langevin", norm=norm)(ring(VPSDE()), x, noise=noise)
+        assert [i for i, status in enumerate(solved.status.tolist()) if status == FAILED_NONFINITE] == bad
+        assert [i for i, status in enumerate(solved.status.tolist()) if status == OK] == [
+            i for i in range(4) if i not in bad
+        ]
+
+
+def test_on_ve_the_annealed_step_is_song_and_ermons():
+    # Song and Ermon 2019, arXiv:1907.05600, alg. 1: step sizes in proportion to sigma^2; here e = 2 (snr sigma)^2.
+    model, x, noise = ring(VESDE()), 50 * normals(4, 2), Noise.of(4)
+    solver = annealed_langevin(1, corrections=1)
+    t1 = torch.tensor(0.8, dtype=F64)
+    e = 2 * (0.16 * VESDE().sigma(t1)) ** 2
+    expected = x + e * model(x, t1).score + torch.sqrt(2 * e) * noise.normal((2,), 0, "corrector", F64)
+    assert float((solver(model, x, t1=0.8, noise=noise).x - expected).abs().max()) < 1e-9
+
+
+def test_options_that_cannot_be_are_refused():
+    for options, words in (
+        ({"snr": 0.0}, "snr"), ({"corrections": -1}, "corrections"), ({"corrector": "ula"}, "annealed, langevin"),
+        ({"norm": "mean"}, "sample, batch"), ({"order": "ppc"}, "pc, cp"), ({"predictor": "euler"}, "predictor"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            PredictorCorrector(**options)

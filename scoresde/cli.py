@@ -299,6 +299,8 @@ def sample(
     }  # fmt: skip
     options = {name: value for name, value in typed.items() if value is not None}
     options |= _settings(assignments, ("solver",))["solver"]
+    if steps is not None and grid is not None and "," in grid:
+        raise UsageError(f"--steps {steps}: the times given by --grid are the steps; leave --steps out")
     built = build(solver, SOLVERS, "solver", **options)
     loaded = _load(run, sde, device, threads, dtype)
     from .build import options_of
@@ -306,6 +308,9 @@ def sample(
     from .progress import Progress
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
+    given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
+    if given and not {"gif", "path"} & set(kinds):
+        raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {save},gif")
     labels = None if label is None else _label(loaded, label)
     assert loaded.folder is not None
     name = solver.rpartition(":")[2].lower()
@@ -392,7 +397,7 @@ def _load(run: str | None, sde: str | None, device: str, threads: int | None, dt
               help=f"{', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
 @click.option("--nfe", default="5,10,20,50", show_default=True, help="Evaluations of the fixed-step solvers.")
 @click.option("--n", type=click.IntRange(2), default=256, show_default=True, help="Number of samples.")
-@click.option("--grid", help="Time grid of the fixed-step solvers: auto, uniform, sqrt, logsnr, karras.")
+@click.option("--grid", help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples solved at once.")

@@ -155,9 +155,13 @@ class Given(Grid):
 
     times: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.times) < 2:
+            raise UsageError(f"the given time grid is {self.times}: give both ends, such as 1,0.001")
+
     def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
-        if len(times) < 2 or abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
+        if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
                 f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
                 f"t = {t0:g} to {t1:g}: give both ends, or other t0 and t1"

@@ -10,7 +10,7 @@ error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
 
     err = rms( e / (atol + rtol max(|y|, |y_new|)) ) <= 1        (the largest over the parts of the state)
 
-and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to five binary
+and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to seven binary
 digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and that
 into another error of the size of the tolerance.
 
@@ -298,9 +298,9 @@ class _Rows:
 
 
 def coarse(h: Tensor) -> Tensor:
-    """Step sizes cut to five binary digits, in the shape of ``h``."""
+    """Step sizes cut to seven binary digits, in the shape of ``h``."""
     mantissa, exponent = torch.frexp(h)
-    return torch.ldexp(torch.trunc(32 * mantissa) / 32, exponent)
+    return torch.ldexp(torch.trunc(128 * mantissa) / 128, exponent)
 
 
 def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:

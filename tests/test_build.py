@@ -60,7 +60,7 @@ def test_names_go_both_ways(name: str) -> None:
 
 
 def test_unknown_names_get_the_near_ones() -> None:
-    near = r"unknown SDE 'vpp'; did you mean 'vp' or 'subvp'\? choose from: .*subvp, ve, vp"
+    near = r"unknown SDE 'vpp'; did you mean 'vp' or 'subvp'\? choose from: .*subvp, vdm, ve, vp"
     with pytest.raises(UsageError, match=near):
         build("vpp", SDES, "SDE")
     with pytest.raises(UsageError) as error:

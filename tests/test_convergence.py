@@ -3,7 +3,7 @@
 The acceptance checks of solvers, each with the test that holds it. Files: conv(ergence), exp(onential), like(lihood),
 est(imate), solv(ers), single(step), stoch(astic), and so on. "B" are those on engines and the flow.
 
-1   order on the mixture, log-SNR grid      conv::test_order_on_the_mixture, ::test_order_four, ::test_every_tableau
+1   order on the mixture, log-SNR grid      conv::test_order_on_the_mixture, ::test_unipc_of_order..., ::test_order_four
 2   the same on one Gaussian, rms           conv::test_order_on_one_gaussian_in_rms
 3   first order is DDIM, by any name        conv::test_every_first_order_method_is_DDIM, exp::test_first_order_on_...
 4   midpoint rule = DPM-Solver-2            single::test_the_midpoint_rule_in_log_noise_is_dpm_solver_2
@@ -14,16 +14,16 @@ est(imate), solv(ers), single(step), stoch(astic), and so on. "B" are those on e
 9   all targets, one trajectory             conv::test_every_target_gives_the_same_sample
 10  all paths, one trajectory               conv::test_every_path_takes_the_same_steps..., exp::test_every_path_takes...
 11  conversions of targets                  conv::test_targets_convert_at_any_noise_level, est::test_round_trip
-12  guidance                                conv::test_guidance_..., model::test_guidance_is_an_affine_mixture
+12  guidance                                conv::test_guidance_..., ::test_guided_..., model::test_guidance_is_...
 13  tolerance and evaluations               conv::test_error_and_evaluations_follow_the_tolerance
-14  a row alone and in a batch              solv::test_batch_coupling_*, adaptive::test_a_sample_alone...
+14  a row alone and in a batch              solv::test_batch_coupling_*, conv::test_a_sample_is_the_same_in_any_batch...
 15  likelihood                              like::test_c13, c14, ..., conv::test_likelihood_of_the_mixture
-16  there and back                          solv::test_there_and_back, conv::test_ddim_there_and_back
-17  one Brownian path, more steps           stoch::test_on_a_brownian_path_the_sample_converges
-18  counted evaluations                     conv::test_evaluations_are_counted
+16  there and back                          solv::test_there_and_back, conv::test_*_there_and_back
+17  one Brownian path, more steps           stoch::test_on_a_brownian_path_..., exp::test_on_a_brownian_path_...
+18  counted evaluations                     conv::test_evaluations_are_counted, edm::test_cost_..., pc::test_cost
 19  the ends of the grid, and N = 1         conv::test_one_step_*, ::test_down_to_no_noise, grids::test_*_refused
-20  schedules and grids                     sde::test_*, grids::test_* (there are no discrete betas but the original's)
-B4  gain of a decade of tolerance           conv::test_a_decade_of_tolerance
+20  schedules and grids                     sde::test_*, grids::test_* (discrete betas: original::test_*)
+B4  gain of a decade of tolerance           conv::test_a_decade_of_tolerance, ::test_float32_stops_at_its_own_rounding
 B5  order on a sqrt-t grid                  conv::test_order_on_the_sqrt_grid
 B6  batch independence                      solv::test_batch_coupling_*, conv::test_rounding_is_not_magnified
 B7  no call outside the domain              conv::test_evaluations_are_counted, ::test_down_to_no_noise
@@ -155,7 +155,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("solver", ORDERS)
-@pytest.mark.parametrize("name", ["vp", "ve", "flow", *(pytest.param(n, marks=SLOW) for n in ("subvp", "user_cosine"))])
+@pytest.mark.parametrize("name", FEW_AND_ALL)
 def test_order_on_the_mixture(name, solver):
     # The log-SNR spans 19 units on VP, 17 on VE, but 27 on sub-VP and 43 on cosine and flow: the same step size in it
     # takes more steps there.

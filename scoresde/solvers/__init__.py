@@ -16,6 +16,7 @@ name                   class                    what it integrates              
 ``unipc``              `Multistep`              on x0, order 2 and the corrector: 3              ``steps``
 ``dpm2s``, ``dpm3s``   `Singlestep`             on eps, order 2, 3                               order * ``steps``
 ``dpm++2s``, ``3s``    `Singlestep`             on x0, order 2, 3                                order * ``steps``
+``singlestep``         `Singlestep`             the same by ``variable`` and ``order``           order * ``steps``
 ``sde``                `MultistepSDE`           the reverse SDE, exponential (2M-SDE)            ``steps``
 ``ancestral``          `MultistepSDE`           the same at order 1                              ``steps``
 ``sde-dpm``            `MultistepSDE`           on eps, order 1                                  ``steps``

@@ -7,10 +7,11 @@ A step of size h = t - s compares Euler-Maruyama with stochastic Heun on the sam
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
     err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
 
-accepts x'' where err <= 1, and goes on with  h <- 0.9 h err^(-0.9)  (alg. 1). Two things differ from the publication.
+accepts x'' where err <= 1, and goes on with  h <- 0.9 h err^(-0.9)  (alg. 1). Four things differ from the publication.
 The noise is a Brownian path for each sample, so that a rejected step is done again with the same path: fresh noise
-after a rejection would favour quiet draws. Because the path is rough, h is cut to five binary digits, so that rounding
-does not move the end of a step. And f(x, t) is kept after a rejection, which then costs one evaluation.
+after a rejection would favour quiet draws. Because the path is rough, h is cut to seven binary digits, so that rounding
+does not move the end of a step. f(x, t) is kept after a rejection, which then costs one evaluation. And the
+tolerance goes by the states before and after the step.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser, Estimate, Wrapped
-from ..grids import Grid, as_grid, make_grid
+from ..grids import Given, Grid, as_grid, make_grid
 from ..noise import Noise
 from ..ode import FAILED_NONFINITE, OK, failures
 from ..shapes import sum_flat, time_dtype
@@ -157,7 +157,9 @@ class FixedStep(Solver):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UsageError(f"steps is {self.steps}; a solver needs at least 1")
-        as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
+        made = as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
+        if isinstance(made, Given):
+            object.__setattr__(self, "steps", len(made.times) - 1)
 
     @abstractmethod
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:

@@ -15,7 +15,7 @@ so that a step from t to s with the last k values of q, interpolated by Lagrange
 
 The polynomials are in l = log(alpha/sigma) for x0, eps and gauss, and in the clock itself for straight and v, which
 makes these plain Adams-Bashforth with variable steps, finite from end to end. gauss is exact for data N(0, I).
-One line of the table and one order is one published method: DDIM (any variable but v, order 1), DPM-Solver++ 2M
+One line of the table and one order is one published method: DDIM (x0, eps or straight, order 1), DPM-Solver++ 2M
 (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order; (1) with k = 3
 is third order. With ``correct`` each step is done once more with the value at its own end, which the next step needs
 anyway: one order more, no evaluation more. That is UniPC, whose B(h) matters with two values only. With u = (l - l_t)/h
@@ -247,14 +247,14 @@ class _Exponential(FixedStep):
     variable: str = "x0"
     order: int | None = None
     rule: str = "exact"
-    correct: bool = False
+    correct: bool | None = None
     taper: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variable not in VARIABLES:
             raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
-        if self.order is not None and not 1 <= self.order <= 6:
+        if self.order is not None and not (isinstance(self.order, int) and 1 <= self.order <= 6):
             raise UsageError(f"order is {self.order}; multistep solvers of order 1 to 6 are there")
         if self.rule not in RULES:
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
@@ -263,10 +263,9 @@ class _Exponential(FixedStep):
         """The order, whether to correct and whether to taper, for so many steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
-            return self.order, self.correct, taper
-        if steps < 8:
-            return 3, self.correct, taper
-        return (2 if steps < 25 else 3 if steps < 40 else 4), True, taper
+            return self.order, bool(self.correct), taper
+        order = 3 if steps < 8 else 2 if steps < 25 else 3 if steps < 40 else 4
+        return order, steps >= 8 if self.correct is None else self.correct, taper
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
@@ -319,7 +318,8 @@ class Multistep(_Exponential):
             best for so many steps: below 8 order 3, then with ``correct`` order 2, from 25 order 3, from 40 order 4.
         rule: ``exact`` integrates the polynomial; with two values also ``midpoint`` (DPM-Solver++, UniPC's bh2) and
             ``bh1``.
-        correct: Redo each step with the value at its end (order + 1, no further evaluation).
+        correct: Redo each step with the value at its end (order + 1, no further evaluation); by default not, unless the
+            order is left to the number of steps.
         taper: Let the order fall to 1 in the last steps, as published code does; by default for x0 below 15 steps,
             where it measured better.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.

@@ -13,7 +13,8 @@ a corrector a step of Langevin dynamics that leaves the marginal at one time alo
 Both agree where |z|/|score| is sigma, its value for noise. With the batch's means the samples are coupled; with norms
 of each sample the step e(x) depends on x, and Langevin dynamics with a step e(x) does not settle at p but at p/e, which
 favours large scores: with 8 Gaussians of width 0.15 in the plane (VP, snr 0.16, the ratio held to 2 sigma) the samples
-have width 0.185 after 150 steps and 0.187 after 500; with sigma, 0.153, 0.151. In many dimensions the ratio hardly
+have width 0.18 to 0.19 after 150 steps and after 500; with sigma, 0.15. In the middle of a mode the score vanishes and
+the ratio has no bound, so that in few dimensions single samples are thrown out. In many dimensions the ratio hardly
 varies and the two agree. That is why ``annealed`` is the default.
 
 ``order="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original does.
@@ -90,6 +91,8 @@ class PredictorCorrector(FixedStep):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
         self._predictor()
+        if not self.evaluations:
+            raise UsageError("predictor and corrector are both none: nothing would move; take one of them")
 
     def _predictor(self) -> Predictor:
         if callable(self.predictor):

@@ -42,7 +42,7 @@ class Singlestep(FixedStep):
         steps: Number of steps.
         variable: What is held to a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
         order: Of the solver.
-        rule: ``exact``, or at order 2 ``midpoint``, as published.
+        rule: At order 2 ``midpoint``, as published, ``bh1`` or ``exact``; order 3 is always exact.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

@@ -21,7 +21,7 @@ from the continuous coefficients, so that all is finite for any number of steps.
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
 
 DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampling (eta = 1, Ho et al. 2020); 0 and 1
-mean the same in both conventions, docs/choosing-a-solver.md converts the others.
+mean the same in both conventions, docs/mathematics.md converts the others.
 """
 
 from __future__ import annotations

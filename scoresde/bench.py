@@ -236,7 +236,7 @@ class _Common:
         if converged is not None and not solver.stochastic:
             row = replace(row, rms=_rms(solution, converged))
         if self.real is not None and self.floor is not None:
-            x0 = _denoised(model, solution.x, self.batch)
+            x0 = solution.x if solver.denoises else _denoised(model, solution.x, self.batch)
             x0 = x0[solution.ok & torch.isfinite(x0).flatten(1).all(dim=1)][: self.floor.samples]
             row = replace(row, sliced_w2=sliced_wasserstein(x0, self.real) if len(x0) > 1 else None)
         return row, solution

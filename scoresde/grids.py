@@ -45,7 +45,7 @@ class Grid(ABC):
 
 
 def _ends(sde: Clock, t0: float, t1: float) -> Tensor:
-    """The log-SNR at both ends; where alpha or sigma is 0 it is infinite, and 20 stands for it."""
+    """The log-SNR at both ends; where it is infinite, -20 stands for alpha = 0, 20 for sigma = 0."""
     ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
     return torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
 

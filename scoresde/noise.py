@@ -156,13 +156,24 @@ class Noise:
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
-        if abs(s - t) < 4 / 2**_LEVELS or not (0 <= t <= 1 and 0 <= s <= 1):
+        self.check(torch.tensor([t, s], dtype=torch.float64))
+        increment = self.path(s, shape) - self.path(t, shape)
+        return (increment / math.sqrt(abs(s - t))).to(dtype)
+
+    def check(self, times: Tensor) -> None:
+        """Refuse times, shape ``(n + 1,)``, whose steps the Brownian path cannot serve.
+
+        Raises:
+            UsageError: With the first such step.
+        """
+        inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
+        wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()
+        if len(wrong):
+            t, s = float(times[wrong[0]]), float(times[wrong[0] + 1])
             raise UsageError(
                 f"the Brownian path lives on [0, 1] and resolves steps of 4e-6; the step from {t:.6g} to {s:.6g} "
                 "does not fit: take fewer steps, another grid, or plain noise"
             )
-        increment = self.path(s, shape) - self.path(t, shape)
-        return (increment / math.sqrt(abs(s - t))).to(dtype)
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         """The Brownian path W(t) of each sample, float64 ``(B, *shape)``; t in [0, 1], one for all or ``(B,)``."""

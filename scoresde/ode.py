@@ -10,9 +10,9 @@ error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
 
     err = rms( e / (atol + rtol max(|y|, |y_new|)) ) <= 1        (the largest over the parts of the state)
 
-and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to seven binary
-digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and that
-into another error of the size of the tolerance.
+and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to seven
+binary digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and
+that into another error of the size of the tolerance.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.

@@ -292,6 +292,10 @@ class VPSDE(_LinearBeta):
         (alpha, sigma), beta = self.coefficients(t), self.beta(t)
         return -beta * alpha / 2, beta * alpha.square() / (2 * sigma)
 
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        # also at t = 0, where sigma' is infinite
+        return self.beta(t)
+
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)).
         return self.t_of_integral(torch.nn.functional.softplus(-log_snr))
@@ -397,6 +401,14 @@ class CosineSDE(SDE):
         product = torch.sin(t * (math.pi / 2 / (1 + self.offset))) * torch.sin(u + self._start)
         return torch.sqrt(product) / math.cos(self._start)
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha' = -u' sin(u)/cos(u_0),  (sigma^2)' = 2 u' sin(u) cos(u)/cos(u_0)^2
+        u, rate = self._angle(t), math.pi / 2 / (1 + self.offset)
+        d_alpha = -rate * torch.sin(u) / math.cos(self._start)
+        if self.offset == 0:
+            return d_alpha, rate * torch.cos(u)
+        return d_alpha, rate * torch.sin(u) * torch.cos(u) / (math.cos(self._start) ** 2 * self.sigma(t))
+
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), by the arc tangent, which is exact at both ends
         cosine = math.cos(self._start) * torch.sigmoid(log_snr).sqrt()
@@ -462,6 +474,12 @@ class VDMSDE(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self.log_snr(t)).sqrt()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # (log alpha)' = sigma^2 l'/2,  (log sigma)' = -alpha^2 l'/2
+        alpha, sigma = self.coefficients(t)
+        half = (self.log_snr_min - self.log_snr_max) / 2
+        return half * alpha * sigma.square(), -half * sigma * alpha.square()
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return (log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)

@@ -155,7 +155,7 @@ class FixedStep(Solver):
     grid: str | Grid | tuple[float, ...] = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if not isinstance(self.steps, int) or self.steps < 1:
             raise UsageError(f"steps is {self.steps}; a solver needs at least 1")
         made = as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
         if isinstance(made, Given):
@@ -183,10 +183,12 @@ class FixedStep(Solver):
     def within(self, nfe: int) -> Self | None:
         """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
         steps = nfe // self.evaluations
-        return replace(self, steps=steps) if steps else None
+        return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), Given) else None
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
+        if noise.brownian and self.stochastic:
+            noise.check(times)
         counted, everyone = _Counted(model, []), torch.arange(len(x), device=x.device)
         advance, steps = self.stepper(counted, times, noise), len(times) - 1
         for i in range(steps):

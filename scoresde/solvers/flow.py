@@ -58,7 +58,7 @@ class Frame:
 
 def _ve_clock(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
-    return sigma / alpha
+    return torch.where(alpha > 1e-6 * sigma, sigma / alpha, torch.inf)  # cos(pi/2) is 6e-17
 
 
 FRAMES = {

@@ -29,16 +29,22 @@ __all__ = ["LEVELS", "Level", "check_level", "level_of", "ratios"]
 Level = str | Callable[[SDE, Tensor], Tensor]
 
 
+def _g(sde: SDE, t: Tensor) -> Tensor:
+    alpha, sigma = sde.coefficients(t)
+    # cos(pi/2) is 6e-17: nothing of the data is left, and g is infinite
+    return torch.where(alpha > 1e-6 * sigma, sde.diffusion(t), torch.inf)
+
+
 def _er(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
     power = (sigma / alpha).pow(0.3)
     # e^p / (e^p + 10), which does not overflow
-    return sde.diffusion(t) * torch.sqrt(0.3 * power / (1 + 10 * torch.exp(-power)))
+    return _g(sde, t) * torch.sqrt(0.3 * power / (1 + 10 * torch.exp(-power)))
 
 
 LEVELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "auto": lambda sde, t: sde.noise_level(t),
-    "g": lambda sde, t: sde.diffusion(t),
+    "g": _g,
     "sigma": lambda sde, t: torch.sqrt(2 * sde.coefficients(t)[1]),
     "er": _er,
 }
@@ -76,10 +82,11 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
     """
     value = eta * torch.as_tensor(_function(level)(sde, t))
     if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
-        raise UsageError(
-            f"the noise level {level!r} is {value.flatten().tolist()[:4]} at t = {t.flatten().tolist()[:4]}; "
-            "it must be finite and >= 0, one number for each t"
-        )
+        name, number, at = getattr(level, "__name__", level), f"of shape {tuple(value.shape)}", ""
+        if value.shape == t.shape:
+            i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
+            number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
+        raise UsageError(f"the noise level {name} is {number}{at}; it must be finite and >= 0, one number for each t")
     return value
 
 
@@ -93,6 +100,6 @@ def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ..
     log_snr = sde.log_snr(times)
     middle = sde.t_of_log_snr((log_snr[1:] + log_snr[:-1]) / 2)
     whole = torch.isfinite(log_snr[1:]) & (log_snr[1:].abs() < 60) & (log_snr[:-1].abs() < 60)
-    middle = torch.where(whole, middle, times[1:])
+    middle = torch.where(whole, middle, (times[1:] + times[:-1]) / 2)
     found = level_of(sde, level, eta, middle) / sde.diffusion(middle)
     return tuple(torch.where(whole, found, torch.zeros_like(found)).tolist())

@@ -96,6 +96,11 @@ class Trajectory:
         """The sizes of a row's steps in t, float64 ``(n,)``, positive."""
         return torch.diff(self.times(row)).abs()
 
+    def _ends(self) -> tuple[float, float]:
+        """Where the rows started, and the furthest that any of them came."""
+        start, ends = self._rows[0][0][0], [row[0][-1] for row in self._rows]
+        return start, min(ends) if min(ends) < start else max(ends)
+
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
         """All rows at common times, shape ``(T, B, *event)``; a row that failed stays where it was.
 
@@ -103,9 +108,7 @@ class Trajectory:
             UsageError: If a time was never passed.
         """
         asked = torch.as_tensor(times, dtype=torch.float64)
-        start = self._rows[0][0][0]
-        ends = [row[0][-1] for row in self._rows]
-        end = min(ends) if min(ends) < start else max(ends)
+        start, end = self._ends()
         low, high = min(start, end), max(start, end)
         if bool(((asked < low - 1e-9) | (asked > high + 1e-9)).any()):
             raise UsageError(f"the trajectory goes from t = {start:g} to {end:g}; asked for {asked.tolist()}")
@@ -149,9 +152,9 @@ class Trajectory:
         """
         if count < 2:
             raise UsageError(f"{count} frames are no animation; take at least 2")
-        start, end = self._rows[0][0][0], self._rows[0][0][-1]
-        for row in self._rows:
-            end = min(end, row[0][-1]) if end < start else max(end, row[0][-1])
+        start, end = self._ends()
+        if start == end:
+            raise UsageError("no row of this trajectory has moved: there is nothing to show")
         times = make_grid(grid, self.sde, count - 1, start, end)
         shown = self.at(times)
         if self._final is not None:

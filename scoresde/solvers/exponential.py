@@ -37,8 +37,7 @@ tau = 0 is (1).
 Where alpha = 0 the log-SNR is infinite and eps has no clock: that node serves the first step, which is of first order,
 x_s = alpha_s x0_hat + sigma_s eps_hat, and nothing divides by alpha. Likewise a step in log-SNR that is more than twice
 as long as the one before (the last one of a grid uniform in t, say) is of first order: a polynomial extrapolated that
-far does harm. And a correction with a weight of more than 3 sizes of the state is left out: it
-would magnify errors.
+far does harm. And a correction with a weight of more than 3 hypot(alpha, sigma) is left out: it would magnify errors.
 
 References:
     Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++, SDE too.

@@ -66,8 +66,10 @@ MORE = {"cosine": CosineSDE(), "trigonometric": CosineSDE(offset=0.0), "edm": ED
 
 @pytest.mark.parametrize("sde", [*FOUR.values(), *MORE.values()], ids=str)
 def test_rates_in_closed_form_are_the_derivatives(sde):
+    # Automatic differentiation of VDM's sigmoid cancels near the data; the others agree to rounding.
+    rtol = 1e-9 if isinstance(sde, VDMSDE) else 1e-12
     for closed, derived in zip(sde.rates(T), SDE.rates(sde, T), strict=True):
-        assert torch.allclose(closed, derived, rtol=1e-9, atol=1e-15)
+        assert torch.allclose(closed, derived, rtol=rtol, atol=1e-15)
 
 
 @pytest.mark.parametrize("sde", MORE.values(), ids=str)

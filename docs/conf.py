@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the notebook is small; more threads only get in its way
@@ -65,7 +66,8 @@ class CliHelp(Directive):
             command = cli.commands[self.arguments[0]]
             context = click.Context(command, parent=context, info_name=self.arguments[0])
         text = command.get_help(context)
-        self.state.document.settings.record_dependencies.add(scoresde.cli.__file__)
+        for file in Path(scoresde.cli.__file__).parent.glob("*.py"):
+            self.state.document.settings.record_dependencies.add(str(file))
         return [nodes.literal_block(text, text, language="text")]
 
 

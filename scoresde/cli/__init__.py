@@ -1,0 +1,76 @@
+"""The command line: parse, call, print. No mathematics here, and no torch before a command runs.
+
+One file a verb; :mod:`.common` has what they share. Standard output carries results, standard error talks. Exit codes
+are those of :mod:`scoresde.errors`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from ..errors import ScoresdeError
+from ..version import __version__
+from .bench import bench
+from .common import Group
+from .info import info
+from .likelihood import likelihood
+from .sample import sample
+from .train import train
+
+__all__ = ["cli", "main"]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="scoresde")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Score-based generative models in continuous time: train, sample, score.
+
+    \b
+    scoresde train --sde vp                      # the embedded digits, a few minutes on a CPU
+    scoresde sample --solver ode --rtol 1e-5     # from the newest run
+    scoresde likelihood                          # bits/dim of held-out data
+    """
+
+
+for _verb in (train, sample, bench, likelihood, info):
+    cli.add_command(_verb)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with the code of what happened."""
+    warnings.showwarning = _warn
+    debug = "--debug" in (sys.argv[1:] if args is None else args)
+    args = [a for a in (sys.argv[1:] if args is None else args) if a != "--debug"]
+    try:
+        code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        if debug:
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+    except ScoresdeError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
+        sys.exit(1)

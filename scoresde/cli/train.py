@@ -1,0 +1,153 @@
+"""``scoresde train``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..build import closest, fields_of, resolve
+from ..errors import CheckpointError, UsageError
+from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, WEIGHTINGS
+from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import TrainConfig
+
+__all__ = ["train"]
+
+
+@click.command(
+    short_help="Train a model; prints the run folder.",
+    epilog="\b\nExamples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
+)
+@sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
+@click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npz.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: by the preset]")
+@click.option("--batch", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: by the preset]")
+@click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
+@click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
+@click.option("--weighting", default="auto", show_default=True, help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
+@click.option("--cond", type=click.Choice(["none", "class"]), default="none", show_default=True, help="Use labels.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
+@click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint (with its own settings).")
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE",
+              help="Any other setting: sde.beta_max=18, network.channels=64, clip=2.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings, sizes and a time estimate; train nothing.")
+@common_options
+def train(
+    sde: str, data: str, steps: int | None, batch: int | None, lr: float | None, preset: str, predict: str,
+    weighting: str, cond: str, out: Path | None, resume: str | None, assignments: tuple[str, ...], dry_run: bool,
+    seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Train a model by denoising score matching; prints the run folder."""
+    from dataclasses import fields, replace
+
+    chosen = prepare(device, threads)
+    from ..checkpoint import find_run, read_config
+    from ..config import TrainConfig
+    from ..data import load_data
+    from ..train import fit
+
+    if resume is not None:
+        _refuse_new_settings(resume)
+        out = find_run(resume)
+        config = TrainConfig.from_dict(read_config(out))
+        if click.get_current_context().get_parameter_source("sde") is click.core.ParameterSource.COMMANDLINE:
+            # A class in no table must be named by the user again; nothing else may change.
+            if sde != config.sde:
+                raise UsageError(f"--sde {sde}: {resume} was trained with {config.sde}, and a resumed run keeps it")
+        if steps:
+            config = replace(config, steps=steps)
+        _refuse_foreign(config, sde)
+    else:
+        groups = settings(assignments, ("", "sde", "network", "predict"))
+        names = {f.name for f in fields(TrainConfig)}
+        for name in groups[""]:
+            if name not in names:
+                dotted = [f"sde.{f}" for f in fields_of(resolve(sde, SDES, "SDE"))]
+                near = [d for d in dotted if d.endswith(f".{name}")]
+                raise UsageError(f"no setting {name!r}; {f'did you mean {near[0]}?' if near else closest(name, names)}")
+        config = TrainConfig(
+            **{
+                "data": data, "sde": sde, "sde_options": groups["sde"], "predict": predict,
+                "predict_options": groups["predict"], "weighting": weighting, "preset": preset,
+                "network_options": groups["network"], "cond": cond, "steps": steps or 0, "batch": batch or 0,
+                "lr": lr or 0.0, "seed": seed, **groups[""],
+            }
+        )  # fmt: skip
+    dataset = load_data(config.data, config.seed, config.test_fraction)
+    say(quiet, dataset.info.describe())
+    if dry_run:
+        _dry_run(config, dataset, chosen, as_json)
+        return
+    began = time.monotonic()
+    run = fit(
+        config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=dtype_of(dtype), quiet=quiet
+    )
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)})
+    else:
+        say(quiet, f"trained {run.step:,} steps in {seconds:.0f} s; samples during training: {run.folder}/samples/")
+        click.echo(str(run.folder))
+
+
+def _refuse_new_settings(run: str) -> None:
+    """A resumed run keeps its settings: an option that would be ignored is refused."""
+    allowed = ("resume", "steps", "sde", "dry_run", "device", "dtype", "threads", "as_json", "quiet")
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in allowed and source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
+
+
+def _refuse_foreign(config: TrainConfig, typed: str) -> None:
+    """A name from a file imports nothing: what no table lists must be typed again."""
+    for what, name, table in (
+        ("prediction", config.predict, PARAMETRIZATIONS),
+        ("weighting", config.weighting, WEIGHTINGS),
+        ("network", config.network_options.get("network", "unet"), NETWORKS),
+    ):
+        if name not in table:
+            raise CheckpointError(
+                f"the run was trained with the {what} {name}, which is in no table, and a name from a file is never "
+                "imported; resume it in Python: scoresde.fit(config, out=RUN, resume=True)"
+            )
+    if isinstance(config.sde, str) and config.sde not in SDES and config.sde != typed:
+        raise CheckpointError(
+            f"the run was trained with the SDE {config.sde}, which is in no table, and a name from a file is never "
+            f"imported; name it again: --sde {config.sde}"
+        )
+
+
+def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from ..train import fit, prepared
+
+    resolved, model = prepared(config, dataset)
+    fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=device, quiet=True)
+    began = time.monotonic()
+    fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=device, quiet=True)
+    seconds = (time.monotonic() - began) / 4
+    size = sum(p.numel() for p in model.parameters())
+    facts = {
+        "config": resolved.to_dict(),
+        "parameters": size,
+        "seconds_per_step": round(seconds, 4),
+        "estimated_minutes": round(seconds * resolved.steps / 60, 1),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in resolved.to_dict().items():
+        click.echo(f"{key:16} {value}")
+    click.echo(f"{'parameters':16} {size:,}")
+    click.echo(f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms a step on {device})")

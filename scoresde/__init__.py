@@ -21,6 +21,7 @@ _HOME = {
     "CosineSDE": "sde",
     "EDMSDE": "sde",
     "VDMSDE": "sde",
+    "Shifted": "paths",
     "Estimate": "estimate",
     "Denoiser": "estimate",
     "Parametrization": "estimate",
@@ -32,6 +33,7 @@ _HOME = {
     "EDM": "estimate",
     "ScoreModel": "model",
     "Guided": "model",
+    "convert": "model",
     "GaussianMixture": "exact",
     "Noise": "noise",
     "denoising_loss": "loss",
@@ -52,6 +54,8 @@ _HOME = {
     "load": "run",
     "TrainConfig": "config",
     "fit": "train",
+    "reflow": "rectified",
+    "straightness": "rectified",
 }
 _MODULES = ("data", "metrics", "nn", "plot", "solvers")
 
@@ -65,8 +69,10 @@ if TYPE_CHECKING:
     from .exact import GaussianMixture
     from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
     from .loss import denoising_loss
-    from .model import Guided, ScoreModel
+    from .model import Guided, ScoreModel, convert
     from .noise import Noise
+    from .paths import Shifted
+    from .rectified import reflow, straightness
     from .run import Run, load
     from .sde import EDMSDE, SDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .solvers import (

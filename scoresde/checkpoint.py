@@ -38,6 +38,7 @@ __all__ = [
     "read_tensors",
     "save_checkpoint",
     "write_json",
+    "write_tensors",
 ]
 
 FORMAT = 1
@@ -186,7 +187,6 @@ def save_checkpoint(
         keep: How many checkpoints stay.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     root = folder / "checkpoints"
     final, temporary = root / f"step-{step:09d}", root / f".step-{step:09d}.tmp-{os.getpid()}"
@@ -196,9 +196,7 @@ def save_checkpoint(
         files = {}
         for group, content in tensors.items():
             path = temporary / f"{group}.safetensors"
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in content.items()}, path)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _save(path, content)
             files[path.name] = _digest(path)
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state, "files": files})
         shutil.rmtree(final, ignore_errors=True)
@@ -212,6 +210,26 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise _cannot_write(final, error) from None
     return final
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of any shapes to a safetensors file, under a temporary name that is then renamed."""
+    from safetensors import SafetensorError
+
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        _save(temporary, tensors)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from None
 
 
 def _fault(checkpoint: Path) -> str | None:

@@ -14,10 +14,12 @@ from typing import Any
 from torch import nn
 
 from .build import build, closest, construct, fields_of, name_of, options_of, resolve
+from .coupling import check_coupling
 from .data import DataInfo
 from .errors import CheckpointError, UsageError
 from .estimate import Parametrization
 from .model import ScoreModel
+from .paths import Shifted
 from .sde import SDE
 from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES
 
@@ -44,11 +46,13 @@ class TrainConfig:
         data: A name or a path (see :func:`scoresde.load_data`).
         sde: A name in :data:`scoresde.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its class.
         sde_options: Its fields, if it is a name.
+        shift: Factor on sigma/alpha at every t (:class:`scoresde.paths.Shifted`); 1 leaves the path as it is.
         predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
         predict_options: Its fields.
         weighting: Weight of the loss (see :mod:`scoresde.loss`), or ``auto`` (by the prediction).
         t_sampler: Where times are drawn: ``uniform``, ``sqrt``, or ``auto``: ``sqrt`` where that is the SDE's grid and
             the weighting is ``native``; the other weightings are stated for uniform times.
+        coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (:mod:`scoresde.coupling`).
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
         cond: ``class`` to train on labels, or ``none``.
@@ -66,10 +70,12 @@ class TrainConfig:
     data: str = "digits"
     sde: str | SDE = "vp"
     sde_options: Mapping[str, Any] = field(default_factory=dict)
+    shift: float = 1.0
     predict: str = "auto"
     predict_options: Mapping[str, Any] = field(default_factory=dict)
     weighting: str = "auto"
     t_sampler: str = "auto"
+    coupling: str = "independent"
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
     cond: str = "none"
@@ -88,6 +94,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             object.__setattr__(self, "sde", construct(self.sde, "SDE", self.sde.__name__, self.sde_options))
+        if isinstance(self.sde, Shifted):  # stored as what it is made of
+            object.__setattr__(self, "shift", self.shift * self.sde.shift)
+            object.__setattr__(self, "sde", self.sde.path)
         for f in dataclasses.fields(self):
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
             kinds = (int, float) if kind is float else (str, SDE) if f.name == "sde" else (kind,)
@@ -125,10 +134,17 @@ class TrainConfig:
         if predict == "edm":
             options.setdefault("data_std", round(data_std, 4))
         steps = self.steps or steps
-        weighting = self.weighting
+        weighting, sde = self.weighting, build_sde(self)
         if weighting == "auto":
-            weighting = resolve(predict, PARAMETRIZATIONS, "prediction").weighting
-        low_noise = build_sde(self).default_grid == "sqrt" and weighting == "native"
+            learns = bool(sde.parameters())
+            weighting = "likelihood" if learns else resolve(predict, PARAMETRIZATIONS, "prediction").weighting
+        if sde.parameters() and weighting != "likelihood":
+            raise UsageError(
+                f"--weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
+                "weighting likelihood is its; leave --weighting out, or sde.learn"
+            )
+        check_coupling(self.coupling, weighting, predict, getattr(sde, "nodes", None) is not None)
+        low_noise = sde.default_grid == "sqrt" and weighting == "native"
         sampler = "sqrt" if low_noise else "uniform"
         return dataclasses.replace(
             self,
@@ -202,7 +218,7 @@ def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, type
     if not isinstance(sde, SDE):
         raise UsageError(f"{config.sde!r} is no SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma")
     sde.check()
-    return sde
+    return sde if config.shift == 1 else Shifted(sde, config.shift)
 
 
 def build_model(
@@ -236,4 +252,4 @@ def build_model(
             if key in fields and isinstance(fields[key].default, tuple) and not isinstance(value, tuple):
                 tuples[key] = (value,)
         network = build(str(name), NETWORKS, "network", **tuples)
-    return ScoreModel(network, sde, parametrization, classes)
+    return ScoreModel(network, sde, parametrization, classes, config.coupling != "independent")

@@ -173,7 +173,7 @@ class Parametrization(ABC):
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
-        solvable = bool(torch.isfinite(size)) and float((a * sigma - b * alpha).abs()) > 1e-6 * float(size)
+        solvable = bool(torch.isfinite(size)) and bool((a * sigma - b * alpha).abs() > 1e-6 * size)
         return sde.t_max if solvable else sde.t_max - 1e-3
 
 

@@ -16,6 +16,8 @@ it converges to.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,10 @@ from .errors import UsageError
 from .estimate import Parametrization
 from .model import ScoreModel
 from .sde import SDE
-from .shapes import expand, mean_flat
+from .shapes import expand, mean_flat, time_dtype
 from .tables import TIME_SAMPLERS, WEIGHTINGS
 
-__all__ = ["denoising_loss", "eps", "likelihood", "native", "training_times"]
+__all__ = ["denoising_loss", "end_terms", "eps", "likelihood", "native", "training_times"]
 
 
 def native(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
@@ -70,6 +72,30 @@ def denoising_loss(
     error = model.output(sde.perturb(x0, t, noise), t, cond) - target
     weight: Tensor = resolve(weighting, WEIGHTINGS, "weighting")(sde, parametrization, t)
     return weight.to(x0.dtype) * mean_flat(error.square())
+
+
+def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
+    """What the ends of the path add to the variational bound, of which (1) with ``lambda = g^2`` is the middle.
+
+    Kingma et al. (2021), arXiv:2107.00630, eq. 12, times 2/D as (1) is: the divergence of x at ``t_max`` from the
+    prior, and the negative log density of the data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a path that
+    is learned needs them: without them its ends would run away.
+
+    Args:
+        model: The model in training.
+        x0: Data in model units, shape ``(B, *event)``.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    sde = model.sde
+    (a0, a1), (s0, s1) = sde.coefficients(torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device)))
+    # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
+    square, prior = mean_flat(x0.square()), sde.prior_std**2
+    latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)
+    data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
+    terms: Tensor = (latent + data).to(x0.dtype)
+    return terms
 
 
 def training_times(

@@ -1,27 +1,39 @@
-"""A trained model: a network, the path it was trained on, and what its output means; conditioning as wrappers.
+"""A trained model: a network, the path it was trained on, and what its output means; conditioning, guidance and
+another path as wrappers.
 
 :class:`ScoreModel` is a :class:`~scoresde.estimate.Denoiser`. Conditioning is bound before solving,
 ``model.given(labels)``, and guidance mixes two denoisers; both are denoisers again, so that no solver ever carries a
 label. A label keeps its row: ``rows(index)`` selects the rows that a solver still works on.
+
+A model belongs to no path. At one noise level sigma/alpha the states of two paths differ by a factor, which is that of
+their scales  s = alpha + sigma,
+
+    x'_t' / s'(t') = x_t / s(t)        where        sigma'/alpha' (t') = sigma/alpha (t),                      (1)
+
+and the estimates of data and noise are the same. :class:`Converted` asks a model trained on one path for another, such
+as a VP model for the straight path of flow matching: the same samples and likelihoods, solved where that costs less.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
 from .estimate import Denoiser, Estimate, Parametrization, Wrapped
+from .paths import Stretch
 from .sde import SDE
 from .shapes import as_time, expand, select
 
-__all__ = ["Given", "Guided", "ScoreModel"]
+__all__ = ["Converted", "Given", "Guided", "ScoreModel", "convert"]
 
 
 class ScoreModel(nn.Module):
     """``network + sde + parametrization``, called as ``model(x, t) -> Estimate``.
+
+    What of the path is learned (:meth:`scoresde.SDE.parameters`) is among the parameters of the model.
 
     Args:
         network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
@@ -29,6 +41,8 @@ class ScoreModel(nn.Module):
         sde: The path.
         parametrization: What the output means.
         classes: Number of classes the network was trained with; class ``classes`` stands for "no label".
+        coupled: Data and noise were paired in training (:mod:`scoresde.coupling`): the flow is right, but there is no
+            score.
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -38,7 +52,14 @@ class ScoreModel(nn.Module):
         torch.Size([5, 2])
     """
 
-    def __init__(self, network: nn.Module, sde: SDE, parametrization: Parametrization, classes: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: SDE,
+        parametrization: Parametrization,
+        classes: int = 0,
+        coupled: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
         self.sde = sde
@@ -46,8 +67,14 @@ class ScoreModel(nn.Module):
         self.classes = classes
         self.t_min = sde.t_min
         self.t_max = parametrization.legal_t_max(sde)
-        self.coupled = False
+        self.coupled = coupled
         self.nodes: Tensor | None = None
+        self.schedule = nn.ParameterDict(sde.parameters())
+
+    @property
+    def learned(self) -> nn.Module:
+        """What training changes: the network, or the network and the path."""
+        return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
     def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The output F at ``(x_t, t)``, shape of ``x``."""
@@ -144,3 +171,100 @@ class Guided:
     def rows(self, index: Tensor) -> Guided:
         """The same for the rows ``index``, shape ``(B',)``."""
         return Guided(self.cond.rows(index), self.uncond.rows(index), self.scale)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model asked on another path, at the same noise levels (1); :func:`convert` makes it.
+
+    Args:
+        model: Any denoiser.
+        sde: The stretch of the other path whose noise levels the model knows.
+    """
+
+    model: Denoiser
+    sde: Stretch
+
+    @property
+    def t_min(self) -> float:
+        return self.sde.t_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sde.t_max
+
+    @property
+    def coupled(self) -> bool:
+        return self.model.coupled
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """The model's nodes that the path has, at its times, shape ``(N,)``, or ``None``."""
+        if self.model.nodes is None:
+            return None
+        t = self.sde.t_of_log_snr(self.model.sde.log_snr(self.model.nodes))
+        return t[(t > self.t_min - _CLOSE) & (t < self.t_max + _CLOSE)]
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        t = as_time(t, x)
+        outside = (t < self.t_min - _CLOSE) | (t > self.t_max + _CLOSE)
+        if bool(outside.any()):
+            raise UsageError(
+                f"asked at t = {float(t[outside].flatten()[0]):g}: {_ranges(self.model, self.sde.path)}; what they "
+                f"share is t from {self.t_min:.6g} to {self.t_max:.6g}"
+            )
+        theirs = self.model.sde
+        at = theirs.t_of_log_snr(self.sde.log_snr(t)).clamp(self.model.t_min, self.model.t_max)
+        # x_t = s(t) x'_t' / s'(t')                                                                      (1)
+        estimate = self.model(expand(theirs.scale(at) / self.sde.scale(t), x) * x, at)
+        return replace(estimate, x=x, t=t, sde=self.sde)
+
+    def rows(self, index: Tensor) -> Converted:
+        """The same for the rows ``index``, shape ``(B',)``."""
+        return Converted(self.model.rows(index), self.sde)
+
+
+_CLOSE = 1e-12  # what rounding may carry a time over an end
+
+
+def convert(model: Denoiser, path: SDE) -> Converted:
+    """Return ``model`` on another path, for those of the path's times whose noise level the model knows.
+
+    Args:
+        model: Any denoiser.
+        path: The path to ask it on; the prior of the result is the model's, in the scale of the path.
+
+    Raises:
+        UsageError: If the two share no noise level. The result raises it when asked outside those they share. The
+            message names both ranges of log-SNR.
+
+    >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
+    >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
+    >>> straight = convert(model, FlowMatching())
+    >>> round(straight.t_min, 6), round(straight.t_max, 6)
+    (0.001004, 0.993471)
+    """
+    theirs = model.sde
+    t = torch.tensor([model.t_min, theirs.times("sample")[0], model.t_max], dtype=torch.float64)
+    # Their noise levels, as far as the path has them
+    most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
+    shared = theirs.log_snr(t).clamp(least, most)
+    low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
+    if not low < high:
+        raise UsageError(f"{_ranges(model, path)}: they share none, and the model cannot be asked on that path")
+    std = path.prior_std
+    if high < path.t_max:  # the model's own end is the end, and its prior stands there
+        end = torch.tensor(high, dtype=torch.float64)
+        std = theirs.prior_std * float(path.scale(end) / theirs.scale(t[2]))
+    return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0])))
+
+
+def _ranges(model: Denoiser, path: SDE) -> str:
+    """The log-SNR that a model knows and that a path goes through, in words."""
+
+    def span(sde: SDE, low: float, high: float) -> str:
+        ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))
+        return " to ".join(f"{end:.4g}" for end in ends.tolist())
+
+    known, theirs = span(model.sde, model.t_min, model.t_max), span(path, path.t_min, path.t_max)
+    return f"the model knows the log-SNR from {known}, {type(path).__name__} goes from {theirs}"

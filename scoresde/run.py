@@ -20,7 +20,7 @@ from .data import DataInfo
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
 from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
-from .model import Guided, ScoreModel
+from .model import Guided, ScoreModel, convert
 from .noise import Noise
 from .sde import SDE
 from .solvers import Solution, Solver, sample
@@ -113,8 +113,21 @@ class Run:
         """Of the weights, and of the states that solvers carry."""
         return next(self.model.parameters()).dtype
 
-    def conditioned(self, labels: int | Tensor | None, guidance: float = 1.0, n: int | None = None) -> Denoiser:
-        """The denoiser for given labels: an int for all, int64 ``(n,)``, or ``None`` for the unconditional model."""
+    def conditioned(
+        self,
+        labels: int | Tensor | None,
+        guidance: float = 1.0,
+        n: int | None = None,
+        path: str | SDE | None = None,
+    ) -> Denoiser:
+        """The denoiser for given labels: an int for all, int64 ``(n,)``, or ``None`` for the unconditional model.
+
+        With ``path``, a name in :data:`scoresde.tables.SDES` or an SDE, it is asked there (:func:`scoresde.convert`).
+        """
+        model = self._conditioned(labels, guidance, n)
+        return model if path is None else convert(model, build(path, SDES, "SDE"))
+
+    def _conditioned(self, labels: int | Tensor | None, guidance: float, n: int | None) -> Denoiser:
         if isinstance(labels, Tensor) and n is not None and labels.numel() not in (1, n):
             raise UsageError(f"{labels.numel()} labels for {n} samples; give one for all, or one for each")
         if labels is None:
@@ -137,6 +150,7 @@ class Run:
         guidance: float = 1.0,
         denoise: bool = True,
         brownian: bool = False,
+        path: str | SDE | None = None,
         batch: int = 256,
         watch: Watch | None = None,
         record: bool = False,
@@ -151,6 +165,7 @@ class Run:
             guidance: Scale of classifier-free guidance; 1 is the conditional model.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
             brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
+            path: Another path to sample on, at the model's noise levels (see :func:`scoresde.convert`).
             batch: Samples solved at once.
             watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
             record: Keep every step, for :meth:`frames`.
@@ -160,7 +175,7 @@ class Run:
         """
         if n < 1:
             raise UsageError(f"the number of samples is {n}; take at least 1")
-        model = self.conditioned(labels, guidance, n)
+        model = self.conditioned(labels, guidance, n, path)
         built: Solver = build(solver, SOLVERS, "solver")
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
@@ -277,6 +292,6 @@ def load(
     except UsageError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     source = checkpoint / "ema.safetensors"
-    load_weights(model.network, read_tensors(source), source)
-    model.network.to(device=device, dtype=dtype)
+    load_weights(model.learned, read_tensors(source), source)
+    model.to(device=device, dtype=dtype)
     return Run(model.eval().requires_grad_(False), info, config, int(state["step"]), folder)

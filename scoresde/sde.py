@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UsageError
 from .shapes import as_time, expand, sum_flat, time_dtype
@@ -65,9 +65,9 @@ class SDE(ABC):
         3.14159...
     """
 
-    t_min: ClassVar[float] = 1e-5
-    t_max: ClassVar[float] = 1.0
-    t_sample: ClassVar[float | None] = None
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    t_sample: float | None = None
     default_grid: ClassVar[str] = "sqrt"
 
     @abstractmethod
@@ -190,6 +190,18 @@ class SDE(ABC):
         """The time at which :meth:`ratio` is ``r``, clamped to the domain."""
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r)))
         return t.clamp(self.t_min, self.t_max)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What of ``(alpha, sigma)`` a change of the log-SNR leaves as it is (see :mod:`scoresde.paths`).
+
+        A path that only mixes, ``alpha^2 + sigma^2 = 1``, keeps the root of that sum, and this is the default; where
+        another function is constant along the path, a subclass names it. Linear in both, in the shape of ``alpha``.
+        """
+        return torch.hypot(alpha, sigma)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What of the path is learned with the network, by name: nothing, unless a subclass says so."""
+        return {}
 
     def times(self, use: str) -> tuple[float, float]:
         """The interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
@@ -346,6 +358,9 @@ class VESDE(SDE):
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
 
 @dataclass(frozen=True)
 class FlowMatching(SDE):
@@ -369,6 +384,9 @@ class FlowMatching(SDE):
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha + sigma
 
 
 @dataclass(frozen=True)
@@ -452,6 +470,9 @@ class EDMSDE(SDE):
         low, rate = self._root(torch.zeros_like(log_snr))
         return (torch.exp(-log_snr / (2 * self.rho)) - low) / rate
 
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
 
 @dataclass(frozen=True)
 class VDMSDE(SDE):
@@ -459,15 +480,37 @@ class VDMSDE(SDE):
 
     Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Every noise level gets the same
     share of the time, so that a uniform grid is uniform in log-SNR.
+
+    Args:
+        log_snr_max, log_snr_min: The ends, at t = 0 and t = 1.
+        learn: Learn the ends with the network, by the variational bound (sec. 5; see
+            :func:`scoresde.loss.end_terms`); the numbers are where they begin.
     """
 
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
+    learn: bool = False
 
     default_grid = "uniform"
 
+    def __post_init__(self) -> None:
+        ends = {"log_snr_max": self.log_snr_max, "log_snr_min": self.log_snr_min}
+        learned = {name: nn.Parameter(torch.tensor(float(end))) for name, end in ends.items()} if self.learn else {}
+        object.__setattr__(self, "_learned", learned)
+        super().__post_init__()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        learned: dict[str, nn.Parameter] = self.__dict__["_learned"]
+        return learned
+
+    def ends(self) -> tuple[float | Tensor, float | Tensor]:
+        """The log-SNR at t = 0 and t = 1: numbers, or tensors of shape ``()`` where they are learned."""
+        learned = self.parameters()
+        return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
+
     def log_snr(self, t: Tensor) -> Tensor:
-        return self.log_snr_max + t * (self.log_snr_min - self.log_snr_max)
+        high, low = self.ends()
+        return high + t * (low - high)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(self.log_snr(t)).sqrt()
@@ -477,12 +520,13 @@ class VDMSDE(SDE):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # (log alpha)' = sigma^2 l'/2,  (log sigma)' = -alpha^2 l'/2
-        alpha, sigma = self.coefficients(t)
-        half = (self.log_snr_min - self.log_snr_max) / 2
+        (alpha, sigma), (high, low) = self.coefficients(t), self.ends()
+        half = (low - high) / 2
         return half * alpha * sigma.square(), -half * sigma * alpha.square()
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return (log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)
+        high, low = self.ends()
+        return (log_snr - high) / (low - high)
 
     @property
     def prior_std(self) -> float:

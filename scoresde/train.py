@@ -37,12 +37,14 @@ from .checkpoint import (
     read_tensors,
     save_checkpoint,
     write_json,
+    write_tensors,
 )
 from .config import TrainConfig, build_model, build_sde
+from .coupling import Pairs, optimal_transport
 from .data import Dataset, load_data
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
-from .loss import denoising_loss, training_times
+from .loss import denoising_loss, end_terms, training_times
 from .model import ScoreModel
 from .progress import Progress
 from .run import Run
@@ -57,6 +59,8 @@ def fit(
     *,
     data: Dataset | None = None,
     network: nn.Module | None = None,
+    pairs: Pairs | None = None,
+    start: Run | None = None,
     out: str | Path | None = None,
     save: bool = True,
     resume: bool = False,
@@ -70,6 +74,8 @@ def fit(
         config: What to train; ``auto`` fields are resolved against the data.
         data: The data set, instead of ``config.data``.
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
+        pairs: Data with the noise of each sample, to train on with the coupling ``reflow``; kept in the run folder.
+        start: A run of the same network, whose weights to start from.
         out: The run folder; ``runs/DATA-SDE`` if left out.
         save: Write a run folder at all.
         resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
@@ -92,11 +98,14 @@ def fit(
     data = load_data(config.data, config.seed, config.test_fraction) if data is None else data
     info = data.info
     config, model = prepared(config, data, network)
+    if not resume and (pairs is None) == (config.coupling == "reflow"):
+        raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
     sde = model.sde
     model.to(device=device, dtype=dtype)
-    ema = EMA(model.network, config.ema)
-    optimiser = torch.optim.Adam(model.network.parameters(), lr=config.lr, betas=(0.9, 0.999))
-    batches = Batches(data, config.batch, config.seed)
+    if start is not None:
+        load_weights(model.learned, start.model.learned.state_dict(), start.folder or Path("the run to start from"))
+    ema = EMA(model.learned, config.ema)
+    optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
 
     first, folder = 0, None
     if save:
@@ -107,6 +116,9 @@ def fit(
         write_json(folder / "config.json", stored)
         write_json(folder / "data.json", info.to_dict())
         _trim_metrics(folder / "metrics.jsonl", first)
+        if config.coupling == "reflow":
+            pairs = _kept(folder / "pairs.safetensors", pairs)
+    batches = Batches(data, config.batch, config.seed, pairs)
 
     low, high = sde.times("train")[0], min(sde.times("train")[1], model.t_max)
     every = max(1, config.steps // 5)
@@ -117,10 +129,10 @@ def fit(
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
         for step in range(first, config.steps):
             generator = _generator(config.seed, step)
-            x, labels = batches.at(step)
-            x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).to(dtype)
+            x0, eps, labels = batches.pair(step, generator, dtype)
             t = training_times(config.t_sampler, len(x0), low, high, generator)
-            eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
+            if config.coupling == "ot":
+                eps = optimal_transport(x0, eps, labels if model.classes else None)
             if labels is not None:
                 dropped = torch.rand(len(labels), generator=generator) < config.cond_drop
                 labels = torch.where(dropped, model.classes, labels).to(device)
@@ -130,15 +142,17 @@ def fit(
             with _keyed_rng(config.seed, step, device):
                 cond = labels if model.classes else None
                 losses = denoising_loss(model, x0.to(device), t.to(device), eps.to(device), cond, config.weighting)
+                if sde.parameters():
+                    losses = losses + end_terms(model, x0.to(device))
             loss = losses.mean()
             optimiser.zero_grad()
             torch.autograd.backward(loss)
-            norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
+            norm = nn.utils.clip_grad_norm_(model.learned.parameters(), config.clip)
             value = float(loss.detach())
             if not (math.isfinite(value) and bool(torch.isfinite(norm))):
                 raise NumericalError(_diagnosis(step + 1, losses.detach(), t, float(norm), config.lr, folder))
             optimiser.step()
-            ema.update(model.network)
+            ema.update(model.learned)
 
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
             keep = min(0.98, (step - first) / (step - first + 9))
@@ -181,23 +195,38 @@ def prepared(
 
 
 class Batches:
-    """Batch n of a seed: each pass over the data in an order of its own."""
+    """Batch n of a seed: each pass over the data, or over the pairs, in an order of its own."""
 
-    def __init__(self, data: Dataset, size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
+    def __init__(self, data: Dataset, size: int, seed: int, pairs: Pairs | None = None) -> None:
+        self.data, self.size, self.seed, self.pairs = data, size, seed, pairs
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def pair(
+        self, step: int, generator: torch.Generator, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Data in model units and noise, ``(size, *event)``, and labels, int64 ``(size,)`` or ``None``."""
+        if self.pairs is not None:
+            rows, labels = self.index(step, len(self.pairs.x0)), self.pairs.labels
+            x0, eps = (v[rows].to(dtype) for v in (self.pairs.x0, self.pairs.eps))
+            return x0, eps, None if labels is None else labels[rows]
+        (x, labels), info = self.at(step), self.data.info
+        x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).to(dtype)
+        return x0, torch.randn(x0.shape, generator=generator, dtype=dtype), labels
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Rows ``(size, *event)`` in data units and their labels, int64 ``(size,)`` or ``None``."""
-        start, stop, count = step * self.size, (step + 1) * self.size, len(self.data.train)
+        index, labels = self.index(step, len(self.data.train)), self.data.train_labels
+        return self.data.train[index], None if labels is None else labels[index]
+
+    def index(self, step: int, count: int) -> Tensor:
+        """Which of ``count`` rows, int64 ``(size,)``."""
+        start, stop = step * self.size, (step + 1) * self.size
         parts = []
         while start < stop:  # a batch may span two passes
             epoch, offset = divmod(start, count)
             parts.append(self._permutation(epoch, count)[offset : offset + stop - start])
             start += len(parts[-1])
-        index = torch.cat(parts)
-        labels = self.data.train_labels
-        return self.data.train[index], None if labels is None else labels[index]
+        return torch.cat(parts)
 
     def _permutation(self, epoch: int, count: int) -> Tensor:
         if epoch != self._epoch:
@@ -243,7 +272,7 @@ def _spread(data: Dataset) -> float:
 def _averaged(model: ScoreModel, ema: EMA) -> ScoreModel:
     """A copy of the model with averaged weights, for evaluation."""
     averaged = copy.deepcopy(model)
-    averaged.network.load_state_dict(ema.state_dict())
+    averaged.learned.load_state_dict(ema.state_dict())
     return averaged.eval().requires_grad_(False)
 
 
@@ -289,7 +318,7 @@ def _save(folder: Path, step: int, model: ScoreModel, ema: EMA, optimiser: torch
         for i, state in optimiser.state_dict()["state"].items()
         for key, value in state.items()
     }
-    tensors = {"model": model.network.state_dict(), "ema": ema.state_dict(), "optim": moments}
+    tensors = {"model": model.learned.state_dict(), "ema": ema.state_dict(), "optim": moments}
     save_checkpoint(folder, step, tensors, {"ema_updates": ema.updates})
 
 
@@ -309,7 +338,7 @@ def _restore(
     state = read_json(checkpoint / "state.json")
     if config.steps < state["step"]:
         raise UsageError(f"{folder} has done {state['step']:,} steps; --steps {config.steps:,} cannot take any back")
-    load_weights(model.network, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+    load_weights(model.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
     ema.state = {k: v.to(ema.state[k].device) for k, v in read_tensors(checkpoint / "ema.safetensors").items()}
     ema.updates = int(state["ema_updates"])
     moments: dict[int, dict[str, Tensor]] = {}
@@ -324,6 +353,14 @@ def _restore(
 
 def _plain(value: Any) -> Any:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _kept(path: Path, pairs: Pairs | None) -> Pairs:
+    """Write the pairs of a new run to its folder, or read them again for one that is resumed."""
+    if pairs is None:
+        return Pairs(**read_tensors(path))
+    write_tensors(path, {k: v for k, v in vars(pairs).items() if v is not None})
+    return pairs
 
 
 def _trim_metrics(path: Path, step: int) -> None:

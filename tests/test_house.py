@@ -31,24 +31,26 @@ FLOORS = (
         "animation", "plot_bench",
     },
     {"sde", "nn", "data"},
-    {"estimate"},
+    {"estimate", "paths"},
     {"model", "exact"},
-    {"solvers", "likelihood", "loss", "config"},
+    {"solvers", "likelihood", "loss", "coupling"},
+    {"config"},
     {"checkpoint"},
     {"run"},
     {"train", "gallery", "bench"},
+    {"rectified"},
     {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 PUBLIC = """
-    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching
+    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted
     Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
-    ScoreModel Guided GaussianMixture Noise denoising_loss
+    ScoreModel Guided convert GaussianMixture Noise denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
     LogLikelihood log_likelihood bits_per_dim
-    load_data Run load TrainConfig fit __version__
+    load_data Run load TrainConfig fit reflow straightness __version__
     data metrics nn plot solvers
 """.split()
 

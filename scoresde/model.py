@@ -242,7 +242,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
     >>> straight = convert(model, FlowMatching())
     >>> round(straight.t_min, 6), round(straight.t_max, 6)
-    (0.001004, 0.993471)
+    (0.000999, 0.993471)
     """
     theirs = model.sde
     t = torch.tensor([model.t_min, theirs.times("sample")[0], model.t_max], dtype=torch.float64)

@@ -164,7 +164,7 @@ def test_json(shell: Shell, digits: str) -> None:
     sampled = shell.json(f"sample {digits} --solver heun --steps 2 --n 3 --seed 5 --start 7")
     assert sampled.keys() == {
         "run", "step", "solver", "options", "n", "seed", "start", "label", "guidance", "denoise", "brownian",
-        "nfe_mean", "nfe_max",
+        "path", "nfe_mean", "nfe_max",
         "accepted_mean", "rejected_mean", "failed", "seconds", "files",
     }  # fmt: skip
     assert sampled["options"] == {"steps": 2, "grid": "auto", "method": "heun", "frame": "straight"}
@@ -181,7 +181,7 @@ def test_json(shell: Shell, digits: str) -> None:
     assert (scored["unit"], scored["divergence"], scored["dequantisation"]) == ("nats", "exact", "none")
     assert scored["stderr"] is None, "one sample has no spread, and NaN is no JSON"
     told = shell.json(f"info {digits}")
-    assert told.keys() == {"run", "checkpoint", "step", "parameters", "last_loss", "config", "data"}
+    assert told.keys() == {"run", "checkpoint", "step", "parameters", "learned", "last_loss", "config", "data"}
     assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]
 
 
@@ -252,6 +252,25 @@ def test_info(shell: Shell, digits: str) -> None:
     assert shell.json("info")["last_loss"] is None
 
 
+def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
+    line = f"sample {moons} --n 6 --solver ode --rtol 1e-6 --dtype float64"
+    found = [shell.json(f"{line} {more}") for more in ("", "--path flow", "--path edm")]
+    # One model, three paths: the same samples, up to where each of them starts and stops.
+    x, there, elsewhere = (np.load(next(f for f in facts["files"] if f.endswith(".npz")))["x"] for facts in found)
+    assert np.abs(there - x).max() < 1e-3 and np.abs(elsewhere - x).max() > 1e-3
+    assert found[1]["path"] == "flow" and found[0]["path"] is None
+    shell(f"sample {moons} --n 2 --path flo", code=2)
+    assert "did you mean 'flow'" in shell.err
+
+    facts = shell.json(f"reflow {moons} --pairs 24 --steps 2")
+    assert facts["run"] == "runs/moons-reflow" and facts["pairs"] == 24 and 0 < facts["straightness"] < 1
+    shell(f"sample {facts['run']} --n 2 --solver em", code=2)
+    assert "needs the score" in shell.err
+    assert "coupling     reflow" in shell(f"info {facts['run']}")
+    shell(f"reflow {moons} --solver sde", code=2)
+    assert "draws noise" in shell.err
+
+
 def test_python_m_and_version(shell: Shell) -> None:
     from scoresde import __version__
 
@@ -305,7 +324,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, sample, train"]),
+        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, reflow, sample, train"]),
         ("train --stepps 4", ["--stepps", "--steps"]),
         ("sample --slover em", ["--slover", "--solver"]),
         ("train --sde vpp", ["'vpp'", "did you mean 'vp'", ", ".join(sorted(SDES)), "module:Name"]),

@@ -196,7 +196,7 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "bench", "likelihood", "info"])
+@pytest.mark.parametrize("command", ["", "train", "sample", "bench", "likelihood", "reflow", "info"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"
@@ -214,7 +214,7 @@ def test_help_loads_no_torch(command: str) -> None:
 def test_every_command_is_tested_for_help() -> None:
     from scoresde.cli import cli
 
-    assert set(cli.commands) == {"train", "sample", "bench", "likelihood", "info"}
+    assert set(cli.commands) == {"train", "sample", "bench", "likelihood", "reflow", "info"}
 
 
 def test_one_sde_loads_no_optional_library() -> None:

@@ -6,13 +6,12 @@ import pytest
 import torch
 from models import F64, gaussian, ring
 
-from scoresde import FlowMatching, GaussianMixture, Noise, ProbabilityFlow, TrainConfig, VPSDE, fit, load, straightness
+from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise, ProbabilityFlow, TrainConfig, fit, load, straightness
 from scoresde.checkpoint import read_tensors
 from scoresde.data import load_data
 from scoresde.errors import UsageError
 from scoresde.rectified import draw_pairs, reflow
 from scoresde.solvers import EulerMaruyama
-from scoresde.solvers.flow import euler
 
 TINY = TrainConfig(data="moons", sde="flow", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
 

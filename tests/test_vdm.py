@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import F64, normals
 
-from scoresde import VDMSDE, EDM, ScoreModel, TrainConfig, fit, load
+from scoresde import EDM, VDMSDE, ScoreModel, TrainConfig, fit, load
 from scoresde.checkpoint import newest_checkpoint, read_tensors
 from scoresde.data import load_data
 from scoresde.errors import UsageError

@@ -18,6 +18,7 @@ from .bench import bench
 from .common import Group
 from .info import info
 from .likelihood import likelihood
+from .reflow import reflow
 from .sample import sample
 from .train import train
 
@@ -37,7 +38,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, info):
+for _verb in (train, sample, bench, likelihood, reflow, info):
     cli.add_command(_verb)
 
 

@@ -27,11 +27,14 @@ def info(run: str | None, as_json: bool) -> None:
     described = DataInfo.from_dict(data).describe()
     checkpoint = newest_checkpoint(folder)
     lines = read_lines(folder / "metrics.jsonl")
+    averaged = read_tensors(checkpoint / "ema.safetensors")
+    prefix = "schedule."  # what of the path was learned
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": str(checkpoint),
         "step": read_json(checkpoint / "state.json")["step"],
-        "parameters": sum(v.numel() for v in read_tensors(checkpoint / "ema.safetensors").values()),
+        "parameters": sum(v.numel() for v in averaged.values()),
+        "learned": {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)},
         "last_loss": lines[-1]["loss"] if lines else math.nan,
         "config": config,
         "data": data,
@@ -44,8 +47,10 @@ def info(run: str | None, as_json: bool) -> None:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         click.echo(f"{key:12} {text}")
     click.echo(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
+    if facts["learned"]:
+        click.echo(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
     click.echo(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
     click.echo(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
-    for key in ("cond", "steps", "batch", "lr", "seed"):
+    for key in ("shift", "coupling", "cond", "steps", "batch", "lr", "seed"):
         click.echo(f"{key:12} {config[key]}")
     click.echo(described)

@@ -11,7 +11,7 @@ import click
 
 from ..build import build, options_of, parse_value
 from ..errors import NumericalError, UsageError
-from ..tables import GRIDS, SOLVERS
+from ..tables import GRIDS, SDES, SOLVERS
 from .common import common_options, label_number, load_run, print_json, say, sde_option, settings
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = ["sample"]
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
 @click.option("--denoise/--no-denoise", default=True, show_default=True, help="End with a noise-free step.")
 @click.option("--brownian", is_flag=True, help="Noise that stays the same when the number of steps changes.")
+@click.option("--path", help=f"Another path to sample on: {', '.join(SDES)}, or module:Class.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="Index of the first sample.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples solved at once.")
 @click.option("--save", default="png,npz", show_default=True, help="Files to write: png, npz, gif, path (as arrays).")
@@ -54,7 +55,7 @@ def sample(
     run: str | None, solver: str, n: int, steps: int | None, rtol: float | None, atol: float | None, snr: float | None,
     eta: float | None, churn: float | None, order: str | None, grid: str | None, engine: str | None,
     method: str | None, assignments: tuple[str, ...], label: str | None, guidance: float, denoise: bool, brownian: bool,
-    start: int, batch: int, save: str, frames: int, out: Path | None, sde: str | None, seed: int,
+    path: str | None, start: int, batch: int, save: str, frames: int, out: Path | None, sde: str | None, seed: int,
     device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
@@ -87,7 +88,7 @@ def sample(
         with Progress(n, "sample", quiet=quiet) as progress:
             samples = loaded.sample(
                 n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch,
-                brownian=brownian, watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
+                brownian=brownian, path=path, watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
             )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty
@@ -98,6 +99,7 @@ def sample(
     facts = {
         "run": str(loaded.folder), "step": loaded.step, "solver": name, "options": options_of(built), "n": n,
         "seed": seed, "start": start, "label": label, "guidance": guidance, "denoise": denoise, "brownian": brownian,
+        "path": path,
         "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
         "accepted_mean": round(float(solution.accepted.double().mean()), 2),
         "rejected_mean": round(float(solution.rejected.double().mean()), 2),

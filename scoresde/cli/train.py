@@ -33,6 +33,10 @@ __all__ = ["train"]
 @click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
 @click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
 @click.option("--weighting", default="auto", show_default=True, help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
+@click.option("--coupling", type=click.Choice(["independent", "ot"]), default="independent", show_default=True,
+              help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
+@click.option("--shift", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
+              help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
 @click.option("--cond", type=click.Choice(["none", "class"]), default="none", show_default=True, help="Use labels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
 @click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint (with its own settings).")
@@ -42,7 +46,8 @@ __all__ = ["train"]
 @common_options
 def train(
     sde: str, data: str, steps: int | None, batch: int | None, lr: float | None, preset: str, predict: str,
-    weighting: str, cond: str, out: Path | None, resume: str | None, assignments: tuple[str, ...], dry_run: bool,
+    weighting: str, coupling: str, shift: float, cond: str, out: Path | None, resume: str | None,
+    assignments: tuple[str, ...], dry_run: bool,
     seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
@@ -76,7 +81,8 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "sde": sde, "sde_options": groups["sde"], "predict": predict,
-                "predict_options": groups["predict"], "weighting": weighting, "preset": preset,
+                "predict_options": groups["predict"], "weighting": weighting, "coupling": coupling,
+                "shift": shift, "preset": preset,
                 "network_options": groups["network"], "cond": cond, "steps": steps or 0, "batch": batch or 0,
                 "lr": lr or 0.0, "seed": seed, **groups[""],
             }

@@ -22,6 +22,8 @@ _HOME = {
     "EDMSDE": "sde",
     "VDMSDE": "sde",
     "Shifted": "paths",
+    "DDPM": "discrete",
+    "SMLD": "discrete",
     "Estimate": "estimate",
     "Denoiser": "estimate",
     "Parametrization": "estimate",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from . import data, metrics, nn, plot, solvers
     from .config import TrainConfig
     from .data import load_data
+    from .discrete import DDPM, SMLD
     from .estimate import EDM, X0, Denoiser, Eps, Estimate, Parametrization, Score, V, Velocity
     from .exact import GaussianMixture
     from .likelihood import LogLikelihood, bits_per_dim, log_likelihood

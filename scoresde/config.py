@@ -26,7 +26,7 @@ from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES
 __all__ = ["TrainConfig", "build_model", "build_sde"]
 
 # What a network is asked to output on each path, if nothing else is said.
-_PREDICT = {"flow": "velocity"}
+_PREDICT = {"flow": "velocity", "ddpm": "eps", "smld": "score"}
 
 # Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
 _BUDGET: dict[str, tuple[int, int, float]] = {
@@ -55,6 +55,8 @@ class TrainConfig:
         coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (:mod:`scoresde.coupling`).
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
+        learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
+            the hybrid loss of :mod:`scoresde.vlb`.
         cond: ``class`` to train on labels, or ``none``.
         cond_drop: Probability of leaving a label out, for classifier-free guidance.
         steps, batch, lr: Budget; 0 takes the preset's.
@@ -78,6 +80,7 @@ class TrainConfig:
     coupling: str = "independent"
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
+    learn_variance: bool = False
     cond: str = "none"
     cond_drop: float = 0.1
     steps: int = 0
@@ -100,8 +103,9 @@ class TrainConfig:
         for f in dataclasses.fields(self):
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
             kinds = (int, float) if kind is float else (str, SDE) if f.name == "sde" else (kind,)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                noun = {int: "a whole number", float: "a number", str: "a name"}.get(kind, "a table of options")
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+                nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+                noun = nouns.get(kind, "a table of options")
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}")
         for name in ("steps", "batch", "lr", "warmup"):
             if getattr(self, name) < 0:
@@ -241,6 +245,7 @@ def build_model(
         factory = resolve(str(name), NETWORKS, "network", typed=typed)
         fields = fields_of(factory)
         from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
+        from_data["outputs"] = 2 if config.learn_variance else 1
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
@@ -252,4 +257,5 @@ def build_model(
             if key in fields and isinstance(fields[key].default, tuple) and not isinstance(value, tuple):
                 tuples[key] = (value,)
         network = build(str(name), NETWORKS, "network", **tuples)
-    return ScoreModel(network, sde, parametrization, classes, config.coupling != "independent")
+    coupled = config.coupling != "independent"
+    return ScoreModel(network, sde, parametrization, classes, coupled, config.learn_variance)

@@ -28,10 +28,16 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .sde import SDE
 from .shapes import expand
 
-__all__ = ["EDM", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity", "Wrapped"]
+__all__ = [
+    "EDM", "VARIANCES", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity", "Wrapped",
+]  # fmt: skip
+
+# What a step down may have for a variance (see Estimate.share).
+VARIANCES = ("auto", "posterior", "beta", "learned")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Estimate:
         t: The time, shape ``()`` or ``(B,)``.
         x0, eps: The estimated data and noise, shape of ``x``; ``alpha x0 + sigma eps = x``.
         sde: The path they belong to.
+        frac: What a model that learned its variance says of it, shape of ``x``, else ``None`` (see :meth:`share`).
     """
 
     x: Tensor
@@ -50,6 +57,31 @@ class Estimate:
     x0: Tensor
     eps: Tensor
     sde: SDE
+    frac: Tensor | None = None
+
+    def share(self, variance: str = "auto") -> Tensor:
+        """The fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
+
+        See :mod:`scoresde.discrete`, (6).
+
+        Args:
+            variance: ``posterior`` (f = 0), ``beta`` (f = 1), ``learned`` (:attr:`frac`), or ``auto``: learned if the
+                model learned it, else the posterior's.
+
+        Returns:
+            Shape ``()``, or that of ``x`` if it was learned.
+
+        Raises:
+            UsageError: If it is ``learned`` and the model did not learn it.
+        """
+        if variance in ("auto", "learned") and self.frac is not None:
+            return self.frac
+        if variance == "learned":
+            raise UsageError(
+                "the variance is 'learned', but this model did not learn it; train with --set learn_variance=true, or "
+                "take the variance posterior or beta"
+            )
+        return self.x.new_ones(()) if variance == "beta" else self.x.new_zeros(())
 
     @property
     def score(self) -> Tensor:

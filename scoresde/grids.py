@@ -10,6 +10,9 @@ A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_gr
 
 Three visit nodes i/N of a discrete model with N noise levels, spaced as in the usage of DDPM samplers (Lin et al. 2024,
 arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. And a grid may be given as its times.
+
+A model of a chain (:mod:`scoresde.discrete`) was trained at its nodes only. On any grid its times are moved to the
+nearest nodes, and in training a time drawn from the domain is moved to the node of its cell (:func:`snap`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from .build import build
 from .errors import UsageError
 from .tables import GRIDS
 
-__all__ = ["Discrete", "Given", "Grid", "Karras", "LogSNR", "SqrtT", "Uniform", "as_grid", "make_grid"]
+__all__ = [
+    "Discrete", "Given", "Grid", "Karras", "LogSNR", "SqrtT", "Uniform", "as_grid", "make_grid", "nearest", "snap",
+]  # fmt: skip
 
 
 class Clock(Protocol):
@@ -103,7 +108,7 @@ class Discrete(Grid):
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
-        nodes: N, the number of noise levels.
+        nodes: N, the number of noise levels; that of a chain is its own.
     """
 
     spacing: str = "trailing"
@@ -114,11 +119,11 @@ class Discrete(Grid):
             raise UsageError(f"unknown spacing {self.spacing!r}; choose from: linspace, leading, trailing")
 
     def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-        low, high = max(1, round(min(t0, t1) * self.nodes)), round(max(t0, t1) * self.nodes)
+        own: Tensor | None = getattr(sde, "nodes", None)
+        count = self.nodes if own is None else len(own)
+        low, high = max(1, round(min(t0, t1) * count)), round(max(t0, t1) * count)
         if high - low < steps:
-            raise UsageError(
-                f"{steps} steps do not fit between nodes {low} and {high} of {self.nodes}: take fewer steps"
-            )
+            raise UsageError(f"{steps} steps do not fit between nodes {low} and {high} of {count}: take fewer steps")
         k = torch.arange(steps + 1, dtype=torch.float64)
         if self.spacing == "linspace":
             index = high - (high - low) * k / steps
@@ -126,7 +131,7 @@ class Discrete(Grid):
             index = high - high * k / steps
         else:
             index = 1 + (steps - k) * (high // steps)
-        times = index.round().clamp(low, high) / self.nodes
+        times = index.round().clamp(low, high) / count
         return times if t0 > t1 else times.flip(0)
 
 
@@ -190,11 +195,20 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
     return built  # type: ignore[no-any-return]
 
 
-def make_grid(grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+def make_grid(
+    grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: float, t1: float, nodes: Tensor | None = None
+) -> Tensor:
     """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone; ``auto`` is the SDE's own grid.
 
+    Args:
+        grid: A name, an object or the times themselves.
+        sde: The path.
+        steps: Number of steps.
+        t0, t1: Both ends.
+        nodes: The times that a discrete model knows, rising, shape ``(N,)``; each time is moved to the nearest.
+
     Raises:
-        UsageError: If the grid is unknown, there is no step, or the nodes do not move.
+        UsageError: If the grid is unknown, there is no step, the times do not move, or the nodes do not suffice.
     """
     if steps < 1:
         raise UsageError(f"steps is {steps}; a solver needs at least 1")
@@ -210,4 +224,50 @@ def make_grid(grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: fl
             f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
             "take fewer steps or another grid"
         )
-    return times
+    return times if nodes is None else _on_nodes(times, nodes, made, sde)
+
+
+def nearest(t: Tensor, nodes: Tensor) -> Tensor:
+    """The number of the node nearest to ``t``, int64 in its shape; ``nodes`` are rising, shape ``(N,)``."""
+    nodes = nodes.to(t)
+    return torch.bucketize(t, (nodes[1:] + nodes[:-1]) / 2)
+
+
+def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
+    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes; in the shape of ``t``.
+
+    The interval is cut into N cells of the same length, one for each node, so that uniform times become uniform nodes,
+    each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). Without nodes the times stay.
+
+    >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    tensor([0.2500, 0.2500, 0.5000, 1.0000])
+    """
+    if nodes is None:
+        return t
+    nodes = nodes.to(t)
+    cell = (t - nodes[0]) / (nodes[-1] - nodes[0]) * len(nodes)
+    return nodes[cell.floor().long().clamp(0, len(nodes) - 1)]
+
+
+def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: Clock) -> Tensor:
+    """The grid on the nearest nodes; an end that is none, or two times on one node, is an error."""
+    index = nearest(times, nodes)
+    moved, steps = nodes[index], len(times) - 1
+    for end in (0, -1):
+        if abs(float(times[end] - moved[end])) > 1e-9:
+            raise UsageError(
+                f"t = {float(times[end]):.6g} is no node of this discrete model; the nearest is "
+                f"{float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
+            )
+    if bool((index.diff() == 0).any()):
+        ends = float(times[0]), float(times[-1])
+        fit = (k for k in range(steps - 1, 0, -1) if bool((nearest(grid(sde, k, *ends), nodes).diff() != 0).all()))
+        i = int((index.diff() == 0).nonzero()[0])
+        most = 0 if isinstance(grid, Given) else next(fit, 0)
+        raise UsageError(
+            f"the time grid {grid} with {steps} steps puts {float(times[i]):.6g} and {float(times[i + 1]):.6g} both on "
+            f"node {int(index[i]) + 1} of {len(nodes)}: "
+            + (f"take at most {most} steps on this grid" if most else "give times that are farther apart")
+            + f" (between these ends there are at most {abs(int(index[0] - index[-1]))}, on the grid uniform)"
+        )
+    return moved

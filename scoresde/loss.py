@@ -17,6 +17,7 @@ it converges to.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .model import ScoreModel
 from .sde import SDE
 from .shapes import expand, mean_flat, time_dtype
 from .tables import TIME_SAMPLERS, WEIGHTINGS
+from .vlb import HYBRID_WEIGHT, variance_loss
 
 __all__ = ["denoising_loss", "end_terms", "eps", "likelihood", "native", "training_times"]
 
@@ -52,12 +54,14 @@ def likelihood(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
 def denoising_loss(
     model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None, weighting: str = "native"
 ) -> Tensor:
-    """The denoising loss of each row, mean over the event.
+    """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
+
+    That is, plus 0.001 times the variational bound with the mean held fixed, (3) of :mod:`scoresde.vlb`.
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        t: Times, shape ``(B,)``.
+        t: Times, shape ``(B,)``: nodes, if the model has any.
         noise: Standard normal, shape of ``x0``.
         cond: Class of each row, int64 ``(B,)``, or ``None``.
         weighting: A name in :data:`scoresde.tables.WEIGHTINGS` or ``module:function``.
@@ -69,9 +73,14 @@ def denoising_loss(
     # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
     a, b = parametrization.target(sde, t)
     target = expand(a, x0) * x0 + expand(b, x0) * noise
-    error = model.output(sde.perturb(x0, t, noise), t, cond) - target
+    x = sde.perturb(x0, t, noise)
+    output, frac = model.outputs(x, t, cond)
     weight: Tensor = resolve(weighting, WEIGHTINGS, "weighting")(sde, parametrization, t)
-    return weight.to(x0.dtype) * mean_flat(error.square())
+    loss = weight.to(x0.dtype) * mean_flat((output - target).square())
+    if frac is None or model.nodes is None:
+        return loss
+    estimate = replace(parametrization.solve(sde, x, t, output.detach()), frac=frac)
+    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.nodes)
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:

@@ -38,11 +38,13 @@ class ScoreModel(nn.Module):
     Args:
         network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
             the class of each row, int64 ``(B,)``, or ``None``; returns the shape of ``x``.
-        sde: The path.
+        sde: The path. The model of a chain knows its nodes, and fixed-step solvers go from node to node.
         parametrization: What the output means.
         classes: Number of classes the network was trained with; class ``classes`` stands for "no label".
         coupled: Data and noise were paired in training (:mod:`scoresde.coupling`): the flow is right, but there is no
             score.
+        learn_variance: The network returns twice the channels, ``(B, 2 C, ...)``, and the second half v says where the
+            variance of a reverse step lies: ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -59,8 +61,14 @@ class ScoreModel(nn.Module):
         parametrization: Parametrization,
         classes: int = 0,
         coupled: bool = False,
+        learn_variance: bool = False,
     ) -> None:
         super().__init__()
+        if learn_variance and sde.nodes is None:
+            raise UsageError(
+                f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
+                "from one node to the next; take --sde ddpm or smld"
+            )
         self.network = network
         self.sde = sde
         self.parametrization = parametrization
@@ -68,7 +76,11 @@ class ScoreModel(nn.Module):
         self.t_min = sde.t_min
         self.t_max = parametrization.legal_t_max(sde)
         self.coupled = coupled
-        self.nodes: Tensor | None = None
+        self.learn_variance = learn_variance
+        self.nodes = sde.nodes
+        if self.nodes is not None and self.t_max < sde.t_max:
+            self.nodes = self.nodes[self.nodes <= self.t_max]  # a chain ends at a node
+            self.t_max = float(self.nodes[-1])
         self.schedule = nn.ParameterDict(sde.parameters())
 
     @property
@@ -78,18 +90,32 @@ class ScoreModel(nn.Module):
 
     def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The output F at ``(x_t, t)``, shape of ``x``."""
+        return self.outputs(x, t, cond)[0]
+
+    def outputs(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``."""
         # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         scaled = expand(self.parametrization.input_scale(self.sde, t), x) * x
         if self.classes:
             cond = torch.full_like(label, self.classes, dtype=torch.int64) if cond is None else cond.expand(len(x))
         raw: Tensor = self.network(scaled, label, cond)
-        return expand(self.parametrization.output_scale(self.sde, t), x) * raw
+        frac = None
+        if self.learn_variance:
+            if tuple(raw.shape) != (len(x), 2 * x.shape[1], *x.shape[2:]):
+                raise UsageError(
+                    f"the network returns the shape {tuple(raw.shape)} for {tuple(x.shape)}; to learn the variance it "
+                    "returns twice the channels: (B, 2 C, ...)"
+                )
+            raw, v = raw.chunk(2, dim=1)
+            frac = (v + 1) / 2
+        return expand(self.parametrization.output_scale(self.sde, t), x) * raw, frac
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Tensor | None = None) -> Estimate:
         """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``."""
         t = as_time(t, x)
-        return self.parametrization.solve(self.sde, x, t, self.output(x, t, cond))
+        output, frac = self.outputs(x, t, cond)
+        return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
         """The model itself: without conditioning all rows are alike."""
@@ -165,8 +191,9 @@ class Guided:
         if self.scale in (0.0, 1.0):
             return self.cond(x, t) if self.scale else self.uncond(x, t)
         c, u = self.cond(x, t), self.uncond(x, t)
-        # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them.
-        return Estimate(x, c.t, torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale), c.sde)
+        # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them. A learned variance is that of
+        # the conditional model: a fraction that is extrapolated would leave its interval.
+        return Estimate(x, c.t, torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale), c.sde, c.frac)
 
     def rows(self, index: Tensor) -> Guided:
         """The same for the rows ``index``, shape ``(B',)``."""

@@ -131,6 +131,11 @@ class SDE(ABC):
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
         return float(alpha) > 1e-6 * float(sigma)
 
+    @property
+    def nodes(self) -> Tensor | None:
+        """The times of a discrete chain, rising, float64 ``(N,)``; ``None`` for a path in continuous time."""
+        return None
+
     # ----------------------------------------------------------------------------------------------- marginals
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:

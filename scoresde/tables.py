@@ -17,6 +17,8 @@ SDES = {
     "edm": "scoresde.sde:EDMSDE",
     "vdm": "scoresde.sde:VDMSDE",
     "flow": "scoresde.sde:FlowMatching",
+    "ddpm": "scoresde.discrete:DDPM",
+    "smld": "scoresde.discrete:SMLD",
 }
 
 PARAMETRIZATIONS = {
@@ -70,7 +72,7 @@ SOLVERS = {
     "dpm++3s": "scoresde.solvers.singlestep:dpmpp_3s",
     "singlestep": "scoresde.solvers.singlestep:Singlestep",
     "sde": "scoresde.solvers.exponential:MultistepSDE",
-    "ancestral": "scoresde.solvers.exponential:ancestral",
+    "ancestral": "scoresde.solvers.stochastic:Ancestral",
     "sde-dpm": "scoresde.solvers.exponential:sde_dpm",
     "sa": "scoresde.solvers.exponential:sa_solver",
     "er-sde": "scoresde.solvers.exponential:er_sde",

@@ -44,6 +44,7 @@ from .coupling import Pairs, optimal_transport
 from .data import Dataset, load_data
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
+from .grids import snap
 from .loss import denoising_loss, end_terms, training_times
 from .model import ScoreModel
 from .progress import Progress
@@ -131,6 +132,7 @@ def fit(
             generator = _generator(config.seed, step)
             x0, eps, labels = batches.pair(step, generator, dtype)
             t = training_times(config.t_sampler, len(x0), low, high, generator)
+            t = snap(t, model.nodes)
             if config.coupling == "ot":
                 eps = optimal_transport(x0, eps, labels if model.classes else None)
             if labels is not None:
@@ -382,7 +384,8 @@ def _sample_sheet(folder: Path, run: Run) -> None:
 
     info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
-    x = run.sample(n, RungeKutta(steps=16)).x
+    nodes = run.model.nodes
+    x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x
     if not bool(torch.isfinite(x).all()):
         warnings.warn(f"no picture at step {run.step}: some samples are not finite", stacklevel=2)
     elif info.kind == "image":

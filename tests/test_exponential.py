@@ -14,9 +14,9 @@ from torch import Tensor
 from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise
 from scoresde.errors import UsageError
 from scoresde.grids import Grid, make_grid
-from scoresde.solvers import DDIM, EulerMaruyama, Multistep, MultistepSDE, ProbabilityFlow, RungeKutta
+from scoresde.solvers import DDIM, Ancestral, EulerMaruyama, Multistep, MultistepSDE, ProbabilityFlow, RungeKutta
 from scoresde.solvers.base import sampling_interval
-from scoresde.solvers.exponential import ancestral, deis, dpmpp_2m
+from scoresde.solvers.exponential import deis, dpmpp_2m
 
 VARIABLES = ("x0", "eps", "straight", "v")
 
@@ -222,7 +222,7 @@ def test_ancestral_step_is_the_posterior_of_ddpm():
     mean = torch.sqrt(bar_s) * b / (1 - bar_t) * x0 + torch.sqrt(a) * (1 - bar_s) / (1 - bar_t) * x
     z = noise.normal((2,), 0, "solver", F64)
     expected = mean + torch.sqrt((1 - bar_s) / (1 - bar_t) * b) * z
-    solved = ancestral(steps=1)(model, x, t0=0.5, t1=0.4, noise=noise)
+    solved = Ancestral(steps=1)(model, x, t0=0.5, t1=0.4, noise=noise)
     assert float((solved.x - expected).abs().max()) < 1e-12
 
 
@@ -256,7 +256,7 @@ def test_moments_of_ancestral_sampling_are_those_of_its_recursion():
         keep, take = sigma[i + 1] / sigma[i] * torch.exp(-h), alpha[i + 1] * -torch.expm1(-2 * h)
         m = float(keep * m + take * (mu + gain * (m - alpha[i] * mu)))
         v = float((keep + take * gain) ** 2 * v + sigma[i + 1] ** 2 * -torch.expm1(-2 * h))
-    solved = ancestral(steps=steps)(gaussian(sde, 1, mu, s0), start(sde, 40_000, 1), noise=Noise.of(40_000))
+    solved = Ancestral(steps=steps)(gaussian(sde, 1, mu, s0), start(sde, 40_000, 1), noise=Noise.of(40_000))
     assert float(solved.x.mean()) == pytest.approx(m, abs=4 * math.sqrt(v / 40_000))
     assert float(solved.x.var()) == pytest.approx(v, rel=0.03)
 

@@ -31,8 +31,8 @@ FLOORS = (
         "animation", "plot_bench",
     },
     {"sde", "nn", "data"},
-    {"estimate", "paths"},
-    {"model", "exact"},
+    {"estimate", "paths", "discrete"},
+    {"model", "exact", "vlb", "compat"},
     {"solvers", "likelihood", "loss", "coupling"},
     {"config"},
     {"checkpoint"},
@@ -45,7 +45,7 @@ FLOORS = (
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 PUBLIC = """
-    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted
+    SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
     Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided convert GaussianMixture Noise denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample

@@ -19,9 +19,9 @@ from test_convergence import FOUR_AND_COSINE
 
 from scoresde import VPSDE, EulerMaruyama, Noise
 from scoresde.grids import make_grid
-from scoresde.solvers import DDIM, EDMHeun, MultistepSDE, StochasticHeun
+from scoresde.solvers import DDIM, Ancestral, EDMHeun, MultistepSDE, StochasticHeun
 from scoresde.solvers.base import sampling_interval
-from scoresde.solvers.exponential import ancestral, er_sde, sa_solver, sde_dpm
+from scoresde.solvers.exponential import er_sde, sa_solver, sde_dpm
 from scoresde.solvers.pc import reverse_diffusion
 
 FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
@@ -88,7 +88,7 @@ WEAK = {
     "heun-sde": (StochasticHeun(), 2),
     "ddim, eta 1": (DDIM(eta=1.0), 1),
     "ddim, eta 0.5": (DDIM(eta=0.5), 1),
-    "ancestral": (ancestral(), 1),
+    "ancestral": (Ancestral(), 1),
     "reverse-diffusion": (reverse_diffusion(), 1),
     "sde": (MultistepSDE(), 2),
     "sde, exact": (MultistepSDE(rule="exact"), 2),
@@ -271,7 +271,7 @@ def test_er_sde_1_is_the_published_formula_up_to_its_noise_within_a_step():
 @pytest.mark.parametrize("name", FIVE)
 def test_ancestral_sampling_is_ddim_with_eta_one(name):
     model, x, noise = ring(ALL[name]), ALL[name].prior_std * normals(16, 2), Noise.of(16, 5)
-    one, other = (s(model, x, noise=noise).x for s in (ancestral(12), DDIM(12, eta=1.0)))
+    one, other = (s(model, x, noise=noise).x for s in (Ancestral(12), DDIM(12, eta=1.0)))
     assert float((one - other).abs().max()) < 1e-11
 
 

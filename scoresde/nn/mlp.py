@@ -35,26 +35,35 @@ class MLP(nn.Module):
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes (0: none).
+        outputs: How many times the channels (the first axis) of the event are returned; 2 to learn the variance.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
         torch.Size([3, 2])
     """
 
-    def __init__(self, dims: int, width: int = 128, blocks: int = 3, dropout: float = 0.0, classes: int = 0) -> None:
+    def __init__(
+        self, dims: int, width: int = 128, blocks: int = 3, dropout: float = 0.0, classes: int = 0, outputs: int = 1
+    ) -> None:
         super().__init__()
-        if min(dims, width) < 1 or blocks < 0:
-            raise UsageError(f"an MLP has dims and width of at least 1; got {dims=}, {width=}, {blocks=}")
+        if min(dims, width, outputs) < 1 or blocks < 0:
+            raise UsageError(
+                f"an MLP has dims, width and outputs of at least 1; got {dims=}, {width=}, {outputs=}, {blocks=}"
+            )
+        self.outputs = outputs
         self.embedding = NoiseEmbedding(width, classes)
         self.enter = nn.Linear(dims, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, dims)))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
 
     def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x: (B, *event)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``."""
+        """``x: (B, *event)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``.
+
+        With ``outputs`` above 1, that many times its first axis: ``(B, outputs C, ...)``.
+        """
         embedded = self.embedding(c, cond)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedded)
         out: Tensor = self.leave(h)
-        return out.reshape(x.shape)
+        return out.reshape(len(x), -1, *x.shape[2:]) if self.outputs > 1 else out.reshape(x.shape)

@@ -93,6 +93,7 @@ class UNet(nn.Module):
         attention: Levels with self-attention, 0 the finest.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes (0: none).
+        outputs: How many times the channels of the event are returned; 2 to learn the variance.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -110,12 +111,13 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (),
         dropout: float = 0.0,
         classes: int = 0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        if dims not in _CONV or min(channels, blocks, *multipliers) < 1:
+        if dims not in _CONV or min(channels, blocks, outputs, *multipliers) < 1:
             raise UsageError(
-                f"a U-Net has dims 1, 2 or 3, and channels, blocks and multipliers of at least 1; got dims {dims}, "
-                f"channels {channels}, blocks {blocks}, multipliers {multipliers}"
+                f"a U-Net has dims 1, 2 or 3, and channels, blocks, multipliers and outputs of at least 1; got dims "
+                f"{dims}, channels {channels}, blocks {blocks}, multipliers {multipliers}, outputs {outputs}"
             )
         width = 4 * channels
         self.embedding = NoiseEmbedding(width, classes)
@@ -149,10 +151,13 @@ class UNet(nn.Module):
                 current = size
             if level:
                 self.upsample.append(_conv(dims, current, current))
-        self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, channels_in)))
+        self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, outputs * channels_in)))
 
     def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x: (B, C, *space)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``."""
+        """``x: (B, C, *space)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``.
+
+        With ``outputs`` above 1, that many times its channels: ``(B, outputs C, *space)``.
+        """
         embedded = self.embedding(c, cond)
         h = self.enter(x)
         skips = [h]

@@ -18,7 +18,7 @@ name                   class                    what it integrates              
 ``dpm++2s``, ``3s``    `Singlestep`             on x0, order 2, 3                                order * ``steps``
 ``singlestep``         `Singlestep`             the same by ``variable`` and ``order``           order * ``steps``
 ``sde``                `MultistepSDE`           the reverse SDE, exponential (2M-SDE)            ``steps``
-``ancestral``          `MultistepSDE`           the same at order 1                              ``steps``
+``ancestral``          `Ancestral`              the chain's steps down (DDPM)                    ``steps``
 ``sde-dpm``            `MultistepSDE`           on eps, order 1                                  ``steps``
 ``sa``                 `MultistepSDE`           order 2 with the corrector (SA-Solver)           ``steps``
 ``er-sde``             `MultistepSDE`           order 3, noise that fades near the data          ``steps``
@@ -42,12 +42,13 @@ from .flow import ProbabilityFlow, RungeKutta
 from .original import Original
 from .pc import PredictorCorrector
 from .singlestep import Singlestep
-from .stochastic import DDIM, EulerMaruyama, StochasticHeun
+from .stochastic import DDIM, Ancestral, EulerMaruyama, StochasticHeun
 from .trajectory import Step, Trajectory
 
 __all__ = [
     "DDIM",
     "AdaptiveSDE",
+    "Ancestral",
     "EDMHeun",
     "EulerMaruyama",
     "FixedStep",

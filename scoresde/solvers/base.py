@@ -218,8 +218,11 @@ def sampling_interval(model: Denoiser) -> tuple[float, float]:
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
-    """The times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU; ``auto`` is the SDE's own grid."""
-    return make_grid(grid, model.sde, steps, t0, t1)
+    """The times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU: nodes, if the model has any.
+
+    ``auto`` is the SDE's own grid.
+    """
+    return make_grid(grid, model.sde, steps, t0, t1, model.nodes)
 
 
 def fixed_solution(x: Tensor, nfe: int, steps: int) -> Solution:

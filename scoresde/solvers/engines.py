@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ..errors import NumericalError, UsageError
 from ..estimate import Denoiser
+from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import expand, flat, rms_flat, time_dtype
-from .base import Solution, Solver, Watch, fixed_solution, grid_of
+from .base import Solution, Solver, Watch, fixed_solution
 from .trajectory import Step
 
 __all__ = ["ENGINES", "TorchSDE"]
@@ -121,7 +122,7 @@ class TorchSDE(Solver):
         if noise.brownian:
             raise UsageError("torchsde makes its own Brownian motion, which knows no samples; use the solver sde or em")
         sde, shape = model.sde, x.shape
-        grid_of("uniform", model, self.steps, t0, t1)  # refuses what is no grid
+        make_grid("uniform", sde, self.steps, t0, t1)  # refuses what is no grid; torchsde knows no nodes
         calls = 0
         eta = self.eta
 

@@ -71,7 +71,6 @@ __all__ = [
     "Multistep",
     "MultistepSDE",
     "Variable",
-    "ancestral",
     "deis",
     "dpmpp_2m",
     "dpmpp_3m",
@@ -394,11 +393,6 @@ def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = 
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown variant {variant!r} of UniPC; choose from: bh1, bh2, exact")
     return Multistep(steps, variable, order, "midpoint" if variant == "bh2" else variant, correct=True, grid=grid)
-
-
-def ancestral(steps: int = 200, grid: str = "auto") -> MultistepSDE:
-    """Ancestral sampling with the posterior's variance (Ho et al. 2020, arXiv:2006.11239, eq. 6-7), on any path."""
-    return MultistepSDE(steps, order=1, grid=grid)
 
 
 def sde_dpm(steps: int = 100, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:

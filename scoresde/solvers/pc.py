@@ -18,12 +18,20 @@ the ratio has no bound, so that in few dimensions single samples are thrown out.
 varies and the two agree. That is why ``annealed`` is the default.
 
 ``order="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original does.
+
+Annealed Langevin dynamics is the corrector alone. Under :class:`~scoresde.SMLD` with its L levels, and with ``start``,
+which corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
+
+    alpha_i = eps sigma_i^2/sigma_L^2 = 2 e,      that is,  snr = sqrt(eps)/(2 sigma_L),
+
+sigma_L the lowest level: theirs, eps = 2e-5 and sigma_L = 0.01, is snr = 0.2236.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -63,6 +71,7 @@ class PredictorCorrector(FixedStep):
         corrections: Langevin steps at each node.
         norm: Of the corrector langevin: ``sample``, or ``batch`` as in the original, which couples the samples.
         order: ``pc``, or ``cp`` as in the original.
+        start: With ``pc``, correct at the first node as well, before the first step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -73,6 +82,7 @@ class PredictorCorrector(FixedStep):
     corrections: int = 1
     norm: str = "sample"
     order: str = "pc"
+    start: bool = False
 
     needs_score = True
     stochastic = True
@@ -90,6 +100,8 @@ class PredictorCorrector(FixedStep):
         ):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
+        if self.start and self.order == "cp":
+            raise UsageError("start corrects before the first step, which the order cp does anyway; leave it out")
         self._predictor()
         if not self.evaluations:
             raise UsageError("predictor and corrector are both none: nothing would move; take one of them")
@@ -111,18 +123,29 @@ class PredictorCorrector(FixedStep):
         """Evaluations of the model in a step."""
         return (self.predictor != "none") + self._corrections
 
+    def within(self, nfe: int) -> Self | None:
+        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
+        return super().within(max(0, nfe - self._corrections * self.start))
+
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         predict, clock = self._predictor(), times.tolist()
 
+        def corrected(x: Tensor, i: int, visit: int, at: Tensor) -> Tensor:
+            for j in range(self._corrections):
+                z = noise.normal(tuple(x.shape[1:]), visit * self._corrections + j, "corrector", x.dtype)
+                x = self.correct(model, x, times[i], times[i + 1], z, at)
+            return x
+
         def advance(i: int, x: Tensor) -> Tensor:
-            t, s, shape = times[i], times[i + 1], tuple(x.shape[1:])
+            t, s = times[i], times[i + 1]
+            if self.start and i == 0:
+                x = corrected(x, 0, 0, t)
             for part in self.order:
                 if part == "p":
-                    x = predict(model, x, t, s, noise.between(clock[i], clock[i + 1], shape, i, x.dtype))
-                    continue
-                for j in range(self._corrections):
-                    z = noise.normal(shape, i * self._corrections + j, "corrector", x.dtype)
-                    x = self.correct(model, x, t, s, z, at=s if self.order == "pc" else t)
+                    z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
+                    x = predict(model, x, t, s, z)
+                else:
+                    x = corrected(x, i, i + self.start, s if self.order == "pc" else t)
             return x
 
         return advance
@@ -148,7 +171,10 @@ def reverse_diffusion(steps: int = 500, grid: str = "auto") -> PredictorCorrecto
 
 
 def annealed_langevin(
-    steps: int = 200, snr: float = 0.16, corrections: int = 5, grid: str = "auto"
+    steps: int = 200, snr: float = 0.16, corrections: int = 5, start: bool = False, grid: str = "auto"
 ) -> PredictorCorrector:
-    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone."""
-    return PredictorCorrector(steps, "none", "annealed", snr, corrections, grid=grid)
+    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone.
+
+    Their algorithm on L levels is ``start=True`` with L - 1 steps.
+    """
+    return PredictorCorrector(steps, "none", "annealed", snr, corrections, start=start, grid=grid)

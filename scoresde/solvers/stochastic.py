@@ -14,14 +14,16 @@ From t to s the path itself moves forward by x_t = A x_s + S z, with
 
     A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2,
 
-from the continuous coefficients, so that all is finite for any number of steps. Two ways back:
+from the continuous coefficients, so that all is finite for any number of steps. Three ways back:
 
     reverse diffusion  x <- (2 - A) x + S^2 score + S z                                      (Song et al. 2021, eq. 46)
     DDIM               x <- alpha(s) x0_hat + sqrt(sigma(s)^2 - n^2) eps_hat + n z,
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
+    ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
 
-DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampling (eta = 1, Ho et al. 2020); 0 and 1
-mean the same in both conventions, docs/mathematics.md converts the others.
+with a and b of the posterior, (5) of :mod:`scoresde.discrete`; f = 0 is its variance, f = 1 that of the step up. DDIM's
+eta is the paper's, a factor on the standard deviation of ancestral sampling with f = 0, which eta = 1 is; 0 and 1 mean
+the same in both conventions, docs/mathematics.md converts the others.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..build import closest
+from ..discrete import forward_step, posterior
 from ..errors import UsageError
-from ..estimate import Denoiser, Estimate
+from ..estimate import VARIANCES, Denoiser, Estimate
 from ..noise import Noise
 from ..sde import SDE
 from ..shapes import expand
@@ -41,8 +45,8 @@ from .base import FixedStep
 from .level import Level, check_level, level_of
 
 __all__ = [
-    "DDIM", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "drift_weights", "euler_step",
-    "forward_step", "reverse_diffusion_step",
+    "DDIM", "Ancestral", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "drift_weights",
+    "euler_step", "forward_step", "reverse_diffusion_step",
 ]  # fmt: skip
 
 
@@ -63,13 +67,6 @@ def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, leve
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
-
-
-def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """``A`` and ``S^2`` of the path's step from ``s`` up to ``t``, in the shape of ``t``."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
-    a = alpha_t / alpha_s
-    return a, (sigma_t.square() - (a * sigma_s).square()).clamp(min=0)
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
@@ -217,5 +214,48 @@ class DDIM(FixedStep):
         def advance(i: int, x: Tensor) -> Tensor:
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype) if self.eta else None
             return ddim_step(model, x, times[i], times[i + 1], z, self.eta)
+
+        return advance
+
+
+@dataclass(frozen=True)
+class Ancestral(FixedStep):
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid: one evaluation a step.
+
+    Under :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on its own grid and the noise-free x0_hat at the end
+    (:func:`scoresde.sample`) are their algorithm with T = N, whose last step has no noise.
+
+    Args:
+        steps: Number of steps.
+        variance: Of the noise: ``posterior`` (their beta tilde), ``beta`` (the variance of the step up), ``learned``
+            (between the two, by a model that learned it), or ``auto``: learned if there is one, else the posterior's.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`.
+    """
+
+    steps: int = 200
+    variance: str = "auto"
+
+    needs_score = True
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance not in VARIANCES:
+            raise UsageError(f"unknown variance {self.variance!r}; {closest(self.variance, VARIANCES)}")
+
+    def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
+        sde, clock, t, s = model.sde, times.tolist(), times[:-1], times[1:]
+        a, b, _ = posterior(sde, t, s)
+        up = forward_step(sde, t, s)[1].sqrt()
+        ratio = sde.coefficients(s)[1] / sde.coefficients(t)[1]
+        noisy = (ratio > 0).tolist()  # a step to sigma = 0 ends at x0_hat
+
+        def advance(i: int, x: Tensor) -> Tensor:
+            estimate = model(x, t[i])
+            mean = expand(a[i], x) * estimate.x0 + expand(b[i], x) * x
+            spread = expand(up[i], x) * expand(ratio[i], x) ** (1 - estimate.share(self.variance))
+            if not noisy[i]:
+                return mean
+            return mean + spread * noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
 
         return advance

@@ -113,5 +113,20 @@ class Watched(Wrapped):
         return Watched(self.model.rows(index), self.times, self.evaluations)
 
 
+@dataclass(frozen=True)
+class OnNodes(Wrapped):
+    """A denoiser that knows the nodes of its chain only, as a trained one does."""
+
+    @property
+    def nodes(self) -> Tensor | None:
+        return self.model.sde.nodes
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        return self.model(x, t)
+
+    def rows(self, index: Tensor) -> OnNodes:
+        return OnNodes(self.model.rows(index))
+
+
 def watched(model: Denoiser) -> Watched:
     return Watched(model, [], [])

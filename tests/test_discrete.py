@@ -1,0 +1,398 @@
+"""Discrete chains against published tables, Bayes' rule and the SDEs that they go to; nodes and who visits them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from models import ALL, CHECKS, F64, OnNodes, gaussian, normals, ring, watched
+
+from scoresde import DDPM, SDE, SMLD, VESDE, VPSDE, Eps, Multistep, Noise, ProbabilityFlow, RungeKutta, ScoreModel
+from scoresde.build import construct, options_of
+from scoresde.config import TrainConfig, build_sde
+from scoresde.discrete import forward_step, posterior
+from scoresde.errors import UsageError
+from scoresde.grids import GRIDS, make_grid, nearest, snap
+from scoresde.loss import denoising_loss, training_times
+from scoresde.nn import MLP
+from scoresde.solvers import DDIM, AdaptiveSDE, Ancestral, MultistepSDE, sample
+from scoresde.solvers.base import grid_of
+
+CHAINS = {
+    "linear": DDPM(),
+    "scaled-linear": DDPM(200, "scaled-linear"),
+    "cosine": DDPM(100, "cosine"),
+    "given": DDPM(betas=(0.1, 0.05, 0.3, 0.2, 0.9)),
+    "short": DDPM(30),
+    "smld": SMLD(),
+    "ncsn": SMLD(10, 0.01, 1.0),
+}
+MEMBERS = [*CHAINS.values()]
+
+
+def chain_of(network=None, sde=None, **options):
+    torch.manual_seed(0)
+    return ScoreModel(network or MLP(dims=2, width=8, blocks=1), sde or DDPM(50), Eps(), **options).double()
+
+
+# ----------------------------------------------------------------------------------------------------------- the tables
+
+
+def published(schedule: str, n: int) -> np.ndarray:
+    """The betas, from the papers' formulas."""
+    if schedule == "linear":
+        return np.linspace(1e-4, 0.02, n) * 1000 / n
+    if schedule == "scaled-linear":
+        return np.linspace(0.00085**0.5, 0.012**0.5, n) ** 2 * 1000 / n
+    f = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+@pytest.mark.parametrize("n", [50, 1000, 4000])
+@pytest.mark.parametrize("schedule", ["linear", "scaled-linear", "cosine"])
+def test_the_nodes_have_the_products_of_the_published_betas(schedule, n):
+    chain, betas = DDPM(n, schedule), published(schedule, n)
+    assert np.allclose(chain.beta.numpy(), betas, rtol=1e-9)
+    bar = torch.from_numpy(np.cumprod(1 - betas))
+    alpha, sigma = chain.coefficients(chain.nodes)
+    assert chain.nodes.tolist() == [(i + 1) / n for i in range(n)]
+    assert torch.allclose(alpha.square(), bar, rtol=1e-9, atol=0)
+    assert torch.allclose(sigma.square(), 1 - bar, rtol=1e-9, atol=0)
+    assert chain.prior_std == 1.0 and (chain.t_min, chain.t_max) == (1 / n, 1.0)
+
+
+def test_c03_the_default_chains_are_the_original_tables():
+    expected = CHECKS["C03"]["expected"]
+    for chain, names in (
+        (DDPM(), {"vp_alphas_cumprod": 0, "vp_sqrt_1m_alphas_cumprod": 1}),
+        (SMLD(), {"ve_discrete_sigmas": 1}),
+    ):
+        tables = [c[expected["index"]] for c in chain.coefficients(chain.nodes)]
+        tables[0] = tables[0].square()
+        for name, which in names.items():
+            assert torch.allclose(tables[which], torch.tensor(expected[name], dtype=F64), rtol=1e-12, atol=0), name
+    assert torch.allclose(DDPM().beta[expected["index"]], torch.tensor(expected["vp_discrete_betas"], dtype=F64))
+
+
+def test_between_the_nodes_log_alpha_and_log_sigma_are_straight():
+    for chain, part in ((CHAINS["given"], 0), (CHAINS["ncsn"], 1)):
+        for s, t in pairwise(chain.nodes.tolist()):
+            ends = [chain.coefficients(torch.tensor(u, dtype=F64))[part].log() for u in (s, t)]
+            between = torch.linspace(s, t, 7, dtype=F64)
+            straight = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 7, dtype=F64)
+            assert torch.allclose(chain.coefficients(between)[part].log(), straight, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("chain", MEMBERS, ids=[*CHAINS])
+def test_closed_forms_are_the_derivatives_and_the_inverse(chain):
+    t = torch.cat([chain.nodes, torch.linspace(chain.t_min, 1, 1003, dtype=F64)])
+    # The derivative of expm1 is made as expm1 + 1, which leaves 1e-16 of the sigma' that vanishes with alpha^2.
+    for closed, derived in zip(chain.rates(t), SDE.rates(chain, t), strict=True):
+        assert torch.allclose(closed, derived, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(chain.diffusion_squared(t), SDE.diffusion_squared(chain, t), rtol=1e-8)
+    assert float((chain.t_of_log_snr(SDE.log_snr(chain, t)) - t).abs().max()) < 1e-11
+    assert float((SDE.t_of_log_snr(chain, SDE.log_snr(chain, t)) - t).abs().max()) < 1e-11
+
+
+@pytest.mark.parametrize("n", [2, 7, 49, 1000, 10_000])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_the_slope_at_a_node_is_that_of_the_step_to_it(n, dtype):
+    # Rounding puts many nodes a bit above i/N, into the next interval: g^2 = -N log(1 - beta_i) must not notice.
+    chain = DDPM(n, "cosine")
+    found, expected = chain.diffusion_squared(chain.nodes.to(dtype)).to(F64), -n * torch.log1p(-chain.beta)
+    # log alpha of the table in the dtype of t: a difference of two that are 1e-7 or 1e-16 off, over 1/n
+    size = torch.finfo(dtype).eps * n * chain._table.abs()[1:]
+    assert bool(((found - expected).abs() <= 4 * size + 1e-12 * expected).all())
+
+
+def test_float32_keeps_its_digits_near_the_data():
+    chain = DDPM()
+    ours = chain.sigma(chain.nodes.float())
+    assert torch.allclose(ours.double(), chain.sigma(chain.nodes), rtol=1e-6, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("chain", MEMBERS, ids=[*CHAINS])
+def test_a_chain_is_written_to_json_and_read_again(chain):
+    config = TrainConfig(sde=chain)
+    read = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert read.sde in ("ddpm", "smld")
+    again = build_sde(read, typed=False)
+    assert again == chain and torch.equal(again.coefficients(chain.nodes)[1], chain.coefficients(chain.nodes)[1])
+    assert construct(type(chain), "SDE", "chain", options_of(chain)) == chain and hash(again) == hash(chain)
+    assert dataclasses.replace(chain) == chain
+
+
+def test_given_betas_give_the_steps():
+    chain = DDPM(betas=[0.1, 0.2, 0.4])
+    assert chain.steps == 3 and chain.betas == (0.1, 0.2, 0.4) and chain.t_min == 1 / 3
+    assert float(chain.alpha(chain.nodes[-1])) ** 2 == pytest.approx(0.9 * 0.8 * 0.6, rel=1e-14)
+    assert DDPM(40, start=0.01, end=0.3).beta[[0, 39]].tolist() == pytest.approx([0.01, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DDPM(20), ["beta is 1 at step 20 of 20", "more than 20", "cosine"]),
+        (lambda: DDPM(schedule="cosin"), ["'cosin'", "did you mean 'cosine'", "linear, scaled-linear"]),
+        (lambda: DDPM(1), ["steps is 1", "at least 2"]),
+        (lambda: DDPM(steps=10.5), ["steps is 10.5"]),
+        (lambda: DDPM(betas=(0.1, 0.0, 0.2)), ["beta is 0 at step 2 of 3"]),
+        (lambda: DDPM(betas=(0.1, 1.0)), ["beta is 1 at step 2 of 2"]),
+        (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas have no start and end"]),
+        (lambda: DDPM(schedule="cosine", start=1e-4), ["the schedule cosine has no start and end"]),
+        (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max 1.0"]),
+        (lambda: SMLD(steps=0), ["SMLD: steps is 0"]),
+    ],
+)
+def test_what_is_no_chain_is_refused(make, words):
+    with pytest.raises(UsageError) as error:
+        make()
+    for word in words:
+        assert word in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------- steps up and down
+
+
+@pytest.mark.parametrize("chain", MEMBERS, ids=[*CHAINS])
+def test_steps_from_node_to_node_compose_to_the_jump(chain):
+    # Ho et al. 2020, eq. 2 applied i times is eq. 4; from the data: alpha = 1, sigma = 0, the first step is the jump.
+    alpha, sigma = (c.tolist() for c in chain.coefficients(chain.nodes))
+    a, variance = alpha[0], sigma[0] ** 2
+    for i in range(1, chain.steps):
+        step, noise = forward_step(chain, chain.nodes[i], chain.nodes[i - 1])
+        if isinstance(chain, DDPM):
+            assert float(step) ** 2 == pytest.approx(1 - float(chain.beta[i]), rel=1e-10)
+            assert float(noise) == pytest.approx(float(chain.beta[i]), rel=1e-6)
+        a, variance = a * float(step), variance * float(step) ** 2 + float(noise)
+        assert a == pytest.approx(alpha[i], rel=1e-10) and variance == pytest.approx(sigma[i] ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("sde", [*MEMBERS, *ALL.values()], ids=[*CHAINS, *ALL])
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.5), (0.9, 0.8), (0.5, 0.1), (0.1, 0.01)])
+def test_the_posterior_is_bayes_rule(sde, t, s):
+    # q(x_s | x_t, x_0) ~ q(x_t | x_s) q(x_s | x_0): precisions add up, and so do precision times mean.
+    t, s = torch.tensor(t, dtype=F64), torch.tensor(s, dtype=F64)
+    step, noise = forward_step(sde, t, s)
+    alpha, sigma = sde.coefficients(s)
+    precision = 1 / sigma**2 + step**2 / noise
+    a, b, v = posterior(sde, t, s)
+    assert float(v) == pytest.approx(float(1 / precision), rel=1e-9)
+    assert float(a) == pytest.approx(float(alpha / sigma**2 / precision), rel=1e-9)
+    assert float(b) == pytest.approx(float(step / noise / precision), rel=1e-9, abs=1e-15)
+
+
+def test_the_posterior_of_ddpm_is_the_published_one():
+    # Ho et al. 2020, eq. 7, between all neighbours.
+    chain, betas = DDPM(), published("linear", 1000)
+    bar = np.cumprod(1 - betas)
+    a, b, v = (c.numpy() for c in posterior(chain, chain.nodes[1:], chain.nodes[:-1]))
+    assert np.allclose(a, np.sqrt(bar[:-1]) * betas[1:] / (1 - bar[1:]), rtol=1e-8)
+    assert np.allclose(b, np.sqrt(1 - betas[1:]) * (1 - bar[:-1]) / (1 - bar[1:]), rtol=1e-8)
+    assert np.allclose(v, (1 - bar[:-1]) / (1 - bar[1:]) * betas[1:], rtol=1e-8)
+
+
+# --------------------------------------------------------------------------------------------------------- the bridge
+
+
+def orders(errors: list[float]) -> list[float]:
+    """Of the error's fall from N = 100 to 1000 to 10000."""
+    return [math.log10(a / b) for a, b in pairwise(errors)]
+
+
+LENGTHS = (100, 1000, 10_000)
+PAIRS = {"ddpm": (DDPM, VPSDE()), "smld": (SMLD, VESDE())}
+
+
+def errors_of(kind: str, what: str) -> list[float]:
+    """How far chains of 100, 1000 and 10000 levels are from the SDE that they go to (see docs/mathematics.md)."""
+    make, sde = PAIRS[kind]
+    model, noisy = ring(sde), torch.linspace(0.1, 1, 10, dtype=F64)
+    x0, z = normals(10, 2), normals(10, 2, seed=1)
+    found = []
+    for n in LENGTHS:
+        chain = make(n)
+        if what == "marginals":
+            ours, theirs = chain.coefficients(noisy), sde.coefficients(noisy)
+        elif what == "posterior":
+            ends = torch.tensor(0.5, dtype=F64), torch.tensor(0.4, dtype=F64)
+            ours, theirs = posterior(chain, *ends), posterior(sde, *ends)
+        elif what == "step":
+            # One ancestral step, in units of its length, is the reverse SDE: f x - g^2 score, and g^2.
+            t, s = noisy[5], noisy[5] - 1 / n
+            x, (a, b, v) = sde.perturb(x0, t, z), posterior(chain, t, s)
+            moved = n * (x - a * ring(chain)(x, t).x0 - b * x)
+            g2 = sde.diffusion_squared(t)
+            ours, theirs = (moved, n * v), (sde.drift(x, t) - g2 * model(x, t).score, g2)
+        else:
+            # The denoising loss of one network, for the same draws.
+            torch.manual_seed(0)
+            net = MLP(dims=2, width=16, blocks=1)
+            torch.nn.init.normal_(net.leave[-1].weight, std=0.3)
+            ours, theirs = (
+                (denoising_loss(ScoreModel(net, path, Eps()).double(), x0, noisy, z),) for path in (chain, sde)
+            )
+        pairs = [(o.detach(), t.detach()) for o, t in zip(ours, theirs, strict=True)]
+        found.append(max(float((o - t).abs().max() / t.abs().max()) for o, t in pairs))
+    return found
+
+
+@pytest.mark.parametrize("what", ["marginals", "posterior", "step", "loss"])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_the_chain_goes_to_its_sde_with_order_one(kind, what):
+    errors = errors_of(kind, what)
+    assert errors[2] < 4e-3
+    for order in orders(errors):
+        assert order == pytest.approx(1, abs=0.06)
+
+
+def test_ancestral_sampling_of_longer_chains_goes_to_the_data():
+    # Gaussian data: every step is affine, so mean and variance follow exactly from a, b, v and x0_hat's gain.
+    mu, s0, errors = 0.3, 0.5, []
+    for n in LENGTHS:
+        chain = DDPM(n)
+        alpha, sigma = chain.coefficients(chain.nodes)
+        gain = alpha * s0**2 / (alpha**2 * s0**2 + sigma**2)  # x0_hat = mu + gain (x - alpha mu)
+        a, b, v = posterior(chain, chain.nodes[1:], chain.nodes[:-1])
+        mean, variance = 0.0, 1.0
+        for i in range(n - 1, 0, -1):
+            slope = float(a[i - 1] * gain[i] + b[i - 1])
+            mean = slope * mean + float(a[i - 1] * (1 - gain[i] * alpha[i])) * mu
+            variance = slope**2 * variance + float(v[i - 1])
+        errors.append(abs(variance / float((alpha[0] * s0) ** 2 + sigma[0] ** 2) - 1))
+    first, second = orders(errors)
+    assert errors[2] < 2e-3 and first == pytest.approx(1, abs=0.2) and second == pytest.approx(1, abs=0.05)
+    # and the loop above is what the solver does
+    chain = DDPM(50)
+    x = Ancestral(49)(gaussian(chain, 1, mu, s0), normals(20_000, 1), noise=Noise.of(20_000)).x
+    assert float(x.mean()) == pytest.approx(mu, abs=0.02) and float(x.var()) == pytest.approx(s0**2, rel=0.1)
+
+
+# --------------------------------------------------------------------------------------------------------------- nodes
+
+
+@pytest.mark.parametrize("n", [2, 7, 50, 1000])
+def test_uniform_times_become_uniform_nodes(n):
+    nodes = DDPM(n, "cosine").nodes
+    t = training_times("uniform", 20 * n, float(nodes[0]), 1.0, torch.Generator().manual_seed(0))
+    counts = torch.bincount(nearest(snap(t, nodes), nodes), minlength=n)
+    assert counts.tolist() == [20] * n and set(snap(t, nodes).tolist()) == set(nodes.tolist())
+    assert torch.equal(snap(nodes[[0, -1]], nodes), nodes[[0, -1]])
+    assert snap(t, None) is t
+
+
+def test_training_draws_every_node_as_often(monkeypatch):
+    from scoresde import fit
+    from scoresde import train as module
+
+    seen = []
+
+    def spy(model, x0, t, *rest):
+        seen.append(t)
+        return denoising_loss(model, x0, t, *rest)
+
+    monkeypatch.setattr(module, "denoising_loss", spy)
+    config = TrainConfig(data="moons", sde=DDPM(30), steps=4, batch=60, network_options={"width": 8, "blocks": 1})
+    run = fit(config, save=False, quiet=True)
+    assert run.config.t_sampler == "uniform" and run.config.predict == "eps" and run.config.weighting == "native"
+    for t in seen:
+        assert torch.bincount(nearest(t, run.model.nodes), minlength=30).tolist() == [2] * 30
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, "auto"])
+def test_fixed_grids_visit_nodes_only(grid):
+    model = watched(OnNodes(ring(DDPM(200))))
+    solver = DDIM(6, grid=grid)
+    assert bool(solver(model, normals(3, 2)).ok.all())
+    asked = torch.stack([t[0] for t in model.times]) * 200
+    assert float((asked - asked.round()).abs().max()) < 1e-12 and asked[0] == 200
+    assert len(set(asked.round().tolist())) == 6
+    times = grid_of(grid, model, 6, 1.0, 1 / 200)
+    free = make_grid(grid, model.sde, 6, 1.0, 1 / 200)
+    assert float((times - free).abs().max()) <= 0.5 / 200 + 1e-12 and times[-1] == 1 / 200
+    back = grid_of(grid, model, 6, 1 / 200, 1.0)
+    assert set((back * 200).round().tolist()) <= set(range(1, 201))
+
+
+@pytest.mark.parametrize("name", ["trailing", "leading", "linspace"])
+def test_the_discrete_spacings_take_the_number_of_levels_from_the_chain(name):
+    times = make_grid(name, DDPM(50), 10, 1.0, 0.02)
+    assert float((times * 50 - (times * 50).round()).abs().max()) < 1e-12
+    expected = {"trailing": [50, 45, 40], "leading": [50, 46, 41], "linspace": [50, 45, 40]}[name]
+    assert (times[:3] * 50).round().tolist() == expected
+
+
+@pytest.mark.parametrize("n", [50, 1000])
+def test_one_step_less_than_there_are_levels_visits_every_node(n):
+    chain = DDPM(n)
+    times = grid_of("auto", OnNodes(ring(chain)), n - 1, 1.0, 1 / n)
+    assert torch.equal(times.flip(0), chain.nodes)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "sqrt", "logsnr", "karras"])
+def test_too_many_steps_are_refused_with_the_number_that_fits(grid):
+    model = OnNodes(ring(DDPM(40)))
+    words = r"both on node \d+ of 40: take at most (\d+) steps on this grid.* 39, on"
+    with pytest.raises(UsageError, match=words) as error:
+        grid_of(grid, model, 60, 1.0, 1 / 40)
+    most = int(str(error.value).split("at most ")[1].split()[0])
+    assert len(set(grid_of(grid, model, most, 1.0, 1 / 40).tolist())) == most + 1
+    with pytest.raises(UsageError):
+        grid_of(grid, model, most + 1, 1.0, 1 / 40)
+    assert most == 39 if grid == "uniform" else most < 39
+
+
+def test_given_times_and_ends_must_suit_the_nodes():
+    model = OnNodes(ring(DDPM(40)))
+    assert (grid_of((1.0, 0.51, 0.3, 0.025), model, 3, 1.0, 0.025) * 40).round().tolist() == [40, 20, 12, 1]
+    with pytest.raises(UsageError, match="both on node 20 of 40: give times that are farther apart"):
+        DDIM(grid=(1.0, 0.505, 0.5, 0.025))(model, normals(2, 2))
+    with pytest.raises(UsageError, match=r"t = 0\.51 is no node .* the nearest is 0\.5 \(node 20 of 40\)"):
+        DDIM(3)(model, normals(2, 2), t0=0.51)
+    with pytest.raises(UsageError, match=r"no node .* 0\.025 \(node 1 of 40\)"):
+        DDIM(3)(model, normals(2, 2), t1=0.03)
+    # A model that knows all times is not held to any.
+    assert bool(DDIM(60, grid="sqrt")(model.model, normals(2, 2), t1=0.03).ok.all())
+
+
+def test_adaptive_solvers_go_between_the_nodes_and_know_the_same_flow():
+    # In the straight frame nothing but the label sees t, so that the flow of DDPM(40) is that of any other path.
+    chain, z = DDPM(40), normals(8, 2)
+    model = OnNodes(ring(chain))
+    asked = watched(model)
+    solved = ProbabilityFlow(rtol=1e-8, atol=1e-8)(asked, z).x
+    t = torch.cat(asked.times) * 40
+    assert float((t - t.round()).abs().max()) > 0.3 and float(t.min()) >= 1 - 1e-9
+    # Both keep the variance, so that the state is the same where the log-SNR is.
+    vp = VPSDE(beta_max=40.0)
+    start, end = vp.t_of_log_snr(chain.log_snr(torch.tensor([1.0, 1 / 40], dtype=F64))).tolist()
+    other = ProbabilityFlow(rtol=1e-8, atol=1e-8)(ring(vp), z, t0=start, t1=end).x
+    assert float((solved - other).abs().max()) < 1e-6
+    assert bool(AdaptiveSDE(rtol=0.1, atol=0.1)(model, z[:4], noise=Noise.of(4)).ok.all())
+
+
+def test_the_model_of_a_chain_knows_its_nodes():
+    model = chain_of()
+    assert torch.equal(model.nodes, DDPM(50).nodes) and (model.t_min, model.t_max) == (0.02, 1.0)
+    assert ScoreModel(MLP(2, 8, 1), VPSDE(), Eps()).nodes is None and VPSDE().nodes is None
+    # Where an eps-network says nothing of the data, the chain ends at the node below.
+    dark = ScoreModel(MLP(2, 8, 1), DDPM(betas=(0.1, 0.5, 0.9, 1 - 1e-14)), Eps())
+    assert dark.nodes.tolist() == [0.25, 0.5, 0.75] and dark.t_max == 0.75
+    assert bool(Ancestral(2)(dark.double(), normals(3, 2)).ok.all())
+
+
+@pytest.mark.parametrize("solver", [Multistep(9), DDIM(9, eta=0.5), Ancestral(9), MultistepSDE(9), RungeKutta(9)])
+@pytest.mark.parametrize("chain", [DDPM(50), DDPM(50, "cosine"), SMLD(50)], ids=str)
+def test_solvers_run_on_chains(solver, chain):
+    model = OnNodes(ring(chain, std=0.3))
+    x = sample(model, solver, (2,), Noise.of(400, 1), dtype=F64, batch=400).x
+    distance = (x[:, None] - ring(chain).means).norm(dim=2).amin(1)
+    assert float(distance.median()) < 0.8

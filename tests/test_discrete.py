@@ -18,7 +18,7 @@ from scoresde.config import TrainConfig, build_sde
 from scoresde.discrete import forward_step, posterior
 from scoresde.errors import UsageError
 from scoresde.grids import GRIDS, make_grid, nearest, snap
-from scoresde.loss import denoising_loss, training_times
+from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.solvers import DDIM, AdaptiveSDE, Ancestral, MultistepSDE, sample
 from scoresde.solvers.base import grid_of
@@ -290,7 +290,8 @@ def test_ancestral_sampling_of_longer_chains_goes_to_the_data():
 @pytest.mark.parametrize("n", [2, 7, 50, 1000])
 def test_uniform_times_become_uniform_nodes(n):
     nodes = DDPM(n, "cosine").nodes
-    t = training_times("uniform", 20 * n, float(nodes[0]), 1.0, torch.Generator().manual_seed(0))
+    u = (torch.arange(20 * n, dtype=F64) + 0.37) / (20 * n)
+    t = nodes[0] + (1 - nodes[0]) * u
     counts = torch.bincount(nearest(snap(t, nodes), nodes), minlength=n)
     assert counts.tolist() == [20] * n and set(snap(t, nodes).tolist()) == set(nodes.tolist())
     assert torch.equal(snap(nodes[[0, -1]], nodes), nodes[[0, -1]])
@@ -310,7 +311,7 @@ def test_training_draws_every_node_as_often(monkeypatch):
     monkeypatch.setattr(module, "denoising_loss", spy)
     config = TrainConfig(data="moons", sde=DDPM(30), steps=4, batch=60, network_options={"width": 8, "blocks": 1})
     run = fit(config, save=False, quiet=True)
-    assert run.config.t_sampler == "uniform" and run.config.predict == "eps" and run.config.weighting == "native"
+    assert run.config.predict == "eps" and run.config.weighting == "native"
     for t in seen:
         assert torch.bincount(nearest(t, run.model.nodes), minlength=30).tolist() == [2] * 30
 

@@ -180,7 +180,7 @@ class DDPM(_Chain):
         # alpha^2 = sigmoid(log_snr), looked up in the table, which falls
         target = torch.nn.functional.logsigmoid(log_snr.to(time_dtype(log_snr.device))) / 2
         table = self._table.to(target)
-        i = (torch.searchsorted(-table, -target) - 1).clamp(0, self.steps - 1)
+        i = (torch.searchsorted(-table, (-target).contiguous()) - 1).clamp(0, self.steps - 1)
         t = (i + (target - table[i]) / (table[i + 1] - table[i])) / self.steps
         return t.clamp(self.t_min, self.t_max)
 

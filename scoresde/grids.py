@@ -230,7 +230,7 @@ def make_grid(
 def nearest(t: Tensor, nodes: Tensor) -> Tensor:
     """The number of the node nearest to ``t``, int64 in its shape; ``nodes`` are rising, shape ``(N,)``."""
     nodes = nodes.to(t)
-    return torch.bucketize(t, (nodes[1:] + nodes[:-1]) / 2)
+    return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
 
 
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:

@@ -79,7 +79,7 @@ def denoising_loss(
     loss = weight.to(x0.dtype) * mean_flat((output - target).square())
     if frac is None or model.nodes is None:
         return loss
-    estimate = replace(parametrization.solve(sde, x, t, output.detach()), frac=frac)
+    estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
     return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.nodes)
 
 

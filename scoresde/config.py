@@ -26,7 +26,7 @@ from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES
 __all__ = ["TrainConfig", "build_model", "build_sde"]
 
 # What a network is asked to output on each path, if nothing else is said.
-_PREDICT = {"flow": "velocity", "ddpm": "eps", "smld": "score"}
+_PREDICT = {"flow": "velocity"}
 
 # Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
 _BUDGET: dict[str, tuple[int, int, float]] = {

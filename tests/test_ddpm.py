@@ -25,6 +25,8 @@ from scoresde.solvers.pc import PredictorCorrector, annealed_langevin
 
 N = 50
 
+SMALL = {"data": "moons", "steps": 4, "batch": 16, "network_options": {"width": 8, "blocks": 1}}
+
 SLOW = (
     pytest.mark.slow,
     pytest.mark.skipif("'slow' not in config.option.markexpr", reason="slow; ask for it with -m slow"),
@@ -107,8 +109,8 @@ def test_algorithm_1_in_training(monkeypatch):
         return losses
 
     monkeypatch.setattr(module, "denoising_loss", spy)
-    config = TrainConfig(data="moons", sde=DDPM(N), steps=3, batch=40, network_options={"width": 8, "blocks": 1})
-    fit(config, save=False, quiet=True, dtype=F64)
+    config = TrainConfig(predict="eps", sde=DDPM(N), **{**SMALL, "steps": 3, "batch": 40})
+    assert fit(config, save=False, quiet=True, dtype=F64).config.weighting == "native"
     assert len(means) == 3 and means[0][0] == pytest.approx(means[0][1])  # a network starts at 0
     assert means[2][0] != pytest.approx(means[2][1], rel=1e-4)
 
@@ -265,12 +267,13 @@ def test_guidance_keeps_the_variance_of_the_conditional_model():
 
 # ------------------------------------------------------------------------------------------------- from end to end
 
-SMALL = {"data": "moons", "steps": 4, "batch": 16, "network_options": {"width": 8, "blocks": 1}}
-MOONS = TrainConfig(sde="ddpm", sde_options={"steps": N}, **SMALL)
+MOONS = TrainConfig(sde="ddpm", sde_options={"steps": N}, predict="eps", **SMALL)
 RUNS = {
     "ddpm": MOONS,
     "learned": dataclasses.replace(MOONS, learn_variance=True),
-    "smld": dataclasses.replace(MOONS, sde="smld", sde_options={"steps": 12, "sigma_max": 5.0}, learn_variance=True),
+    "smld": dataclasses.replace(
+        MOONS, sde="smld", sde_options={"steps": 12, "sigma_max": 5.0}, predict="score", learn_variance=True
+    ),
     "given": dataclasses.replace(MOONS, sde_options={"betas": [0.1, 0.2, 0.5, 0.9]}),
     "digits": TrainConfig(
         sde="ddpm", sde_options={"schedule": "cosine", "steps": 20}, steps=2, batch=8, network_options={"channels": 4},
@@ -350,7 +353,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     small = "--data moons --steps 2 --batch 8 --set network.width=8 --set network.blocks=1 --quiet"
     shell(f"train --sde ddpm --set sde.steps=30 --set learn_variance=true {small} --out r")
     stored = json.loads(Path("r/config.json").read_text())["config"]
-    assert stored["learn_variance"] is True and stored["sde"] == "ddpm" and stored["predict"] == "eps"
+    assert stored["learn_variance"] is True and stored["sde"] == "ddpm" and stored["predict"] == "edm"
     shell("sample r --solver ancestral --steps 29 --n 4 --quiet --set solver.variance=beta")
     assert "take at most 29 steps" in shell("sample r --solver ancestral --steps 30 --n 4 --quiet", 2)
     assert "VPSDE has no nodes" in shell(f"train --set learn_variance=true {small} --out v", 2)

@@ -235,6 +235,9 @@ class SMLD(_Chain):
         t = self.t_min - (log_snr / 2 + math.log(self.sigma_min)) / self._rate
         return t.clamp(self.t_min, self.t_max)
 
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
 
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """``A`` and ``S^2`` of the step (4) from ``s`` up to ``t`` of any path, in the shape of ``t``."""

@@ -69,6 +69,8 @@ class ScoreModel(nn.Module):
                 f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
                 "from one node to the next; take --sde ddpm or smld"
             )
+        if learn_variance and coupled:
+            raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; leave one out")
         self.network = network
         self.sde = sde
         self.parametrization = parametrization
@@ -244,7 +246,8 @@ class Converted:
         at = theirs.t_of_log_snr(self.sde.log_snr(t)).clamp(self.model.t_min, self.model.t_max)
         # x_t = s(t) x'_t' / s'(t')                                                                      (1)
         estimate = self.model(expand(theirs.scale(at) / self.sde.scale(t), x) * x, at)
-        return replace(estimate, x=x, t=t, sde=self.sde)
+        # A learned variance was learned between the two of the model's own path, and the step up is another here.
+        return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
     def rows(self, index: Tensor) -> Converted:
         """The same for the rows ``index``, shape ``(B',)``."""

@@ -77,6 +77,10 @@ class Shifted(SDE):
         return self.path.parameters()
 
     @property
+    def nodes(self) -> Tensor | None:
+        return self.path.nodes
+
+    @property
     def default_grid(self) -> str:  # type: ignore[override]
         """That of the path: a grid in t is shifted with it."""
         return self.path.default_grid

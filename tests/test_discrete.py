@@ -12,7 +12,23 @@ import pytest
 import torch
 from models import ALL, CHECKS, F64, OnNodes, gaussian, normals, ring, watched
 
-from scoresde import DDPM, SDE, SMLD, VESDE, VPSDE, Eps, Multistep, Noise, ProbabilityFlow, RungeKutta, ScoreModel
+from scoresde import (
+    DDPM,
+    SDE,
+    SMLD,
+    VDMSDE,
+    VESDE,
+    VPSDE,
+    Eps,
+    FlowMatching,
+    Multistep,
+    Noise,
+    ProbabilityFlow,
+    RungeKutta,
+    ScoreModel,
+    Shifted,
+    convert,
+)
 from scoresde.build import construct, options_of
 from scoresde.config import TrainConfig, build_sde
 from scoresde.discrete import forward_step, posterior
@@ -21,7 +37,7 @@ from scoresde.grids import GRIDS, make_grid, nearest, snap
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.solvers import DDIM, AdaptiveSDE, Ancestral, MultistepSDE, sample
-from scoresde.solvers.base import grid_of
+from scoresde.solvers.base import grid_of, sampling_interval
 
 CHAINS = {
     "linear": DDPM(),
@@ -404,3 +420,54 @@ def test_solvers_run_on_chains(solver, chain):
     x = sample(model, solver, (2,), Noise.of(400, 1), dtype=F64, batch=400).x
     distance = (x[:, None] - ring(chain).means).norm(dim=2).amin(1)
     assert float(distance.median()) < 0.8
+
+
+# --------------------------------------------------------------------------------------------------------- other paths
+
+
+@pytest.mark.parametrize("chain", [DDPM(40), SMLD(40)], ids=str)
+def test_a_shifted_chain_keeps_its_nodes(chain):
+    moved = Shifted(chain, 2.0)
+    assert torch.equal(moved.nodes, chain.nodes) and moved.t_min == chain.t_min
+    assert torch.allclose(moved.log_snr(chain.nodes), chain.log_snr(chain.nodes) - 2 * math.log(2), rtol=1e-10)
+    step, noise = forward_step(moved, chain.nodes[9], chain.nodes[8])
+    alpha, sigma = moved.coefficients(chain.nodes[8:10])
+    assert float(step**2 * sigma[0] ** 2 + noise) == pytest.approx(float(sigma[1] ** 2)) and step == alpha[1] / alpha[0]
+    if isinstance(chain, SMLD):
+        assert torch.allclose(moved.sigma(chain.nodes), 2 * chain.sigma(chain.nodes))
+        assert moved.prior_std == pytest.approx(100)
+    model = ScoreModel(MLP(2, 8, 1), moved, Eps()).double()
+    assert bool(Ancestral(39)(model, normals(3, 2)).ok.all())
+
+
+def test_a_chain_on_another_path_goes_from_node_to_node():
+    # DDIM knows the noise levels of its nodes only: the same samples on the straight path, through the same nodes.
+    chain = DDPM(40)
+    model, straight = OnNodes(ring(chain)), convert(OnNodes(ring(chain)), FlowMatching())
+    nodes = straight.nodes
+    assert torch.allclose(straight.sde.log_snr(nodes), chain.log_snr(chain.nodes), rtol=1e-10) and len(nodes) == 40
+    noise = Noise.of(16, 2)
+    ours = sample(straight, DDIM(grid=tuple(nodes.flip(0).tolist())), (2,), noise, dtype=F64)
+    theirs = sample(model, DDIM(39), (2,), noise, dtype=F64)
+    assert float((ours.x - theirs.x).abs().max()) < 1e-9
+    asked = watched(straight)
+    assert bool(DDIM(6)(asked, normals(3, 2)).ok.all())
+    assert all(float((nodes - t).abs().min()) < 1e-12 for t in asked.times)
+
+
+def test_where_the_other_path_is_shorter_sampling_starts_at_the_last_shared_node():
+    model = convert(OnNodes(ring(DDPM(1000))), VPSDE(beta_max=15.0))
+    low, high = sampling_interval(model)
+    # at the other end VP stops at t = 0.001, a little above the lowest node
+    assert high < 1 and high == model.nodes[-1] and model.nodes[0] < 1e-3 < low == model.nodes[1]
+    assert len(model.nodes) < 1000 and bool(sample(model, DDIM(10), (2,), Noise.of(4), dtype=F64).ok.all())
+    with pytest.raises(UsageError, match="the model has 1 of its nodes between"):
+        sampling_interval(convert(OnNodes(ring(DDPM(betas=(0.01, 0.98)))), VDMSDE(5.0, 4.0)))
+
+
+def test_a_learned_variance_belongs_to_its_own_path():
+    model = chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True)
+    x = normals(3, 2)
+    assert model(x, 0.5).frac is not None and convert(model, FlowMatching())(x, 0.5).frac is None
+    with pytest.raises(UsageError, match="coupled data and noise have no reverse steps"):
+        chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True, coupled=True)

@@ -212,9 +212,17 @@ class _Counted(Wrapped):
 
 
 def sampling_interval(model: Denoiser) -> tuple[float, float]:
-    """Where sampling of this model ends and starts: the SDE's interval within the model's domain."""
+    """Where sampling of this model ends and starts: the SDE's interval within the model's domain, from node to node."""
     low, high = model.sde.times("sample")
-    return max(low, model.t_min), min(high, model.t_max)
+    low, high = max(low, model.t_min), min(high, model.t_max)
+    if model.nodes is None:
+        return low, high
+    inside = model.nodes[(model.nodes > low - 1e-9) & (model.nodes < high + 1e-9)].tolist()
+    if len(inside) < 2:
+        raise UsageError(
+            f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two of them"
+        )
+    return max(low, inside[0]), min(high, inside[-1])
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:

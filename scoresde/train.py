@@ -129,7 +129,8 @@ def fit(
         for step in range(first, config.steps):
             generator = _generator(config.seed, step)
             x0, eps, labels = batches.pair(step, generator, dtype)
-            t, importance = times.draw(len(x0), generator)
+            drawn, importance = times.draw(len(x0), generator)
+            t = drawn.to(device)
             if config.coupling == "ot":
                 eps = optimal_transport(x0, eps, labels if model.classes else None)
             if labels is not None:
@@ -140,7 +141,7 @@ def fit(
                 group["lr"] = config.lr * _schedule(config, step)
             with _keyed_rng(config.seed, step, device):
                 cond = labels if model.classes else None
-                losses = denoising_loss(model, x0.to(device), t.to(device), eps.to(device), cond, weighting)
+                losses = denoising_loss(model, x0.to(device), t, eps.to(device), cond, weighting)
             loss = (importance.to(losses) * losses).mean()
             if model.sde.parameters():
                 loss = loss + end_terms(model, x0.to(device)).mean()
@@ -151,7 +152,7 @@ def fit(
             if not (math.isfinite(value) and bool(torch.isfinite(norm))):
                 raise NumericalError(_diagnosis(step + 1, losses.detach(), t, float(norm), config.lr, folder))
             optimiser.step()
-            times.update(t, losses.detach())
+            times.update(drawn, losses.detach())
             ema.update(model.learned)
 
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.

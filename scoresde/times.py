@@ -210,7 +210,7 @@ class LogNormal(TimeSampler):
 
     def check(self, domain: Domain) -> None:
         super().check(domain)
-        _covers(self, self._ends(domain), domain)
+        _reach(self, self._ends(domain), domain)
 
     def _ends(self, domain: Domain) -> Tensor:
         return (-domain.sde.log_snr(domain.ends) / 2 - self.mean) / self.std
@@ -240,7 +240,7 @@ class LogitNormal(TimeSampler):
         super().check(domain)
         if not 0 <= domain.low < domain.high <= 1:
             raise UsageError(f"logit-normal times lie between 0 and 1, but the domain is {domain.low} to {domain.high}")
-        _covers(self, self._ends(domain), domain)
+        _reach(self, self._ends(domain), domain)
 
     def _ends(self, domain: Domain) -> Tensor:
         return (torch.logit(domain.ends) - self.mean) / self.std
@@ -446,14 +446,13 @@ def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
     return z
 
 
-def _covers(sampler: TimeSampler, ends: Tensor, domain: Domain) -> None:
-    """Refuse a normal distribution of which next to nothing lies in the domain."""
-    below, above = torch.special.ndtr(ends).tolist()
-    share = above - below
-    if not share > 0.01:
+def _reach(sampler: TimeSampler, ends: Tensor, domain: Domain) -> None:
+    """Refuse a normal distribution of which only a far tail lies in the domain, whose ends are in deviations."""
+    outside = max(float(ends[0]), -float(ends[1]))
+    if outside > 3:
         raise UsageError(
-            f"only {100 * share:.2g} % of the draws of {sampler} lie where {domain.sde} is trained, t = {domain.low:g} "
-            f"to {domain.high:g}: take another mean or std"
+            f"the mean of {sampler} lies {outside:.3g} of its deviations outside of where {domain.sde} is trained, "
+            f"t = {domain.low:g} to {domain.high:g}: take another mean"
         )
 
 

@@ -131,6 +131,7 @@ class Times:
         sampler.check(domain)
         self.sampler, self.domain = sampler, domain
 
+    @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """``count`` times and the weight of each draw's loss, both float64 ``(count,)`` on the CPU."""
         if self.sampler.stratified:
@@ -290,6 +291,11 @@ class Importance(TimeSampler):
 
     def quantile(self, u: Tensor, domain: Domain) -> Tensor:
         return self.over(domain).quantile(u)
+
+    def check(self, domain: Domain) -> None:
+        super().check(domain)
+        if domain.sde.parameters():
+            raise UsageError("importance: the path is learned, and the density would not follow; take low-discrepancy")
 
     def over(self, domain: Domain) -> Times:
         return _Tabulated(self, domain)

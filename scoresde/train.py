@@ -194,6 +194,7 @@ def prepared(
     return config, model
 
 
+@torch.no_grad()
 def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
     """The weighting and the time sampler at work, checked against the path, the prediction and each other."""
     low, high = model.sde.times("train")

@@ -348,6 +348,15 @@ def test_a_distribution_outside_of_the_domain_is_refused() -> None:
         LogitNormal().over(free(VPSDE(), high=2.0))
 
 
+def test_a_path_that_is_learned_has_no_density_of_its_own() -> None:
+    learned = VDMSDE(learn=True)
+    with pytest.raises(UsageError, match="the path is learned"):
+        Importance().over(domain(learned))
+    for sampler in (Uniform(), LossSecondMoment()):
+        t, weight = sampler.over(domain(learned)).draw(4, generator())
+        assert not t.requires_grad and not weight.requires_grad
+
+
 def test_a_weighting_that_is_0_everywhere_is_no_density() -> None:
     with pytest.raises(UsageError, match="the integral of"):
         Importance().over(domain(VPSDE(), lambda sde, p, t: 0 * t))

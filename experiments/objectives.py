@@ -5,8 +5,8 @@
 
 Table: the likelihood-weighted loss of an exact model of eight Gaussians (radius 2, standard deviation 0.2, in model
 units), drawn as in training: the standard deviation of the mean over a batch of 128, divided by the expected loss, for
-each time sampler. `loss-second-moment` is measured after 400 batches. Figure: the weight per unit of log-SNR on the error
-of the noise, for published recipes, each scaled to a largest value of 1 between -10 and 10.
+each time sampler. `loss-second-moment` is measured after 400 batches. Figure: the weight per unit of log-SNR on the
+error of the noise, for published recipes, each scaled to a largest value of 1 between -10 and 10.
 
 Expected: see docs/objectives.md. About two minutes on one core.
 """

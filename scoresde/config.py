@@ -49,9 +49,13 @@ class TrainConfig:
         shift: Factor on sigma/alpha at every t (:class:`scoresde.paths.Shifted`); 1 leaves the path as it is.
         predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
         predict_options: Its fields.
-        weighting: Weight of the loss (see :mod:`scoresde.loss`), or ``auto`` (by the prediction).
-        t_sampler: Where times are drawn: ``uniform``, ``sqrt``, or ``auto``: ``sqrt`` where that is the SDE's grid and
-            the weighting is ``native``; the other weightings are stated for uniform times.
+        weighting: Weight of the loss, a name in :data:`scoresde.tables.WEIGHTINGS` (see :mod:`scoresde.weighting`), or
+            ``auto`` (by the prediction).
+        weighting_options: Its fields.
+        t_sampler: Where times are drawn, a name in :data:`scoresde.tables.TIME_SAMPLERS` (see :mod:`scoresde.times`),
+            or ``auto``: with the weighting ``native``, ``sqrt`` where that is the SDE's grid; ``lognormal`` for EDM's
+            path and loss; else ``low-discrepancy``, because most weightings are stated for uniform times.
+        t_sampler_options: Its fields.
         coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (:mod:`scoresde.coupling`).
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
@@ -76,7 +80,9 @@ class TrainConfig:
     predict: str = "auto"
     predict_options: Mapping[str, Any] = field(default_factory=dict)
     weighting: str = "auto"
+    weighting_options: Mapping[str, Any] = field(default_factory=dict)
     t_sampler: str = "auto"
+    t_sampler_options: Mapping[str, Any] = field(default_factory=dict)
     coupling: str = "independent"
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
@@ -131,9 +137,8 @@ class TrainConfig:
         if self.cond == "class" and not info.classes:
             raise UsageError(f"--cond class: {info.name} has no labels (class folders, a label file or an array y)")
         steps, batch, lr = _BUDGET[preset]
-        predict = self.predict
-        if predict == "auto":
-            predict = _PREDICT.get(self.sde if isinstance(self.sde, str) else name_of(self.sde, SDES), "edm")
+        path = self.sde if isinstance(self.sde, str) else name_of(self.sde, SDES)
+        predict = _PREDICT.get(path, "edm") if self.predict == "auto" else self.predict
         options = dict(self.predict_options)
         if predict == "edm":
             options.setdefault("data_std", round(data_std, 4))
@@ -148,13 +153,20 @@ class TrainConfig:
                 "weighting likelihood is its; leave --weighting out, or sde.learn"
             )
         check_coupling(self.coupling, weighting, predict, getattr(sde, "nodes", None) is not None)
-        low_noise = sde.default_grid == "sqrt" and weighting == "native"
-        sampler = "sqrt" if low_noise else "uniform"
+        weighting_options = dict(self.weighting_options)
+        if weighting == "edm":
+            weighting_options.setdefault("data_std", round(data_std, 4))
+        sampler = "low-discrepancy"
+        if weighting == "native" and sde.default_grid == "sqrt":
+            sampler = "sqrt"
+        elif path == "edm" and (weighting == "edm" or (weighting, predict) == ("native", "edm")):
+            sampler = "lognormal"
         return dataclasses.replace(
             self,
             preset=preset,
             predict=predict,
             weighting=weighting,
+            weighting_options=weighting_options,
             t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
             predict_options=options,
             steps=steps,

@@ -10,8 +10,8 @@ same error in eps up to a factor known in closed form,
 
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
-so every weighting is a factor on  |F - target|^2.  They differ in what the network is asked to get right, not in what
-it converges to.
+so every weighting (:mod:`scoresde.weighting`) is a factor on  |F - target|^2.  They differ in what the network is asked
+to get right, not in what it converges to.
 """
 
 from __future__ import annotations
@@ -22,37 +22,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .build import resolve
-from .errors import UsageError
-from .estimate import Parametrization
 from .model import ScoreModel
-from .sde import SDE
 from .shapes import expand, mean_flat, time_dtype
+<<<<<<< HEAD
 from .tables import TIME_SAMPLERS, WEIGHTINGS
 from .vlb import HYBRID_WEIGHT, variance_loss
+=======
+from .weighting import Weight, make_weighting
+>>>>>>> objectives
 
-__all__ = ["denoising_loss", "end_terms", "eps", "likelihood", "native", "training_times"]
-
-
-def native(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """Weight 1 on ``|F - target|^2``: plain regression of what the network outputs."""
-    return torch.ones_like(t)
-
-
-def eps(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """The weight that makes it ``|eps_hat - eps|^2``, that is, (1) with ``lambda = sigma^2``."""
-    alpha, sigma = sde.coefficients(t)
-    a, b = parametrization.target(sde, t)
-    return (alpha / (alpha * b - sigma * a)).square()
-
-
-def likelihood(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """The weight that makes it (1) with ``lambda = g^2`` (Song et al. 2021, arXiv:2101.09258, thm. 1)."""
-    return eps(sde, parametrization, t) * sde.diffusion_squared(t) / sde.coefficients(t)[1].square()
+__all__ = ["denoising_loss", "end_terms"]
 
 
 def denoising_loss(
-    model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None, weighting: str = "native"
+    model: ScoreModel,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    cond: Tensor | None = None,
+    weighting: str | Weight = "native",
 ) -> Tensor:
     """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
 
@@ -64,7 +52,8 @@ def denoising_loss(
         t: Times, shape ``(B,)``: nodes, if the model has any.
         noise: Standard normal, shape of ``x0``.
         cond: Class of each row, int64 ``(B,)``, or ``None``.
-        weighting: A name in :data:`scoresde.tables.WEIGHTINGS` or ``module:function``.
+        weighting: A name in :data:`scoresde.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
+            :mod:`scoresde.weighting`).
 
     Returns:
         Shape ``(B,)``.
@@ -73,6 +62,7 @@ def denoising_loss(
     # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
     a, b = parametrization.target(sde, t)
     target = expand(a, x0) * x0 + expand(b, x0) * noise
+<<<<<<< HEAD
     x = sde.perturb(x0, t, noise)
     output, frac = model.outputs(x, t, cond)
     weight: Tensor = resolve(weighting, WEIGHTINGS, "weighting")(sde, parametrization, t)
@@ -81,6 +71,11 @@ def denoising_loss(
         return loss
     estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
     return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.nodes)
+=======
+    error = model.output(sde.perturb(x0, t, noise), t, cond) - target
+    weight = make_weighting(weighting)(sde, parametrization, t)
+    return weight.to(x0.dtype) * mean_flat(error.square())
+>>>>>>> objectives
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
@@ -105,22 +100,3 @@ def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
     terms: Tensor = (latent + data).to(x0.dtype)
     return terms
-
-
-def training_times(
-    sampler: str, count: int, low: float, high: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Times to train at, one in each of ``count`` cells of equal probability, float64 ``(count,)``.
-
-    Stratified draws have the expectation of independent ones and less variance (Kingma et al. 2021, arXiv:2107.00630,
-    app. I.1). ``uniform`` is uniform in t, as published for all SDEs; ``sqrt`` is uniform in sqrt(t), which visits the
-    low noise levels of VP and sub-VP more often: t < 0.01 is a third of their log-SNR range, but 1 % of uniform t.
-    """
-    if sampler not in TIME_SAMPLERS:
-        raise UsageError(f"unknown time sampler {sampler!r}; choose from: {', '.join(TIME_SAMPLERS)}")
-    power = TIME_SAMPLERS[sampler]
-    shift = torch.rand((), generator=generator, dtype=torch.float64)
-    u = (torch.arange(count, dtype=torch.float64) + shift) / count
-    root_low, root_high = low ** (1 / power), high ** (1 / power)
-    times: Tensor = (root_low + (root_high - root_low) * u) ** power
-    return times

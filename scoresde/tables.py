@@ -31,13 +31,28 @@ PARAMETRIZATIONS = {
 }
 
 WEIGHTINGS = {
-    "native": "scoresde.loss:native",
-    "eps": "scoresde.loss:eps",
-    "likelihood": "scoresde.loss:likelihood",
+    "native": "scoresde.weighting:Native",
+    "eps": "scoresde.weighting:Eps",
+    "x0": "scoresde.weighting:X0",
+    "v": "scoresde.weighting:V",
+    "score": "scoresde.weighting:Score",
+    "likelihood": "scoresde.weighting:Likelihood",
+    "p2": "scoresde.weighting:P2",
+    "min-snr": "scoresde.weighting:MinSNR",
+    "edm": "scoresde.weighting:EDM",
+    "sigmoid": "scoresde.weighting:Sigmoid",
 }
 
-# Training times t = u^power with u uniform.
-TIME_SAMPLERS = {"uniform": 1.0, "sqrt": 2.0}
+TIME_SAMPLERS = {
+    "uniform": "scoresde.times:independent",
+    "low-discrepancy": "scoresde.times:Uniform",
+    "sqrt": "scoresde.times:Sqrt",
+    "lognormal": "scoresde.times:LogNormal",
+    "logit-normal": "scoresde.times:LogitNormal",
+    "mode": "scoresde.times:Mode",
+    "importance": "scoresde.times:Importance",
+    "loss-second-moment": "scoresde.times:LossSecondMoment",
+}
 
 NETWORKS = {
     "mlp": "scoresde.nn.mlp:MLP",

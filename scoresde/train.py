@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import resolve
 from .checkpoint import (
     FORMAT,
     append_line,
@@ -44,13 +43,18 @@ from .coupling import Pairs, optimal_transport
 from .data import Dataset, load_data
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
+<<<<<<< HEAD
 from .grids import snap
 from .loss import denoising_loss, end_terms, training_times
+=======
+from .loss import denoising_loss, end_terms
+>>>>>>> objectives
 from .model import ScoreModel
 from .progress import Progress
 from .run import Run
 from .solvers import RungeKutta
-from .tables import WEIGHTINGS
+from .times import Domain, Times, make_times
+from .weighting import Weight, check_weight, make_weighting
 
 __all__ = ["fit"]
 
@@ -101,7 +105,7 @@ def fit(
     config, model = prepared(config, data, network)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
-    sde = model.sde
+    weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
     if start is not None:
         load_weights(model.learned, start.model.learned.state_dict(), start.folder or Path("the run to start from"))
@@ -112,7 +116,7 @@ def fit(
     if save:
         name = config.to_dict()["sde"].rpartition(":")[2].lower()
         folder = find_run(out) if resume else make_run_folder(out, f"{info.name}-{name}")
-        first = _restore(folder, config, model, ema, optimiser) if resume else 0
+        first = _restore(folder, config, model, ema, optimiser, times) if resume else 0
         stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
         write_json(folder / "config.json", stored)
         write_json(folder / "data.json", info.to_dict())
@@ -121,7 +125,6 @@ def fit(
             pairs = _kept(folder / "pairs.safetensors", pairs)
     batches = Batches(data, config.batch, config.seed, pairs)
 
-    low, high = sde.times("train")[0], min(sde.times("train")[1], model.t_max)
     every = max(1, config.steps // 5)
     log_every = max(1, config.steps // 200)
     average, began = 0.0, time.monotonic()
@@ -131,8 +134,13 @@ def fit(
         for step in range(first, config.steps):
             generator = _generator(config.seed, step)
             x0, eps, labels = batches.pair(step, generator, dtype)
+<<<<<<< HEAD
             t = training_times(config.t_sampler, len(x0), low, high, generator)
             t = snap(t, model.nodes)
+=======
+            drawn, importance = times.draw(len(x0), generator)
+            t = drawn.to(device)
+>>>>>>> objectives
             if config.coupling == "ot":
                 eps = optimal_transport(x0, eps, labels if model.classes else None)
             if labels is not None:
@@ -143,10 +151,10 @@ def fit(
                 group["lr"] = config.lr * _schedule(config, step)
             with _keyed_rng(config.seed, step, device):
                 cond = labels if model.classes else None
-                losses = denoising_loss(model, x0.to(device), t.to(device), eps.to(device), cond, config.weighting)
-                if sde.parameters():
-                    losses = losses + end_terms(model, x0.to(device))
-            loss = losses.mean()
+                losses = denoising_loss(model, x0.to(device), t, eps.to(device), cond, weighting)
+            loss = (importance.to(losses) * losses).mean()
+            if model.sde.parameters():
+                loss = loss + end_terms(model, x0.to(device)).mean()
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(model.learned.parameters(), config.clip)
@@ -154,6 +162,7 @@ def fit(
             if not (math.isfinite(value) and bool(torch.isfinite(norm))):
                 raise NumericalError(_diagnosis(step + 1, losses.detach(), t, float(norm), config.lr, folder))
             optimiser.step()
+            times.update(drawn, losses.detach())
             ema.update(model.learned)
 
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
@@ -168,7 +177,7 @@ def fit(
                     append_line(folder / "metrics.jsonl", line)
                 due = done % every == 0 or done == config.steps
                 if due or interrupts.signal is not None or time.monotonic() - saved > 60 * config.save_minutes:
-                    _save(folder, done, model, ema, optimiser)
+                    _save(folder, done, model, ema, optimiser, times)
                     saved = time.monotonic()
                 if due:
                     _sample_sheet(folder / "samples", Run(_averaged(model, ema), info, config, done))
@@ -189,11 +198,21 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel]:
     """The resolved configuration and the untrained model."""
     config = config.resolved(data.info, data_std=_spread(data))
-    # Wrong names are refused here, before there is a folder.
-    resolve(config.weighting, WEIGHTINGS, "weighting")
-    training_times(config.t_sampler, 1, 0.0, 1.0, _generator(config.seed, -1))
     with _keyed_rng(config.seed, -1, "cpu"):
-        return config, build_model(config, data.info, build_sde(config), network)
+        model = build_model(config, data.info, build_sde(config), network)
+    _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
+    return config, model
+
+
+@torch.no_grad()
+def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
+    """The weighting and the time sampler at work, checked against the path, the prediction and each other."""
+    low, high = model.sde.times("train")
+    high = min(high, model.t_max)
+    weighting = make_weighting(config.weighting, config.weighting_options)
+    check_weight(weighting, model.sde, model.parametrization, low, high)
+    domain = Domain(model.sde, low, high, model.parametrization, weighting)
+    return weighting, make_times(config.t_sampler, config.t_sampler_options, domain)
 
 
 class Batches:
@@ -314,18 +333,22 @@ class _Interrupts:
         self.signal = number
 
 
-def _save(folder: Path, step: int, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam) -> None:
+def _save(
+    folder: Path, step: int, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam, times: Times
+) -> None:
     moments = {
         f"{i}.{key}": value
         for i, state in optimiser.state_dict()["state"].items()
         for key, value in state.items()
     }
     tensors = {"model": model.learned.state_dict(), "ema": ema.state_dict(), "optim": moments}
+    if learned := times.state():
+        tensors["times"] = learned
     save_checkpoint(folder, step, tensors, {"ema_updates": ema.updates})
 
 
 def _restore(
-    folder: Path, config: TrainConfig, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam
+    folder: Path, config: TrainConfig, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam, times: Times
 ) -> int:
     """Load the newest whole checkpoint and return its step."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
@@ -349,6 +372,8 @@ def _restore(
         moments.setdefault(int(i), {})[key] = value
     if not moments:
         raise CheckpointError(f"{checkpoint} has no optimiser state")
+    if times.state():
+        times.load(read_tensors(checkpoint / "times.safetensors"))
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return int(state["step"])
 

@@ -306,14 +306,14 @@ def test_own_sde(shell: Shell, own: Path) -> None:
     shell.refuses("sample --sde mysdee:MySDE", 2, "no module 'mysdee'", os.getcwd())
 
 
-@pytest.mark.parametrize("field", ["sde", "predict", "weighting", "network_options"])
+@pytest.mark.parametrize("field", ["sde", "predict", "weighting", "t_sampler", "network_options"])
 def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path, field: str) -> None:
     path = Path(moons) / "config.json"
     stored = json.loads(path.read_text())
     stored["config"][field] = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
     path.write_text(json.dumps(stored))
     shell.refuses(f"train --resume {moons} --steps 4", 3, "mysde:MySDE", "no table", "never imported")
-    if field != "weighting":  # which plays no part once the model is trained
+    if field not in ("weighting", "t_sampler"):  # which play no part once the model is trained
         shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "no table", "never imported")
     assert not own.exists() and "mysde" not in sys.modules
 
@@ -341,7 +341,12 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --set clip=abc", ["clip is 'abc'", "a number"]),
         ("train --set clip=-1", ["clip is -1", "> 0"]),
         ("train --set seed=1.5", ["seed is 1.5", "whole number"]),
-        ("train --set t_sampler=log", ["'log'", "uniform, sqrt"]),
+        ("train --set t_sampler=log", ["unknown time sampler 'log'", "sqrt, uniform"]),
+        ("train --t-sampler lognorm", ["'lognorm'", "did you mean 'lognormal'"]),
+        ("train --t-sampler mode --set t_sampler.s=1", ["no option 's'", "k, stratified"]),
+        ("train --weighting p2 --set weighting.gama=1", ["no option 'gama'", "did you mean 'gamma'"]),
+        ("train --weighting likelihood --t-sampler mode", ["Likelihood()", "uniform in t", "importance"]),
+        ("train --set gamma=1", ["no setting 'gamma'"]),
         ("train --set test_fraction=0", ["test_fraction", "0"]),
         ("train --set sde.beta_max=abc", ["VPSDE", "beta_max='abc'"]),
         ("train --set sde.beta_max=-4", ["VPSDE", "must be finite"]),

@@ -31,9 +31,15 @@ FLOORS = (
         "animation", "plot_bench",
     },
     {"sde", "nn", "data"},
+<<<<<<< HEAD
     {"estimate", "paths", "discrete"},
     {"model", "exact", "vlb", "compat"},
     {"solvers", "likelihood", "loss", "coupling"},
+=======
+    {"estimate", "paths"},
+    {"model", "exact", "weighting"},
+    {"solvers", "likelihood", "loss", "coupling", "times"},
+>>>>>>> objectives
     {"config"},
     {"checkpoint"},
     {"run"},
@@ -245,8 +251,9 @@ def test_never(what: str) -> None:
 TABLES = {
     name: table
     for name, table in vars(tables).items()
-    if isinstance(table, dict) and name in tables.__all__ and name not in ("PRESETS", "TIME_SAMPLERS")
+    if isinstance(table, dict) and name in tables.__all__ and name != "PRESETS"
 }
+WITH_OPTIONS = ("SDES", "SOLVERS", "PARAMETRIZATIONS", "WEIGHTINGS", "TIME_SAMPLERS")
 ENTRIES = [(table, key) for table, entries in TABLES.items() for key in entries]
 
 
@@ -254,7 +261,7 @@ ENTRIES = [(table, key) for table, entries in TABLES.items() for key in entries]
 def test_table_entries_resolve(table: str, key: str) -> None:
     entry = resolve(key, TABLES[table])
     assert callable(entry)
-    if table in ("SDES", "SOLVERS", "PARAMETRIZATIONS"):
+    if table in WITH_OPTIONS:
         made = entry()  # a class, or a function that returns one with its options set
         kind = type(made)
         assert dataclasses.is_dataclass(made) and kind.__dataclass_params__.frozen
@@ -269,7 +276,7 @@ def test_table_entries_resolve(table: str, key: str) -> None:
 
 
 def test_a_changed_field_is_another_object() -> None:
-    for table in ("SDES", "SOLVERS", "PARAMETRIZATIONS"):
+    for table in WITH_OPTIONS:
         for key in TABLES[table]:
             made = resolve(key, TABLES[table])()
             for name, value in options_of(made).items():

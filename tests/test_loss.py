@@ -9,11 +9,12 @@ import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 from torch import nn
 
-from scoresde import EDM, VPSDE, X0, Eps, Score, ScoreModel, TrainConfig, V, Velocity, load_data
+from scoresde import EDM, VPSDE, X0, Eps, Score, ScoreModel, V, Velocity
 from scoresde.errors import UsageError
-from scoresde.loss import denoising_loss, training_times
+from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.shapes import expand
+from scoresde.times import Domain, Uniform
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(data_std=0.5)]
 
@@ -95,7 +96,7 @@ def test_c11_loss_floor(name):
     eps = torch.randn(n, 1, generator=generator, dtype=F64)
     expected = check["expected"][name]
 
-    t = training_times("uniform", n, 1e-5, 1.0, generator)
+    t, _ = Uniform().over(Domain(sde, 1e-5, 1.0)).draw(n, generator)
     losses = denoising_loss(model, x0, t, eps)
     error = float(losses.std()) / math.sqrt(n)
     assert float(losses.mean()) == pytest.approx(expected["min_std_weighted_per_dim"], abs=3 * error)
@@ -108,26 +109,7 @@ def test_c11_loss_floor(name):
     assert float(losses.mean()) == pytest.approx(expected["min_likelihood_weighted_per_dim"], abs=3 * error)
 
 
-def test_weightings_that_are_stated_for_uniform_times_get_them():
-    info = load_data("moons").info
-    for weighting, sampler in (("native", "sqrt"), ("eps", "uniform"), ("likelihood", "uniform")):
-        assert TrainConfig(data="moons", weighting=weighting).resolved(info).t_sampler == sampler
-    assert TrainConfig(data="moons", predict="score").resolved(info).weighting == "eps"
-    assert TrainConfig(data="moons", sde="flow").resolved(info).t_sampler == "uniform"
-
-
-@pytest.mark.parametrize(("sampler", "cdf"), [("uniform", lambda t: t), ("sqrt", lambda t: t.sqrt())])
-def test_training_times_have_their_distribution(sampler, cdf):
-    t = training_times(sampler, 1000, 1e-5, 1.0, torch.Generator().manual_seed(0))
-    assert float(t.min()) >= 1e-5 and float(t.max()) <= 1 and t.dtype == F64
-    u = (cdf(t) - cdf(torch.tensor(1e-5, dtype=F64))) / (1 - cdf(torch.tensor(1e-5, dtype=F64)))
-    # stratified: one in each cell
-    assert torch.equal((u * 1000 - 1e-9).floor().long(), torch.arange(1000))
-
-
 def test_unknown_names_are_refused():
-    with pytest.raises(UsageError, match="uniform, sqrt"):
-        training_times("gamma", 4, 0.0, 1.0)
     model = model_of(VPSDE(), Eps())
     with pytest.raises(UsageError, match="likelihood"):
         denoising_loss(model, normals(2, 3), torch.full((2,), 0.5), normals(2, 3), weighting="likelyhood")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import ScoreModel, TrainConfig, fit, load_data
+from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
 from scoresde import train as module
 from scoresde.checkpoint import newest_checkpoint, read_json, read_lines, read_tensors
 from scoresde.config import build_sde
@@ -24,6 +24,15 @@ from scoresde.errors import CheckpointError, NumericalError, Preempted, UsageErr
 from scoresde.loss import denoising_loss
 from scoresde.progress import Progress
 from scoresde.train import Batches, prepared
+from scoresde.weighting import Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class BlindAtZero(FlowMatching):
+    """A path that is trained down to sigma = 0."""
+
+    t_min = 0.0
+
 
 TINY = TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
 DROPOUT = TrainConfig(steps=5, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
@@ -88,6 +97,41 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     for line in (*lines[0], *lines[1]):
         del line["seconds"]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5]
+
+
+LEARNS = dataclasses.replace(
+    TINY, steps=30, weighting="likelihood", t_sampler="loss-second-moment", t_sampler_options={"bins": 4, "history": 5}
+)
+
+
+def test_what_the_time_sampler_has_learned_is_resumed(tmp_path: Path, no_pictures: None) -> None:
+    """Bit for bit, from a checkpoint before every bin had its losses and from one after."""
+    whole = fit(LEARNS, out=tmp_path / "whole", quiet=True)
+    stored = read_tensors(newest_checkpoint(tmp_path / "whole") / "times.safetensors")["losses"]
+    assert stored.shape == (4, 5) and stored.dtype == torch.float64 and torch.isfinite(stored).all()
+    for stops in (1, 20):
+        folder = tmp_path / f"stopped-{stops}"
+        # Nothing of the schedule depends on the number of steps here, so that a shorter run is the longer one's start.
+        short = dataclasses.replace(LEARNS, decay="none", warmup=5)
+        fit(dataclasses.replace(short, steps=stops), out=folder, quiet=True)
+        resumed = fit(short, out=folder, resume=True, quiet=True)
+        alone = fit(short, save=False, quiet=True)
+        assert_same(alone.model.state_dict(), resumed.model.state_dict())
+    assert not torch.equal(
+        next(iter(whole.model.parameters())),
+        next(iter(fit(dataclasses.replace(LEARNS, t_sampler_options={"bins": 5}), save=False).model.parameters())),
+    )
+
+
+def test_a_checkpoint_without_what_was_learned_cannot_be_resumed(tmp_path: Path, no_pictures: None) -> None:
+    fit(dataclasses.replace(LEARNS, steps=3), out=tmp_path / "r", quiet=True)
+    checkpoint = newest_checkpoint(tmp_path / "r")
+    (checkpoint / "times.safetensors").unlink()
+    state = read_json(checkpoint / "state.json")
+    del state["files"]["times.safetensors"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"times\.safetensors cannot be read"):
+        fit(LEARNS, out=tmp_path / "r", resume=True, quiet=True)
 
 
 def test_dropout_is_on_in_training(tmp_path: Path, no_pictures: None) -> None:
@@ -254,7 +298,7 @@ class Seen:
         monkeypatch.setattr(module, "denoising_loss", self)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, weighting: str
+        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, weighting: Weight
     ) -> Tensor:
         self.x0.append(x0.clone())
         self.t.append(t.clone())
@@ -307,6 +351,30 @@ def test_times_and_noise_are_fresh_and_in_the_domain(monkeypatch: pytest.MonkeyP
         assert len(t.unique()) == 200 and t.max() - t.min() > 0.9
         assert noise.std() == pytest.approx(1, abs=0.1) and noise.shape == (200, 2)
     assert not torch.equal(seen.t[0], seen.t[1]) and not torch.equal(seen.noise[0], seen.noise[1])
+
+
+def test_the_weight_of_a_draw_is_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With importance, the loss that is logged and descended is that of uniform times."""
+    seen = Seen(monkeypatch, lambda call, t: 1 / t)
+    config = dataclasses.replace(TINY, steps=1, batch=512, weighting="likelihood", t_sampler="importance")
+    fit(config, out=tmp_path / "r", quiet=True)
+    (line,) = read_lines(tmp_path / "r" / "metrics.jsonl")
+    sde = build_sde(config)
+    weight = 23.864472 / (sde.beta(seen.t[0]) / sde.sigma(seen.t[0]) ** 2)  # type: ignore[attr-defined, operator]
+    assert line["loss"] == pytest.approx(float((weight / seen.t[0]).mean()), rel=1e-4)
+    # E 1/t of uniform times is log(1e5), to which 512 of them come nowhere near
+    assert line["loss"] == pytest.approx(math.log(1e5), rel=0.01)
+
+
+def test_an_adaptive_sampler_is_told_the_losses_before_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses ten times as large above 1/2 draw ten times as many times there; the loss of uniform times remains."""
+    seen = Seen(monkeypatch, lambda call, t: torch.where(t > 0.5, 10.0, 1.0))
+    config = dataclasses.replace(
+        TINY, steps=6, batch=400, sde="flow", t_sampler="loss-second-moment", t_sampler_options={"bins": 2}
+    )
+    fit(config, save=False, quiet=True)
+    shares = [float((t > 0.5).double().mean()) for t in seen.t]
+    assert shares[0] == 0.5 and shares[1:] == pytest.approx([10 / 11] * 5, abs=0.005)
 
 
 def test_labels_are_left_out_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +475,16 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
     ("changes", "message"),
     [
         ({"weighting": "nativ"}, "unknown weighting 'nativ'; did you mean 'native'"),
+        ({"weighting": "p2", "weighting_options": {"gama": 1}}, "no option 'gama'; did you mean 'gamma'"),
+        ({"weighting_options": {"gamma": 1}}, "weighting 'native' has no option 'gamma'"),
+        ({"weighting": "test_weighting:by_hand", "weighting_options": {"k": 1}}, "is a function and has no options"),
         ({"t_sampler": "log"}, "unknown time sampler 'log'"),
+        ({"t_sampler_options": {"mean": 1}}, "time sampler 'sqrt' has no option 'mean'"),
+        ({"t_sampler": "lognormal", "t_sampler_options": {"mean": 99}}, "outside of where .* take another mean"),
+        ({"t_sampler": "sqrt", "weighting": "likelihood"}, "Likelihood.* is stated for times uniform in t"),
+        ({"t_sampler": "importance"}, r"scatters the loss .* as much as uniform times .*error=edm"),
+        ({"t_sampler": "importance", "weighting": "x0"}, "scatters the loss"),
+        ({"sde": BlindAtZero(), "predict": "x0", "weighting": "eps"}, "it must be finite, >= 0 and below 1e15"),
         ({"sde": "vpp"}, "unknown SDE 'vpp'; did you mean 'vp'"),
         ({"predict": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
         ({"network_options": {"widht": 3}}, "no option 'widht'; did you mean 'width'"),

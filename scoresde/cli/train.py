@@ -10,7 +10,7 @@ import click
 
 from ..build import closest, fields_of, resolve
 from ..errors import CheckpointError, UsageError
-from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, WEIGHTINGS
+from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = ["train"]
 @click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
 @click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
 @click.option("--weighting", default="auto", show_default=True, help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
+@click.option("--t-sampler", default="auto", show_default=True, help=f"Times: auto, {', '.join(TIME_SAMPLERS)}.")
 @click.option("--coupling", type=click.Choice(["independent", "ot"]), default="independent", show_default=True,
               help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
 @click.option("--shift", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
@@ -41,14 +42,14 @@ __all__ = ["train"]
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
 @click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint (with its own settings).")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE",
-              help="Any other setting: sde.beta_max=18, network.channels=64, clip=2.")  # fmt: skip
+              help="Any other setting: sde.beta_max=18, network.channels=64, weighting.gamma=5, clip=2.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings, sizes and a time estimate; train nothing.")
 @common_options
 def train(
     sde: str, data: str, steps: int | None, batch: int | None, lr: float | None, preset: str, predict: str,
-    weighting: str, coupling: str, shift: float, cond: str, out: Path | None, resume: str | None,
-    assignments: tuple[str, ...], dry_run: bool,
-    seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
+    weighting: str, t_sampler: str, coupling: str, shift: float, cond: str, out: Path | None, resume: str | None,
+    assignments: tuple[str, ...], dry_run: bool, seed: int, device: str, dtype: str, threads: int | None,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import fields, replace
@@ -71,7 +72,7 @@ def train(
             config = replace(config, steps=steps)
         _refuse_foreign(config, sde)
     else:
-        groups = settings(assignments, ("", "sde", "network", "predict"))
+        groups = settings(assignments, ("", "sde", "network", "predict", "weighting", "t_sampler"))
         names = {f.name for f in fields(TrainConfig)}
         for name in groups[""]:
             if name not in names:
@@ -81,7 +82,8 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "sde": sde, "sde_options": groups["sde"], "predict": predict,
-                "predict_options": groups["predict"], "weighting": weighting, "coupling": coupling,
+                "predict_options": groups["predict"], "weighting": weighting, "weighting_options": groups["weighting"],
+                "t_sampler": t_sampler, "t_sampler_options": groups["t_sampler"], "coupling": coupling,
                 "shift": shift, "preset": preset,
                 "network_options": groups["network"], "cond": cond, "steps": steps or 0, "batch": batch or 0,
                 "lr": lr or 0.0, "seed": seed, **groups[""],
@@ -119,6 +121,7 @@ def _refuse_foreign(config: TrainConfig, typed: str) -> None:
     for what, name, table in (
         ("prediction", config.predict, PARAMETRIZATIONS),
         ("weighting", config.weighting, WEIGHTINGS),
+        ("time sampler", config.t_sampler, TIME_SAMPLERS),
         ("network", config.network_options.get("network", "unet"), NETWORKS),
     ):
         if name not in table:

@@ -6,8 +6,9 @@ the divergence (Chen et al. 2018, arXiv:1806.07366, thm. 1; Song et al. 2021, ar
     log p(x) = log p_prior(z) + int_r0^r1 div(eps_hat - x0_hat) dr + D log( s(t_max) / s(t_min) ),              (1)
 
 where z is the latent at t_max, D the number of dimensions, and the prior that of the sampler. (1) is the density of
-the model at ``t_min``. The state is ``(y, log-det / D)`` and both are held to the tolerance, so that ``rtol`` means
-nats per dimension.
+the model at ``t_min``; on a path that a model was converted to, in the scale of its own path (``data_scale``), so that
+it is the same on every path. The state is ``(y, log-det / D)`` and both are held to the tolerance, so that ``rtol``
+means nats per dimension.
 
 The divergence is exact (D vector-Jacobian products) or Hutchinson's estimate  e^T J e  with K random signs e, drawn
 once per sample for the whole solve; the K estimates are carried separately and give the standard error.
@@ -188,7 +189,7 @@ def _solve(
             trace = trace.sum(1, keepdim=True)
         return torch.cat([flat(dy.detach()), trace / dims], dim=1)
 
-    y = flat(x / expand(scale[0], x))
+    y = flat(x * expand(sde.data_scale / scale[0], x))
     columns = 1 if divergence == "exact" else probes
     result = integrate(
         f,
@@ -204,7 +205,7 @@ def _solve(
     z = result.y[:, :dims].reshape(x.shape) * expand(scale[1], x)
     log_det = result.y[:, dims:] * dims
     log_prob = (
-        sde.prior_log_prob(z) + log_det.mean(1) + dims * (scale[1].log() - scale[0].log()).to(x.dtype)
+        sde.prior_log_prob(z) + log_det.mean(1) + dims * (sde.data_scale * scale[1] / scale[0]).log().to(x.dtype)
     )
     if divergence == "exact":
         stderr = torch.zeros_like(log_prob)

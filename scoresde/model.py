@@ -282,11 +282,12 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
     if not low < high:
         raise UsageError(f"{_ranges(model, path)}: they share none, and the model cannot be asked on that path")
-    std = path.prior_std
-    if high < path.t_max:  # the model's own end is the end, and its prior stands there
-        end = torch.tensor(high, dtype=torch.float64)
-        std = theirs.prior_std * float(path.scale(end) / theirs.scale(t[2]))
-    return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0])))
+    # Where the model's own end is the end, what holds there for it does so in the scale of the path.
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
+    std = end * theirs.prior_std if high < path.t_max else path.prior_std
+    unit = start * theirs.data_scale if low > path.t_min else path.data_scale
+    return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))
 
 
 def _ranges(model: Denoiser, path: SDE) -> str:

@@ -101,6 +101,7 @@ class Stretch(SDE):
         std: Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``.
         t_min, t_max: The two times.
         t_sample: Where sampling stops (default: ``t_min``).
+        data_scale: What a unit of the data is at ``t_min``.
     """
 
     path: SDE
@@ -108,6 +109,7 @@ class Stretch(SDE):
     t_min: float = SDE.t_min
     t_max: float = SDE.t_max
     t_sample: float | None = None
+    data_scale: float = 1.0
 
     def alpha(self, t: Tensor) -> Tensor | float:
         return self.path.alpha(t)

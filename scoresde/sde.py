@@ -50,6 +50,7 @@ class SDE(ABC):
     Attributes:
         t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
         t_sample: Where sampling stops (default: ``t_min``).
+        data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
         default_grid: The time grid that suits this SDE (see :mod:`scoresde.grids`).
 
     Example:
@@ -68,6 +69,7 @@ class SDE(ABC):
     t_min: float = 1e-5
     t_max: float = 1.0
     t_sample: float | None = None
+    data_scale: float = 1.0
     default_grid: ClassVar[str] = "sqrt"
 
     @abstractmethod

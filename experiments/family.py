@@ -19,9 +19,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from scoresde.classifier import train_classifier
 
 from scoresde import Multistep, ProbabilityFlow, Run, TrainConfig, fit, load, load_data
-from scoresde.classifier import train_classifier
 from scoresde.metrics import frechet
 from scoresde.solvers import Ancestral
 

@@ -24,12 +24,8 @@ from torch import Tensor
 
 from .model import ScoreModel
 from .shapes import expand, mean_flat, time_dtype
-<<<<<<< HEAD
-from .tables import TIME_SAMPLERS, WEIGHTINGS
 from .vlb import HYBRID_WEIGHT, variance_loss
-=======
 from .weighting import Weight, make_weighting
->>>>>>> objectives
 
 __all__ = ["denoising_loss", "end_terms"]
 
@@ -62,20 +58,14 @@ def denoising_loss(
     # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
     a, b = parametrization.target(sde, t)
     target = expand(a, x0) * x0 + expand(b, x0) * noise
-<<<<<<< HEAD
     x = sde.perturb(x0, t, noise)
     output, frac = model.outputs(x, t, cond)
-    weight: Tensor = resolve(weighting, WEIGHTINGS, "weighting")(sde, parametrization, t)
+    weight = make_weighting(weighting)(sde, parametrization, t)
     loss = weight.to(x0.dtype) * mean_flat((output - target).square())
     if frac is None or model.nodes is None:
         return loss
     estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
     return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.nodes)
-=======
-    error = model.output(sde.perturb(x0, t, noise), t, cond) - target
-    weight = make_weighting(weighting)(sde, parametrization, t)
-    return weight.to(x0.dtype) * mean_flat(error.square())
->>>>>>> objectives
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:

@@ -43,12 +43,8 @@ from .coupling import Pairs, optimal_transport
 from .data import Dataset, load_data
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
-<<<<<<< HEAD
 from .grids import snap
-from .loss import denoising_loss, end_terms, training_times
-=======
 from .loss import denoising_loss, end_terms
->>>>>>> objectives
 from .model import ScoreModel
 from .progress import Progress
 from .run import Run
@@ -134,13 +130,10 @@ def fit(
         for step in range(first, config.steps):
             generator = _generator(config.seed, step)
             x0, eps, labels = batches.pair(step, generator, dtype)
-<<<<<<< HEAD
-            t = training_times(config.t_sampler, len(x0), low, high, generator)
-            t = snap(t, model.nodes)
-=======
             drawn, importance = times.draw(len(x0), generator)
-            t = drawn.to(device)
->>>>>>> objectives
+            t = snap(drawn, model.nodes).to(device)
+            if eps is None:
+                eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
             if config.coupling == "ot":
                 eps = optimal_transport(x0, eps, labels if model.classes else None)
             if labels is not None:
@@ -224,15 +217,15 @@ class Batches:
 
     def pair(
         self, step: int, generator: torch.Generator, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Data in model units and noise, ``(size, *event)``, and labels, int64 ``(size,)`` or ``None``."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Data in model units, ``(size, *event)``, the noise it is paired with, if any, and its labels, if any."""
         if self.pairs is not None:
             rows, labels = self.index(step, len(self.pairs.x0)), self.pairs.labels
             x0, eps = (v[rows].to(dtype) for v in (self.pairs.x0, self.pairs.eps))
             return x0, eps, None if labels is None else labels[rows]
         (x, labels), info = self.at(step), self.data.info
         x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).to(dtype)
-        return x0, torch.randn(x0.shape, generator=generator, dtype=dtype), labels
+        return x0, None, labels
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """Rows ``(size, *event)`` in data units and their labels, int64 ``(size,)`` or ``None``."""

@@ -31,15 +31,9 @@ FLOORS = (
         "animation", "plot_bench",
     },
     {"sde", "nn", "data"},
-<<<<<<< HEAD
     {"estimate", "paths", "discrete"},
-    {"model", "exact", "vlb", "compat"},
-    {"solvers", "likelihood", "loss", "coupling"},
-=======
-    {"estimate", "paths"},
-    {"model", "exact", "weighting"},
+    {"model", "exact", "vlb", "compat", "weighting"},
     {"solvers", "likelihood", "loss", "coupling", "times"},
->>>>>>> objectives
     {"config"},
     {"checkpoint"},
     {"run"},

@@ -152,7 +152,7 @@ class TrainConfig:
                 f"--weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
                 "weighting likelihood is its; leave --weighting out, or sde.learn"
             )
-        check_coupling(self.coupling, weighting, predict, getattr(sde, "nodes", None) is not None)
+        check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         weighting_options = dict(self.weighting_options)
         if weighting == "edm":
             weighting_options.setdefault("data_std", round(data_std, 4))

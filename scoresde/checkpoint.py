@@ -35,6 +35,7 @@ __all__ = [
     "read_config",
     "read_json",
     "read_lines",
+    "read_metadata",
     "read_tensors",
     "save_checkpoint",
     "write_json",
@@ -288,6 +289,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
+    """Write a safetensors file, with JSON values in its header, under a temporary name; flush it and rename it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    header = None if metadata is None else {"scoresde": json.dumps({"format": FORMAT, **metadata})}
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=header)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the JSON values in the header of a file that :func:`write_tensors` wrote.
+
+    Raises:
+        CheckpointError: If it is none, or from another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get("scoresde", "null"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+    _check_format(path, stored)
+    found: dict[str, Any] = stored
+    return found
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

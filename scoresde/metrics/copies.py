@@ -5,27 +5,28 @@ training row. The ratio
 
     rho(x) = d(x) / r_k(t)                                                                           (1)
 
-is 0 for a copy and of order one for something new, in crowded and in empty regions alike; with k = 5 a training row that
-is there two or three times, which is what models copy first, does not hide behind its twin.
+is 0 for a copy and of order one for something new, in crowded and in empty regions alike; with k = 5 a training row
+that is there two or three times, which is what models copy first, does not hide behind its twin.
 
 How small must rho be? As small as new data never are. Held-out rows are new, and the chance that one comes close to a
 training row falls like a power of the ratio, the power being the dimension of the data around it:
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
 
-with u the (K+1)-th smallest ratio of m held-out rows. Then log(u / rho) is exponential of rate kappa, K of them sum to
-S, and the chance that the next one exceeds L, with kappa unknown, is exactly (1 + L / S)^-K. So a sample has the p-value
+with u the (K+1)-th smallest ratio of m held-out rows, K = m/4. Then log(u / rho) is exponential of rate kappa, K of
+them sum to S, and the chance that the next one exceeds L, with kappa unknown, is exactly (1 + L / S)^-K. So a sample
+has the p-value
 
     p(x) = (K / m) (1 + log(u / rho(x)) / S)^-K,                                                     (3)
 
 0 for a copy, and it is *flagged* if p < level / N: among N new rows the chance of any flag is about ``level``. If
-held-out rows are copies of training rows themselves (real data repeat), a copy among the samples proves nothing, and (3)
-does not flag it.
+held-out rows are copies of training rows themselves (real data repeat), a copy among the samples proves nothing, and is
+not flagged.
 
-Two figures of the whole set go with it. *Authenticity* (Alaa et al.) is the share of samples that are further from t than
-t is from its own nearest neighbour; held-out rows have a share below 1, too, which is given for comparison. *Closer*
-(Meehan et al.) is the chance that a sample is nearer to the training data than a held-out row, 1/2 for new data; blurred
-samples exceed it without copying anything.
+Two figures of the whole set go with it. *Authenticity* (Alaa et al.) is the share of samples that are further from t
+than t is from its own nearest neighbour; held-out rows have a share below 1, too, which is given for comparison.
+*Closer* (Meehan et al.) is the chance that a sample is nearer to the training data than a held-out row, 1/2 for new
+data; blurred samples exceed it without copying anything.
 
 References:
     Alaa, van Breugel, Saveliev and van der Schaar (2022), How faithful is your synthetic data?, arXiv:2102.08921,
@@ -134,7 +135,7 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance to the nearest training row, its index, (1), and its distance to its own nearest; each ``(N,)``."""
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
-    needed, back = index.unique(return_inverse=True)
+    needed, back = torch.unique(index, return_inverse=True)
     # The nearest of a training row is itself, at 0: k others follow.
     around = nearest(train[needed], train, k + 1)[0][back]
     ratio = torch.where(distance == 0, 0.0, distance / around[:, k])

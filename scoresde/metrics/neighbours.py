@@ -12,12 +12,13 @@ With samples x_1 .. x_N and reference points y_1 .. y_M,
     coverage  = (1/M) #{ j : some x_i in B(y_j) }             real points that have a sample near.     (4)
 
 (1) and (2) suffer from outliers, whose balls are large; (3) and (4) were made against that. Density is 1 on average
-between equal distributions and may be above. Coverage then is 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for
-k = 5 and equal sizes; precision and recall have no such value. All depend on N, M and k: compare at equal ones only.
+between equal distributions and may be above. Coverage then is 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)! on average, which
+is 0.97 for k = 5 and large equal sizes; precision and recall have no such value. All but density depend on N, M and k:
+compare at equal ones only.
 
 The errors are those of the jackknife (:mod:`scoresde.metrics.measurement`), from one walk over the pairs: deleting a
 block changes the k-th neighbour of those points that had a neighbour in it, and takes its balls away. These figures are
-not smooth in the data, and their errors are on the safe side: by 10 to 60 % in trials, more where a figure is close to 1.
+not smooth in the data, and their errors are too large: by 10 to 60 % in trials, more where a figure is close to 1.
 
 References:
     Kynkäänniemi, Karras, Laine, Lehtinen and Aila (2019), Improved precision and recall metric for assessing

@@ -1,14 +1,15 @@
 """Rows of numbers and the distances between them, for every metric.
 
-All metrics flatten events to rows, compute in float64 and never hold more than ``BUDGET`` numbers of a table of pairs at
-once: a table of N x M distances is walked in slabs of rows.
+All metrics flatten events to rows, compute in float64 and never hold more than ``BUDGET`` numbers of a table of pairs
+at once: a table of N x M distances is walked in slabs of rows.
 
 Squared distances come from one matrix product,
 
     |a - b|^2 = |a|^2 + |b|^2 - 2 a.b,                                                              (1)
 
-after both sets are moved by the mean of the second, so that little cancels. What is left of a distance of zero is about
-1e-8 of the size of the rows; where zero must be zero, in :func:`nearest`, the winners are measured again, by subtraction.
+after both sets are moved by the mean of the second, so that little cancels. What is left of a distance of zero is
+about 1e-8 of the size of the rows; where zero must be zero, in :func:`nearest`, the winners are measured again, by
+subtraction.
 """
 
 from __future__ import annotations

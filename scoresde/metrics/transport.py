@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance. A random direction turns both sets into numbers on a line, where transport is sorting:
+"""The sliced Wasserstein distance. A random direction turns both sets into numbers on a line; transport is sorting:
 
     SW_p(x, y) = ( E_u [ W_p(u.x, u.y)^p ] )^(1/p),    u uniform on the unit sphere of R^d,
     W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq.

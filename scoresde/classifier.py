@@ -96,7 +96,7 @@ class TrainedClassifier:
 
     def _encode(self, x: Tensor) -> Tensor:
         scale = self.network.scale
-        return self.info.transform.encode(x).to(device=scale.device, dtype=scale.dtype)
+        return self.info.transform.encode(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the two files into ``folder``, which is made; returns their paths."""

@@ -291,7 +291,7 @@ def write_evaluation(
 
     (info, x, train), copies = pictures, found.copies
     shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
-    captions = [f"{i}: {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
+    captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
     framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
     figure = neighbour_sheet(
         x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed

@@ -90,12 +90,13 @@ class Extractor:
 
 
 def pixels(info: DataInfo) -> Extractor:
-    """The values of an event ``(B, *event)`` in model units, flattened to ``(B, D)``, float64."""
+    """The values of an event ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
     return Extractor(
         "pixels",
         _hash("pixels", info.transform.to_dict()),
         "none",
-        lambda x: info.transform.encode(x.double()).flatten(1),
+        # By way of float64, so that a level becomes the same number whatever the dtype it comes in.
+        lambda x: info.transform.encode(x.double()).flatten(1).float(),
     )
 
 

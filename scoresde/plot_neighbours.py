@@ -55,7 +55,9 @@ def neighbour_sheet(
         )
     columns = min(COLUMNS, len(a))
     rows = math.ceil(len(a) / columns)
-    figure = _figure(1.25 * columns + 0.5, (2.75 if kind == "image" else 1.6) * rows)
+    figure = _figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
+    figure.suptitle("samples, and below each its nearest training row" if kind == "image" else
+                    "samples, and in grey the nearest training row", fontsize=9, color=INK)  # fmt: skip
     grid = figure.add_gridspec(rows, columns)
     for i, caption in enumerate(captions):
         cell = grid[i // columns, i % columns]
@@ -65,9 +67,6 @@ def neighbour_sheet(
             panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
             for panel, picture in zip(panels, (a[i : i + 1], b[i : i + 1]), strict=True):
                 _picture(panel, image_grid(picture, 1, low, high, pad=0))
-            if i % columns == 0:
-                panels[0].set_ylabel("sample", fontsize=8, color=INK)
-                panels[1].set_ylabel("training", fontsize=8, color=INK)
         else:
             panels = [figure.add_subplot(cell)]
             _lines(panels[0], a[i], b[i])

@@ -44,7 +44,7 @@ ALL = ",".join((*METRICS, "copies"))
               help="pixels, classifier[:FOLDER], inception[:FILE], module:function, an .npz of features.")  # fmt: skip
 @click.option("--metrics", default=ALL, show_default=True, help="Any of these, or module:function.")
 @click.option("--n", type=click.IntRange(2), default=1000, show_default=True, help="Number of samples to draw.")
-@click.option("--solver", default="ode", show_default=True, help=f"{', '.join(SOLVERS)}, or module:Class.")
+@click.option("--solver", help=f"{', '.join(SOLVERS)}, or module:Class.  [default: multistep, with 30 steps]")
 @click.option("--steps", type=click.IntRange(1), help="Steps of a fixed-step solver.")
 @click.option("--rtol", type=click.FloatRange(0, min_open=True), help="Tolerance of an adaptive solver.")
 @click.option("--set", "assignments", multiple=True, metavar="solver.NAME=VALUE", help="Any other solver option.")
@@ -59,7 +59,7 @@ ALL = ",".join((*METRICS, "copies"))
 @common_options
 def evaluate(
     run: str | None, samples: Path | None, data: str | None, against: str, features: str, metrics: str, n: int,
-    solver: str, steps: int | None, rtol: float | None, assignments: tuple[str, ...], batch: int, limit: int,
+    solver: str | None, steps: int | None, rtol: float | None, assignments: tuple[str, ...], batch: int, limit: int,
     copies_by: str, reference: Path | None, save_reference: Path | None, out: Path | None, sde: str | None, seed: int,
     device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -67,6 +67,8 @@ def evaluate(
     real data reach, and whether samples are copies of training data.
     """
     typed = {name: v for name, v in (("steps", steps), ("rtol", rtol), ("atol", rtol)) if v is not None}
+    if solver is None:
+        solver, typed = "multistep", {"steps": 30} | typed
     built = build(solver, SOLVERS, "solver", **typed, **settings(assignments, ("solver",))["solver"])
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:

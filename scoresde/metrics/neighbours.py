@@ -94,8 +94,11 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = 5, blocks: int = BLOCKS) ->
         return replace(from_blocks(means[0], means[1:]), bias=math.nan)
 
     return Neighbourhoods(
-        over(held > 0, in_a), over(recalled, in_b), over(held / k, in_a), over(covered, in_b)
-    )  # fmt: skip
+        precision=over(held > 0, in_a),
+        recall=over(recalled, in_b),
+        density=over(held.double() / k, in_a),
+        coverage=over(covered, in_b),
+    )
 
 
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:

@@ -160,7 +160,10 @@ def test_hashes_stand_for_weights_options_and_transform(digits: Dataset, trained
 
 
 def test_a_hash_is_the_same_in_another_process(digits: Dataset) -> None:
-    code = "from scoresde import load_data; from scoresde.features import pixels; print(pixels(load_data('digits').info).hash)"
+    code = (
+        "from scoresde import load_data; from scoresde.features import pixels\n"
+        "print(pixels(load_data('digits').info).hash)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == pixels(digits.info).hash
 
@@ -275,10 +278,10 @@ def test_features_from_a_file(tmp_path: Path) -> None:
             read_features(path)
     for content in (b"", b"PK\x03\x04 cut short"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="cannot be read as an .npz file"):
+        with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
             read_features(path)
     np.save(tmp_path / "a.npy", x)
-    with pytest.raises(DataError, match="cannot be read as an .npz file"):
+    with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
         read_features(tmp_path / "a.npy")
 
 
@@ -304,7 +307,7 @@ def test_a_reference_is_the_same_again(digits: Dataset, tmp_path: Path) -> None:
 def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedClassifier) -> None:
     by = pixels(digits.info)
     made = Reference.of(by(digits.test), by, "digits", "test")
-    with pytest.raises(UsageError, match="pixels of hash .* the samples have classifier of hash"):
+    with pytest.raises(UsageError, match=r"pixels of hash .* the samples have classifier of hash"):
         made.check(classifier_features(trained, digits.info))
     with pytest.raises(UsageError, match="of resizing 'none', the samples have pixels of resizing 'bicubic 32'"):
         made.check(replace(by, resize="bicubic 32"))

@@ -262,7 +262,7 @@ def test_moments_of_the_reference_serve_as_well_as_its_rows():
     whole, moments = frechet(x, y), frechet(x, Moments.of(y))
     assert moments.value == pytest.approx(whole.value, rel=1e-12) and whole.value == frechet_distance(x, y)
     assert 0 < moments.stderr != whole.stderr
-    with pytest.raises(UsageError, match="4 and of 5 features|5 and of 4 features"):
+    with pytest.raises(UsageError, match="moments of 5 and of 4 features"):
         frechet(normal(10, 5), Moments.of(y))
 
 

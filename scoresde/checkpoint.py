@@ -213,21 +213,25 @@ def save_checkpoint(
     return final
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
     from safetensors.torch import save_file
 
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata=header)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any shapes to a safetensors file, under a temporary name that is then renamed."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors of any shapes to a safetensors file, under a temporary name that is then renamed.
+
+    ``metadata``, plain JSON values, goes into the file's header (see :func:`read_metadata`).
+    """
     from safetensors import SafetensorError
 
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    header = None if metadata is None else {"scoresde": json.dumps({"format": FORMAT, **metadata})}
     try:
-        _save(temporary, tensors)
+        _save(temporary, tensors, header)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from None
@@ -289,22 +293,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
     return tensors
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
-    """Write a safetensors file, with JSON values in its header, under a temporary name; flush it and rename it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    header = None if metadata is None else {"scoresde": json.dumps({"format": FORMAT, **metadata})}
-    try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata=header)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

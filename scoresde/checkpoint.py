@@ -35,6 +35,7 @@ __all__ = [
     "read_config",
     "read_json",
     "read_lines",
+    "read_metadata",
     "read_tensors",
     "save_checkpoint",
     "write_json",
@@ -212,21 +213,25 @@ def save_checkpoint(
     return final
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
     from safetensors.torch import save_file
 
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata=header)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any shapes to a safetensors file, under a temporary name that is then renamed."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors of any shapes to a safetensors file, under a temporary name that is then renamed.
+
+    ``metadata``, plain JSON values, goes into the file's header (see :func:`read_metadata`).
+    """
     from safetensors import SafetensorError
 
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    header = None if metadata is None else {"scoresde": json.dumps({"format": FORMAT, **metadata})}
     try:
-        _save(temporary, tensors)
+        _save(temporary, tensors, header)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from None
@@ -288,6 +293,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
     return tensors
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the JSON values in the header of a file that :func:`write_tensors` wrote.
+
+    Raises:
+        CheckpointError: If it is none, or from another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {}).get("scoresde", "null"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+    _check_format(path, stored)
+    found: dict[str, Any] = stored
+    return found
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Samples as files: a picture to look at, the numbers, and how they were made."""
+"""Samples as files: a picture to look at, the numbers, and how they were made; and the numbers read again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from .checkpoint import write_json
 from .data import DataInfo
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, DataError, UsageError
 from .run import Samples
 
-__all__ = ["KINDS", "check_kinds", "numbered_folder", "write_samples"]
+__all__ = ["KINDS", "check_kinds", "numbered_folder", "read_samples", "write_samples"]
 
 KINDS = ("png", "npz", "gif", "path")
 DEFAULT = ("png", "npz")
@@ -102,6 +103,36 @@ def write_samples(
         files.insert(0, path)
     write_json(folder / "samples.json", dict(made))
     return files
+
+
+def read_samples(path: Path, info: DataInfo) -> Tensor:
+    """Samples from the array ``x`` of an ``.npz`` file, as ``scoresde sample`` writes it, in data units.
+
+    Returns:
+        Shape ``(N, *event)``; values between the levels of the data are taken to the level below, as
+        :meth:`~scoresde.data.DataInfo.quantise` does.
+
+    Raises:
+        DataError: If the file is none, or its samples are not like the data.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "x" not in file.files:
+                raise DataError(f"{path} has the arrays {', '.join(file.files) or '(none)'}; samples are the array x")
+            x = torch.from_numpy(file["x"])
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}") from None
+    if tuple(x.shape[1:]) != info.shape:
+        raise DataError(f"{path} has samples of shape {tuple(x.shape[1:])}, {info.name} has shape {info.shape}")
+    top = info.high + (info.bin_width or 0.0)
+    if info.levels is not None and len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
+        raise DataError(
+            f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
+            f"{info.high:g}: samples come in data units"
+        )
+    return info.quantise(x)
 
 
 def _save_arrays(path: Path, **arrays: Any) -> Path:

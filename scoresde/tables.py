@@ -7,7 +7,9 @@ line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :
 
 from __future__ import annotations
 
-__all__ = ["GRIDS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS"]
+__all__ = [
+    "GRIDS", "METRICS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS",
+]  # fmt: skip
 
 SDES = {
     "vp": "scoresde.sde:VPSDE",
@@ -99,6 +101,15 @@ SOLVERS = {
     "ald": "scoresde.solvers.pc:annealed_langevin",
     "original": "scoresde.solvers.original:Original",
     "torchsde": "scoresde.solvers.engines:TorchSDE",
+}
+
+# Of samples (N, d) and a reference (M, d).
+METRICS = {
+    "frechet": "scoresde.metrics:frechet",
+    "kernel": "scoresde.metrics:kernel_distance",
+    "mmd": "scoresde.metrics:mmd",
+    "sliced": "scoresde.metrics:sliced",
+    "prdc": "scoresde.metrics:neighbourhoods",
 }
 
 # Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the

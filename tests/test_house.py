@@ -28,7 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "animation", "plot_bench",
+        "animation", "plot_bench", "plot_neighbours",
     },
     {"sde", "nn", "data"},
     {"estimate", "paths", "discrete"},
@@ -36,9 +36,9 @@ FLOORS = (
     {"solvers", "likelihood", "loss", "coupling", "times"},
     {"config"},
     {"checkpoint"},
-    {"run"},
-    {"train", "gallery", "bench"},
-    {"rectified"},
+    {"run", "classifier"},
+    {"train", "gallery", "bench", "features"},
+    {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -196,7 +196,10 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "bench", "likelihood", "reflow", "info"])
+VERBS = ["train", "sample", "bench", "likelihood", "evaluate", "classifier", "reflow", "info"]
+
+
+@pytest.mark.parametrize("command", ["", *VERBS])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"
@@ -214,7 +217,7 @@ def test_help_loads_no_torch(command: str) -> None:
 def test_every_command_is_tested_for_help() -> None:
     from scoresde.cli import cli
 
-    assert set(cli.commands) == {"train", "sample", "bench", "likelihood", "reflow", "info"}
+    assert set(cli.commands) == set(VERBS)
 
 
 def test_one_sde_loads_no_optional_library() -> None:

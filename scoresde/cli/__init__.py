@@ -15,7 +15,9 @@ import click
 from ..errors import ScoresdeError
 from ..version import __version__
 from .bench import bench
+from .classifier import classifier
 from .common import Group
+from .evaluate import evaluate
 from .info import info
 from .likelihood import likelihood
 from .reflow import reflow
@@ -38,7 +40,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, reflow, info):
+for _verb in (train, sample, bench, likelihood, evaluate, classifier, reflow, info):
     cli.add_command(_verb)
 
 

@@ -1,11 +1,13 @@
 """Networks. They know no SDE: ``forward(x: (B, *event), c: (B,), cond: (B,) | None) -> (B, *event)``.
 
 ``c`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped), ``cond`` the
-class of each row. Any ``nn.Module`` with this call can take their place.
+class of each row. Any ``nn.Module`` with this call can take their place. :class:`Classifier` is none of these: it sees
+data without noise, and its features tell samples from data.
 """
 
+from .classifier import Classifier
 from .embedding import NoiseEmbedding
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "NoiseEmbedding", "UNet"]
+__all__ = ["MLP", "Classifier", "NoiseEmbedding", "UNet"]

@@ -1,0 +1,129 @@
+"""Kernel distances: the squared maximum mean discrepancy, without bias.
+
+    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                                    (1)
+
+is estimated by means over pairs of different rows, which makes it unbiased: between two draws of one distribution it is
+0 on average, and so sometimes negative, at any N. Two kernels:
+
+    k(a, b) = (a.b / d + 1)^3                         the kernel distance of the GAN literature (KID)  (2)
+    k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, of one or more bandwidths h            (3)
+
+(2) compares moments up to the third and depends on the scale of the features; (3) compares everything at the length h,
+by default the median distance between rows of the two sets together.
+
+KID is often published as the mean over subsets of 1,000 rows. All pairs at once have the same expectation and less
+variance, so that is what is computed. Its error comes from blocks: with the kernel summed over pairs of blocks,
+deleting block b means to leave out row and column b of three B x B tables, and the jackknife costs nothing. Between
+equal distributions, where the estimate is degenerate, the error is too large by at most sqrt(2) (Arvesen 1969).
+
+References:
+    Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).
+    Bińkowski, Sutherland, Arbel and Gretton (2018), Demystifying MMD GANs, arXiv:1801.01401, section 4.
+    Arvesen (1969), Jackknifing U-statistics, Annals of Mathematical Statistics 40.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .measurement import BLOCKS, Measurement, deal, from_blocks
+from .rows import pair, slabs, squared_distances
+
+__all__ = ["kernel_distance", "median_distance", "mmd"]
+
+Kernel = Callable[[Tensor, Tensor], Tensor]  # rows (N, d) and (M, d) to (N, M)
+
+
+def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
+    """Kernel distance between two sets of features, as KID reports it: MMD^2 with the kernel (2), unbiased.
+
+    Args:
+        x: Features, shape ``(N, d)``.
+        y: Features, shape ``(M, d)``.
+        degree: Of the polynomial.
+        blocks: Of the jackknife error.
+
+    Raises:
+        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or the degree is below 1.
+
+    >>> x = torch.tensor([[0.0], [2.0]])
+    >>> kernel_distance(x, x).value
+    -62.0
+    """
+    if degree < 1:
+        raise UsageError(f"the degree of the polynomial kernel is at least 1: got {degree}")
+    return _mmd2(*pair(x, y), lambda a, b: (a @ b.T / a.shape[1] + 1) ** degree, blocks)
+
+
+def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, blocks: int = BLOCKS) -> Measurement:
+    """Squared maximum mean discrepancy with the Gaussian kernel (3), unbiased; between -2 and 2, without unit.
+
+    Args:
+        x: Features, shape ``(N, d)``.
+        y: Features, shape ``(M, d)``.
+        bandwidths: In units of the features; :func:`median_distance` of the two when ``None``.
+        blocks: Of the jackknife error, which takes the bandwidths as given.
+
+    Raises:
+        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or a bandwidth is not
+            above 0.
+    """
+    a, b = pair(x, y)
+    widths = [median_distance(a, b)] if bandwidths is None else [float(h) for h in bandwidths]
+    if not widths or not all(h > 0 for h in widths):
+        given = "all rows are equal" if bandwidths is None else f"got {list(bandwidths)}"
+        raise UsageError(f"the bandwidths of the Gaussian kernel are above 0: {given}; give bandwidths")
+
+    def gaussian(p: Tensor, q: Tensor) -> Tensor:
+        squares = squared_distances(p, q)
+        return torch.stack([(squares / (-2 * h * h)).exp() for h in widths]).mean(dim=0)
+
+    centre = b.mean(dim=0)
+    return _mmd2(a - centre, b - centre, gaussian, blocks)
+
+
+def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
+    """Median distance between different rows of two sets together; of each at most ``limit`` rows, evenly spaced.
+
+    Args:
+        x: Features, shape ``(N, d)``.
+        y: Features, shape ``(M, d)``.
+        limit: The most rows of each.
+    """
+    both = torch.cat([rows[:: -(-len(rows) // limit)] for rows in pair(x, y)])
+    both = both - both.mean(dim=0)
+    distances = squared_distances(both, both).sqrt()
+    above = torch.ones_like(distances, dtype=torch.bool).triu(1)
+    return float(distances[above].median())
+
+
+def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
+    """The unbiased estimate of (1), with the jackknife from sums over blocks."""
+    in_x, in_y = (torch.nn.functional.one_hot(b).double().to(x.device) for b in deal([len(x), len(y)], blocks))
+    xx, yy, xy = _sums(x, x, in_x, in_x, kernel), _sums(y, y, in_y, in_y, kernel), _sums(x, y, in_x, in_y, kernel)
+    sizes_x, sizes_y = in_x.sum(dim=0), in_y.sum(dim=0)
+
+    def estimate(keep: Tensor) -> float:
+        n, m = float(sizes_x @ keep), float(sizes_y @ keep)
+        within = float(keep @ xx @ keep) / (n * (n - 1)) + float(keep @ yy @ keep) / (m * (m - 1))
+        return within - 2 * float(keep @ xy @ keep) / (n * m)
+
+    every = torch.ones_like(sizes_x)
+    without = [estimate(every - unit) for unit in torch.eye(len(every), dtype=every.dtype, device=every.device)]
+    return from_blocks(estimate(every), without if len(every) > 1 else [])
+
+
+def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
+    """The kernel summed over pairs of rows by their blocks, ``(B, B)``; a row is no pair with itself."""
+    total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
+    for part in slabs(len(a), len(b)):
+        table = kernel(a[part], b)
+        if a is b:
+            rows = torch.arange(table.shape[0], device=table.device)
+            table[rows, rows + part.start] = 0
+        total += in_a[part].T @ (table @ in_b)
+    return total

@@ -1,0 +1,97 @@
+"""The sliced Wasserstein distance. A random direction turns both sets into numbers on a line; transport is sorting:
+
+    SW_p(x, y) = ( E_u [ W_p(u.x, u.y)^p ] )^(1/p),    u uniform on the unit sphere of R^d,
+    W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq.
+
+The expectation is a mean over ``projections`` directions. There is no factor of d: because
+E[(u.m)^2] = |m|^2 / d, a shift by m moves a cloud a sliced distance |m| / sqrt(d), not |m|.
+
+For few samples the estimate is biased upwards: compare values at equal N only.
+
+References:
+    Rabin, Peyré, Delon and Bernot (2011), Wasserstein barycenter and its application to texture mixing, SSVM.
+    Bonneel, Rabin, Peyré and Pfister (2015), Sliced and Radon Wasserstein barycenters of measures, JMIV 51.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from .measurement import BLOCKS, Measurement, jackknife
+from .rows import as_rows
+
+__all__ = ["sliced", "sliced_wasserstein"]
+
+_BLOCK = 64  # Directions projected at once: bounds the memory at 64 (N + M) numbers.
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: int = 0, p: float = 2) -> float:
+    """Sliced p-Wasserstein distance between two sets of samples, in the units of the data.
+
+    Args:
+        x: Samples, shape ``(N, *event)``; events of any shape are flattened.
+        y: Samples, shape ``(M, *event)``; ``M`` may differ from ``N``.
+        projections: Number of random directions.
+        seed: Of the directions; the same seed gives the same directions for the same event shape.
+        p: Order of the distance, at least 1.
+
+    Returns:
+        (mean over directions of W_p^p)^(1/p). Sets of unequal size are matched quantile by quantile, exactly.
+
+    Raises:
+        UsageError: If the event shapes differ, a value is not finite, there are fewer than 2 rows, or an
+            option is out of range.
+
+    >>> x = torch.arange(4.0).reshape(4, 1)
+    >>> round(sliced_wasserstein(x, x + 3), 6)
+    3.0
+    """
+    if projections < 1:
+        raise UsageError(f"projections is at least 1: got {projections}")
+    if not p >= 1:
+        raise UsageError(f"the order p of a Wasserstein distance is at least 1: got {p}")
+    if x.shape[1:] != y.shape[1:]:
+        raise UsageError(
+            f"x and y have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}"
+        )
+    a = as_rows(x, "x", x.device)
+    b = as_rows(y, "y", x.device)
+
+    # Drawn on the CPU, so that the directions do not depend on where the data live.
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = (directions / directions.norm(dim=0)).to(a.device)
+
+    # Both quantile functions are constant between consecutive levels i/N and j/M. Counted in units of 1/(N M)
+    # the levels are integers, so no rounding decides which sample an interval belongs to. Equal sizes give
+    # i/N alone.
+    n, m = a.shape[0], b.shape[0]
+    edges = torch.cat((torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n))
+    levels: Tensor = torch.unique(edges).to(a.device)
+    widths = levels.diff(prepend=levels.new_zeros(1))
+    starts = levels - widths
+    rank_a, rank_b = starts // m, starts // n
+    weights = (widths.double() / (n * m))[:, None]
+
+    total = 0.0
+    for u in directions.split(_BLOCK, dim=1):
+        gap = (a @ u).sort(dim=0).values[rank_a] - (b @ u).sort(dim=0).values[rank_b]
+        total += float((weights * gap.abs() ** p).sum())
+    return float((total / projections) ** (1 / p))
+
+
+def sliced(x: Tensor, y: Tensor, *, blocks: int = BLOCKS) -> Measurement:
+    """:func:`sliced_wasserstein` of order 2 in 512 directions, with its jackknife error.
+
+    Args:
+        x: Samples, shape ``(N, *event)``.
+        y: Samples, shape ``(M, *event)``.
+        blocks: Of the jackknife; the distance is computed once more than that.
+    """
+    # The bias of a distance that is close to 0 falls as N^(-1/2), not as 1/N: none is told.
+    return replace(jackknife(sliced_wasserstein, x, y, blocks=blocks), bias=math.nan)

@@ -1,0 +1,72 @@
+"""A small classifier, for its features: what tells the classes apart is what a picture is about.
+
+Events with axes in space go through convolutions, each after the first halving every axis, until none is longer than
+four; vectors through two hidden layers. A hidden layer of ``width`` features and a linear layer to the classes follow.
+The features are divided by one number, ``scale``, which whoever trains the network sets to their root mean square: the
+scale of a hidden layer means nothing, and distances between features should not depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+__all__ = ["Classifier"]
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class Classifier(nn.Module):
+    """Convolutional classifier of events of any shape.
+
+    Args:
+        shape: Shape of an event, channels first: ``(D,)``, ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``.
+        classes: Number of classes, at least 2.
+        width: Number of features.
+        dropout: Probability of dropping a feature in training.
+
+    Example:
+        >>> network = Classifier((1, 8, 8), classes=10)
+        >>> network.features(torch.zeros(3, 1, 8, 8)).shape, network(torch.zeros(3, 1, 8, 8)).shape
+        (torch.Size([3, 64]), torch.Size([3, 10]))
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int, width: int = 64, dropout: float = 0.3) -> None:
+        super().__init__()
+        if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1 or classes < 2 or width < 1:
+            raise UsageError(
+                f"a classifier takes events (D,), (C, L), (C, H, W) or (C, D, H, W) and at least 2 classes: "
+                f"got shape {tuple(shape)}, {classes} classes, {width} features"
+            )
+        layers: list[nn.Module] = []
+        if len(shape) == 1:
+            layers += [nn.Linear(shape[0], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+            size = 128
+        else:
+            conv = _CONV[len(shape) - 1]
+            channels, sides = 32, list(shape[1:])
+            layers += [conv(shape[0], channels, 3, padding=1), nn.ReLU()]
+            while max(sides) > 4:
+                wider = min(2 * channels, 128)
+                layers += [conv(channels, wider, 3, stride=2, padding=1), nn.ReLU()]
+                channels, sides = wider, [-(-side // 2) for side in sides]
+            size = channels * math.prod(sides)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, width), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(()))
+
+    def features(self, x: Tensor) -> Tensor:
+        """``x: (B, *event)`` in model units to the last hidden layer over ``scale``, ``(B, width)``, never negative."""
+        out: Tensor = self.body(x) / self.scale
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x: (B, *event)`` in model units to log-odds, ``(B, classes)``."""
+        out: Tensor = self.head(self.body(x))
+        return out

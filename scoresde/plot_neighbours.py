@@ -1,0 +1,92 @@
+"""Samples beside their nearest training rows, the most suspicious first: what the eye should judge.
+
+The conventions are those of :mod:`scoresde.plot`. Images stand in pairs, the sample above; signals and vectors are
+drawn over each other, the sample in blue over the training row in grey. What the test for copies flags has a vermilion
+frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import UsageError
+from .plot import BLUE, GREY, INK, VERMILION, Array, _figure, _picture, _plain, _tidy, image_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["neighbour_sheet"]
+
+COLUMNS = 8
+
+
+def neighbour_sheet(
+    samples: Array,
+    nearest: Array,
+    captions: Sequence[str],
+    kind: str,
+    low: float,
+    high: float,
+    flagged: Collection[int] = (),
+) -> Figure:
+    """Pairs of a sample and a training row.
+
+    Args:
+        samples: Shape ``(N, *event)``, in data units.
+        nearest: The training row of each, the same shape.
+        captions: A line under each pair.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low: The value of an image that is black.
+        high: The value of an image that is white.
+        flagged: The pairs, by number, that get a frame.
+
+    Raises:
+        UsageError: If the shapes differ, or there is nothing to draw.
+    """
+    a, b = np.asarray(_plain(samples)), np.asarray(_plain(nearest))
+    if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
+        raise UsageError(
+            f"samples, nearest rows and captions are as many, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
+        )
+    columns = min(COLUMNS, len(a))
+    rows = math.ceil(len(a) / columns)
+    figure = _figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
+    figure.suptitle("samples, and below each its nearest training row" if kind == "image" else
+                    "samples, and in grey the nearest training row", fontsize=9, color=INK)  # fmt: skip
+    grid = figure.add_gridspec(rows, columns)
+    for i, caption in enumerate(captions):
+        cell = grid[i // columns, i % columns]
+        colour = VERMILION if i in flagged else GREY
+        if kind == "image":
+            both = cell.subgridspec(2, 1)
+            panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
+            for panel, picture in zip(panels, (a[i : i + 1], b[i : i + 1]), strict=True):
+                _picture(panel, image_grid(picture, 1, low, high, pad=0))
+        else:
+            panels = [figure.add_subplot(cell)]
+            _lines(panels[0], a[i], b[i])
+        for panel in panels:
+            _frame(panel, colour)
+        panels[-1].set_xlabel(caption, fontsize=7, color=INK if i not in flagged else VERMILION)
+    return figure
+
+
+def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
+    """The values of both against their place, channels one after another."""
+    ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
+    ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
+    _tidy(ax)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _frame(ax: Axes, colour: str) -> None:
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_color(colour)
+        spine.set_linewidth(1.6 if colour == VERMILION else 0.6)

@@ -1,0 +1,316 @@
+"""The evaluation of samples: what is compared with what, the floor, files and the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde import features, load_data
+from scoresde.classifier import ClassifierConfig, train_classifier
+from scoresde.cli import main
+from scoresde.data import Dataset
+from scoresde.errors import DataError, UsageError
+from scoresde.evaluate import compare, described, evaluate, metrics_by_name, table, write_evaluation
+from scoresde.features import Reference, pixels
+from scoresde.gallery import read_samples
+from scoresde.metrics import Measurement, frechet, frechet_distance, jackknife, kernel_distance, neighbourhoods
+from scoresde.plot_neighbours import neighbour_sheet
+from scoresde.tables import METRICS
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def small(digits: Dataset) -> Dataset:
+    """Fewer digits: 300 to train on, 60 held out."""
+    return replace(digits, train=digits.train[:300], test=digits.test[:60])
+
+
+def noisy(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Digits with so much noise that they are nobody's copy, on their levels."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    return (x.float() + 3 * noise).round().clamp(0, 16)
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_samples_and_floor_are_compared_with_the_same_reference(small: Dataset) -> None:
+    by, x = pixels(small.info), noisy(small.train[:50])
+    found = evaluate(x, small, by, metrics_by_name(["frechet", "prdc", "kernel"]), seed=5)
+    rows = {row.metric: row for row in found.rows}
+    assert list(rows) == ["frechet", "precision", "recall", "density", "coverage", "kernel"]
+    assert rows["frechet"].samples.value == frechet_distance(by(x), by(small.test))
+    density = neighbourhoods(by(x), by(small.test)).density
+    assert (rows["density"].samples.value, rows["density"].samples.stderr) == (density.value, density.stderr)
+    # The floor is of as many training rows, drawn by the seed.
+    chosen = torch.randperm(300, generator=torch.Generator().manual_seed(6))[:50]
+    real = by(small.train[chosen])
+    assert rows["frechet"].real is not None and rows["frechet"].real.value == frechet_distance(real, by(small.test))
+    assert rows["kernel"].real == kernel_distance(real, by(small.test))
+    assert (found.n, found.n_real, found.features, found.copies) == (50, 50, 64, None)
+    assert rows["frechet"].samples.extrapolated > 1 > abs(rows["frechet"].real.extrapolated)
+
+
+def test_against_the_training_data_the_floor_is_held_out(small: Dataset) -> None:
+    by = pixels(small.info)
+    found = evaluate(noisy(small.test), small, by, metrics_by_name(["frechet"]), against="train")
+    assert found.reference.split == "train" and found.reference.moments.n == 300 and found.n_real == 60
+    assert found.rows[0].real is not None
+    assert found.rows[0].real.value == frechet_distance(by(small.test), by(small.train))
+    fewer = evaluate(noisy(small.test), small, by, metrics_by_name(["frechet"]), against="train", limit=100)
+    assert fewer.reference.moments.n == 100
+    with pytest.raises(UsageError, match="no split 'all'"):
+        evaluate(small.test, small, by, {}, against="all")
+
+
+def test_a_stored_reference_gives_the_same_figures(small: Dataset, tmp_path: Path) -> None:
+    by, x, metrics = pixels(small.info), noisy(small.train[:40]), metrics_by_name(list(METRICS))
+    first = evaluate(x, small, by, metrics)
+    first.reference.save(tmp_path / "r")
+    again = evaluate(x, small, by, metrics, reference=Reference.load(tmp_path / "r"))
+    assert described(again) == described(first)
+    with pytest.raises(UsageError, match="hash"):
+        evaluate(x, small, replace(by, hash="0"), metrics, reference=first.reference)
+    # Moments alone serve the Fréchet distance, and nothing else.
+    bare = replace(first.reference, features=None)
+    only = compare(by(x), bare, metrics_by_name(["frechet"]))
+    assert only[0].samples.value == pytest.approx(first.rows[0].samples.value, rel=1e-9) and only[0].real is None
+    with pytest.raises(UsageError, match="the metric kernel needs the features"):
+        compare(by(x), bare, metrics_by_name(["frechet", "kernel"]))
+
+
+def test_a_metric_of_ones_own_gets_an_error(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_metrics_a.py").write_text(
+        "def shift(x, y):\n    return (x.mean() - y.mean()).abs()\n\ndef words(x, y):\n    return 'far'\n"
+    )
+    by, x = pixels(small.info), noisy(small.train[:40])
+    metric = metrics_by_name(["my_metrics_a:shift"])
+    row = evaluate(x, small, by, metric).rows[0]
+    expected = jackknife(lambda a, b: float((a.mean() - b.mean()).abs()), by(x), by(small.test))
+    assert row.samples == expected and row.samples.stderr > 0
+    with pytest.raises(UsageError, match="returned 'far'; it returns a number"):
+        evaluate(x, small, by, metrics_by_name(["my_metrics_a:words"]))
+    with pytest.raises(UsageError, match="unknown metric 'frechett'; did you mean 'frechet'"):
+        metrics_by_name(["frechett"])
+
+
+def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(digits: Dataset) -> None:
+    by, x = pixels(digits.info), noisy(digits.train[:200])
+    x[31] = digits.train[777]
+    found = evaluate(x, digits, by, {}, copies=by)
+    assert found.copies is not None and found.copies.flagged.tolist() == [31]
+    assert int(found.copies.nearest[31]) == 777 and found.copies.exact == 1
+    assert "1 flagged: sample 31 (of training row 777); 1 exact (of held-out data: 0)" in table(found)
+    clean = evaluate(digits.test.float(), digits, by, {}, copies=by)
+    assert clean.copies is not None and len(clean.copies.flagged) == 0 and clean.copies.exact == 0
+    assert clean.copies.closer.value == 0.5 and "none of the samples" in table(clean)
+
+
+def test_the_table_states_numbers_and_features(small: Dataset) -> None:
+    by = pixels(small.info)
+    text = table(evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by))
+    lines = text.splitlines()
+    assert lines[0].split() == ["samples", "real", "data"]
+    assert [line.split()[0] for line in lines[1:6]] == ["frechet", "without", "mmd", "closer", "authenticity"]
+    assert lines[1].count("±") == 2
+    assert "40 samples against 60 of digits (test); real data: 40 of the other split" in text
+    assert f"features: pixels, 64 of them, hash {by.hash}, resizing none" in text
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_what_is_written(small: Dataset, tmp_path: Path) -> None:
+    by, x = pixels(small.info), noisy(small.train[:40])
+    x[3] = small.train[200]
+    found = evaluate(x, small, by, {"frechet": frechet, "odd": lambda a, b: Measurement(1.0)}, copies=by)
+    files = write_evaluation(tmp_path, found, {"made": "so"}, (small.info, x, small.train))
+    assert [f.name for f in files] == ["neighbours.png", "evaluation.json"]
+    facts = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert facts["made"] == "so" and facts["metrics"]["odd"]["samples"] == {"value": 1.0, "stderr": None, "bias": None}
+    assert facts["metrics"]["frechet"]["samples"]["value"] == found.rows[0].samples.value
+    assert facts["copies"]["flagged"] == [3] and facts["copies"]["suspects"][0]["training_row"] == 200
+    assert facts["features"] == {"name": "pixels", "hash": by.hash, "resize": "none", "count": 64}
+    assert facts["reference"] == {"data": "digits", "split": "test", "n": 60}
+    assert min(Image.open(tmp_path / "neighbours.png").size) > 300
+
+
+def vermilion(figure) -> int:
+    """How many frames have the colour of what is flagged."""
+    colours = [axes.spines["left"].get_edgecolor()[:3] for axes in figure.axes]
+    return sum(colour == pytest.approx((0.835, 0.369, 0), abs=0.01) for colour in colours)
+
+
+def test_the_sheet_shows_pairs_and_frames_what_is_flagged(digits: Dataset) -> None:
+    x, y = digits.test[:11], digits.train[:11]
+    figure = neighbour_sheet(x, y, [str(i) for i in range(11)], "image", 0, 16, flagged=[2, 9])
+    assert len(figure.axes) == 22 and vermilion(figure) == 4
+    shown = [axes.images[0].get_array()[..., 0] for axes in figure.axes]
+    for i in (0, 9):
+        for panel, source in ((shown[2 * i], x), (shown[2 * i + 1], y)):
+            np.testing.assert_allclose(panel, np.rint(255 * source[i, 0].double().numpy() / 16))
+    lines = neighbour_sheet(torch.randn(3, 2, 5), torch.randn(3, 2, 5), ["a", "b", "c"], "signal", 0, 1, flagged=[1])
+    assert len(lines.axes) == 3 and vermilion(lines) == 1 and len(lines.axes[0].lines) == 2
+    with pytest.raises(UsageError, match="as many"):
+        neighbour_sheet(x, y[:3], ["a"], "image", 0, 1)
+
+
+def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
+    path, x = tmp_path / "s.npz", digits.test[:5].numpy()
+    np.savez(path, x=x, index=np.arange(5))
+    assert torch.equal(read_samples(path, digits.info), digits.test[:5].float())
+    np.savez(path, x=x + 0.75)
+    assert torch.equal(read_samples(path, digits.info), digits.test[:5].float())
+    for arrays, message in (
+        ({"y": x}, "has the arrays y; samples are the array x"),
+        ({"x": x[:, 0]}, r"samples of shape \(8, 8\), digits has shape \(1, 8, 8\)"),
+        ({"x": x / 8.0 - 1}, "values from -1 to 1, digits from 0 to 16: samples come in data units"),
+        ({"x": x + 1.0}, "values from 1 to 17"),
+        ({"x": np.array(["a"])}, "cannot be read"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(DataError, match=message):
+            read_samples(path, digits.info)
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_samples(path, digits.info)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """``shell("evaluate --n 4")``: what it prints on standard output and standard error. Classifiers train briefly."""
+    quick = ClassifierConfig(steps=3, batch=16, width=8)
+    monkeypatch.setattr(features, "train_classifier", lambda data, device: train_classifier(data, quick, device=device))
+
+    def run(line: str, code: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(line.split())
+        out, err = capsys.readouterr()
+        assert stop.value.code == code, f"exit code {stop.value.code}\n{out}\n{err}"
+        return out, err
+
+    return run
+
+
+Copied = Callable[[str], str]
+SHORT = "--n 24 --steps 3"
+
+
+def test_evaluate_needs_nothing_but_a_run(copied: Copied, shell) -> None:
+    copied("digits")
+    out, err = shell(f"evaluate {SHORT}")
+    folder = Path("runs/digits/evaluation")
+    assert out.splitlines()[-1].startswith(f"{folder}/neighbours.png  ")
+    for word in "frechet kernel mmd sliced precision recall density coverage closer authenticity copies".split():
+        assert f"\n{word}" in out
+    assert "24 samples against 180 of digits (test)" in out and "features: classifier, 8 of them" in out
+    assert "training a classifier" in err and Path("runs/digits/classifier/classifier.json").is_file()
+    facts = json.loads((folder / "evaluation.json").read_text())
+    assert facts["run"] == "runs/digits" and facts["solver"] == "multistep"
+    assert facts["nfe_mean"] == 4  # the noise-free step, too
+    again, err = shell(f"evaluate runs/digits {SHORT} --quiet")
+    assert err == "" and again.splitlines()[:12] == out.splitlines()[:12]  # the classifier was kept, the seed the same
+    assert Path("runs/digits/evaluation-2/evaluation.json").is_file()
+
+
+def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell, digits: Dataset) -> None:
+    copied("digits")
+    x = noisy(digits.train[:40])
+    x[11] = digits.train[900]
+    np.savez("s.npz", x=x.to(torch.uint8).numpy())
+    out, _ = shell("evaluate --samples s.npz --features pixels --metrics frechet,copies --json --quiet")
+    facts = json.loads(out)
+    assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == 900
+    assert facts["metrics"]["frechet"]["samples"]["value"] == pytest.approx(
+        frechet_distance(pixels(digits.info)(x), pixels(digits.info)(digits.test)), rel=1e-9
+    )
+    assert facts["files"] == ["runs/digits/evaluation/neighbours.png", "runs/digits/evaluation/evaluation.json"]
+    # The same without a run, and without the check.
+    out, _ = shell("evaluate --samples s.npz --data digits --features pixels --metrics frechet --out here --json")
+    bare = json.loads(out)
+    assert bare["metrics"] == facts["metrics"] and bare["copies"] is None and bare["files"] == ["here/evaluation.json"]
+
+
+def test_evaluate_keeps_and_refuses_references(copied: Copied, shell) -> None:
+    copied("digits")
+    line = f"evaluate {SHORT} --metrics frechet,kernel --json --quiet"
+    first = json.loads(shell(f"{line} --features pixels --save-reference ref.safetensors")[0])
+    again = json.loads(shell(f"{line} --features pixels --reference ref.safetensors")[0])
+    assert again["metrics"] == first["metrics"] and again["features"] == first["features"]
+    _, err = shell(f"{line} --features classifier --reference ref.safetensors", 2)
+    assert "the reference was made with the features pixels of hash" in err
+    _, err = shell(f"{line} --reference none.safetensors", 3)
+    assert "none.safetensors cannot be read" in err
+    assert not list(Path("runs/digits").glob("evaluation-3"))  # nothing is left of what failed
+
+
+def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
+    copied("moons")
+    rng = np.random.default_rng(0)
+    arrays = {"samples": rng.normal(size=(30, 3)), "reference": rng.normal(size=(40, 3))}
+    np.savez("f.npz", **arrays)
+    out, err = shell("evaluate --features f.npz")
+    assert "warning: no check for copies: f.npz has no array train" in err
+    assert "30 samples against 40 of f.npz (reference)" in out and "features: f.npz, 3 of them" in out
+    np.savez("f.npz", **arrays, train=np.concatenate([rng.normal(size=(50, 3)), arrays["samples"][:1]]))
+    out, err = shell("evaluate --features f.npz --json")
+    assert err == "" and json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30
+    _, err = shell("evaluate runs/moons --features f.npz", 2)
+    assert "leave out RUN" in err
+
+
+def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
+    copied("moons")
+    out, _ = shell(f"evaluate {SHORT} --solver heun --limit 100 --metrics sliced,copies --quiet")
+    assert "24 samples against 100 of moons (test)" in out and "features: pixels, 2 of them" in out
+    assert Path("runs/moons/evaluation/neighbours.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("--metrics frechet,kernl", 2, "unknown metric 'kernl'; did you mean 'kernel'"),
+        ("--metrics ,", 2, "--metrics is empty"),
+        ("--features pixls", 2, "no features 'pixls'"),
+        ("--features classifier:nowhere", 3, "nowhere holds no classifier"),
+        ("--copies-by nonsense", 2, "no features 'nonsense'"),
+        ("--solver ode --steps 4", 2, "has no option 'steps'"),
+        ("--data moons", 3, "they cannot be compared"),
+        ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
+        ("--n 1", 2, "1 is not in the range"),
+    ],
+)
+def test_evaluate_refuses(copied: Copied, shell, line: str, code: int, words: str) -> None:
+    copied("digits")
+    out, err = shell(f"evaluate {SHORT if '--n' not in line and 'ode' not in line else ''} {line}", code)
+    assert out == "" and words in err and "unexpected" not in err
+    assert not list(Path("runs/digits").glob("evaluation*"))
+
+
+def test_the_verb_classifier(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = shell("classifier --steps 5 --width 6")
+    assert out.startswith("runs/digits-classifier  accuracy 0.") and "of 180" not in out and "180 held-out" in out
+    assert "1617 training and 180 test samples" in err
+    facts = json.loads(shell("classifier --steps 5 --width 6 --json --quiet")[0])
+    assert facts["folder"] == "runs/digits-classifier-2" and facts["held_out"] == 180
+    stored = json.loads(Path("runs/digits-classifier/classifier.json").read_text())
+    assert stored["sha256"] == facts["sha256"] and stored["config"]["width"] == 6
+    _, err = shell("classifier --data moons", 2)
+    assert "moons has 0 classes" in err

@@ -320,7 +320,7 @@ class _Tabulated(Times):
         slope = self.density(t) / speed
         self.integral = torch.cat([slope.new_zeros(1), (slope[1:] + slope[:-1]).cumsum(0) * (step / 2)])
         self.total = float(self.integral[-1])
-        self._check(t, speed, float(step))
+        self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
         """The weight on the error of the output ``error``, shape of ``t``; p is this over its integral ``total``."""
@@ -334,7 +334,7 @@ class _Tabulated(Times):
     def weight(self, t: Tensor) -> Tensor:
         return self.total / (self.density(t) * self.span)
 
-    def _check(self, t: Tensor, speed: Tensor, step: float) -> None:
+    def _check(self, t: Tensor, speed: Tensor) -> None:
         """Refuse draws that would scatter the loss more than uniform ones do.
 
         The loss w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) of Gaussian data of unit variance, has the second

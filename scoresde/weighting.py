@@ -247,7 +247,7 @@ class Sigmoid(Weighting):
     ``-l'`` more.
 
     Args:
-        bias: The log-SNR at which the weight has fallen to a half; lower for larger images.
+        bias: The log-SNR at which the weight has fallen to a half; a lower one asks for less detail.
     """
 
     per_log_snr: ClassVar[bool] = True

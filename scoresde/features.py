@@ -68,7 +68,7 @@ class Extractor:
     resize: str
     function: Callable[[Tensor], Tensor]
 
-    def __call__(self, x: Tensor, batch: int = 256) -> Tensor:
+    def __call__(self, x: Tensor, batch: int = 64) -> Tensor:
         """Features ``(N, d)``, floating, on the CPU, of events ``(N, *event)`` in data units.
 
         Raises:

@@ -113,8 +113,9 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
         return within - 2 * float(keep @ xy @ keep) / (n * m)
 
     every = torch.ones_like(sizes_x)
-    without = [estimate(every - unit) for unit in torch.eye(len(every), dtype=every.dtype, device=every.device)]
-    return from_blocks(estimate(every), without if len(every) > 1 else [])
+    # With a single block nothing is left without it.
+    units = torch.eye(len(every), dtype=every.dtype, device=every.device) if len(every) > 1 else []
+    return from_blocks(estimate(every), [estimate(every - unit) for unit in units])
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:

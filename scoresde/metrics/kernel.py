@@ -114,8 +114,9 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
 
     every = torch.ones_like(sizes_x)
     # With a single block nothing is left without it.
-    units = torch.eye(len(every), dtype=every.dtype, device=every.device) if len(every) > 1 else []
-    return from_blocks(estimate(every), [estimate(every - unit) for unit in units])
+    units = torch.eye(len(every), dtype=every.dtype, device=every.device)
+    without = [estimate(every - unit) for unit in units] if len(every) > 1 else []
+    return from_blocks(estimate(every), without)
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:

@@ -10,6 +10,7 @@ from models import ALL, CHECKS, F64
 from scipy import integrate, stats
 
 from scoresde import (
+    DDPM,
     EDM,
     EDMSDE,
     VDMSDE,
@@ -25,6 +26,7 @@ from scoresde import (
 )
 from scoresde import weighting as w
 from scoresde.errors import CheckpointError, UsageError
+from scoresde.grids import snap
 from scoresde.tables import TIME_SAMPLERS
 from scoresde.times import (
     Domain,
@@ -199,6 +201,19 @@ def test_importance_changes_no_expectation(path, sampler) -> None:
         # 40 stratified batches: their means scatter less than independent draws would
         error = float(found.reshape(40, -1).mean(1).std()) / 40**0.5
         assert float(found.mean()) == pytest.approx(mean, abs=5 * error + 1e-4)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(), Importance(), LossSecondMoment(history=1)], ids=str)
+def test_on_a_chain_the_nodes_are_weighted_to_be_alike(sampler) -> None:
+    """Draws are moved to nodes after they are weighted: each node counts 1/N, with more bins than nodes too."""
+    chain = DDPM(steps=20, start=0.005, end=0.4)
+    at_work = sampler.over(domain(chain, parametrization=Eps()))
+    t, _ = at_work.draw(1000, generator())
+    at_work.update(t, 1 / snap(t, chain.nodes))
+    t, weight = seen(at_work)
+    node = (snap(t, chain.nodes) * 20).round().long() - 1
+    share = torch.zeros(20, dtype=F64).index_add(0, node, weight) / len(t)
+    torch.testing.assert_close(share, torch.full((20,), 0.05, dtype=F64), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("path", ["vp", "subvp", "flow", "cosine"])

@@ -25,13 +25,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .shapes import expand, rms_flat, sum_flat, time_dtype
+from .shapes import expand, rms_flat, time_dtype
+from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
     "FAILED_LIMIT",
@@ -45,6 +49,12 @@ __all__ = [
     "failures",
     "integrate",
 ]
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)
+Parts = Callable[[Tensor], list[Tensor]]
+OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
 
 OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
 STATUS = {
@@ -64,78 +74,6 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
             which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
             lines.append(f"{len(rows)} of {len(status)} {noun} failed ({which}): {reason}")
     return lines
-
-
-@dataclass(frozen=True)
-class Tableau:
-    """A Butcher tableau whose last stage is the first of the next step (FSAL).
-
-    Attributes:
-        c: Nodes.
-        a: Rows of stage weights; the last row is the solution's.
-        e: Error weights ``b - b*``.
-        order: Order of the solution.
-    """
-
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    e: tuple[float, ...]
-    order: int
-
-
-TABLEAUS = {
-    # Tsitouras (2011), Computers & Mathematics with Applications 62(2), tab. 1.
-    "tsit5": Tableau(
-        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),
-        a=(
-            (),
-            (0.161,),
-            (-0.008480655492356989, 0.335480655492357),
-            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-            (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
-        ),
-        e=(
-            -0.00178001105222577714,
-            -0.0008164344596567469,
-            0.007880878010261995,
-            -0.1447110071732629,
-            0.5823571654525552,
-            -0.45808210592918697,
-            1 / 66,
-        ),
-        order=5,
-    ),
-    "bosh3": Tableau(
-        c=(0, 1 / 2, 3 / 4, 1),
-        a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-        e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        order=3,
-    ),
-    "dopri5": Tableau(
-        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
-        a=(
-            (),
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        e=(
-            35 / 384 - 5179 / 57600,
-            0,
-            500 / 1113 - 7571 / 16695,
-            125 / 192 - 393 / 640,
-            -2187 / 6784 + 92097 / 339200,
-            11 / 84 - 187 / 2100,
-            -1 / 40,
-        ),
-        order=5,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -160,8 +98,9 @@ def _whole(y: Tensor) -> list[Tensor]:
     return [y]
 
 
+@torch.no_grad()
 def integrate(
-    f: Callable[[Tensor, Tensor, Tensor], Tensor],
+    f: Field,
     y: Tensor,
     t0: float,
     t1: float,
@@ -170,8 +109,8 @@ def integrate(
     atol: float = 1e-5,
     method: str = "dopri5",
     max_nfe: int = 10_000,
-    parts: Callable[[Tensor], list[Tensor]] = _whole,
-    on_step: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] | None = None,
+    parts: Parts = _whole,
+    on_step: OnStep | None = None,
 ) -> OdeSolution:
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
 
@@ -199,136 +138,204 @@ def integrate(
             "use float64 (--dtype float64)",
             stacklevel=2,
         )
-    tableau, clock, count, sign = TABLEAUS[method], time_dtype(y.device), len(y), 1.0 if t1 > t0 else -1.0
-    low, high, order = min(t0, t1), max(t0, t1), TABLEAUS[method].order
-    result = OdeSolution(y.clone(), *torch.zeros(4, count, dtype=torch.int64, device=y.device).unbind())
-    if t0 == t1 or not count:
-        return result
-
-    def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        # rms( e / (atol + rtol max(|y|, |y_new|)) ), the largest over the parts
-        ratios = [
-            rms_flat(e / torch.maximum(b.abs(), a.abs()).mul_(rtol).add_(atol))
-            for e, b, a in zip(parts(error), parts(before), parts(after), strict=True)
-        ]
-        return (ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)).to(clock)
-
-    nodes = torch.tensor(tableau.c, dtype=clock, device=y.device)[:, None]
-    index = torch.arange(count, device=y.device)
-    t = torch.full((count,), t0, dtype=clock, device=y.device)
-    k = f(y, t, index)
-    h = coarse(_first_step(f, y, t, k, index, t1 - t0, order, norm))
-    rows = _Rows(index, y, t, h, k, torch.ones_like(t), *(torch.full_like(index, n) for n in (2, 0, 0)))
-    status = torch.where(torch.isfinite(sum_flat(k * 0)), OK, FAILED_NONFINITE)
-    rows = rows.leave(status != OK, status, result)
-
-    while len(rows.index):
-        # The last step ends at t1 exactly, and no stage of any step lies outside the interval.
-        last = (t1 - rows.t) * sign <= rows.h * sign * (1 + 1e-9)
-        h = torch.where(last, t1 - rows.t, rows.h)
-        times = (rows.t + nodes * h).clamp_(low, high)
-        times = torch.where(last & (nodes == 1), t1, times)
-        scaled, y_new, stages = expand(h, rows.y), rows.y, [rows.k]
-        for at, weights in zip(times[1:], tableau.a[1:], strict=True):
-            y_new = torch.addcmul(rows.y, scaled, _combine(weights, stages))
-            stages.append(f(y_new, at, rows.index))
-        error = norm(_combine(tableau.e, stages).mul_(scaled), rows.y, y_new)
-        accept = error <= 1  # which a NaN is not
-        rows.advance(accept, error, h, times[-1], y_new, stages[-1], len(stages) - 1, order)
-        if on_step is not None and bool(accept.any()):
-            done = float(((rows.t - t0).abs() / (high - low)).min())
-            on_step(rows.index[accept], rows.t[accept], rows.y[accept], rows.k[accept], done)
-
-        arrived, tiny = accept & last, ~accept & (rows.h.abs() < 1e-13 * (high - low))
-        status = torch.where(rows.nfe + len(stages) - 1 > max_nfe, FAILED_LIMIT, OK)
-        status = torch.where(tiny, torch.where(torch.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE), status)
-        status = torch.where(arrived, OK, status)
-        rows = rows.leave(arrived | (status != OK), status, result)
-    return result
+    result = _Result(y)
+    if t0 != t1 and len(y):
+        _solve(f, y, t0, t1, _Attempt(f, y, TABLEAUS[method], rtol, atol, parts), max_nfe, on_step, result)
+    return result.solution()
 
 
-@dataclass
+def _solve(
+    f: Field, y: Tensor, t0: float, t1: float, attempt: _Attempt, max_nfe: int, on_step: OnStep | None, result: _Result
+) -> None:
+    """Rounds of one attempted step for each row that is on its way, until all have left."""
+    clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
+    k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
+    rows = _Rows(t0, t1, attempt.tableau, attempt.first_step(y, k, t0, t1, index))
+    nfe, leave = 2, ~np.isfinite(_host(rms_flat(k * 0)))
+    code = np.where(leave, FAILED_NONFINITE, OK)
+    while True:
+        if leave.any():
+            result.write(rows, leave, code, nfe, y)
+            rows.keep(~leave)
+            if not len(rows.index):
+                return
+            stay = _on(y, np.flatnonzero(~leave))
+            index, y, k = index[stay], y[stay], k[stay]
+        y_new, k_new, error = attempt(y, k, _on(y, rows.plan(), clock), index)
+        nfe += attempt.cost
+        accept = rows.judge(error)
+        if accept.all():
+            y, k = y_new, k_new
+        else:
+            moved = expand(_on(y, accept), y) > 0
+            y, k = torch.where(moved, y_new, y), torch.where(moved, k_new, k)
+        if on_step is not None and accept.any():
+            at = _on(y, np.flatnonzero(accept))
+            on_step(index[at], _on(y, rows.times(accept), clock), y[at], k[at], rows.done)
+        leave, code = rows.verdict(accept, error, nfe + attempt.cost > max_nfe)
+
+
+def _on(y: Tensor, numbers: npt.NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+    """An array of the host, on the device of ``y``."""
+    return torch.from_numpy(numbers).to(y.device, dtype)
+
+
+def _host(a: Tensor) -> Floats:
+    found: Floats = a.cpu().double().numpy()
+    return found
+
+
+class _Attempt:
+    """A step of the method for each row, whether it will be accepted or not: what happens on the device.
+
+    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to all
+    that need it in one operation, term by term, and is not kept. (A matrix product would be another way, but rounds
+    differently in batches of other sizes.)
+    """
+
+    def __init__(self, f: Field, y: Tensor, tableau: Tableau, rtol: float, atol: float, parts: Parts) -> None:
+        self.f, self.tableau, self.rtol, self.atol, self.parts = f, tableau, rtol, atol, parts
+        self.cost = len(tableau.c) - 1  # evaluations
+        rows = (*tableau.a[1:], tableau.e)
+        weights = y.new_tensor([[*row, *[0.0] * (len(rows) - len(row))] for row in rows])
+        self.sums = y.new_empty(len(rows), *y.shape)
+        self.columns = [expand(weights[j:, j], self.sums[j:]) for j in range(len(rows))]
+
+    def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
+        """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
+        sizes, *times = plan.unbind()
+        # Of the full shape, because a factor for each row of a short event keeps the processor from its vector loops.
+        h = expand(sizes, y).expand_as(y).contiguous()
+        sums = self.sums[:, : len(y)]
+        torch.mul(self.columns[0], k, out=sums)
+        y_new = y
+        for j, t in enumerate(times, start=1):
+            y_new = torch.addcmul(y, h, sums[j - 1])
+            k = self.f(y_new, t, index)
+            sums[j:].addcmul_(self.columns[j], k)
+        return y_new, k, self.norm(sums[-1], self.allowed(y, y_new))
+
+    def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
+        """``atol/rtol + max(|y|, |y_new|)`` for each part."""
+        pairs = zip(self.parts(before), self.parts(after), strict=True)
+        return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
+
+    def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
+        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts."""
+        ratios = [rms_flat(e / s) for e, s in zip(self.parts(error), allowed, strict=True)]
+        return _host(ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)) / self.rtol
+
+    def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> Floats:
+        """The size of the first step of each row (Hairer et al. 1993, II.4); one evaluation."""
+        sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
+        size, slope = self.norm(y, allowed), self.norm(k, allowed)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            h = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
+            h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
+            step, t = _on(y, np.stack([sign * h, t0 + sign * h]), time_dtype(y.device)).unbind()
+            bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
+            largest = np.maximum(slope, bend)
+            largest = np.where(np.isnan(largest), np.inf, np.maximum(largest, 1e-12))
+            found = np.minimum(100 * h, (0.01 / largest) ** (1 / self.tableau.order))
+            return coarse(np.clip(found, 1e-9 * length, length))
+
+
 class _Rows:
-    """The rows that are still on their way.
+    """Where the rows are that are on their way, and what they try next: float64 numbers of the host.
 
     Attributes:
         index: Their numbers in the batch, ``(b,)``.
-        y, t, h, k: State, time, next step and the slope at ``(t, y)``.
-        previous: The last accepted error, for the PI rule; its sign is negative just after a rejection.
-        nfe, accepted, rejected: Counts.
+        now: Shape ``(5, b)``: time, in the direction of travel; next step; 0.4/q log of the last accepted error; how
+            much the step may grow; accepted steps.
     """
 
-    index: Tensor
-    y: Tensor
-    t: Tensor
-    h: Tensor
-    k: Tensor
-    previous: Tensor
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
+    def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
+        self.sign = 1.0 if t1 > t0 else -1.0
+        self.start, self.end, self.order = self.sign * t0, self.sign * t1, tableau.order
+        self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
+        self.stages = len(tableau.c)
+        self.index = np.arange(len(h))
+        zero = np.zeros_like(h)
+        self.now = np.stack([zero + self.start, h, zero, zero + 10.0, zero])
+        self.last, self.then, self.attempts = zero > 0, zero, 0
 
-    def advance(
-        self, accept: Tensor, error: Tensor, h: Tensor, t: Tensor, y: Tensor, k: Tensor, nfe: int, q: int
-    ) -> None:
-        """Go to ``(t, y)`` with slope ``k`` where the step ``h`` is accepted, and choose the next step."""
-        safe = torch.nan_to_num(error, nan=torch.inf).clamp_(min=1e-10)
-        pi = 0.9 * safe ** (-0.7 / q) * self.previous.abs() ** (0.4 / q)
-        plain = 0.9 * safe ** (-1 / q)  # after a rejection, and then without growth
-        factor = torch.where(accept & (self.previous > 0), pi.clamp_(0.2, 10.0), plain.clamp_(0.2, 1.0))
-        self.h = coarse(h * factor)
-        self.previous = torch.where(accept, safe, -self.previous.abs())
-        self.nfe, self.accepted, self.rejected = self.nfe + nfe, self.accepted + accept, self.rejected + ~accept
-        if bool(accept.all()):
-            self.t, self.y, self.k = t, y, k
-        else:
-            moved = expand(accept, y).bool()
-            self.t = torch.where(accept, t, self.t)
-            self.y, self.k = torch.where(moved, y, self.y), torch.where(moved, k, self.k)
+    def keep(self, stay: Bools) -> None:
+        """Go on with some of the rows."""
+        self.index, self.now = self.index[stay], self.now[:, stay]
 
-    def leave(self, rows: Tensor, status: Tensor, result: OdeSolution) -> _Rows:
-        """Write ``rows``, bool ``(b,)``, into the result, and return the others."""
-        if not bool(rows.any()):
-            return self
-        out = self.index[rows]
-        for name in ("y", "nfe", "accepted", "rejected"):
-            getattr(result, name)[out] = getattr(self, name)[rows]
-        result.status[out] = status[rows]
-        return _Rows(*(getattr(self, f.name)[~rows] for f in fields(self)))
+    def plan(self) -> Floats:
+        """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
+
+        The last step ends at t1 exactly. No time lies outside the interval, because rounding is monotone.
+        """
+        t, h, *_ = self.now
+        rest = self.end - t
+        self.last = rest <= h * (1 + 1e-9)
+        np.copyto(h, rest, where=self.last)
+        self.then = np.where(self.last, self.end, t + h)
+        plan = np.empty((self.stages, len(h)))
+        inner = 1 + len(self.nodes)
+        plan[0], plan[1:inner], plan[inner:] = h, t + self.nodes * h, self.then
+        return self.sign * plan
+
+    def judge(self, error: Floats) -> Bools:
+        """Accept or reject steps by their ``error / h``, and choose the next ones."""
+        t, h, memory, most, accepted = self.now
+        error = np.maximum(h * error, 1e-10)
+        accept: Bools = error <= 1  # which a NaN is not
+        log = np.log(error)
+        # The PI rule; after a rejection by the error alone, and then without growth.
+        power = np.where(accept, memory - 0.7 / self.order * log, -1 / self.order * log)
+        factor = np.minimum(np.fmax(0.9 * np.exp(power), 0.2), most)
+        h[:] = coarse(h * factor)
+        np.copyto(t, self.then, where=accept)
+        np.copyto(memory, 0.4 / self.order * log, where=accept)
+        most[:] = np.where(accept, 10.0, 1.0)
+        accepted += accept
+        self.attempts += 1
+        return accept
+
+    def verdict(self, accept: Bools, error: Floats, exhausted: bool) -> tuple[Bools, npt.NDArray[np.int64]]:
+        """Which rows leave, and why."""
+        arrived = accept & self.last
+        stuck = ~accept & (self.now[1] < 1e-13 * (self.end - self.start))
+        leave = arrived | stuck | exhausted
+        if not exhausted and not stuck.any():
+            return leave, np.zeros_like(self.index)
+        why = np.where(np.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE)
+        return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))
+
+    def times(self, which: Bools) -> Floats:
+        """The times of some of the rows."""
+        return self.sign * self.now[0][which]
+
+    @property
+    def done(self) -> float:
+        """How much of the way lies behind the slowest row, from 0 to 1."""
+        return float((self.now[0].min() - self.start) / (self.end - self.start))
 
 
-def coarse(h: Tensor) -> Tensor:
-    """Step sizes cut to seven binary digits, in the shape of ``h``."""
-    mantissa, exponent = torch.frexp(h)
-    return torch.ldexp(torch.trunc(128 * mantissa) / 128, exponent)
+class _Result:
+    """Where the rows ended, and what they cost."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y.clone()
+        self.counts = np.zeros((4, len(y)), dtype=np.int64)
+
+    def write(self, rows: _Rows, leave: Bools, code: npt.NDArray[np.int64], nfe: int, y: Tensor) -> None:
+        """Write the rows that leave."""
+        out, accepted = rows.index[leave], rows.now[4][leave]
+        self.counts[0, out], self.counts[1, out] = nfe, accepted
+        self.counts[2, out], self.counts[3, out] = rows.attempts - accepted, code[leave]
+        self.y[_on(y, out)] = y[_on(y, np.flatnonzero(leave))]
+
+    def solution(self) -> OdeSolution:
+        return OdeSolution(self.y, *(_on(self.y, counts) for counts in self.counts))
 
 
-def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    """``sum_j weights_j stages_j``, term by term: a matrix product would round differently in other batch sizes."""
-    total = weights[0] * stages[0]
-    for weight, stage in zip(weights[1:], stages[1:], strict=True):
-        if weight:
-            total.add_(stage, alpha=weight)
-    return total
+def coarse(h: Floats) -> Floats:
+    """Step sizes cut to seven binary digits: the last 46 of the 53 that a float64 has are cleared."""
+    return (h.view(np.int64) & _SEVEN).view(np.float64)
 
 
-def _first_step(
-    f: Callable[[Tensor, Tensor, Tensor], Tensor],
-    y: Tensor,
-    t: Tensor,
-    k: Tensor,
-    index: Tensor,
-    span: float,
-    order: int,
-    norm: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """The first step of each row (Hairer et al. 1993, II.4), kept inside the interval; one evaluation."""
-    sign, length = (1.0 if span > 0 else -1.0), abs(span)
-    size, slope = norm(y, y, y), norm(k, y, y)
-    h = torch.where((size < 1e-5) | (slope < 1e-5), torch.full_like(t, 1e-6), 0.01 * size / slope)
-    h = torch.nan_to_num(h, nan=1e-6).clamp(max=0.1 * length)
-    probe = f(y + expand(sign * h, y) * k, t + sign * h, index)
-    bend = norm(probe - k, y, y) / h
-    largest = torch.nan_to_num(torch.maximum(slope, bend), nan=torch.inf).clamp(min=1e-12)
-    by_curvature = (0.01 / largest) ** (1 / order)
-    return sign * torch.minimum(100 * h, by_curvature).clamp(min=1e-9 * length, max=length)
+_SEVEN = ~((1 << 46) - 1)

@@ -6,6 +6,8 @@ Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -73,4 +75,5 @@ def mean_flat(x: Tensor) -> Tensor:
 
 def rms_flat(x: Tensor) -> Tensor:
     """Root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
-    return mean_flat(x.square()).sqrt()
+    x = flat(x)
+    return torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1])

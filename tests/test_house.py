@@ -28,7 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "animation", "plot_bench",
+        "animation", "plot_bench", "tableaus",
     },
     {"sde", "nn", "data"},
     {"estimate", "paths"},

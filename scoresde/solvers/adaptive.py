@@ -76,7 +76,7 @@ class AdaptiveSDE(Solver):
         f, fresh = torch.zeros_like(x), torch.ones_like(index, dtype=torch.bool)
 
         while len(index):
-            h = coarse(h)
+            h = torch.from_numpy(coarse(h.numpy()))
             last = t - t1 - h < _SMALLEST
             s = torch.where(last, torch.full_like(t, t1), t - h)
             h = t - s

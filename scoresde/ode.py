@@ -52,6 +52,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int64]
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)
 Parts = Callable[[Tensor], list[Tensor]]
 OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
@@ -151,14 +152,14 @@ def _solve(
     clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
     k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
     rows = _Rows(t0, t1, attempt.tableau, attempt.first_step(y, k, t0, t1, index))
-    nfe, leave = 2, ~np.isfinite(_host(rms_flat(k * 0)))
-    code = np.where(leave, FAILED_NONFINITE, OK)
+    nfe, status = 2, np.where(np.isfinite(_host(rms_flat(k * 0))), OK, FAILED_NONFINITE)
+    leave = status != OK
     while True:
         if leave.any():
-            result.write(rows, leave, code, nfe, y)
-            rows.keep(~leave)
-            if not len(rows.index):
+            result.add(rows, leave, nfe, status, y)
+            if leave.all():
                 return
+            rows.keep(~leave)
             stay = _on(y, np.flatnonzero(~leave))
             index, y, k = index[stay], y[stay], k[stay]
         y_new, k_new, error = attempt(y, k, _on(y, rows.plan(), clock), index)
@@ -167,12 +168,12 @@ def _solve(
         if accept.all():
             y, k = y_new, k_new
         else:
-            moved = expand(_on(y, accept), y) > 0
+            moved = expand(_on(y, accept), y)
             y, k = torch.where(moved, y_new, y), torch.where(moved, k_new, k)
         if on_step is not None and accept.any():
             at = _on(y, np.flatnonzero(accept))
             on_step(index[at], _on(y, rows.times(accept), clock), y[at], k[at], rows.done)
-        leave, code = rows.verdict(accept, error, nfe + attempt.cost > max_nfe)
+        leave, status = rows.verdict(accept, error, nfe + attempt.cost > max_nfe)
 
 
 def _on(y: Tensor, numbers: npt.NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
@@ -181,6 +182,7 @@ def _on(y: Tensor, numbers: npt.NDArray[Any], dtype: torch.dtype | None = None) 
 
 
 def _host(a: Tensor) -> Floats:
+    """A tensor as an array of the host."""
     found: Floats = a.cpu().double().numpy()
     return found
 
@@ -188,27 +190,25 @@ def _host(a: Tensor) -> Floats:
 class _Attempt:
     """A step of the method for each row, whether it will be accepted or not: what happens on the device.
 
-    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to all
-    that need it in one operation, term by term, and is not kept. (A matrix product would be another way, but rounds
-    differently in batches of other sizes.)
+    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to
+    all that need it by one operation, term by term, and is not kept. (A matrix product would round differently in
+    batches of other sizes.)
     """
 
     def __init__(self, f: Field, y: Tensor, tableau: Tableau, rtol: float, atol: float, parts: Parts) -> None:
         self.f, self.tableau, self.rtol, self.atol, self.parts = f, tableau, rtol, atol, parts
         self.cost = len(tableau.c) - 1  # evaluations
-        rows = (*tableau.a[1:], tableau.e)
-        weights = y.new_tensor([[*row, *[0.0] * (len(rows) - len(row))] for row in rows])
-        self.sums = y.new_empty(len(rows), *y.shape)
-        self.columns = [expand(weights[j:, j], self.sums[j:]) for j in range(len(rows))]
+        count = len(tableau.c)
+        rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
+        weights = y.new_tensor(rows).reshape(count, count, *[1] * y.ndim)
+        self.columns = [weights[j:, j] for j in range(count)]
+        self.sums = y.new_empty(count, *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
         """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
-        sizes, *times = plan.unbind()
-        # Of the full shape, because a factor for each row of a short event keeps the processor from its vector loops.
-        h = expand(sizes, y).expand_as(y).contiguous()
-        sums = self.sums[:, : len(y)]
+        size, *times = plan.unbind()
+        h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
         torch.mul(self.columns[0], k, out=sums)
-        y_new = y
         for j, t in enumerate(times, start=1):
             y_new = torch.addcmul(y, h, sums[j - 1])
             k = self.f(y_new, t, index)
@@ -234,19 +234,21 @@ class _Attempt:
             h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
             step, t = _on(y, np.stack([sign * h, t0 + sign * h]), time_dtype(y.device)).unbind()
             bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
-            largest = np.maximum(slope, bend)
-            largest = np.where(np.isnan(largest), np.inf, np.maximum(largest, 1e-12))
-            found = np.minimum(100 * h, (0.01 / largest) ** (1 / self.tableau.order))
-            return coarse(np.clip(found, 1e-9 * length, length))
+            steepest = np.maximum(np.maximum(slope, bend), 1e-12)
+            found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.tableau.order))
+        return coarse(np.fmin(np.fmax(found, 1e-9 * length), length))
 
 
 class _Rows:
-    """Where the rows are that are on their way, and what they try next: float64 numbers of the host.
+    """Where the rows are that are on their way, and what they try next: on the host, in float64.
 
     Attributes:
         index: Their numbers in the batch, ``(b,)``.
-        now: Shape ``(5, b)``: time, in the direction of travel; next step; 0.4/q log of the last accepted error; how
-            much the step may grow; accepted steps.
+        t: Times, in the direction of travel.
+        h: Next steps.
+        memory: 0.4/q log of the last accepted error.
+        most: How much the step may grow.
+        accepted: Counts.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -255,82 +257,89 @@ class _Rows:
         self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
         self.stages = len(tableau.c)
         self.index = np.arange(len(h))
-        zero = np.zeros_like(h)
-        self.now = np.stack([zero + self.start, h, zero, zero + 10.0, zero])
-        self.last, self.then, self.attempts = zero > 0, zero, 0
+        self.t, self.h, self.memory, self.most = np.full_like(h, self.start), h, np.zeros_like(h), np.full_like(h, 10.0)
+        self.accepted, self.attempts = np.zeros_like(self.index), 0
+        self.last, self.then = np.zeros(len(h), dtype=bool), self.t
 
     def keep(self, stay: Bools) -> None:
         """Go on with some of the rows."""
-        self.index, self.now = self.index[stay], self.now[:, stay]
+        for name in ("index", "t", "h", "memory", "most", "accepted"):
+            setattr(self, name, getattr(self, name)[stay])
 
     def plan(self) -> Floats:
         """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
 
         The last step ends at t1 exactly. No time lies outside the interval, because rounding is monotone.
         """
-        t, h, *_ = self.now
-        rest = self.end - t
-        self.last = rest <= h * (1 + 1e-9)
-        np.copyto(h, rest, where=self.last)
-        self.then = np.where(self.last, self.end, t + h)
-        plan = np.empty((self.stages, len(h)))
-        inner = 1 + len(self.nodes)
-        plan[0], plan[1:inner], plan[inner:] = h, t + self.nodes * h, self.then
+        rest = self.end - self.t
+        self.last = rest <= self.h * (1 + 1e-9)
+        np.copyto(self.h, rest, where=self.last)
+        self.then = np.where(self.last, self.end, self.t + self.h)
+        plan, inner = np.empty((self.stages, len(rest))), 1 + len(self.nodes)
+        plan[0], plan[1:inner], plan[inner:] = self.h, self.t + self.nodes * self.h, self.then
         return self.sign * plan
 
     def judge(self, error: Floats) -> Bools:
         """Accept or reject steps by their ``error / h``, and choose the next ones."""
-        t, h, memory, most, accepted = self.now
-        error = np.maximum(h * error, 1e-10)
+        error = np.maximum(self.h * error, 1e-10)
         accept: Bools = error <= 1  # which a NaN is not
-        log = np.log(error)
         # The PI rule; after a rejection by the error alone, and then without growth.
-        power = np.where(accept, memory - 0.7 / self.order * log, -1 / self.order * log)
-        factor = np.minimum(np.fmax(0.9 * np.exp(power), 0.2), most)
-        h[:] = coarse(h * factor)
-        np.copyto(t, self.then, where=accept)
-        np.copyto(memory, 0.4 / self.order * log, where=accept)
-        most[:] = np.where(accept, 10.0, 1.0)
-        accepted += accept
+        log = np.log(error) / self.order
+        power = np.where(accept, self.memory - 0.7 * log, -log)
+        factor = np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most)
+        self.h = coarse(self.h * factor)
+        np.copyto(self.t, self.then, where=accept)
+        np.copyto(self.memory, 0.4 * log, where=accept)
+        self.most = np.where(accept, 10.0, 1.0)
+        self.accepted += accept
         self.attempts += 1
         return accept
 
-    def verdict(self, accept: Bools, error: Floats, exhausted: bool) -> tuple[Bools, npt.NDArray[np.int64]]:
-        """Which rows leave, and why."""
+    def verdict(self, accept: Bools, error: Floats, exhausted: bool) -> tuple[Bools, Codes]:
+        """Which rows leave, and their status."""
         arrived = accept & self.last
-        stuck = ~accept & (self.now[1] < 1e-13 * (self.end - self.start))
-        leave = arrived | stuck | exhausted
-        if not exhausted and not stuck.any():
-            return leave, np.zeros_like(self.index)
+        small = self.h < 1e-13 * (self.end - self.start)
+        if not exhausted and not small.any():
+            return arrived, _FINE
+        stuck = small & ~accept
         why = np.where(np.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE)
-        return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))
+        return arrived | stuck | exhausted, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))
 
     def times(self, which: Bools) -> Floats:
         """The times of some of the rows."""
-        return self.sign * self.now[0][which]
+        return self.sign * self.t[which]
 
     @property
     def done(self) -> float:
         """How much of the way lies behind the slowest row, from 0 to 1."""
-        return float((self.now[0].min() - self.start) / (self.end - self.start))
+        return float((self.t.min() - self.start) / (self.end - self.start))
 
 
 class _Result:
-    """Where the rows ended, and what they cost."""
+    """Where rows ended and what they cost, as they leave."""
 
     def __init__(self, y: Tensor) -> None:
-        self.y = y.clone()
-        self.counts = np.zeros((4, len(y)), dtype=np.int64)
+        self.y = y
+        self.states: list[Tensor] = []
+        self.counts: list[npt.NDArray[np.int64]] = []
 
-    def write(self, rows: _Rows, leave: Bools, code: npt.NDArray[np.int64], nfe: int, y: Tensor) -> None:
-        """Write the rows that leave."""
-        out, accepted = rows.index[leave], rows.now[4][leave]
-        self.counts[0, out], self.counts[1, out] = nfe, accepted
-        self.counts[2, out], self.counts[3, out] = rows.attempts - accepted, code[leave]
-        self.y[_on(y, out)] = y[_on(y, np.flatnonzero(leave))]
+    def add(self, rows: _Rows, leave: Bools, nfe: int, status: Codes, y: Tensor) -> None:
+        """Note the rows that leave."""
+        at = np.flatnonzero(leave)
+        counts = np.empty((5, len(at)), dtype=np.int64)
+        counts[0], counts[1], counts[2], counts[4] = rows.index[at], nfe, rows.accepted[at], status[at] if len(status) else OK
+        counts[3] = rows.attempts - counts[2]
+        self.counts.append(counts)
+        self.states.append(y[_on(y, at)])
 
     def solution(self) -> OdeSolution:
-        return OdeSolution(self.y, *(_on(self.y, counts) for counts in self.counts))
+        """All rows in their order."""
+        if not self.states:
+            return OdeSolution(self.y.clone(), *_on(self.y, np.zeros((4, len(self.y)), dtype=np.int64)))
+        order = np.argsort
+        index, *counts = np.concatenate(self.counts, axis=1)
+        back = np.argsort(index)
+        return OdeSolution(torch.cat(self.states)[_on(self.y, back)], *(_on(self.y, c[back]) for c in counts))
 
 
 def coarse(h: Floats) -> Floats:
@@ -339,3 +348,4 @@ def coarse(h: Floats) -> Floats:
 
 
 _SEVEN = ~((1 << 46) - 1)
+_FINE = np.zeros(0, dtype=np.int64)

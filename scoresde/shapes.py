@@ -20,11 +20,11 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     """Append axes to ``a`` so that it multiplies ``x`` row by row.
 
     Args:
-        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype.
+        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype; or a mask.
         x: The batch it will meet, shape ``(B, *event)``.
 
     Returns:
-        ``a`` in the dtype and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
+        ``a`` in the dtype (but for a mask) and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
 
     Raises:
         UsageError: If ``a`` is neither a scalar nor one number per row.
@@ -32,13 +32,14 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
     """
+    dtype = torch.bool if a.dtype == torch.bool else x.dtype
     if a.ndim == 0:
-        return a.to(dtype=x.dtype, device=x.device)
+        return a.to(dtype=dtype, device=x.device)
     if a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0]):
         raise UsageError(
             f"a coefficient has shape () or (B,): got {tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
         )
-    return a.to(dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return a.to(dtype=dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def time_dtype(device: torch.device) -> torch.dtype:

@@ -23,9 +23,11 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .shapes import expand, rms_flat, time_dtype
+from .shapes import expand, flat, time_dtype
 from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
@@ -52,7 +54,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Codes = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)
 Parts = Callable[[Tensor], list[Tensor]]
 OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
@@ -129,41 +131,27 @@ def integrate(
     Raises:
         UsageError: If a tolerance or the method cannot be used.
     """
-    if not rtol > 0 or not atol >= 0:
-        raise UsageError(f"rtol is {rtol} and atol {atol}; take rtol > 0 and atol >= 0, for example 1e-5")
-    if method not in TABLEAUS:
-        raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
-    if y.dtype == torch.float32 and rtol < 1e-6:
-        warnings.warn(
-            f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains nothing; "
-            "use float64 (--dtype float64)",
-            stacklevel=2,
-        )
-    result = _Result(y)
-    if t0 != t1 and len(y):
-        _solve(f, y, t0, t1, _Attempt(f, y, TABLEAUS[method], rtol, atol, parts), max_nfe, on_step, result)
-    return result.solution()
-
-
-def _solve(
-    f: Field, y: Tensor, t0: float, t1: float, attempt: _Attempt, max_nfe: int, on_step: OnStep | None, result: _Result
-) -> None:
-    """Rounds of one attempted step for each row that is on its way, until all have left."""
+    _check(y, rtol, atol, method)
+    left = _Left(y)
+    if t0 == t1 or not len(y):
+        return left.solution()
     clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
+    attempt = _Attempt(f, y, method, rtol, atol, parts)
     k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
-    rows = _Rows(t0, t1, attempt.tableau, attempt.first_step(y, k, t0, t1, index))
-    nfe, status = 2, np.where(np.isfinite(_host(rms_flat(k * 0))), OK, FAILED_NONFINITE)
-    leave = status != OK
+    h, sound = attempt.first_step(y, k, t0, t1, index)
+    rows = _Rows(t0, t1, TABLEAUS[method], h)
+    leave, status = ~sound, FAILED_NONFINITE
+
+    # Rounds of one attempted step for each row on its way, until all have left.
     while True:
         if leave.any():
-            result.add(rows, leave, nfe, status, y)
-            if leave.all():
-                return
-            rows.keep(~leave)
-            stay = _on(y, np.flatnonzero(~leave))
-            index, y, k = index[stay], y[stay], k[stay]
+            left.add(rows, np.flatnonzero(leave), status, y)
+            stay = np.flatnonzero(~leave)
+            if not len(stay):
+                return left.solution()
+            rows.keep(stay)
+            index, y, k = (v.index_select(0, _on(y, stay)) for v in (index, y, k))
         y_new, k_new, error = attempt(y, k, _on(y, rows.plan(), clock), index)
-        nfe += attempt.cost
         accept = rows.judge(error)
         if accept.all():
             y, k = y_new, k_new
@@ -173,18 +161,35 @@ def _solve(
         if on_step is not None and accept.any():
             at = _on(y, np.flatnonzero(accept))
             on_step(index[at], _on(y, rows.times(accept), clock), y[at], k[at], rows.done)
-        leave, status = rows.verdict(accept, error, nfe + attempt.cost > max_nfe)
+        leave, status = rows.verdict(accept, error, max_nfe)
+
+
+def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
+    if not rtol > 0 or not atol >= 0:
+        raise UsageError(f"rtol is {rtol} and atol {atol}; take rtol > 0 and atol >= 0, for example 1e-5")
+    if method not in TABLEAUS:
+        raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
+    if y.dtype == torch.float32 and rtol < 1e-6:
+        warnings.warn(
+            f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains nothing; "
+            "use float64 (--dtype float64)",
+            stacklevel=4,
+        )
 
 
 def _on(y: Tensor, numbers: npt.NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
-    """An array of the host, on the device of ``y``."""
+    """Numbers of the host, on the device of ``y``."""
     return torch.from_numpy(numbers).to(y.device, dtype)
 
 
-def _host(a: Tensor) -> Floats:
-    """A tensor as an array of the host."""
-    found: Floats = a.cpu().double().numpy()
-    return found
+@lru_cache
+def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """For each stage its weights in the sums of :class:`_Attempt` that it is part of, shape ``(n, 1, ..., 1)``."""
+    tableau = TABLEAUS[method]
+    count = len(tableau.c)
+    rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
+    weights = torch.tensor(rows, dtype=dtype, device=device).reshape(count, count, *[1] * ndim)
+    return [weights[j:, j] for j in range(count)]
 
 
 class _Attempt:
@@ -195,19 +200,19 @@ class _Attempt:
     batches of other sizes.)
     """
 
-    def __init__(self, f: Field, y: Tensor, tableau: Tableau, rtol: float, atol: float, parts: Parts) -> None:
-        self.f, self.tableau, self.rtol, self.atol, self.parts = f, tableau, rtol, atol, parts
-        self.cost = len(tableau.c) - 1  # evaluations
-        count = len(tableau.c)
-        rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
-        weights = y.new_tensor(rows).reshape(count, count, *[1] * y.ndim)
-        self.columns = [weights[j:, j] for j in range(count)]
-        self.sums = y.new_empty(count, *y.shape)
+    def __init__(self, f: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts) -> None:
+        self.f, self.rtol, self.atol, self.parts = f, rtol, atol, parts
+        self.order = TABLEAUS[method].order
+        self.columns = _columns(method, y.ndim, y.dtype, y.device)
+        self.sums = y.new_empty(len(self.columns), *y.shape)
+        self.short = y[0].numel() < 64
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
         """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
+        if self.short:  # a factor for each row would keep the processor from its vector instructions
+            h = h.expand_as(y).contiguous()
         torch.mul(self.columns[0], k, out=sums)
         for j, t in enumerate(times, start=1):
             y_new = torch.addcmul(y, h, sums[j - 1])
@@ -221,12 +226,15 @@ class _Attempt:
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts."""
-        ratios = [rms_flat(e / s) for e, s in zip(self.parts(error), allowed, strict=True)]
-        return _host(ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)) / self.rtol
+        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts; on the host."""
+        norms = [
+            torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
+            for e, s in zip(self.parts(error), allowed, strict=True)
+        ]
+        return reduce(np.maximum, norms)
 
-    def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> Floats:
-        """The size of the first step of each row (Hairer et al. 1993, II.4); one evaluation."""
+    def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
+        """The size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
         size, slope = self.norm(y, allowed), self.norm(k, allowed)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -235,8 +243,8 @@ class _Attempt:
             step, t = _on(y, np.stack([sign * h, t0 + sign * h]), time_dtype(y.device)).unbind()
             bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
             steepest = np.maximum(np.maximum(slope, bend), 1e-12)
-            found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.tableau.order))
-        return coarse(np.fmin(np.fmax(found, 1e-9 * length), length))
+            found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.order))
+        return coarse(np.fmin(np.fmax(found, 1e-9 * length), length)), np.isfinite(slope)
 
 
 class _Rows:
@@ -255,13 +263,26 @@ class _Rows:
         self.sign = 1.0 if t1 > t0 else -1.0
         self.start, self.end, self.order = self.sign * t0, self.sign * t1, tableau.order
         self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
-        self.stages = len(tableau.c)
-        self.index = np.arange(len(h))
-        self.t, self.h, self.memory, self.most = np.full_like(h, self.start), h, np.zeros_like(h), np.full_like(h, 10.0)
-        self.accepted, self.attempts = np.zeros_like(self.index), 0
+        self.cost, self.attempts = len(tableau.c) - 1, 0
+        self.index, self.t, self.h = np.arange(len(h)), np.full(len(h), self.start), h
+        self.memory, self.most, self.accepted = np.zeros(len(h)), np.full(len(h), 10.0), np.zeros(len(h), dtype=np.int64)
         self.last, self.then = np.zeros(len(h), dtype=bool), self.t
 
-    def keep(self, stay: Bools) -> None:
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far, of each row."""
+        return 2 + self.cost * self.attempts
+
+    @property
+    def done(self) -> float:
+        """How much of the way lies behind the slowest row, from 0 to 1."""
+        return float((self.t.min() - self.start) / (self.end - self.start))
+
+    def times(self, which: Bools) -> Floats:
+        """The times of some of the rows."""
+        return self.sign * self.t[which]
+
+    def keep(self, stay: Ints) -> None:
         """Go on with some of the rows."""
         for name in ("index", "t", "h", "memory", "most", "accepted"):
             setattr(self, name, getattr(self, name)[stay])
@@ -275,7 +296,7 @@ class _Rows:
         self.last = rest <= self.h * (1 + 1e-9)
         np.copyto(self.h, rest, where=self.last)
         self.then = np.where(self.last, self.end, self.t + self.h)
-        plan, inner = np.empty((self.stages, len(rest))), 1 + len(self.nodes)
+        plan, inner = np.empty((1 + self.cost, len(rest))), 1 + len(self.nodes)
         plan[0], plan[1:inner], plan[inner:] = self.h, self.t + self.nodes * self.h, self.then
         return self.sign * plan
 
@@ -286,8 +307,7 @@ class _Rows:
         # The PI rule; after a rejection by the error alone, and then without growth.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
-        factor = np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most)
-        self.h = coarse(self.h * factor)
+        self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
         np.copyto(self.t, self.then, where=accept)
         np.copyto(self.memory, 0.4 * log, where=accept)
         self.most = np.where(accept, 10.0, 1.0)
@@ -295,57 +315,45 @@ class _Rows:
         self.attempts += 1
         return accept
 
-    def verdict(self, accept: Bools, error: Floats, exhausted: bool) -> tuple[Bools, Codes]:
+    def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
         """Which rows leave, and their status."""
-        arrived = accept & self.last
-        small = self.h < 1e-13 * (self.end - self.start)
-        if not exhausted and not small.any():
-            return arrived, _FINE
+        arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
+        spent = self.nfe + self.cost > max_nfe
+        if not spent and not small.any():
+            return arrived, OK
         stuck = small & ~accept
+        leave = arrived | stuck | spent
         why = np.where(np.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE)
-        return arrived | stuck | exhausted, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))
-
-    def times(self, which: Bools) -> Floats:
-        """The times of some of the rows."""
-        return self.sign * self.t[which]
-
-    @property
-    def done(self) -> float:
-        """How much of the way lies behind the slowest row, from 0 to 1."""
-        return float((self.t.min() - self.start) / (self.end - self.start))
+        return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))[leave]
 
 
-class _Result:
-    """Where rows ended and what they cost, as they leave."""
+class _Left:
+    """The rows that have left: where they ended and what they cost."""
 
     def __init__(self, y: Tensor) -> None:
-        self.y = y
+        self.start = y
         self.states: list[Tensor] = []
-        self.counts: list[npt.NDArray[np.int64]] = []
+        self.counts: list[Ints] = []
 
-    def add(self, rows: _Rows, leave: Bools, nfe: int, status: Codes, y: Tensor) -> None:
-        """Note the rows that leave."""
-        at = np.flatnonzero(leave)
-        counts = np.empty((5, len(at)), dtype=np.int64)
-        counts[0], counts[1], counts[2], counts[4] = rows.index[at], nfe, rows.accepted[at], status[at] if len(status) else OK
-        counts[3] = rows.attempts - counts[2]
+    def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
+        """Note rows with their status."""
+        counts = np.empty((5, len(which)), dtype=np.int64)
+        counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
+        counts[3], counts[4] = rows.attempts - counts[2], status
         self.counts.append(counts)
-        self.states.append(y[_on(y, at)])
+        self.states.append(y.index_select(0, _on(y, which)))
 
     def solution(self) -> OdeSolution:
-        """All rows in their order."""
-        if not self.states:
-            return OdeSolution(self.y.clone(), *_on(self.y, np.zeros((4, len(self.y)), dtype=np.int64)))
-        order = np.argsort
-        index, *counts = np.concatenate(self.counts, axis=1)
-        back = np.argsort(index)
-        return OdeSolution(torch.cat(self.states)[_on(self.y, back)], *(_on(self.y, c[back]) for c in counts))
+        """All rows in their order; those that never started are where they were."""
+        y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
+        if self.states:
+            index, *rest = np.concatenate(self.counts, axis=1)
+            counts[:, index] = rest
+            y[_on(y, index)] = torch.cat(self.states)
+        return OdeSolution(y, *_on(y, counts).unbind())
 
 
 def coarse(h: Floats) -> Floats:
-    """Step sizes cut to seven binary digits: the last 46 of the 53 that a float64 has are cleared."""
-    return (h.view(np.int64) & _SEVEN).view(np.float64)
-
-
-_SEVEN = ~((1 << 46) - 1)
-_FINE = np.zeros(0, dtype=np.int64)
+    """Step sizes, float64 ``(b,)``, cut to seven binary digits: the last 46 of the 53 they have are cleared."""
+    cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
+    return cut

@@ -50,7 +50,7 @@ def test_error_follows_the_tolerance_both_ways(method, ends):
 @pytest.mark.parametrize(("method", "order"), [("dopri5", 5), ("bosh3", 3)])
 def test_one_step_has_the_order_of_the_method(method, order, monkeypatch):
     # With a huge tolerance and a first step of the whole interval, the error of that step falls like h^(order + 1).
-    monkeypatch.setattr("scoresde.ode._Attempt.first_step", lambda self, y, k, t0, t1, index: np.full(len(y), abs(t1 - t0)))
+    monkeypatch.setattr("scoresde.ode._Attempt.first_step", lambda self, y, k, t0, t1, index: (np.full(len(y), abs(t1 - t0)), np.ones(len(y), dtype=bool)))
 
     def f(y, t, index):
         return y * torch.cos(t)[:, None]

@@ -205,14 +205,11 @@ class _Attempt:
         self.order = TABLEAUS[method].order
         self.columns = _columns(method, y.ndim, y.dtype, y.device)
         self.sums = y.new_empty(len(self.columns), *y.shape)
-        self.short = y[0].numel() < 64
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
         """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
-        if self.short:  # a factor for each row would keep the processor from its vector instructions
-            h = h.expand_as(y).contiguous()
         torch.mul(self.columns[0], k, out=sums)
         for j, t in enumerate(times, start=1):
             y_new = torch.addcmul(y, h, sums[j - 1])
@@ -347,9 +344,9 @@ class _Left:
         """All rows in their order; those that never started are where they were."""
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:
-            index, *rest = np.concatenate(self.counts, axis=1)
-            counts[:, index] = rest
-            y[_on(y, index)] = torch.cat(self.states)
+            found = np.concatenate(self.counts, axis=1)
+            counts[:, found[0]] = found[1:]
+            y[_on(y, found[0])] = torch.cat(self.states)
         return OdeSolution(y, *_on(y, counts).unbind())
 
 

@@ -14,9 +14,11 @@ and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(
 binary digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and
 that into another error of the size of the tolerance.
 
+The step control of a row is a few numbers, and they stay on the host, in NumPy (:class:`_Rows`): its calls cost a third
+of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round, one attempted step for each row
+on its way, then moves one table of times there and one error for each row back.
+
 References:
-    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
-    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), IV.2 of vol. II
     (PI control).
 """
@@ -28,7 +30,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .shapes import expand, flat, time_dtype
+from .shapes import expand, flat, time_dtype, to_device
 from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
@@ -132,35 +133,36 @@ def integrate(
         UsageError: If a tolerance or the method cannot be used.
     """
     _check(y, rtol, atol, method)
-    left = _Left(y)
+    ended = _Ended(y)
     if t0 == t1 or not len(y):
-        return left.solution()
+        return ended.solution()
     clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
     attempt = _Attempt(f, y, method, rtol, atol, parts)
     k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
     h, sound = attempt.first_step(y, k, t0, t1, index)
     rows = _Rows(t0, t1, TABLEAUS[method], h)
-    leave, status = ~sound, FAILED_NONFINITE
+    leave: Bools = ~sound
+    status: Ints | int = FAILED_NONFINITE
 
     # Rounds of one attempted step for each row on its way, until all have left.
     while True:
         if leave.any():
-            left.add(rows, np.flatnonzero(leave), status, y)
+            ended.add(rows, np.flatnonzero(leave), status, y)
             stay = np.flatnonzero(~leave)
             if not len(stay):
-                return left.solution()
+                return ended.solution()
             rows.keep(stay)
-            index, y, k = (v.index_select(0, _on(y, stay)) for v in (index, y, k))
-        y_new, k_new, error = attempt(y, k, _on(y, rows.plan(), clock), index)
+            index, y, k = (v.index_select(0, to_device(stay, y)) for v in (index, y, k))
+        y_new, k_new, error = attempt(y, k, to_device(rows.plan(), y, clock), index)
         accept = rows.judge(error)
         if accept.all():
             y, k = y_new, k_new
         else:
-            moved = expand(_on(y, accept), y)
+            moved = expand(to_device(accept, y), y)
             y, k = torch.where(moved, y_new, y), torch.where(moved, k_new, k)
         if on_step is not None and accept.any():
-            at = _on(y, np.flatnonzero(accept))
-            on_step(index[at], _on(y, rows.times(accept), clock), y[at], k[at], rows.done)
+            at = to_device(np.flatnonzero(accept), y)
+            on_step(index[at], to_device(rows.times(accept), y, clock), y[at], k[at], rows.done)
         leave, status = rows.verdict(accept, error, max_nfe)
 
 
@@ -177,19 +179,14 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
         )
 
 
-def _on(y: Tensor, numbers: npt.NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host, on the device of ``y``."""
-    return torch.from_numpy(numbers).to(y.device, dtype)
-
-
 @lru_cache
-def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """For each stage its weights in the sums of :class:`_Attempt` that it is part of, shape ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
     weights = torch.tensor(rows, dtype=dtype, device=device).reshape(count, count, *[1] * ndim)
-    return [weights[j:, j] for j in range(count)]
+    return tuple(weights[j:, j] for j in range(count))
 
 
 class _Attempt:
@@ -237,7 +234,7 @@ class _Attempt:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             h = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
             h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
-            step, t = _on(y, np.stack([sign * h, t0 + sign * h]), time_dtype(y.device)).unbind()
+            step, t = to_device(np.stack([sign * h, t0 + sign * h]), y, time_dtype(y.device)).unbind()
             bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
             steepest = np.maximum(np.maximum(slope, bend), 1e-12)
             found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.order))
@@ -245,15 +242,16 @@ class _Attempt:
 
 
 class _Rows:
-    """Where the rows are that are on their way, and what they try next: on the host, in float64.
+    """Where the rows on their way are, and what they try next: on the host, in float64, each number ``(b,)``.
 
     Attributes:
-        index: Their numbers in the batch, ``(b,)``.
-        t: Times, in the direction of travel.
-        h: Next steps.
+        index: Their numbers in the batch.
+        t, h: Time and next step, in the direction of travel: ``sign * t`` rises.
         memory: 0.4/q log of the last accepted error.
         most: How much the step may grow.
-        accepted: Counts.
+        accepted: Accepted steps.
+        attempts: Steps tried, of every row.
+        last, then: Whether the step being tried is the last one, and where it ends.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -261,8 +259,9 @@ class _Rows:
         self.start, self.end, self.order = self.sign * t0, self.sign * t1, tableau.order
         self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
         self.cost, self.attempts = len(tableau.c) - 1, 0
-        self.index, self.t, self.h = np.arange(len(h)), np.full(len(h), self.start), h
-        self.memory, self.most, self.accepted = np.zeros(len(h)), np.full(len(h), 10.0), np.zeros(len(h), dtype=np.int64)
+        self.index, self.accepted = np.arange(len(h)), np.zeros(len(h), dtype=np.int64)
+        self.t, self.h = np.full(len(h), self.start), h
+        self.memory, self.most = np.zeros(len(h)), np.full(len(h), 10.0)
         self.last, self.then = np.zeros(len(h), dtype=bool), self.t
 
     @property
@@ -287,7 +286,7 @@ class _Rows:
     def plan(self) -> Floats:
         """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
 
-        The last step ends at t1 exactly. No time lies outside the interval, because rounding is monotone.
+        The last step ends at t1 exactly. No other time lies beyond it, because rounding is monotone.
         """
         rest = self.end - self.t
         self.last = rest <= self.h * (1 + 1e-9)
@@ -301,7 +300,7 @@ class _Rows:
         """Accept or reject steps by their ``error / h``, and choose the next ones."""
         error = np.maximum(self.h * error, 1e-10)
         accept: Bools = error <= 1  # which a NaN is not
-        # The PI rule; after a rejection by the error alone, and then without growth.
+        # The PI rule; by this error alone after a rejection, and without growth in the step after one.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
@@ -324,8 +323,8 @@ class _Rows:
         return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))[leave]
 
 
-class _Left:
-    """The rows that have left: where they ended and what they cost."""
+class _Ended:
+    """The rows that have left: where they were then, and what they cost."""
 
     def __init__(self, y: Tensor) -> None:
         self.start = y
@@ -333,12 +332,12 @@ class _Left:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Note rows with their status."""
+        """Note that rows have left, with their status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status
         self.counts.append(counts)
-        self.states.append(y.index_select(0, _on(y, which)))
+        self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
         """All rows in their order; those that never started are where they were."""
@@ -346,8 +345,8 @@ class _Left:
         if self.states:
             found = np.concatenate(self.counts, axis=1)
             counts[:, found[0]] = found[1:]
-            y[_on(y, found[0])] = torch.cat(self.states)
-        return OdeSolution(y, *_on(y, counts).unbind())
+            y[to_device(found[0], y)] = torch.cat(self.states)
+        return OdeSolution(y, *to_device(counts, y).unbind())
 
 
 def coarse(h: Floats) -> Floats:

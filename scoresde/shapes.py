@@ -7,13 +7,15 @@ Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient th
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype"]
+__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device"]
 
 
 def expand(a: Tensor, x: Tensor) -> Tensor:
@@ -47,6 +49,11 @@ def time_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor on the device of ``x``, in their shape; in their own dtype or ``dtype``."""
+    return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
+
+
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
     """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; numbers become float64."""
     if isinstance(t, Tensor):
@@ -77,4 +84,5 @@ def mean_flat(x: Tensor) -> Tensor:
 def rms_flat(x: Tensor) -> Tensor:
     """Root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
     x = flat(x)
-    return torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1])
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return norm / math.sqrt(x.shape[1])

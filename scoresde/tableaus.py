@@ -1,4 +1,15 @@
-"""Embedded Runge-Kutta methods."""
+"""Embedded Runge-Kutta methods, by name, for the adaptive driver (:mod:`scoresde.ode`).
+
+A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i, of which the first, of order q, is the
+solution and the difference estimates the error (Hairer, Norsett and Wanner 1993, II.4). In all of these the last stage
+is taken at the solution, so that it is the first of the next step ("first same as last"): q + 1 evaluations buy a step
+of order q = 5, and 3 one of order 3, after the first.
+
+References:
+    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
+    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
+    Tsitouras (2011), Computers & Mathematics with Applications 62(2):770-775.
+"""
 
 from __future__ import annotations
 

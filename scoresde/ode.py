@@ -14,24 +14,31 @@ and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(
 binary digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and
 that into another error of the size of the tolerance.
 
+The step control of a row is a few numbers, and they stay on the host, in NumPy (:class:`_Rows`): its calls cost a third
+of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round, one attempted step for each row
+on its way, then moves one table of times there and one error for each row back.
+
 References:
-    Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
-    Bogacki and Shampine (1989), Appl. Math. Lett. 2:321-325.
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), IV.2 of vol. II
     (PI control).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .shapes import expand, rms_flat, sum_flat, time_dtype
+from .shapes import expand, flat, time_dtype, to_device
+from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
     "FAILED_LIMIT",
@@ -45,6 +52,13 @@ __all__ = [
     "failures",
     "integrate",
 ]
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)
+Parts = Callable[[Tensor], list[Tensor]]
+OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
 
 OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
 STATUS = {
@@ -64,78 +78,6 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
             which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
             lines.append(f"{len(rows)} of {len(status)} {noun} failed ({which}): {reason}")
     return lines
-
-
-@dataclass(frozen=True)
-class Tableau:
-    """A Butcher tableau whose last stage is the first of the next step (FSAL).
-
-    Attributes:
-        c: Nodes.
-        a: Rows of stage weights; the last row is the solution's.
-        e: Error weights ``b - b*``.
-        order: Order of the solution.
-    """
-
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    e: tuple[float, ...]
-    order: int
-
-
-TABLEAUS = {
-    # Tsitouras (2011), Computers & Mathematics with Applications 62(2), tab. 1.
-    "tsit5": Tableau(
-        c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),
-        a=(
-            (),
-            (0.161,),
-            (-0.008480655492356989, 0.335480655492357),
-            (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-            (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-            (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-            (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
-        ),
-        e=(
-            -0.00178001105222577714,
-            -0.0008164344596567469,
-            0.007880878010261995,
-            -0.1447110071732629,
-            0.5823571654525552,
-            -0.45808210592918697,
-            1 / 66,
-        ),
-        order=5,
-    ),
-    "bosh3": Tableau(
-        c=(0, 1 / 2, 3 / 4, 1),
-        a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-        e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        order=3,
-    ),
-    "dopri5": Tableau(
-        c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),
-        a=(
-            (),
-            (1 / 5,),
-            (3 / 40, 9 / 40),
-            (44 / 45, -56 / 15, 32 / 9),
-            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-        ),
-        e=(
-            35 / 384 - 5179 / 57600,
-            0,
-            500 / 1113 - 7571 / 16695,
-            125 / 192 - 393 / 640,
-            -2187 / 6784 + 92097 / 339200,
-            11 / 84 - 187 / 2100,
-            -1 / 40,
-        ),
-        order=5,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -160,8 +102,9 @@ def _whole(y: Tensor) -> list[Tensor]:
     return [y]
 
 
+@torch.no_grad()
 def integrate(
-    f: Callable[[Tensor, Tensor, Tensor], Tensor],
+    f: Field,
     y: Tensor,
     t0: float,
     t1: float,
@@ -170,8 +113,8 @@ def integrate(
     atol: float = 1e-5,
     method: str = "dopri5",
     max_nfe: int = 10_000,
-    parts: Callable[[Tensor], list[Tensor]] = _whole,
-    on_step: Callable[[Tensor, Tensor, Tensor, Tensor, float], None] | None = None,
+    parts: Parts = _whole,
+    on_step: OnStep | None = None,
 ) -> OdeSolution:
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
 
@@ -189,6 +132,41 @@ def integrate(
     Raises:
         UsageError: If a tolerance or the method cannot be used.
     """
+    _check(y, rtol, atol, method)
+    ended = _Ended(y)
+    if t0 == t1 or not len(y):
+        return ended.solution()
+    clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
+    attempt = _Attempt(f, y, method, rtol, atol, parts)
+    k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
+    h, sound = attempt.first_step(y, k, t0, t1, index)
+    rows = _Rows(t0, t1, TABLEAUS[method], h)
+    leave: Bools = ~sound
+    status: Ints | int = FAILED_NONFINITE
+
+    # Rounds of one attempted step for each row on its way, until all have left.
+    while True:
+        if leave.any():
+            ended.add(rows, np.flatnonzero(leave), status, y)
+            stay = np.flatnonzero(~leave)
+            if not len(stay):
+                return ended.solution()
+            rows.keep(stay)
+            index, y, k = (v.index_select(0, to_device(stay, y)) for v in (index, y, k))
+        y_new, k_new, error = attempt(y, k, to_device(rows.plan(), y, clock), index)
+        accept = rows.judge(error)
+        if accept.all():
+            y, k = y_new, k_new
+        else:
+            moved = expand(to_device(accept, y), y)
+            y, k = torch.where(moved, y_new, y), torch.where(moved, k_new, k)
+        if on_step is not None and accept.any():
+            at = to_device(np.flatnonzero(accept), y)
+            on_step(index[at], to_device(rows.times(accept), y, clock), y[at], k[at], rows.done)
+        leave, status = rows.verdict(accept, error, max_nfe)
+
+
+def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
     if not rtol > 0 or not atol >= 0:
         raise UsageError(f"rtol is {rtol} and atol {atol}; take rtol > 0 and atol >= 0, for example 1e-5")
     if method not in TABLEAUS:
@@ -197,138 +175,181 @@ def integrate(
         warnings.warn(
             f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains nothing; "
             "use float64 (--dtype float64)",
-            stacklevel=2,
+            stacklevel=4,
         )
-    tableau, clock, count, sign = TABLEAUS[method], time_dtype(y.device), len(y), 1.0 if t1 > t0 else -1.0
-    low, high, order = min(t0, t1), max(t0, t1), TABLEAUS[method].order
-    result = OdeSolution(y.clone(), *torch.zeros(4, count, dtype=torch.int64, device=y.device).unbind())
-    if t0 == t1 or not count:
-        return result
-
-    def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        # rms( e / (atol + rtol max(|y|, |y_new|)) ), the largest over the parts
-        ratios = [
-            rms_flat(e / torch.maximum(b.abs(), a.abs()).mul_(rtol).add_(atol))
-            for e, b, a in zip(parts(error), parts(before), parts(after), strict=True)
-        ]
-        return (ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)).to(clock)
-
-    nodes = torch.tensor(tableau.c, dtype=clock, device=y.device)[:, None]
-    index = torch.arange(count, device=y.device)
-    t = torch.full((count,), t0, dtype=clock, device=y.device)
-    k = f(y, t, index)
-    h = coarse(_first_step(f, y, t, k, index, t1 - t0, order, norm))
-    rows = _Rows(index, y, t, h, k, torch.ones_like(t), *(torch.full_like(index, n) for n in (2, 0, 0)))
-    status = torch.where(torch.isfinite(sum_flat(k * 0)), OK, FAILED_NONFINITE)
-    rows = rows.leave(status != OK, status, result)
-
-    while len(rows.index):
-        # The last step ends at t1 exactly, and no stage of any step lies outside the interval.
-        last = (t1 - rows.t) * sign <= rows.h * sign * (1 + 1e-9)
-        h = torch.where(last, t1 - rows.t, rows.h)
-        times = (rows.t + nodes * h).clamp_(low, high)
-        times = torch.where(last & (nodes == 1), t1, times)
-        scaled, y_new, stages = expand(h, rows.y), rows.y, [rows.k]
-        for at, weights in zip(times[1:], tableau.a[1:], strict=True):
-            y_new = torch.addcmul(rows.y, scaled, _combine(weights, stages))
-            stages.append(f(y_new, at, rows.index))
-        error = norm(_combine(tableau.e, stages).mul_(scaled), rows.y, y_new)
-        accept = error <= 1  # which a NaN is not
-        rows.advance(accept, error, h, times[-1], y_new, stages[-1], len(stages) - 1, order)
-        if on_step is not None and bool(accept.any()):
-            done = float(((rows.t - t0).abs() / (high - low)).min())
-            on_step(rows.index[accept], rows.t[accept], rows.y[accept], rows.k[accept], done)
-
-        arrived, tiny = accept & last, ~accept & (rows.h.abs() < 1e-13 * (high - low))
-        status = torch.where(rows.nfe + len(stages) - 1 > max_nfe, FAILED_LIMIT, OK)
-        status = torch.where(tiny, torch.where(torch.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE), status)
-        status = torch.where(arrived, OK, status)
-        rows = rows.leave(arrived | (status != OK), status, result)
-    return result
 
 
-@dataclass
-class _Rows:
-    """The rows that are still on their way.
+@lru_cache
+def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """For each stage its weights in the sums of :class:`_Attempt` that it is part of, shape ``(n, 1, ..., 1)``."""
+    tableau = TABLEAUS[method]
+    count = len(tableau.c)
+    rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
+    weights = torch.tensor(rows, dtype=dtype, device=device).reshape(count, count, *[1] * ndim)
+    return tuple(weights[j:, j] for j in range(count))
 
-    Attributes:
-        index: Their numbers in the batch, ``(b,)``.
-        y, t, h, k: State, time, next step and the slope at ``(t, y)``.
-        previous: The last accepted error, for the PI rule; its sign is negative just after a rejection.
-        nfe, accepted, rejected: Counts.
+
+class _Attempt:
+    """A step of the method for each row, whether it will be accepted or not: what happens on the device.
+
+    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to
+    all that need it by one operation, term by term, and is not kept. (A matrix product would round differently in
+    batches of other sizes.)
     """
 
-    index: Tensor
-    y: Tensor
-    t: Tensor
-    h: Tensor
-    k: Tensor
-    previous: Tensor
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
+    def __init__(self, f: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts) -> None:
+        self.f, self.rtol, self.atol, self.parts = f, rtol, atol, parts
+        self.order = TABLEAUS[method].order
+        self.columns = _columns(method, y.ndim, y.dtype, y.device)
+        self.sums = y.new_empty(len(self.columns), *y.shape)
 
-    def advance(
-        self, accept: Tensor, error: Tensor, h: Tensor, t: Tensor, y: Tensor, k: Tensor, nfe: int, q: int
-    ) -> None:
-        """Go to ``(t, y)`` with slope ``k`` where the step ``h`` is accepted, and choose the next step."""
-        safe = torch.nan_to_num(error, nan=torch.inf).clamp_(min=1e-10)
-        pi = 0.9 * safe ** (-0.7 / q) * self.previous.abs() ** (0.4 / q)
-        plain = 0.9 * safe ** (-1 / q)  # after a rejection, and then without growth
-        factor = torch.where(accept & (self.previous > 0), pi.clamp_(0.2, 10.0), plain.clamp_(0.2, 1.0))
-        self.h = coarse(h * factor)
-        self.previous = torch.where(accept, safe, -self.previous.abs())
-        self.nfe, self.accepted, self.rejected = self.nfe + nfe, self.accepted + accept, self.rejected + ~accept
-        if bool(accept.all()):
-            self.t, self.y, self.k = t, y, k
-        else:
-            moved = expand(accept, y).bool()
-            self.t = torch.where(accept, t, self.t)
-            self.y, self.k = torch.where(moved, y, self.y), torch.where(moved, k, self.k)
+    def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
+        """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
+        size, *times = plan.unbind()
+        h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
+        torch.mul(self.columns[0], k, out=sums)
+        for j, t in enumerate(times, start=1):
+            y_new = torch.addcmul(y, h, sums[j - 1])
+            k = self.f(y_new, t, index)
+            sums[j:].addcmul_(self.columns[j], k)
+        return y_new, k, self.norm(sums[-1], self.allowed(y, y_new))
 
-    def leave(self, rows: Tensor, status: Tensor, result: OdeSolution) -> _Rows:
-        """Write ``rows``, bool ``(b,)``, into the result, and return the others."""
-        if not bool(rows.any()):
-            return self
-        out = self.index[rows]
-        for name in ("y", "nfe", "accepted", "rejected"):
-            getattr(result, name)[out] = getattr(self, name)[rows]
-        result.status[out] = status[rows]
-        return _Rows(*(getattr(self, f.name)[~rows] for f in fields(self)))
+    def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
+        """``atol/rtol + max(|y|, |y_new|)`` for each part."""
+        pairs = zip(self.parts(before), self.parts(after), strict=True)
+        return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
+    def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
+        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts; on the host."""
+        norms = [
+            torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
+            for e, s in zip(self.parts(error), allowed, strict=True)
+        ]
+        return reduce(np.maximum, norms)
 
-def coarse(h: Tensor) -> Tensor:
-    """Step sizes cut to seven binary digits, in the shape of ``h``."""
-    mantissa, exponent = torch.frexp(h)
-    return torch.ldexp(torch.trunc(128 * mantissa) / 128, exponent)
-
-
-def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    """``sum_j weights_j stages_j``, term by term: a matrix product would round differently in other batch sizes."""
-    total = weights[0] * stages[0]
-    for weight, stage in zip(weights[1:], stages[1:], strict=True):
-        if weight:
-            total.add_(stage, alpha=weight)
-    return total
+    def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
+        """The size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
+        sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
+        size, slope = self.norm(y, allowed), self.norm(k, allowed)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            h = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
+            h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
+            step, t = to_device(np.stack([sign * h, t0 + sign * h]), y, time_dtype(y.device)).unbind()
+            bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
+            steepest = np.maximum(np.maximum(slope, bend), 1e-12)
+            found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.order))
+        return coarse(np.fmin(np.fmax(found, 1e-9 * length), length)), np.isfinite(slope)
 
 
-def _first_step(
-    f: Callable[[Tensor, Tensor, Tensor], Tensor],
-    y: Tensor,
-    t: Tensor,
-    k: Tensor,
-    index: Tensor,
-    span: float,
-    order: int,
-    norm: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """The first step of each row (Hairer et al. 1993, II.4), kept inside the interval; one evaluation."""
-    sign, length = (1.0 if span > 0 else -1.0), abs(span)
-    size, slope = norm(y, y, y), norm(k, y, y)
-    h = torch.where((size < 1e-5) | (slope < 1e-5), torch.full_like(t, 1e-6), 0.01 * size / slope)
-    h = torch.nan_to_num(h, nan=1e-6).clamp(max=0.1 * length)
-    probe = f(y + expand(sign * h, y) * k, t + sign * h, index)
-    bend = norm(probe - k, y, y) / h
-    largest = torch.nan_to_num(torch.maximum(slope, bend), nan=torch.inf).clamp(min=1e-12)
-    by_curvature = (0.01 / largest) ** (1 / order)
-    return sign * torch.minimum(100 * h, by_curvature).clamp(min=1e-9 * length, max=length)
+class _Rows:
+    """Where the rows on their way are, and what they try next: on the host, in float64, each number ``(b,)``.
+
+    Attributes:
+        index: Their numbers in the batch.
+        t, h: Time and next step, in the direction of travel: ``sign * t`` rises.
+        memory: 0.4/q log of the last accepted error.
+        most: How much the step may grow.
+        accepted: Accepted steps.
+        attempts: Steps tried, of every row.
+        last, then: Whether the step being tried is the last one, and where it ends.
+    """
+
+    def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
+        self.sign = 1.0 if t1 > t0 else -1.0
+        self.start, self.end, self.order = self.sign * t0, self.sign * t1, tableau.order
+        self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
+        self.cost, self.attempts = len(tableau.c) - 1, 0
+        self.index, self.accepted = np.arange(len(h)), np.zeros(len(h), dtype=np.int64)
+        self.t, self.h = np.full(len(h), self.start), h
+        self.memory, self.most = np.zeros(len(h)), np.full(len(h), 10.0)
+        self.last, self.then = np.zeros(len(h), dtype=bool), self.t
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far, of each row."""
+        return 2 + self.cost * self.attempts
+
+    @property
+    def done(self) -> float:
+        """How much of the way lies behind the slowest row, from 0 to 1."""
+        return float((self.t.min() - self.start) / (self.end - self.start))
+
+    def times(self, which: Bools) -> Floats:
+        """The times of some of the rows."""
+        return self.sign * self.t[which]
+
+    def keep(self, stay: Ints) -> None:
+        """Go on with some of the rows."""
+        for name in ("index", "t", "h", "memory", "most", "accepted"):
+            setattr(self, name, getattr(self, name)[stay])
+
+    def plan(self) -> Floats:
+        """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
+
+        The last step ends at t1 exactly. No other time lies beyond it, because rounding is monotone.
+        """
+        rest = self.end - self.t
+        self.last = rest <= self.h * (1 + 1e-9)
+        np.copyto(self.h, rest, where=self.last)
+        self.then = np.where(self.last, self.end, self.t + self.h)
+        plan, inner = np.empty((1 + self.cost, len(rest))), 1 + len(self.nodes)
+        plan[0], plan[1:inner], plan[inner:] = self.h, self.t + self.nodes * self.h, self.then
+        return self.sign * plan
+
+    def judge(self, error: Floats) -> Bools:
+        """Accept or reject steps by their ``error / h``, and choose the next ones."""
+        error = np.maximum(self.h * error, 1e-10)
+        accept: Bools = error <= 1  # which a NaN is not
+        # The PI rule; by this error alone after a rejection, and without growth in the step after one.
+        log = np.log(error) / self.order
+        power = np.where(accept, self.memory - 0.7 * log, -log)
+        self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
+        np.copyto(self.t, self.then, where=accept)
+        np.copyto(self.memory, 0.4 * log, where=accept)
+        self.most = np.where(accept, 10.0, 1.0)
+        self.accepted += accept
+        self.attempts += 1
+        return accept
+
+    def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
+        """Which rows leave, and their status."""
+        arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
+        spent = self.nfe + self.cost > max_nfe
+        if not spent and not small.any():
+            return arrived, OK
+        stuck = small & ~accept
+        leave = arrived | stuck | spent
+        why = np.where(np.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE)
+        return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))[leave]
+
+
+class _Ended:
+    """The rows that have left: where they were then, and what they cost."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.start = y
+        self.states: list[Tensor] = []
+        self.counts: list[Ints] = []
+
+    def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
+        """Note that rows have left, with their status."""
+        counts = np.empty((5, len(which)), dtype=np.int64)
+        counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
+        counts[3], counts[4] = rows.attempts - counts[2], status
+        self.counts.append(counts)
+        self.states.append(y.index_select(0, to_device(which, y)))
+
+    def solution(self) -> OdeSolution:
+        """All rows in their order; those that never started are where they were."""
+        y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
+        if self.states:
+            found = np.concatenate(self.counts, axis=1)
+            counts[:, found[0]] = found[1:]
+            y[to_device(found[0], y)] = torch.cat(self.states)
+        return OdeSolution(y, *to_device(counts, y).unbind())
+
+
+def coarse(h: Floats) -> Floats:
+    """Step sizes, float64 ``(b,)``, cut to seven binary digits: the last 46 of the 53 they have are cleared."""
+    cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
+    return cut

@@ -6,23 +6,27 @@ Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient th
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype"]
+__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device"]
 
 
 def expand(a: Tensor, x: Tensor) -> Tensor:
     """Append axes to ``a`` so that it multiplies ``x`` row by row.
 
     Args:
-        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype.
+        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype; or a mask.
         x: The batch it will meet, shape ``(B, *event)``.
 
     Returns:
-        ``a`` in the dtype and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
+        ``a`` in the dtype (but for a mask) and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
 
     Raises:
         UsageError: If ``a`` is neither a scalar nor one number per row.
@@ -30,18 +34,24 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
     """
+    dtype = torch.bool if a.dtype == torch.bool else x.dtype
     if a.ndim == 0:
-        return a.to(dtype=x.dtype, device=x.device)
+        return a.to(dtype=dtype, device=x.device)
     if a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0]):
         raise UsageError(
             f"a coefficient has shape () or (B,): got {tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
         )
-    return a.to(dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return a.to(dtype=dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def time_dtype(device: torch.device) -> torch.dtype:
     """Return float64, in which times and schedules are computed, or float32 on a device that has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor on the device of ``x``, in their shape; in their own dtype or ``dtype``."""
+    return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
@@ -73,4 +83,6 @@ def mean_flat(x: Tensor) -> Tensor:
 
 def rms_flat(x: Tensor) -> Tensor:
     """Root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
-    return mean_flat(x.square()).sqrt()
+    x = flat(x)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return norm / math.sqrt(x.shape[1])

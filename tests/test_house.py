@@ -28,7 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "animation", "plot_bench", "plot_neighbours",
+        "animation", "plot_bench", "plot_neighbours", "tableaus",
     },
     {"sde", "nn", "data"},
     {"estimate", "paths", "discrete"},

@@ -12,7 +12,7 @@ from models import F64
 from scipy.integrate import RK23, RK45
 
 from scoresde.errors import UsageError
-from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, TABLEAUS, integrate
+from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, TABLEAUS, coarse, integrate
 
 RATES = torch.linspace(0.5, 3.0, 6, dtype=F64)
 
@@ -50,7 +50,7 @@ def test_error_follows_the_tolerance_both_ways(method, ends):
 @pytest.mark.parametrize(("method", "order"), [("dopri5", 5), ("bosh3", 3)])
 def test_one_step_has_the_order_of_the_method(method, order, monkeypatch):
     # With a huge tolerance and a first step of the whole interval, the error of that step falls like h^(order + 1).
-    monkeypatch.setattr("scoresde.ode._first_step", lambda f, y, t, k, index, span, *_: torch.full_like(t, span))
+    monkeypatch.setattr("scoresde.ode._Attempt.first_step", lambda self, y, k, t0, t1, index: (np.full(len(y), abs(t1 - t0)), np.ones(len(y), dtype=bool)))
 
     def f(y, t, index):
         return y * torch.cos(t)[:, None]
@@ -83,6 +83,112 @@ def test_a_step_does_not_grow_after_a_rejection():
 
     solved = integrate(f, torch.zeros(1, 1, dtype=F64), 0.0, 1.0, rtol=1e-6, atol=1e-6)
     assert int(solved.status) == OK and int(solved.rejected) < 0.7 * int(solved.accepted)
+
+
+def test_the_steps_are_those_of_the_formulas():
+    # One row by hand: err = rms(h sum_i e_i k_i / (atol + rtol max(|y|, |y_new|))), h <- 0.9 h err^(-.7/5) before^(.4/5).
+    tolerance, tableau, stops = 1e-6, TABLEAUS["dopri5"], [0.0]
+
+    def slope(y, t):
+        return np.array([y[1], -y[0]]) * (1 + t)
+
+    def f(y, t, index):
+        return torch.stack([y[:, 1], -y[:, 0]], dim=1) * (1 + t)[:, None]
+
+    y = torch.tensor([[1.0, 0.5]], dtype=F64)
+    solved = integrate(f, y, 0.0, 2.0, rtol=tolerance, atol=tolerance, on_step=lambda i, t, *_: stops.append(float(t)))
+    assert int(solved.rejected) == 0
+    state, before, sizes = y[0].numpy(), 1.0, np.diff(stops)
+    for i, (t, h) in enumerate(zip(stops[:-2], sizes[:-2], strict=False)):
+        k = []
+        for c, weights in zip(tableau.c, tableau.a, strict=True):
+            stage = state + h * sum((w * s for w, s in zip(weights, k, strict=False)), np.zeros(2))
+            k.append(slope(stage, t + c * h))
+        scale = tolerance + tolerance * np.maximum(abs(state), abs(stage))
+        error = np.sqrt(np.mean((h * np.dot(tableau.e, k) / scale) ** 2))
+        assert error <= 1
+        then = h * np.clip(0.9 * error ** (-0.7 / 5) * before ** (0.4 / 5), 0.2, 10)
+        assert 0 <= 1 - sizes[i + 1] / then < 2**-6  # cut to seven digits
+        state, before = stage, error
+    assert len(sizes) > 10
+
+
+def test_step_sizes_are_cut_to_seven_digits():
+    h = np.random.default_rng(0).uniform(1e-9, 1e3, 1000) ** 3
+    mantissa, exponent = np.frexp(h)
+    assert np.array_equal(coarse(h), np.ldexp(np.trunc(128 * mantissa) / 128, exponent))
+    assert np.array_equal(coarse(coarse(h)), coarse(h)) and np.array_equal(coarse(-h), -coarse(h))
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1e-3), (1e-3, 1.0), (0.1, 0.1 + 1e-9), (3e5, 3e5 + 0.7), (-0.3, 0.3)])
+@pytest.mark.parametrize("method", TABLEAUS)
+def test_rounding_leads_nowhere_outside(method, ends):
+    # Nothing clamps the times: t + c h, rounded, must not pass the end of an interval that is short or close to 0.
+    seen = []
+
+    def f(y, t, index):
+        seen.append(t.clone())
+        return torch.sin(y * (index[:, None] + 1) * 7 / (ends[1] - ends[0]))
+
+    solved = integrate(f, torch.linspace(0, 1, 50, dtype=F64)[:, None], *ends, rtol=1e-4, atol=1e-4, method=method)
+    assert bool((solved.status == OK).all())
+    times = torch.cat(seen)
+    assert float(times.min()) == min(ends) and float(times.max()) == max(ends)
+
+
+def test_f_may_keep_what_it_is_given_and_return_it():
+    # dy/dt = y, answered with the very tensor of the question; nothing writes into it later.
+    kept = []
+
+    def f(y, t, index):
+        kept.append((y, y.clone(), t, t.clone(), index, index.clone()))
+        return y
+
+    y = torch.tensor([[1.0], [30.0], [1e-9]], dtype=F64)
+    solved = integrate(f, y, 0.0, 1.0, rtol=1e-8, atol=1e-8)
+    assert torch.allclose(solved.y, y * math.e, rtol=1e-7, atol=1e-8)
+    assert all(torch.equal(a, b) for call in kept for a, b in zip(call[::2], call[1::2], strict=True))
+
+
+def test_rows_are_told_who_they_are():
+    # Each row has a rate and a size of its own, which f looks up by the index; they arrive in another order.
+    rates = torch.tensor([5.0, 0.1, 40.0, 1.0, 0.0], dtype=F64)
+
+    def f(y, t, index):
+        assert index.dtype == torch.int64 and len(index) == len(y) == len(t)
+        return -rates[index, None] * y
+
+    y = torch.arange(1.0, 6.0, dtype=F64)[:, None].repeat(1, 3)
+    solved = integrate(f, y, 0.0, 1.0, rtol=1e-7, atol=1e-9)
+    assert torch.allclose(solved.y, y * torch.exp(-rates)[:, None], rtol=1e-5, atol=1e-8)
+    assert solved.nfe.dtype == torch.int64 and len(set(solved.nfe.tolist())) > 2
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3, 4)])
+def test_events_of_any_shape(shape):
+    y = torch.rand(4, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)) + 0.5
+    solved = integrate(lambda y, t, index: -y.square(), y, 0.0, 1.0, rtol=1e-8, atol=1e-8)
+    assert torch.allclose(solved.y, y / (1 + y), rtol=1e-7)
+
+
+def test_a_device_without_float64_gets_float32_times(monkeypatch):
+    monkeypatch.setattr("scoresde.ode.time_dtype", lambda device: torch.float32)
+    seen, shown = [], []
+
+    def f(y, t, index):
+        seen.append(t)
+        return -y * t[:, None]
+
+    y = torch.ones(3, 2)
+    solved = integrate(f, y, 1.0, 0.0, on_step=lambda index, t, *_: shown.append(t))
+    assert {t.dtype for t in seen + shown} == {torch.float32} and solved.y.dtype == torch.float32
+    assert torch.allclose(solved.y, torch.full_like(y, math.exp(0.5)), rtol=1e-4)
+
+
+def test_a_model_with_parameters_leaves_no_graph():
+    weight = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
+    solved = integrate(lambda y, t, index: -weight * y, torch.ones(2, 1, dtype=F64, requires_grad=True), 0.0, 1.0)
+    assert not solved.y.requires_grad and torch.allclose(solved.y, torch.full_like(solved.y, math.exp(-1)), rtol=1e-4)
 
 
 def test_never_outside_the_interval_and_both_ends_are_met():

@@ -16,16 +16,17 @@ tolerance goes by the states before and after the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
-from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, coarse
-from ..shapes import expand, rms_flat, sum_flat, time_dtype
+from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, Bools, Floats, Ints, coarse
+from ..shapes import expand, rms_flat, sum_flat, to_device
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
 from .stochastic import drift, drift_weights
@@ -66,60 +67,103 @@ class AdaptiveSDE(Solver):
         check_level(self.level, self.eta)
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        clock, shape, count = time_dtype(x.device), tuple(x.shape[1:]), len(x)
-        index = torch.arange(count, device=x.device)
-        nfe, accepted, rejected, status = index.new_zeros(4, count).unbind()
-        result = Solution(x.clone(), nfe, accepted, rejected, status)
-        t = torch.full((count,), t0, dtype=clock, device=x.device)
-        h = torch.full_like(t, min(self.first, t0 - t1))
-        rows, draws, w = model, noise, noise.path(t, shape)
-        f, fresh = torch.zeros_like(x), torch.ones_like(index, dtype=torch.bool)
-
-        while len(index):
-            h = coarse(h)
-            last = t - t1 - h < _SMALLEST
-            s = torch.where(last, torch.full_like(t, t1), t - h)
-            h = t - s
-            here, there = (level_of(model.sde, self.level, self.eta, at) for at in (t, s))
-            if bool(fresh.any()):
-                which = fresh.nonzero().flatten()
-                weights = drift_weights(model.sde, t[which], here[which])
-                f[which] = drift(rows.rows(which)(x[which], t[which]), *weights)
-                result.nfe[index[which]] += 1
-            w_s = draws.path(s, shape)
-            dw = (w_s - w).to(x.dtype)
-            euler = x - expand(h, x) * f + expand(here, x) * dw
-            f_s = drift(rows(euler, s), *drift_weights(model.sde, s, there))
-            # Where sigma = 0 there is no score, and the step is Euler-Maruyama's.
-            f_s = torch.where(expand(model.sde.coefficients(s)[1] == 0, x).bool(), f, f_s)
-            heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
-            result.nfe[index] += 1
-
-            allowed = torch.clamp(self.rtol * torch.maximum(x.abs(), heun.abs()), min=self.atol)
-            error = rms_flat((euler - heun) / allowed).to(clock)
-            error = torch.where(torch.isfinite(error), error, torch.full_like(error, torch.inf))
+        rows = _Rows.start(model, x, noise, t0, min(self.first, t0 - t1))
+        end, counts = x.clone(), np.zeros((4, len(x)), dtype=np.int64)
+        nfe, accepted, rejected, status = counts
+        while len(rows.t):
+            index, s = rows.index, rows.plan(t1)
+            nfe[index] += 1 + rows.fresh
+            heun, w_s, error = self._attempt(rows, to_device(s, x))
             accept = error <= 1
-            result.accepted[index] += accept
-            result.rejected[index] += ~accept
-            x = torch.where(expand(accept, x).bool(), heun, x)
-            t, w, fresh = torch.where(accept, s, t), torch.where(expand(accept, w).bool(), w_s, w), accept
-            h = h * (0.9 * error.clamp(min=1e-10) ** -0.9).clamp(0.2, 5.0)
-            if bool(accept.any()):
-                done = float(((t0 - t) / (t0 - t1)).min())
-                watch(Step(index[accept], t[accept], x[accept], done=done))
+            accepted[index] += accept
+            rejected[index] += ~accept
+            rows.go(accept, heun, s, w_s, error)
+            if accept.any():
+                at = to_device(np.flatnonzero(accept), x)
+                done = float((t0 - rows.t.max()) / (t0 - t1))
+                watch(Step(to_device(index[accept], x), to_device(rows.t[accept], x), rows.x[at], done=done))
 
-            status = torch.zeros_like(index)
-            status[result.nfe[index] + 2 > self.max_nfe] = FAILED_LIMIT
-            status[~accept & (h < _SMALLEST)] = FAILED_UNDERFLOW
-            status[~torch.isfinite(sum_flat(f * 0 + f_s * 0))] = FAILED_NONFINITE
-            arrived = accept & last
-            status[arrived & (status != FAILED_NONFINITE)] = OK
-            leave = arrived | (status != OK)
-            h = h.clamp(min=_SMALLEST)
-            if bool(leave.any()):
-                result.x[index[leave]] = x[leave]
-                result.status[index[leave]] = status[leave]
-                stay = (~leave).nonzero().flatten()
-                index, x, t, h, w, f, fresh = (v[stay] for v in (index, x, t, h, w, f, fresh))
-                rows, draws = model.rows(index), replace(noise, indices=noise.indices[index])
-        return result
+            arrived = accept & (rows.t == t1)
+            code = np.where(nfe[index] + 2 > self.max_nfe, FAILED_LIMIT, OK)
+            code[~accept & (rows.h < _SMALLEST)] = FAILED_UNDERFLOW
+            code[np.isnan(error)] = FAILED_NONFINITE
+            code[arrived] = OK
+            leave = arrived | (code != OK)
+            if leave.any():
+                out, at = index[leave], to_device(np.flatnonzero(leave), x)
+                status[out], end[to_device(out, x)] = code[leave], rows.x[at]
+                rows = rows.keep(np.flatnonzero(~leave))
+        found = to_device(counts, x)
+        return Solution(end, found[0], found[1], found[2], found[3])
+
+    def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
+        """x'' and the path at times ``s``, and the error of each row: NaN if the model's answer was not finite."""
+        model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
+        h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
+        here, there = (level_of(model.sde, self.level, self.eta, at) for at in (t, s))
+        if rows.fresh.any():
+            which = to_device(np.flatnonzero(rows.fresh), x)
+            weights = drift_weights(model.sde, t[which], here[which])
+            rows.f[which] = drift(model.rows(which)(x[which], t[which]), *weights)
+        f, dw = rows.f, (w_s - rows.w).to(x.dtype)
+        euler = x - expand(h, x) * f + expand(here, x) * dw
+        f_s = drift(model(euler, s), *drift_weights(model.sde, s, there))
+        # Where sigma = 0 there is no score, and the step is Euler-Maruyama's.
+        f_s = torch.where(expand(model.sde.coefficients(s)[1] == 0, x), f, f_s)
+        heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
+        allowed = torch.clamp(self.rtol * torch.maximum(x.abs(), heun.abs()), min=self.atol)
+        error = rms_flat((euler - heun) / allowed)
+        finite = torch.isfinite(sum_flat(f * 0 + f_s * 0))
+        error = torch.where(finite, error.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)
+        return heun, w_s, error.cpu().double().numpy()
+
+
+@dataclass
+class _Rows:
+    """The samples on their way; times and steps are float64 and stay on the host.
+
+    Attributes:
+        model, noise: Theirs.
+        index: Their numbers in the batch, ``(b,)``.
+        x, w, f: State, path and drift at the time where they are.
+        t, h: That time, and the next step.
+        fresh: Whether f is still to be evaluated.
+    """
+
+    model: Denoiser
+    noise: Noise
+    index: Ints
+    x: Tensor
+    w: Tensor
+    f: Tensor
+    t: Floats
+    h: Floats
+    fresh: Bools
+
+    @classmethod
+    def start(cls, model: Denoiser, x: Tensor, noise: Noise, t0: float, h: float) -> _Rows:
+        """All samples at the start."""
+        count, w = len(x), noise.path(t0, tuple(x.shape[1:]))
+        t, h_, fresh = np.full(count, t0), np.full(count, h), np.ones(count, dtype=bool)
+        return cls(model, noise, np.arange(count), x, w, torch.zeros_like(x), t, h_, fresh)
+
+    def plan(self, t1: float) -> Floats:
+        """Where the next steps end."""
+        h = coarse(self.h)
+        return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
+
+    def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
+        """Go to ``s`` where the step is accepted, and choose the next one."""
+        self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
+        moved = to_device(accept, x)
+        self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)
+        self.t, self.fresh = np.where(accept, s, self.t), accept
+
+    def keep(self, stay: Ints) -> _Rows:
+        """Some of the rows."""
+        at = to_device(stay, self.x)
+        x, w, f = self.x[at], self.w[at], self.f[at]
+        return _Rows(
+            self.model.rows(at), self.noise.rows(at), self.index[stay], x, w, f,
+            self.t[stay], self.h[stay], self.fresh[stay],
+        )  # fmt: skip

@@ -26,9 +26,13 @@ from ..ode import FAILED_NONFINITE, OK, failures
 from ..shapes import sum_flat, time_dtype
 from .trajectory import Step, Trajectory
 
-__all__ = ["FixedStep", "Solution", "Solver", "Watch", "fixed_solution", "sample"]
+__all__ = ["FixedStep", "Solution", "Solver", "Watch", "fixed_solution", "sample", "unwatched"]
 
 Watch = Callable[[Step], object]
+
+
+def unwatched(step: Step) -> None:
+    """The watcher of a solver that nobody watches: it need not work out what a step would show."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ class Solver(ABC):
         trajectory = Trajectory.start(model.sde, x, t0) if record else None
         watchers = [w for w in (watch, trajectory and trajectory.append) if w]
         with torch.no_grad():
-            solution = self.solve(model, x, t0, t1, noise, lambda step: [w(step) for w in watchers])
+            everyone = (lambda step: [w(step) for w in watchers]) if watchers else unwatched
+            solution = self.solve(model, x, t0, t1, noise, everyone)
         return replace(solution, trajectory=trajectory)
 
 

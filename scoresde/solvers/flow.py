@@ -27,7 +27,7 @@ from ..noise import Noise
 from ..ode import TABLEAUS, integrate
 from ..sde import SDE
 from ..shapes import expand, time_dtype
-from .base import FixedStep, Solution, Solver, Watch, fixed_solution
+from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .engines import ENGINES
 from .trajectory import Step
 
@@ -140,8 +140,9 @@ class ProbabilityFlow(Solver):
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
         method = "dopri5" if self.method == "auto" else self.method
+        shown = None if watch is unwatched else on_step
         result = integrate(
-            f, y, c0, c1, rtol=self.rtol, atol=self.atol, method=method, max_nfe=self.max_nfe, on_step=on_step
+            f, y, c0, c1, rtol=self.rtol, atol=self.atol, method=method, max_nfe=self.max_nfe, on_step=shown
         )
         return Solution(result.y * expand(scale[1], x), result.nfe, result.accepted, result.rejected, result.status)
 

@@ -28,7 +28,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "animation", "plot_bench", "plot_neighbours",
     },
     {"sde", "nn", "data"},
     {"estimate", "paths", "discrete"},

@@ -10,14 +10,13 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from .errors import UsageError
-from .plot import Array, _array, _atomic, _plain, image_grid, scatter, signals, vectors
+from ..errors import UsageError
+from .base import Array, Pixels, atomic, finite, plain
+from .images import image_grid
+from .samples import scatter, signals, vectors
 
 __all__ = ["animate", "save_gif"]
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
@@ -31,7 +30,7 @@ def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
     Returns:
         One picture per frame, uint8 ``(height, width, 3)``, all of one size.
     """
-    values = np.asarray(_plain(frames), dtype=np.float64)
+    values = np.asarray(plain(frames), dtype=np.float64)
     if kind == "image":
         sheets = [image_grid(x[:64], None, low, high) for x in values]
         factor = max(1, 400 // sheets[0].shape[1])
@@ -40,7 +39,7 @@ def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
         raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
     pictures = []
     # Axes of the data, with room around it: where the noise is wider, it enters from outside.
-    last = _array(values[-1].reshape(len(values[-1]), -1), "frames", 2)
+    last = finite(values[-1].reshape(len(values[-1]), -1), "frames", 2)
     margin = 0.25 * (last.max(0) - last.min(0)) + 1e-9
     limits = last.min(0) - margin, last.max(0) + margin
     for x in values:
@@ -73,7 +72,7 @@ def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: 
     images = [Image.fromarray(p) for p in pictures]
     each = max(20, round(1000 * seconds / len(images)))
     durations = [each] * (len(images) - 1) + [round(1000 * hold)]
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         images[0].save(
             temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
         )

@@ -20,6 +20,8 @@ from .common import Group
 from .evaluate import evaluate
 from .info import info
 from .likelihood import likelihood
+from .list import list_names
+from .plot import plot
 from .reflow import reflow
 from .sample import sample
 from .train import train
@@ -40,7 +42,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, evaluate, classifier, reflow, info):
+for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names):
     cli.add_command(_verb)
 
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UsageError
-from .base import Array, Pixels, atomic, finite, plain
+from .base import Array, Pixels, atomic, finite, new_figure, plain, set_title, show_picture, tidy
 from .images import image_grid
 from .samples import scatter, signals, vectors
+from .strips import sectors
 
-__all__ = ["animate", "save_gif"]
+__all__ = ["animate", "animate_pair", "save_gif"]
 
 
 def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
@@ -50,6 +51,56 @@ def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
             figure.axes[0].set(xlim=(limits[0][0], limits[1][0]), ylim=(limits[0][1], limits[1][1]))
         else:
             figure = vectors(x)
+        figure.set_dpi(80)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+    return pictures
+
+
+def animate_pair(
+    left: Array, right: Array, titles: Sequence[tuple[str, str]], kind: str, low: float, high: float
+) -> list[Pixels]:
+    """Draw every frame of two animations side by side, with a title above each.
+
+    Args:
+        left, right: Shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, signals ``(C, L)`` or vectors
+            ``(D,)``, of which two coordinates are drawn, coloured by the direction in which the left ones end.
+        titles: Two for each frame.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low, high: The values of an image that are black and white.
+
+    Returns:
+        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+    """
+    pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
+    if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
+        raise UsageError(
+            f"two animations of one shape (F, N, *event): got {[x.shape for x in pair]}, {len(titles)} titles"
+        )
+    if kind not in ("image", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
+        raise UsageError(f"no animation for the kind {kind!r} of shape {pair[0].shape[2:]}")
+    if kind == "image":
+        sheet = image_grid(pair[0][0][:64], None, low, high)
+        height = 3.2 * sheet.shape[0] / sheet.shape[1]
+    else:
+        height = 3.2
+        last = pair[0][-1].reshape(len(pair[0][-1]), -1)[:, :2]
+        centre, half = np.median(last, axis=0), 0.75 * float(np.ptp(last, axis=0).max()) + 1e-9
+        colours = sectors(last)
+    pictures = []
+    for k, names in enumerate(titles):
+        figure = new_figure(6.6, height + 0.35)
+        for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
+            tidy(ax)
+            if kind == "image":
+                show_picture(ax, image_grid(x[k][:64], None, low, high))
+            elif kind == "signal":
+                signals(x[k][:6], ax)
+            else:
+                ax.scatter(x[k][:, 0], x[k][:, 1], s=5, c=colours, alpha=0.75, linewidths=0)
+                ax.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
+                ax.set_box_aspect(1)
+            set_title(ax, name)
         figure.set_dpi(80)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]

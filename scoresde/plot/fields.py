@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UsageError
-from .base import INK, Array, canvas, finite
+from .base import BLUE, INK, Array, canvas, finite, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["score_field"]
+__all__ = ["score_field", "score_fields"]
 
 
 def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Array, density: Array | None) -> Figure:
@@ -60,4 +61,42 @@ def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Arra
     ax.set_xlim(extent[0], extent[1])
     ax.set_ylim(extent[2], extent[3])
     ax.set_aspect("equal")
+    return figure
+
+
+def score_fields(
+    x_grid: Array,
+    y_grid: Array,
+    fields: Mapping[str, Array],
+    columns: Sequence[str],
+    density: Array | None = None,
+    points: Array | None = None,
+) -> Figure:
+    """Scores at several times, a row for each model, over the density or over points of it.
+
+    Args:
+        x_grid, y_grid: Abscissas ``(X,)`` and ordinates ``(Y,)``, evenly spaced.
+        fields: For each title the scores ``(T, 2, Y, X)``.
+        columns: A label for each of the T times.
+        density: Density ``(T, Y, X)``, if it is known.
+        points: Points of the density ``(T, N, 2)``, where it is not.
+    """
+    found = {title: finite(field, title, 4) for title, field in fields.items()}
+    if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):
+        shapes = [f.shape for f in found.values()]
+        raise UsageError(f"a field has shape (T, 2, Y, X) for T = {len(columns)} columns: got {shapes}")
+    shades = None if density is None else finite(density, "density", 3)
+    dots = None if points is None else finite(points, "points", 3)
+    figure = new_figure(2.9 * len(columns), 3.05 * len(found) + 0.1)
+    grid = figure.subplots(len(found), len(columns), squeeze=False)
+    for k, (row, (title, field)) in enumerate(zip(grid, found.items(), strict=True)):
+        for i, (ax, label) in enumerate(zip(row, columns, strict=True)):
+            if dots is not None:
+                ax.scatter(dots[i, :, 0], dots[i, :, 1], s=3, color=BLUE, alpha=0.25, linewidths=0, rasterized=True)
+            score_field(ax, x_grid, y_grid, field[i, 0], field[i, 1], None if shades is None else shades[i])
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if k == 0:
+                ax.set_title(label, fontsize=9, color=INK)
+        row[0].set_ylabel(title, fontsize=9, color=INK)
     return figure

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from .build import build
 from .config import TrainConfig
 from .data import DataInfo, Transform
+from .errors import NumericalError
 from .grids import make_grid
 from .loss import training_times
 from .noise import Noise
@@ -34,8 +36,8 @@ from .solvers.trajectory import Trajectory
 from .tables import PARAMETRIZATIONS
 
 __all__ = [
-    "Dissolved", "Paths", "Undone", "dissolve", "even_times", "paths", "projection", "schedule_of", "shown",
-    "training_log_snr", "undo",
+    "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "paths", "projection", "schedule_of",
+    "shown", "size_note", "training_log_snr", "undo", "write_reverse",
 ]  # fmt: skip
 
 POINTS = 513  # on each curve of a schedule
@@ -56,6 +58,26 @@ def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
     t = sde.t_of_ratio(torch.linspace(first, last, count, dtype=torch.float64))
     t[0], t[-1] = start, end
     return t
+
+
+def column_labels(t: Tensor) -> list[str]:
+    """``t = 0.25`` for each of the times ``(T,)``."""
+    return [f"t = {s:.2f}" if s >= 0.01 else f"t = {s:.1g}" for s in t.tolist()]
+
+
+def size_note(sde: SDE, t: Tensor) -> str:
+    """A sentence on (1) for a picture, where it changes what is seen at the times ``(T,)``."""
+    same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
+    return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
+
+
+def _finite(*states: Tensor) -> None:
+    """Refuse samples, ``(T, n, *event)``, that have no picture."""
+    bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
+    if bad:
+        raise NumericalError(
+            f"{bad} of the samples are not finite: nothing to draw; train longer, or try another solver"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- schedule
@@ -168,13 +190,39 @@ def undo(
     return Undone(t, shown(model.sde, run.info, states, t), guessed, float(samples.solution.nfe.double().mean()))
 
 
+def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
+    """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it; the files written.
+
+    Raises:
+        NumericalError: If a state is not finite.
+    """
+    from .plot import animate_pair, save_figure, save_gif, strips
+
+    _finite(found.x, found.x0)
+    info, state, data = run.info, r"$x_t$", r"$\hat{x}_0(x_t, t)$"
+    some = torch.linspace(0, len(found.t) - 1, columns).round().long()
+    blocks = {f"the state {state}": found.x[some], f"the data that the model sees in it, {data}": found.x0[some]}
+    figure = strips(
+        blocks, column_labels(found.t[some]), info.kind, info.low, info.high,
+        coloured_by=found.x0[-1] if info.kind == "vector" else None,
+        note=size_note(run.model.sde, found.t).strip() or None,
+    )  # fmt: skip
+    save_figure(file, figure)
+    if not gif:
+        return [file]
+    titles = [(f"{state},  t = {t:.2f}", data) for t in found.t.tolist()]
+    moving = file.with_suffix(".gif")
+    save_gif(moving, animate_pair(found.x, found.x0, titles, info.kind, info.low, info.high))
+    return [file, moving]
+
+
 # ------------------------------------------------------------------------------------------------------ trajectories
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
     """The direction along which paths are drawn, float64 ``(D,)`` in model units, and what it is.
 
-    The first coordinate of vectors of up to three, else the direction in which the training data, ``(M, *event)`` in
+    The first coordinate of vectors of up to three, or else the direction in which the training data, ``(M, *event)`` in
     data units, vary most.
     """
     if run.info.dims <= 3:
@@ -210,4 +258,6 @@ def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: 
         return states.flatten(2) @ axis / torch.hypot(alpha, sigma)[:, None]
 
     both = [run.sample(n, s, seed=seed, denoise=False, record=True).solution.trajectory for s in (flow, noisy)]
-    return Paths(times, follow(both[0]), follow(both[1]))
+    found = Paths(times, follow(both[0]), follow(both[1]))
+    _finite(found.flow, found.sde)
+    return found

@@ -36,7 +36,7 @@ FLOORS = (
     {"config"},
     {"checkpoint"},
     {"run", "classifier"},
-    {"train", "gallery", "bench", "features"},
+    {"train", "gallery", "bench", "features", "pictures", "compass", "single_image"},
     {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},
@@ -195,10 +195,17 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
+<<<<<<< HEAD
 VERBS = ["train", "sample", "bench", "likelihood", "evaluate", "classifier", "reflow", "info"]
 
 
 @pytest.mark.parametrize("command", ["", *VERBS])
+=======
+COMMANDS = {"train", "sample", "bench", "likelihood", "plot", "reflow", "info", "list", "demo"}
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS), "plot schedule", "demo single-image"])
+>>>>>>> 5781ca8 (wip2)
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"
@@ -216,7 +223,11 @@ def test_help_loads_no_torch(command: str) -> None:
 def test_every_command_is_tested_for_help() -> None:
     from scoresde.cli import cli
 
+<<<<<<< HEAD
     assert set(cli.commands) == set(VERBS)
+=======
+    assert set(cli.commands) == COMMANDS
+>>>>>>> 5781ca8 (wip2)
 
 
 def test_one_sde_loads_no_optional_library() -> None:

@@ -17,6 +17,7 @@ from ..version import __version__
 from .bench import bench
 from .classifier import classifier
 from .common import Group
+from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .likelihood import likelihood
@@ -42,7 +43,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names):
+for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names, demo):
     cli.add_command(_verb)
 
 

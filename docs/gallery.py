@@ -21,20 +21,20 @@ FOLDER = Path(__file__).parent / "_gallery"
 # What each picture of the page takes; all in one folder, in this order.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "runs": (
-        "scoresde train --data 8gaussians --sde vp --steps 1000 --batch 256",
-        "scoresde train --data digits --sde vp --steps 400",
+        "scoresde train --data 8gaussians --sde vp --steps 800 --batch 128",
+        "scoresde train --data digits --sde vp --steps 200 --batch 32",
     ),
     "schedule": ("scoresde plot schedule --sde vp,cosine,flow --out schedule.png",),
     "schedules": ("scoresde plot schedule --sde vp,subvp,ve,cosine,edm,vdm,flow --out schedules.png",),
     "forward": ("scoresde plot forward --data digits --sde cosine --n 4 --out forward.png",),
     "forward-points": ("scoresde plot forward --data moons --sde vp --n 600 --steps 8 --out forward-points.png",),
-    "reverse": ("scoresde plot reverse runs/digits-vp --n 4 --frames 16 --out reverse.png",),
+    "reverse": ("scoresde plot reverse runs/digits-vp --n 4 --frames 12 --out reverse.png",),
     "reverse-points": ("scoresde plot reverse runs/8gaussians-vp --n 600 --no-gif --out reverse-points.png",),
     "score-field": ("scoresde plot score-field runs/8gaussians-vp --exact --out score-field.png",),
-    "trajectories": ("scoresde plot trajectories runs/8gaussians-vp --n 600 --out trajectories.png",),
-    "compass": ("scoresde plot compass runs/8gaussians-vp --out compass.png",),
+    "trajectories": ("scoresde plot trajectories runs/8gaussians-vp --n 500 --steps 150 --out trajectories.png",),
+    "compass": ("scoresde plot compass runs/8gaussians-vp --n 500 --out compass.png",),
     "compass-digits": ("scoresde plot compass runs/digits-vp --n 64 --out compass-digits.png",),
-    "single-image": ("scoresde demo single-image --size 32 --steps 200 --frames 12 --out runs/lighthouse",),
+    "single-image": ("scoresde demo single-image --size 24 --steps 120 --frames 8 --out runs/lighthouse",),
 }
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> None:
-    """Run the commands in ``folder``, unless they have been run since the last change of the package or of this file."""
+    """Run the commands in ``folder``, unless that has been done since the package and this file last changed."""
     import scoresde
 
     stamp = folder / "done"
@@ -79,7 +79,7 @@ def run(line: str) -> None:
     from scoresde.cli import main
 
     words = line.split()
-    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(open(os.devnull, "w")):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             main([*words[1:], "--quiet"])
         except SystemExit as stop:

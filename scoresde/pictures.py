@@ -23,8 +23,7 @@ from .build import build
 from .config import TrainConfig
 from .data import DataInfo, Transform
 from .errors import NumericalError
-from .grids import make_grid
-from .loss import training_times
+from .grids import make_grid, snap
 from .noise import Noise
 from .plot.schedules import Schedule
 from .run import Run
@@ -34,6 +33,8 @@ from .solvers import Solver
 from .solvers.base import sampling_interval
 from .solvers.trajectory import Trajectory
 from .tables import PARAMETRIZATIONS
+from .times import Domain, make_times
+from .weighting import make_weighting
 
 __all__ = [
     "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "paths", "projection", "schedule_of",
@@ -103,8 +104,10 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1, unit)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+    weighting = make_weighting(config.weighting, config.weighting_options)
     low, high = sde.times("train")[0], min(sde.times("train")[1], parametrization.legal_t_max(sde))
-    return sde.log_snr(training_times(config.t_sampler, count, low, high, torch.Generator().manual_seed(seed)))
+    times = make_times(config.t_sampler, config.t_sampler_options, Domain(sde, low, high, parametrization, weighting))
+    return sde.log_snr(snap(times.draw(count, torch.Generator().manual_seed(seed))[0], sde.nodes))
 
 
 # ----------------------------------------------------------------------------------------------------------- forward

@@ -195,17 +195,12 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
-<<<<<<< HEAD
-VERBS = ["train", "sample", "bench", "likelihood", "evaluate", "classifier", "reflow", "info"]
+VERBS = [
+    "train", "sample", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info", "list", "demo",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", *VERBS])
-=======
-COMMANDS = {"train", "sample", "bench", "likelihood", "plot", "reflow", "info", "list", "demo"}
-
-
-@pytest.mark.parametrize("command", ["", *sorted(COMMANDS), "plot schedule", "demo single-image"])
->>>>>>> 5781ca8 (wip2)
+@pytest.mark.parametrize("command", ["", *VERBS, "plot schedule", "demo single-image"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"
@@ -223,11 +218,7 @@ def test_help_loads_no_torch(command: str) -> None:
 def test_every_command_is_tested_for_help() -> None:
     from scoresde.cli import cli
 
-<<<<<<< HEAD
     assert set(cli.commands) == set(VERBS)
-=======
-    assert set(cli.commands) == COMMANDS
->>>>>>> 5781ca8 (wip2)
 
 
 def test_one_sde_loads_no_optional_library() -> None:

@@ -60,7 +60,7 @@ def test_beta_is_dotted_where_the_noise_differs_and_cut_where_it_has_no_end():
 @pytest.mark.parametrize("infinite", [False, True])
 def test_shares_of_steps_and_of_training_add_up_to_one(infinite):
     axes = plot.schedules([curve(infinite=infinite)]).axes
-    x, y = axes[6].lines[0].get_data()
+    _, y = axes[6].lines[0].get_data()
     assert float(np.sum(y) * 0.5) == pytest.approx(1 - infinite / 32), "each step is half a unit of log-SNR wide"
     values, edges, _ = axes[7].patches[0].get_data()
     assert float(np.sum(values * np.diff(edges))) == pytest.approx(1)
@@ -94,7 +94,8 @@ def test_a_strip_of_images_has_a_column_for_each_time(rng):
 
 def test_points_keep_their_colours(rng):
     states = rng.normal(size=(3, 40, 2))
-    figure = plot.strips({"a": states, "b": states[::-1]}, ["1", "2", "3"], "vector", coloured_by=states[0], note="below")
+    blocks = {"a": states, "b": states[::-1]}
+    figure = plot.strips(blocks, ["1", "2", "3"], "vector", coloured_by=states[0], note="below")
     first, last = figure.axes[0].collections[0], figure.axes[5].collections[0]
     np.testing.assert_allclose(first.get_offsets(), states[0])
     np.testing.assert_allclose(first.get_facecolors(), last.get_facecolors())

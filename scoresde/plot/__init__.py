@@ -3,7 +3,7 @@
 Every function returns a :class:`matplotlib.figure.Figure` and shows nothing; a function that takes ``ax`` draws there
 instead and returns that figure. ``pyplot`` is never imported. Images and points are in data units.
 
-    samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`
+    samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
     on the way    :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
     the rest      :mod:`.schedules`, :mod:`.training`, :mod:`.precision`; the style is in :mod:`.base`
@@ -16,6 +16,7 @@ from .base import save_figure
 from .compass import compass
 from .fields import score_field, score_fields
 from .images import forward_strip, image_grid, save_image_grid
+from .neighbours import neighbour_sheet
 from .paths import trajectories
 from .precision import work_precision
 from .samples import samples_figure, scatter, signals, vectors
@@ -31,6 +32,7 @@ __all__ = [
     "forward_strip",
     "image_grid",
     "loss_curve",
+    "neighbour_sheet",
     "samples_figure",
     "save_figure",
     "save_gif",

@@ -45,5 +45,5 @@ docs: $(DOCS)  ## build the manual in docs/_build/html
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean:  ## remove what was made, but not .venv, demo/ or runs/
-	rm -rf build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info docs/_build docs/_gallery .pytest_cache .mypy_cache .ruff_cache
 	find scoresde tests docs experiments -name __pycache__ -type d -prune -exec rm -rf {} +

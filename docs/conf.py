@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from sphinx.application import Sphinx
 import scoresde
 from scoresde.cli import cli
 
+sys.path.insert(0, str(Path(__file__).parent))
+import gallery
+
 project = "scoresde"
 author = "The scoresde authors"
 copyright = "2026, The scoresde authors"
 version = release = scoresde.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_gallery", "**/.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.mime_priority"]
 
 html_theme = "furo"
@@ -56,19 +60,36 @@ class CliHelp(Directive):
     """``{cli-help} train``: what ``scoresde train --help`` prints, taken from the commands themselves."""
 
     required_arguments = 0
-    optional_arguments = 1
+    optional_arguments = 2  # a command, and one of its own: plot schedule
 
     def run(self) -> list[nodes.Node]:
         context = click.Context(cli, info_name="scoresde", **{**cli.context_settings, "max_content_width": 88})
         context.terminal_width = 88
         command: click.Command = cli
-        if self.arguments:
-            command = cli.commands[self.arguments[0]]
-            context = click.Context(command, parent=context, info_name=self.arguments[0])
+        for name in self.arguments:
+            assert isinstance(command, click.Group)
+            command = command.commands[name]
+            context = click.Context(command, parent=context, info_name=name)
         text = command.get_help(context)
-        for file in Path(scoresde.cli.__file__).parent.glob("*.py"):
+        for file in Path(scoresde.cli.__file__).parent.rglob("*.py"):
             self.state.document.settings.record_dependencies.add(str(file))
         return [nodes.literal_block(text, text, language="text")]
+
+
+class MadeBy(Directive):
+    """``{made-by} schedule``: the commands that made a picture of the gallery (docs/gallery.py)."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        self.state.document.settings.record_dependencies.add(gallery.__file__)
+        text = "\n".join(f"$ {line}" for line in gallery.COMMANDS[self.arguments[0]])
+        return [nodes.literal_block(text, text, language="console")]
+
+
+def make_gallery(app: Sphinx) -> None:
+    """Run the commands of the gallery, whatever builder asks."""
+    gallery.build(gallery.FOLDER)
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -126,6 +147,8 @@ def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 
 def setup(app: Sphinx) -> None:
     app.add_directive("cli-help", CliHelp)
+    app.add_directive("made-by", MadeBy)
+    app.connect("builder-inited", make_gallery)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", public_home)

@@ -357,8 +357,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
     Returns:
         The files written.
     """
-    from .plot import save_figure
-    from .plot_bench import work_precision
+    from .plot import save_figure, work_precision
 
     names = [f.name for f in fields(Row)]
     path, temporary = folder / "bench.csv", folder / f".bench.tmp-{os.getpid()}.csv"

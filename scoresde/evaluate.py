@@ -286,8 +286,7 @@ def write_evaluation(
     files = [folder / "evaluation.json"]
     if pictures is None or found.copies is None:
         return files
-    from .plot import save_figure
-    from .plot_neighbours import neighbour_sheet
+    from .plot import neighbour_sheet, save_figure
 
     (info, x, train), copies = pictures, found.copies
     shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())

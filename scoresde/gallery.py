@@ -88,7 +88,7 @@ def write_samples(
             arrays = {"t": times.numpy(), "x": states.float().numpy(), "index": index}
             files.append(_save_arrays(folder / "path.npz", **arrays))
         if "gif" in kinds:
-            from .animation import animate, save_gif
+            from .plot import animate, save_gif
 
             save_gif(folder / "samples.gif", animate(states, info.kind, info.low, info.high))
             files.append(folder / "samples.gif")

@@ -402,6 +402,7 @@ def _sample_sheet(folder: Path, run: Run) -> None:
 
     info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
+    n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
     nodes = run.model.nodes
     x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x
     if not bool(torch.isfinite(x).all()):

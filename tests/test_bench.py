@@ -22,7 +22,7 @@ from scoresde.cli import cli, main
 from scoresde.data import Dataset
 from scoresde.errors import DataError, NumericalError, UsageError
 from scoresde.metrics import sliced_wasserstein
-from scoresde.plot_bench import work_precision
+from scoresde.plot import work_precision
 from scoresde.solvers import DDIM, FixedStep, ProbabilityFlow, RungeKutta, Solution, Solver, TorchSDE
 
 F64 = torch.float64

@@ -21,7 +21,7 @@ from scoresde.evaluate import compare, described, evaluate, metrics_by_name, tab
 from scoresde.features import Reference, pixels
 from scoresde.gallery import read_samples
 from scoresde.metrics import Measurement, frechet, frechet_distance, jackknife, kernel_distance, neighbourhoods
-from scoresde.plot_neighbours import neighbour_sheet
+from scoresde.plot import neighbour_sheet
 from scoresde.tables import METRICS
 
 

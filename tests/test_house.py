@@ -28,7 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "animation", "plot_bench", "plot_neighbours", "tableaus",
+        "tableaus",
     },
     {"sde", "nn", "data"},
     {"estimate", "paths", "discrete"},
@@ -37,7 +37,7 @@ FLOORS = (
     {"config"},
     {"checkpoint"},
     {"run", "classifier"},
-    {"train", "gallery", "bench", "features"},
+    {"train", "gallery", "bench", "features", "pictures", "compass", "single_image"},
     {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},
@@ -196,10 +196,12 @@ def test_import_loads_nothing() -> None:
     assert out.strip() == "[]"
 
 
-VERBS = ["train", "sample", "bench", "likelihood", "evaluate", "classifier", "reflow", "info"]
+VERBS = [
+    "train", "sample", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info", "list", "demo",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", *VERBS])
+@pytest.mark.parametrize("command", ["", *VERBS, "plot schedule", "demo single-image"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"

@@ -38,7 +38,7 @@ def test_every_pixel_is_where_it_belongs(rng):
                 column = pad + (i % columns) * (width + pad) + w
                 assert sheet[row, column].tolist() == bytes_[i, :, h, w].tolist()
                 inside[row, column] = True
-    assert (sheet[~inside] == plot.GAP).all()
+    assert (sheet[~inside] == plot.images.GAP).all()
 
 
 def test_grey_and_grey_with_opacity_show_the_first_channel():

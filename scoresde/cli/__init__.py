@@ -17,9 +17,12 @@ from ..version import __version__
 from .bench import bench
 from .classifier import classifier
 from .common import Group
+from .demo import demo
 from .evaluate import evaluate
 from .info import info
 from .likelihood import likelihood
+from .list import list_names
+from .plot import plot
 from .reflow import reflow
 from .sample import sample
 from .train import train
@@ -40,7 +43,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, evaluate, classifier, reflow, info):
+for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names, demo):
     cli.add_command(_verb)
 
 

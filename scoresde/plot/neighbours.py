@@ -1,8 +1,7 @@
 """Samples beside their nearest training rows, the most suspicious first: what the eye should judge.
 
-The conventions are those of :mod:`scoresde.plot`. Images stand in pairs, the sample above; signals and vectors are
-drawn over each other, the sample in blue over the training row in grey. What the test for copies flags has a vermilion
-frame.
+Images stand in pairs, the sample above; signals and vectors are drawn over each other, the sample in blue over the
+training row in grey. What the test for copies flags has a vermilion frame.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import UsageError
-from .plot import BLUE, GREY, INK, VERMILION, Array, _figure, _picture, _plain, _tidy, image_grid
+from ..errors import UsageError
+from .base import BLUE, GREY, INK, VERMILION, Array, new_figure, plain, show_picture, tidy
+from .images import image_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,14 +48,14 @@ def neighbour_sheet(
     Raises:
         UsageError: If the shapes differ, or there is nothing to draw.
     """
-    a, b = np.asarray(_plain(samples)), np.asarray(_plain(nearest))
+    a, b = np.asarray(plain(samples)), np.asarray(plain(nearest))
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
             f"samples, nearest rows and captions are as many, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
         )
     columns = min(COLUMNS, len(a))
     rows = math.ceil(len(a) / columns)
-    figure = _figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
+    figure = new_figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
     figure.suptitle("samples, and below each its nearest training row" if kind == "image" else
                     "samples, and in grey the nearest training row", fontsize=9, color=INK)  # fmt: skip
     grid = figure.add_gridspec(rows, columns)
@@ -66,7 +66,7 @@ def neighbour_sheet(
             both = cell.subgridspec(2, 1)
             panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
             for panel, picture in zip(panels, (a[i : i + 1], b[i : i + 1]), strict=True):
-                _picture(panel, image_grid(picture, 1, low, high, pad=0))
+                show_picture(panel, image_grid(picture, 1, low, high, pad=0))
         else:
             panels = [figure.add_subplot(cell)]
             _lines(panels[0], a[i], b[i])
@@ -80,7 +80,7 @@ def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
     """The values of both against their place, channels one after another."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
-    _tidy(ax)
+    tidy(ax)
     ax.set_xticks([])
     ax.set_yticks([])
 

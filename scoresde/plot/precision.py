@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import UsageError
-from .plot import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, Array, Floats, _canvas, _figure, _plain, _tidy
+from ..errors import UsageError
+from .base import COLOURS, GREY, INK, Array, Floats, canvas, new_figure, plain, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["work_precision"]
 
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 MARKERS = "osD^vPX*<>p"
 DASHES = ("-", "--", "-.")
 TITLES = {1: "distance to the converged solution", 2: "sliced W2 to held-out data"}
@@ -47,7 +46,7 @@ def work_precision(
     Raises:
         UsageError: If a shape is wrong, or there is nothing to draw.
     """
-    found = {name: np.asarray(_plain(points), dtype=np.float64) for name, points in curves.items()}
+    found = {name: np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
     wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
     if wrong:
         raise UsageError(f"a curve has shape (K, 3), evaluations, distance and sliced W2: got {wrong}")
@@ -55,9 +54,9 @@ def work_precision(
     if not columns:
         raise UsageError("no solver has a distance that is finite and above 0: nothing to draw")
     if ax is not None:
-        figure, panels = _canvas(ax, 0, 0)[0], [ax]
+        figure, panels = canvas(ax, 0, 0)[0], [ax]
     else:
-        figure = _figure(0.6 + 3.9 * len(columns), 3.9)
+        figure = new_figure(0.6 + 3.9 * len(columns), 3.9)
         panels = list(figure.subplots(1, len(columns), squeeze=False)[0])
     for panel, column in zip(panels, columns, strict=False):
         _draw(panel, found, column)
@@ -112,4 +111,4 @@ def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
     ax.set_title(TITLES[column], fontsize=10, color=INK, loc="left")
     ax.grid(color="#e5e5e5", linewidth=0.6)
     ax.set_axisbelow(True)
-    _tidy(ax)
+    tidy(ax)

@@ -1,0 +1,98 @@
+"""``scoresde list``: what the names of the other verbs stand for, from the tables and the docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import reprlib
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from .. import tables
+from ..build import closest, fields_of, resolve
+from ..errors import UsageError
+from .common import print_json
+
+__all__ = ["list_names"]
+
+# Where a table is called otherwise on the command line.
+_CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
+KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
+OPTIONS = ("sdes", "solvers", "predictions", "networks")  # what takes options on the command line
+_short = reprlib.Repr()  # so that a table of a thousand betas stays on its line
+
+
+@click.command(
+    "list",
+    short_help="Say what the names stand for.",
+    epilog="Options of an entry are set with --set, such as --set sde.beta_max=18; those without = come from the data.",
+)
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_names(kind: str | None, as_json: bool) -> None:
+    """The names of a KIND, what each stands for, and its options. Without a KIND: the kinds and their names."""
+    if kind is None:
+        names = {name: list(table) for name, table in KINDS.items()} | {"data": list(_data())}
+        if as_json:
+            print_json(names)
+        else:
+            _print_columns({name: ", ".join(entries) for name, entries in names.items()})
+        return
+    if kind not in KINDS and kind != "data":
+        raise UsageError(f"there is no kind {kind!r} to list; {closest(kind, [*KINDS, 'data'])}")
+    entries = _data() if kind == "data" else {name: _entry(kind, name, value) for name, value in KINDS[kind].items()}
+    if as_json:
+        print_json({"kind": kind, "entries": [{"name": name, **entry} for name, entry in entries.items()]})
+        return
+    lines = {}
+    for name, entry in entries.items():
+        options = [*entry.get("needs", ()), *(f"{k}={_short.repr(v)}" for k, v in entry.get("options", {}).items())]
+        lines[name] = "\n".join(filter(None, (entry["what"], "  ".join(options).replace("'", ""))))
+    _print_columns(lines)
+
+
+def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
+    """What a name of a table stands for, the options it needs, and the others with their defaults."""
+    if isinstance(value, Mapping):  # a preset
+        return {"what": "  ".join(f"{k}={v}" for k, v in value.items())}
+    if not isinstance(value, str):
+        return {"what": str(value)}
+    found = resolve(name, KINDS[kind], kind)
+    entry: dict[str, Any] = {"what": _first_line(found)}
+    if kind in OPTIONS:
+        options = {k: p.default for k, p in fields_of(found).items()}
+        entry["needs"] = [k for k, v in options.items() if v is inspect.Parameter.empty]
+        entry["options"] = {k: v for k, v in options.items() if k not in entry["needs"]}
+    return entry
+
+
+def _first_line(thing: Any) -> str:
+    """The first line of a docstring, without its markup."""
+    text = (thing.__doc__ or "").strip().partition("\n")[0]
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text)
+    return re.sub(r"`+", "", text).rstrip(".")
+
+
+def _data() -> dict[str, dict[str, Any]]:
+    """The data sets that have a name; what they are is asked of them."""
+    from ..data import NAMES, load_data
+
+    found = {}
+    for name in NAMES:
+        data = load_data(name)
+        shape = " x ".join(map(str, data.info.shape))
+        known = "; its density is known" if data.log_density is not None else ""
+        count = data.info.n_train + data.info.n_test
+        found[name] = {"what": f"{count:,} {data.info.kind}s of shape {shape}{known}"}
+    return found
+
+
+def _print_columns(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines)) + 2
+    for name, text in lines.items():
+        wrapped = [part for line in text.split("\n") for part in textwrap.wrap(line, 120 - width)]
+        for i, line in enumerate(wrapped):
+            click.echo(f"{'' if i else name:{width}}{line}")

@@ -1,0 +1,249 @@
+"""The learned score against an exact one, noise level by noise level.
+
+For two kinds of data the exact score is known. Of a mixture of Gaussians it is :class:`scoresde.GaussianMixture`. Of
+any finite set of points it has the same closed form with components of no width: the score of the *training set*,
+
+    x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
+
+which is the minimiser of the training loss. A network that reached it would give the training data back (Karras et al.
+2022, arXiv:2206.00364, app. B.3); one that generalises follows it at high noise and departs from it at low noise.
+
+Levels are dequantised in training: each point is then a cell of width b. Under noise wider than b a cell is like a
+Gaussian of its variance, b^2/12, which the components of (1) get instead of no width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import DataInfo, Dataset, eight_gaussians
+from .errors import UsageError
+from .estimate import Denoiser, Estimate
+from .exact import GaussianMixture
+from .noise import Noise
+from .run import Run
+from .sde import SDE
+from .shapes import as_time, expand, flat
+from .solvers.base import sampling_interval
+
+__all__ = ["Compass", "Fields", "TrainingSet", "exact_score", "known_mixture", "measure", "score_grid"]
+
+CHUNK = 2**21  # numbers in the largest tensor: rows x points x elements
+FURTHEST = 14.0  # The largest |log-SNR| that is looked at; at alpha = 0 and sigma = 0 it has no end.
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The score (1) of a finite set of points as a :class:`~scoresde.estimate.Denoiser`, a part of the set at a time.
+
+    Args:
+        sde: The path.
+        points: In model units, ``(K, *event)``.
+        std: Standard deviation of the Gaussian that each point stands for.
+    """
+
+    sde: SDE
+    points: Tensor
+    std: float = 0.0
+    coupled = False
+    nodes = None
+
+    @property
+    def t_min(self) -> float:
+        return self.sde.t_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sde.t_max
+
+    def rows(self, index: Tensor) -> TrainingSet:
+        """The set itself: all rows are alike."""
+        return self
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``, in float64."""
+        t, x = as_time(t, x), x.double()
+        best = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+        total, x0, eps = torch.zeros_like(best), torch.zeros_like(x), torch.zeros_like(x)
+        for part in torch.split(self.points, max(1, CHUNK // x.numel())):
+            stds = torch.full((len(part),), self.std, dtype=x.dtype, device=x.device)
+            piece = GaussianMixture(self.sde, part.to(x), stds)
+            # A mixture of mixtures: each part counts by its density and its size, from the largest so far.
+            weight = piece.log_prob(x, t) + math.log(len(part))
+            top = torch.maximum(best, weight)
+            old, new = torch.exp(best - top), torch.exp(weight - top)
+            found = piece(x, t)
+            x0, eps = (expand(old, x) * a + expand(new, x) * b for a, b in ((x0, found.x0), (eps, found.eps)))
+            best, total = top, old * total + new
+        return Estimate(x, t, x0 / expand(total, x), eps / expand(total, x), self.sde)
+
+
+def known_mixture(info: DataInfo, sde: SDE) -> GaussianMixture | None:
+    """The mixture that data is drawn from, in model units, if it is one."""
+    if info.source != "8gaussians":
+        return None
+    means, std = eight_gaussians()
+    covariance = torch.diag((std / info.transform.scale.expand(2)).square())
+    return GaussianMixture(sde, info.transform.encode(means), covariances=covariance.expand(8, 2, 2))
+
+
+def exact_score(info: DataInfo, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
+    """The exact score of data, whose score it is, and what to keep in mind with it.
+
+    Args:
+        info: What is known of the data, with the run's units.
+        sde: The path.
+        train: The training set in data units, ``(K, *event)``.
+    """
+    mixture = known_mixture(info, sde)
+    if mixture is not None:
+        return mixture, "the exact score of the density that the data is drawn from", None
+    points = info.transform.encode(info.dequantise(train.double(), torch.full(train.shape, 0.5, dtype=torch.float64)))
+    width = 0.0 if info.bin_width is None else info.bin_width / float(info.transform.scale.mean())
+    note = (
+        "This score has the least training loss: a network that reached it would repeat the training set.\n"
+        "One that generalises departs from it at low noise."
+    )
+    return TrainingSet(sde, points, width / math.sqrt(12)), f"the score of the {len(train):,} training samples", note
+
+
+# ----------------------------------------------------------------------------------------------------------- compass
+
+
+@dataclass(frozen=True)
+class Compass:
+    """How far a model's score is from the exact one; each ``(L, 3)`` has a 10 % quantile, a mean and a 90 % quantile.
+
+    Attributes:
+        log_snr: Noise levels, float64 ``(L,)``, falling.
+        cosine: Of the angle between the two, over rows.
+        error: ``|model - exact| / |exact|`` over rows; the mean is the root of the ratio of the mean squares.
+        against: Whose score the exact one is.
+        note: What to keep in mind with it, or ``None``.
+    """
+
+    log_snr: Tensor
+    cosine: Tensor
+    error: Tensor
+    against: str
+    note: str | None
+
+
+def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
+    """Compare the score at ``n`` held-out samples with noise of each level.
+
+    Args:
+        run: The trained run.
+        data: The data it was trained on.
+        n: Held-out samples, or as many as there are.
+        levels: Noise levels, evenly spaced in log-SNR over the model's interval.
+        seed: Of the noise.
+
+    Raises:
+        UsageError: If the model has no score.
+    """
+    if run.model.coupled:
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
+    sde, info = run.model.sde, run.info
+    exact, against, note = exact_score(info, sde, data.train)
+    rows = data.test[:n]
+    noise = Noise.of(len(rows), seed)
+    u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
+    x0 = info.transform.encode(info.dequantise(rows.double(), u))
+    low, high = sampling_interval(run.model)
+    ends = sde.log_snr(torch.tensor([low, high], dtype=torch.float64)).clamp(-FURTHEST, FURTHEST).tolist()
+    log_snr = torch.linspace(ends[0], ends[1], levels, dtype=torch.float64)
+    cosines, errors = [], []
+    for i, t in enumerate(sde.t_of_log_snr(log_snr).clamp(low, high)):
+        x = sde.perturb(x0, t, noise.normal(info.shape, i, "solver", torch.float64))
+        with torch.no_grad():
+            learned = run.model(x.to(run.device, run.dtype), t.to(run.device)).eps.cpu()
+        # The score is -eps_hat / sigma: the factor changes neither the angle nor the ratio.
+        a, b = flat(learned).double(), flat(exact(x, t).eps)
+        off, size = (a - b).norm(dim=1), b.norm(dim=1)
+        cosines.append(_band((a * b).sum(1) / (a.norm(dim=1) * size)))
+        errors.append(_band(off / size, float((off.square().mean() / size.square().mean()).sqrt())))
+    return Compass(log_snr, torch.stack(cosines), torch.stack(errors), against, note)
+
+
+def _band(values: Tensor, middle: float | None = None) -> Tensor:
+    """10 % quantile, mean (or ``middle``) and 90 % quantile, ``(3,)``."""
+    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
+    return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------------------ fields
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Scores on a grid of the plane, at T times, in the units of :mod:`scoresde.pictures`.
+
+    Attributes:
+        t: Times, float64 ``(T,)``.
+        x, y: Abscissas ``(G,)`` and ordinates ``(G,)``.
+        learned: ``(T, 2, G, G)``: the gradient of the log density with respect to what is drawn.
+        exact: The same of the density that the data is drawn from, or ``None``.
+        density: That density ``(T, G, G)``, or ``None``.
+        points: Held-out data with noise ``(T, N, 2)``.
+    """
+
+    t: Tensor
+    x: Tensor
+    y: Tensor
+    learned: Tensor
+    exact: Tensor | None
+    density: Tensor | None
+    points: Tensor
+
+
+def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> Fields:
+    """Ask for the score on a grid around the data.
+
+    Args:
+        run: A trained run on data in the plane.
+        data: The data it was trained on.
+        t: Times ``(T,)``.
+        size: Points of the grid along each axis.
+        seed: Of the noise of the points.
+
+    Raises:
+        UsageError: If the data is not in the plane, or the model has no score.
+    """
+    info, sde = run.info, run.model.sde
+    if info.shape != (2,):
+        raise UsageError(
+            f"a score field is drawn in the plane, and {info.name} is {info.kind}s of shape "
+            f"{' x '.join(map(str, info.shape))}; plot compass compares the score in any number of dimensions"
+        )
+    if run.model.coupled:
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
+    rows = data.test[:1000].double()
+    low, high = rows.amin(0), rows.amax(0)
+    centre, half = (low + high) / 2, 0.62 * float((high - low).max())
+    ticks = torch.linspace(-half, half, size, dtype=torch.float64)
+    x, y = centre[0] + ticks, centre[1] + ticks
+    nodes = info.transform.encode(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
+    mixture = known_mixture(info, sde)
+    noise, x0 = Noise.of(len(rows), seed), info.transform.encode(rows)
+    learned, exact, density, points = [], [], [], []
+    for s in t:
+        alpha, sigma = sde.coefficients(s)
+        spread = float(torch.hypot(alpha, sigma))
+        # With respect to what is drawn, decode(x_t / spread), the gradient is the score times spread / scale.
+        factor = spread / info.transform.scale
+        at = nodes * spread
+        with torch.no_grad():
+            found = run.model(at.to(run.device, run.dtype), s.to(run.device)).score.cpu().double()
+        learned.append((found * factor).T.reshape(2, size, size))
+        points.append(info.transform.decode(sde.perturb(x0, s, noise.normal((2,), 0, "prior", torch.float64)) / spread))
+        if mixture is not None:
+            exact.append((mixture(at, s).score * factor).T.reshape(2, size, size))
+            density.append(mixture.log_prob(at, s).exp().reshape(size, size))
+    truth = torch.stack(exact) if exact else None
+    shade = torch.stack(density) if density else None
+    return Fields(t, x, y, torch.stack(learned), truth, shade, torch.stack(points))

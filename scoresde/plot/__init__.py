@@ -1,0 +1,49 @@
+"""Pictures of samples, scores, schedules and training, from arrays.
+
+Every function returns a :class:`matplotlib.figure.Figure` and shows nothing; a function that takes ``ax`` draws there
+instead and returns that figure. ``pyplot`` is never imported. Images and points are in data units.
+
+    samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
+    on the way    :mod:`.strips`, :mod:`.paths`
+    scores        :mod:`.fields`, :mod:`.compass`
+    the rest      :mod:`.schedules`, :mod:`.training`, :mod:`.precision`; the style is in :mod:`.base`
+"""
+
+from __future__ import annotations
+
+from .animation import animate, animate_pair, save_gif
+from .base import save_figure
+from .compass import compass
+from .fields import score_field, score_fields
+from .images import forward_strip, image_grid, save_image_grid
+from .neighbours import neighbour_sheet
+from .paths import trajectories
+from .precision import work_precision
+from .samples import samples_figure, scatter, signals, vectors
+from .schedules import Schedule, schedules
+from .strips import strips
+from .training import loss_curve
+
+__all__ = [
+    "Schedule",
+    "animate",
+    "animate_pair",
+    "compass",
+    "forward_strip",
+    "image_grid",
+    "loss_curve",
+    "neighbour_sheet",
+    "samples_figure",
+    "save_figure",
+    "save_gif",
+    "save_image_grid",
+    "scatter",
+    "schedules",
+    "score_field",
+    "score_fields",
+    "signals",
+    "strips",
+    "trajectories",
+    "vectors",
+    "work_precision",
+]

@@ -1,0 +1,129 @@
+"""Moving pictures of sampling: noise on its way to data, as a GIF.
+
+A trajectory's frames, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.Run.frames`), become pictures as
+:mod:`scoresde.plot` draws still ones: sheets of images, clouds of points in the plane on fixed axes, or signals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import UsageError
+from .base import Array, Pixels, atomic, finite, new_figure, plain, set_title, show_picture, tidy
+from .images import image_grid
+from .samples import scatter, signals, vectors
+from .strips import sectors
+
+__all__ = ["animate", "animate_pair", "save_gif"]
+
+
+def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
+    """Draw every frame.
+
+    Args:
+        frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, signals ``(C, L)`` or vectors ``(D,)``, in data units.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low, high: The values of an image that are black and white.
+
+    Returns:
+        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+    """
+    values = np.asarray(plain(frames), dtype=np.float64)
+    if kind == "image":
+        sheets = [image_grid(x[:64], None, low, high) for x in values]
+        factor = max(1, 400 // sheets[0].shape[1])
+        return [sheet.repeat(factor, axis=0).repeat(factor, axis=1) for sheet in sheets]
+    if kind not in ("signal", "vector"):
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
+    pictures = []
+    # Axes of the data, with room around it: where the noise is wider, it enters from outside.
+    last = finite(values[-1].reshape(len(values[-1]), -1), "frames", 2)
+    margin = 0.25 * (last.max(0) - last.min(0)) + 1e-9
+    limits = last.min(0) - margin, last.max(0) + margin
+    for x in values:
+        if kind == "signal":
+            figure = signals(x[:6])
+        elif x.shape[1] == 2:
+            figure = scatter(x)
+            figure.axes[0].set(xlim=(limits[0][0], limits[1][0]), ylim=(limits[0][1], limits[1][1]))
+        else:
+            figure = vectors(x)
+        figure.set_dpi(80)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+    return pictures
+
+
+def animate_pair(
+    left: Array, right: Array, titles: Sequence[tuple[str, str]], kind: str, low: float, high: float
+) -> list[Pixels]:
+    """Draw every frame of two animations side by side, with a title above each.
+
+    Args:
+        left, right: Shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, signals ``(C, L)`` or vectors
+            ``(D,)``, of which two coordinates are drawn, coloured by the direction in which the left ones end.
+        titles: Two for each frame.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low, high: The values of an image that are black and white.
+
+    Returns:
+        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+    """
+    pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
+    if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
+        raise UsageError(
+            f"two animations of one shape (F, N, *event): got {[x.shape for x in pair]}, {len(titles)} titles"
+        )
+    if kind not in ("image", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
+        raise UsageError(f"no animation for the kind {kind!r} of shape {pair[0].shape[2:]}")
+    if kind == "image":
+        sheet = image_grid(pair[0][0][:64], None, low, high)
+        height = 3.2 * sheet.shape[0] / sheet.shape[1]
+    else:
+        height = 3.2
+        last = pair[0][-1].reshape(len(pair[0][-1]), -1)[:, :2]
+        centre, half = np.median(last, axis=0), 0.75 * float(np.ptp(last, axis=0).max()) + 1e-9
+        colours = sectors(last)
+    pictures = []
+    for k, names in enumerate(titles):
+        figure = new_figure(6.6, height + 0.35)
+        for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
+            tidy(ax)
+            if kind == "image":
+                show_picture(ax, image_grid(x[k][:64], None, low, high))
+            elif kind == "signal":
+                signals(x[k][:6], ax)
+            else:
+                ax.scatter(x[k][:, 0], x[k][:, 1], s=5, c=colours, alpha=0.75, linewidths=0)
+                ax.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
+                ax.set_box_aspect(1)
+            set_title(ax, name)
+        figure.set_dpi(80)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+    return pictures
+
+
+def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: float = 3.0, hold: float = 1.5) -> None:
+    """Write an animation that runs for ever.
+
+    Args:
+        path: Where; missing folders are made.
+        pictures: The frames, uint8 ``(height, width, 3)`` each.
+        seconds: How long the frames run in all.
+        hold: How long the last one stays, in seconds.
+    """
+    from PIL import Image
+
+    if len(pictures) < 2:
+        raise UsageError(f"{len(pictures)} pictures are no animation; take at least 2")
+    images = [Image.fromarray(p) for p in pictures]
+    each = max(20, round(1000 * seconds / len(images)))
+    durations = [each] * (len(images) - 1) + [round(1000 * hold)]
+    with atomic(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+        )

@@ -1,0 +1,155 @@
+"""What all pictures share: colours, figures without pyplot, checked arrays, whole files.
+
+Figures are built directly, each with its own Agg canvas, so that ``pyplot`` is never imported, no global state changes,
+no display is needed and a figure is freed when its last reference goes. Files are written under a temporary name and
+then renamed, so that a reader never meets half a picture.
+
+The colours are those of Okabe and Ito, which stay apart under the common colour-vision deficiencies: blue for samples,
+grey for the reference, vermilion for what needs the eye.
+
+References:
+    Okabe and Ito (2008), Color universal design: how to make figures that are friendly to colorblind people.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+__all__ = [
+    "BLUE", "COLOURS", "GREEN", "GREY", "INK", "ORANGE", "PURPLE", "SKY", "VERMILION", "Array", "Floats", "Pixels",
+    "atomic", "canvas", "finite", "legend_above", "new_figure", "plain", "points_of", "save_figure", "set_title",
+    "show_picture", "tidy",
+]  # fmt: skip
+
+Array: TypeAlias = "npt.ArrayLike | Tensor"
+Floats: TypeAlias = npt.NDArray[np.float64]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY, INK = "#999999", "#333333"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # of lines, in this order
+
+
+# --- arrays -------------------------------------------------------------------------------------------------
+
+
+def plain(x: Array) -> npt.NDArray[Any]:
+    """A NumPy array from anything array-like; a tensor may be on any device and carry a graph."""
+    if hasattr(x, "detach"):
+        tensor = cast("Tensor", x).detach().cpu()
+        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+    return np.asarray(x)
+
+
+def finite(x: Array, name: str, ndim: int) -> Floats:
+    """Finite float64 values with ``ndim`` axes."""
+    values = np.asarray(plain(x), dtype=np.float64)
+    if values.ndim != ndim:
+        raise UsageError(f"{name} has {ndim} axes: got shape {values.shape}")
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise UsageError(f"{name} has {bad:,} of {values.size:,} values that are not finite: nothing to draw")
+    return values
+
+
+def points_of(x: Array, name: str) -> Floats:
+    points = finite(x, name, 2)
+    if len(points) == 0 or points.shape[1] != 2:
+        raise UsageError(f"{name} are points of shape (N, 2): got {points.shape}")
+    return points
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, with a canvas of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The axes to draw on and the figure they are on: the caller's, or new ones."""
+    if ax is None:
+        figure = new_figure(width, height)
+        ax = figure.add_subplot()
+    else:
+        figure = ax.figure.figure  # a subfigure's figure is the whole
+    tidy(ax)
+    return figure, ax
+
+
+def tidy(ax: Axes) -> None:
+    ax.tick_params(labelsize=8, colors=INK, width=0.6, length=3)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_linewidth(0.6)
+        spine.set_color(GREY)
+
+
+def set_title(ax: Axes, title: str | None) -> None:
+    if title is not None:
+        ax.set_title(title, fontsize=10, color=INK, loc="left")
+
+
+def legend_above(ax: Axes, ncols: int) -> None:
+    """A legend above the data, on the right, where it hides nothing; its keys are opaque."""
+    legend = ax.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, fontsize=8, frameon=False,
+        borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=2,
+    )  # fmt: skip
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def show_picture(ax: Axes, picture: npt.NDArray[Any]) -> None:
+    """Pixels as they are, in a thin frame."""
+    white = 255 if picture.dtype == np.uint8 else 1
+    ax.imshow(picture, interpolation="nearest", cmap="gray", vmin=0, vmax=white)  # RGB ignores the last three
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_linewidth(0.6)
+        spine.set_color(GREY)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def save_figure(path: str | os.PathLike[str], fig: Figure, dpi: float = 120) -> None:
+    """Write a figure in the format that ``path`` ends in, PNG without one; missing folders are made."""
+    with atomic(path) as temporary:
+        fig.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip(".").lower() or "png")
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

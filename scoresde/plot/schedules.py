@@ -1,0 +1,136 @@
+"""Schedules of SDEs, in their own time and on the log-SNR axis that they share.
+
+The clock of a path is a convention: two paths with the same alpha and sigma as functions of the log-SNR differ only in
+the time at which they pass each noise level. So the upper row shows the SDEs as they are written, in t, and the lower
+row what is left of the difference when the clock is taken away: the scale, and how the steps of a solver and the draws
+of training are spent over noise levels. The log-SNR falls from left to right, from data to noise, as t rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UsageError
+from .base import COLOURS, INK, Array, Floats, finite, new_figure, plain, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Schedule", "schedules"]
+
+LOG_SNR = "log-SNR  2 log(α/σ)"
+WIDEST = (-14.0, 18.0)  # of the log-SNR axis: where alpha or sigma is 0 it would have no end
+RATES = (1e-2, 1e3)  # of the axis of beta and g^2, which may be infinite at t = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is drawn of one SDE; all arrays are one-dimensional.
+
+    Attributes:
+        name: For the legend.
+        t: Times, shape ``(T,)``, ascending.
+        alpha, sigma, log_snr: There, shape ``(T,)``.
+        beta: ``-2 d log alpha / dt``, shape ``(T,)``.
+        g2: ``g^2``, shape ``(T,)``; equal to beta for variance-preserving SDEs.
+        nodes: The log-SNR at the nodes of a solver's grid, shape ``(S + 1,)``.
+        training: The log-SNR of training draws, shape ``(K,)``.
+    """
+
+    name: str
+    t: Array
+    alpha: Array
+    sigma: Array
+    log_snr: Array
+    beta: Array
+    g2: Array
+    nodes: Array
+    training: Array
+
+
+def schedules(curves: Sequence[Schedule]) -> Figure:
+    """SDEs in their own time (above) and on one log-SNR axis (below); where lines coincide, the thinner lies on top.
+
+    Args:
+        curves: One for each SDE, at least one.
+    """
+    if not curves:
+        raise UsageError("no schedule to draw; give at least one")
+    figure = new_figure(13.2, 6.0)
+    (alpha, sigma, beta, clock), (scale, size, steps, training) = figure.subplots(2, 4)
+    known = np.concatenate([_ends(curve) for curve in curves])
+    most, least = min(known.max() + 0.5, WIDEST[1]), max(known.min() - 0.5, WIDEST[0])
+    exploding = max(float(finite(c.sigma, "sigma", 1).max()) for c in curves) > 2
+    for i, curve in enumerate(curves):
+        t, a, s, levels = (finite(x, curve.name, 1) for x in (curve.t, curve.alpha, curve.sigma, _bounded(curve)))
+        look = {"color": COLOURS[i % len(COLOURS)], "linewidth": max(3.6 - 0.6 * i, 1.2), "label": curve.name}
+        alpha.plot(t, a, **look)
+        sigma.plot(t, s, **look)
+        clock.plot(t, levels, **look)
+        scale.plot(levels, a, **look)
+        size.plot(levels, s, **look)
+        rate, noise = (np.asarray(plain(x), dtype=np.float64) for x in (curve.beta, curve.g2))
+        beta.plot(t, _within(rate), **look)
+        if not np.allclose(rate, noise, rtol=1e-3, equal_nan=True):
+            beta.plot(t, _within(noise), **{**look, "linestyle": (0, (1, 1.2)), "linewidth": 1.6, "label": None})
+        steps.plot(*_share(curve), **look)
+        draws = np.clip(np.asarray(plain(curve.training), dtype=np.float64), least - 1, most + 1)
+        edges = np.linspace(least, most, 73)
+        heights = np.histogram(draws, edges)[0] / (len(draws) * (edges[1] - edges[0]))
+        training.stairs(heights, edges, **{**look, "linewidth": max(2.6 - 0.4 * i, 1.2)})
+
+    titles = {
+        alpha: "α: what is left of the data", sigma: "σ: the noise", beta: "β = −2 d log α/dt  (g² dotted)",
+        clock: LOG_SNR, scale: "α, over noise levels", size: "σ, over noise levels",
+        steps: "steps of a solver, on the SDE's own grid", training: "noise levels of training",
+    }  # fmt: skip
+    for ax, title in titles.items():
+        ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+        ax.grid(color="#e5e5e5", linewidth=0.6)
+        ax.set_axisbelow(True)
+        tidy(ax)
+    for ax in (alpha, sigma, beta, clock):
+        ax.set_xlabel("t", fontsize=9, color=INK)
+        ax.set_xlim(0, 1)
+    for ax in (scale, size, steps, training):
+        ax.set_xlabel(f"{LOG_SNR}:  data  →  noise", fontsize=9, color=INK)
+        ax.set_xlim(most, least)
+    for ax in (sigma, size):
+        if exploding:
+            ax.set_yscale("log")
+            ax.set_ylim(1e-3, None)
+    clock.set_ylim(least, most)
+    beta.set_yscale("log")
+    for ax in (steps, training):
+        ax.set_ylim(0, None)
+        ax.set_ylabel("share per unit of log-SNR", fontsize=9, color=INK)
+    handles, labels = alpha.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
+    return figure
+
+
+def _bounded(curve: Schedule) -> Floats:
+    """The log-SNR with an end where it has none."""
+    return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)
+
+
+def _ends(curve: Schedule) -> Floats:
+    levels = np.asarray(plain(curve.log_snr), dtype=np.float64)
+    return levels[np.isfinite(levels)][[0, -1]]
+
+
+def _within(rate: Floats) -> Floats:
+    """A rate where its axis can show it, NaN elsewhere."""
+    return np.where((rate >= RATES[0]) & (rate <= RATES[1]), rate, np.nan)
+
+
+def _share(curve: Schedule) -> tuple[Floats, Floats]:
+    """Log-SNR and the share of a solver's steps in a unit of it, each ``(S,)``: 1/S over the width of a step."""
+    nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
+    steps = len(nodes) - 1
+    nodes = nodes[np.isfinite(nodes)]
+    return (nodes[1:] + nodes[:-1]) / 2, 1 / (steps * np.abs(np.diff(nodes)))

@@ -1,0 +1,157 @@
+"""Strips: samples in time, from left to right, one block below another.
+
+A block is an array of states ``(T, N, *event)``, a column for each of T times. Images are sheets of pixels, a row for
+each of N images. Points are N dots in a panel for each time; a point keeps its colour, which says from which direction,
+seen from the middle, it comes (or where it goes), so that mixing can be seen. Signals are traces, in a panel for each
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UsageError
+from .base import COLOURS, GREY, INK, Array, Floats, new_figure, plain, show_picture, tidy
+from .images import image_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["sectors", "strips"]
+
+SECTORS = (*COLOURS, GREY)  # eight directions
+TITLE = 0.55  # inches above a block: its title and the labels of its columns
+
+
+def sectors(points: Array) -> list[str]:
+    """A colour for each of N points by the direction in which it lies from their centre, ``(N, 2)`` to N colours."""
+    x = np.asarray(plain(points), dtype=np.float64)
+    x = x - x.mean(axis=0)
+    eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
+    return [SECTORS[i] for i in eighth]
+
+
+def strips(
+    blocks: Mapping[str, Array],
+    columns: Sequence[str],
+    kind: str,
+    low: float = -1.0,
+    high: float = 1.0,
+    coloured_by: Array | None = None,
+    note: str | None = None,
+) -> Figure:
+    """Blocks of samples in time.
+
+    Args:
+        blocks: For each title the states ``(T, N, *event)`` in data units: images ``(C, H, W)``, signals ``(C, L)``, of
+            which the first channel is drawn, or vectors ``(D,)``, of which the first two coordinates are.
+        columns: A label for each of the T columns.
+        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        low, high: The values of an image that are black and white.
+        coloured_by: Vectors ``(N, D)`` whose directions colour the points; the last states of the first block if left
+            out.
+        note: A line below.
+
+    Raises:
+        UsageError: If the shapes do not go together.
+    """
+    states = {title: np.asarray(plain(x), dtype=np.float64) for title, x in blocks.items()}
+    axes = {"image": 5, "signal": 4, "vector": 3}
+    if kind not in axes:
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
+    shapes = [x.shape for x in states.values()]
+    if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
+        raise UsageError(f"a block of a strip has shape (T, N, *event), T = {len(columns)} columns: got {shapes}")
+    if kind == "image":
+        return _image_strips(states, columns, low, high, note)
+    if kind == "signal":
+        return _signal_strips(states, columns, note)
+    chosen = next(iter(states.values()))[-1] if coloured_by is None else np.asarray(plain(coloured_by))
+    return _point_strips(states, columns, chosen, note)
+
+
+def _blocks(
+    width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
+) -> tuple[Figure, list[SubFigure]]:
+    """A figure with a part for each block, ``heights`` inches high, its title on the left; the note is in the last."""
+    below = 0.0 if note is None else 0.25
+    tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
+    figure = new_figure(width, sum(tall))
+    parts = list(figure.subfigures(len(titles), 1, height_ratios=tall, squeeze=False)[:, 0])
+    for part, title in zip(parts, titles, strict=True):
+        part.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
+    if note is not None:
+        parts[-1].supxlabel(note, fontsize=9, color=INK, x=0.01, ha="left")
+    return figure, parts
+
+
+def _image_strips(
+    states: Mapping[str, Floats], columns: Sequence[str], low: float, high: float, note: str | None
+) -> Figure:
+    """A sheet of pixels for each block, a column for each time."""
+    # Row by row, all times of an image.
+    rows = [np.nan_to_num(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])) for x in states.values()]
+    sheets = [image_grid(x, len(columns), low, high) for x in rows]
+    width = max(5.0, min(0.95 * len(columns), 13.0))
+    figure, parts = _blocks(width, list(states), [width * s.shape[0] / s.shape[1] for s in sheets], note)
+    for part, sheet in zip(parts, sheets, strict=True):
+        ax = part.add_subplot()
+        show_picture(ax, sheet)
+        ax.spines[:].set_visible(False)
+        pitch = (sheet.shape[1] - 1) / len(columns)
+        ax.set_xticks([(k + 0.5) * pitch for k in range(len(columns))], list(columns), fontsize=8, color=INK)
+        ax.tick_params(axis="x", top=False, labeltop=True, bottom=False, labelbottom=False, pad=1)
+    return figure
+
+
+def _panels(
+    states: Mapping[str, Floats], columns: Sequence[str], size: float, note: str | None
+) -> tuple[Figure, dict[str, list[Axes]]]:
+    """A row of bare panels for each block."""
+    figure, parts = _blocks(size * len(columns), list(states), [size] * len(states), note)
+    rows = {}
+    for title, part in zip(states, parts, strict=True):
+        rows[title] = list(part.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0])
+        for ax, label in zip(rows[title], columns, strict=True):
+            tidy(ax)
+            ax.spines[:].set_visible(True)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_title(label, fontsize=8, color=INK, pad=3)
+    return figure, rows
+
+
+def _point_strips(
+    states: Mapping[str, Floats], columns: Sequence[str], coloured_by: Floats, note: str | None
+) -> Figure:
+    """Dots that keep their colours, on the same axes everywhere."""
+    if any(x.shape[2] < 2 for x in states.values()):
+        raise UsageError("vectors of one element have no picture in the plane; plot trajectories shows them")
+    figure, rows = _panels(states, columns, 1.35, note)
+    every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])
+    half = 1.15 * float(np.quantile(np.abs(every - np.median(every, axis=0)), 0.995))
+    centre = np.median(every, axis=0)
+    colours = sectors(coloured_by[:, :2])
+    size = 2 + 8 * min(1.0, 200 / len(colours))
+    for title, x in states.items():
+        for ax, points in zip(rows[title], x, strict=True):
+            ax.scatter(points[:, 0], points[:, 1], s=size, c=colours, alpha=0.7, linewidths=0, rasterized=True)
+            ax.set_xlim(centre[0] - half, centre[0] + half)
+            ax.set_ylim(centre[1] - half, centre[1] + half)
+            ax.set_box_aspect(1)
+    return figure
+
+
+def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
+    """The first channel of each signal, one below the other, on the same axes everywhere."""
+    figure, rows = _panels(states, columns, 1.5, note)
+    step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
+    for title, x in states.items():
+        for ax, traces in zip(rows[title], x[:, :, 0], strict=True):
+            for i, trace in enumerate(traces):
+                ax.plot(trace - i * step, color=COLOURS[i % len(COLOURS)], linewidth=0.8)
+    return figure

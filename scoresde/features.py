@@ -1,11 +1,13 @@
 """Features: what samples are compared by. An extractor turns events in data units into rows of numbers.
 
-| name | features |
-|---|---|
-| ``pixels`` | the values themselves, in model units, flattened |
-| ``classifier`` | the last hidden layer of a small classifier (:mod:`scoresde.classifier`) |
-| ``inception`` | the 2,048 features of the network that published Fréchet distances use (FID) |
-| ``module:function`` | your own: events ``(B, *event)`` in data units to ``(B, d)`` |
+===================  ============================================================================
+name                 features
+===================  ============================================================================
+``pixels``           the values themselves, in model units, flattened
+``classifier``       the last hidden layer of a small classifier (:mod:`scoresde.classifier`)
+``inception``        the 2,048 features of the network that published Fréchet distances use (FID)
+``module:function``  your own: events ``(B, *event)`` in data units to ``(B, d)``
+===================  ============================================================================
 
 A distance between features means nothing without the features. So every extractor has a *hash*, of what it is: of its
 weights, or for a function of the source file it is in (not of weights that it reads), together with options and the

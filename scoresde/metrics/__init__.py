@@ -4,20 +4,22 @@ Every metric takes samples first and the reference second, as tensors, computes 
 any table of pairs. A metric with an error returns a :class:`Measurement`; its error is that of a delete-a-block
 jackknife over both sets, whatever the metric.
 
-| function | compares | bias at finite N |
-|---|---|---|
-| :func:`frechet` | means and covariances | upwards, as 1/N |
-| :func:`kernel_distance` | moments to the third | none |
-| :func:`mmd` | everything at one length | none |
-| :func:`sliced` | every projection | upwards |
-| :func:`neighbourhoods` | supports: precision, recall, density, coverage | depends on N, M, k |
-| :func:`find_copies` | each sample with its nearest training row | none |
+=======================  ==============================================  ==================
+function                 compares                                        bias at finite N
+=======================  ==============================================  ==================
+:func:`frechet`          means and covariances                           upwards, as 1/N
+:func:`kernel_distance`  moments to the third                            none
+:func:`mmd`              everything at one length                        none
+:func:`sliced`           every projection                                upwards
+:func:`neighbourhoods`   supports: precision, recall, density, coverage  depends on N, M, k
+:func:`find_copies`      each sample with its nearest training row       none
+=======================  ==============================================  ==================
 """
 
 from __future__ import annotations
 
 from .copies import Copies, find_copies
-from .frechet import Moments, frechet, frechet_distance
+from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
 from .measurement import Measurement, jackknife
 from .neighbours import Neighbourhoods, neighbourhoods

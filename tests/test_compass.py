@@ -77,6 +77,7 @@ class Known(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.sde, self.t_min, self.t_max, self.coupled = run.model.sde, run.model.t_min, run.model.t_max, False
+        self.nodes = None
         self.exact, self.bend = known_mixture(load_data("8gaussians").info, run.model.sde), bend
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:

@@ -324,7 +324,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, reflow, sample, train"]),
+        ("trian", ["'trian'", "did you mean 'train'", "info, likelihood, list, plot, reflow, sample, train"]),
         ("train --stepps 4", ["--stepps", "--steps"]),
         ("sample --slover em", ["--slover", "--solver"]),
         ("train --sde vpp", ["'vpp'", "did you mean 'vp'", ", ".join(sorted(SDES)), "module:Name"]),

@@ -166,7 +166,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Uniform(TimeSampler):
-    """Uniform in t, as published for most SDEs."""
+    """Uniform in t, as published for most SDEs; stratified."""
 
     emphasis = False
 
@@ -175,7 +175,7 @@ class Uniform(TimeSampler):
 
 
 def independent() -> Uniform:
-    """The sampler :class:`Uniform` with independent draws."""
+    """Uniform in t, with independent draws: :class:`Uniform` without strata."""
     return Uniform(stratified=False)
 
 
@@ -272,7 +272,7 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class Importance(TimeSampler):
-    """The more draws, the more the loss weighs: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``; importance.
+    """The more draws, the more the loss weighs: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
 
     Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With ``likelihood``, ``w = g^2/sigma^2 = -l'``: uniform in
     the log-SNR l, and ``int w dt`` is its range. For other weightings the inverse of ``int w dt`` is tabulated.
@@ -357,7 +357,7 @@ class _Tabulated(Times):
 
 @dataclass(frozen=True)
 class LossSecondMoment(TimeSampler):
-    """The more draws, the larger the last losses: ``p(t) ~ sqrt(E L^2)``; importance.
+    """The more draws, the larger the last losses: ``p(t) ~ sqrt(E L^2)``.
 
     Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. t is uniform within bins, the cells of the SDE's default
     grid. Until every bin has its losses, all bins are equally likely.

@@ -126,7 +126,7 @@ class Weighting(ABC):
 
 @dataclass(frozen=True)
 class Native:
-    """Weight 1 on ``|F - target|^2``, shape of ``t``: plain regression of what the network outputs."""
+    """Plain regression of what the network outputs: weight 1 on ``|F - target|^2``, shape of ``t``."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -21,7 +21,7 @@ __all__ = ["list_names"]
 # Where a table is called otherwise on the command line.
 _CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
-OPTIONS = ("sdes", "solvers", "predictions", "networks")  # what takes options on the command line
+OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # those that take options
 _short = reprlib.Repr()  # so that a table of a thousand betas stays on its line
 
 

@@ -28,13 +28,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "schedules": ("scoresde plot schedule --sde vp,subvp,ve,cosine,edm,vdm,flow --out schedules.png",),
     "forward": ("scoresde plot forward --data digits --sde cosine --n 4 --out forward.png",),
     "forward-points": ("scoresde plot forward --data moons --sde vp --n 600 --steps 8 --out forward-points.png",),
-    "reverse": ("scoresde plot reverse runs/digits-vp --n 4 --frames 12 --out reverse.png",),
+    "reverse": ("scoresde plot reverse runs/digits-vp --n 4 --frames 17 --out reverse.png",),
     "reverse-points": ("scoresde plot reverse runs/8gaussians-vp --n 600 --no-gif --out reverse-points.png",),
     "score-field": ("scoresde plot score-field runs/8gaussians-vp --exact --out score-field.png",),
     "trajectories": ("scoresde plot trajectories runs/8gaussians-vp --n 500 --steps 150 --out trajectories.png",),
     "compass": ("scoresde plot compass runs/8gaussians-vp --n 500 --out compass.png",),
     "compass-digits": ("scoresde plot compass runs/digits-vp --n 64 --out compass-digits.png",),
-    "single-image": ("scoresde demo single-image --size 24 --steps 120 --frames 8 --out runs/lighthouse",),
+    "single-image": ("scoresde demo single-image --size 24 --steps 120 --frames 9 --out runs/lighthouse",),
 }
 
 

@@ -11,6 +11,7 @@ straight frame (:mod:`scoresde.sde`), in which as much happens early as late.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,8 +38,8 @@ from .times import Domain, make_times
 from .weighting import make_weighting
 
 __all__ = [
-    "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "paths", "projection", "schedule_of",
-    "shown", "size_note", "training_log_snr", "undo", "write_reverse",
+    "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "frames_between", "paths", "projection",
+    "schedule_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
 ]  # fmt: skip
 
 POINTS = 513  # on each curve of a schedule
@@ -177,15 +178,15 @@ class Undone:
 
 
 def undo(
-    run: Run, n: int, solver: Solver, columns: int, *, seed: int = 0, labels: int | None = None, guidance: float = 1.0
+    run: Run, n: int, solver: Solver, count: int, *, seed: int = 0, labels: int | None = None, guidance: float = 1.0
 ) -> Undone:
-    """Draw ``n`` samples and look at ``columns`` times, and ask the model for the data there."""
+    """Draw ``n`` samples, look at ``count`` times on their way, and ask the model for the data there."""
     samples = run.sample(n, solver, seed=seed, labels=labels, guidance=guidance, denoise=False, batch=n, record=True)
     model = run.conditioned(labels, guidance, n)
     trajectory = samples.solution.trajectory
     assert trajectory is not None
     low, high = sampling_interval(model)
-    t = even_times(model.sde, columns, high, low)
+    t = even_times(model.sde, count, high, low)
     states = trajectory.at(t)
     with torch.no_grad():
         x0 = torch.stack([model(x.to(run.device), s.to(run.device)).x0.cpu() for x, s in zip(states, t, strict=True)])
@@ -193,8 +194,19 @@ def undo(
     return Undone(t, shown(model.sde, run.info, states, t), guessed, float(samples.solution.nfe.double().mean()))
 
 
+def frames_between(columns: int, frames: int) -> int:
+    """The least number of times, ``frames`` or more, of which ``columns`` are equally far apart.
+
+    >>> frames_between(9, 40), frames_between(9, 2)
+    (41, 9)
+    """
+    return (columns - 1) * max(1, math.ceil((frames - 1) / (columns - 1))) + 1
+
+
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
     """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it; the files written.
+
+    The number of times is one of :func:`frames_between`.
 
     Raises:
         NumericalError: If a state is not finite.
@@ -203,7 +215,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
     _finite(found.x, found.x0)
     info, state, data = run.info, r"$x_t$", r"$\hat{x}_0(x_t, t)$"
-    some = torch.linspace(0, len(found.t) - 1, columns).round().long()
+    some = slice(None, None, (len(found.t) - 1) // (columns - 1))
     blocks = {f"the state {state}": found.x[some], f"the data that the model sees in it, {data}": found.x0[some]}
     figure = strips(
         blocks, column_labels(found.t[some]), info.kind, info.low, info.high,

@@ -1,19 +1,21 @@
-"""The pictures, the list and the demonstration on the command line."""
+"""The pictures and the demonstration on the command line."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import OWN, Shell
 
-from scoresde import load, tables
+from scoresde import load
 from scoresde.cli import cli
-from scoresde.cli.list import KINDS
 from scoresde.single_image import EXAMPLE, read_picture
 
 
@@ -39,36 +41,6 @@ def drawn(path: str) -> np.ndarray:
     pixels = np.asarray(Image.open(path).convert("RGB"))
     assert pixels.std() > 5
     return pixels
-
-
-# -------------------------------------------------------------------------------------------------------------- list
-
-
-def test_list_knows_every_table_and_every_name(shell: Shell) -> None:
-    names = shell.json("list")
-    assert set(names) == {*KINDS, "data"}
-    assert len(KINDS) == len(tables.__all__)
-    for kind, table in KINDS.items():
-        assert names[kind] == list(table)
-        assert shell(f"list {kind}").count("\n") >= len(table)
-    assert "couplings" not in names or names["couplings"]
-
-
-def test_list_says_what_a_name_stands_for_and_its_options(shell: Shell) -> None:
-    out = shell("list sdes")
-    assert "vp " in out and "Variance preserving" in out and "beta_min=0.1  beta_max=20.0" in out and "`" not in out
-    found = shell.json("list solvers")
-    entries = {entry["name"]: entry for entry in found["entries"]}  # type: ignore[attr-defined]
-    assert list(entries) == list(tables.SOLVERS)
-    assert entries["dpm++3m"]["options"]["steps"] == 20 and entries["dpm++3m"]["needs"] == []
-    assert all(entry["what"] for entry in entries.values())
-    networks = {entry["name"]: entry for entry in shell.json("list networks")["entries"]}  # type: ignore[attr-defined]
-    assert networks["mlp"]["needs"] == ["dims"] and networks["mlp"]["options"]["width"] == 128
-    assert "20,000 vectors of shape 2; its density is known" in shell("list data")
-
-
-def test_an_unknown_kind_lists_the_kinds(shell: Shell) -> None:
-    shell.refuses("list solver", 2, "'solver'", "did you mean 'solvers'", "weightings", "data")
 
 
 # -------------------------------------------------------------------------------------------------------------- plot
@@ -242,6 +214,31 @@ def test_bad_pictures(shell: Shell, name: str, words: list[str]) -> None:
     Image.new("RGB", (640, 16)).save("thin.png")
     shell.refuses(f"demo single-image {name} --size 32", 3, *words)
     assert not Path("runs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- gallery
+
+
+def test_the_commands_of_the_gallery_are_ones_and_the_page_shows_what_they_make() -> None:
+    """They run when the manual is built; here they are only parsed."""
+    docs = Path(__file__).parents[1] / "docs"
+    spec = importlib.util.spec_from_file_location("gallery", docs / "gallery.py")
+    assert spec is not None and spec.loader is not None
+    gallery = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    page = (docs / "gallery.md").read_text()
+    assert re.findall(r"{made-by} (.*)", page) and set(re.findall(r"{made-by} (.*)", page)) == set(gallery.COMMANDS)
+    made = set()
+    for line in (line for lines in gallery.COMMANDS.values() for line in lines):
+        program, *words = line.split()
+        command = cli
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        parsed = command.make_context(program, words).params
+        if command.name not in ("train", "single-image"):
+            made.add(str(parsed["out"]))
+    shown = set(re.findall(r"_gallery/([\w-]+\.png)", page))
+    assert shown == made
 
 
 def test_every_verb_of_the_groups_is_here() -> None:

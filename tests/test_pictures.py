@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoresde import VESDE, VPSDE, CosineSDE, FlowMatching, Noise, Shifted, load, load_data
+from scoresde import VESDE, VPSDE, CosineSDE, FlowMatching, Noise, Shifted, load, load_data, plot
 from scoresde.build import build
 from scoresde.errors import NumericalError
 from scoresde.pictures import (
@@ -15,6 +15,7 @@ from scoresde.pictures import (
     Undone,
     dissolve,
     even_times,
+    frames_between,
     paths,
     projection,
     schedule_of,
@@ -118,6 +119,22 @@ def test_reverse_asks_the_model_at_the_states_it_shows(trained: Path):
     torch.testing.assert_close(
         found.x0[2], run.info.transform.decode(run.model(x, found.t[2]).x0), rtol=0, atol=1e-9
     )
+
+
+def test_the_columns_of_a_strip_are_equally_far_apart(trained: Path, tmp_path: Path, monkeypatch):
+    run, seen = load(trained / "moons"), {}
+    monkeypatch.setattr(plot, "strips", lambda blocks, columns, *_, **__: seen.update(blocks) or plot.scatter(eye))
+    eye = torch.eye(2)
+    for columns, frames in ((4, 2), (4, 5), (3, 9)):
+        found = undo(run, 3, build("heun", SOLVERS, steps=2), frames_between(columns, frames))
+        assert len(found.t) >= max(frames, columns)
+        seen.clear()
+        write_reverse(run, found, tmp_path / "r.png", columns, gif=False)
+        times = found.t[:: (len(found.t) - 1) // (columns - 1)]
+        assert len(times) == columns and times[-1] == found.t[-1]
+        gaps = torch.diff(run.model.sde.ratio(times))
+        torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=1e-9)
+        assert all(len(states) == columns for states in seen.values()) and len(seen) == 2
 
 
 def test_both_kinds_of_path_leave_from_the_same_noise(trained: Path):

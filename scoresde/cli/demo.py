@@ -28,7 +28,7 @@ def demo() -> None:
 @click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: enough for 64 pixels]")
 @sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
 @click.option("--columns", type=click.IntRange(2), default=9, show_default=True, help="Noise levels in the strip.")
-@click.option("--frames", type=click.IntRange(2), default=40, show_default=True, help="Frames of the GIF.")
+@click.option("--frames", type=click.IntRange(2), default=33, show_default=True, help="Frames of the GIF, at least.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/single-image]")
 @common_options
 def single_image(
@@ -42,7 +42,7 @@ def single_image(
     from ..build import build
     from ..checkpoint import make_run_folder
     from ..data import load_data
-    from ..pictures import undo, write_reverse
+    from ..pictures import frames_between, undo, write_reverse
     from ..single_image import EXAMPLE, picture_config, read_picture, save_picture
     from ..train import fit
 
@@ -56,7 +56,7 @@ def single_image(
     run = fit(config, data=data, out=folder, device=chosen, dtype=dtype_of(dtype), quiet=quiet)
     seconds = time.monotonic() - began
     say(quiet, "drawing a sample, and the picture that the network sees in it on the way")
-    found = undo(run, 1, build("heun", SOLVERS, "solver"), max(columns, frames), seed=seed)
+    found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=seed)
     files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
     error = float((found.x0[-1, 0] - data.test[0].double()).square().mean().sqrt())
     facts = {

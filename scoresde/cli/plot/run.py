@@ -31,7 +31,7 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 @click.option("--steps", type=click.IntRange(1), help="Steps of a fixed-step solver.")
 @click.option("--n", type=click.IntRange(1), help="Number of samples.  [default: 4, or 1000 points]")
 @click.option("--columns", type=click.IntRange(2), default=9, show_default=True, help="Times in the picture.")
-@click.option("--frames", type=click.IntRange(2), default=32, show_default=True, help="Frames of the GIF.")
+@click.option("--frames", type=click.IntRange(2), default=33, show_default=True, help="Frames of the GIF, at least.")
 @click.option("--gif/--no-gif", default=True, show_default=True, help="Write a GIF beside the picture.")
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
@@ -50,11 +50,12 @@ def reverse(
     loaded = load_run(run, sde, device, threads, dtype)
     file = target(out, _plots(loaded) / "reverse.png")
     number = None if label is None else label_number(loaded, label)
-    from ...pictures import undo, write_reverse
+    from ...pictures import frames_between, undo, write_reverse
 
     count = n or (1000 if loaded.info.kind == "vector" else 4)
     say(quiet, f"sampling {count} with {solver} from {loaded.folder} (step {loaded.step:,})")
-    found = undo(loaded, count, built, max(frames if gif else 0, columns), seed=seed, labels=number, guidance=guidance)
+    times = frames_between(columns, frames if gif else columns)
+    found = undo(loaded, count, built, times, seed=seed, labels=number, guidance=guidance)
     files = written(file, lambda: write_reverse(loaded, found, file, columns, gif))
     facts = {
         "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": seed, "label": label,
@@ -96,7 +97,8 @@ def score_field(
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}
     log_snr = loaded.model.sde.log_snr(t).tolist()
-    labels = [f"t = {a:.3g},  log-SNR {b:.1f}" for a, b in zip(t.tolist(), log_snr, strict=True)]
+    # Adding 0 makes a 0 of -0.
+    labels = [f"t = {a:.3g},  log-SNR {round(b, 1) + 0:g}" for a, b in zip(t.tolist(), log_snr, strict=True)]
     figure = score_fields(
         found.x, found.y, {"learned": found.learned, **known}, labels, found.density,
         found.points if found.density is None else None,

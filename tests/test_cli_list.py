@@ -1,0 +1,44 @@
+"""``scoresde list`` says what the names stand for, and forgets none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_cli import Shell
+
+from scoresde import tables
+from scoresde.cli.list import KINDS
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+def test_list_knows_every_table_and_every_name(shell: Shell) -> None:
+    names = shell.json("list")
+    assert set(names) == {*KINDS, "data"}
+    assert len(KINDS) == len(tables.__all__)
+    for kind, table in KINDS.items():
+        assert names[kind] == list(table)
+        assert shell(f"list {kind}").count("\n") >= len(table)
+
+
+def test_list_says_what_a_name_stands_for_and_its_options(shell: Shell) -> None:
+    out = shell("list sdes")
+    assert "vp " in out and "Variance preserving" in out and "beta_min=0.1  beta_max=20.0" in out and "`" not in out
+    found = shell.json("list solvers")
+    entries = {entry["name"]: entry for entry in found["entries"]}  # type: ignore[attr-defined]
+    assert list(entries) == list(tables.SOLVERS)
+    assert entries["dpm++3m"]["options"]["steps"] == 20 and entries["dpm++3m"]["needs"] == []
+    assert all(entry["what"] for entry in entries.values())
+    networks = {entry["name"]: entry for entry in shell.json("list networks")["entries"]}  # type: ignore[attr-defined]
+    assert networks["mlp"]["needs"] == ["dims"] and networks["mlp"]["options"]["width"] == 128
+    assert "20,000 vectors of shape 2; its density is known" in shell("list data")
+
+
+def test_an_unknown_kind_lists_the_kinds(shell: Shell) -> None:
+    shell.refuses("list solver", 2, "'solver'", "did you mean 'solvers'", "weightings", "data")

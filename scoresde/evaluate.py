@@ -30,6 +30,7 @@ from .data import DataInfo, Dataset
 from .errors import UsageError
 from .features import Extractor, Reference, read_features
 from .metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
+from .metrics.copies import HELD_OUT
 from .tables import METRICS
 
 __all__ = [
@@ -113,7 +114,8 @@ def evaluate(
         metrics: By name (see :func:`metrics_by_name`).
         against: The split to compare with, ``"test"`` or ``"train"``; the floor comes from the other.
         reference: Statistics to compare with instead.
-        copies: The features in which copies are looked for; without them there is no such check.
+        copies: The features in which copies are looked for; without them, or with too few held-out rows (of which it
+            warns), there is no such check.
         limit: The most rows of the reference, drawn at random; 0 takes all.
         seed: Of the choice of rows.
         on_metric: Called with each row of the result.
@@ -132,6 +134,13 @@ def evaluate(
     rows = compare(
         extractor(x), reference, metrics, real=extractor(real) if len(real) > 1 else None, on_metric=on_metric
     )
+    if copies is not None and len(data.test) < HELD_OUT:
+        warnings.warn(
+            f"no check for copies: it needs {HELD_OUT} held-out rows, and {data.info.name} has {len(data.test)}; "
+            "hold out more when training (--set test_fraction=0.2)",
+            stacklevel=2,
+        )
+        copies = None
     found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
     by = None if copies is None else (copies.name, copies.hash)
     return Evaluation(rows, found, reference, len(x), len(real), by)

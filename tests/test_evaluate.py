@@ -118,6 +118,13 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
     assert clean.copies.closer.value == 0.5 and "none of the samples" in table(clean)
 
 
+def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
+    by, few = pixels(small.info), replace(small, test=small.test[:19])
+    with pytest.warns(UserWarning, match="no check for copies: it needs 20 held-out rows, and digits has 19"):
+        found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
+    assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in table(found)
+
+
 def test_the_table_states_numbers_and_features(small: Dataset) -> None:
     by = pixels(small.info)
     text = table(evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by))

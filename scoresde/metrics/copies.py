@@ -49,7 +49,9 @@ from ..errors import UsageError
 from .measurement import Measurement, jackknife
 from .rows import as_rows, nearest
 
-__all__ = ["Copies", "find_copies"]
+__all__ = ["HELD_OUT", "Copies", "find_copies"]
+
+HELD_OUT = 20  # rows at least, to say how near new data come
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     Args:
         x: Samples, shape ``(N, *event)``: pixels, or features of them.
         train: What the model was trained on, ``(T, *event)``.
-        held_out: Data of the same kind that it was not trained on, ``(m, *event)``; 20 rows at least.
+        held_out: Data of the same kind that it was not trained on, ``(m, *event)``; :data:`HELD_OUT` rows at least.
         k: The neighbour of a training row that gives its scale.
         level: The chance of a flag if all samples are new.
 
@@ -110,10 +112,10 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     shapes = {tuple(z.shape[1:]) for z in (x, train, held_out)}
     if len(shapes) > 1:
         raise UsageError(f"samples, training and held-out rows have one shape: got {', '.join(map(str, shapes))}")
-    if len(held_out) < 20 or len(train) <= k:
+    if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
-            f"{len(held_out)} held-out and {len(train)} training rows: copies are judged by at least 20 held-out rows "
-            f"and {k} neighbours of a training row; hold out more (--set test_fraction=0.2 when training)"
+            f"{len(held_out)} held-out and {len(train)} training rows: copies are judged by at least {HELD_OUT} "
+            f"held-out rows and {k} neighbours of a training row; hold out more (--set test_fraction=0.2 when training)"
         )
     rows = as_rows(train, "train", x.device)
     distance, index, ratio, own = _ratios(as_rows(x, "x"), rows, k)

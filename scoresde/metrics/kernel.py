@@ -14,7 +14,7 @@ by default the median distance between rows of the two sets together.
 KID is often published as the mean over subsets of 1,000 rows. All pairs at once have the same expectation and less
 variance, so that is what is computed. Its error comes from blocks: with the kernel summed over pairs of blocks,
 deleting block b means to leave out row and column b of three B x B tables, and the jackknife costs nothing. Between
-equal distributions, where the estimate is degenerate, the error is too large by at most sqrt(2) (Arvesen 1969).
+equal distributions, where the estimate is degenerate, the error is too large by about sqrt(2).
 
 References:
     Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).

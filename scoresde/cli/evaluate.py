@@ -43,7 +43,7 @@ ALL = ",".join((*METRICS, "copies"))
 @click.option("--features", default="auto", show_default=True,
               help="pixels, classifier[:FOLDER], inception[:FILE], module:function, an .npz of features.")  # fmt: skip
 @click.option("--metrics", default=ALL, show_default=True, help="Any of these, or module:function.")
-@click.option("--n", type=click.IntRange(2), default=1000, show_default=True, help="Number of samples to draw.")
+@click.option("--n", type=click.IntRange(2), default=500, show_default=True, help="Number of samples to draw.")
 @click.option("--solver", help=f"{', '.join(SOLVERS)}, or module:Class.  [default: multistep, with 30 steps]")
 @click.option("--steps", type=click.IntRange(1), help="Steps of a fixed-step solver.")
 @click.option("--rtol", type=click.FloatRange(0, min_open=True), help="Tolerance of an adaptive solver.")

@@ -7,6 +7,7 @@ Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device"]
+__all__ = [
+    "add_scaled", "as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
+]  # fmt: skip
 
 
 def expand(a: Tensor, x: Tensor) -> Tensor:
@@ -59,6 +62,14 @@ def as_time(t: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(t, Tensor):
         return t.to(x.device)
     return torch.tensor(t, dtype=time_dtype(x.device), device=x.device)
+
+
+def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """``x + sum_j factors_j values_j``, over as many as there are of both; shapes as of ``x``."""
+    for factor, value in zip(factors, values, strict=False):
+        if factor:
+            x = torch.add(x, value, alpha=factor)
+    return x
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:

@@ -271,6 +271,14 @@ def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
     assert "draws noise" in shell.err
 
 
+def test_torchsde_is_an_engine_too(shell: Shell, moons: str) -> None:
+    a, b = (shell.json(f"sample {moons} --n 2 --steps 4 {which} --method euler") for which in (
+        "--engine torchsde", "--solver torchsde"))  # fmt: skip
+    assert a["solver"] == b["solver"] == "torchsde" and a["options"] == b["options"]
+    shell(f"sample {moons} --solver em --engine torchsde", code=2)
+    assert "leave --solver em out" in shell.err
+
+
 def test_python_m_and_version(shell: Shell) -> None:
     from scoresde import __version__
 

@@ -165,3 +165,10 @@ def test_it_encodes(name):
     solver = EDMHeun(150, grid="logsnr")
     z = solver(model, x, t0=low, t1=high).x
     assert float((solver(model, z, t0=high, t1=low).x - x).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("option", [{"s_min": 0.1}, {"s_max": 10.0}, {"s_noise": 1.003}])
+def test_options_of_the_churn_need_churn(option):
+    EDMHeun(4, churn=10.0, **option)
+    with pytest.raises(UsageError, match="no churn for it"):
+        EDMHeun(4, **option)

@@ -36,7 +36,7 @@ __all__ = ["sample"]
 @click.option("--churn", type=click.FloatRange(0), help="Noise that the solver edm puts in on its way.")
 @click.option("--order", help="Order of a multistep solver; of pc: pc or cp.")
 @click.option("--grid", help=f"Time grid: auto, {', '.join(GRIDS)}, or the times: 1,0.5,0.1,0.001.")
-@click.option("--engine", help="Integrator of the solver ode: own, torchdiffeq, scipy.")
+@click.option("--engine", help="Integrator: own, torchdiffeq, scipy (solver ode); torchsde.")
 @click.option("--method", help="Method of the engine, such as dopri5, bosh3, dopri8, RK45; or of torchsde.")
 @click.option("--set", "assignments", multiple=True, metavar="solver.NAME=VALUE", help="Any other solver option.")
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
@@ -59,6 +59,11 @@ def sample(
     device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
+    if engine == "torchsde":
+        chosen = click.get_current_context().get_parameter_source("solver") is click.core.ParameterSource.COMMANDLINE
+        if chosen and solver != "torchsde":
+            raise UsageError(f"--engine torchsde solves the reverse SDE itself; leave --solver {solver} out")
+        solver, engine = "torchsde", None
     typed: dict[str, Any] = {
         "steps": steps, "rtol": rtol, "atol": rtol if atol is None else atol, "snr": snr, "eta": eta,
         "churn": churn, "order": None if order is None else parse_value(order), "grid": grid, "engine": engine,

@@ -55,6 +55,9 @@ class EDMHeun(FixedStep):
         super().__post_init__()
         if not self.churn >= 0 or not self.s_noise > 0:
             raise UsageError(f"churn is {self.churn} and s_noise {self.s_noise}; take churn >= 0 and s_noise > 0")
+        for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"{name} is {getattr(self, name)}, but there is no churn for it; give churn, say 40")
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
@@ -81,7 +84,7 @@ class EDMHeun(FixedStep):
             (alpha, sigma), (alpha_s, sigma_s) = path[i], path[i + 1]
             if not (math.isfinite(log_ratio(alpha, sigma)) and math.isfinite(log_ratio(alpha_s, sigma_s))):
                 estimate = model(x, times[i])
-                return torch.add(alpha_s * estimate.x0, estimate.eps, alpha=sigma_s)
+                return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
             y, s, end, t = x / alpha, sigma / alpha, sigma_s / alpha_s, times[i]
             if most > 0 and self.s_min <= s <= self.s_max:
                 hat = min(s * (1 + most), highest)

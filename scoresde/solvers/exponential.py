@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -63,6 +63,7 @@ from ..errors import UsageError
 from ..estimate import Denoiser, Estimate
 from ..noise import Noise
 from ..sde import SDE
+from ..shapes import add_scaled
 from .base import FixedStep
 from .level import Level, check_level, ratios
 
@@ -290,22 +291,21 @@ class _Exponential(FixedStep):
             q = variable.q(estimate, *path[i])
             if before is not None:
                 start, old, z_old = before
-                x = _add(plan[i - 1].keep * start, (*plan[i - 1].again, plan[i - 1].spread), (q, *old), z_old)
+                x = _add(plan[i - 1].keep * start, plan[i - 1].again, (q, *old), plan[i - 1].spread, z_old)
             if step.jump:
                 values, before = [], None
-                return _add(step.keep * estimate.eps, (*step.weights, step.spread), (estimate.x0,), z)
+                return _add(step.keep * estimate.eps, step.weights, (estimate.x0,), step.spread, z)
             values = [q, *values][:order]
             before = (x, values, z) if correct else None
-            return _add(step.keep * x, (*step.weights, step.spread), values, z)
+            return _add(step.keep * x, step.weights, values, step.spread, z)
 
         return advance
 
 
-def _add(x: Tensor, factors: tuple[float, ...], values: list[Tensor] | tuple[Tensor, ...], z: Tensor | None) -> Tensor:
-    """``x + sum_j factors_j values_j``, and the last factor times ``z``."""
-    for factor, value in zip(factors[:-1], values, strict=False):
-        x = torch.add(x, value, alpha=factor)
-    return x if z is None else torch.add(x, z, alpha=factors[-1])
+def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread: float, z: Tensor | None) -> Tensor:
+    """``x + sum_j weights_j values_j + spread z``."""
+    x = add_scaled(x, weights, values)
+    return x if z is None else torch.add(x, z, alpha=spread)
 
 
 @dataclass(frozen=True)

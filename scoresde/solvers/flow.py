@@ -26,7 +26,7 @@ from ..estimate import Denoiser
 from ..noise import Noise
 from ..ode import TABLEAUS, integrate
 from ..sde import SDE
-from ..shapes import expand, time_dtype
+from ..shapes import add_scaled, expand, time_dtype
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .engines import ENGINES
 from .trajectory import Step
@@ -205,25 +205,18 @@ class RungeKutta(FixedStep):
         clock, scale = frame.clock(sde, times), frame.scale(sde, times)
         if not bool(torch.isfinite(clock).all()):
             raise UsageError("the frame 've' has no clock where alpha = 0, at the start of this path; take 'straight'")
+        sizes = torch.diff(clock).tolist()
 
         def advance(i: int, x: Tensor) -> Tensor:
             # k_j = f(y + h sum_l a_jl k_l, c + c_j h),   y <- y + h sum_j b_j k_j
-            y, h = x / expand(scale[i], x), clock[i + 1] - clock[i]
+            y, h = x / expand(scale[i], x), sizes[i]
             k: list[Tensor] = []
             for c, row in zip(nodes, rows, strict=True):
                 t = times[i + int(c)] if c in (0, 1) else frame.time(sde, clock[i] + c * h)
-                k.append(frame.slope(model, _add(y, h, row, k), t))
-            return expand(scale[i + 1], x) * _add(y, h, weights, k)
+                k.append(frame.slope(model, add_scaled(y, [h * a for a in row], k), t))
+            return expand(scale[i + 1], x) * add_scaled(y, [h * b for b in weights], k)
 
         return advance
-
-
-def _add(y: Tensor, h: Tensor, weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
-    """``y + h sum_j weights_j k_j``."""
-    for weight, stage in zip(weights, k, strict=False):
-        if weight:
-            y = y + expand(h * weight, y) * stage
-    return y
 
 
 def euler(steps: int = 100, frame: str = "t", grid: str = "auto") -> RungeKutta:

@@ -48,8 +48,9 @@ from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
 from ..sde import SDE, VESDE, VPSDE, SubVPSDE
-from ..shapes import expand, flat, time_dtype
+from ..shapes import expand, time_dtype
 from .base import Solution, Solver, Watch, fixed_solution
+from .langevin import check_corrector, langevin_step, norm_ratio
 from .trajectory import Step
 
 __all__ = ["Levels", "Original", "discretise", "level_index", "predictor_weights"]
@@ -157,10 +158,6 @@ class Original(Solver):
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise UsageError(f"steps is {self.steps}; the original's times from T to eps are at least 2 (1000, say)")
-        if not self.snr > 0 or self.corrections < 0:
-            raise UsageError(
-                f"snr is {self.snr} and corrections {self.corrections}; take snr > 0 (0.16, say) and corrections >= 0"
-            )
         for name, value, known in (
             ("predictor", self.predictor, PREDICTORS),
             ("corrector", self.corrector, CORRECTORS),
@@ -172,8 +169,7 @@ class Original(Solver):
                 "the original has no probability flow of the predictor ancestral; take the predictor "
                 "reverse-diffusion, or --solver ddim"
             )
-        if not self.evaluations:
-            raise UsageError("predictor and corrector are both none: nothing would move; take one of them")
+        check_corrector(self.snr, self.corrections, self.evaluations)
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
@@ -240,9 +236,8 @@ class Original(Solver):
             x, score, z: Shape ``(B, *event)``.
             sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of its level, shape ``()``.
         """
-        size = sigma if self.corrector == "ald" else flat(z).norm(dim=1).mean() / flat(score).norm(dim=1).mean()
-        e = 2 * alpha * (self.snr * size).square()
-        return x + expand(e, x) * score + expand(torch.sqrt(2 * e), x) * z
+        size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
+        return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
         """``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector that would ask."""

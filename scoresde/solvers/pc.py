@@ -33,15 +33,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from ..build import closest, resolve
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
-from ..shapes import expand, flat
 from .base import FixedStep
+from .langevin import check_corrector, langevin_step, norm_ratio
 from .stochastic import ancestral_step, ddim_step, euler_step, forward_step, reverse_diffusion_step
 
 __all__ = ["PREDICTORS", "PredictorCorrector", "annealed_langevin", "reverse_diffusion"]
@@ -89,10 +88,6 @@ class PredictorCorrector(FixedStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.snr > 0 or self.corrections < 0:
-            raise UsageError(
-                f"snr is {self.snr} and corrections {self.corrections}; take snr > 0 (0.16, say) and corrections >= 0"
-            )
         for name, value, known in (
             ("corrector", self.corrector, CORRECTORS),
             ("norm", self.norm, ("sample", "batch")),
@@ -103,8 +98,7 @@ class PredictorCorrector(FixedStep):
         if self.start and self.order == "cp":
             raise UsageError("start corrects before the first step, which the order cp does anyway; leave it out")
         self._predictor()
-        if not self.evaluations:
-            raise UsageError("predictor and corrector are both none: nothing would move; take one of them")
+        check_corrector(self.snr, self.corrections, self.evaluations)
 
     def _predictor(self) -> Predictor:
         if callable(self.predictor):
@@ -156,13 +150,9 @@ class PredictorCorrector(FixedStep):
             return x  # nothing is spread there, and there is no score
         a, _ = forward_step(model.sde, t, s)
         score = model(x, at).score
-        if self.corrector == "annealed":
-            size = model.sde.coefficients(at)[1]
-        else:
-            top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
-            size = top.mean() / bottom.mean() if self.norm == "batch" else top / bottom
-        e = 2 * a.square() * (self.snr * size).square()
-        return x + expand(e, x) * score + expand(torch.sqrt(2 * e), x) * z
+        annealed = self.corrector == "annealed"
+        size = model.sde.coefficients(at)[1] if annealed else norm_ratio(z, score, self.norm)
+        return langevin_step(x, score, z, a.square(), self.snr, size)
 
 
 def reverse_diffusion(steps: int = 500, grid: str = "auto") -> PredictorCorrector:

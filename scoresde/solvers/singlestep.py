@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
+from ..shapes import add_scaled
 from .base import FixedStep
 from .exponential import RULES, VARIABLES, weights
 
@@ -75,7 +76,7 @@ class Singlestep(FixedStep):
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
             if not (math.isfinite(start) and math.isfinite(end)):
-                return torch.add(there[0] * estimate.x0, estimate.eps, alpha=there[1])
+                return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
             first = variable.q(estimate, *here)
             values, nodes = [first], [start]
             for fraction in _FRACTIONS[self.order]:
@@ -97,10 +98,7 @@ class Singlestep(FixedStep):
             norm = variable.norm(*there)
             span = variable.clock(*there) - variable.clock(*here)
             found = weights(variable.slope, span, nodes, (variable.node(*here), variable.node(*there)), rule)
-            x = norm / variable.norm(*here) * x
-            for w, q in zip(found, values, strict=False):
-                x = torch.add(x, q, alpha=norm * w)
-            return x
+            return add_scaled(norm / variable.norm(*here) * x, [norm * w for w in found], values)
 
         return advance
 

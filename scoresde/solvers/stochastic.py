@@ -83,9 +83,9 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
 def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None, eta: float) -> Tensor:
     """The DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
     estimate = model(x, t)
-    alpha, sigma = model.sde.coefficients(s)
     if z is None:
-        return expand(alpha, x) * estimate.x0 + expand(sigma, x) * estimate.eps
+        return model.sde.perturb(estimate.x0, s, estimate.eps)
+    alpha, sigma = model.sde.coefficients(s)
     _, variance = forward_step(model.sde, t, s)
     n = eta * variance.sqrt() * sigma / model.sde.coefficients(t)[1]
     kept = (sigma.square() - n.square()).clamp(min=0).sqrt()

@@ -160,7 +160,7 @@ def bench(
     solvers: Mapping[str, Solver],
     nfe: Sequence[int] = (5, 10, 20, 50),
     *,
-    n: int = 256,
+    n: int = 128,
     seed: int = 0,
     data: Dataset | None = None,
     label: int | None = None,

@@ -428,4 +428,4 @@ def test_usage_errors(shell: Shell, line: str, code: int, words: list[str]) -> N
 def test_the_defaults_are_solvers() -> None:
     options = {p.name: p.default for p in cli.commands["bench"].params}
     assert len(solvers_by_name(options["solvers"].split(","))) == 8
-    assert options["nfe"] == "5,10,20,50" and options["n"] == 256
+    assert options["nfe"] == "5,10,20,50" and options["n"] == 128

@@ -24,7 +24,7 @@ __all__ = ["bench"]
 @click.option("--solvers", default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde", show_default=True,
               help=f"{', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
 @click.option("--nfe", default="5,10,20,50", show_default=True, help="Evaluations of the fixed-step solvers.")
-@click.option("--n", type=click.IntRange(2), default=256, show_default=True, help="Number of samples.")
+@click.option("--n", type=click.IntRange(2), default=128, show_default=True, help="Number of samples.")
 @click.option("--grid", help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")
 @click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")

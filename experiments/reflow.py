@@ -1,10 +1,11 @@
 """Reflow: how few Euler steps a rectified flow needs.
 
-    python experiments/reflow.py              # about ten minutes on one CPU core
+    python experiments/reflow.py              # about five minutes on one CPU core
 
-A checkerboard in the plane, the straight path. A flow is trained, 100,000 pairs are drawn from it, and it is trained
-further on them; then once more, on pairs of the second flow. For each: the sliced W2 distance of 50,000 samples to
-50,000 fresh points, by the number of Euler steps, and how straight the paths are (0: straight).
+A checkerboard in the plane, the straight path. A flow is trained, 40,000 pairs are drawn from it, and it is trained
+further on them. For each: the sliced W2 distance of 20,000 samples to as many fresh points, by the number of Euler
+steps, and how straight the paths are (0: straight). Above the table the distance of two sets of real points, below
+which no sample comes; below it how many times nearer the last flow is than the first.
 
 Expected: see docs/results.md. Goal: at 2 and at 4 steps at least three times nearer to the data than before.
 """
@@ -27,11 +28,11 @@ STEPS = (1, 2, 4, 8, 50)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="checkerboard")
-    parser.add_argument("--steps", type=int, default=5_000, help="training steps of the first flow")
-    parser.add_argument("--further", type=int, default=5_000, help="training steps of each further one")
-    parser.add_argument("--pairs", type=int, default=100_000)
-    parser.add_argument("--n", type=int, default=50_000, help="samples to compare")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4_000, help="training steps of the first flow")
+    parser.add_argument("--further", type=int, default=4_000, help="training steps of each further one")
+    parser.add_argument("--pairs", type=int, default=40_000)
+    parser.add_argument("--n", type=int, default=20_000, help="samples to compare")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,21 +43,23 @@ def main() -> None:
     heads = " | ".join(f"{n} step{'s' if n > 1 else ''}" for n in STEPS)
     print(f"| flow | {heads} | squared speed across the way | seconds |\n|---|{'---|' * (len(STEPS) + 2)}", flush=True)
 
-    def row(name: str, run: Run, seconds: float) -> None:
+    def row(name: str, run: Run, seconds: float) -> list[float]:
         found = [
             sliced_wasserstein(run.sample(args.n, euler(n), denoise=False, seed=7, batch=5_000).x, real) for n in STEPS
         ]
         bent = straightness(run.model, Noise.of(2_000, 7), (2,))
         print(f"| {name} | {' | '.join(f'{d:.4f}' for d in found)} | {bent:.3f} | {seconds:.0f} |", flush=True)
+        return found
 
     began = time.monotonic()
-    config = TrainConfig(data=args.data, sde="flow", steps=args.steps, batch=1024, seed=args.seed)
+    config = TrainConfig(data=args.data, sde="flow", steps=args.steps, seed=args.seed)
     run = fit(config, data=data, save=False, quiet=True)
-    row("first", run, time.monotonic() - began)
+    before = row("first", run, time.monotonic() - began)
     for i in range(args.rounds):
         began = time.monotonic()
         run = reflow(run, pairs=args.pairs, steps=args.further, seed=i + 1, data=data, save=False, quiet=True)
-        row(f"{'once' if i == 0 else 'twice'} rectified", run, time.monotonic() - began)
+        after = row(f"{'once' if i == 0 else 'twice'} rectified", run, time.monotonic() - began)
+    print("times nearer:", ", ".join(f"{a / b:.1f} at {n}" for n, a, b in zip(STEPS, before, after, strict=True)))
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
     save_figure(file, figure)
     if not gif:
         return [file]
-    titles = [(f"{state},  t = {t:.2f}", data) for t in found.t.tolist()]
+    titles = [(f"{state},  {label}", data) for label in column_labels(found.t)]
     moving = file.with_suffix(".gif")
     save_gif(moving, animate_pair(found.x, found.x0, titles, info.kind, info.low, info.high))
     return [file, moving]

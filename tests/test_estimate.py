@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 
-from scoresde import EDM, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
+from scoresde import EDM, VESDE, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
 from scoresde.loss import denoising_loss
 from scoresde.shapes import expand
 
@@ -56,6 +58,20 @@ def test_edm_target_is_the_published_preconditioning():
     assert torch.allclose(expand(a, x) * x0 + expand(b, x) * eps, f, rtol=1e-10, atol=1e-12)
     assert torch.allclose(p.input_scale(sde, t), 1 / torch.sqrt(sigma**2 + s**2), rtol=1e-12)
     assert torch.allclose(p.label(sde, t), sigma.log() / 4, rtol=1e-12, atol=1e-14)
+
+
+def test_the_label_ends_where_training_still_draws():
+    # A step from alpha = 0 must not ask at a label of its own: of 1,000 uniform times two or three share it.
+    sde = FlowMatching()
+    t = torch.linspace(0, 1, 1_001, dtype=F64)[1:]
+    label = Velocity().label(sde, t)
+    assert float(label[-1]) == 1.5 and 2 <= int((label == label[-1]).sum()) <= 3
+    within = torch.logit(t) < 6  # sigma = e^6 alpha
+    torch.testing.assert_close(label[within], torch.logit(t)[within] / 4, rtol=1e-12, atol=1e-14)
+    # The published exploding and preserving paths end before.
+    for other, end in ((VPSDE(), 0.25 * math.log(math.expm1(10.05) ** 0.5)), (VESDE(), math.log(50) / 4)):
+        label = Velocity().label(other, torch.tensor([other.t_max], dtype=F64))
+        torch.testing.assert_close(float(label), end, rtol=1e-6, atol=0)
 
 
 def test_edm_target_has_unit_variance_for_data_of_its_std():

@@ -137,6 +137,15 @@ def test_the_columns_of_a_strip_are_equally_far_apart(trained: Path, tmp_path: P
         assert all(len(states) == columns for states in seen.values()) and len(seen) == 2
 
 
+def test_the_last_frame_does_not_claim_to_be_at_zero(trained: Path, tmp_path: Path, monkeypatch):
+    run, seen = load(trained / "moons"), []
+    animate = plot.animate_pair
+    monkeypatch.setattr(plot, "animate_pair", lambda x, y, names, *of: seen.extend(names) or animate(x, y, names, *of))
+    write_reverse(run, undo(run, 3, build("heun", SOLVERS, steps=2), 3), tmp_path / "r.png", 3)
+    assert [state for state, _ in seen][::2] == ["$x_t$,  t = 1.00", "$x_t$,  t = 0.001"]
+    assert (tmp_path / "r.gif").exists()
+
+
 def test_both_kinds_of_path_leave_from_the_same_noise(trained: Path):
     run = load(trained / "moons", dtype=torch.float64)
     axis, what = projection(run, load_data("moons").train)

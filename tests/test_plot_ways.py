@@ -203,6 +203,9 @@ def test_a_pair_moves_side_by_side(rng, kind, shape):
     pictures = plot.animate_pair(left, right, [("a", "b")] * 3, kind, -1, 1)
     assert len({p.shape for p in pictures}) == 1 and pictures[0].dtype == np.uint8
     assert (pictures[0] != pictures[1]).any()
+    # A title with a hat stands whole within the frame.
+    hat = plot.animate_pair(left, right, [(r"$x_t$", r"$\hat{x}_0(x_t, t)$")] * 3, kind, -1, 1)
+    assert (hat[0][:2] == 255).all() and (hat[0] != pictures[0]).any()
     # Each half shows its own: with the same right side, only the left half moves.
     still = plot.animate_pair(left, right[:1].repeat(3, 0), [("a", "b")] * 3, kind, -1, 1)
     half = still[0].shape[1] // 2 + 20

@@ -89,7 +89,8 @@ def animate_pair(
         colours = sectors(last)
     pictures = []
     for k, names in enumerate(titles):
-        figure = new_figure(6.6, height + 0.35)
+        figure = new_figure(6.6, height + 0.45)
+        figure.set_layout_engine("constrained", h_pad=0.09)  # a hat stands above the height that a title is given
         for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
             tidy(ax)
             if kind == "image":

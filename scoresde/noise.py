@@ -211,9 +211,13 @@ class Noise:
         return (words.double() / 2**24).reshape(-1, *shape).to(dtype)
 
     def rademacher(
-        self, shape: tuple[int, ...], step: int = 0, stream: str = "probe", dtype: torch.dtype = torch.float32
+        self,
+        shape: tuple[int, ...],
+        step: int | Tensor = 0,
+        stream: str = "probe",
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent signs, -1 or 1, shape ``(B, *shape)``."""
+        """Independent signs, -1 or 1, shape ``(B, *shape)``; ``step`` is one for all or int64 ``(B,)``."""
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size]
         return (1 - 2 * (words & 1)).reshape(-1, *shape).to(dtype)

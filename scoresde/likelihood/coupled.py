@@ -1,0 +1,140 @@
+"""The path and the log-determinant solved as one system.
+
+The state is  (y, log-det / D of each probe, int power).  Adaptive: besides y, the log-determinant is held to the
+tolerance if it is exact, so that ``rtol`` means nats per dimension; left out of the error norm it is off by fourteen
+times as much. The estimate of a few probes is no smooth function to control steps by. In its place stands the
+integrated power (:mod:`scoresde.likelihood.frame`), in nats per dimension as well: the steps do not depend on the
+probes, and given the steps the estimate is unbiased.
+
+A probe is the same through a step (but for the step's first stage, which is the last one of the step before) and new
+for the next. The errors of the probes then average out along the path: on the digits' network the standard deviation
+of one probe falls from 0.13 to 0.05 bits/dim at the price of nothing. With ``redraw=False`` it is the same for the
+whole solve, as FFJORD has it.
+
+Why as one system: at equal steps the figure is several times closer to the converged one than along a path that is
+solved on its own (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of the log-determinant come from
+the same stages and partly cancel.
+
+Fixed steps: Euler, Heun or the classical Runge-Kutta rule on a grid that is even in the clock u of the quadrature.
+Every number is then a differentiable function of the data and of the weights, and the gradient is that of the value
+that is returned, because it goes back through these very steps (an adjoint equation solved backward in time has an
+error of its own). A step keeps no graph but is repeated on the way back, so that the memory is that of one step.
+
+References:
+    Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.
+    Grathwohl et al. (2019), FFJORD, arXiv:1810.01367, sec. 3.1: one probe for the whole solve.
+    Chen et al. (2016), arXiv:1604.06174: checkpoints.
+    Gholami et al. (2019), ANODE, arXiv:1902.10298: the adjoint's own error, and checkpoints instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..ode import FAILED_NONFINITE, OK, integrate
+from ..shapes import sum_flat
+from .divergence import Probes
+from .frame import Frame
+from .quadrature import clock, r_of_clock
+from .result import LogLikelihood
+
+__all__ = ["FIXED", "by_fixed_steps", "coupled"]
+
+# Nodes c, the weight of the stage before, and the weights of the solution.
+FIXED = {
+    "euler": ((0.0,), (), (1.0,)),
+    "heun": ((0.0, 1.0), (1.0,), (0.5, 0.5)),
+    "rk4": ((0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+def _start(frame: Frame, probes: Probes) -> Tensor:
+    """The state at t0, shape ``(B, D + K + 1)``: y, log-det / D of each probe, and the integrated power."""
+    return torch.cat([frame.start, frame.start.new_zeros(len(frame.x), probes.columns + 1)], dim=1)
+
+
+def _derivative(
+    frame: Frame, probes: Probes, state: Tensor, r: Tensor, rows: Tensor, place: Tensor | None = None
+) -> Tensor:
+    """The derivative of the state ``(P, D + K + 1)`` of the rows ``rows: (P,)`` at ``r: (P,)``."""
+    slope, traces, power = frame.with_traces(state[:, : frame.dims], r, rows, probes, place)
+    return torch.cat([slope, traces / frame.dims, power], dim=1)
+
+
+def _finish(frame: Frame, probes: Probes, state: Tensor, nfe: Tensor, status: Tensor) -> LogLikelihood:
+    z, log_prob = frame.finish(state[:, : frame.dims], state[:, frame.dims : -1] * frame.dims)
+    mean, stderr = probes.summary(log_prob)
+    none = torch.full_like(stderr, torch.nan)
+    return LogLikelihood(mean, stderr, z, nfe, nfe, none, none, status)
+
+
+def coupled(
+    frame: Frame, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
+) -> LogLikelihood:
+    """Solve the system with a step size for each row.
+
+    Args:
+        frame: Data, model and interval.
+        probes: The probes of its rows.
+        rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode`.
+        max_nfe: Largest number of evaluations of a row.
+    """
+    dims, exact = frame.dims, probes.kind == "exact"
+    step = torch.zeros(len(frame.x), dtype=torch.int64, device=frame.x.device)
+
+    def parts(state: Tensor) -> list[Tensor]:
+        return [state[:, :dims], state[:, dims:-1] if exact else state[:, -1:]]
+
+    def next_step(index: Tensor, *_: object) -> None:
+        step[index] += 1
+
+    result = integrate(
+        lambda state, r, rows: _derivative(frame, probes, state, r, rows, step[rows]),
+        _start(frame, probes),
+        *frame.interval,
+        rtol=rtol,
+        atol=atol,
+        method=scheme,
+        max_nfe=max_nfe,
+        parts=parts,
+        on_step=next_step,
+    )
+    return _finish(frame, probes, result.y, result.nfe, result.status)
+
+
+def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
+    """Solve the system in equal steps of the clock; differentiable if the frame keeps its graph.
+
+    Args:
+        frame: Data, model and interval.
+        probes: The probes of its rows.
+        scheme: A key of :data:`FIXED`.
+        steps: Number of steps.
+    """
+    (c, a, b), rows = FIXED[scheme], torch.arange(len(frame.x), device=frame.x.device)
+    u = torch.linspace(clock(frame.interval[0]), clock(frame.interval[1]), steps + 1, dtype=torch.float64)
+    grid = r_of_clock(u)[0].clamp(*frame.interval).to(frame.scales)
+
+    def step(state: Tensor, r: Tensor, h: Tensor, place: Tensor) -> Tensor:
+        k = _derivative(frame, probes, state, r.expand(len(rows)), rows, place)
+        total = b[0] * k
+        for node, before, weight in zip(c[1:], a, b[1:], strict=True):
+            at = (r + node * h).clamp(max=frame.interval[1])
+            y = state + (before * h).to(state.dtype) * k
+            k = _derivative(frame, probes, y, at.expand(len(rows)), rows, place)
+            total = total + weight * k
+        return state + h.to(state.dtype) * total
+
+    state = _start(frame, probes)
+    for i, (r, h) in enumerate(zip(grid[:-1], torch.diff(grid), strict=True)):
+        place = torch.full_like(rows, i)
+        if frame.graph:
+            state = checkpoint(step, state, r, h, place, use_reentrant=False)
+        else:
+            state = step(state, r, h, place)
+    nfe = torch.full_like(rows, steps * len(c))
+    finite = torch.isfinite(sum_flat(state.detach() * 0))
+    return _finish(frame, probes, state, nfe, torch.where(finite, OK, FAILED_NONFINITE))

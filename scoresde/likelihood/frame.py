@@ -1,0 +1,118 @@
+"""A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
+
+The flow is  f = dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde`), on flat states of shape ``(P, D)`` that name their
+row.
+
+The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r:  near
+the data, errors that are small in units of y are large in nats. What a solver of the path holds to its tolerance
+besides y is therefore the integral of
+
+    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 1e-3,                                       (1)
+
+nats per dimension again, without any pass through the network of its own. q keeps the rounding of eps_hat out of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..estimate import Denoiser
+from ..shapes import expand, flat, time_dtype
+from .divergence import Probes, slope_and_traces
+
+__all__ = ["Frame"]
+
+SMALL = 1e-3  # q of (1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Data, model and interval.
+
+    Args:
+        model: The denoiser, whose conditioning has one row per sample, or one for all.
+        x: Data in model units, shape ``(B, *event)``, the state at ``t0``.
+        t0: Where the path begins; ``None`` for the beginning of the model's domain.
+        graph: Keep the graph of everything.
+    """
+
+    model: Denoiser
+    x: Tensor
+    t0: float | None = None
+    graph: bool = False
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The interval of t."""
+        low, high = max(self.model.sde.times("likelihood")[0], self.model.t_min), self.model.t_max
+        t0 = low if self.t0 is None else self.t0
+        if not low <= t0 < high:
+            raise UsageError(f"t_min is {t0}; the likelihood of this model begins in [{low:g}, {high:g})")
+        return t0, high
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor(self.ends, dtype=time_dtype(self.x.device), device=self.x.device)
+
+    @cached_property
+    def ends_of_r(self) -> Tensor:
+        """r at both ends, shape ``(2,)``."""
+        return self.model.sde.ratio(self._ends)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The interval of r, as numbers."""
+        return float(self.ends_of_r[0]), float(self.ends_of_r[1])
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """s at both ends, shape ``(2,)``."""
+        return self.model.sde.scale(self._ends)
+
+    @property
+    def dims(self) -> int:
+        """Numbers in an event, D."""
+        return self.x[0].numel()
+
+    @cached_property
+    def start(self) -> Tensor:
+        """The state where the path begins, shape ``(B, D)``."""
+        return flat(self.x * expand(self.model.sde.data_scale / self.scales[0], self.x))
+
+    def field(self, y: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope f ``(P, D)`` and the power (1) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``r: (P,)``."""
+        t = self.model.sde.t_of_ratio(r).clamp(*self.ends)
+        shaped = y.reshape(-1, *self.x.shape[1:])
+        everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        model = self.model if everyone else self.model.rows(rows)
+        estimate = model(expand(self.model.sde.scale(t), shaped) * shaped, t)
+        eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0)
+        # f . score / D
+        inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
+        return slope, -(eps.detach() * slope.detach()).mean(1, keepdim=True) * inverse
+
+    def with_traces(
+        self, y: Tensor, r: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``; ``place`` addresses the probes."""
+        powers = []
+
+        def slope(state: Tensor) -> Tensor:
+            value, power = self.field(state, r, rows)
+            powers.append(power)
+            return value
+
+        value, traces = slope_and_traces(slope, y, probes.vectors(y, rows, place), self.graph)
+        return value, traces, powers[0]
+
+    def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents ``(B, *event)`` and log densities ``(B, K)`` from the state at the end and the integrated traces."""
+        z = y.reshape(self.x.shape) * expand(self.scales[1], self.x)
+        # log p(x) = log prior(z) + log-det + D log(s1/s0)
+        growth = self.dims * (self.model.sde.data_scale * self.scales[1] / self.scales[0]).log()
+        return z, self.model.sde.prior_log_prob(z)[:, None] + log_det + growth.to(y.dtype)

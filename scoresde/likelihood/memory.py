@@ -1,0 +1,63 @@
+"""How many rows fit into a memory budget.
+
+What a row needs is taken to be
+
+    3 S + 64 D        numbers,                                                                               (1)
+
+with S what one evaluation of the model stores for the backward pass (measured on two rows against one, so that
+weights do not count), three times for the backward pass itself and its workspace, and 64 states of D numbers for the
+stages of a step, the knots of the path and its nodes. With a graph through a step (4 stages, each differentiated
+twice), S counts 12 times. Weights and what the allocator keeps are not in it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..estimate import Denoiser
+from .frame import Frame
+
+__all__ = ["rows_within"]
+
+
+def rows_within(budget: int, model: Denoiser, x: Tensor, graph: bool = False) -> int:
+    """How many rows of ``x``, shape ``(B, *event)``, can be solved at once; it asks the model twice.
+
+    Args:
+        budget: Bytes.
+        model: The denoiser.
+        x: Data in model units.
+        graph: Whether the result is to be differentiated.
+
+    Raises:
+        UsageError: If one row does not fit.
+    """
+    stored = [_stored(model, x, rows) for rows in (1, 2)]
+    state = x[0].numel() * x.element_size()
+    row = (12 if graph else 3) * max(stored[1] - stored[0], 0) + 64 * state
+    if row > budget:
+        raise UsageError(
+            f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB"
+        )
+    return budget // row
+
+
+def _stored(model: Denoiser, x: Tensor, count: int) -> int:
+    """Bytes that an evaluation of ``count`` rows keeps for the backward pass."""
+    index = torch.zeros(count, dtype=torch.int64, device=x.device)
+    frame = Frame(model.rows(index), x.detach()[index])
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = frame.start.detach().requires_grad_()
+        # kept until the sizes are known: a freed address could be used twice
+        output = frame.field(y, frame.ends_of_r[1].expand(count), torch.arange(count, device=x.device))
+        del output
+    return sum(sizes.values())

@@ -1,0 +1,70 @@
+"""What the likelihood returns, and bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ..ode import OK, failures
+
+__all__ = ["LogLikelihood", "bits_per_dim"]
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Log-likelihoods of a batch; every field but ``z`` has shape ``(B,)``.
+
+    Attributes:
+        log_prob: Nats, in model units.
+        stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom; 0 if the
+            divergence is exact, NaN for one probe, which says nothing about its own error.
+        z: Latents at ``t_max``, shape ``(B, *event)``.
+        nfe: Evaluations of the model per row.
+        divergences: How many of them with the divergence, that is, with K backward passes (D if it is exact).
+        residual: How far the rule of the quadrature is from closing the path, root mean square per dimension in the
+            straight frame (see :mod:`scoresde.likelihood.quadrature`); NaN for a coupled solve.
+        change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter, or the steps are doubled;
+            NaN for rows that were not checked.
+        status: A key of :data:`scoresde.ode.STATUS` per row; 0 is success.
+    """
+
+    log_prob: Tensor
+    stderr_probes: Tensor
+    z: Tensor
+    nfe: Tensor
+    divergences: Tensor
+    residual: Tensor
+    change: Tensor
+    status: Tensor
+
+    @property
+    def ok(self) -> Tensor:
+        """Which rows succeeded, bool ``(B,)``."""
+        return self.status == OK
+
+    def failures(self) -> list[str]:
+        """One line for each kind of failure."""
+        return failures(self.status)
+
+    @classmethod
+    def join(cls, pieces: Sequence[LogLikelihood]) -> LogLikelihood:
+        """Put the pieces of a chunked batch together again."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+
+
+def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float) -> Tensor:
+    """Bits per dimension from nats in model units (:mod:`scoresde.likelihood`, eq. 2).
+
+    Args:
+        log_prob: Nats, shape ``(B,)``.
+        dims: Number of dimensions D.
+        log_cell: ``sum_d log(b / scale_d)``, the log volume of a cell in model units.
+
+    >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)
+    8.0
+    """
+    return -(log_prob + log_cell) / (dims * math.log(2))

@@ -41,7 +41,7 @@ __all__ = ["Noise", "philox"]
 _MASK = 0xFFFFFFFF
 
 # One stream for each purpose, so that more steps of one never move the draws of another.
-STREAMS = {"prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6}
+STREAMS = {"prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7}
 
 # Levels of the Brownian path: it is straight within a cell of 2^-20.
 _LEVELS = 20
@@ -201,11 +201,14 @@ class Noise:
     def uniform(
         self,
         shape: tuple[int, ...],
-        step: int = 0,
+        step: int | Tensor = 0,
         stream: str = "dequantise",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent uniforms on [0, 1), shape ``(B, *shape)``; 24 bits, so that float32 never rounds up to 1."""
+        """Independent uniforms on [0, 1), shape ``(B, *shape)``; 24 bits, so that float32 never rounds up to 1.
+
+        ``step`` is one for all or int64 ``(B,)``.
+        """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size] >> 8
         return (words.double() / 2**24).reshape(-1, *shape).to(dtype)

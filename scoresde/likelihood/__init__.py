@@ -25,7 +25,8 @@ take (``memory``), the figure and the check that it has converged (``flow``); th
 
 from __future__ import annotations
 
+from .elbo import Elbo, elbo
 from .flow import log_likelihood
 from .result import LogLikelihood, bits_per_dim
 
-__all__ = ["LogLikelihood", "bits_per_dim", "log_likelihood"]
+__all__ = ["Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"]

@@ -1,0 +1,80 @@
+"""From a density to the probability of a level: dequantisation and its bounds.
+
+The probability that a density p gives to the level x is its integral over the cell C(x), a cube of side b. For any
+density q(v | x) on the cell, Jensen's inequality bounds it from below (Theis et al. 2016; Ho et al. 2019),
+
+    log P(x) = log int_C p(v) dv  >=  E_q[ log w(v) ],                w(v) = p(v) / q(v | x),                (1)
+
+and K draws from q give a tighter bound, which rises to log P(x) with K (Burda et al. 2016):
+
+    E log( 1/K sum_k w(v_k) )  >=  E log w(v).                                                              (2)
+
+``uniform``: q is uniform on the cell, v = x + b u, and -log q = D log b. The same that the networks are trained with.
+
+``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise that the path begins with is the dequantisation,
+
+    v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, cut off at |e| <= tau = b/(2 s),       (3)
+    -log q = sum_d [ e^2/2 + log( sqrt(2 pi) s Z ) ],           Z = erf(tau / sqrt(2)).
+
+The state at t0 is alpha(t0) v in model units. Theirs begins where tau is about 3; so does ours, or at the model's
+t_min if that is later. It suits networks that were trained on the bare levels, for which the densest point of a cell
+is its middle; on dequantised ones it is a looser bound than ``uniform``.
+
+``none``: no dequantisation; the figure is a density, not a probability.
+
+References:
+    Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.    Burda, Grosse and Salakhutdinov (2016),
+    arXiv:1509.00519, thm. 1.    Ho et al. (2019), Flow++, arXiv:1902.00275, eq. 13.    Zheng et al. (2023), i-DODE,
+    arXiv:2305.03935, sec. 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..sde import SDE
+from ..shapes import sum_flat
+
+__all__ = ["DEQUANTISATIONS", "log_mean_exp", "start_time", "truncated_normal"]
+
+DEQUANTISATIONS = ("uniform", "truncated-normal", "none")
+
+TAU = 3.0
+
+
+def start_time(sde: SDE, t_min: float, width: float) -> float:
+    """The time at which half a cell is :data:`TAU` standard deviations wide, but not before ``t_min``.
+
+    Args:
+        sde: The path.
+        t_min: Where the model's domain begins.
+        width: Width of a cell in model units.
+    """
+    log_snr = torch.tensor(-2 * math.log(width / 2 / TAU), dtype=torch.float64)
+    return max(t_min, float(sde.t_of_log_snr(log_snr)))
+
+
+def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Normals cut off at ``tau``, by the inverse of their distribution function.
+
+    Args:
+        u: Uniform on [0, 1), float64 ``(B, *event)``.
+        tau: One for all elements, or one each: ``()`` or ``event``.
+
+    Returns:
+        e, the shape of ``u``, and its log density ``(B,)`` in units of the standard deviation.
+    """
+    # In the middle of the 2^-24 wide cells of u: 0 would be sent to infinity where the cut lies far outside.
+    tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
+    z = torch.erf(tau / math.sqrt(2))
+    e = math.sqrt(2) * torch.erfinv((2 * (u + 2**-25) - 1) * z)
+    log_q = -e.square() / 2 - torch.log(math.sqrt(2 * math.pi) * z)
+    return e, sum_flat(log_q)
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """The bound (2): ``log mean exp`` over the first axis, ``(K, ...)`` to ``(...)``."""
+    return torch.logsumexp(log_w, dim=0) - math.log(len(log_w))

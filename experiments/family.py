@@ -70,7 +70,7 @@ def matching(n, trained, quality, data):
             nfe = [float(v.double().mean()) for v in (samples.solution.nfe, scores.model.nfe)]
             print(
                 f"| {words} | {rtol:g} | {quality(samples.x)} | {nfe[0]:.1f} | "
-                f"{scores.mean():.3f} ± {scores.stderr():.3f} | {nfe[1]:.1f} |",
+                f"{scores.mean():.3f} ± {scores.stderr_mean():.3f} | {nfe[1]:.1f} |",
                 flush=True,
             )
 

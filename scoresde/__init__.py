@@ -51,6 +51,8 @@ _HOME = {
     "LogLikelihood": "likelihood",
     "log_likelihood": "likelihood",
     "bits_per_dim": "likelihood",
+    "Elbo": "likelihood",
+    "elbo": "likelihood",
     "load_data": "data",
     "Run": "run",
     "load": "run",
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     from .discrete import DDPM, SMLD
     from .estimate import EDM, X0, Denoiser, Eps, Estimate, Parametrization, Score, V, Velocity
     from .exact import GaussianMixture
-    from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
+    from .likelihood import Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
     from .loss import denoising_loss
     from .model import Guided, ScoreModel, convert
     from .noise import Noise

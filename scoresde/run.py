@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +18,15 @@ from .config import TrainConfig, build_model, build_sde
 from .data import DataInfo
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
-from .likelihood import LogLikelihood, bits_per_dim, log_likelihood
+from .likelihood import Elbo, elbo
 from .model import Guided, ScoreModel, convert
 from .noise import Noise
+from .scores import Scores, join, score
 from .sde import SDE
 from .solvers import Solution, Solver, sample
 from .solvers.base import Watch
 from .tables import SDES, SOLVERS
+from .vlb import bound
 
 __all__ = ["Run", "Samples", "Scores", "join", "load"]
 
@@ -41,48 +42,6 @@ class Samples:
 
     x: Tensor
     solution: Solution
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Likelihoods of data.
-
-    Attributes:
-        log_prob: Nats per sample, shape ``(n,)``: log density in data units; for quantised data the log density of
-            the dequantised sample integrated over its cell, a lower bound of the log probability.
-        bits_per_dim: The same in bits per dimension, ``None`` for data without levels.
-        model: What the solver returned, in model units.
-    """
-
-    log_prob: Tensor
-    bits_per_dim: Tensor | None
-    model: LogLikelihood
-
-    @property
-    def values(self) -> Tensor:
-        """Bits per dimension if the data has levels, else nats; shape ``(n,)``."""
-        return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
-
-    @property
-    def unit(self) -> str:
-        """``bits/dim`` or ``nats``."""
-        return "nats" if self.bits_per_dim is None else "bits/dim"
-
-    def mean(self) -> float:
-        """Mean over the samples that were solved."""
-        return float(self.values[self.model.ok].double().mean())
-
-    def stderr(self) -> float:
-        """Standard error of the mean over samples; draws of dequantisation and probes are part of the spread."""
-        values = self.values[self.model.ok].double()
-        return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def join(pieces: Sequence[Scores]) -> Scores:
-    """Put the scores of a data set that was scored in parts together again."""
-    model = LogLikelihood.join([p.model for p in pieces])
-    bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
-    return Scores(torch.cat([p.log_prob for p in pieces]), torch.cat(bits) if bits else None, model)
 
 
 @dataclass(frozen=True)
@@ -215,49 +174,91 @@ class Run:
         x: Tensor,
         *,
         labels: int | Tensor | None = None,
+        guidance: float = 1.0,
+        dequantisation: str = "auto",
+        draws: int = 1,
+        importance: int = 1,
+        method: str = "coupled",
         divergence: str = "auto",
         probes: int = 1,
+        probe: str = "rademacher",
         rtol: float = 1e-5,
         atol: float = 1e-5,
+        steps: int | None = None,
+        t_min: float | None = None,
         seed: int = 0,
         start: int = 0,
         batch: int = 256,
+        memory: int | None = None,
+        check: bool = True,
     ) -> Scores:
-        """Score data.
+        """Score data by the probability flow.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
             labels: A class for all, or int64 ``(n,)``; the model must know classes.
-            divergence, probes, rtol, atol, batch: See :func:`scoresde.log_likelihood`.
+            guidance: Scale of classifier-free guidance.
+            dequantisation, draws, importance, t_min: See :func:`scoresde.scores.score`.
+            method, divergence, probes, probe, rtol, atol, steps, batch, memory, check: See
+                :func:`scoresde.log_likelihood`.
             seed, start: Addresses of the draws (dequantisation and probes).
 
         Raises:
             DataError: If the shape is not the model's.
         """
+        self._check_shape(x)
+        return score(
+            self.conditioned(labels, guidance, len(x)), self.info, x, Noise.of(len(x), seed, start, self.device),
+            self.dtype, dequantisation=dequantisation, draws=draws, importance=importance, method=method,
+            divergence=divergence, probes=probes, probe=probe, rtol=rtol, atol=atol, steps=steps, t_min=t_min,
+            batch=batch, memory=memory, check=check,
+        )  # fmt: skip
+
+    def elbo(
+        self,
+        x: Tensor,
+        *,
+        labels: int | Tensor | None = None,
+        strata: int = 64,
+        draws: int = 1,
+        seed: int = 0,
+        start: int = 0,
+        batch: int = 256,
+    ) -> Elbo:
+        """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
+
+        Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
+
+        Args:
+            x: Data in data units, shape ``(n, *event)``.
+            labels: A class for all, or int64 ``(n,)``.
+            strata, draws, batch: See :func:`scoresde.elbo`; a chain has one draw for each of its nodes.
+            seed, start: Addresses of the draws.
+
+        Raises:
+            DataError: If the shape is not the model's.
+        """
+        self._check_shape(x)
+        info, noise = self.info, Noise.of(len(x), seed, start, self.device)
+        u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
+        encoded = info.transform.encode(info.dequantise(x.cpu().double(), u)).to(device=self.device, dtype=self.dtype)
+        model = self.conditioned(labels, n=len(x))
+        if model.nodes is None:
+            terms = elbo(model, encoded, strata=strata, draws=draws, noise=noise, batch=batch)
+        else:
+            chain = bound(model, encoded, noise)
+            count = torch.full_like(noise.indices, len(model.nodes))
+            terms = Elbo(chain.prior, chain.steps.sum(1), chain.data, torch.full_like(chain.prior, torch.nan), count)
+        # -log P = -log p(m) - log(b^D / prod scale), b = 1 for a density: part of the decoder
+        log_cell = info.dims * math.log(info.bin_width or 1.0) - info.transform.log_scale(info.shape)
+        return replace(terms, reconstruction=terms.reconstruction - log_cell)
+
+    def _check_shape(self, x: Tensor) -> None:
         info = self.info
         if tuple(x.shape[1:]) != info.shape:
             raise DataError(
                 f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
             )
-        noise = Noise.of(len(x), seed, start, self.device)
-        u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
-        encoded = info.transform.encode(info.dequantise(x.cpu().double(), u)).to(device=self.device, dtype=self.dtype)
-        solved = log_likelihood(
-            self.conditioned(labels, n=len(x)),
-            encoded,
-            divergence=divergence,
-            probes=probes,
-            rtol=rtol,
-            atol=atol,
-            noise=noise,
-            batch=batch,
-        )
-        log_scale = info.transform.log_scale(info.shape)
-        if info.bin_width is None:
-            return Scores(solved.log_prob - log_scale, None, solved)
-        # A cell has the volume b^D in data units, and b^D / prod(scale) in model units.
-        log_cell = info.dims * math.log(info.bin_width) - log_scale
-        return Scores(solved.log_prob + log_cell, bits_per_dim(solved.log_prob, info.dims, log_cell), solved)
 
 
 def load(

@@ -34,10 +34,10 @@ FLOORS = (
     {"estimate", "paths", "discrete"},
     {"model", "exact", "vlb", "compat", "weighting"},
     {"solvers", "likelihood", "loss", "coupling", "times"},
-    {"config"},
+    {"config", "scores"},
     {"checkpoint"},
     {"run", "classifier"},
-    {"train", "gallery", "bench", "features", "pictures", "compass", "single_image"},
+    {"train", "gallery", "bench", "scored", "features", "pictures", "compass", "single_image"},
     {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},
@@ -49,7 +49,7 @@ PUBLIC = """
     Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided convert GaussianMixture Noise denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
-    LogLikelihood log_likelihood bits_per_dim
+    LogLikelihood log_likelihood bits_per_dim Elbo elbo
     load_data Run load TrainConfig fit reflow straightness __version__
     data metrics nn plot solvers
 """.split()

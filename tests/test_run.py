@@ -201,8 +201,8 @@ def test_bits_per_dim_of_256_levels(bytes_file: str) -> None:
     edges = torch.stack([x[0].double(), x[0].double() + 1]).sub(128).div(128).div(0.4)
     truth = -(normal_cdf(edges[1]) - normal_cdf(edges[0])).log2().mean()
     assert scores.mean() == pytest.approx(float(truth), abs=2e-3)
-    assert scores.mean() > float(truth) - 3 * scores.stderr(), "an upper bound in expectation"
-    assert 0 < scores.stderr() < 1e-2, "dequantisation varies from row to row"
+    assert scores.mean() > float(truth) - 3 * scores.stderr_mean(), "an upper bound in expectation"
+    assert 0 < scores.stderr_mean() < 1e-2, "dequantisation varies from row to row"
 
 
 def test_continuous_data_is_scored_in_its_own_units(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_scores_of_parts_join_to_the_scores_of_the_whole(bytes_file: str) -> Non
     assert joined.log_prob.shape == (7,) and joined.model.z.shape == (7, 1, 3, 3) and joined.unit == "bits/dim"
     torch.testing.assert_close(joined.log_prob, whole.log_prob)
     torch.testing.assert_close(joined.values, whole.values)
-    assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr() == pytest.approx(whole.stderr())
+    assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr_mean() == pytest.approx(whole.stderr_mean())
     shifted = run.log_likelihood(x[3:6], rtol=1e-4, atol=1e-4, start=0)
     assert not torch.allclose(shifted.log_prob, whole.log_prob[3:6]), "start addresses the dequantisation"
 
@@ -254,7 +254,7 @@ def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x[1] = math.nan
     scores = moons.log_likelihood(x, rtol=1e-2, atol=1e-2)
     assert scores.model.ok.tolist() == [True, False, True]
-    assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr())
+    assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
     assert "1 of 3" in scores.model.failures()[0]
 
 

@@ -11,17 +11,18 @@ R decodes the state at t_min by its own noise, so that (1) is about a density at
 units of the data, blurred by sigma/alpha once more. The prior term is in closed form,
 D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) + alpha^2 |x|^2/(2 s^2) with s the prior's standard deviation.
 
-It is *not* a bound on the likelihood of the probability flow, eq. 1 of :mod:`scoresde.likelihood`: the two are different
-models unless the score is exact. With the score of N(0, 0.5^2) taken 1.1 times under VP, the flow's negative
-log-likelihood is 1.223 nats and the bound 0.783. Neither is above the other by necessity, and reports show both.
+It is *not* a bound on the likelihood of the probability flow, eq. 1 of :mod:`scoresde.likelihood`: the two are
+different models unless the score is exact. With the score of N(0, 0.5^2) taken 1.1 times under VP, the flow's
+negative log-likelihood is 1.223 nats and the bound 0.783. Neither is above the other by necessity, and reports show
+both.
 
 The integral. Strata, equal in the variable
 
     v = log( r / (1 - r + 0.05) ),                                                                          (2)
 
-which is -l/2 but for the end of the noise, where the integrand vanishes; one time and one draw of eps in each, so that the
-estimate is unbiased whatever their number. Where the noise is too small to be seen in x_t the integrand is |eps|^2, all
-noise: a part c |eps|^2 of it, with c = (alpha^2/(alpha^2 + sigma^2))^2, is replaced by its mean c D.
+which is -l/2 but for the end of the noise, where the integrand vanishes; one time and one draw of eps in each, so
+that the estimate is unbiased whatever their number. Where the noise is too small to be seen in x_t the integrand is
+|eps|^2, all noise: a part c |eps|^2 of it, with c = (alpha^2/(alpha^2 + sigma^2))^2, is replaced by its mean c D.
 
 References:
     Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630.

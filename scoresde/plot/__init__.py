@@ -6,7 +6,9 @@ instead and returns that figure. ``pyplot`` is never imported. Images and points
     samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
     on the way    :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
-    the rest      :mod:`.schedules`, :mod:`.training`, :mod:`.precision`; the style is in :mod:`.base`
+    the rest      :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`
+
+The style is in :mod:`.base`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from .base import save_figure
 from .compass import compass
 from .fields import score_field, score_fields
 from .images import forward_strip, image_grid, save_image_grid
+from .likelihoods import likelihood_histogram
 from .neighbours import neighbour_sheet
 from .paths import trajectories
 from .precision import work_precision
@@ -31,6 +34,7 @@ __all__ = [
     "compass",
     "forward_strip",
     "image_grid",
+    "likelihood_histogram",
     "loss_curve",
     "neighbour_sheet",
     "samples_figure",

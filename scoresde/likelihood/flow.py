@@ -196,9 +196,9 @@ def _change(
         return change
     rows = good[torch.linspace(0, len(good) - 1, min(CHECKED, len(good))).round().long().to(good.device)]
     # Probes that are the same along the path, and in both solves: what is left is the error of the integration.
+    same = plan.divergence == "exact" or (plan.fixed and plan.method == "coupled")
     plan = replace(plan, graph=False, fixed=True)
     part = model.rows(rows), x.detach()[rows], noise.rows(rows), batch
-    same = plan.method == "coupled" or plan.divergence == "exact"
     loose = result.log_prob.detach()[rows] if same else plan.solve(*part).log_prob
     change[rows] = (plan.tighter(x.dtype).solve(*part).log_prob - loose).abs()
     return change

@@ -182,8 +182,10 @@ class Run:
         divergence: str = "auto",
         probes: int = 1,
         probe: str = "rademacher",
+        redraw: bool = True,
         rtol: float = 1e-5,
         atol: float = 1e-5,
+        scheme: str | None = None,
         steps: int | None = None,
         t_min: float | None = None,
         seed: int = 0,
@@ -198,8 +200,8 @@ class Run:
             x: Data in data units, shape ``(n, *event)``.
             labels: A class for all, or int64 ``(n,)``; the model must know classes.
             guidance: Scale of classifier-free guidance.
-            dequantisation, draws, importance, t_min: See :func:`scoresde.scores.score`.
-            method, divergence, probes, probe, rtol, atol, steps, batch, memory, check: See
+            dequantisation, draws, importance, redraw, t_min, check: See :func:`scoresde.scores.score`.
+            method, divergence, probes, probe, rtol, atol, scheme, steps, batch, memory: See
                 :func:`scoresde.log_likelihood`.
             seed, start: Addresses of the draws (dequantisation and probes).
 
@@ -210,8 +212,8 @@ class Run:
         return score(
             self.conditioned(labels, guidance, len(x)), self.info, x, Noise.of(len(x), seed, start, self.device),
             self.dtype, dequantisation=dequantisation, draws=draws, importance=importance, method=method,
-            divergence=divergence, probes=probes, probe=probe, rtol=rtol, atol=atol, steps=steps, t_min=t_min,
-            batch=batch, memory=memory, check=check,
+            divergence=divergence, probes=probes, probe=probe, redraw=redraw, rtol=rtol, atol=atol, scheme=scheme,
+            steps=steps, t_min=t_min, batch=batch, memory=memory, check=check,
         )  # fmt: skip
 
     def elbo(
@@ -219,6 +221,8 @@ class Run:
         x: Tensor,
         *,
         labels: int | Tensor | None = None,
+        guidance: float = 1.0,
+        dequantise: bool = True,
         strata: int = 64,
         draws: int = 1,
         seed: int = 0,
@@ -228,11 +232,15 @@ class Run:
         """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
 
         Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
+        A model with nodes is a chain, whose bound has one draw for each of its nodes (:func:`scoresde.vlb.bound`); its
+        decoder is the reconstruction here.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
             labels: A class for all, or int64 ``(n,)``.
-            strata, draws, batch: See :func:`scoresde.elbo`; a chain has one draw for each of its nodes.
+            guidance: Scale of classifier-free guidance.
+            dequantise: Whether data with levels are dequantised; the bound is one of a density if not.
+            strata, draws, batch: See :func:`scoresde.elbo`; without a meaning for a chain.
             seed, start: Addresses of the draws.
 
         Raises:
@@ -240,9 +248,12 @@ class Run:
         """
         self._check_shape(x)
         info, noise = self.info, Noise.of(len(x), seed, start, self.device)
-        u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
-        encoded = info.transform.encode(info.dequantise(x.cpu().double(), u)).to(device=self.device, dtype=self.dtype)
-        model = self.conditioned(labels, n=len(x))
+        data, log_cell = x.cpu().double(), -info.transform.log_scale(info.shape)
+        if dequantise and info.bin_width is not None:
+            u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
+            data, log_cell = info.dequantise(data, u), log_cell + info.dims * math.log(info.bin_width)
+        encoded = info.transform.encode(data).to(device=self.device, dtype=self.dtype)
+        model = self.conditioned(labels, guidance, len(x))
         if model.nodes is None:
             terms = elbo(model, encoded, strata=strata, draws=draws, noise=noise, batch=batch)
         else:
@@ -250,7 +261,6 @@ class Run:
             count = torch.full_like(noise.indices, len(model.nodes))
             terms = Elbo(chain.prior, chain.steps.sum(1), chain.data, torch.full_like(chain.prior, torch.nan), count)
         # -log P = -log p(m) - log(b^D / prod scale), b = 1 for a density: part of the decoder
-        log_cell = info.dims * math.log(info.bin_width or 1.0) - info.transform.log_scale(info.shape)
         return replace(terms, reconstruction=terms.reconstruction - log_cell)
 
     def _check_shape(self, x: Tensor) -> None:

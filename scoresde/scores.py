@@ -27,7 +27,7 @@ from .errors import UsageError
 from .estimate import Denoiser
 from .likelihood import LogLikelihood, log_likelihood
 from .likelihood.dequantise import DEQUANTISATIONS, log_mean_exp, start_time, truncated_normal
-from .likelihood.flow import EXACT_UP_TO
+from .likelihood.flow import ALLOWED, EXACT_UP_TO
 from .noise import Noise
 
 __all__ = ["How", "Scores", "join", "score"]
@@ -42,9 +42,11 @@ class How:
         draws: Independent draws R of each sample, averaged.
         importance: Samples K of each importance-weighted bound.
         t_min: The time at which the density is taken.
-        method, divergence, probes, probe: How the log-determinant was found (``probes`` is 0 if it is exact).
-        rtol, atol: Tolerances.
-        scale: Data units per model unit.
+        method, divergence, probes, probe, redraw: How the log-determinant was found (``probes`` is 0 if it is exact).
+        scheme: The Runge-Kutta method; ``None`` for the default.
+        steps: Number of fixed steps, ``None`` for steps by the tolerance.
+        rtol, atol: Tolerances; without a meaning for fixed steps.
+        scale: Data units per model unit, the geometric mean over an event.
     """
 
     dequantisation: str
@@ -55,22 +57,29 @@ class How:
     divergence: str
     probes: int
     probe: str
+    redraw: bool
+    scheme: str | None
+    steps: int | None
     rtol: float
     atol: float
     scale: float
 
     def __str__(self) -> str:
+        drawn = f"{self.draws} draw{'s' if self.draws > 1 else ''}"
         if self.dequantisation == "none":
-            first = "no dequantisation"
+            first = "no dequantisation" + (f", {drawn}" if self.draws > 1 else "")
         else:
-            first = f"{self.dequantisation} dequantisation, {self.draws} draw{'s' if self.draws > 1 else ''}"
+            first = f"{self.dequantisation} dequantisation, {drawn}"
             if self.importance > 1:
                 first += f" of the importance-weighted bound with K = {self.importance}"
-        probed = f"{self.probes} {self.probe} probe{'s' if self.probes > 1 else ''}"
-        return (
-            f"{first}, {'exact divergence' if self.divergence == 'exact' else probed} ({self.method}), "
-            f"rtol {self.rtol:g}, t_min {self.t_min:.3g}, data scale {self.scale:g}"
-        )
+        if self.divergence == "exact":
+            traced = "exact divergence"
+        else:
+            traced = f"{self.probes} {self.probe} probe{'s' if self.probes > 1 else ''}"
+            traced += "" if self.redraw else ", the same along the path"
+        solved = f"rtol {self.rtol:g}" if self.steps is None else f"{self.steps} steps"
+        solved += "" if self.scheme is None else f" of {self.scheme}"
+        return f"{first}, {traced}, {self.method}, {solved}, t_min {self.t_min:.3g}, data scale {self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,22 @@ class Scores:
         """How many nats of a sample one unit of ``values`` is."""
         return 1.0 if self.bits_per_dim is None else self.model.z[0].numel() * math.log(2)
 
+    @property
+    def change(self) -> float:
+        """Largest change of a sample when some are solved again more accurately, in the unit of the values.
+
+        NaN if none were.
+        """
+        checked = self.model.change[~self.model.change.isnan()]
+        return float(checked.max()) / self.nats_per_unit if len(checked) else math.nan
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the change is small, at most 0.01 bits per dimension; ``None`` if that was not checked."""
+        if math.isnan(self.change):
+            return None
+        return self.change * self.nats_per_unit <= ALLOWED * self.model.z[0].numel() * math.log(2)
+
     def mean(self) -> float:
         """Mean over the samples that were solved."""
         return float(self.values[self.model.ok].double().mean())
@@ -144,8 +169,10 @@ def score(
     divergence: str = "auto",
     probes: int = 1,
     probe: str = "rademacher",
+    redraw: bool = True,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    scheme: str | None = None,
     steps: int | None = None,
     t_min: float | None = None,
     batch: int = 256,
@@ -158,23 +185,26 @@ def score(
         model: The denoiser.
         info: The data's units and levels.
         x: Data in data units, shape ``(n, *event)``.
-        noise: Addresses of the samples' draws (dequantisation and probes).
+        noise: Addresses of the samples' draws (dequantisation and probes), on the model's device.
         dtype: In which to solve.
         dequantisation: ``auto`` (``uniform`` for data with levels), or a name.
         draws: Independent draws R of each sample, averaged.
         importance: Samples K of each importance-weighted bound.
         t_min: Where the path begins (default: the model's; with ``truncated-normal`` where its noise fills a cell).
-        method, divergence, probes, probe, rtol, atol, steps, batch, memory, check: See :func:`scoresde.log_likelihood`.
+        method, divergence, probes, probe, rtol, atol, scheme, steps, batch, memory: See
+            :func:`scoresde.log_likelihood`.
+        redraw: The same; samples of one importance-weighted bound share theirs, so it is off for more than one.
+        check: Check the convergence of the first draw.
 
     Raises:
         UsageError: If an option cannot be used.
     """
     dequantisation = _chosen(dequantisation, info, draws, importance)
     exact = divergence == "exact" or (divergence == "auto" and info.dims <= EXACT_UP_TO)
-    begin = max(model.sde.times("likelihood")[0], model.t_min)
-    if dequantisation == "truncated-normal" and t_min is None:
-        begin = start_time(model.sde, begin, float((info.bin_width or 1) / info.transform.scale.max()))
-    begin = begin if t_min is None else t_min
+    redraw = redraw and importance == 1
+    begin = max(model.sde.times("likelihood")[0], model.t_min) if t_min is None else t_min
+    if dequantisation == "truncated-normal" and info.bin_width is not None and t_min is None:
+        begin = start_time(model.sde, begin, info.bin_width / float(info.transform.scale.max()))
     solved: list[LogLikelihood] = []
     bounds = []
     for r in range(draws):
@@ -182,12 +212,11 @@ def score(
         for k in range(importance):
             u = noise.uniform(info.shape, r * importance + k, "dequantise", torch.float64).cpu()
             state, log_q = _spread(model, info, x.cpu().double(), u, dequantisation, begin)
-            first = not solved
             solved.append(
                 log_likelihood(
                     model, state.to(device=noise.indices.device, dtype=dtype), method=method, divergence=divergence,
-                    probes=probes, probe=probe, redraw=importance == 1, rtol=rtol, atol=atol, steps=steps, t_min=begin,
-                    noise=noise, draw=r, batch=batch, memory=memory, check=check and first,
+                    probes=probes, probe=probe, redraw=redraw, rtol=rtol, atol=atol, scheme=scheme, steps=steps,
+                    t_min=begin, noise=noise, draw=r, batch=batch, memory=memory, check=check and not solved,
                 )
             )  # fmt: skip
             group.append(solved[-1].log_prob.double() - log_q.to(noise.indices.device))
@@ -201,7 +230,8 @@ def score(
     )
     how = How(
         dequantisation, draws, importance, begin, method, "exact" if exact else "hutchinson",
-        0 if exact else probes, probe, rtol, atol, float(info.transform.scale.log().mean().exp()),
+        0 if exact else probes, probe, redraw, scheme, steps, rtol, atol,
+        float(info.transform.scale.log().mean().exp()),
     )  # fmt: skip
     bits = None if dequantisation == "none" else -log_prob / (info.dims * math.log(2))
     return Scores(log_prob, bits, _stderr(solved, draws), merged, how)
@@ -246,8 +276,6 @@ def _spread(
 def _stderr(solved: list[LogLikelihood], draws: int) -> Tensor:
     """Standard error from the probes ``(n,)``: groups are independent, within a group the probes are shared."""
     each = torch.stack([s.stderr_probes.double() for s in solved])
-    weights = torch.softmax(
-        torch.stack([s.log_prob.double() for s in solved]).reshape(draws, -1, each.shape[1]), dim=1
-    )
+    weights = torch.softmax(torch.stack([s.log_prob.double() for s in solved]).reshape(draws, -1, each.shape[1]), dim=1)
     grouped = (weights * each.reshape(weights.shape)).sum(1)
     return grouped.square().sum(0).sqrt() / draws

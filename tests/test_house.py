@@ -37,7 +37,7 @@ FLOORS = (
     {"config", "scores"},
     {"checkpoint"},
     {"run", "classifier"},
-    {"train", "gallery", "bench", "scored", "features", "pictures", "compass", "single_image"},
+    {"train", "gallery", "bench", "features", "pictures", "compass", "single_image", "comparison"},
     {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},

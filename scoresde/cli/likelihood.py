@@ -3,99 +3,121 @@
 from __future__ import annotations
 
 import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import DataError, NumericalError, UsageError
-from .common import common_options, load_run, print_json, say, sde_option
+from .common import common_options, label_number, load_run, print_json, say, sde_option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..data import Dataset
-    from ..likelihood import Elbo
+    from ..comparison import Scored
+    from ..data import DataInfo
     from ..progress import Progress
     from ..run import Run
-    from ..scores import Scores
 
 __all__ = ["likelihood"]
 
 
 @click.command(
     short_help="Score data under a run.",
-    epilog="Example:  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --probes 4 --elbo",
+    epilog="\b\nExamples:\n  scoresde likelihood runs/photos --probes 4 --elbo\n"
+    "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500",
 )
 @click.argument("run", required=False)
 @click.option("--data", multiple=True, help="Data to score, or several.  [default: what the run was trained on]")
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Part to score.")
-@click.option("--limit", type=click.IntRange(0), default=1000, show_default=True, help="Score so many (0: all).")
+@click.option("--split", type=click.Choice(["test", "train", "all"]), default="test", show_default=True,
+              help="Part of the data to score.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(0), default=1000, show_default=True,
+              help="Score so many, drawn at random (0: all).")  # fmt: skip
 @click.option("--dequantisation", type=click.Choice(["auto", "uniform", "truncated-normal", "none"]), default="auto",
               show_default=True, help="auto: uniform for data with levels.")  # fmt: skip
 @click.option("--draws", type=click.IntRange(1), default=1, show_default=True, help="Draws per sample, averaged.")
 @click.option("--importance", type=click.IntRange(1), default=1, show_default=True,
               help="Samples of the importance-weighted bound in each draw.")  # fmt: skip
-@click.option("--elbo", is_flag=True, help="The variational bound as well.")
+@click.option("--elbo", is_flag=True, help="The variational bound as well, another model's figure.")
+@click.option("--strata", type=click.IntRange(1), default=64, show_default=True, help="Evaluations of the bound.")
 @click.option("--method", type=click.Choice(["coupled", "quadrature"]), default="coupled", show_default=True,
               help="quadrature: cheaper for an exact divergence or many probes.")  # fmt: skip
 @click.option("--divergence", type=click.Choice(["auto", "exact", "hutchinson"]), default="auto", show_default=True,
               help="auto: exact up to 16 dimensions.")  # fmt: skip
 @click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="Hutchinson probes per sample.")
+@click.option("--probe", type=click.Choice(["rademacher", "gaussian"]), default="rademacher", show_default=True,
+              help="Their distribution.")  # fmt: skip
+@click.option("--redraw/--no-redraw", default=True, show_default=True, help="New probes on the way, or the same.")
 @click.option("--rtol", type=click.FloatRange(0, min_open=True), default=1e-5, show_default=True,
               help="Relative tolerance.")  # fmt: skip
 @click.option("--atol", type=click.FloatRange(0), help="Absolute tolerance.  [default: as rtol]")
+@click.option("--steps", type=click.IntRange(1), help="So many fixed steps instead of a tolerance.")
+@click.option("--scheme", help="dopri5, tsit5, bosh3; with --steps euler, heun, rk4.  [default: dopri5; rk4]")
 @click.option("--t-min", type=click.FloatRange(0, min_open=True), help="Time of the density.  [default: the run's]")
-@click.option("--check/--no-check", default=True, show_default=True, help="Solve 16 samples again, ten times tighter.")
+@click.option("--check/--no-check", default=True, show_default=True,
+              help="Solve 16 samples again, more accurately, and warn if they change.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Most samples at once.")
 @click.option("--memory", type=click.IntRange(1), default=2048, show_default=True, help="Memory for them, MiB.")
-@click.option("--labels", is_flag=True, help="Condition on the data's labels (a model trained with --cond class).")
+@click.option("--labels", is_flag=True, help="Condition on the data's labels (a run trained with --cond class).")
+@click.option("--label", help="Condition all on one class, by name or number.")
+@click.option("--guidance", type=float, default=1.0, show_default=True, help="Scale of classifier-free guidance.")
 @click.option("--save", default="png,csv", show_default=True, help="Files to write: png, csv, npz.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: RUN/likelihood]")
 @sde_option("The run's SDE, if it is your own: module:Class.", None)
 @common_options
 def likelihood(
     run: str | None, data: tuple[str, ...], split: str, limit: int, dequantisation: str, draws: int, importance: int,
-    elbo: bool, method: str, divergence: str, probes: int, rtol: float, atol: float | None, t_min: float | None,
-    check: bool, batch: int, memory: int, labels: bool, save: str, out: Path | None, sde: str | None, seed: int,
-    device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
+    elbo: bool, strata: int, method: str, divergence: str, probes: int, probe: str, redraw: bool, rtol: float,
+    atol: float | None, steps: int | None, scheme: str | None, t_min: float | None, check: bool, batch: int,
+    memory: int, labels: bool, label: str | None, guidance: float, save: str, out: Path | None, sde: str | None,
+    seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
 
     Several data sets share one figure.
     """
-    loaded = load_run(run, sde, device, threads, dtype)
-    from ..data import load_data
+    if labels and label is not None:
+        raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
+    from ..comparison import check_kinds, write_scores
     from ..gallery import numbered_folder
     from ..progress import Progress
-    from ..scored import Scored, check_kinds, write_scores
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
-    chosen = [
-        _part(loaded, load_data(name, loaded.config.seed, loaded.config.test_fraction), split, limit, labels)
-        for name in data or (loaded.config.data,)
-    ]
+    loaded = load_run(run, sde, device, threads, dtype)
+    one = None if label is None else label_number(loaded, label)
+    chosen = [_chosen(loaded, name, split, limit, seed, labels, one) for name in data or (loaded.config.data,)]
+    # What the figure depends on, then what it does not.
     options: dict[str, Any] = {
         "dequantisation": dequantisation, "draws": draws, "importance": importance, "method": method,
-        "divergence": divergence, "probes": probes, "rtol": rtol, "atol": rtol if atol is None else atol,
-        "t_min": t_min, "memory": memory * 2**20,
+        "divergence": divergence, "probes": probes, "probe": probe, "redraw": redraw, "rtol": rtol,
+        "atol": rtol if atol is None else atol, "scheme": scheme, "steps": steps, "t_min": t_min,
+        "memory": memory * 2**20,
     }  # fmt: skip
+    shared: dict[str, Any] = {"guidance": guidance, "seed": seed, "batch": batch}
     assert loaded.folder is not None
     folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder, "likelihood")))
-    for dataset, x, _, total in chosen:
-        say(quiet, f"scoring {len(x):,} of {total:,} {split} samples of {dataset.info.name} under {loaded.folder}")
-    began, sets = time.monotonic(), []
+    for part in chosen:
+        name = part.info.name
+        say(quiet, f"scoring {len(part.x):,} of {part.total:,} samples of {name} ({split}) under {loaded.folder}")
+    began = time.monotonic()
     try:
-        with Progress(sum(len(x) for _, x, _, _ in chosen), "likelihood", quiet=quiet) as progress:
-            for dataset, x, y, total in chosen:
-                scores, bound = _score(loaded, x, y, options, seed, batch, check, elbo, progress)
-                sets.append(Scored(dataset.info.name, split, total, scores, bound))
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            Progress(sum(len(part.x) for part in chosen), "likelihood", quiet=quiet) as progress,
+        ):
+            warnings.simplefilter("always")
+            sets = [_score(loaded, part, options, shared, check, strata if elbo else 0, progress) for part in chosen]
     except BaseException:
         folder.rmdir()  # still empty
         raise
+    for text in dict.fromkeys(str(w.message) for w in caught):  # after the bar, each once
+        click.echo(f"warning: {text}", err=True)
     summaries = [s.summary(sets[0]) for s in sets]
     facts = {
-        "run": str(loaded.folder), "step": loaded.step, "sets": summaries, "seed": seed,
+        "run": str(loaded.folder), "step": loaded.step, "sets": summaries,
+        "condition": "labels" if labels else label, "guidance": guidance, "seed": seed,
         "dtype": dtype, "device": str(loaded.device), "seconds": round(time.monotonic() - began, 2),
     }  # fmt: skip
     files = write_scores(folder, sets, facts, kinds)
@@ -103,70 +125,104 @@ def likelihood(
         print_json({**facts, "files": [str(f) for f in files]})
     else:
         for found in summaries:
-            click.echo(_line(found, len(sets) > 1))
-        click.echo(f"{files[0]}  {sets[0].scores.how}")
-    failures = [line for s in sets for line in s.scores.model.failures()]
+            click.echo(_lines(found, len(sets) > 1, loaded.model.nodes is not None))
+        click.echo(f"{sets[0].scores.how}\n{files[0]}  {facts['seconds']:.1f} s  seed {seed}")
+    failures = [f"{s.name}: {line}" for s in sets for line in s.scores.model.failures()]
     if failures:
         raise NumericalError("; ".join(failures))
 
 
-def _part(
-    loaded: Run, dataset: Dataset, split: str, limit: int, labels: bool
-) -> tuple[Dataset, Tensor, Tensor | None, int]:
-    """The samples to score, their labels if these are wanted, and how many there would be."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Samples to score, in data units, their rows in the split, and what to condition on: labels, or one for all."""
+
+    info: DataInfo
+    split: str
+    total: int
+    index: Tensor
+    x: Tensor
+    labels: Tensor | None
+    label: int | None
+
+
+def _chosen(loaded: Run, name: str, split: str, limit: int, seed: int, labels: bool, label: int | None) -> _Part:
+    """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws."""
+    import torch
+
+    from ..data import load_data
+
+    dataset = load_data(name, loaded.config.seed, loaded.config.test_fraction)
     theirs, ours = dataset.info, loaded.info
-    if (theirs.low, theirs.high, theirs.levels) != (ours.low, ours.high, ours.levels) and ours.levels is not None:
+    parts = {"test": ["test"], "train": ["train"], "all": ["train", "test"]}[split]
+    x = torch.cat([getattr(dataset, part) for part in parts])
+    y = torch.cat([getattr(dataset, f"{part}_labels") for part in parts]) if theirs.classes else None
+    if theirs.shape != ours.shape:
+        raise DataError(
+            f"{theirs.name} has samples of shape {theirs.shape}, the run was trained on {ours.name}, shape {ours.shape}"
+        )
+    total = len(x)
+    index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
+    x = x[index]
+    if ours.levels is not None and not bool((ours.quantise(x) == x).all()):
         kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
         raise DataError(
-            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on "
-            f"{ours.levels} levels in [{ours.low:g}, {ours.high:g}]: their bits/dim would not mean the same"
+            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on {ours.levels} "
+            f"levels in [{ours.low:g}, {ours.high:g}] and gives no probability to other values"
         )
-    x, y = (dataset.test, dataset.test_labels) if split == "test" else (dataset.train, dataset.train_labels)
     if labels and (y is None or theirs.classes != ours.classes):
         raise UsageError(
             f"--labels: {theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
             f"{', '.join(ours.classes) or '(none)'}"
         )
-    count = limit or len(x)
-    return dataset, x[:count], y[:count] if labels and y is not None else None, len(x)
+    return _Part(theirs, split, total, index, x, y[index] if labels and y is not None else None, label)
 
 
 def _score(
-    loaded: Run, x: Tensor, y: Tensor | None, options: dict[str, Any], seed: int, batch: int, check: bool, elbo: bool,
+    loaded: Run, part: _Part, options: dict[str, Any], shared: dict[str, Any], check: bool, strata: int,
     progress: Progress,
-) -> tuple[Scores, Elbo | None]:  # fmt: skip
+) -> Scored:  # fmt: skip
     """One data set, batch by batch; convergence is checked on the first batch."""
+    from ..comparison import Scored
     from ..likelihood import Elbo
     from ..scores import join
 
     pieces, bounds = [], []
-    for i in range(0, len(x), batch):
-        part = x[i : i + batch]
-        labels = None if y is None else y[i : i + batch]
-        same: dict[str, Any] = {"labels": labels, "seed": seed, "start": i, "batch": batch}
-        pieces.append(loaded.log_likelihood(part, check=check and i == 0, **same, **options))
-        if elbo:
-            bounds.append(loaded.elbo(part, **same))
-        progress.update(len(part), {pieces[-1].unit: pieces[-1].mean()})
-    return join(pieces), Elbo.join(bounds) if elbo else None
+    for i in range(0, len(part.x), shared["batch"]):
+        rows = slice(i, i + shared["batch"])
+        labels = part.label if part.labels is None else part.labels[rows]
+        same = {"labels": labels, "start": i, **shared}
+        if strata:
+            dequantise = options["dequantisation"] != "none"
+            bounds.append(loaded.elbo(part.x[rows], strata=strata, dequantise=dequantise, **same))
+        pieces.append(loaded.log_likelihood(part.x[rows], check=check and i == 0, **same, **options))
+        progress.update(len(part.x[rows]), {pieces[-1].unit: pieces[-1].mean()})
+    bound = Elbo.join(bounds) if bounds else None
+    return Scored(part.info.name, part.split, part.total, part.index, join(pieces), bound)
 
 
-def _line(found: dict[str, Any], several: bool) -> str:
+def _lines(found: dict[str, Any], several: bool, chain: bool) -> str:
     """What a person reads of a set."""
     name = f"{found['data']}: " if several else ""
-    unit = found["unit"]
-    text = f"{name}{found['mean']:.4f} ± {found['stderr_mean']:.4f} {unit}  (n = {found['n']:,} of {found['of']:,} "
-    text += f"{found['split']} samples, NFE mean {found['nfe_mean']:g} max {found['nfe_max']}"
-    if found["probes"] > 1:
-        text += f", ± {found['stderr_probes']:.4f} per sample from the probes"
-    if "auroc" in found:
+    text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
+    if found["stderr_probes"]:
+        text += f", ± {found['stderr_probes']:.4f} each from the probes"
+    text += f", NFE mean {found['nfe_mean']:g} max {found['nfe_max']}"
+    if found.get("auroc") is not None:
         text += f", AUROC {found['auroc']:.3f}"
     text += ")"
+    if found["converged"] is False:
+        text += f"  NOT CONVERGED: changes by up to {found['change']:.3g}"
     if "elbo" in found:
         bound = found["elbo"]
-        text += (
-            f"\n{name}{bound['mean']:.4f} ± {bound['stderr_mean']:.4f} {unit} by the variational bound of the "
-            f"SDE (prior {bound['prior']:.4f}, diffusion {bound['diffusion']:.4f}, reconstruction "
-            f"{bound['reconstruction']:.4f})"
-        )
+        terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))
+        figure, whose = _figure({**bound, "unit": found["unit"]}), "chain" if chain else "reverse SDE"
+        text += f"\n{name}{figure} by the variational bound of the {whose}  ({terms})"
     return text
+
+
+def _figure(found: dict[str, Any]) -> str:
+    """``1.9020 ± 0.0388 bits/dim``."""
+    if found["mean"] is None:
+        return "no figure"
+    error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"
+    return f"{found['mean']:.4f}{error} {found['unit']}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
-from .base import COLOURS, INK, Array, canvas, finite, legend_above, tidy
+from .base import COLOURS, INK, Array, Floats, canvas, finite, legend_above, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,10 +18,12 @@ __all__ = ["likelihood_histogram"]
 
 
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
-    """A histogram for each data set, with a line at its mean.
+    """A histogram for each data set, with a line at its mean, which the legend states.
+
+    All have bins of one width, that of Freedman and Diaconis (1981) for the narrowest set, and the area 1.
 
     Args:
-        sets: Values ``(n,)`` by name, at most seven; every histogram has the area 1.
+        sets: Values ``(n,)`` by name, at most seven.
         unit: What the values are in, for the axis.
         ax: Where to draw; a new figure when ``None``.
     """
@@ -29,18 +31,28 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
     if not values or len(values) > len(COLOURS) or any(len(v) == 0 for v in values.values()):
         sizes = {name: len(v) for name, v in values.items()}
         raise UsageError(f"a figure shows 1 to {len(COLOURS)} data sets, each with a value: got {sizes}")
-    every = np.concatenate(list(values.values()))
-    low, high = float(every.min()), float(every.max())
-    margin = 0.02 * (high - low) or 0.5
-    bins = np.linspace(low - margin, high + margin, int(np.clip(np.sqrt(len(every)) * 2, 12, 60)) + 1)
+    low, high = (float(f(np.concatenate(list(values.values())))) for f in (np.min, np.max))
+    count = int(np.clip(np.ceil((high - low) / _bin_width(list(values.values()))), 12, 150)) if high > low else 12
+    width = (high - low or 1.0) / count
     figure, ax = canvas(ax, 5.6, 3.2)
     for colour, (name, v) in zip(COLOURS, values.items(), strict=False):
-        ax.hist(v, bins=list(bins), density=True, color=colour, alpha=0.3)
-        ax.hist(v, bins=list(bins), density=True, color=colour, histtype="step", linewidth=1.3, label=name)
+        # bins of one grid, from the first to the last that has a value, so that no line runs along zero
+        first, last = (int((f(v) - low) / width) for f in (np.min, np.max))
+        bins = list(low + width * np.arange(first, last + 2))
+        bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # whatever the rounding
+        label = f"{name}, mean {v.mean():.4g}"
+        ax.hist(v, bins=bins, density=True, color=colour, alpha=0.3)
+        ax.hist(v, bins=bins, density=True, color=colour, histtype="step", linewidth=1.3, label=label)
         ax.axvline(float(v.mean()), color=colour, linewidth=1.0, linestyle="--")
     ax.set_xlabel(unit, fontsize=9, color=INK)
     ax.set_yticks([])
     tidy(ax)
     ax.spines["left"].set_visible(False)
-    legend_above(ax, ncols=min(len(values), 4))
+    legend_above(ax, ncols=min(len(values), 3))
     return figure
+
+
+def _bin_width(sets: list[Floats]) -> float:
+    """``2 IQR n^(-1/3)`` of the set for which it is smallest, among those that are spread at all."""
+    widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
+    return min((w for w in widths if w > 0), default=np.inf)

@@ -1,0 +1,208 @@
+"""Data sets under one model, beside each other: what ``scoresde likelihood`` reports and writes.
+
+Two sets are compared by the probability that a sample of one is less probable to the model than a sample of the other
+(the area under the curve of a detector of foreign data that looks at the likelihood alone):
+
+    auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
+
+over all pairs of a sample of this set and one of the first. 0.5 says nothing, 1 separates. A likelihood is no detector
+by itself: simpler images than the data are often more probable, and (1) is then below 0.5.
+
+References:
+    Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import write_json
+from .errors import CheckpointError, UsageError
+from .likelihood import Elbo
+from .scores import Scores
+
+__all__ = ["KINDS", "Scored", "check_kinds", "write_scores"]
+
+KINDS = ("png", "csv", "npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A data set with its likelihoods.
+
+    Attributes:
+        name: Of the data.
+        split: ``train``, ``test`` or ``all``.
+        total: Samples in that part.
+        index: Which of them were scored, int64, shape ``(n,)``.
+        scores: By the probability flow.
+        elbo: By the variational bound, if asked for.
+    """
+
+    name: str
+    split: str
+    total: int
+    index: Tensor
+    scores: Scores
+    elbo: Elbo | None = None
+
+    @property
+    def bound(self) -> Tensor | None:
+        """The variational bound of each sample in the unit of the scores, shape ``(n,)``."""
+        if self.elbo is None:
+            return None
+        sign = 1 if self.scores.bits_per_dim is None else -1
+        return sign * self.elbo.log_prob.double() / self.scores.nats_per_unit
+
+    def auroc(self, first: Scored) -> float:
+        """How well the likelihood tells this set from ``first``, (1); NaN if either has no sample that succeeded."""
+        theirs, ours = (s.scores.log_prob[s.scores.model.ok].double().cpu() for s in (first, self))
+        if not len(theirs) or not len(ours):
+            return math.nan
+        theirs = theirs.sort().values
+        above = len(theirs) - torch.searchsorted(theirs, ours, right=True)
+        equal = len(theirs) - above - torch.searchsorted(theirs, ours)
+        return float((above + equal / 2).mean() / len(theirs))
+
+    def summary(self, first: Scored) -> dict[str, Any]:
+        """Plain values, for JSON; ``None`` for what there is no number of.
+
+        Args:
+            first: The set that this one is compared with; no comparison with itself.
+        """
+        scores, model = self.scores, self.scores.model
+        nfe = model.nfe.double()
+        facts = {
+            "data": self.name, "split": self.split, "n": int(model.ok.sum()), "of": self.total,
+            "failed": int((~model.ok).sum()), "unit": scores.unit, "mean": _number(scores.mean()),
+            "stderr_mean": _number(scores.stderr_mean()), "stderr_probes": _number(scores.stderr_sample()),
+            "change": _number(scores.change), "converged": scores.converged,
+            "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()), **asdict(scores.how),
+        }  # fmt: skip
+        if self.elbo is not None:
+            facts["elbo"] = self._elbo(self.elbo)
+        if self is not first:
+            facts["auroc"] = _number(self.auroc(first))
+        return facts
+
+    def _elbo(self, elbo: Elbo) -> dict[str, Any]:
+        """Mean, error and terms of the bound over the samples for which it is finite; the terms add up to the mean.
+
+        For a density in nats the mean is that of ``log p``, so that the terms, which bound ``-log p``, change sign.
+        """
+        bound = self.bound
+        assert bound is not None
+        good, sign = bound.isfinite(), -1 if self.scores.bits_per_dim is None else 1
+        terms = {
+            name: _number(sign * float(getattr(elbo, name)[good].double().mean()) / self.scores.nats_per_unit)
+            for name in ("prior", "diffusion", "reconstruction")
+        }
+        bound = bound[good]
+        error = float(bound.std()) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
+        return {
+            "mean": _number(float(bound.mean())), "stderr_mean": _number(error), **terms, "nfe": int(elbo.nfe.max()),
+            "dequantisation": "none" if self.scores.bits_per_dim is None else "uniform",
+        }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def check_kinds(kinds: Sequence[str]) -> Sequence[str]:
+    """Return ``kinds`` if each is in :data:`KINDS`.
+
+    Raises:
+        UsageError: With the first that is not.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"cannot save {kind!r}; choose from: {', '.join(KINDS)}")
+    return kinds
+
+
+def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
+    """Write the histogram, one row for each sample, and ``likelihood.json``.
+
+    Args:
+        folder: Where to.
+        sets: The data sets, scored under one model.
+        made: The summaries and how they came, plain JSON values.
+        kinds: Any of :data:`KINDS`; the JSON is always written.
+
+    Returns:
+        The files written, the picture first.
+
+    Raises:
+        CheckpointError: If they cannot be written.
+    """
+    columns, files = _columns(sets), []
+    shown = {_label(s, sets): s.scores.values[s.scores.model.ok].cpu() for s in sets}
+    shown = {name: values for name, values in shown.items() if len(values)}
+    try:
+        if "png" in kinds and shown:
+            from .plot import likelihood_histogram, save_figure
+
+            files.append(folder / "likelihood.png")
+            save_figure(files[-1], likelihood_histogram(shown, sets[0].scores.unit))
+        if "csv" in kinds:
+            files.append(_write_csv(folder / "likelihood.csv", columns))
+        if "npz" in kinds:
+            path, temporary = folder / "likelihood.npz", folder / f".likelihood.tmp-{os.getpid()}.npz"
+            np.savez_compressed(temporary, **columns)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+            files.append(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {folder}: {error.strerror or error}") from None
+    files.append(folder / "likelihood.json")
+    write_json(files[-1], dict(made))
+    return files
+
+
+def _label(scored: Scored, sets: Sequence[Scored]) -> str:
+    """The name of a set, with its number if another one has it too."""
+    same = [s for s in sets if s.name == scored.name]
+    return scored.name if len(same) == 1 else f"{scored.name} ({sets.index(scored) + 1})"
+
+
+def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
+    """One array for each column, all samples of all sets in their order."""
+    found: dict[str, list[np.ndarray]] = {}
+    for scored in sets:
+        scores, model = scored.scores, scored.scores.model
+        row = {
+            "index": scored.index,
+            "log_prob": scores.log_prob,
+            "bits_per_dim": scores.bits_per_dim,
+            "stderr_probes": scores.stderr_probes,
+            "elbo": None if scored.elbo is None else scored.elbo.log_prob,
+            "nfe": model.nfe,
+            "change": model.change,
+            "status": model.status,
+        }
+        found.setdefault("data", []).append(np.full(len(scored.index), _label(scored, sets)))
+        for name, value in row.items():
+            if value is not None:
+                found.setdefault(name, []).append(value.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.csv")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(c.tolist() for c in columns.values()), strict=True))
+    os.replace(temporary, path)
+    return path

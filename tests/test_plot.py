@@ -244,9 +244,7 @@ def test_running_mean_is_centred_and_skips_what_is_missing():
 def test_score_arrows_point_along_the_score():
     xs, ys = np.linspace(-1, 1, 5), np.linspace(-2, 2, 4)
     u, v = np.meshgrid(3 * xs, -ys)
-    quiver = next(
-        c for c in plot.score_field(None, xs, ys, u, v, None).axes[0].collections if hasattr(c, "U")
-    )
+    quiver = next(c for c in plot.score_field(None, xs, ys, u, v, None).axes[0].collections if hasattr(c, "U"))
     assert (quiver.X.reshape(4, 5)[0] == xs).all() and (quiver.Y.reshape(4, 5)[:, 0] == ys).all()
     cross = quiver.U * v.ravel() - quiver.V * u.ravel()
     assert cross == pytest.approx(0, abs=1e-12) and (quiver.U * u.ravel() + quiver.V * v.ravel() >= 0).all()
@@ -272,3 +270,44 @@ def test_score_arrows_point_along_the_score():
 def test_refusals(call):
     with pytest.raises(UsageError):
         call()
+
+
+# --- likelihoods --------------------------------------------------------------------------------------------
+
+
+def test_a_histogram_has_all_values_in_bins_of_one_width(rng):
+    sets = {"inside": rng.normal(2, 0.2, 400), "outside": rng.normal(9, 0.4, 100)}
+    ax = plot.likelihood_histogram(sets, "bits/dim").axes[0]
+    assert ax.get_xlabel() == "bits/dim"
+    labels = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert labels == [f"{name}, mean {v.mean():.4g}" for name, v in sets.items()]
+    assert [line.get_xdata()[0] for line in ax.lines] == [v.mean() for v in sets.values()]
+    bars = [c for c in ax.containers if len(c) > 1]
+    widths = {round(b.get_width(), 6) for c in bars for b in c}
+    assert len(widths) <= 3, "the first and last bins may be wider by a rounding"
+    for container, values in zip(bars, sets.values(), strict=True):
+        counts = [b.get_height() * b.get_width() * len(values) for b in container]
+        assert sum(counts) == pytest.approx(len(values)), "area 1"
+        edges = [b.get_x() for b in container] + [container[-1].get_x() + container[-1].get_width()]
+        np.testing.assert_allclose(counts, np.histogram(values, edges)[0], atol=1e-6)
+        assert edges[0] <= values.min() and edges[-1] >= values.max()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "sets", [{"a": [1.0]}, {"a": [2, 2], "b": [2]}, {"a": [1, 1, 1, 5], "b": [3]}, {"a": [1, 1e6]}]
+)
+def test_histograms_of_few_values(sets):
+    figure = plot.likelihood_histogram(sets, "nats")
+    figure.canvas.draw()
+    drawn = [b for c in figure.axes[0].containers for b in c]
+    assert drawn and all(math.isfinite(b.get_height()) for b in drawn)
+
+
+def test_histograms_that_cannot_be_drawn():
+    with pytest.raises(UsageError, match="1 to 7 data sets, each with a value"):
+        plot.likelihood_histogram({"a": []}, "nats")
+    with pytest.raises(UsageError, match="1 to 7 data sets"):
+        plot.likelihood_histogram({str(i): [1.0] for i in range(8)}, "nats")
+    with pytest.raises(UsageError, match="not finite"):
+        plot.likelihood_histogram({"a": [1.0, math.nan]}, "nats")

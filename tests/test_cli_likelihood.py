@@ -1,0 +1,245 @@
+"""``scoresde likelihood``: what it prints and writes, on models that hardly know anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cli import Shell
+
+from scoresde import load, load_data
+from scoresde.scores import join
+
+FAST = "--rtol 1e-2 --no-check --threads 1"
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+@pytest.fixture
+def digits(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("digits")
+
+
+@pytest.fixture
+def moons(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("moons")
+
+
+def rows(folder: str | Path) -> list[dict[str, str]]:
+    with (Path(folder) / "likelihood.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def figure(found: dict[str, Any], k: int = 0) -> dict[str, Any]:
+    return found["sets"][k]
+
+
+def foreign(path: str = "inverted.npz") -> str:
+    """Digits, black on white: values among the same 17 levels."""
+    np.savez(path, x=16 - load_data("digits").test.numpy().astype(np.int64))
+    return path
+
+
+def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> None:
+    found = shell.json(f"likelihood {digits} --limit 3 --rtol 1e-2")
+    assert found.keys() == {
+        "run", "step", "sets", "condition", "guidance", "seed", "dtype", "device", "seconds", "files",
+    }  # fmt: skip
+    one = figure(found)
+    assert one.keys() == {
+        "data", "split", "n", "of", "failed", "unit", "mean", "stderr_mean", "stderr_probes", "change", "converged",
+        "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence", "probes",
+        "probe", "redraw", "scheme", "steps", "rtol", "atol", "scale",
+    }  # fmt: skip
+    assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "hutchinson", 1)
+    assert one["stderr_probes"] is None and one["stderr_mean"] > 0, "one probe says nothing about its error"
+    assert one["change"] is not None and one["converged"] is (one["change"] <= 0.01)
+    assert [Path(f).name for f in found["files"]] == ["likelihood.png", "likelihood.csv", "likelihood.json"]
+    stored = json.loads(Path(found["files"][-1]).read_text())
+    assert stored == {k: v for k, v in found.items() if k != "files"}
+    again = shell.json(f"likelihood {digits} --limit 1 {FAST}")
+    assert Path(again["files"][0]).parent.name == "likelihood-2", "nothing is overwritten"
+    assert figure(again)["stderr_mean"] is None and figure(again)["converged"] is None
+
+
+def test_continuous_data_is_scored_in_nats(shell: Shell, moons: str) -> None:
+    one = figure(shell.json(f"likelihood {moons} --limit 2 {FAST} --elbo"))
+    assert (one["unit"], one["divergence"], one["dequantisation"], one["probes"]) == ("nats", "exact", "none", 0)
+    assert one["stderr_probes"] == 0
+    assert one["elbo"]["mean"] == pytest.approx(
+        sum(one["elbo"][k] for k in ("prior", "diffusion", "reconstruction")), rel=1e-5
+    )
+    out = shell(f"likelihood {moons} --limit 2 {FAST}")
+    assert re.match(r"-?\d+\.\d{4} ± \d+\.\d{4} nats  \(n = 2 of 2,000, test, NFE", out), out
+    assert "no dequantisation, exact divergence, coupled, rtol 0.01" in out
+
+
+def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits: str) -> None:
+    line = f"likelihood {digits} --limit 5 --rtol 1e-3 --no-check --threads 1 --probes 2 --elbo --save csv"
+    found = shell.json(f"{line} --out whole")
+    shell.json(f"{line} --batch 2 --out parts")
+    for whole, part in zip(rows("whole"), rows("parts"), strict=True):
+        assert (whole["data"], whole["index"]) == (part["data"], part["index"])
+        for name in ("log_prob", "bits_per_dim", "stderr_probes", "elbo"):
+            assert float(part[name]) == pytest.approx(float(whole[name]), rel=1e-3, abs=2e-2), name
+    # samples 0 to 2 are the same ones with the same draws in a smaller selection
+    shell.json(f"{line.replace('--limit 5', '--limit 3')} --out fewer")
+    for whole, fewer in zip(rows("whole"), rows("fewer"), strict=False):
+        assert whole["index"] == fewer["index"]
+        assert float(fewer["log_prob"]) == pytest.approx(float(whole["log_prob"]), rel=1e-3)
+    run, data = load(digits), load_data("digits")
+    index = [int(r["index"]) for r in rows("whole")]
+    assert len(set(index)) == 5 and index != [0, 1, 2, 3, 4]
+    scores = run.log_likelihood(data.test[index], rtol=1e-3, atol=1e-3, probes=2, check=False)
+    assert figure(found)["mean"] == pytest.approx(scores.mean(), rel=1e-4)
+    assert figure(found)["stderr_mean"] == pytest.approx(scores.stderr_mean(), rel=1e-2)
+    assert figure(found)["stderr_probes"] == pytest.approx(scores.stderr_sample(), rel=1e-2) and math.isfinite(
+        figure(found)["stderr_probes"]
+    )
+    assert figure(found)["mean"] == pytest.approx(np.mean([float(r["bits_per_dim"]) for r in rows("whole")]), rel=1e-5)
+    assert join([scores]).mean() == scores.mean()
+
+
+def test_several_data_sets_share_one_figure(shell: Shell, digits: str) -> None:
+    out = shell(f"likelihood {digits} --data digits --data {foreign()} --split all --limit 4 {FAST} --save png,npz")
+    lines = out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("digits: ") and "n = 4 of 1,797, all" in lines[0] and "AUROC" not in lines[0]
+    assert re.search(r"^inverted: .*n = 4 of 180, all.*, AUROC [01]\.\d{3}\)$", lines[1])
+    assert shell.err.count("scoring 4 of") == 2
+    with np.load(f"{digits}/likelihood/likelihood.npz") as arrays:
+        assert arrays["data"].tolist() == ["digits"] * 4 + ["inverted"] * 4
+        assert np.isfinite(arrays["bits_per_dim"]).all()
+    found = json.loads(Path(digits, "likelihood", "likelihood.json").read_text())
+    worse = (arrays_of(digits)[4:, None] > arrays_of(digits)[None, :4]).mean()
+    assert figure(found, 1)["auroc"] == pytest.approx(worse)
+
+
+def arrays_of(run: str) -> np.ndarray:
+    with np.load(f"{run}/likelihood/likelihood.npz") as arrays:
+        return arrays["bits_per_dim"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "words"),
+    [
+        ("--draws 2 --importance 2", {"draws": 2, "importance": 2, "redraw": False}, "2 draws of the importance-"),
+        ("--dequantisation truncated-normal", {"dequantisation": "truncated-normal"}, "truncated-normal dequant"),
+        ("--dequantisation none", {"unit": "nats"}, "no dequantisation"),
+        ("--method quadrature --probes 2", {"method": "quadrature", "probes": 2}, "quadrature"),
+        ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, the same along"),
+        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.01 of bosh3, t_min 0.001"),
+        ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps of heun"),
+        ("--divergence exact", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
+    ],
+)
+def test_options_reach_the_figure(
+    shell: Shell, digits: str, options: str, expected: dict[str, Any], words: str
+) -> None:
+    out = shell(f"likelihood {digits} --limit 2 {FAST} {options} --save csv")
+    assert words in out
+    found = figure(json.loads(Path(digits, "likelihood", "likelihood.json").read_text()))
+    assert {k: found[k] for k in expected} == expected
+    assert math.isfinite(found["mean"])
+
+
+def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, digits: str) -> None:
+    line = f"likelihood {digits} --data digits --data digits --limit 2 --steps 8 --scheme euler --quiet"
+    out = shell(line)
+    assert out.count("NOT CONVERGED: changes by up to ") == 2
+    assert "warning: THE LOG-LIKELIHOOD HAS NOT CONVERGED" in shell.err and "8 steps become 16" in shell.err
+    assert ".py" not in shell.err and shell.err.count("warning:") == 1, "the same words once"
+    found = shell.json(line)
+    for one in found["sets"]:
+        assert one["converged"] is False and one["change"] > 0.01
+
+
+def test_the_bound_of_the_reverse_sde_and_of_a_chain(shell: Shell, tmp_path: Path) -> None:
+    small = "--data moons --steps 2 --batch 8 --set network.width=8 --set network.blocks=1 --quiet --threads 1"
+    shell(f"train --sde ddpm --set sde.steps=20 {small} --out chain")
+    for run, whose in (("chain", "chain"),):
+        out = shell(f"likelihood {run} --limit 3 {FAST} --elbo")
+        second = out.splitlines()[1]
+        assert f"nats by the variational bound of the {whose}  (prior " in second
+        numbers = [float(v) for v in re.findall(r"-?\d+\.\d+", second)]
+        assert numbers[0] == pytest.approx(sum(numbers[2:]), abs=2e-4), "the terms add up"
+    found = figure(shell.json(f"likelihood chain --limit 3 {FAST} --elbo"))
+    assert found["elbo"]["nfe"] == 20
+
+
+def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None:
+    classes, plain = copied("classes"), copied("digits")
+    line = f"likelihood {classes} --limit 2 {FAST} --save csv"
+    found = shell.json(f"{line} --labels --guidance 1.5 --elbo --out a")
+    assert (found["condition"], found["guidance"]) == ("labels", 1.5)
+    shell.json(f"{line} --label 3 --out b")
+    index = [int(r["index"]) for r in rows("b")]
+    run, data = load(classes), load_data("digits")
+    for folder, labels, guidance in (("a", data.test_labels, 1.5), ("b", None, 1.0)):
+        given = 3 if labels is None else labels[index]
+        scores = run.log_likelihood(
+            data.test[index], labels=given, guidance=guidance, rtol=1e-2, atol=1e-2, check=False
+        )
+        torch.testing.assert_close(
+            torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
+        )
+    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without classes", "--cond class")
+    shell.refuses(f"likelihood {plain} --limit 2 --label 3", 2, "without labels", "--cond class")
+    shell.refuses(f"likelihood {classes} --label eleven", 2, "'eleven'")
+    assert not list(Path(plain).glob("likelihood*")), "an empty folder is left"
+
+
+def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
+    np.save("v.npy", np.random.default_rng(0).normal(8, 3, (40, 1, 8, 8)))
+    shell.refuses(f"likelihood {digits} --data v.npy", 3, "v has continuous values", "17 levels in [0, 16]")
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
+    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x has 256 levels", "17 levels")
+    np.save("y.npy", np.arange(17 * 40).reshape(-1, 34) % 17)
+    shell.refuses(f"likelihood {digits} --data y.npy --quiet", 3, "(34,)", "(1, 8, 8)")
+    shell.refuses(f"likelihood {digits} --data nowhere.npz", 3, "nowhere.npz")
+    # bytes that are all among the levels are as good as any
+    np.save("z.npy", np.random.default_rng(0).integers(0, 17, (20, 8, 8), dtype=np.uint8))
+    assert figure(shell.json(f"likelihood {digits} --data z.npy --limit 2 {FAST} --save csv"))["n"] == 2
+
+
+def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scoresde.run import Run
+
+    original = Run.log_likelihood
+
+    def spoilt(self: Run, x: torch.Tensor, **options: Any) -> object:
+        x = x.clone()
+        x[1] = math.nan
+        return original(self, x, **options)
+
+    monkeypatch.setattr(Run, "log_likelihood", spoilt)
+    out = shell(f"likelihood {moons} --limit 3 {FAST}", 4)
+    assert "n = 2 of 2,000" in out and "moons: 1 of 3 samples failed (1)" in shell.err
+    stored = json.loads(Path(moons, "likelihood", "likelihood.json").read_text())
+    assert figure(stored)["failed"] == 1 and math.isfinite(figure(stored)["mean"])
+    assert [r["status"] for r in rows(f"{moons}/likelihood")][::2] == ["0", "0"]
+    assert rows(f"{moons}/likelihood")[1]["log_prob"] == "nan"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(shell: Shell, moons: str) -> None:
+    Path("closed").mkdir(mode=0o500)
+    shell.refuses(f"likelihood {moons} --limit 2 {FAST} --out closed/x", 3, "closed/x", "--out")
+
+
+def test_a_file_in_the_place_of_a_folder(shell: Shell, moons: str) -> None:
+    Path("file").touch()
+    shell.refuses(f"likelihood {moons} --limit 2 {FAST} --out file/x", 3, "file is a file", "--out")

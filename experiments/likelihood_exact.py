@@ -1,0 +1,220 @@
+"""What a likelihood costs: its error and its standard error against evaluations and seconds.
+
+    python experiments/likelihood_exact.py                        # exact models: some minutes on one CPU core
+    make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # and a trained network
+
+1. Exact models, exact divergence, float64: a ring of Gaussians in the plane, a Gaussian with a full covariance in 16
+   dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units of their [-1, 1]). Both
+   methods, coupled and quadrature, at three tolerances: the root mean square error of a sample against the closed form
+   at the latent of a solve at rtol 1e-10, evaluations, how many of them with the divergence, seconds.
+2. Probes, on the mixture of digits and on the network: the root mean square distance of a sample to the exact
+   divergence's figure, with K = 1, 2, 4, 8, 16 probes, fixed along the path or drawn anew, at rtol 1e-5; beside it the
+   error that the probes report of themselves.
+3. The network beside the scheme of the original code, re-created: drift and divergence from two separate evaluations,
+   one probe for the whole solve, SciPy's RK45 in the SDE's time on the whole batch as one system, rtol = atol = 1e-5.
+   *Error*: against the converged figure of the same probe. *Standard error*: distance to the exact divergence's figure.
+   *Cost*: in forward passes of the network per sample, where a pass with a vector-Jacobian product counts 3.
+
+Times are those of one run, one thread, beside each other. Expected: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+
+from scoresde import (
+    VESDE,
+    VPSDE,
+    FlowMatching,
+    GaussianMixture,
+    Noise,
+    ProbabilityFlow,
+    SubVPSDE,
+    load,
+    load_data,
+    log_likelihood,
+)
+
+F64 = torch.float64
+SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "flow": FlowMatching()}
+TOLERANCES = (1e-3, 1e-4, 1e-5)
+COUNTS = (1, 2, 4, 8, 16)
+
+
+def ring(sde):
+    angle = torch.arange(8, dtype=F64) * math.pi / 4
+    return GaussianMixture(sde, 1.3 * torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), 0.15, dtype=F64))
+
+
+def full_covariance(sde, dims=16):
+    # variances from 0.01 to 1 along random axes
+    axes = torch.linalg.qr(torch.randn(dims, dims, generator=torch.Generator().manual_seed(0), dtype=F64))[0]
+    covariance = axes @ torch.diag(torch.logspace(-2, 0, dims, dtype=F64)) @ axes.T
+    return GaussianMixture(sde, torch.full((1, dims), 0.3, dtype=F64), covariances=covariance[None])
+
+
+def digits(sde):
+    data = load_data("digits")
+    means = data.info.transform.encode(data.train[::8].double()).flatten(1)
+    return GaussianMixture(sde, means, torch.full((len(means),), 0.4, dtype=F64))
+
+
+def mixture_log_prob(model, x):
+    """log p = log prior(z) + log p_low(x) - log p_high(z): the flow carries one marginal into the other."""
+    low, high = model.sde.times("likelihood")
+    z = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, x, t0=low, t1=high).x
+    return model.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+
+
+def rms(x):
+    return float(x.double().square().mean().sqrt())
+
+
+def bits(nats, dims):
+    return nats / (dims * math.log(2))
+
+
+def timed(model, x, **options):
+    began = time.perf_counter()
+    result = log_likelihood(model, x, check=False, **options)
+    return result, time.perf_counter() - began
+
+
+def exact_models(n):
+    print("| SDE | data | method | rtol | error (bits/dim) | evaluations | with divergence | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, sde in SDES.items():
+        for label, make in (("ring, D = 2", ring), ("Gaussian, D = 16", full_covariance), ("digits, D = 64", digits)):
+            model = make(sde)
+            x = model.sample(n, torch.Generator().manual_seed(1))
+            best = mixture_log_prob(model, x)
+            for method in ("coupled", "quadrature"):
+                for rtol in TOLERANCES:
+                    got, seconds = timed(model, x, method=method, divergence="exact", rtol=rtol, atol=rtol)
+                    error, nfe = rms(bits(got.log_prob - best, x.shape[1])), got.nfe.double().mean()
+                    print(
+                        f"| {name} | {label} | {method} | {rtol:.0e} | {error:.1e} | {float(nfe):.0f} "
+                        f"| {float(got.divergences.double().mean()):.0f} | {seconds:.2f} |",
+                        flush=True,
+                    )
+
+
+def probes(label, model, x, best):
+    """Distance to ``best`` in bits/dim by the number of probes."""
+    dims = x[0].numel()
+    for title, options in (
+        ("coupled, fixed", {"redraw": False}),
+        ("coupled, redrawn", {}),
+        ("quadrature, redrawn", {"method": "quadrature"}),
+    ):
+        for count in COUNTS:
+            got, seconds = timed(model, x, divergence="hutchinson", probes=count, noise=Noise.of(len(x), 1), **options)
+            error = rms(bits(got.log_prob.double() - best, dims))
+            own = "-" if count == 1 else f"{rms(bits(got.stderr_probes, dims)):.4f}"
+            print(
+                f"| {label} | {title} | {count} | {error:.4f} | {own} | {float(got.nfe.double().mean()):.0f} "
+                f"| {float(got.divergences.double().mean()):.0f} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+def original(model, x, e, rtol):
+    """log p and evaluations by the original's scheme, each a forward pass and a differentiated one."""
+    sde, shape = model.sde, x.shape
+    low, high = sde.times("likelihood")
+
+    def drift(y, t):
+        f, g = sde.drift(y, t), sde.diffusion(t)
+        return f - g.square().to(y.dtype).reshape(-1, *[1] * (y.ndim - 1)) * model(y, t).score / 2
+
+    def ode(t, state):
+        y = torch.tensor(state[: x.numel()], dtype=x.dtype).reshape(shape)
+        time_of = torch.full((len(x),), t, dtype=x.dtype)
+        with torch.no_grad():
+            slope = drift(y, time_of)
+        with torch.enable_grad():
+            y.requires_grad_()
+            trace = (torch.autograd.grad(drift(y, time_of), y, e)[0] * e).flatten(1).sum(1)
+        return np.concatenate([slope.flatten().double().numpy(), trace.double().numpy()])
+
+    start = np.concatenate([x.flatten().double().numpy(), np.zeros(len(x))])
+    solved = solve_ivp(ode, (low, high), start, method="RK45", rtol=rtol, atol=rtol)
+    z = torch.from_numpy(solved.y[: x.numel(), -1]).reshape(shape)
+    return sde.prior_log_prob(z) + torch.from_numpy(solved.y[x.numel() :, -1]), solved.nfev
+
+
+def beside_the_original(run, n):
+    data, dims = load_data(run.config.data, run.config.seed, run.config.test_fraction), run.info.dims
+    u = Noise.of(n).uniform(run.info.shape, stream="dequantise", dtype=F64)
+    x = run.info.transform.encode(run.info.dequantise(data.test[:n].double(), u)).to(run.dtype)
+    double = load(run.folder, dtype=F64).model
+    noise = Noise.of(n, 1)
+    e = noise.rademacher((dims,), 0, "probe", run.dtype).reshape(x.shape)
+    tight = {"rtol": 1e-7, "atol": 1e-7, "check": False}
+    converged = log_likelihood(
+        double, x.double(), divergence="hutchinson", redraw=False, noise=noise, **tight
+    ).log_prob
+    # the exact divergence: 64 passes a node, so along the path that is cheapest
+    truth = log_likelihood(double, x.double(), divergence="exact", method="quadrature", **tight).log_prob
+
+    print("\n| digits' network | rtol | error (bits/dim) | standard error | evaluations | cost | seconds |")
+    print("|---|---|---|---|---|---|---|")
+
+    def row(name, rtol, same_probe, log_prob, nfe, cost, seconds):
+        error = "-" if same_probe is None else f"{rms(bits(same_probe - converged, dims)):.1e}"
+        spread = rms(bits(log_prob.double() - truth, dims))
+        print(f"| {name} | {rtol:.0e} | {error} | {spread:.4f} | {nfe:.0f} | {cost:.0f} | {seconds:.1f} |", flush=True)
+
+    for rtol in (1e-3, 1e-4, 1e-5):
+        began = time.perf_counter()
+        log_prob, nfe = original(run.model, x, e, rtol)
+        row("original's scheme", rtol, log_prob, log_prob, nfe, 4 * nfe, time.perf_counter() - began)
+    for rtol in (1e-2, 1e-3, 1e-4, 1e-5):
+        for title, options in (
+            ("coupled", {"redraw": False}),
+            ("coupled, redrawn (the default)", {}),
+            ("quadrature", {"method": "quadrature"}),
+        ):
+            got, seconds = timed(
+                run.model, x, divergence="hutchinson", noise=noise, rtol=rtol, atol=rtol, **options
+            )
+            nfe, with_divergence = float(got.nfe.double().mean()), float(got.divergences.double().mean())
+            same = got.log_prob.double() if "redraw" in options else None
+            row(title, rtol, same, got.log_prob, nfe, nfe + 2 * with_divergence, seconds)
+    print()
+    return x, truth
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="a run on the digits")
+    parser.add_argument("--n", type=int, default=64, help="samples")
+    parser.add_argument("--only", choices=["exact", "probes", "original"], help="one of the three tables")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    if args.only in (None, "exact"):
+        exact_models(args.n)
+    network = None
+    if args.run and args.only in (None, "probes", "original"):
+        run = load(args.run)
+        network = run.model, *beside_the_original(run, args.n)
+    if args.only in (None, "probes"):
+        print("\n| model | probes | K | error (bits/dim) | they report | evaluations | with divergence | seconds |")
+        print("|---|---|---|---|---|---|---|---|")
+        model = digits(VPSDE())
+        x = model.sample(args.n, torch.Generator().manual_seed(1))
+        best = mixture_log_prob(model, x)
+        probes("mixture, D = 64", model, x, best)
+        if network:
+            probes("network, D = 64", *network)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,9 +4,9 @@
     make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # and a trained network
 
 1. Exact models, exact divergence, float64: a ring of Gaussians in the plane, a Gaussian with a full covariance in 16
-   dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units of their [-1, 1]). Both
-   methods, coupled and quadrature, at three tolerances: the root mean square error of a sample against the closed form
-   at the latent of a solve at rtol 1e-10, evaluations, how many of them with the divergence, seconds.
+   dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units of their
+   [-1, 1]). Both methods, coupled and quadrature, at three tolerances: the root mean square error of a sample against
+   the closed form at the latent of a solve at rtol 1e-10, evaluations, how many of them with the divergence, seconds.
 2. Probes, on the mixture of digits and on the network: the root mean square distance of a sample to the exact
    divergence's figure, with K = 1, 2, 4, 8, 16 probes, fixed along the path or drawn anew, at rtol 1e-5; beside it the
    error that the probes report of themselves.

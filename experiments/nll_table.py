@@ -1,18 +1,18 @@
 """The table of likelihoods: SDEs, with and without likelihood weighting, in bits/dim with error bars.
 
-    python experiments/nll_table.py --data digits                         # six runs, about half an hour on two CPU cores
-    python experiments/nll_table.py --data fashion-mnist/ --steps 1000    # a folder with the IDX files; longer
-    python experiments/nll_table.py --data digits --runs runs             # keeps the runs, and uses those that are there
+    python experiments/nll_table.py                                       # the digits: half an hour on two CPU cores
+    python experiments/nll_table.py --data fashion-mnist/ --steps 1000    # a folder with the IDX files
+    python experiments/nll_table.py --runs runs                           # keeps the runs, and uses those that are there
 
 It mirrors Table 2 of Song et al. (2021, arXiv:2011.13456) and Table 2 of Song, Durkan et al. (2021, arXiv:2101.09258):
 VP, sub-VP and the straight path of flow matching, the same network, data, budget and seed, trained with the library's
 default weighting, and with likelihood weighting and times drawn by importance. *Flow*: the negative log-likelihood of
 the probability flow on held-out data, uniformly dequantised, one probe. *Bound*: minus the variational bound of the
 SDE, which is another model; neither bounds the other. The errors are standard errors of the mean: data, dequantisation
-and probes, but not another training run. The last column is the mean, with its error, of what likelihood weighting changes
-in the flow's figure of each sample: the same samples and draws stand in both rows.
+and probes, but not another training run. *Change*: what likelihood weighting changes in the flow's figure of each
+sample, on average and with its error; both rows are of the same samples and draws.
 
-A larger network and budget where there is a GPU: `--steps 50000 --preset large --device cuda`.
+A larger network and budget where there is a GPU: `--steps 50000 --preset base --device cuda`.
 
 Expected: see docs/results.md.
 """
@@ -43,14 +43,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1_000, help="held-out samples, at most")
     parser.add_argument("--rtol", type=float, default=1e-4)
     parser.add_argument("--runs", type=Path, help="folder for the runs")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data = load_data(args.data)
     x = data.test[: args.n]
     print(f"{data.info.name}: {len(x)} of {len(data.test)} held-out samples, rtol {args.rtol:g}\n")
-    print("| SDE | weighting | flow, bits/dim | evaluations | bound, bits/dim | likelihood weighting changes the flow by |")
+    print("| SDE | weighting | flow, bits/dim | evaluations | bound, bits/dim | change |")
     print("|---|---|---|---|---|---|", flush=True)
     for sde in ("vp", "subvp", "flow"):
         found = {}

@@ -1,8 +1,8 @@
 """The table of likelihoods: SDEs, with and without likelihood weighting, in bits/dim with error bars.
 
-    python experiments/nll_table.py                                       # the digits: half an hour on two CPU cores
-    python experiments/nll_table.py --data fashion-mnist/ --steps 1000    # a folder with the IDX files
-    python experiments/nll_table.py --runs runs                           # keeps the runs, and uses those that are there
+    python experiments/nll_table.py                                      # the digits: half an hour on two CPU cores
+    python experiments/nll_table.py --data fashion-mnist/ --steps 1000   # a folder with the IDX files
+    python experiments/nll_table.py --runs runs                          # keeps the runs, and uses those that are there
 
 It mirrors Table 2 of Song et al. (2021, arXiv:2011.13456) and Table 2 of Song, Durkan et al. (2021, arXiv:2101.09258):
 VP, sub-VP and the straight path of flow matching, the same network, data, budget and seed, trained with the library's

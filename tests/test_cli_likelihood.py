@@ -19,7 +19,7 @@ from test_cli import Shell
 from scoresde import load, load_data
 from scoresde.scores import join
 
-FAST = "--rtol 1e-2 --no-check --threads 1"
+FAST = "--rtol 0.1 --no-check --threads 1"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def foreign(path: str = "inverted.npz") -> str:
 
 
 def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> None:
-    found = shell.json(f"likelihood {digits} --limit 3 --rtol 1e-2")
+    found = shell.json(f"likelihood {digits} --limit 3 --rtol 0.1")
     assert found.keys() == {
         "run", "step", "sets", "condition", "guidance", "seed", "dtype", "device", "seconds", "files",
     }  # fmt: skip
@@ -84,11 +84,11 @@ def test_continuous_data_is_scored_in_nats(shell: Shell, moons: str) -> None:
     )
     out = shell(f"likelihood {moons} --limit 2 {FAST}")
     assert re.match(r"-?\d+\.\d{4} ± \d+\.\d{4} nats  \(n = 2 of 2,000, test, NFE", out), out
-    assert "no dequantisation, exact divergence, coupled, rtol 0.01" in out
+    assert "no dequantisation, exact divergence, coupled, rtol 0.1" in out
 
 
 def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits: str) -> None:
-    line = f"likelihood {digits} --limit 5 --rtol 1e-3 --no-check --threads 1 --probes 2 --elbo --save csv"
+    line = f"likelihood {digits} --limit 5 --steps 3 --no-check --threads 1 --probes 2 --elbo --strata 4 --save csv"
     found = shell.json(f"{line} --out whole")
     shell.json(f"{line} --batch 2 --out parts")
     for whole, part in zip(rows("whole"), rows("parts"), strict=True):
@@ -103,7 +103,7 @@ def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits
     run, data = load(digits), load_data("digits")
     index = [int(r["index"]) for r in rows("whole")]
     assert len(set(index)) == 5 and index != [0, 1, 2, 3, 4]
-    scores = run.log_likelihood(data.test[index], rtol=1e-3, atol=1e-3, probes=2, check=False)
+    scores = run.log_likelihood(data.test[index], steps=3, probes=2, check=False)
     assert figure(found)["mean"] == pytest.approx(scores.mean(), rel=1e-4)
     assert figure(found)["stderr_mean"] == pytest.approx(scores.stderr_mean(), rel=1e-2)
     assert figure(found)["stderr_probes"] == pytest.approx(scores.stderr_sample(), rel=1e-2) and math.isfinite(
@@ -136,14 +136,18 @@ def arrays_of(run: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "expected", "words"),
     [
-        ("--draws 2 --importance 2", {"draws": 2, "importance": 2, "redraw": False}, "2 draws of the importance-"),
+        (
+            "--draws 2 --importance 2 --steps 2",
+            {"draws": 2, "importance": 2, "redraw": False},
+            "2 draws of the importance-",
+        ),
         ("--dequantisation truncated-normal", {"dequantisation": "truncated-normal"}, "truncated-normal dequant"),
         ("--dequantisation none", {"unit": "nats"}, "no dequantisation"),
         ("--method quadrature --probes 2", {"method": "quadrature", "probes": 2}, "quadrature"),
         ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, the same along"),
-        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.01 of bosh3, t_min 0.001"),
+        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.1 of bosh3, t_min 0.001"),
         ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps of heun"),
-        ("--divergence exact", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
+        ("--divergence exact --steps 1", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
     ],
 )
 def test_options_reach_the_figure(
@@ -156,8 +160,8 @@ def test_options_reach_the_figure(
     assert math.isfinite(found["mean"])
 
 
-def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, digits: str) -> None:
-    line = f"likelihood {digits} --data digits --data digits --limit 2 --steps 8 --scheme euler --quiet"
+def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, moons: str) -> None:
+    line = f"likelihood {moons} --data moons --data moons --limit 2 --steps 8 --scheme euler --quiet --save csv"
     out = shell(line)
     assert out.count("NOT CONVERGED: changes by up to ") == 2
     assert "warning: THE LOG-LIKELIHOOD HAS NOT CONVERGED" in shell.err and "8 steps become 16" in shell.err
@@ -169,30 +173,29 @@ def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, digits: str
 
 def test_the_bound_of_the_reverse_sde_and_of_a_chain(shell: Shell, tmp_path: Path) -> None:
     small = "--data moons --steps 2 --batch 8 --set network.width=8 --set network.blocks=1 --quiet --threads 1"
-    shell(f"train --sde ddpm --set sde.steps=20 {small} --out chain")
-    for run, whose in (("chain", "chain"),):
-        out = shell(f"likelihood {run} --limit 3 {FAST} --elbo")
-        second = out.splitlines()[1]
+    shell(f"train --sde ddpm --set sde.steps=30 {small} --out chain")
+    shell(f"train {small} --out plain")
+    for run, whose in (("chain", "chain"), ("plain", "reverse SDE")):
+        second = shell(f"likelihood {run} --limit 3 {FAST} --elbo").splitlines()[1]
         assert f"nats by the variational bound of the {whose}  (prior " in second
         numbers = [float(v) for v in re.findall(r"-?\d+\.\d+", second)]
         assert numbers[0] == pytest.approx(sum(numbers[2:]), abs=2e-4), "the terms add up"
-    found = figure(shell.json(f"likelihood chain --limit 3 {FAST} --elbo"))
-    assert found["elbo"]["nfe"] == 20
+    for run, nfe in (("chain", 30), ("plain", 7)):
+        found = figure(shell.json(f"likelihood {run} --limit 3 {FAST} --elbo --strata 7"))
+        assert found["elbo"]["nfe"] == nfe
 
 
 def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None:
     classes, plain = copied("classes"), copied("digits")
     line = f"likelihood {classes} --limit 2 {FAST} --save csv"
-    found = shell.json(f"{line} --labels --guidance 1.5 --elbo --out a")
+    found = shell.json(f"{line} --labels --guidance 1.5 --elbo --strata 3 --out a")
     assert (found["condition"], found["guidance"]) == ("labels", 1.5)
     shell.json(f"{line} --label 3 --out b")
     index = [int(r["index"]) for r in rows("b")]
     run, data = load(classes), load_data("digits")
     for folder, labels, guidance in (("a", data.test_labels, 1.5), ("b", None, 1.0)):
         given = 3 if labels is None else labels[index]
-        scores = run.log_likelihood(
-            data.test[index], labels=given, guidance=guidance, rtol=1e-2, atol=1e-2, check=False
-        )
+        scores = run.log_likelihood(data.test[index], labels=given, guidance=guidance, rtol=0.1, atol=0.1, check=False)
         torch.testing.assert_close(
             torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
         )

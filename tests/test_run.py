@@ -20,6 +20,7 @@ from scoresde import (
     VPSDE,
     EulerMaruyama,
     GaussianMixture,
+    Noise,
     PredictorCorrector,
     ProbabilityFlow,
     Run,
@@ -34,6 +35,7 @@ from scoresde.data import DataInfo, Transform
 from scoresde.errors import CheckpointError, DataError, UsageError
 from scoresde.run import join
 from scoresde.solvers import MultistepSDE
+from scoresde.vlb import bound
 
 SOLVERS = [
     ProbabilityFlow(rtol=1e-2, atol=1e-2),
@@ -247,6 +249,40 @@ def test_scores_of_parts_join_to_the_scores_of_the_whole(bytes_file: str) -> Non
     assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr_mean() == pytest.approx(whole.stderr_mean())
     shifted = run.log_likelihood(x[3:6], rtol=1e-4, atol=1e-4, start=0)
     assert not torch.allclose(shifted.log_prob, whole.log_prob[3:6]), "start addresses the dequantisation"
+
+
+def test_the_bound_of_an_exact_model_is_its_probability(bytes_file: str) -> None:
+    # Exact, so that flow, reverse SDE and data are one: the bound differs by the draws, the prior and t_min alone.
+    run = exact_run(bytes_file, 0.4)
+    x = torch.arange(60, 195, 15, dtype=torch.uint8).reshape(1, 1, 3, 3).repeat(16, 1, 1, 1)
+    terms = run.elbo(x, draws=4, seed=3, start=2)
+    u = Noise.of(16, 3, 2).uniform((1, 3, 3), dtype=torch.float64)
+    density = torch.distributions.Normal(0.0, 0.4).log_prob((x + u - 128) / 128).flatten(1).sum(1)
+    truth = density - 9 * math.log(128)  # a cell is 1/128 of a model unit
+    off = terms.log_prob - truth
+    expected = float(terms.stderr.square().mean().sqrt())
+    assert abs(float(off.mean())) < 3 * expected / 4, (off, terms.stderr)
+    assert 0.5 < float(off.std()) / expected < 2, "the stated error is the scatter"
+    bare = run.elbo(x, draws=4, dequantise=False)
+    known = torch.distributions.Normal(0.0, 0.4).log_prob((x.double() - 128) / 128).flatten(1).sum(1)
+    assert abs(float((bare.log_prob - known + 9 * math.log(128)).mean())) < 3 * expected / 4
+
+
+def test_the_bound_of_a_chain_is_the_sum_of_its_terms(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data="digits", sde="ddpm", sde_options={"steps": 40}, steps=2, batch=8, network_options={"channels": 4}
+    )
+    run = fit(config, out=tmp_path / "r", quiet=True)
+    x = load_data("digits").test[:3]
+    terms = run.elbo(x, seed=5)
+    u = Noise.of(3, 5).uniform((1, 8, 8), dtype=torch.float64)
+    chain = bound(run.model, run.info.transform.encode(x + u).float(), Noise.of(3, 5))
+    torch.testing.assert_close(terms.prior, chain.prior)
+    torch.testing.assert_close(terms.diffusion, chain.steps.sum(1))
+    # levels 1 apart, model units of 8.5: -log P = -log p(m) - 64 log(1/8.5)
+    torch.testing.assert_close(terms.reconstruction, chain.data + 64 * math.log(8.5))
+    torch.testing.assert_close(-terms.log_prob, chain.total + 64 * math.log(8.5))
+    assert terms.nfe.tolist() == [40] * 3 and terms.stderr.isnan().all()
 
 
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:

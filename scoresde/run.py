@@ -21,14 +21,14 @@ from .estimate import Denoiser, Parametrization
 from .likelihood import Elbo, elbo
 from .model import Guided, ScoreModel, convert
 from .noise import Noise
-from .scores import Scores, join, score
+from .scores import Scores, score
 from .sde import SDE
 from .solvers import Solution, Solver, sample
 from .solvers.base import Watch
 from .tables import SDES, SOLVERS
 from .vlb import bound
 
-__all__ = ["Run", "Samples", "Scores", "join", "load"]
+__all__ = ["Run", "Samples", "load"]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from scoresde import (
 )
 from scoresde.data import DataInfo, Transform
 from scoresde.errors import CheckpointError, DataError, UsageError
-from scoresde.run import join
+from scoresde.scores import join
 from scoresde.solvers import MultistepSDE
 from scoresde.vlb import bound
 

@@ -18,26 +18,28 @@ the same stages and partly cancel.
 Fixed steps: Euler, Heun or the classical Runge-Kutta rule on a grid that is even in the clock u of the quadrature.
 Every number is then a differentiable function of the data and of the weights, and the gradient is that of the value
 that is returned, because it goes back through these very steps (an adjoint equation solved backward in time has an
-error of its own). A step keeps no graph but is repeated on the way back, so that the memory is that of one step.
+error of its own). A step keeps no graph but is repeated on the way back (:mod:`scoresde.likelihood.repeat`), so that
+the memory is that of one step.
 
 References:
     Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.
     Grathwohl et al. (2019), FFJORD, arXiv:1810.01367, sec. 3.1: one probe for the whole solve.
-    Chen et al. (2016), arXiv:1604.06174: checkpoints.
-    Gholami et al. (2019), ANODE, arXiv:1902.10298: the adjoint's own error, and checkpoints instead.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..ode import FAILED_NONFINITE, OK, integrate
 from ..shapes import sum_flat
 from .divergence import Probes
 from .frame import Frame
 from .quadrature import clock, r_of_clock
+from .repeat import leaves, repeated
 from .result import LogLikelihood
 
 __all__ = ["FIXED", "by_fixed_steps", "coupled"]
@@ -65,6 +67,8 @@ def _derivative(
 
 def _finish(frame: Frame, probes: Probes, state: Tensor, nfe: Tensor, status: Tensor) -> LogLikelihood:
     z, log_prob = frame.finish(state[:, : frame.dims], state[:, frame.dims : -1] * frame.dims)
+    # A row that failed stopped on its way: what it has there is no likelihood.
+    log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
     return LogLikelihood(mean, stderr, z, nfe, nfe, none, none, status)
@@ -115,26 +119,29 @@ def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> Log
         steps: Number of steps.
     """
     (c, a, b), rows = FIXED[scheme], torch.arange(len(frame.x), device=frame.x.device)
-    u = torch.linspace(clock(frame.interval[0]), clock(frame.interval[1]), steps + 1, dtype=torch.float64)
-    grid = r_of_clock(u)[0].clamp(*frame.interval).to(frame.scales)
+    (r0, r1), plain = frame.interval, replace(frame, graph=False)
+    u = torch.linspace(clock(r0), clock(r1), steps + 1, dtype=torch.float64)
+    grid = r_of_clock(u)[0].clamp(r0, r1).to(frame.scales.detach())
+    grid[0], grid[-1] = r0, r1
 
-    def step(state: Tensor, r: Tensor, h: Tensor, place: Tensor) -> Tensor:
-        k = _derivative(frame, probes, state, r.expand(len(rows)), rows, place)
+    def step(state: Tensor, graph: bool, i: int) -> Tensor:
+        r, h, place = grid[i], grid[i + 1] - grid[i], torch.full_like(rows, i)
+        size, at = h.to(state.dtype), frame if graph else plain
+        k = _derivative(at, probes, state, r.expand(len(rows)), rows, place)
         total = b[0] * k
         for node, before, weight in zip(c[1:], a, b[1:], strict=True):
-            at = (r + node * h).clamp(max=frame.interval[1])
-            y = state + (before * h).to(state.dtype) * k
-            k = _derivative(frame, probes, y, at.expand(len(rows)), rows, place)
+            then = (r + node * h).clamp(max=r1).expand(len(rows))
+            k = _derivative(at, probes, state + before * size * k, then, rows, place)
             total = total + weight * k
-        return state + h.to(state.dtype) * total
+        return state + size * total
 
-    state = _start(frame, probes)
-    for i, (r, h) in enumerate(zip(grid[:-1], torch.diff(grid), strict=True)):
-        place = torch.full_like(rows, i)
+    with torch.set_grad_enabled(frame.graph):
+        state = _start(frame, probes)
         if frame.graph:
-            state = checkpoint(step, state, r, h, place, use_reentrant=False)
-        else:
-            state = step(state, r, h, place)
-    nfe = torch.full_like(rows, steps * len(c))
-    finite = torch.isfinite(sum_flat(state.detach() * 0))
-    return _finish(frame, probes, state, nfe, torch.where(finite, OK, FAILED_NONFINITE))
+            parameters = leaves(frame.field(frame.start.detach(), grid[0].expand(len(rows)), rows)[0])
+        for i in range(steps):
+            one = partial(step, i=i)
+            state = repeated(one, state, parameters) if frame.graph else one(state, False)
+        finite = torch.isfinite(sum_flat(state.detach() * 0))
+        nfe, status = torch.full_like(rows, steps * len(c)), torch.where(finite, OK, FAILED_NONFINITE)
+        return _finish(frame, probes, state, nfe, status)

@@ -6,7 +6,9 @@ With J the Jacobian of the slope, one backward pass from the same forward pass g
     tr J = E[ e^T J e ]             for any e with E[e e^T] = I: Hutchinson's estimate, one pass a probe.     (2)
 
 With S = (J + J^T)/2, a probe of random signs has the variance  4 sum_(i<j) S_ij^2  and a Gaussian one  2 |S|_F^2, which
-is larger by the diagonal. Signs are therefore the default: where J is diagonal one of them is exact.
+is larger by the diagonal. Signs are therefore the default: where J is diagonal one of them is exact. Their estimates
+are also nearly symmetric, as Student's intervals want them; those of Gaussian probes are skewed in few dimensions (at
+D = 8 the interval of 4 fixed ones for 95 % covers 92.7 %).
 
 Backward passes were measured against forward-mode differentiation (``torch.func.jvp`` and ``vmap``), which should
 take two thirds of the time: in PyTorch on a CPU it takes two to three times as long on the U-Net, and more on small
@@ -33,7 +35,7 @@ __all__ = ["PROBES", "Probes", "slope_and_traces"]
 
 PROBES = ("rademacher", "gaussian")
 
-# The addresses of the probes: so many places on the path for each probe of each draw.
+# The addresses of the probes, 32 bits: so many places on the path for each probe of each draw.
 PLACES = 2**14
 
 
@@ -70,12 +72,13 @@ class Probes:
         Args:
             y: The states; the vectors take their dtype.
             rows: Whose they are, shape ``(P,)``.
-            place: Where on the path, int64 ``(P,)``; left out for vectors that are the same everywhere.
+            place: Where on the path, int64 ``(P,)``; left out for vectors that are the same everywhere. After 2^14
+                places the vectors begin again.
         """
         if self.kind == "exact":
             return None
         noise, draw = self.noise.rows(rows), self._draw
-        where = 0 if place is None or self.fixed else place
+        where = 0 if place is None or self.fixed else place % PLACES
         return (
             draw(noise, y.shape[1], (self.first + k) * PLACES + where, y.dtype) for k in range(self.count)
         )  # one at a time: for images they are large
@@ -104,6 +107,11 @@ class Probes:
             raise UsageError(f"unknown probe {self.kind!r}; choose from: {', '.join(PROBES)}")
         if self.count < 1:
             raise UsageError(f"probes is {self.count}; Hutchinson's estimate needs at least 1")
+        if not 0 <= self.first <= 2**32 // PLACES - self.count:
+            raise UsageError(
+                f"draw times probes is {self.first}, with {self.count} probes; together they are at least 0 and at "
+                f"most {2**32 // PLACES}"
+            )
 
 
 def slope_and_traces(

@@ -99,9 +99,13 @@ def elbo(
     """
     if model.coupled:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, and so no variational bound")
-    if strata < 1 or draws < 1:
-        raise UsageError(f"strata is {strata} and draws is {draws}; each is at least 1")
+    if min(strata, draws, batch) < 1:
+        raise UsageError(f"strata is {strata}, draws is {draws} and batch is {batch}; each is at least 1")
+    if x.ndim == 0 or not x.numel():
+        raise UsageError(f"the data has shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
+    if len(noise.indices) != len(x):
+        raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     sde, dims, count = model.sde, x[0].numel(), len(x)
     t0, t1 = max(sde.times("likelihood")[0], model.t_min), model.t_max
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
@@ -124,7 +128,7 @@ def elbo(
     rebuilt = dims / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
     nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device)
-    return Elbo(prior, each.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count), stderr, nfe)
+    return Elbo(prior, each.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count), stderr.to(x.dtype), nfe)
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:

@@ -134,7 +134,9 @@ def log_likelihood(
         >>> abs(float(result.log_prob) + math.log(2 * math.pi)) < 1e-3
         True
     """
-    dims = x[0].numel() if len(x) else 0
+    if x.ndim == 0 or not x.numel():
+        raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
+    dims = x[0].numel()
     if divergence == "auto":
         divergence = "exact" if dims <= EXACT_UP_TO else "hutchinson"
     plan = _Plan(
@@ -159,7 +161,8 @@ def log_likelihood(
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     if memory is not None:
-        batch = min(batch, rows_within(memory, model, x, differentiable))
+        passes = 0 if not differentiable else dims if divergence == "exact" else probes
+        batch = min(batch, rows_within(memory, model, x, passes))
     result = plan.solve(model, x, noise, batch)
     if check:
         change = _change(plan, result, model, x, noise, batch)
@@ -183,7 +186,7 @@ def _refuse(plan: _Plan, batch: int) -> None:
         raise UsageError("a likelihood to be differentiated takes a fixed number of steps; give steps, for example 40")
     if batch < 1:
         raise UsageError(f"batch is {batch}; at least 1 row is solved at once")
-    Probes(plan.probe, plan.probes, Noise.of(0)).check()
+    Probes(plan.probe, plan.probes, Noise.of(0), plan.draw * plan.probes).check()
 
 
 def _change(
@@ -196,18 +199,20 @@ def _change(
         return change
     rows = good[torch.linspace(0, len(good) - 1, min(CHECKED, len(good))).round().long().to(good.device)]
     # Probes that are the same along the path, and in both solves: what is left is the error of the integration.
-    same = plan.divergence == "exact" or (plan.fixed and plan.method == "coupled")
+    same = plan.divergence == "exact" or plan.fixed
     plan = replace(plan, graph=False, fixed=True)
     part = model.rows(rows), x.detach()[rows], noise.rows(rows), batch
     loose = result.log_prob.detach()[rows] if same else plan.solve(*part).log_prob
-    change[rows] = (plan.tighter(x.dtype).solve(*part).log_prob - loose).abs()
+    tight = plan.tighter(x.dtype).solve(*part)
+    # A row that cannot be solved more tightly has not converged.
+    change[rows] = torch.where(tight.ok, (tight.log_prob - loose).abs(), torch.inf)
     return change
 
 
 def _warn(plan: _Plan, change: Tensor, dims: int) -> None:
     """Warn where the figure is not to be trusted; NaN is what was not checked."""
     checked = change[~change.isnan()]
-    bits = checked / (max(dims, 1) * math.log(2))
+    bits = checked / (dims * math.log(2))
     if not len(checked) or float(bits.max()) <= ALLOWED:
         return
     what = "the tolerance is ten times tighter" if plan.steps is None else f"{plan.steps} steps become {2 * plan.steps}"

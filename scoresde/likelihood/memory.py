@@ -2,12 +2,16 @@
 
 What a row needs is taken to be
 
-    3 S + 64 D        numbers,                                                                               (1)
+    3 S + 256 D        numbers,                                                                             (1)
 
 with S what one evaluation of the model stores for the backward pass (measured on two rows against one, so that
-weights do not count), three times for the backward pass itself and its workspace, and 64 states of D numbers for the
-stages of a step, the knots of the path and its nodes. With a graph through a step (4 stages, each differentiated
-twice), S counts 12 times. Weights and what the allocator keeps are not in it.
+weights do not count), three times for the backward pass itself and its workspace, and 256 states of D numbers for the
+stages of a step, the knots of the path, and its slopes at up to 129 nodes. With a graph through a step, a backward
+pass that will be differentiated again keeps 2 S of its own: for four stages with K passes each,
+
+    4 (1 + 3 K) S + 256 D,                                                                                  (2)
+
+the third for workspace. Weights and what the allocator keeps are not in it.
 """
 
 from __future__ import annotations
@@ -22,21 +26,22 @@ from .frame import Frame
 __all__ = ["rows_within"]
 
 
-def rows_within(budget: int, model: Denoiser, x: Tensor, graph: bool = False) -> int:
+def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int:
     """How many rows of ``x``, shape ``(B, *event)``, can be solved at once; it asks the model twice.
 
     Args:
         budget: Bytes.
         model: The denoiser.
         x: Data in model units.
-        graph: Whether the result is to be differentiated.
+        passes: If the result is to be differentiated: how many backward passes an evaluation has, K or, if the
+            divergence is exact, D.
 
     Raises:
         UsageError: If one row does not fit.
     """
     stored = [_stored(model, x, rows) for rows in (1, 2)]
     state = x[0].numel() * x.element_size()
-    row = (12 if graph else 3) * max(stored[1] - stored[0], 0) + 64 * state
+    row = (4 * (1 + 3 * passes) if passes else 3) * max(stored[1] - stored[0], 0) + 256 * state
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB"

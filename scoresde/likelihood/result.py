@@ -19,7 +19,7 @@ class LogLikelihood:
     """Log-likelihoods of a batch; every field but ``z`` has shape ``(B,)``.
 
     Attributes:
-        log_prob: Nats, in model units.
+        log_prob: Nats, in model units; NaN where a row failed.
         stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom; 0 if the
             divergence is exact, NaN for one probe, which says nothing about its own error.
         z: Latents at ``t_max``, shape ``(B, *event)``.
@@ -28,7 +28,7 @@ class LogLikelihood:
         residual: How far the rule of the quadrature is from closing the path, root mean square per dimension in the
             straight frame (see :mod:`scoresde.likelihood.quadrature`); NaN for a coupled solve.
         change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter, or the steps are doubled;
-            NaN for rows that were not checked.
+            NaN for rows that were not checked, infinite for rows whose tighter solve fails.
         status: A key of :data:`scoresde.ode.STATUS` per row; 0 is success.
     """
 

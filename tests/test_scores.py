@@ -21,7 +21,7 @@ from scoresde.likelihood import LogLikelihood
 from scoresde.likelihood.dequantise import log_mean_exp, start_time
 from scoresde.scores import How, Scores, join, score
 
-TIGHT = {"rtol": 1e-6, "atol": 1e-6, "check": False}
+TIGHT = {"rtol": 1e-5, "atol": 1e-5, "check": False}
 
 
 def levels(count: int, dims: int, shift: float | None = None, scale: float | None = None) -> DataInfo:
@@ -143,7 +143,7 @@ def test_bits_per_dim_do_not_change_when_data_alpha_and_sigma_are_rescaled_toget
     info = levels(256, 2)
     x = torch.tensor([[40.0, 66.0], [150.0, 200.0]])
     model, noise = pair(info), Noise.of(2, seed=4)
-    adaptive, fixed = ({"rtol": 1e-4, "atol": 1e-4, "check": False}, {"steps": 6, "check": False})
+    adaptive, fixed = ({"rtol": 1e-3, "atol": 1e-3, "check": False}, {"steps": 3, "check": False})
     for factor, options in ((3.0, adaptive), (0.01, fixed), (255.0, fixed)):
         expected = score(model, info, x, noise, torch.float64, **options).values  # type: ignore[arg-type]
         # the state at t_min in larger units, because the data are, or because the path makes it so

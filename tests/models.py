@@ -12,8 +12,10 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from scoresde import SDE, VESDE, VPSDE, FlowMatching, GaussianMixture, SubVPSDE
+from scoresde import EDM, SDE, VESDE, VPSDE, FlowMatching, GaussianMixture, ScoreModel, SubVPSDE
 from scoresde.estimate import Denoiser, Estimate, Wrapped
+from scoresde.nn import MLP
+from scoresde.shapes import expand
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "score_sde.json").read_text())
 CHECKS = REFERENCE["checks"]
@@ -130,3 +132,58 @@ class OnNodes(Wrapped):
 
 def watched(model: Denoiser) -> Watched:
     return Watched(model, [], [])
+
+
+def full_covariance(sde: SDE, dims: int) -> GaussianMixture:
+    """One Gaussian whose axes are not those of the coordinates, with standard deviations from 0.1 to 0.9."""
+    root = normals(dims, dims, seed=5) * 0.4 / math.sqrt(dims)
+    covariance = root @ root.mT + 0.02 * torch.eye(dims, dtype=F64)
+    return GaussianMixture(sde, 0.3 * normals(1, dims, seed=6), covariances=covariance[None])
+
+
+def collinear(sde: SDE, dims: int = 8) -> GaussianMixture:
+    """Two Gaussians on a line: one coordinate with two modes, the others Gaussian."""
+    axis = torch.nn.functional.normalize(normals(1, dims), dim=1)
+    return GaussianMixture(sde, torch.cat([-0.8 * axis, 0.8 * axis]), torch.full((2,), 0.3, dtype=F64))
+
+
+def latent(model: GaussianMixture, x: Tensor) -> Tensor:
+    """Where the flow of one Gaussian ends: along each axis it scales by the ratio of the standard deviations."""
+    low, high = model.sde.times("likelihood")
+    (a0, s0), (a1, s1) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (low, high))
+    values, vectors = model.axes
+    gain = torch.sqrt((a1**2 * values[0] + s1**2) / (a0**2 * values[0] + s0**2))
+    away = x - a0 * model.means[0]
+    away = away * gain if vectors is None else ((away @ vectors[0]) * gain) @ vectors[0].mT
+    return a1 * model.means[0] + away
+
+
+def flow_log_prob(model: GaussianMixture, x: Tensor, z: Tensor) -> Tensor:
+    """``log prior(z) + log p_low(x) - log p_high(z)``: the density of an exact model's flow that takes x to z."""
+    low, high = model.sde.times("likelihood")
+    return model.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+
+
+@dataclass(frozen=True)
+class Louder(Wrapped):
+    """A denoiser whose score is too large by a factor."""
+
+    factor: float
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        estimate = self.model(x, t)
+        alpha, sigma = (expand(c, x) for c in self.sde.coefficients(estimate.t))
+        eps = self.factor * estimate.eps
+        return Estimate(x, estimate.t, (x - sigma * eps) / alpha, eps, self.sde)
+
+    def rows(self, index: Tensor) -> Louder:
+        return Louder(self.model.rows(index), self.factor)
+
+
+def small_network(dims: int = 3, classes: int = 0, seed: int = 0) -> ScoreModel:
+    """A network with weights at random, in float64: a flow that is nobody's closed form."""
+    torch.manual_seed(seed)
+    network = MLP(dims=dims, width=8, blocks=1, classes=classes)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return ScoreModel(network, UserCosine(), EDM(), classes=classes).double().eval()

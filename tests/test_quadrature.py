@@ -1,0 +1,155 @@
+"""The path between the steps, the rule along it, and their figure against the coupled solve."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from models import F64, FOUR, PUBLISHED, gaussian, normals, ring, small_network, watched
+
+from scoresde import VPSDE, GaussianMixture, log_likelihood
+from scoresde.likelihood import quadrature
+from scoresde.likelihood.dense import Knots
+from scoresde.likelihood.quadrature import SOFTNESS, clenshaw_curtis, clock, r_of_clock
+
+
+def knots(f, df, places):
+    """A path through ``f`` with the knots ``places`` of one row."""
+    r = torch.as_tensor(places, dtype=F64)
+    found = Knots(float(r[0]), f(r[:1])[:, None], df(r[:1])[:, None])
+    for one in r[1:]:
+        found(torch.tensor([0]), one[None], f(one[None])[:, None], df(one[None])[:, None], 0.0)
+    return found
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_dense_output_is_exact_for_its_degree(order):
+    degree = 2 * order - 1
+    coefficients = normals(degree + 1, seed=1).numpy()
+    f, df = np.polynomial.Polynomial(coefficients), np.polynomial.Polynomial(coefficients).deriv()
+
+    def of(p):
+        return lambda r: torch.from_numpy(np.asarray(p(r.numpy())))
+
+    path = knots(of(f), of(df), [0.0, 0.13, 0.2, 0.45, 0.6, 0.83, 1.0]).path(order)
+    r = torch.linspace(0, 1, 41, dtype=F64)
+    assert torch.allclose(path(torch.zeros(41, dtype=torch.int64), r)[:, 0], of(f)(r), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_dense_output_has_order_2m(order):
+    errors = []
+    for count in (12, 24):
+        places = torch.linspace(0, 1, count + 1, dtype=F64)
+        path = knots(lambda r: torch.sin(5 * r), lambda r: 5 * torch.cos(5 * r), places).path(order)
+        r = torch.linspace(0, 1, 501, dtype=F64)
+        errors.append(float((path(torch.zeros(501, dtype=torch.int64), r)[:, 0] - torch.sin(5 * r)).abs().max()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2 * order, abs=0.5)
+
+
+def test_rows_with_few_knots_and_rows_with_many():
+    # y = r^3 for both rows; the first has two knots, the second six.
+    found = Knots(0.0, torch.zeros(2, 1, dtype=F64), torch.zeros(2, 1, dtype=F64))
+    for step, r in enumerate((0.1, 0.3, 0.4, 0.8, 1.0)):
+        rows = torch.tensor([0, 1] if step == 4 else [1])
+        at = torch.full((len(rows),), r, dtype=F64)
+        found(rows, at, at[:, None] ** 3, 3 * at[:, None] ** 2, 0.0)
+    r = torch.linspace(0, 1, 11, dtype=F64)
+    for row in (0, 1):
+        assert torch.allclose(found.path()(torch.full((11,), row), r)[:, 0], r**3, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [2, 8, 16, 32])
+def test_the_rule_is_exact_for_polynomials_of_its_clock(n):
+    r0, r1 = 1e-3, 0.95
+    r, weights = clenshaw_curtis(n, r0, r1)
+    u0, u1 = clock(r0), clock(r1)
+    u = torch.log((r + SOFTNESS) / (1 - r + SOFTNESS))
+    rate = r_of_clock(u)[1]  # dr/du
+    for degree in range(n + 1):
+        # the integral over r of  v^k du/dr,  v = u scaled to [-1, 1]
+        v = (2 * u - u0 - u1) / (u1 - u0)
+        exact = (u1 - u0) / 2 * (1 - (-1) ** (degree + 1)) / (degree + 1)
+        assert float((weights * v**degree / rate).sum()) == pytest.approx(exact, abs=1e-11)
+    assert float(r[0]) == r0 and float(r[-1]) == r1
+    # every second node of the rule with twice as many
+    assert torch.allclose(clenshaw_curtis(2 * n, r0, r1)[0][::2], r, rtol=1e-12)
+
+
+def test_the_clock_and_its_inverse():
+    r = torch.linspace(0, 1, 21, dtype=F64)
+    u = torch.tensor([clock(float(v)) for v in r], dtype=F64, requires_grad=True)
+    back, rate = r_of_clock(u)
+    assert torch.allclose(back, r, rtol=1e-13, atol=1e-15)
+    assert torch.allclose(torch.autograd.grad(back.sum(), u)[0], rate, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_slope_integrates_to_the_path(name):
+    # The residual is the check of the rule: the slope's integral is known.
+    x = 0.3 + 0.5 * normals(4, 3)
+    residuals = [
+        float(
+            log_likelihood(
+                gaussian(PUBLISHED[name], 3), x, method="quadrature", rtol=tolerance, atol=tolerance, check=False
+            ).residual.max()
+        )
+        for tolerance in (1e-3, 1e-5, 1e-7)
+    ]
+    for tolerance, residual in zip((1e-3, 1e-5, 1e-7), residuals, strict=True):
+        assert residual <= 3 * tolerance * 3 * FOUR[name].prior_std  # the largest of |y| is about 3 prior_std at most
+    assert all(a > b for a, b in pairwise(residuals))
+
+
+def test_the_residual_tells_of_a_rule_that_is_too_coarse(monkeypatch):
+    # Narrow components: the posterior switches within a short stretch of the path.
+    model = ring(VPSDE(), std=0.03)
+    x = model.sample(6, torch.Generator().manual_seed(0)) + 0.05
+    options = {"divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "check": False}
+    truth = log_likelihood(model, x, **options).log_prob
+    fine = log_likelihood(model, x, method="quadrature", **options)
+    monkeypatch.setattr(quadrature, "MOST", quadrature.FEWEST)
+    coarse = log_likelihood(model, x, method="quadrature", **options)
+    assert int(coarse.divergences.max()) == 17 and int(fine.divergences.min()) > 17
+    assert bool((coarse.residual > 100 * fine.residual).all())
+    assert float((coarse.log_prob - truth).abs().max()) > 30 * float((fine.log_prob - truth).abs().max())
+    with pytest.warns(UserWarning, match="HAS NOT CONVERGED"):
+        log_likelihood(model, x, method="quadrature", **{**options, "check": True})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_quadrature_equals_the_coupled_solve_on_a_network(seed):
+    model, x = small_network(seed=seed), normals(4, 3)
+    options = {"divergence": "exact", "check": False}
+    best = log_likelihood(model, x, rtol=1e-8, atol=1e-8, **options)
+    # The embedding of the noise is rough: both methods are off by more than their tolerance.
+    for tolerance, allowed in ((1e-3, 3e-3), (1e-6, 3e-4)):
+        coupled = log_likelihood(model, x, rtol=tolerance, atol=tolerance, **options)
+        found = log_likelihood(model, x, method="quadrature", rtol=tolerance, atol=tolerance, **options)
+        assert float((found.log_prob - best.log_prob).abs().max()) <= allowed
+        assert float((found.log_prob - coupled.log_prob).abs().max()) <= 2 * allowed
+        assert torch.allclose(found.z, best.z, atol=allowed)
+
+
+def test_the_nodes_do_not_depend_on_the_batch_nor_on_the_pieces():
+    model = GaussianMixture(VPSDE(), normals(5, 3), torch.full((5,), 0.2, dtype=F64))
+    x = model.sample(7, torch.Generator().manual_seed(0))
+    options = {"method": "quadrature", "divergence": "exact", "check": False}
+    whole = log_likelihood(model, x, **options)
+    pieces = log_likelihood(model, x, batch=2, **options)
+    assert len(whole.divergences.unique()) > 1  # rows of several rules
+    assert torch.equal(pieces.nfe, whole.nfe) and torch.equal(pieces.divergences, whole.divergences)
+    assert float((pieces.log_prob - whole.log_prob).abs().max()) <= 1e-12
+
+
+def test_no_more_states_at_once_than_allowed():
+    model = watched(ring(VPSDE()))
+    x = model.model.sample(3, torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_likelihood(model, x, method="quadrature", batch=3)
+    assert max(model.evaluations) == 3

@@ -1,4 +1,4 @@
-"""One thread for everybody, GPU tests only where there is one, and a few trained runs to share."""
+"""One thread for everybody, slow tests if asked for, GPU tests where there is one, a few trained runs to share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skipped = {}
+    if "slow" not in config.option.markexpr:
+        skipped["slow"] = "slow; ask for it with -m slow"
     if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        skipped["gpu"] = "needs a CUDA device"
+    for item in items:
+        for mark, reason in skipped.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

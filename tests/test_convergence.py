@@ -86,10 +86,7 @@ from few_steps import problem
 
 FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
 # The cosine spans the same log-SNRs as the flow, with a clock that is inverted by bisection: nothing new, slowly.
-SLOW = [
-    pytest.mark.slow,
-    pytest.mark.skipif("'slow' not in config.option.markexpr", reason="slow; ask for it with -m slow"),
-]
+SLOW = [pytest.mark.slow]
 FOUR_AND_COSINE = ["vp", "subvp", "ve", "flow", pytest.param("user_cosine", marks=SLOW)]
 FEW_AND_ALL = ["vp", "flow", *(pytest.param(name, marks=SLOW) for name in ("subvp", "ve", "user_cosine"))]
 TARGETS = [Eps(), X0(), Score(), V(), Velocity(), EDM(0.5)]

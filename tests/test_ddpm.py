@@ -27,10 +27,7 @@ N = 50
 
 SMALL = {"data": "moons", "steps": 4, "batch": 16, "network_options": {"width": 8, "blocks": 1}}
 
-SLOW = (
-    pytest.mark.slow,
-    pytest.mark.skipif("'slow' not in config.option.markexpr", reason="slow; ask for it with -m slow"),
-)
+SLOW = (pytest.mark.slow,)
 
 
 def network(outputs: int = 1) -> torch.nn.Module:

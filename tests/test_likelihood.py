@@ -378,6 +378,13 @@ def test_the_change_is_that_of_the_tighter_solve():
     assert torch.allclose(change, (tight - loose).abs(), rtol=1e-9)
 
 
+def test_single_precision_is_compared_with_a_looser_solve_where_it_resolves_no_tighter_one():
+    model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
+    x = torch.tensor([[0.3, -1.2]])
+    own, loose = (log_likelihood(model, x, rtol=t, atol=t, check=False).log_prob for t in (1e-6, 1e-5))
+    assert torch.equal(log_likelihood(model, x, rtol=1e-6, atol=1e-6).change, (loose - own).abs())
+
+
 def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():
     model = ring(VPSDE())
     x = model.sample(3, torch.Generator().manual_seed(0))

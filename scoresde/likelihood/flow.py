@@ -51,13 +51,13 @@ class _Plan:
     fixed: bool = False
     finer: bool = False
 
-    def tighter(self, dtype: torch.dtype) -> _Plan:
-        """A tolerance ten times as tight, as far as the numbers can resolve it, or twice the steps."""
+    def other(self, dtype: torch.dtype) -> _Plan:
+        """What to compare with: a tolerance ten times tighter, or looser if the numbers have no more, or 2N steps."""
         if self.steps is not None:
             return replace(self, steps=2 * self.steps)
-        least = 1e-6 if dtype == torch.float32 else 1e-12
-        rtol, atol = max(self.rtol / 10, min(least, self.rtol)), max(self.atol / 10, min(least, self.atol))
-        return replace(self, rtol=rtol, atol=atol, finer=True)
+        resolved = self.rtol / 10 >= (5e-7 if dtype == torch.float32 else 1e-13)
+        factor = 0.1 if resolved else 10.0
+        return replace(self, rtol=factor * self.rtol, atol=factor * self.atol, finer=resolved)
 
     def solve(self, model: Denoiser, x: Tensor, noise: Noise, batch: int) -> LogLikelihood:
         """Solve the rows of ``x``, ``batch`` at once."""
@@ -120,8 +120,9 @@ def log_likelihood(
         batch: Rows solved at once, at most.
         memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
         max_nfe: Largest number of evaluations of a row.
-        check: Solve up to 16 of the rows again, at a tolerance ten times as tight or with twice the steps, and warn if
-            the figure changes by more than 0.01 bits per dimension. Its evaluations are not in ``nfe``.
+        check: Solve up to 16 of the rows again, at a tolerance ten times as tight (as loose, where the numbers do not
+            resolve a tighter one) or with twice the steps, and warn if the figure changes by more than 0.01 bits per
+            dimension. Its evaluations are not in ``nfe``.
         differentiable: Keep the graph, for gradients in ``x`` and in the model's parameters; needs ``steps``.
 
     Raises:
@@ -166,7 +167,7 @@ def log_likelihood(
     result = plan.solve(model, x, noise, batch)
     if check:
         change = _change(plan, result, model, x, noise, batch)
-        _warn(plan, change, dims)
+        _warn(plan, change, dims, x.dtype)
         result = replace(result, change=change)
     return result
 
@@ -192,7 +193,7 @@ def _refuse(plan: _Plan, batch: int) -> None:
 def _change(
     plan: _Plan, result: LogLikelihood, model: Denoiser, x: Tensor, noise: Noise, batch: int
 ) -> Tensor:
-    """The change of ``log_prob`` in a tighter solve of some rows, NaN elsewhere; ``(B,)``."""
+    """The change of ``log_prob`` in another solve of some rows, NaN elsewhere; ``(B,)``."""
     change = torch.full_like(result.log_prob.detach(), torch.nan)
     good = result.ok.nonzero().flatten()
     if not len(good):
@@ -202,21 +203,26 @@ def _change(
     same = plan.divergence == "exact" or plan.fixed
     plan = replace(plan, graph=False, fixed=True)
     part = model.rows(rows), x.detach()[rows], noise.rows(rows), batch
-    loose = result.log_prob.detach()[rows] if same else plan.solve(*part).log_prob
-    tight = plan.tighter(x.dtype).solve(*part)
+    own = result.log_prob.detach()[rows] if same else plan.solve(*part).log_prob
+    other = plan.other(x.dtype).solve(*part)
     # A row that cannot be solved more tightly has not converged.
-    change[rows] = torch.where(tight.ok, (tight.log_prob - loose).abs(), torch.inf)
+    change[rows] = torch.where(other.ok, (other.log_prob - own).abs(), torch.inf)
     return change
 
 
-def _warn(plan: _Plan, change: Tensor, dims: int) -> None:
+def _warn(plan: _Plan, change: Tensor, dims: int, dtype: torch.dtype) -> None:
     """Warn where the figure is not to be trusted; NaN is what was not checked."""
     checked = change[~change.isnan()]
     bits = checked / (dims * math.log(2))
     if not len(checked) or float(bits.max()) <= ALLOWED:
         return
-    what = "the tolerance is ten times tighter" if plan.steps is None else f"{plan.steps} steps become {2 * plan.steps}"
-    cure = f"a tolerance below {plan.rtol:g}" if plan.steps is None else "more steps, or a tolerance instead of steps"
+    other = plan.other(dtype)
+    if plan.steps is not None:
+        what, cure = f"{plan.steps} steps become {other.steps}", "more steps, or a tolerance instead of steps"
+    elif other.rtol < plan.rtol:
+        what, cure = "the tolerance is ten times tighter", f"a tolerance below {plan.rtol:g}"
+    else:
+        what, cure = "the tolerance is ten times looser", "float64"
     warnings.warn(
         f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
         f"({float(bits.max()):.3g} bits/dim) per sample when {what}; do not use this figure, take {cure}",

@@ -27,8 +27,9 @@ class LogLikelihood:
         divergences: How many of them with the divergence, that is, with K backward passes (D if it is exact).
         residual: How far the rule of the quadrature is from closing the path, root mean square per dimension in the
             straight frame (see :mod:`scoresde.likelihood.quadrature`); NaN for a coupled solve.
-        change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter, or the steps are doubled;
-            NaN for rows that were not checked, infinite for rows whose tighter solve fails.
+        change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter (looser, where the numbers
+            resolve no tighter one), or the steps are doubled; NaN for rows that were not checked, infinite for those
+            whose other solve fails.
         status: A key of :data:`scoresde.ode.STATUS` per row; 0 is success.
     """
 

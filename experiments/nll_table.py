@@ -31,7 +31,7 @@ KINDS = {"default": {}, "likelihood": {"weighting": "likelihood", "t_sampler": "
 
 
 def mean(x):
-    x = x.double()
+    x = x[x.isfinite()].double()
     return f"{float(x.mean()):.4f} ± {float(x.std()) / math.sqrt(len(x)):.4f}"
 
 
@@ -55,11 +55,13 @@ def main() -> None:
     for sde in ("vp", "subvp", "flow"):
         found = {}
         for kind, options in KINDS.items():
+            config = TrainConfig(data=args.data, sde=sde, steps=args.steps, preset=args.preset, **options)
             out = args.runs / f"{data.info.name}-{sde}-{kind}" if args.runs else None
             if out and (out / "config.json").exists():
                 run = load(out, device=args.device)
+                if run.step != run.config.steps or run.step != (args.steps or run.step):
+                    raise SystemExit(f"{out} has {run.step:,} of {run.config.steps:,} steps, not those asked for")
             else:
-                config = TrainConfig(data=args.data, sde=sde, steps=args.steps, preset=args.preset, **options)
                 run = fit(config, data=data, out=out, save=out is not None, device=args.device)
             scores = run.log_likelihood(x, rtol=args.rtol, atol=args.rtol)
             bound = -run.elbo(x).log_prob.double() / (data.info.dims * math.log(2))

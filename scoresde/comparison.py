@@ -47,6 +47,7 @@ class Scored:
         index: Which of them were scored, int64, shape ``(n,)``.
         scores: By the probability flow.
         elbo: By the variational bound, if asked for.
+        bound_t_min: Where its diffusion begins, or the lowest node of the chain.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scored:
     index: Tensor
     scores: Scores
     elbo: Elbo | None = None
+    bound_t_min: float | None = None
 
     @property
     def bound(self) -> Tensor | None:
@@ -107,11 +109,13 @@ class Scored:
             name: _number(sign * float(getattr(elbo, name)[good].double().mean()) / self.scores.nats_per_unit)
             for name in ("prior", "diffusion", "reconstruction")
         }
+        steps = sign * elbo.steps[good].double().mean(0) / self.scores.nats_per_unit
         bound = bound[good]
         error = float(bound.std()) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
         return {
             "mean": _number(float(bound.mean())), "stderr_mean": _number(error), **terms, "nfe": int(elbo.nfe.max()),
-            "dequantisation": "none" if self.scores.bits_per_dim is None else "uniform",
+            "dequantisation": "none" if self.scores.bits_per_dim is None else "uniform", "t_min": self.bound_t_min,
+            "steps": [_number(v) for v in steps.tolist()],
         }  # fmt: skip
 
 

@@ -184,12 +184,13 @@ class Parametrization(ABC):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 1.5]: no network sees t or the SDE.
+        """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 5]: no network sees t or the SDE.
 
-        Beyond sigma = e^6 alpha, 400 times the data, all levels look alike. Where alpha = 0 the logarithm is infinite,
-        and a step that starts there would ask the network at a label that training never draws.
+        On a path that ends at alpha = 0, where the logarithm is infinite, it ends at 1.5: a step that starts there
+        would ask the network at a label that training hardly ever draws, and beyond sigma = e^6 alpha, 400 times the
+        data, all levels look alike.
         """
-        return (-sde.log_snr(t) / 8).clamp(-5, 1.5)
+        return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
         """Solve the system (2) for the data and the noise; ``output`` has the shape of ``x``, ``(B, *event)``."""

@@ -225,6 +225,7 @@ class Run:
         dequantise: bool = True,
         strata: int = 64,
         draws: int = 1,
+        t_min: float | None = None,
         seed: int = 0,
         start: int = 0,
         batch: int = 256,
@@ -240,7 +241,8 @@ class Run:
             labels: A class for all, or int64 ``(n,)``.
             guidance: Scale of classifier-free guidance.
             dequantise: Whether data with levels are dequantised; the bound is one of a density if not.
-            strata, draws, batch: See :func:`scoresde.elbo`; without a meaning for a chain.
+            strata, draws, t_min: See :func:`scoresde.elbo`; without a meaning for a chain.
+            batch: States evaluated at once.
             seed, start: Addresses of the draws.
 
         Raises:
@@ -252,14 +254,19 @@ class Run:
         if dequantise and info.bin_width is not None:
             u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
             data, log_cell = info.dequantise(data, u), log_cell + info.dims * math.log(info.bin_width)
+        elif info.bin_width is not None:
+            data = data + info.bin_width / 2  # the middle of the cell
         encoded = info.transform.encode(data).to(device=self.device, dtype=self.dtype)
         model = self.conditioned(labels, guidance, len(x))
         if model.nodes is None:
-            terms = elbo(model, encoded, strata=strata, draws=draws, noise=noise, batch=batch)
+            terms = elbo(model, encoded, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
         else:
-            chain = bound(model, encoded, noise)
-            count = torch.full_like(noise.indices, len(model.nodes))
-            terms = Elbo(chain.prior, chain.steps.sum(1), chain.data, torch.full_like(chain.prior, torch.nan), count)
+            pieces = []
+            for rows in torch.split(torch.arange(len(x), device=self.device), batch):
+                chain = bound(model.rows(rows), encoded[rows], noise.rows(rows))
+                nan, count = torch.full_like(chain.prior, torch.nan), torch.full_like(rows, len(model.nodes))
+                pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, count))
+            terms = Elbo.join(pieces)
         # -log P = -log p(m) - log(b^D / prod scale), b = 1 for a density: part of the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_cell)
 

@@ -28,6 +28,7 @@ from .estimate import Denoiser
 from .likelihood import LogLikelihood, log_likelihood
 from .likelihood.dequantise import DEQUANTISATIONS, log_mean_exp, start_time, truncated_normal
 from .likelihood.flow import ALLOWED, EXACT_UP_TO
+from .likelihood.frame import beginning
 from .noise import Noise
 
 __all__ = ["How", "Scores", "join", "score"]
@@ -202,11 +203,11 @@ def score(
     dequantisation = _chosen(dequantisation, info, draws, importance)
     exact = divergence == "exact" or (divergence == "auto" and info.dims <= EXACT_UP_TO)
     redraw = redraw and importance == 1
-    begin = max(model.sde.times("likelihood")[0], model.t_min) if t_min is None else t_min
+    begin = beginning(model) if t_min is None else t_min
     if dequantisation == "truncated-normal" and info.bin_width is not None and t_min is None:
         begin = start_time(model.sde, begin, info.bin_width / float(info.transform.scale.max()))
     solved: list[LogLikelihood] = []
-    bounds = []
+    log_w = []
     for r in range(draws):
         group = []
         for k in range(importance):
@@ -220,8 +221,8 @@ def score(
                 )
             )  # fmt: skip
             group.append(solved[-1].log_prob.double() - log_q.to(noise.indices.device))
-        bounds.append(log_mean_exp(torch.stack(group)))
-    log_prob = torch.stack(bounds).mean(0)
+        log_w.append(torch.stack(group))
+    log_prob = torch.stack([log_mean_exp(group) for group in log_w]).mean(0)
     merged = replace(
         solved[0],
         nfe=torch.stack([s.nfe for s in solved]).sum(0),
@@ -234,7 +235,7 @@ def score(
         float(info.transform.scale.log().mean().exp()),
     )  # fmt: skip
     bits = None if dequantisation == "none" else -log_prob / (info.dims * math.log(2))
-    return Scores(log_prob, bits, _stderr(solved, draws), merged, how)
+    return Scores(log_prob, bits, _stderr(solved, torch.stack(log_w)), merged, how)
 
 
 def _chosen(dequantisation: str, info: DataInfo, draws: int, importance: int) -> str:
@@ -258,7 +259,7 @@ def _spread(
     """The state at ``t0``, shape of ``x``, and what ``log p`` of it exceeds ``log w`` by, shape ``(n,)``."""
     log_scale = info.transform.log_scale(info.shape)
     if dequantisation == "none" or info.bin_width is None:
-        return info.transform.encode(x), torch.full((len(x),), log_scale, dtype=x.dtype)
+        return info.transform.encode(x + (info.bin_width or 0) / 2), torch.full((len(x),), log_scale, dtype=x.dtype)
     if dequantisation == "uniform":
         log_q = -info.dims * math.log(info.bin_width)
         state = info.transform.encode(info.dequantise(x, u))
@@ -267,15 +268,19 @@ def _spread(
     alpha, sigma = model.sde.coefficients(torch.tensor(t0, dtype=torch.float64))
     std = info.transform.scale * sigma / alpha
     e, log_q_e = truncated_normal(u, info.bin_width / (2 * std))
+    # a converted model takes states at its beginning in the unit of its own path
+    alpha = alpha / (model.sde.data_scale if t0 == beginning(model) else 1.0)
     state = alpha * info.transform.encode(x + info.bin_width / 2 + std * e)
     # log q = log q(e) - sum log s, and the density of v is alpha^D that of the state
     log_std = float(torch.broadcast_to(std, info.shape).log().sum())
     return state, log_q_e - log_std + log_scale - info.dims * alpha.log()
 
 
-def _stderr(solved: list[LogLikelihood], draws: int) -> Tensor:
-    """Standard error from the probes ``(n,)``: groups are independent, within a group the probes are shared."""
-    each = torch.stack([s.stderr_probes.double() for s in solved])
-    weights = torch.softmax(torch.stack([s.log_prob.double() for s in solved]).reshape(draws, -1, each.shape[1]), dim=1)
-    grouped = (weights * each.reshape(weights.shape)).sum(1)
-    return grouped.square().sum(0).sqrt() / draws
+def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
+    """Standard error from the probes ``(n,)`` of weights ``log_w: (R, K, n)``.
+
+    Groups are independent, within a group the probes are shared.
+    """
+    each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
+    grouped = (torch.softmax(log_w, dim=1) * each).sum(1)
+    return grouped.square().sum(0).sqrt() / len(log_w)

@@ -246,3 +246,13 @@ def test_a_folder_that_may_not_be_written(shell: Shell, moons: str) -> None:
 def test_a_file_in_the_place_of_a_folder(shell: Shell, moons: str) -> None:
     Path("file").touch()
     shell.refuses(f"likelihood {moons} --limit 2 {FAST} --out file/x", 3, "file is a file", "--out")
+
+
+def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:
+    from scoresde.cli.likelihood import _lines
+
+    found = {
+        "data": "d", "n": 2, "of": 2, "split": "test", "unit": "nats", "mean": 1.0, "stderr_mean": 0.1, "nfe_mean": 2,
+        "stderr_probes": None, "nfe_max": 3, "converged": False, "change": None,
+    }  # fmt: skip
+    assert _lines(found, False, False).endswith("NOT CONVERGED: a checked sample cannot be solved again")

@@ -43,7 +43,11 @@ def terms(prior: list[float], diffusion: list[float], reconstruction: list[float
         return torch.tensor(values, dtype=torch.float64)
 
     return Elbo(
-        tensor(prior), tensor(diffusion), tensor(reconstruction), tensor(prior) / 0, torch.full((len(prior),), 64)
+        tensor(prior),
+        tensor(diffusion)[:, None] * tensor([0.25, 0.75]),
+        tensor(reconstruction),
+        tensor(prior) / 0,
+        torch.full((len(prior),), 64),
     )
 
 

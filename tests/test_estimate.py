@@ -68,7 +68,9 @@ def test_the_label_ends_where_training_still_draws():
     assert float(label[-1]) == 1.5 and 2 <= int((label == label[-1]).sum()) <= 3
     within = torch.logit(t) < 6  # sigma = e^6 alpha
     torch.testing.assert_close(label[within], torch.logit(t)[within] / 4, rtol=1e-12, atol=1e-14)
-    # The published exploding and preserving paths end before.
+    # Paths that keep some of the data end where they end.
+    wide = VESDE(sigma_max=5000.0)
+    assert float(Velocity().label(wide, torch.tensor([1.0], dtype=F64))) == pytest.approx(math.log(5000) / 4, rel=1e-6)
     for other, end in ((VPSDE(), 0.25 * math.log(math.expm1(10.05) ** 0.5)), (VESDE(), math.log(50) / 4)):
         label = Velocity().label(other, torch.tensor([other.t_max], dtype=F64))
         torch.testing.assert_close(float(label), end, rtol=1e-6, atol=0)

@@ -32,7 +32,9 @@ from scipy.stats import norm
 from scoresde import (
     EDM,
     EDMSDE,
+    VDMSDE,
     VPSDE,
+    X0,
     CosineSDE,
     FlowMatching,
     GaussianMixture,
@@ -40,11 +42,12 @@ from scoresde import (
     ScoreModel,
     bits_per_dim,
     convert,
+    elbo,
     log_likelihood,
 )  # fmt: skip
 from scoresde.errors import UsageError
 from scoresde.estimate import Wrapped
-from scoresde.likelihood.memory import rows_within
+from scoresde.likelihood.memory import default_budget, rows_within
 from scoresde.nn import MLP, UNet
 
 SIX = {**ALL, "cosine": CosineSDE()}
@@ -571,3 +574,71 @@ def test_another_beginning():
     solved = log_likelihood(model, x, t_min=low, rtol=1e-8, atol=1e-8)
     exact = model.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, 1.0)
     assert torch.allclose(solved.log_prob, exact, atol=1e-6)
+
+
+def test_another_beginning_of_a_converted_model():
+    # x is the state of the new path there: the unit of the old one counts where the model begins only.
+    model = gaussian(VPSDE(), 3)
+    other = convert(model, FlowMatching())
+    x, low = 0.4 * normals(4, 3), 0.2
+    solved = log_likelihood(other, x, t_min=low, rtol=1e-8, atol=1e-8)
+    alpha, sigma = (float(c) for c in other.sde.coefficients(torch.tensor(low, dtype=F64)))
+    clock = float(model.sde.t_of_log_snr(torch.tensor(2 * math.log(alpha / sigma), dtype=F64)))
+    unit = float(model.sde.coefficients(torch.tensor(clock, dtype=F64))[0]) / alpha
+    own = log_likelihood(model, unit * x, t_min=clock, rtol=1e-8, atol=1e-8)
+    assert torch.allclose(solved.log_prob, own.log_prob + 3 * math.log(unit), atol=1e-6)
+
+
+class _BadSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.where(torch.arange(len(grad))[:, None] == 0, torch.nan, grad)
+
+
+@dataclass(frozen=True)
+class BrokenSlope(Wrapped):
+    """Finite values, whose derivative is NaN in the first row."""
+
+    def __call__(self, x, t):
+        estimate = self.model(x, t)
+        return replace(estimate, eps=_BadSlope.apply(estimate.eps))
+
+    def rows(self, index):
+        return BrokenSlope(self.model.rows(index))
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "quadrature"}, {"steps": 6}])
+def test_a_divergence_that_is_no_number_is_a_failure(options):
+    model = BrokenSlope(ring(VPSDE()))
+    x = model.model.sample(3, torch.Generator().manual_seed(0))
+    solved = log_likelihood(model, x, divergence="hutchinson", check=False, batch=1, **options)
+    assert not bool(solved.ok.any()), "each batch of one has a first row"
+    solved = log_likelihood(model, x, divergence="hutchinson", check=False, **{"steps": 6})
+    assert solved.ok.tolist() == [False, True, True]
+
+
+def test_learned_ends_are_not_followed_and_leave_no_graph():
+    model = ScoreModel(MLP(2, width=8, blocks=1), VDMSDE(learn=True), X0())
+    x = torch.zeros(2, 2)
+    solved = log_likelihood(model, x, rtol=1e-2, atol=1e-2, check=False)
+    assert not solved.log_prob.requires_grad and not solved.z.requires_grad
+    assert not elbo(model, x, strata=4).log_prob.requires_grad
+    with pytest.raises(UsageError, match="learned ends"):
+        log_likelihood(model, x, steps=4, differentiable=True)
+
+
+def test_a_differentiable_solve_is_checked_only_if_asked_for():
+    model = gaussian(VPSDE(), 2)
+    x = 0.4 * normals(2, 2)
+    solved = log_likelihood(model, x, steps=3, scheme="euler", differentiable=True)
+    assert bool(solved.change.isnan().all())
+    with pytest.warns(UserWarning, match="NOT CONVERGED"):
+        log_likelihood(model, x, steps=3, scheme="euler", differentiable=True, check=True)
+
+
+def test_the_default_budget_is_a_size():
+    assert default_budget(torch.device("cpu")) == 2**31

@@ -264,7 +264,7 @@ def test_the_bound_of_an_exact_model_is_its_probability(bytes_file: str) -> None
     assert abs(float(off.mean())) < 3 * expected / 4, (off, terms.stderr)
     assert 0.5 < float(off.std()) / expected < 2, "the stated error is the scatter"
     bare = run.elbo(x, draws=4, dequantise=False)
-    known = torch.distributions.Normal(0.0, 0.4).log_prob((x.double() - 128) / 128).flatten(1).sum(1)
+    known = torch.distributions.Normal(0.0, 0.4).log_prob((x.double() + 0.5 - 128) / 128).flatten(1).sum(1)
     assert abs(float((bare.log_prob - known + 9 * math.log(128)).mean())) < 3 * expected / 4
 
 
@@ -282,6 +282,8 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms(tmp_path: Path) -> None:
     # levels 1 apart, model units of 8.5: -log P = -log p(m) - 64 log(1/8.5)
     torch.testing.assert_close(terms.reconstruction, chain.data + 64 * math.log(8.5))
     torch.testing.assert_close(-terms.log_prob, chain.total + 64 * math.log(8.5))
+    torch.testing.assert_close(terms.steps, chain.steps)
+    torch.testing.assert_close(run.elbo(x, seed=5, batch=2).log_prob, terms.log_prob)
     assert terms.nfe.tolist() == [40] * 3 and terms.stderr.isnan().all()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import SDE, VPSDE, GaussianMixture, Noise
+from scoresde import SDE, VPSDE, FlowMatching, GaussianMixture, Noise, convert
 from scoresde import scores as scores_module
 from scoresde.data import DataInfo, Transform
 from scoresde.errors import UsageError
@@ -241,12 +241,23 @@ def test_truncated_normal_dequantisation_bounds_the_probability_of_a_smooth_mode
     assert 0.3 < float(gap.mean()) < 0.7, "looser than uniform, as documented"
 
 
+def test_a_converted_model_has_the_same_figure_by_a_truncated_normal() -> None:
+    info = levels(32, 2)
+    model, x = in_levels(info, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 17.0]]).double()
+    own, other = (
+        score(m, info, x, Noise.of(2), torch.float64, dequantisation="truncated-normal", **TIGHT)
+        for m in (model, convert(model, FlowMatching()))
+    )
+    assert own.how.t_min > model.t_min
+    torch.testing.assert_close(other.log_prob, own.log_prob, rtol=0, atol=1e-5)
+
+
 def test_no_dequantisation_gives_the_density_of_the_levels() -> None:
     info = levels(32, 2)
     model, x = in_levels(info, 15.3, 3.0), torch.tensor([[14.0, 19.0], [3.0, 15.0]])
     scores = score(model, info, x, Noise.of(2), torch.float64, dequantisation="none", **TIGHT)
     assert scores.unit == "nats" and scores.bits_per_dim is None
-    truth = torch.distributions.Normal(15.3, 3.0).log_prob(x).sum(1).double()
+    truth = torch.distributions.Normal(15.3, 3.0).log_prob(x + 0.5).sum(1).double()  # the middle of the cell
     torch.testing.assert_close(scores.log_prob, truth, rtol=0, atol=1e-3)  # t_min and the prior
     assert str(scores.how).startswith("no dequantisation, exact divergence")
 
@@ -303,11 +314,12 @@ def solved(log_prob: list[float], stderr: float = 0.0, change: float = math.nan,
 
 def test_the_errors_of_independent_draws_fall_and_of_shared_probes_do_not() -> None:
     four = [solved([-1.0, -2.0], 0.2)] * 4
-    torch.testing.assert_close(scores_module._stderr(four, draws=4), torch.full((2,), 0.1).double())
-    torch.testing.assert_close(scores_module._stderr(four, draws=1), torch.full((2,), 0.2).double())
+    torch.testing.assert_close(scores_module._stderr(four, torch.zeros(4, 1, 2)), torch.full((2,), 0.1).double())
+    torch.testing.assert_close(scores_module._stderr(four, torch.zeros(1, 4, 2)), torch.full((2,), 0.2).double())
     # the one that carries the weight carries the error
-    mixed = [solved([0.0], 0.2), solved([-50.0], 5.0)]
-    torch.testing.assert_close(scores_module._stderr(mixed, draws=1), torch.full((1,), 0.2).double())
+    mixed = [solved([0.0], 0.2), solved([0.0], 5.0)]
+    log_w = torch.tensor([[[0.0], [-50.0]]])
+    torch.testing.assert_close(scores_module._stderr(mixed, log_w), torch.full((1,), 0.2).double())
 
 
 def made(model: LogLikelihood, bits: bool = True) -> Scores:

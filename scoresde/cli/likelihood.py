@@ -59,7 +59,7 @@ __all__ = ["likelihood"]
 @click.option("--check/--no-check", default=True, show_default=True,
               help="Solve 16 samples again, more accurately, and warn if they change.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Most samples at once.")
-@click.option("--memory", type=click.IntRange(1), default=2048, show_default=True, help="Memory for them, MiB.")
+@click.option("--memory", type=click.IntRange(1), help="Memory for them, MiB.  [default: 2048; half of a GPU's]")
 @click.option("--labels", is_flag=True, help="Condition on the data's labels (a run trained with --cond class).")
 @click.option("--label", help="Condition all on one class, by name or number.")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Scale of classifier-free guidance.")
@@ -71,7 +71,7 @@ def likelihood(
     run: str | None, data: tuple[str, ...], split: str, limit: int, dequantisation: str, draws: int, importance: int,
     elbo: bool, strata: int, method: str, divergence: str, probes: int, probe: str, redraw: bool, rtol: float,
     atol: float | None, steps: int | None, scheme: str | None, t_min: float | None, check: bool, batch: int,
-    memory: int, labels: bool, label: str | None, guidance: float, save: str, out: Path | None, sde: str | None,
+    memory: int | None, labels: bool, label: str | None, guidance: float, save: str, out: Path | None, sde: str | None,
     seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
@@ -82,6 +82,7 @@ def likelihood(
         raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
     from ..comparison import check_kinds, write_scores
     from ..gallery import numbered_folder
+    from ..likelihood.memory import default_budget
     from ..progress import Progress
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
@@ -93,7 +94,7 @@ def likelihood(
         "dequantisation": dequantisation, "draws": draws, "importance": importance, "method": method,
         "divergence": divergence, "probes": probes, "probe": probe, "redraw": redraw, "rtol": rtol,
         "atol": rtol if atol is None else atol, "scheme": scheme, "steps": steps, "t_min": t_min,
-        "memory": memory * 2**20,
+        "memory": default_budget(loaded.device) if memory is None else memory * 2**20,
     }  # fmt: skip
     shared: dict[str, Any] = {"guidance": guidance, "seed": seed, "batch": batch}
     assert loaded.folder is not None
@@ -184,6 +185,7 @@ def _score(
     """One data set, batch by batch; convergence is checked on the first batch."""
     from ..comparison import Scored
     from ..likelihood import Elbo
+    from ..likelihood.frame import beginning
     from ..scores import join
 
     pieces, bounds = [], []
@@ -193,11 +195,16 @@ def _score(
         same = {"labels": labels, "start": i, **shared}
         if strata:
             dequantise = options["dequantisation"] != "none"
-            bounds.append(loaded.elbo(part.x[rows], strata=strata, dequantise=dequantise, **same))
+            bounds.append(
+                loaded.elbo(part.x[rows], strata=strata, dequantise=dequantise, t_min=options["t_min"], **same)
+            )
         pieces.append(loaded.log_likelihood(part.x[rows], check=check and i == 0, **same, **options))
         progress.update(len(part.x[rows]), {pieces[-1].unit: pieces[-1].mean()})
     bound = Elbo.join(bounds) if bounds else None
-    return Scored(part.info.name, part.split, part.total, part.index, join(pieces), bound)
+    begins = beginning(loaded.model) if options["t_min"] is None else options["t_min"]
+    if loaded.model.nodes is not None:
+        begins = float(loaded.model.nodes[0])
+    return Scored(part.info.name, part.split, part.total, part.index, join(pieces), bound, begins)
 
 
 def _lines(found: dict[str, Any], several: bool, chain: bool) -> str:
@@ -211,7 +218,9 @@ def _lines(found: dict[str, Any], several: bool, chain: bool) -> str:
         text += f", AUROC {found['auroc']:.3f}"
     text += ")"
     if found["converged"] is False:
-        text += f"  NOT CONVERGED: changes by up to {found['change']:.3g}"
+        change = found["change"]
+        text += "  NOT CONVERGED: "
+        text += "a checked sample cannot be solved again" if change is None else f"changes by up to {change:.3g}"
     if "elbo" in found:
         bound = found["elbo"]
         terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))

@@ -40,7 +40,7 @@ from .divergence import Probes
 from .frame import Frame
 from .quadrature import clock, r_of_clock
 from .repeat import leaves, repeated
-from .result import LogLikelihood
+from .result import LogLikelihood, settled
 
 __all__ = ["FIXED", "by_fixed_steps", "coupled"]
 
@@ -71,7 +71,7 @@ def _finish(frame: Frame, probes: Probes, state: Tensor, nfe: Tensor, status: Te
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
-    return LogLikelihood(mean, stderr, z, nfe, nfe, none, none, status)
+    return LogLikelihood(mean, stderr, z, nfe, nfe, none, none, settled(status, mean))
 
 
 def coupled(

@@ -20,7 +20,7 @@ The state at t0 is alpha(t0) v in model units. Theirs begins where tau is about 
 t_min if that is later. It suits networks that were trained on the bare levels, for which the densest point of a cell
 is its middle; on dequantised ones it is a looser bound than ``uniform``.
 
-``none``: no dequantisation; the figure is a density, not a probability.
+``none``: no dequantisation; the figure is the density at the middle of the cell, not a probability.
 
 References:
     Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.    Burda, Grosse and Salakhutdinov (2016),

@@ -42,6 +42,7 @@ from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
 from ..shapes import expand, sum_flat, time_dtype
+from .frame import Frame
 
 __all__ = ["Elbo", "elbo"]
 
@@ -50,19 +51,25 @@ SOFTNESS = 0.05
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of the bound (1) in nats and model units; every field has shape ``(B,)``.
+    """The terms of the bound (1) in nats and model units; their sum bounds ``-log p``.
 
     Attributes:
-        prior, diffusion, reconstruction: The three terms; their sum bounds ``-log p``.
-        stderr: Standard error of the sum from the draws, with ``draws - 1`` degrees of freedom; NaN for one draw.
-        nfe: Evaluations of the model.
+        prior, reconstruction: The first and the last term, shape ``(B,)``.
+        steps: The parts of the second from data to noise, shape ``(B, S)``: of each stratum, or each step of a chain.
+        stderr: Standard error of the sum from the draws, ``(B,)``, with ``draws - 1`` degrees of freedom; NaN for one.
+        nfe: Evaluations of the model, ``(B,)``.
     """
 
     prior: Tensor
-    diffusion: Tensor
+    steps: Tensor
     reconstruction: Tensor
     stderr: Tensor
     nfe: Tensor
+
+    @property
+    def diffusion(self) -> Tensor:
+        """The second term, ``(B,)``."""
+        return self.steps.sum(1)
 
     @property
     def log_prob(self) -> Tensor:
@@ -75,12 +82,14 @@ class Elbo:
         return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
 
 
+@torch.no_grad()
 def elbo(
     model: Denoiser,
     x: Tensor,
     *,
     strata: int = 64,
     draws: int = 1,
+    t_min: float | None = None,
     noise: Noise | None = None,
     batch: int = 256,
 ) -> Elbo:
@@ -91,6 +100,7 @@ def elbo(
         x: Data in model units, shape ``(B, *event)``, at t = 0.
         strata: Times per draw.
         draws: Independent estimates, whose mean is returned.
+        t_min: Where the diffusion begins and the decoder takes over (default: the model's).
         noise: Addresses of the rows' random numbers (default: samples 0 to B-1 of seed 0).
         batch: States evaluated at once.
 
@@ -107,19 +117,19 @@ def elbo(
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     sde, dims, count = model.sde, x[0].numel(), len(x)
-    t0, t1 = max(sde.times("likelihood")[0], model.t_min), model.t_max
+    t0, t1 = Frame(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
 
     values = []
-    with torch.no_grad():
-        # every stratum of every draw of every row, in one list
-        for item in torch.split(torch.arange(count * draws * strata, device=x.device), batch):
-            row, place, stratum = item // (draws * strata), item % (draws * strata), item % strata
-            draw = noise.rows(row)
-            u = (stratum + draw.uniform((), 2 * place, "elbo", ends.dtype)) / strata
-            eps = draw.normal(tuple(x.shape[1:]), 2 * place + 1, "elbo", x.dtype)
-            values.append(_integrand(model, x, row, eps, u, ends))
-    each = torch.cat(values).reshape(count, draws, strata).mean(2)
+    # every stratum of every draw of every row, in one list
+    for item in torch.split(torch.arange(count * draws * strata, device=x.device), batch):
+        row, place, stratum = item // (draws * strata), item % (draws * strata), item % strata
+        draw = noise.rows(row)
+        u = (stratum + draw.uniform((), 2 * place, "elbo", ends.dtype)) / strata
+        eps = draw.normal(tuple(x.shape[1:]), 2 * place + 1, "elbo", x.dtype)
+        values.append(_integrand(model, x, row, eps, u, ends))
+    parts = torch.cat(values).reshape(count, draws, strata) / strata
+    each = parts.sum(2)
 
     alpha, sigma = sde.coefficients(ends)
     ratio = (sigma[1] / sde.prior_std).square()
@@ -128,7 +138,7 @@ def elbo(
     rebuilt = dims / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
     nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device)
-    return Elbo(prior, each.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count), stderr.to(x.dtype), nfe)
+    return Elbo(prior, parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count), stderr.to(x.dtype), nfe)
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:

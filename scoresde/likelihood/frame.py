@@ -25,9 +25,14 @@ from ..estimate import Denoiser
 from ..shapes import expand, flat, time_dtype
 from .divergence import Probes, slope_and_traces
 
-__all__ = ["Frame"]
+__all__ = ["Frame", "beginning"]
 
 SMALL = 1e-3  # q of (1)
+
+
+def beginning(model: Denoiser) -> float:
+    """Where the likelihood of a model begins, its ``t_min``."""
+    return max(model.sde.times("likelihood")[0], model.t_min)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Frame:
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The interval of t."""
-        low, high = max(self.model.sde.times("likelihood")[0], self.model.t_min), self.model.t_max
+        low, high = beginning(self.model), self.model.t_max
         t0 = low if self.t0 is None else self.t0
         if not low <= t0 < high:
             raise UsageError(f"t_min is {t0}; the likelihood of this model begins in [{low:g}, {high:g})")
@@ -82,7 +87,12 @@ class Frame:
     @cached_property
     def start(self) -> Tensor:
         """The state where the path begins, shape ``(B, D)``."""
-        return flat(self.x * expand(self.model.sde.data_scale / self.scales[0], self.x))
+        return flat(self.x * expand(self.unit / self.scales[0], self.x))
+
+    @property
+    def unit(self) -> float:
+        """What a unit of ``x`` is on the path: ``data_scale`` where the model begins, and 1 at any other ``t0``."""
+        return self.model.sde.data_scale if self.ends[0] == beginning(self.model) else 1.0
 
     def field(self, y: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The slope f ``(P, D)`` and the power (1) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``r: (P,)``."""
@@ -114,5 +124,5 @@ class Frame:
         """Latents ``(B, *event)`` and log densities ``(B, K)`` from the state at the end and the integrated traces."""
         z = y.reshape(self.x.shape) * expand(self.scales[1], self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
-        growth = self.dims * (self.model.sde.data_scale * self.scales[1] / self.scales[0]).log()
+        growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()
         return z, self.model.sde.prior_log_prob(z)[:, None] + log_det + growth.to(y.dtype)

@@ -2,14 +2,15 @@
 
 What a row needs is taken to be
 
-    3 S + 256 D        numbers,                                                                             (1)
+    3 S + 1024 D        numbers,                                                                            (1)
 
 with S what one evaluation of the model stores for the backward pass (measured on two rows against one, so that
-weights do not count), three times for the backward pass itself and its workspace, and 256 states of D numbers for the
-stages of a step, the knots of the path, and its slopes at up to 129 nodes. With a graph through a step, a backward
+weights do not count), three times for the backward pass itself and its workspace, and 1024 states of D numbers for the
+stages of a step, two hundred knots of a path with their slopes, twice when they are put in order, and slopes at up to
+129 nodes, twice when a finer rule takes them over. With a graph through a step, a backward
 pass that will be differentiated again keeps 2 S of its own: for four stages with K passes each,
 
-    4 (1 + 3 K) S + 256 D,                                                                                  (2)
+    4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
 the third for workspace. Weights and what the allocator keeps are not in it.
 """
@@ -23,7 +24,12 @@ from ..errors import UsageError
 from ..estimate import Denoiser
 from .frame import Frame
 
-__all__ = ["rows_within"]
+__all__ = ["default_budget", "rows_within"]
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes: half of what is free on a GPU, and 2 GiB elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int:
@@ -41,10 +47,11 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int
     """
     stored = [_stored(model, x, rows) for rows in (1, 2)]
     state = x[0].numel() * x.element_size()
-    row = (4 * (1 + 3 * passes) if passes else 3) * max(stored[1] - stored[0], 0) + 256 * state
+    row = (4 * (1 + 3 * passes) if passes else 3) * max(stored[1] - stored[0], 0) + 1024 * state
     if row > budget:
         raise UsageError(
-            f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB"
+            f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "
+            "raise the budget (memory), if there is more"
         )
     return budget // row
 

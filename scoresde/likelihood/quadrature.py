@@ -47,7 +47,7 @@ from ..ode import OK, integrate
 from .dense import Knots, Path
 from .divergence import Probes
 from .frame import Frame
-from .result import LogLikelihood
+from .result import LogLikelihood, settled
 
 __all__ = ["by_quadrature", "clenshaw_curtis", "clock", "r_of_clock"]
 
@@ -145,7 +145,7 @@ def by_quadrature(
     mean, stderr = probes.summary(log_prob)
     unchecked = torch.full_like(residual, torch.nan)
     nfe = solved.nfe + 1 + count
-    return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, solved.status)
+    return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(solved.status, mean))
 
 
 class _Nodes:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..ode import OK, failures
+from ..ode import FAILED_NONFINITE, OK, failures
 
-__all__ = ["LogLikelihood", "bits_per_dim"]
+__all__ = ["LogLikelihood", "bits_per_dim", "settled"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class LogLikelihood:
     def join(cls, pieces: Sequence[LogLikelihood]) -> LogLikelihood:
         """Put the pieces of a chunked batch together again."""
         return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+
+
+def settled(status: Tensor, log_prob: Tensor) -> Tensor:
+    """``status: (B,)``, where a success without a finite ``log_prob: (B,)`` is none: a divergence can fail alone."""
+    return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float) -> Tensor:

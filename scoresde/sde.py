@@ -131,7 +131,7 @@ class SDE(ABC):
     def finite_g(self) -> bool:
         """Whether g is finite up to ``t_max``, that is, whether some of the data is left there."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
-        return float(alpha) > 1e-6 * float(sigma)
+        return bool(alpha.detach() > 1e-6 * sigma.detach())
 
     @property
     def nodes(self) -> Tensor | None:

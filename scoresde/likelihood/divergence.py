@@ -13,6 +13,9 @@ D = 8 the interval of 4 fixed ones for 95 % covers 92.7 %).
 Backward passes were measured against forward-mode differentiation (``torch.func.jvp`` and ``vmap``), which should
 take two thirds of the time: in PyTorch on a CPU it takes two to three times as long on the U-Net, and more on small
 networks, because its rules are composed of small operations.
+The passes are taken one after the other. Batched over the vectors (``is_grads_batched``) they take as long on a CPU, 75
+against 78 ms for 4 and 1.00 against 1.15 s for 64 with 16 digits, K times the memory, and networks with backward rules
+of their own that no ``vmap`` knows would be shut out.
 
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.

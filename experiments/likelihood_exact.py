@@ -11,7 +11,7 @@
    divergence's figure, with K = 1, 2, 4, 8, 16 probes, fixed along the path or drawn anew, at rtol 1e-4; beside it the
    error that the probes report of themselves.
 3. The network beside the scheme of the original code, re-created: drift and divergence from two separate evaluations,
-   one probe for the whole solve, SciPy's RK45 in the SDE's time on the whole batch as one system, rtol = atol = 1e-5.
+   one probe for the whole solve, SciPy's RK45 in the SDE's time on the whole batch as one system; its default is 1e-5.
    *Error*: against the converged figure of the same probe. *Standard error*: distance to the exact divergence's figure.
    *Cost*: in forward passes of the network per sample, where a pass with a vector-Jacobian product counts 3.
 
@@ -205,6 +205,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=32, help="samples")
     parser.add_argument("--only", choices=["exact", "probes", "original"], help="one of the three tables")
     args = parser.parse_args()
+    if args.only == "original" and not args.run:
+        parser.error("--only original needs a RUN on the digits, for example demo/runs/digits-vp")
     torch.set_num_threads(1)
 
     if args.only in (None, "exact"):

@@ -115,6 +115,7 @@ def integrate(
     max_nfe: int = 10_000,
     parts: Parts = _whole,
     on_step: OnStep | None = None,
+    passing: Field | None = None,
 ) -> OdeSolution:
     """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
 
@@ -128,6 +129,8 @@ def integrate(
         parts: Linear views of the state that are each held to the tolerance; the worst one counts.
         on_step: Called after each round of steps with the rows that moved, ``index: (b,)``, ``t: (b,)``, their state
             and its slope, ``(b, *state)``, and how much of the way lies behind the slowest row, from 0 to 1.
+        passing: Takes the place of f at stages without a weight in the result (:attr:`Tableau.passing`). A part of the
+            state on which f does not depend, such as an integral along the way, may have any finite slope there.
 
     Raises:
         UsageError: If a tolerance or the method cannot be used.
@@ -137,7 +140,7 @@ def integrate(
     if t0 == t1 or not len(y):
         return ended.solution()
     clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
-    attempt = _Attempt(f, y, method, rtol, atol, parts)
+    attempt = _Attempt(f, passing or f, y, method, rtol, atol, parts)
     k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
     h, sound = attempt.first_step(y, k, t0, t1, index)
     rows = _Rows(t0, t1, TABLEAUS[method], h)
@@ -197,8 +200,11 @@ class _Attempt:
     batches of other sizes.)
     """
 
-    def __init__(self, f: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts) -> None:
+    def __init__(
+        self, f: Field, passing: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts
+    ) -> None:
         self.f, self.rtol, self.atol, self.parts = f, rtol, atol, parts
+        self.fields = [passing if passes else f for passes in TABLEAUS[method].passing]
         self.order = TABLEAUS[method].order
         self.columns = _columns(method, y.ndim, y.dtype, y.device)
         self.sums = y.new_empty(len(self.columns), *y.shape)
@@ -210,7 +216,7 @@ class _Attempt:
         torch.mul(self.columns[0], k, out=sums)
         for j, t in enumerate(times, start=1):
             y_new = torch.addcmul(y, h, sums[j - 1])
-            k = self.f(y_new, t, index)
+            k = self.fields[j](y_new, t, index)
             sums[j:].addcmul_(self.columns[j], k)
         return y_new, k, self.norm(sums[-1], self.allowed(y, y_new))
 

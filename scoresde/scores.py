@@ -77,6 +77,7 @@ class How:
             traced = "exact divergence"
         else:
             traced = f"{self.probes} {self.probe} probe{'s' if self.probes > 1 else ''}"
+            traced += " by differences" if self.divergence == "difference" else ""
             traced += "" if self.redraw else ", the same along the path"
         solved = f"rtol {self.rtol:g}" if self.steps is None else f"{self.steps} steps"
         solved += "" if self.scheme is None else f" of {self.scheme}"
@@ -201,7 +202,9 @@ def score(
         UsageError: If an option cannot be used.
     """
     dequantisation = _chosen(dequantisation, info, draws, importance)
-    exact = divergence == "exact" or (divergence == "auto" and info.dims <= EXACT_UP_TO)
+    if divergence == "auto":
+        divergence = "exact" if info.dims <= EXACT_UP_TO else "hutchinson"
+    exact = divergence == "exact"
     redraw = redraw and importance == 1
     begin = beginning(model) if t_min is None else t_min
     if dequantisation == "truncated-normal" and info.bin_width is not None and t_min is None:
@@ -230,7 +233,7 @@ def score(
         status=torch.stack([s.status for s in solved]).amax(0),
     )
     how = How(
-        dequantisation, draws, importance, begin, method, "exact" if exact else "hutchinson",
+        dequantisation, draws, importance, begin, method, divergence,
         0 if exact else probes, probe, redraw, scheme, steps, rtol, atol,
         float(info.transform.scale.log().mean().exp()),
     )  # fmt: skip

@@ -34,6 +34,12 @@ class Tableau:
     e: tuple[float, ...]
     order: int
 
+    @property
+    def passing(self) -> tuple[bool, ...]:
+        """Which stages have no weight in the solution nor in the error and serve other stages alone."""
+        b = (*self.a[-1], 1.0)  # the last stage is the first of the next step
+        return tuple(w == 0 and e == 0 for w, e in zip(b, self.e, strict=True))
+
 
 TABLEAUS = {
     # Tsitouras (2011), Computers & Mathematics with Applications 62(2), tab. 1.

@@ -147,6 +147,7 @@ def arrays_of(run: str) -> np.ndarray:
         ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, the same along"),
         ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.1 of bosh3, t_min 0.001"),
         ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps of heun"),
+        ("--divergence difference", {"divergence": "difference", "probes": 1}, "1 rademacher probe by differences"),
         ("--divergence exact --steps 1", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
     ],
 )

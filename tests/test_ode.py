@@ -33,6 +33,28 @@ def test_tableaus_are_those_of_scipy(name, scipys):
     assert abs(sum(tableau.e)) < 1e-15
 
 
+@pytest.mark.parametrize(("method", "passes"), [("dopri5", 1), ("tsit5", 0), ("bosh3", 0)])
+def test_an_integral_needs_no_slope_at_passing_stages(method, passes):
+    # the second part of the state is the integral of the first, which it does not act on
+    calls = []
+
+    def f(y, t, index):
+        calls.append("f")
+        return torch.cat([decay(y[:, :1], t, index), y[:, :1]], dim=1)
+
+    def passing(y, t, index):
+        calls.append("passing")
+        return torch.cat([decay(y[:, :1], t, index), torch.full_like(y[:, :1], 7.0)], dim=1)
+
+    start = torch.tensor([[1.0, 0.0]], dtype=F64).expand(6, 2)
+    whole = integrate(f, start, 0.0, 2.0, method=method)
+    calls.clear()
+    found = integrate(f, start, 0.0, 2.0, method=method, passing=passing)
+    assert torch.equal(found.y, whole.y) and torch.equal(found.nfe, whole.nfe)
+    rounds = int((found.accepted + found.rejected).max())
+    assert sum(TABLEAUS[method].passing) == passes and calls.count("passing") == passes * rounds
+
+
 @pytest.mark.parametrize("method", TABLEAUS)
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)])
 def test_error_follows_the_tolerance_both_ways(method, ends):

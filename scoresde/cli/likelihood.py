@@ -44,8 +44,8 @@ __all__ = ["likelihood"]
 @click.option("--strata", type=click.IntRange(1), default=64, show_default=True, help="Evaluations of the bound.")
 @click.option("--method", type=click.Choice(["coupled", "quadrature"]), default="coupled", show_default=True,
               help="quadrature: cheaper for an exact divergence or many probes.")  # fmt: skip
-@click.option("--divergence", type=click.Choice(["auto", "exact", "hutchinson"]), default="auto", show_default=True,
-              help="auto: exact up to 16 dimensions.")  # fmt: skip
+@click.option("--divergence", type=click.Choice(["auto", "exact", "hutchinson", "difference"]), default="auto",
+              show_default=True, help="difference: no backward passes; auto: exact up to 16 dimensions.")  # fmt: skip
 @click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="Hutchinson probes per sample.")
 @click.option("--probe", type=click.Choice(["rademacher", "gaussian"]), default="rademacher", show_default=True,
               help="Their distribution.")  # fmt: skip

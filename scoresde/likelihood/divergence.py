@@ -1,4 +1,4 @@
-"""The slope of the flow and its divergence, in one evaluation of the network.
+"""The slope of the flow and its divergence, in one evaluation of the network, or in a pair of them.
 
 With J the Jacobian of the slope, one backward pass from the same forward pass gives  e^T J  for a vector e. Then
 
@@ -17,6 +17,17 @@ The passes are taken one after the other. Batched over the vectors (``is_grads_b
 against 78 ms for 4 and 1.00 against 1.15 s for 64 with 16 digits, K times the memory, and networks with backward rules
 of their own that no ``vmap`` knows would be shut out.
 
+Without any backward pass, a probe costs a pair of evaluations, which are one batch:
+
+    e^T J e  ~  e^T ( f(y + h e) - f(y - h e) ) / 2h,        f(y)  ~  ( f(y + h e) + f(y - h e) ) / 2,        (3)
+
+    h = w (r + q),        w = eps^(1/3),        q = 0.03,
+
+eps the spacing of the floating-point numbers at 1. The error is of order h^2, and the rounding of f comes in divided
+by h; w is between them. The density varies over lengths of order r, hence r; q is for where the data has a width of its
+own. On the digits' network (3) moves a log density by 2e-5 bits/dim in single and 1e-10 in double precision. It keeps
+nothing for a backward pass, and serves a network that has none.
+
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.
     Skilling (1989), The eigenvalues of mega-dimensional matrices.
@@ -34,7 +45,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..noise import Noise
 
-__all__ = ["PROBES", "Probes", "slope_and_traces"]
+__all__ = ["PROBES", "Probes", "slope_and_differences", "slope_and_traces", "width"]
 
 PROBES = ("rademacher", "gaussian")
 
@@ -52,6 +63,7 @@ class Probes:
         noise: The random numbers of the rows.
         first: Number of the first probe, so that another draw of the same sample has others.
         fixed: Whether a probe is the same everywhere on the path.
+        width: w of the differences (3); 0 for derivatives.
     """
 
     kind: str
@@ -59,11 +71,17 @@ class Probes:
     noise: Noise
     first: int = 0
     fixed: bool = False
+    width: float = 0.0
 
     @property
     def columns(self) -> int:
         """How many traces there are: K, or 1 if they are exact."""
         return 1 if self.kind == "exact" else self.count
+
+    @property
+    def more(self) -> int:
+        """How many evaluations the traces cost beside the one of the slope: none, or K pairs (3) in its place."""
+        return 2 * self.count - 1 if self.width and self.kind != "exact" else 0
 
     def rows(self, index: Tensor) -> Probes:
         """The probes of the rows ``index``, shape ``(B',)``."""
@@ -146,3 +164,31 @@ def slope_and_traces(
             return (dy if graph else dy.detach()), traces[:, None]
         traces = torch.stack([(pull(dy, e) * e).sum(1) for e in vectors], dim=1)
     return (dy if graph else dy.detach()), traces
+
+
+def slope_and_differences(
+    slope: Callable[[Tensor], Tensor], y: Tensor, vectors: Iterable[Tensor], h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The slope at ``y: (P, D)`` and the traces of its Jacobian, both by (3).
+
+    Args:
+        slope: ``(2P, D) -> (2P, N)``, row by row, N at least D; asked once for each vector. What it returns beside the
+            slope is averaged like it.
+        y: The states.
+        vectors: K of them, each ``(P, D)``.
+        h: Half the distance of a pair, shape ``(P, 1)``.
+
+    Returns:
+        The slope ``(P, N)`` and the traces ``(P, K)``.
+    """
+    values, traces = [], []
+    for e in vectors:
+        above, below = slope(torch.cat([y + h * e, y - h * e])).chunk(2)
+        values.append((above + below) / 2)
+        traces.append(((above - below)[:, : y.shape[1]] * e).sum(1) / (2 * h[:, 0]))
+    return torch.stack(values).mean(0), torch.stack(traces, dim=1)
+
+
+def width(dtype: torch.dtype) -> float:
+    """w of (3)."""
+    return float(torch.finfo(dtype).eps ** (1 / 3))

@@ -14,7 +14,7 @@ from ..estimate import Denoiser
 from ..noise import Noise
 from ..ode import TABLEAUS
 from .coupled import FIXED, by_fixed_steps, coupled
-from .divergence import Probes
+from .divergence import Probes, width
 from .frame import Frame
 from .memory import rows_within
 from .quadrature import by_quadrature
@@ -23,7 +23,7 @@ from .result import LogLikelihood
 __all__ = ["METHODS", "log_likelihood"]
 
 METHODS = ("coupled", "quadrature")
-DIVERGENCES = ("auto", "exact", "hutchinson")
+DIVERGENCES = ("auto", "exact", "hutchinson", "difference")
 
 # Up to this many dimensions the exact divergence costs less than the probes that a small error bar would need.
 EXACT_UP_TO = 16
@@ -48,16 +48,20 @@ class _Plan:
     t_min: float | None
     max_nfe: int
     graph: bool
+    width: float
     fixed: bool = False
     finer: bool = False
 
     def other(self, dtype: torch.dtype) -> _Plan:
-        """What to compare with: a tolerance ten times tighter, or looser if the numbers have no more, or 2N steps."""
+        """What to compare with: a tolerance ten times tighter, or looser if the numbers have no more, or 2N steps.
+
+        Differences are half as wide, which leaves a quarter of their error.
+        """
         if self.steps is not None:
-            return replace(self, steps=2 * self.steps)
+            return replace(self, steps=2 * self.steps, width=self.width / 2)
         resolved = self.rtol / 10 >= (0.99e-6 if dtype == torch.float32 else 1e-13)
         factor = 0.1 if resolved else 10.0
-        return replace(self, rtol=factor * self.rtol, atol=factor * self.atol, finer=resolved)
+        return replace(self, rtol=factor * self.rtol, atol=factor * self.atol, finer=resolved, width=self.width / 2)
 
     def solve(self, model: Denoiser, x: Tensor, noise: Noise, batch: int) -> LogLikelihood:
         """Solve the rows of ``x``, ``batch`` at once."""
@@ -65,7 +69,7 @@ class _Plan:
         for rows in torch.split(torch.arange(len(x), device=x.device), batch):
             frame = Frame(model.rows(rows), x[rows], self.t_min, self.graph)
             kind = "exact" if self.divergence == "exact" else self.probe
-            probes = Probes(kind, self.probes, noise.rows(rows), self.draw * self.probes, self.fixed)
+            probes = Probes(kind, self.probes, noise.rows(rows), self.draw * self.probes, self.fixed, self.width)
             with torch.set_grad_enabled(self.graph):
                 pieces.append(self._solve(frame, probes, batch))
         return LogLikelihood.join(pieces)
@@ -107,7 +111,9 @@ def log_likelihood(
         x: Data in model units, shape ``(B, *event)``.
         method: ``coupled`` (path and log-determinant as one system) or ``quadrature`` (the path first, then the
             divergence at nodes along it: half the cost of an exact divergence or of many probes).
-        divergence: ``exact``, ``hutchinson``, or ``auto``: exact up to 16 dimensions.
+        divergence: ``exact``; ``hutchinson`` (probes and backward passes); ``difference`` (probes and pairs of
+            evaluations, without backward passes; :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``: exact up
+            to 16 dimensions, then ``hutchinson``.
         probes: Number of Hutchinson probes K.
         probe: ``rademacher`` (signs) or ``gaussian``.
         redraw: Draw new probes on the way, so that their errors average out; otherwise they are the same everywhere.
@@ -154,6 +160,7 @@ def log_likelihood(
         t_min,
         max_nfe,
         differentiable,
+        width(x.dtype) if divergence == "difference" else 0.0,
         not redraw,
     )
     _refuse(plan, batch)

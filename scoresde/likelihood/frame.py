@@ -1,15 +1,20 @@
 """A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
 
-The flow is  f = dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde`), on flat states of shape ``(P, D)`` that name their
-row.
+The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde`). It is followed in the clock u of
+:mod:`scoresde.likelihood.clock`, with the slope
+
+    f = dy/du = (eps_hat - x0_hat) dr/du,                                                                    (1)
+
+on flat states of shape ``(P, D)`` that name their row.
 
 The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r:  near
 the data, errors that are small in units of y are large in nats. What a solver of the path holds to its tolerance
 besides y is therefore the integral of
 
-    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 1e-3,                                       (1)
+    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.03,                                       (2)
 
-nats per dimension again, without any pass through the network of its own. q keeps the rounding of eps_hat out of it.
+nats per dimension again, without any pass through the network of its own. q keeps the rounding and the roughness of a
+network's eps_hat near the data out of it.
 """
 
 from __future__ import annotations
@@ -23,11 +28,12 @@ from torch import Tensor
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..shapes import expand, flat, time_dtype
-from .divergence import Probes, slope_and_traces
+from .clock import clock, r_of_clock
+from .divergence import Probes, slope_and_differences, slope_and_traces
 
 __all__ = ["Frame", "beginning"]
 
-SMALL = 1e-3  # q of (1)
+SMALL = 0.03  # q of (2), and of the differences
 
 
 def beginning(model: Denoiser) -> float:
@@ -65,14 +71,10 @@ class Frame:
         return torch.tensor(self.ends, dtype=time_dtype(self.x.device), device=self.x.device)
 
     @cached_property
-    def ends_of_r(self) -> Tensor:
-        """r at both ends, shape ``(2,)``."""
-        return self.model.sde.ratio(self._ends)
-
-    @cached_property
     def interval(self) -> tuple[float, float]:
-        """The interval of r, as numbers."""
-        return float(self.ends_of_r[0]), float(self.ends_of_r[1])
+        """The interval of the clock."""
+        r = self.model.sde.ratio(self._ends)
+        return clock(float(r[0])), clock(float(r[1]))
 
     @cached_property
     def scales(self) -> Tensor:
@@ -94,30 +96,37 @@ class Frame:
         """What a unit of ``x`` is on the path: ``data_scale`` where the model begins, and 1 at any other ``t0``."""
         return self.model.sde.data_scale if self.ends[0] == beginning(self.model) else 1.0
 
-    def field(self, y: Tensor, r: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The slope f ``(P, D)`` and the power (1) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``r: (P,)``."""
+    def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope (1) ``(P, D)`` and the power (2) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``u: (P,)``."""
+        r, rate = r_of_clock(u)
         t = self.model.sde.t_of_ratio(r).clamp(*self.ends)
         shaped = y.reshape(-1, *self.x.shape[1:])
         everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
         model = self.model if everyone else self.model.rows(rows)
         estimate = model(expand(self.model.sde.scale(t), shaped) * shaped, t)
-        eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0)
+        eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0) * rate.to(y.dtype)[:, None]
         # f . score / D
         inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
         return slope, -(eps.detach() * slope.detach()).mean(1, keepdim=True) * inverse
 
     def with_traces(
-        self, y: Tensor, r: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
+        self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``; ``place`` addresses the probes."""
+        vectors = probes.vectors(y, rows, place)
+        if probes.width and vectors is not None:
+            twice = u.repeat(2), rows.repeat(2)
+            h = (probes.width * (r_of_clock(u)[0] + SMALL)).to(y.dtype)[:, None]
+            both, traces = slope_and_differences(lambda state: torch.cat(self.field(state, *twice), 1), y, vectors, h)
+            return both[:, :-1], traces, both[:, -1:]
         powers = []
 
         def slope(state: Tensor) -> Tensor:
-            value, power = self.field(state, r, rows)
+            value, power = self.field(state, u, rows)
             powers.append(power)
             return value
 
-        value, traces = slope_and_traces(slope, y, probes.vectors(y, rows, place), self.graph)
+        value, traces = slope_and_traces(slope, y, vectors, self.graph)
         return value, traces, powers[0]
 
     def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:

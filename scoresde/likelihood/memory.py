@@ -51,7 +51,7 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "
-            "raise the budget (memory), if there is more"
+            "raise the budget (memory, --memory), if there is more"
         )
     return budget // row
 
@@ -70,6 +70,7 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         y = frame.start.detach().requires_grad_()
         # kept until the sizes are known: a freed address could be used twice
-        output = frame.field(y, frame.ends_of_r[1].expand(count), torch.arange(count, device=x.device))
+        u = frame.scales.new_full((count,), frame.interval[1])
+        output = frame.field(y, u, torch.arange(count, device=x.device))
         del output
     return sum(sizes.values())

@@ -1,35 +1,28 @@
 """The log-determinant by quadrature along a path that was solved without it.
 
-The path costs forward passes alone. The divergence along it is smooth, so that its integral over r needs fewer
-evaluations than the path has, at nodes that have nothing to do with the steps:
+The path costs forward passes alone. The divergence along it is smooth, so that its integral over the clock u needs
+fewer evaluations than the path has, at nodes that have nothing to do with the steps:
 
-    int_r0^r1 tr J dr  ~  sum_i w_i tr J(y(r_i), r_i),       y(r_i) from the path's dense output.               (1)
+    int_u0^u1 tr J du  ~  sum_i w_i tr J(y(u_i), u_i),       y(u_i) from the path's dense output.               (1)
 
 It pays where the divergence is what costs: an exact one, or many probes. With one probe, the path must be solved for
 more than the coupled system at equal error, because an error of the path enters log p in first order, times the
 score. The power (:mod:`scoresde.likelihood.frame`) in the norm of the path keeps it small. Every node has probes of
 its own.
 
-The clock. Nodes are laid evenly for the variable
-
-    u = log( (r + c) / (1 - r + c) ),      c = 0.1,                                                          (2)
-
-minus half the log-SNR in the middle and r itself at the ends, where the log-SNR, infinite at t = 0 and for the straight
-path at t = 1, would spend most nodes on nothing.
-
-The rule is Clenshaw and Curtis's, exact for polynomials of degree n in u: nodes  u_k = -cos(k pi/n),  k = 0, ..., n,
-scaled to the interval. Its nodes are every second one of the rule with 2n, so that doubling n wastes nothing.
+The rule is Clenshaw and Curtis's, exact for polynomials of degree n: nodes  u_k = -cos(k pi/n),  k = 0, ..., n,  scaled
+to the interval. Its nodes are every second one of the rule with 2n, so that doubling n wastes nothing.
 
 How many. The slope f is known at the nodes as well, and its integral is known: it is the path. The residual
 
-    rms( sum_i w_i f(y(r_i), r_i) - (y(r1) - y(r0)) )                                                        (3)
+    rms( sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)) )                                                        (2)
 
 tells how well the rule resolves the flow and how good the dense output is, without any noise from probes, which would
-hide the difference of two nested rules for the trace. Each row doubles n from 16 until (3) is below three times its
+hide the difference of two nested rules for the trace. Each row doubles n from 16 until (2) is below three times its
 tolerance, and, if the traces are exact, until the same holds for the error of their integral, which is taken to fall
 from rule to rule by the same factor:
 
-    | I_n - I_(n/2) |^2 / | I_(n/2) - I_(n/4) |    per dimension.                                            (4)
+    | I_n - I_(n/2) |^2 / | I_(n/2) - I_(n/4) |    per dimension.                                            (3)
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -49,35 +42,22 @@ from .divergence import Probes
 from .frame import Frame
 from .result import LogLikelihood, settled
 
-__all__ = ["by_quadrature", "clenshaw_curtis", "clock", "r_of_clock"]
+__all__ = ["by_quadrature", "clenshaw_curtis"]
 
-SOFTNESS = 0.1  # c of (2)
 FEWEST, MOST, FINEST = 16, 128, 256  # n; twice as many for a check
-FACTOR = 3  # of the tolerance that (3) and (4) may be
+FACTOR = 3  # of the tolerance that (2) and (3) may be
 
 
-def clock(r: float) -> float:
-    """The variable u of (2)."""
-    return math.log((r + SOFTNESS) / (1 - r + SOFTNESS))
-
-
-def r_of_clock(u: Tensor) -> tuple[Tensor, Tensor]:
-    """r and dr/du, each in the shape of ``u``."""
-    r = ((1 + SOFTNESS) * torch.exp(u) - SOFTNESS) / (1 + torch.exp(u))
-    return r, (r + SOFTNESS) * (1 - r + SOFTNESS) / (1 + 2 * SOFTNESS)
-
-
-def clenshaw_curtis(n: int, r0: float, r1: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights for integrals over r, float64 ``(n + 1,)`` each; n is even."""
+def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights for integrals over u, float64 ``(n + 1,)`` each; n is even."""
     k, j = torch.arange(n + 1, dtype=torch.float64), torch.arange(1, n // 2 + 1, dtype=torch.float64)
     # w_k = c_k/n (1 - sum_j b_j cos(2 j k pi/n) / (4 j^2 - 1)),  c_0 = c_n = b_(n/2) = 1 and 2 elsewhere
     b = torch.where(2 * j == n, 1.0, 2.0)
     c = torch.where((k == 0) | (k == n), 1.0, 2.0)
     weights = c / n * (1 - torch.cos(2 * math.pi / n * j * k[:, None]) @ (b / (4 * j.square() - 1)))
-    u0, u1 = clock(r0), clock(r1)
-    r, rate = r_of_clock((u0 + u1) / 2 - (u1 - u0) / 2 * torch.cos(math.pi / n * k))
-    r[0], r[-1] = r0, r1
-    return r.clamp(r0, r1), weights * rate * (u1 - u0) / 2
+    u = (u0 + u1) / 2 - (u1 - u0) / 2 * torch.cos(math.pi / n * k)
+    u[0], u[-1] = u0, u1
+    return u, weights * (u1 - u0) / 2
 
 
 def by_quadrature(
@@ -95,27 +75,27 @@ def by_quadrature(
     Args:
         frame: Data, model and interval.
         probes: The probes of its rows.
-        rtol, atol: Tolerances of the path, and of (3) and (4) but for a factor of 3.
+        rtol, atol: Tolerances of the path, and of (2) and (3) but for a factor of 3.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode`.
         max_nfe: Largest number of evaluations of a row on its path.
         rows_at_once: States evaluated at once.
         finer: Begin and end with twice as many nodes, for a check.
     """
-    (r0, r1), y0 = frame.interval, frame.start
+    (u0, u1), y0 = frame.interval, frame.start
     everyone = torch.arange(len(y0), device=y0.device)
     state = torch.cat([y0, torch.zeros_like(y0[:, :1])], dim=1)
 
-    def f(state: Tensor, r: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat(frame.field(state[:, :-1], r, rows), dim=1)
+    def f(state: Tensor, u: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat(frame.field(state[:, :-1], u, rows), dim=1)
 
     with torch.no_grad():
-        start = torch.full((len(y0),), r0, dtype=frame.scales.dtype, device=y0.device)
-        knots = Knots(r0, state, f(state, start, everyone))
+        start = torch.full((len(y0),), u0, dtype=frame.scales.dtype, device=y0.device)
+        knots = Knots(u0, state, f(state, start, everyone))
         solved = integrate(
             f,
             state,
-            r0,
-            r1,
+            u0,
+            u1,
             rtol=rtol,
             atol=atol,
             method=scheme,
@@ -144,7 +124,7 @@ def by_quadrature(
     z, log_prob = frame.finish(solved.y[:, :-1], log_det)
     mean, stderr = probes.summary(log_prob)
     unchecked = torch.full_like(residual, torch.nan)
-    nfe = solved.nfe + 1 + count
+    nfe = solved.nfe + 1 + (1 + probes.more) * count
     return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(solved.status, mean))
 
 
@@ -169,12 +149,12 @@ class _Nodes:
         self.slopes, self.traces = self.slopes[:, which], self.traces[:, which]
 
     def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Integrals of the traces ``(b, K)`` and the slope ``(b, D)`` of ``rows: (b,)``, and (4) of the traces."""
+        """Integrals of the traces ``(b, K)`` and the slope ``(b, D)`` of ``rows: (b,)``, and (3) of the traces."""
         interval = self.frame.interval
-        r = clenshaw_curtis(n, *interval)[0].to(rows.device)
+        u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
-        slopes, traces = self._evaluate(rows, r[new], new * (FINEST // n))
+        slopes, traces = self._evaluate(rows, u[new], new * (FINEST // n))
         if self.slopes is not None and self.traces is not None:
             slopes, traces = _interleave(self.slopes, slopes), _interleave(self.traces, traces)
         self.slopes, self.traces = slopes, traces
@@ -187,16 +167,16 @@ class _Nodes:
         last, before = (fine - middle).abs(), (middle - coarse).abs()
         return fine, rule(slopes), last * (last / before).nan_to_num(nan=1.0).clamp(max=1)
 
-    def _evaluate(self, rows: Tensor, r: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes ``(m, b, D)`` and traces ``(m, b, K)`` at the m nodes ``r``, in pieces of the size that fits."""
-        pairs = torch.cartesian_prod(torch.arange(len(r), device=r.device), torch.arange(len(rows), device=r.device))
+    def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes ``(m, b, D)`` and traces ``(m, b, K)`` at the m nodes ``u``, in pieces of the size that fits."""
+        pairs = torch.cartesian_prod(torch.arange(len(u), device=u.device), torch.arange(len(rows), device=u.device))
         found = []
         for pair in torch.split(pairs, self.rows_at_once):
             node, row = pair[:, 0], rows[pair[:, 1]]
-            y = self.path(row, r[node])[:, :-1]
-            slope, traces, power = self.frame.with_traces(y, r[node], row, self.probes, place[node])
+            y = self.path(row, u[node])[:, :-1]
+            slope, traces, power = self.frame.with_traces(y, u[node], row, self.probes, place[node])
             found.append((torch.cat([slope, power], dim=1), traces))
-        slopes, traces = (torch.cat(v).reshape(len(r), len(rows), -1) for v in zip(*found, strict=True))
+        slopes, traces = (torch.cat(v).reshape(len(u), len(rows), -1) for v in zip(*found, strict=True))
         return slopes, traces
 
 

@@ -24,7 +24,8 @@ class LogLikelihood:
             divergence is exact, NaN for one probe, which says nothing about its own error.
         z: Latents at ``t_max``, shape ``(B, *event)``.
         nfe: Evaluations of the model per row.
-        divergences: How many of them with the divergence, that is, with K backward passes (D if it is exact).
+        divergences: At how many points with the divergence, that is, with K backward passes (D if it is exact), or
+            with K pairs of evaluations for ``difference``.
         residual: How far the rule of the quadrature is from closing the path, root mean square per dimension in the
             straight frame (see :mod:`scoresde.likelihood.quadrature`); NaN for a coupled solve.
         change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter (looser, where the numbers

@@ -1,0 +1,49 @@
+"""The same sample with more steps: noise on a Brownian path.
+
+    python experiments/brownian.py      # some minutes on one CPU core
+
+The mixture of experiments/few_steps.py, its 2,048 starts, float64. Steps are doubled from 20 to 320, and each time it is
+measured how far the samples move, median / rms. On the path (``Noise.of(..., brownian=True)``, ``--brownian``) more steps
+are a refinement of the same noise, and the samples converge; the rms is ruled by the few that end in another mode. With
+plain noise more steps are other noise: another sample.
+
+Expected: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from few_steps import END, problem, starts
+
+from scoresde import EulerMaruyama, Noise
+from scoresde.solvers import MultistepSDE, StochasticHeun
+
+STEPS = (20, 40, 80, 160, 320)
+SOLVERS = {
+    "`sde` on the log-SNR grid": MultistepSDE(grid="logsnr"),
+    "`sde`": MultistepSDE(),
+    "`em`": EulerMaruyama(),
+    "`heun-sde`": StochasticHeun(),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    model = problem()
+    start = starts(model)
+    print("| solver | noise | " + " | ".join(f"{a} to {b}" for a, b in pairwise(STEPS)) + " |")
+    print("|---|---|" + "---|" * (len(STEPS) - 1))
+    for brownian in (True, False):
+        noise = Noise.of(len(start), 0, brownian=brownian)
+        for name, solver in SOLVERS.items():
+            ends = [replace(solver, steps=n)(model, start, t1=END, noise=noise).x for n in STEPS]
+            moved = [(b - a).norm(dim=1) for a, b in pairwise(ends)]
+            cells = [f"{float(m.median()):.4f} / {float(m.square().mean().sqrt()):.3f}" for m in moved]
+            print(f"| {name} | {'path' if brownian else 'plain'} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

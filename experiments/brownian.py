@@ -2,10 +2,10 @@
 
     python experiments/brownian.py      # some minutes on one CPU core
 
-The mixture of experiments/few_steps.py, its 2,048 starts, float64. Steps are doubled from 20 to 320, and each time it is
-measured how far the samples move, median / rms. On the path (``Noise.of(..., brownian=True)``, ``--brownian``) more steps
-are a refinement of the same noise, and the samples converge; the rms is ruled by the few that end in another mode. With
-plain noise more steps are other noise: another sample.
+The mixture of experiments/few_steps.py, its 2,048 starts, float64. Steps are doubled from 20 to 320, and each time it
+is measured how far the samples move, median / rms. On the path (``Noise.of(..., brownian=True)``, ``--brownian``) more
+steps are a refinement of the same noise, and the samples converge; the rms is ruled by the few that end in another
+mode. With plain noise more steps are other noise: another sample.
 
 Expected: see docs/results.md.
 """

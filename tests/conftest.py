@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shell import Shell
 
 from scoresde import TrainConfig, fit
 
@@ -59,3 +60,25 @@ def copied(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         return f"runs/{to or name}"
 
     return copy
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)
+
+
+@pytest.fixture
+def digits(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("digits")
+
+
+@pytest.fixture
+def classes(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("classes")
+
+
+@pytest.fixture
+def moons(shell: Shell, copied: Callable[[str], str]) -> str:
+    return copied("moons")

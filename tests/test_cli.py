@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shell import Shell
 
 from scoresde import load
 from scoresde import train as training
@@ -41,67 +42,6 @@ class MySDE(SDE):
     def alpha(self, t): return torch.cos(math.pi / 2 * t)
     def sigma(self, t): return torch.sin(math.pi / 2 * t)
 """
-
-
-class Shell:
-    """``shell("sample --n 4")`` in this process: exit code, standard output and standard error."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-        self.out = self.err = ""
-
-    def __call__(self, line: str, code: int = 0) -> str:
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main(line.split())
-        self.out, self.err = self.capsys.readouterr()
-        assert stop.value.code == code, f"exit code {stop.value.code}\n{self.out}\n{self.err}"
-        return self.out
-
-    def json(self, line: str) -> dict[str, object]:
-        out = self(f"{line} --json")
-        assert out.count("\n") == 1 and out.endswith("\n")
-
-        def refuse(name: str) -> None:
-            raise AssertionError(f"{name} is no JSON")
-
-        found = json.loads(out, parse_constant=refuse)
-        assert isinstance(found, dict)
-        return found
-
-    def refuses(self, line: str, code: int, *words: str) -> str:
-        """The command fails with one paragraph that has the words in it, and prints no result."""
-        out = self(line, code)
-        assert out == ""
-        assert "Traceback" not in self.err and "unexpected error" not in self.err, self.err
-        start = self.err.lower().rfind("error:")
-        message = self.err[start:]
-        assert start >= 0 and message.count("\n") == 1, f"not one paragraph: {self.err}"
-        for word in words:
-            assert word in message, f"{word!r} is not in {message!r}"
-        return message
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """A shell in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
-
-
-@pytest.fixture
-def digits(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("digits")
-
-
-@pytest.fixture
-def classes(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("classes")
-
-
-@pytest.fixture
-def moons(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("moons")
 
 
 @pytest.fixture

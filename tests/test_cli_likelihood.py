@@ -14,28 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import Shell
+from shell import Shell
 
 from scoresde import load, load_data
 from scoresde.scores import join
 
 FAST = "--rtol 0.1 --no-check --threads 1"
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
-
-
-@pytest.fixture
-def digits(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("digits")
-
-
-@pytest.fixture
-def moons(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("moons")
 
 
 def rows(folder: str | Path) -> list[dict[str, str]]:

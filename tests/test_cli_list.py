@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-from test_cli import Shell
+from shell import Shell
 
 from scoresde import tables
 from scoresde.cli.list import KINDS
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """A shell in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
 
 
 def test_list_knows_every_table_and_every_name(shell: Shell) -> None:

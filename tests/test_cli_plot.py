@@ -5,35 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import OWN, Shell
+from shell import Shell
+from test_cli import OWN
 
 from scoresde import load
 from scoresde.cli import cli
 from scoresde.single_image import EXAMPLE, read_picture
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """A shell in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
-
-
-@pytest.fixture
-def digits(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("digits")
-
-
-@pytest.fixture
-def moons(shell: Shell, copied: Callable[[str], str]) -> str:
-    return copied("moons")
 
 
 def drawn(path: str) -> np.ndarray:

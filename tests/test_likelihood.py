@@ -48,7 +48,7 @@ from scoresde import (
 from scoresde.errors import UsageError
 from scoresde.estimate import Wrapped
 from scoresde.likelihood.divergence import slope_and_differences, slope_and_traces
-from scoresde.likelihood.memory import default_budget, rows_within
+from scoresde.likelihood.memory import _Alive, default_budget, rows_within
 from scoresde.nn import MLP, UNet
 
 SIX = {**ALL, "cosine": CosineSDE()}
@@ -295,15 +295,14 @@ class NoBackward(Wrapped):
         return self
 
     def __call__(self, x, t):
-        with torch.no_grad():
-            estimate = self.model(x, t)
+        estimate = self.model(torch.from_numpy(x.numpy()), t)  # refused if a gradient is asked for
         return replace(estimate, eps=estimate.eps.detach(), x0=estimate.x0.detach())
 
 
 def test_differences_need_no_backward_pass():
     model = small_network()
     x = normals(4, 3)
-    found = log_likelihood(NoBackward(model), x, divergence="difference", rtol=1e-4)
+    found = log_likelihood(NoBackward(model), x, divergence="difference", rtol=1e-4, memory=2**24)
     best = log_likelihood(model, x, divergence="hutchinson", rtol=1e-4)
     assert torch.allclose(found.log_prob, best.log_prob, rtol=0, atol=1e-6)
     assert torch.allclose(found.change, best.change, rtol=0, atol=1e-6)
@@ -317,8 +316,66 @@ def test_the_check_takes_narrower_differences(monkeypatch):
         warnings.simplefilter("error")
         assert float(log_likelihood(model, x, **options).change.max()) < 1e-3
     monkeypatch.setattr("scoresde.likelihood.flow.width", lambda dtype: 0.3)
-    with pytest.warns(UserWarning, match="HAS NOT CONVERGED"):
+    with pytest.warns(UserWarning, match="half as wide.*or the divergence hutchinson"):
         assert float(log_likelihood(model, x, **options).change.max()) > 0.02
+
+
+@pytest.mark.parametrize("method", ["coupled", "quadrature"])
+def test_many_differences(method):
+    # The limit is on points of the path: as many probes as one likes.
+    x = 0.3 + 0.5 * normals(2, 20)
+    options = {"rtol": 1e-4, "atol": 1e-4, "check": False, "method": method, "max_nfe": 150}
+    found = log_likelihood(gaussian(VPSDE(), 20), x, divergence="difference", probes=128, **options)
+    assert bool(found.ok.all()) and int(found.nfe.max()) > 150
+    exact = log_likelihood(gaussian(VPSDE(), 20), x, divergence="exact", **options)
+    assert torch.allclose(found.log_prob, exact.log_prob, rtol=0, atol=1e-4)  # signs are exact for a diagonal Jacobian
+
+
+@pytest.mark.parametrize("name", ["vp", "flow"])
+def test_narrow_data_are_held_to_the_tolerance_with_probes_as_well(name):
+    # A pixel that is always black has the width of its cell: 2/256/sqrt(12) for 256 levels.
+    model = gaussian(FOUR[name], 20, std=0.0023)
+    x = 0.3 + 0.0023 * normals(8, 20)
+    truth = gaussian_log_likelihood(model.sde, x, 0.3, 0.0023)[0]
+    for divergence in ("hutchinson", "difference"):
+        for tolerance in (1e-3, 1e-4, 1e-5):
+            options = {"divergence": divergence, "rtol": tolerance, "atol": tolerance, "check": False}
+            assert float((log_likelihood(model, x, **options).log_prob - truth).abs().max()) / 20 <= 10 * tolerance
+
+
+def test_a_gpu_does_not_round_convolutions():
+    seen = []
+
+    class Asked(Wrapped):
+        def rows(self, index):
+            return self
+
+        def __call__(self, x, t):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return self.model(x, t)
+
+    before = torch.backends.cudnn.allow_tf32
+    log_likelihood(Asked(gaussian(VPSDE(), 2)), normals(1, 2), rtol=1e-2, check=False)
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32 == before
+
+
+def test_what_is_alive_without_a_backward_pass():
+    # four tensors of 1000 numbers, of which three live at once; views and values in place share theirs
+    def work(x):
+        a = x.expand(1000).clone()
+        b = a + 1
+        c = (a * b).view(10, 100).mul_(2)
+        del a, b
+        return c + 1
+
+    x = torch.zeros(1, dtype=F64)
+    with _Alive() as alive:
+        out = work(x)
+    assert alive.most in (3 * 8000, 3 * 8000 + 8) and alive.now in (8000, 8008)
+    del out
+    assert alive.now <= 8
+    model, x = small_network(), normals(2, 3)
+    assert rows_within(2**24, model, x, backward=False) > rows_within(2**24, model, x)
 
 
 @pytest.mark.parametrize("divergence", ["hutchinson", "difference"])

@@ -46,7 +46,7 @@ __all__ = ["likelihood"]
               help="quadrature: cheaper for an exact divergence or many probes.")  # fmt: skip
 @click.option("--divergence", type=click.Choice(["auto", "exact", "hutchinson", "difference"]), default="auto",
               show_default=True, help="difference: no backward passes; auto: exact up to 16 dimensions.")  # fmt: skip
-@click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="Hutchinson probes per sample.")
+@click.option("--probes", type=click.IntRange(1), default=1, show_default=True, help="Probes per sample.")
 @click.option("--probe", type=click.Choice(["rademacher", "gaussian"]), default="rademacher", show_default=True,
               help="Their distribution.")  # fmt: skip
 @click.option("--redraw/--no-redraw", default=True, show_default=True, help="New probes on the way, or the same.")

@@ -17,10 +17,10 @@ the density over its cell, and Jensen's inequality (Theis et al. 2016, arXiv:151
 
 For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7: it is derived from the data, not a setting.
 
-In the order of the argument: the straight frame (``frame``), the divergence and its probes (``divergence``), the path
-between the steps (``dense``), the integral along it (``quadrature``), both as one system (``coupled``), the memory they
-take (``memory``), the figure and the check that it has converged (``flow``); then what turns levels into a density
-(``dequantise``) and the variational bound (``elbo``).
+In the order of the argument: the straight frame and its clock (``frame``, ``clock``), the divergence and its probes
+(``divergence``), the path between the steps (``dense``), the integral along it (``quadrature``), both as one system
+(``coupled``), the memory they take (``memory``), the figure and the check that it has converged (``flow``); then what
+turns levels into a density (``dequantise``) and the variational bound (``elbo``).
 """
 
 from __future__ import annotations

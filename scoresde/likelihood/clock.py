@@ -6,7 +6,7 @@ on nothing. The clock is between the two,
 
     u = log( (r + c)/c ) - log( (1 - r + c)/(1 + c) ),      c = 0.2,                                         (1)
 
-minus half the log-SNR in the middle and r itself, up to a factor, at the ends; u(0) = 0. Backwards, with
+which is r, up to a factor, where c is large, and minus half the log-SNR where it is small; u(0) = 0. Backwards, with
 a = c/(1 + c),
 
     r = c (e^u - 1) / (1 + a e^u),         dr/du = (r + c) (1 - r + c) / (1 + 2 c).                          (2)

@@ -3,8 +3,9 @@
 The state is  (y, log-det / D of each probe, int power).  Adaptive: besides y, the log-determinant is held to the
 tolerance if it is exact, so that ``rtol`` means nats per dimension. The estimate of a few probes is no smooth function
 to control steps by. In its place stands the integrated power (:mod:`scoresde.likelihood.frame`), in nats per dimension
-as well: the steps do not depend on the probes, and given the steps the estimate is unbiased. The log-determinant acts
-on nothing else, so that a stage without a weight in the solution, the second of Dormand and Prince, needs no trace.
+as well: the steps do not depend on the probes (but for the error of differences), and given the steps the estimate is
+unbiased. The log-determinant acts on nothing else, so that a stage without a weight in the solution, the second of
+Dormand and Prince, needs no trace.
 
 A probe is the same through a step (but for the step's first stage, which is the last one of the step before) and new
 for the next. The errors of the probes then average out along the path: on the digits' network the standard deviation
@@ -86,7 +87,7 @@ def coupled(
         probes: The probes of its rows.
         rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode`.
-        max_nfe: Largest number of evaluations of a row.
+        max_nfe: Largest number of points at which a row is evaluated.
     """
     dims, exact = frame.dims, probes.kind == "exact"
     step = torch.zeros(len(frame.x), dtype=torch.int64, device=frame.x.device)
@@ -108,7 +109,7 @@ def coupled(
         rtol=rtol,
         atol=atol,
         method=scheme,
-        max_nfe=max_nfe // (1 + probes.more),
+        max_nfe=max_nfe,
         parts=parts,
         on_step=next_step,
         passing=without_traces,

@@ -45,9 +45,11 @@ from torch import Tensor
 from ..errors import UsageError
 from ..noise import Noise
 
-__all__ = ["PROBES", "Probes", "slope_and_differences", "slope_and_traces", "width"]
+__all__ = ["PROBES", "SHORTEST", "Probes", "slope_and_differences", "slope_and_traces", "width"]
 
 PROBES = ("rademacher", "gaussian")
+
+SHORTEST = 0.03  # q of (3)
 
 # The addresses of the probes, 32 bits: so many places on the path for each probe of each draw.
 PLACES = 2**14

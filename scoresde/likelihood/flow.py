@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +34,17 @@ EXACT_UP_TO = 16
 CHECKED, ALLOWED = 16, 0.01
 
 
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Convolutions on a GPU in float32 proper: by default their inputs are rounded to 10 bits there (TF32).
+
+    That would be an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
+    """
+    now = torch.backends.cudnn
+    with now.flags(now.enabled, now.benchmark, now.benchmark_limit, now.deterministic, allow_tf32=False):
+        yield
+
+
 @dataclass(frozen=True)
 class _Plan:
     """How a batch is solved."""
@@ -55,7 +68,7 @@ class _Plan:
     def other(self, dtype: torch.dtype) -> _Plan:
         """What to compare with: a tolerance ten times tighter, or looser if the numbers have no more, or 2N steps.
 
-        Differences are half as wide, which leaves a quarter of their error.
+        Differences are half as wide: a quarter of their error is left, and twice the rounding.
         """
         if self.steps is not None:
             return replace(self, steps=2 * self.steps, width=self.width / 2)
@@ -65,6 +78,10 @@ class _Plan:
 
     def solve(self, model: Denoiser, x: Tensor, noise: Noise, batch: int) -> LogLikelihood:
         """Solve the rows of ``x``, ``batch`` at once."""
+        with _single_precision():
+            return self._pieces(model, x, noise, batch)
+
+    def _pieces(self, model: Denoiser, x: Tensor, noise: Noise, batch: int) -> LogLikelihood:
         pieces = []
         for rows in torch.split(torch.arange(len(x), device=x.device), batch):
             frame = Frame(model.rows(rows), x[rows], self.t_min, self.graph)
@@ -112,9 +129,9 @@ def log_likelihood(
         method: ``coupled`` (path and log-determinant as one system) or ``quadrature`` (the path first, then the
             divergence at nodes along it: half the cost of an exact divergence or of many probes).
         divergence: ``exact``; ``hutchinson`` (probes and backward passes); ``difference`` (probes and pairs of
-            evaluations, without backward passes; :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``: exact up
-            to 16 dimensions, then ``hutchinson``.
-        probes: Number of Hutchinson probes K.
+            evaluations, without backward passes, for a model that computes in the dtype of ``x``, not by autocast;
+            :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``: exact up to 16 dimensions, then ``hutchinson``.
+        probes: Number of probes K.
         probe: ``rademacher`` (signs) or ``gaussian``.
         redraw: Draw new probes on the way, so that their errors average out; otherwise they are the same everywhere.
         rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
@@ -124,9 +141,9 @@ def log_likelihood(
         t_min: Where the path begins, the time at which ``x`` is the state (default: the model's).
         noise: Addresses of the rows' probes (default: samples 0 to B-1 of seed 0).
         draw: Another number gives the same rows other probes.
-        batch: Rows solved at once, at most.
+        batch: Rows solved at once, at most; ``difference`` shows the model two states of each.
         memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
-        max_nfe: Largest number of evaluations of a row.
+        max_nfe: Largest number of points at which a row is evaluated.
         check: Solve up to 16 of the rows again, at a tolerance ten times as tight (as loose, where the numbers do not
             resolve a tighter one) or with twice the steps, and warn if the figure changes by more than 0.01 bits per
             dimension. Its evaluations are not in ``nfe``. Default: unless the result is to be differentiated.
@@ -172,8 +189,9 @@ def log_likelihood(
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     if memory is not None:
+        backward = divergence != "difference" or differentiable
         passes = 0 if not differentiable else dims if divergence == "exact" else probes
-        batch = min(batch, rows_within(memory, model, x, passes))
+        batch = min(batch, rows_within(memory, model, x, passes, backward))
     result = plan.solve(model, x, noise, batch)
     if check or (check is None and not differentiable):
         change = _change(plan, result, model, x, noise, batch)
@@ -234,6 +252,8 @@ def _warn(plan: _Plan, change: Tensor, dims: int, dtype: torch.dtype) -> None:
         what, cure = "the tolerance is ten times tighter", f"a tolerance below {plan.rtol:g}"
     else:
         what, cure = "the tolerance is ten times looser", "float64"
+    if plan.width:
+        what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
     warnings.warn(
         f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
         f"({float(bits.max()):.3g} bits/dim) per sample when {what}; do not use this figure, take {cure}",

@@ -11,7 +11,7 @@ The power. An error e of the state changes the log density by  score . e,  and t
 the data, errors that are small in units of y are large in nats. What a solver of the path holds to its tolerance
 besides y is therefore the integral of
 
-    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.03,                                       (2)
+    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.003,                                      (2)
 
 nats per dimension again, without any pass through the network of its own. q keeps the rounding and the roughness of a
 network's eps_hat near the data out of it.
@@ -29,11 +29,11 @@ from ..errors import UsageError
 from ..estimate import Denoiser
 from ..shapes import expand, flat, time_dtype
 from .clock import clock, r_of_clock
-from .divergence import Probes, slope_and_differences, slope_and_traces
+from .divergence import SHORTEST, Probes, slope_and_differences, slope_and_traces
 
 __all__ = ["Frame", "beginning"]
 
-SMALL = 0.03  # q of (2), and of the differences
+SMALL = 0.003  # q of (2)
 
 
 def beginning(model: Denoiser) -> float:
@@ -74,7 +74,7 @@ class Frame:
     def interval(self) -> tuple[float, float]:
         """The interval of the clock."""
         r = self.model.sde.ratio(self._ends)
-        return clock(float(r[0])), clock(float(r[1]))
+        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # a float32 clock can round up
 
     @cached_property
     def scales(self) -> Tensor:
@@ -99,7 +99,7 @@ class Frame:
     def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The slope (1) ``(P, D)`` and the power (2) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``u: (P,)``."""
         r, rate = r_of_clock(u)
-        t = self.model.sde.t_of_ratio(r).clamp(*self.ends)
+        t = self.model.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
         shaped = y.reshape(-1, *self.x.shape[1:])
         everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
         model = self.model if everyone else self.model.rows(rows)
@@ -116,7 +116,7 @@ class Frame:
         vectors = probes.vectors(y, rows, place)
         if probes.width and vectors is not None:
             twice = u.repeat(2), rows.repeat(2)
-            h = (probes.width * (r_of_clock(u)[0] + SMALL)).to(y.dtype)[:, None]
+            h = (probes.width * (r_of_clock(u)[0] + SHORTEST)).to(y.dtype)[:, None]
             both, traces = slope_and_differences(lambda state: torch.cat(self.field(state, *twice), 1), y, vectors, h)
             return both[:, :-1], traces, both[:, -1:]
         powers = []

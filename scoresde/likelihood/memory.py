@@ -12,13 +12,23 @@ pass that will be differentiated again keeps 2 S of its own: for four stages wit
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-the third for workspace. Weights and what the allocator keeps are not in it.
+the third for workspace. Differences take no backward pass, and two states of each row at once:
+
+    2 F + 1024 D,                                                                                           (3)
+
+with F the most that an evaluation has alive (measured likewise). Weights, the workspace of (3) and what the allocator
+keeps are not in it.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from ..estimate import Denoiser
@@ -32,7 +42,7 @@ def default_budget(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
 
 
-def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int:
+def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
     """How many rows of ``x``, shape ``(B, *event)``, can be solved at once; it asks the model twice.
 
     Args:
@@ -40,14 +50,16 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int
         model: The denoiser.
         x: Data in model units.
         passes: If the result is to be differentiated: how many backward passes an evaluation has, K or, if the
-            divergence is exact, D.
+            divergence is exact, D. The evaluations of differences stay within (2) too.
+        backward: Whether there are backward passes.
 
     Raises:
         UsageError: If one row does not fit.
     """
-    stored = [_stored(model, x, rows) for rows in (1, 2)]
-    state = x[0].numel() * x.element_size()
-    row = (4 * (1 + 3 * passes) if passes else 3) * max(stored[1] - stored[0], 0) + 1024 * state
+    measure = _stored if backward else _alive
+    one, two = measure(model, x, 1), measure(model, x, 2)
+    times = 4 * (1 + 3 * passes) if passes else 3 if backward else 2
+    row = times * max(two - one, 0) + 1024 * x[0].numel() * x.element_size()
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "
@@ -56,10 +68,17 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0) -> int
     return budget // row
 
 
-def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Bytes that an evaluation of ``count`` rows keeps for the backward pass."""
+def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
+    """What an evaluation of ``count`` rows returns."""
     index = torch.zeros(count, dtype=torch.int64, device=x.device)
     frame = Frame(model.rows(index), x.detach()[index])
+    u = frame.scales.new_full((count,), frame.interval[1])
+    with torch.set_grad_enabled(grad):
+        return frame.field(frame.start.detach().requires_grad_(grad), u, torch.arange(count, device=x.device))
+
+
+def _stored(model: Denoiser, x: Tensor, count: int) -> int:
+    """Bytes that an evaluation of ``count`` rows keeps for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -67,10 +86,50 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        y = frame.start.detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         # kept until the sizes are known: a freed address could be used twice
-        u = frame.scales.new_full((count,), frame.interval[1])
-        output = frame.field(y, u, torch.arange(count, device=x.device))
+        output = _evaluate(model, x, count, True)
         del output
     return sum(sizes.values())
+
+
+def _alive(model: Denoiser, x: Tensor, count: int) -> int:
+    """The most bytes that the results of an evaluation of ``count`` rows take at one time."""
+    alive = _Alive()
+    with alive:
+        _evaluate(model, x, count, False)
+    return alive.most
+
+
+class _Alive(TorchFunctionMode):
+    """Counts the bytes of the tensors that functions of torch return, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(tensor, Tensor):
+                self.hold(tensor)
+        return found
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor from now until it is gone; tensors that share their numbers count once."""
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if not self.holders.get(place):
+            self.now += size
+            self.most = max(self.most, self.now)
+        self.holders[place] = self.holders.get(place, 0) + 1
+        weakref.finalize(tensor, self.release, place, size)
+
+    def release(self, place: int, size: int) -> None:
+        """One holder less."""
+        self.holders[place] -= 1
+        if not self.holders[place]:
+            self.now -= size

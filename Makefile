@@ -27,7 +27,8 @@ demo: venv  ## train a small model, sample from it, measure its likelihood: pict
 	@mkdir -p demo
 	@set -e; cd demo; PATH="$(BIN):$$PATH"; \
 	run() { printf '\n$$ %s\n' "$$*"; "$$@"; }; \
-	run scoresde train --sde vp; \
+	if ls runs/digits-vp/checkpoints/step-* > /dev/null 2>&1; then run scoresde train --resume runs/digits-vp; \
+	else run scoresde train --sde vp; fi; \
 	run scoresde sample --solver ode --rtol 1e-5; \
 	run scoresde likelihood; \
 	printf '\nThe pictures, in demo/:\n'; find . -name '*.png' | sort | sed 's|^\./|  |'

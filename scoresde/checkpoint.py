@@ -159,7 +159,10 @@ def find_run(run: str | Path | None) -> Path:
                 return folder
         if Path(run).is_file():
             raise CheckpointError(f"{run} is a file; give the run folder that scoresde train printed (runs/NAME)")
-        raise CheckpointError(f"{run} is no run folder (it has no config.json); scoresde train makes one")
+        why = "it has no config.json" if Path(run).is_dir() else "there is no such folder, nor one under runs/"
+        here = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))
+        names = f"the runs here are: {', '.join(here)}" if here else "scoresde train makes one"
+        raise CheckpointError(f"{run} is no run folder ({why}); {names}")
     runs = sorted(
         (p.parent for p in Path("runs").glob("*/config.json") if any((p.parent / "checkpoints").glob("step-*"))),
         key=lambda folder: (folder / "checkpoints").stat().st_mtime_ns,

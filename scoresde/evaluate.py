@@ -302,7 +302,8 @@ def write_evaluation(
     captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
     framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
     figure = neighbour_sheet(
-        x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed
+        x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
+        data=train,
     )
     save_figure(folder / "neighbours.png", figure)
     return [folder / "neighbours.png", *files]

@@ -392,6 +392,21 @@ def test_the_bombs_work() -> None:
         assert file.name == os.devnull
 
 
+def test_misspelt_names_are_refused_before_the_data_are_read(shell: Shell) -> None:
+    for line, words in (
+        ("--sde vpp", "did you mean 'vp'"),
+        ("--set sde.betamax=3", "did you mean 'beta_max'"),
+        ("--predict epss", "did you mean 'eps'"),
+        ("--weighting edn", "did you mean 'edm'"),
+    ):
+        shell.refuses(f"train --data nowhere.npz {line}", 2, words)
+
+
+def test_a_resumed_run_counts_the_steps_it_has_done(shell: Shell, moons: str) -> None:
+    shell(f"train --resume {moons} --steps 5")
+    assert re.search(r"trained 2 steps in \d+ s, 5 in all\n", shell.err)
+
+
 # ---------------------------------------------------------------------------------------------------------- bad runs
 
 
@@ -399,7 +414,7 @@ def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
         shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "scoresde train --sde vp")
         shell.refuses(f"{command} nothing", 3, "nothing is no run folder")
-    shell.refuses("train --resume nothing", 3, "nothing is no run folder")
+    shell.refuses("train --resume nothing", 3, "nothing is no run folder (there is no such folder")
     assert list(Path().iterdir()) == []
 
 

@@ -170,6 +170,13 @@ def test_the_sheet_shows_pairs_and_frames_what_is_flagged(digits: Dataset) -> No
             np.testing.assert_allclose(panel, np.rint(255 * source[i, 0].double().numpy() / 16))
     lines = neighbour_sheet(torch.randn(3, 2, 5), torch.randn(3, 2, 5), ["a", "b", "c"], "signal", 0, 1, flagged=[1])
     assert len(lines.axes) == 3 and vermilion(lines) == 1 and len(lines.axes[0].lines) == 2
+    near, far = torch.rand(3, 2), torch.rand(3, 2)
+    points = neighbour_sheet(near, far, ["a", "b", "c"], "vector", 0, 1, flagged=[1], data=torch.rand(50, 2))
+    (axes,) = points.axes  # one panel, with a line from each sample to its row
+    for i, line in enumerate(axes.lines):
+        np.testing.assert_allclose(line.get_xydata(), torch.stack([far[i], near[i]]))
+        assert (line.get_color() == axes.lines[1].get_color()) == (i == 1)
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [50, 3]
     with pytest.raises(UsageError, match="as many"):
         neighbour_sheet(x, y[:3], ["a"], "image", 0, 1)
 
@@ -297,7 +304,8 @@ def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
         ("--features pixls", 2, "no features 'pixls'"),
         ("--features classifier:nowhere", 3, "nowhere holds no classifier"),
         ("--copies-by nonsense", 2, "no features 'nonsense'"),
-        ("--solver ode --steps 4", 2, "has no option 'steps'"),
+        ("--solver ode --steps 4", 2, "has no option 'steps'; choose from: atol"),
+        ("--solver ode --steps 4", 2, "'steps' is one of: euler, heun"),
         ("--data moons", 3, "they cannot be compared"),
         ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
         ("--n 1", 2, "1 is not in the range"),

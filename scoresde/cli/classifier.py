@@ -16,7 +16,7 @@ __all__ = ["classifier"]
     short_help="Train a small classifier, for its features.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
-@click.option("--data", default="digits", show_default=True, help="digits, or a path: images, IDX, npz; with labels.")
+@click.option("--data", default="digits", show_default=True, help="digits, or a path: images, IDX, npz, with labels.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/DATA-classifier]")
 @click.option("--steps", type=click.IntRange(1), default=600, show_default=True, help="Training steps.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Batch size.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..build import closest, fields_of, resolve
+from ..build import build, closest, fields_of, resolve
 from ..errors import CheckpointError, UsageError
 from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings
@@ -26,7 +26,7 @@ __all__ = ["train"]
     epilog="\b\nExamples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
-@click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npz.")
+@click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npy.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: by the preset]")
 @click.option("--batch", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: by the preset]")
@@ -55,10 +55,11 @@ def train(
     from dataclasses import fields, replace
 
     chosen = prepare(device, threads)
-    from ..checkpoint import find_run, read_config
-    from ..config import TrainConfig
+    from ..checkpoint import find_run, newest_checkpoint, read_config
+    from ..config import TrainConfig, build_sde
     from ..data import load_data
     from ..train import fit
+    from ..weighting import make_weighting
 
     if resume is not None:
         _refuse_new_settings(resume)
@@ -89,11 +90,20 @@ def train(
                 "lr": lr or 0.0, "seed": seed, **groups[""],
             }
         )  # fmt: skip
+        # What is misspelt is said before the data are read.
+        build_sde(config)
+        if config.predict != "auto":
+            build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+        if config.weighting != "auto":
+            make_weighting(config.weighting, config.weighting_options)
     dataset = load_data(config.data, config.seed, config.test_fraction)
     say(quiet, dataset.info.describe())
     if dry_run:
         _dry_run(config, dataset, chosen, as_json)
         return
+    before = 0
+    if resume is not None and out is not None:
+        before = int(newest_checkpoint(out).name.removeprefix("step-"))
     began = time.monotonic()
     run = fit(
         config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=dtype_of(dtype), quiet=quiet
@@ -102,7 +112,9 @@ def train(
     if as_json:
         print_json({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)})
     else:
-        say(quiet, f"trained {run.step:,} steps in {seconds:.0f} s; samples during training: {run.folder}/samples/")
+        more = f", {run.step:,} in all" if before else ""
+        say(quiet, f"trained {run.step - before:,} steps in {seconds:.0f} s{more}")
+        say(quiet, f"samples during training: {run.folder}/samples/")
         click.echo(str(run.folder))
 
 

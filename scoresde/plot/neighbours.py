@@ -1,7 +1,8 @@
 """Samples beside their nearest training rows, the most suspicious first: what the eye should judge.
 
 Images stand in pairs, the sample above; signals and vectors are drawn over each other, the sample in blue over the
-training row in grey. What the test for copies flags has a vermilion frame.
+training row in grey. What the test for copies flags has a vermilion frame. Points of the plane share one panel, each
+sample with a line to its nearest training row, over the training data; what is flagged is vermilion there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
-from .base import BLUE, GREY, INK, VERMILION, Array, new_figure, plain, show_picture, tidy
+from .base import (
+    BLUE,
+    GREY,
+    INK,
+    VERMILION,
+    Array,
+    Floats,
+    canvas,
+    legend_above,
+    new_figure,
+    plain,
+    points_of,
+    show_picture,
+    tidy,
+)
 from .images import image_grid
 
 if TYPE_CHECKING:
@@ -33,6 +48,7 @@ def neighbour_sheet(
     low: float,
     high: float,
     flagged: Collection[int] = (),
+    data: Array | None = None,
 ) -> Figure:
     """Pairs of a sample and a training row.
 
@@ -44,6 +60,7 @@ def neighbour_sheet(
         low: The value of an image that is black.
         high: The value of an image that is white.
         flagged: The pairs, by number, that get a frame.
+        data: The training rows, shape ``(T, 2)``, behind points of the plane.
 
     Raises:
         UsageError: If the shapes differ, or there is nothing to draw.
@@ -53,6 +70,8 @@ def neighbour_sheet(
         raise UsageError(
             f"samples, nearest rows and captions are as many, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
         )
+    if kind == "vector" and a.shape[1:] == (2,):
+        return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data)
     columns = min(COLUMNS, len(a))
     rows = math.ceil(len(a) / columns)
     figure = new_figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
@@ -73,6 +92,21 @@ def neighbour_sheet(
         for panel in panels:
             _frame(panel, colour)
         panels[-1].set_xlabel(caption, fontsize=7, color=INK if i not in flagged else VERMILION)
+    return figure
+
+
+def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None) -> Figure:
+    """Pairs of points over the data."""
+    figure, ax = canvas(None, 4.5, 4.5)
+    behind = b if data is None else points_of(data, "data")
+    ax.scatter(behind[:, 0], behind[:, 1], s=6, color=GREY, alpha=0.35, linewidths=0, label="training data")
+    for i, (sample, nearest) in enumerate(zip(a, b, strict=True)):
+        ax.plot(*np.stack([nearest, sample]).T, color=VERMILION if i in flagged else BLUE, linewidth=0.8)
+    colours = [VERMILION if i in flagged else BLUE for i in range(len(a))]
+    ax.scatter(a[:, 0], a[:, 1], s=16, c=colours, label="samples nearest to a training row")
+    ax.set_aspect("equal")
+    tidy(ax)
+    legend_above(ax, 2)
     return figure
 
 

@@ -14,13 +14,13 @@ from .version import __version__
 
 _HOME = {
     "SDE": "sde",
-    "VPSDE": "sde",
-    "SubVPSDE": "sde",
-    "VESDE": "sde",
-    "FlowMatching": "sde",
-    "CosineSDE": "sde",
-    "EDMSDE": "sde",
-    "VDMSDE": "sde",
+    "VPSDE": "sdes",
+    "SubVPSDE": "sdes",
+    "VESDE": "sdes",
+    "FlowMatching": "sdes",
+    "CosineSDE": "sdes",
+    "EDMSDE": "sdes",
+    "VDMSDE": "sdes",
     "Shifted": "paths",
     "DDPM": "discrete",
     "SMLD": "discrete",
@@ -79,7 +79,8 @@ if TYPE_CHECKING:
     from .paths import Shifted
     from .rectified import reflow, straightness
     from .run import Run, load
-    from .sde import EDMSDE, SDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
+    from .sde import SDE
+    from .sdes import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
     from .solvers import (
         EulerMaruyama,
         FixedStep,

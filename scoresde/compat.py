@@ -41,7 +41,8 @@ from .build import closest
 from .discrete import DDPM
 from .errors import UsageError
 from .estimate import Denoiser, Eps, Score
-from .sde import SDE, VPSDE
+from .sde import SDE
+from .sdes import VPSDE
 from .shapes import expand, mean_flat, sum_flat
 
 __all__ = ["OriginalEps", "OriginalLevelEps", "OriginalLevelScore", "OriginalScore", "original_loss"]

@@ -12,13 +12,13 @@ __all__ = [
 ]  # fmt: skip
 
 SDES = {
-    "vp": "scoresde.sde:VPSDE",
-    "subvp": "scoresde.sde:SubVPSDE",
-    "ve": "scoresde.sde:VESDE",
-    "cosine": "scoresde.sde:CosineSDE",
-    "edm": "scoresde.sde:EDMSDE",
-    "vdm": "scoresde.sde:VDMSDE",
-    "flow": "scoresde.sde:FlowMatching",
+    "vp": "scoresde.sdes:VPSDE",
+    "subvp": "scoresde.sdes:SubVPSDE",
+    "ve": "scoresde.sdes:VESDE",
+    "cosine": "scoresde.sdes:CosineSDE",
+    "edm": "scoresde.sdes:EDMSDE",
+    "vdm": "scoresde.sdes:VDMSDE",
+    "flow": "scoresde.sdes:FlowMatching",
     "ddpm": "scoresde.discrete:DDPM",
     "smld": "scoresde.discrete:SMLD",
 }

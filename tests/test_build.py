@@ -115,7 +115,7 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
 
 def test_names_from_files_are_only_looked_up(own: Path) -> None:
     assert resolve("vp", SDES, "SDE", typed=False) is VPSDE
-    for name in ("own_sde:Own", "os:system", "scoresde.sde:VPSDE"):
+    for name in ("own_sde:Own", "os:system", "scoresde.sdes:VPSDE"):
         with pytest.raises(UsageError, match="never imported") as error:
             resolve(name, SDES, "SDE", typed=False)
         assert f"--sde {name}" in str(error.value)

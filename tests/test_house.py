@@ -31,7 +31,7 @@ FLOORS = (
         "tableaus",
     },
     {"sde", "nn", "data"},
-    {"estimate", "paths", "discrete"},
+    {"sdes", "estimate", "paths", "discrete"},
     {"model", "exact", "vlb", "compat", "weighting"},
     {"solvers", "likelihood", "loss", "coupling", "times"},
     {"config", "scores"},

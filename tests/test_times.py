@@ -322,7 +322,7 @@ def test_names_and_options() -> None:
         ("gamma", {}, "unknown time sampler 'gamma'; .*low-discrepancy"),
         ("mode", {"s": 1}, "no option 's'; choose from: k, stratified"),
         ("uniform", {"stratified": True}, "no option"),
-        ("scoresde.sde:VPSDE", {}, "no time sampler: derive"),
+        ("scoresde.sdes:VPSDE", {}, "no time sampler: derive"),
         ("mode", {"k": 2.0}, "k is 2.0; it must lie between -1 and"),
         ("lognormal", {"std": 0.0}, "std is 0.0; it must be > 0"),
         ("loss-second-moment", {"bins": 1}, "1 bins of 10 losses"),

@@ -47,7 +47,8 @@ from ..build import closest
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
-from ..sde import SDE, VESDE, VPSDE, SubVPSDE
+from ..sde import SDE
+from ..sdes import VESDE, VPSDE, SubVPSDE
 from ..shapes import expand, time_dtype
 from .base import Solution, Solver, Watch, fixed_solution
 from .langevin import check_corrector, langevin_step, norm_ratio

@@ -100,24 +100,20 @@ def build(name: str | Any, table: Mapping[str, str], what: str = "name", **optio
         if options:
             raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
         return name
-    factory = resolve(name, table, what)
-    for option in set(options) - set(fields_of(factory)):
-        owners = [n for n in table if option in fields_of(resolve(n, table, what))]
-        if owners:  # such as a number of steps for an adaptive solver
-            raise UsageError(f"{_no_option(what, name, option, factory)}; {option!r} is one of: {', '.join(owners)}")
-    return construct(factory, what, name, options)
+    return construct(resolve(name, table, what), what, name, options, table)
 
 
-def _no_option(what: str, name: str, option: str, factory: Any) -> str:
-    return f"{what} {name!r} has no option {option!r}; {closest(option, fields_of(factory))}"
-
-
-def construct(factory: Any, what: str, name: str, options: Mapping[str, Any]) -> Any:
+def construct(
+    factory: Any, what: str, name: str, options: Mapping[str, Any], table: Mapping[str, str] | None = None
+) -> Any:
     """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong."""
     fields = fields_of(factory)
     for option in options:
         if option not in fields:
-            raise UsageError(_no_option(what, name, option, factory))
+            # such as a number of steps for an adaptive solver
+            owners = ", ".join(n for n in table or {} if option in fields_of(resolve(n, table or {}, what)))
+            others = f"; {option!r} is one of: {owners}" if owners else ""
+            raise UsageError(f"{what} {name!r} has no option {option!r}; {closest(option, fields)}{others}")
     missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
     if missing:
         raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}: --set {missing[0]}=...")

@@ -27,7 +27,7 @@ from .errors import UsageError
 from .estimate import Denoiser
 from .likelihood import LogLikelihood, log_likelihood
 from .likelihood.dequantise import DEQUANTISATIONS, log_mean_exp, start_time, truncated_normal
-from .likelihood.flow import ALLOWED, EXACT_UP_TO
+from .likelihood.flow import ALLOWED, chosen_divergence
 from .likelihood.frame import beginning
 from .noise import Noise
 
@@ -202,8 +202,7 @@ def score(
         UsageError: If an option cannot be used.
     """
     dequantisation = _chosen(dequantisation, info, draws, importance)
-    if divergence == "auto":
-        divergence = "exact" if info.dims <= EXACT_UP_TO else "hutchinson"
+    divergence = chosen_divergence(divergence, info.dims)
     exact = divergence == "exact"
     redraw = redraw and importance == 1
     begin = beginning(model) if t_min is None else t_min

@@ -648,6 +648,20 @@ def test_what_autograd_keeps_stays_within_the_budget(how, probes):
     assert kept.now == 0 and budget / 8 < kept.peak < budget
 
 
+@pytest.mark.parametrize("method", ["coupled", "quadrature"])
+def test_what_differences_keep_alive_stays_within_the_budget(method):
+    torch.manual_seed(0)
+    network = UNet(1, channels=8, multipliers=(1, 2), blocks=1)
+    model, x = ScoreModel(network, VPSDE(), EDM()).double().eval().requires_grad_(False), 0.5 * normals(12, 1, 8, 8)
+    budget = 2**21
+    rows = rows_within(budget, model, x, backward=False)
+    assert 2 <= rows < len(x)
+    options = {"divergence": "difference", "check": False, "rtol": 0.1, "atol": 0.1, "memory": budget}
+    with _Alive() as alive:
+        log_likelihood(model, x, method=method, **options)
+    assert budget / 8 < alive.most < budget
+
+
 def test_a_row_that_does_not_fit_is_refused():
     with pytest.raises(UsageError, match=r"one sample needs about .* MiB, more than the memory budget of"):
         log_likelihood(small_network(), normals(2, 3), memory=100)

@@ -22,7 +22,7 @@ from .memory import rows_within
 from .quadrature import by_quadrature
 from .result import LogLikelihood
 
-__all__ = ["METHODS", "log_likelihood"]
+__all__ = ["METHODS", "chosen_divergence", "log_likelihood"]
 
 METHODS = ("coupled", "quadrature")
 DIVERGENCES = ("auto", "exact", "hutchinson", "difference")
@@ -40,8 +40,8 @@ def _single_precision() -> Iterator[None]:
 
     That would be an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
     """
-    now = torch.backends.cudnn
-    with now.flags(now.enabled, now.benchmark, now.benchmark_limit, now.deterministic, allow_tf32=False):
+    is_set = torch.backends.cudnn
+    with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):
         yield
 
 
@@ -162,8 +162,7 @@ def log_likelihood(
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
     dims = x[0].numel()
-    if divergence == "auto":
-        divergence = "exact" if dims <= EXACT_UP_TO else "hutchinson"
+    divergence = chosen_divergence(divergence, dims)
     plan = _Plan(
         method,
         divergence,
@@ -198,6 +197,11 @@ def log_likelihood(
         _warn(plan, change, dims, x.dtype)
         result = replace(result, change=change)
     return result
+
+
+def chosen_divergence(name: str, dims: int) -> str:
+    """What ``auto`` stands for in ``dims`` dimensions; another name is its own."""
+    return ("exact" if dims <= EXACT_UP_TO else "hutchinson") if name == "auto" else name
 
 
 def _refuse(plan: _Plan, batch: int) -> None:

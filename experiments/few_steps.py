@@ -1,6 +1,6 @@
 """What a few evaluations buy: solver x evaluations on a mixture with a known flow.
 
-    python experiments/few_steps.py           # about five minutes on one CPU core
+    python experiments/few_steps.py           # about a quarter of an hour on one CPU core
 
 Problem: six Gaussians in the plane with covariances of their own (weights 0.28 to 0.06, widths 0.05 to 0.35), VP from
 t = 1 to 1e-3, float64, exact model. Deterministic solvers: 2,048 starts drawn from p_1, rms and median distance to the

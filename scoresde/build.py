@@ -1,8 +1,10 @@
 """From a name to an object: ``build("vp", SDES, beta_max=18.0)``, or ``"mymodule:MySDE"``.
 
-A name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.tables`) or is such a string itself,
-typed by the user; the folder the user stands in is importable for names that were typed. Names read from a file are
-only looked up in the tables (``typed=False``): loading a file never imports code.
+A name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.tables`), or it is such a string itself.
+Importing a module runs it, and so this is the only door, and it asks where a name came from. A name that a person
+*typed* may be any ``"module:Class"``, also of a module in the current folder. A name that was *read* from a file is
+looked up in the tables and nowhere else, and so are the names among its options. Read is the default: a caller that
+does not know says nothing and imports nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +14,29 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from .errors import UsageError
+from .errors import CheckpointError, UsageError
 
-__all__ = ["build", "closest", "construct", "fields_of", "name_of", "options_of", "parse_value", "resolve"]
+__all__ = [
+    "READ", "Typed", "build", "closest", "construct", "fields_of", "name_of", "options_of", "parse_value", "resolve",
+]  # fmt: skip
+
+# Which names a person typed: all (True), or these; whatever else there is was read from a file.
+Typed = bool | Collection[str]
+READ: Typed = ()
+
+# The parameter of `load`, `fit` and `reflow` in which a name of the user's own is given again.
+_PARAMETERS = {"SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler"}
+
+_FOREIGN = re.compile(r"\s*[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*\s*")
+
+
+def _is_typed(name: str, typed: Typed) -> bool:
+    return typed if isinstance(typed, bool) else name in typed
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
@@ -29,29 +47,33 @@ def closest(name: str, choices: Iterable[str]) -> str:
     return f"{hint}choose from: {', '.join(names) or '(none)'}"
 
 
-def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: bool = True) -> Any:
+def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ) -> Any:
     """Return the class or function that ``name`` stands for.
 
     Args:
         name: A key of ``table``, or ``"module:Name"``.
         table: Names and the ``"module:Name"`` strings they stand for.
         what: The noun for messages, such as ``"SDE"``.
-        typed: Whether a person typed the name; only then may it import a module that no table lists.
+        typed: Which names a person typed; only those may import a module that no table lists.
 
     Raises:
-        UsageError: If the name is unknown, or the module or the attribute cannot be had.
+        UsageError: If a typed name is unknown, or its module or attribute does not exist.
+        CheckpointError: If a name that was read is in no table.
     """
     known = name in table
+    if not known and not _is_typed(name, typed):
+        parameter = _PARAMETERS.get(what)
+        how = f" ({parameter}=)" if parameter else ""
+        raise CheckpointError(
+            f"the run names the {what} {name!r}, which is in no table, and a name that comes from a file is never "
+            f"imported: name it again, or pass the object{how}",
+            parameter=parameter,
+            value=name,
+        )
     path = table.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
         raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
-    if not known and not typed:
-        raise UsageError(
-            f"name the {what} yourself: {f'--sde {name}, or ' if what == 'SDE' else ''}in Python load(run, sde=, "
-            f"network=, parametrization=). The run says {name!r}, which is in no table, and a name that comes from a "
-            "file is never imported"
-        )
     try:
         if known:
             loaded = importlib.import_module(module)
@@ -86,11 +108,14 @@ def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def build(name: str | Any, table: Mapping[str, str], what: str = "name", **options: Any) -> Any:
-    """Build the object that ``name`` stands for; an object that is no string is returned as it is.
+def build(
+    name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, **options: Any
+) -> Any:
+    """Build the object that ``name`` stands for; an object that is not a string is returned as it is.
 
     Raises:
-        UsageError: If the name or an option is unknown: the message lists those there are.
+        UsageError: If the name or an option is unknown: the message lists the known ones.
+        CheckpointError: If the name, or one among the options, was read and is in no table.
 
     >>> from scoresde.tables import SDES
     >>> build("vp", SDES, beta_max=18.0)
@@ -100,13 +125,24 @@ def build(name: str | Any, table: Mapping[str, str], what: str = "name", **optio
         if options:
             raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
         return name
-    return construct(resolve(name, table, what), what, name, options, table)
+    return construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
 
 
 def construct(
-    factory: Any, what: str, name: str, options: Mapping[str, Any], table: Mapping[str, str] | None = None
+    factory: Any,
+    what: str,
+    name: str,
+    options: Mapping[str, Any],
+    table: Mapping[str, str] | None = None,
+    *,
+    typed: Typed = READ,
 ) -> Any:
-    """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong."""
+    """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong.
+
+    Options may be names as well (a solver's grid, a sampler's prediction), which the object resolves by itself. It does
+    not know where they came from, so that those of a file are refused here.
+    """
+    _refuse_foreign(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
     for option in options:
         if option not in fields:
@@ -126,6 +162,27 @@ def construct(
         raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
 
 
+def _refuse_foreign(value: Any, where: str, typed: Typed) -> None:
+    """Refuse ``module:Name`` anywhere in options that were read.
+
+    Raises:
+        CheckpointError: With the first such name.
+    """
+    if isinstance(value, str):
+        if _FOREIGN.fullmatch(value) and not _is_typed(value, typed):
+            raise CheckpointError(
+                f"the run gives {where} the option {value!r}, and a name that comes from a file is never imported: "
+                "pass the object with its options"
+            )
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _refuse_foreign(key, where, typed)
+            _refuse_foreign(part, where, typed)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            _refuse_foreign(part, where, typed)
+
+
 def options_of(obj: Any) -> dict[str, Any]:
     """Return the fields of a frozen dataclass as a plain dict, or ``{}`` for any other object."""
     if not dataclasses.is_dataclass(obj):
@@ -134,8 +191,9 @@ def options_of(obj: Any) -> dict[str, Any]:
 
 
 def name_of(obj: Any, table: Mapping[str, str]) -> str:
-    """Return the table's name for the class of ``obj``, or ``"module:Class"``."""
-    path = f"{type(obj).__module__}:{type(obj).__qualname__}"
+    """Return the table's name for the class of ``obj``, or ``"module:Class"``; a function has a name of its own."""
+    named = obj if inspect.isfunction(obj) else type(obj)
+    path = f"{named.__module__}:{named.__qualname__}"
     return next((name for name, known in table.items() if known == path), path)
 
 

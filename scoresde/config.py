@@ -2,18 +2,22 @@
 
 ``auto`` fields are resolved against the data before training; the resolved configuration is what is printed, saved as
 ``config.json`` and built again by :func:`scoresde.load`.
+
+A configuration knows where its names came from (:mod:`scoresde.build`). One that is written in Python counts as typed.
+One that was read from a file does not, and neither does what ``replace`` makes of it: to train on with a class of one's
+own, name it again (``typed``) or put the object itself in the field.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from .build import build, closest, construct, fields_of, name_of, options_of, resolve
+from .build import READ, Typed, build, closest, construct, fields_of, name_of, options_of, resolve
 from .coupling import check_coupling
 from .data import DataInfo
 from .errors import CheckpointError, UsageError
@@ -21,9 +25,10 @@ from .estimate import Parametrization
 from .model import ScoreModel
 from .paths import Shifted
 from .sde import SDE
-from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES
+from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from .times import TimeSampler
 
-__all__ = ["TrainConfig", "build_model", "build_sde"]
+__all__ = ["TrainConfig", "build_model", "build_sde", "stored_fields"]
 
 # What a network is asked to output on each path, if nothing else is said.
 _PREDICT = {"flow": "velocity"}
@@ -38,6 +43,16 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 }
 
 
+# What may stand in a field in place of a name, and the table of its names.
+_OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
+_TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
+
+
+def stored_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a configuration that a run keeps."""
+    return tuple(f for f in dataclasses.fields(TrainConfig) if f.name != "typed")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that defines a training run.
@@ -47,14 +62,15 @@ class TrainConfig:
         sde: A name in :data:`scoresde.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its class.
         sde_options: Its fields, if it is a name.
         shift: Factor on sigma/alpha at every t (:class:`scoresde.paths.Shifted`); 1 leaves the path as it is.
-        predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS` or ``auto``.
-        predict_options: Its fields.
-        weighting: Weight of the loss, a name in :data:`scoresde.tables.WEIGHTINGS` (see :mod:`scoresde.weighting`), or
-            ``auto`` (by the prediction).
+        predict: What the network outputs, a name in :data:`scoresde.tables.PARAMETRIZATIONS`, ``auto``, or a
+            :class:`~scoresde.Parametrization`.
+        predict_options: Its fields, if it is a name; so for the next two.
+        weighting: Weight of the loss, a name in :data:`scoresde.tables.WEIGHTINGS` (see :mod:`scoresde.weighting`),
+            ``auto`` (by the prediction), or the weighting itself.
         weighting_options: Its fields.
         t_sampler: Where times are drawn, a name in :data:`scoresde.tables.TIME_SAMPLERS` (see :mod:`scoresde.times`),
-            or ``auto``: with the weighting ``native``, ``sqrt`` where that is the SDE's grid; ``lognormal`` for EDM's
-            path and loss; else ``low-discrepancy``, because most weightings are stated for uniform times.
+            a sampler, or ``auto``: with the weighting ``native``, ``sqrt`` where that is the SDE's grid; ``lognormal``
+            for EDM's path and loss; else ``low-discrepancy``, because most weightings are stated for uniform times.
         t_sampler_options: Its fields.
         coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (:mod:`scoresde.coupling`).
         preset: A size in :data:`scoresde.tables.PRESETS`, or ``auto`` (by the data).
@@ -71,17 +87,18 @@ class TrainConfig:
         seed: Of everything: split, initial weights, batches, noise.
         test_fraction: Held out where the data has no split of its own.
         save_minutes: Longest time between two checkpoints; there is one after each fifth of the run as well.
+        typed: Which names a person typed: all of them, or those listed. It is not stored.
     """
 
     data: str = "digits"
     sde: str | SDE = "vp"
     sde_options: Mapping[str, Any] = field(default_factory=dict)
     shift: float = 1.0
-    predict: str = "auto"
+    predict: str | Parametrization = "auto"
     predict_options: Mapping[str, Any] = field(default_factory=dict)
-    weighting: str = "auto"
+    weighting: str | Callable[..., Any] = "auto"
     weighting_options: Mapping[str, Any] = field(default_factory=dict)
-    t_sampler: str = "auto"
+    t_sampler: str | TimeSampler = "auto"
     t_sampler_options: Mapping[str, Any] = field(default_factory=dict)
     coupling: str = "independent"
     preset: str = "auto"
@@ -99,16 +116,21 @@ class TrainConfig:
     seed: int = 0
     test_fraction: float = 0.1
     save_minutes: float = 10.0
+    typed: Typed = field(default=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
-            object.__setattr__(self, "sde", construct(self.sde, "SDE", self.sde.__name__, self.sde_options))
+            made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
+            object.__setattr__(self, "sde", made)
         if isinstance(self.sde, Shifted):  # stored as what it is made of
             object.__setattr__(self, "shift", self.shift * self.sde.shift)
             object.__setattr__(self, "sde", self.sde.path)
-        for f in dataclasses.fields(self):
+        for name in _TABLES:
+            if not isinstance(getattr(self, name), str):  # an object brings its options with it
+                object.__setattr__(self, f"{name}_options", {})
+        for f in stored_fields():
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
-            kinds = (int, float) if kind is float else (str, SDE) if f.name == "sde" else (kind,)
+            kinds = (str, _OBJECTS[f.name]) if f.name in _OBJECTS else (int, float) if kind is float else (kind,)
             if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
                 nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
                 noun = nouns.get(kind, "a table of options")
@@ -137,16 +159,17 @@ class TrainConfig:
         if self.cond == "class" and not info.classes:
             raise UsageError(f"--cond class: {info.name} has no labels (class folders, a label file or an array y)")
         steps, batch, lr = _BUDGET[preset]
-        path = self.sde if isinstance(self.sde, str) else name_of(self.sde, SDES)
-        predict = _PREDICT.get(path, "edm") if self.predict == "auto" else self.predict
+        path, predict, weighting = (self.name(field) for field in ("sde", "predict", "weighting"))
         options = dict(self.predict_options)
-        if predict == "edm":
+        if predict == "auto":
+            predict = _PREDICT.get(path, "edm")
+        if predict == "edm" and isinstance(self.predict, str):
             options.setdefault("data_std", round(data_std, 4))
-        steps = self.steps or steps
-        weighting, sde = self.weighting, build_sde(self)
+        steps, sde = self.steps or steps, build_sde(self)
         if weighting == "auto":
-            learns = bool(sde.parameters())
-            weighting = "likelihood" if learns else resolve(predict, PARAMETRIZATIONS, "prediction").weighting
+            known = self.predict if self.predict != "auto" else predict
+            kind = resolve(known, PARAMETRIZATIONS, "prediction", typed=self.typed) if isinstance(known, str) else known
+            weighting = "likelihood" if sde.parameters() else kind.weighting
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
                 f"--weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
@@ -154,7 +177,7 @@ class TrainConfig:
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         weighting_options = dict(self.weighting_options)
-        if weighting == "edm":
+        if weighting == "edm" and isinstance(self.weighting, str):
             weighting_options.setdefault("data_std", round(data_std, 4))
         sampler = "low-discrepancy"
         if weighting == "native" and sde.default_grid == "sqrt":
@@ -164,8 +187,8 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             preset=preset,
-            predict=predict,
-            weighting=weighting,
+            predict=predict if self.predict == "auto" else self.predict,
+            weighting=weighting if self.weighting == "auto" else self.weighting,
             weighting_options=weighting_options,
             t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
             predict_options=options,
@@ -175,26 +198,45 @@ class TrainConfig:
             warmup=self.warmup or max(1, min(steps // 20, 5000)),
         )
 
+    def name(self, field: str) -> str:
+        """The name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object there."""
+        value = getattr(self, field)
+        return value if isinstance(value, str) else name_of(value, _TABLES[field])
+
+    def named(self, **given: Any) -> TrainConfig:
+        """The same with names that a person typed, or objects, in some of these four fields, and with their options.
+
+        A name that is there already keeps its options; what replaces another starts with its defaults.
+        """
+        changes = dict(given)
+        for name, value in given.items():
+            if value != self.name(name):
+                changes[f"{name}_options"] = {}
+        if not isinstance(self.typed, bool):
+            changes["typed"] = (*self.typed, *(v for v in given.values() if isinstance(v, str)))
+        return dataclasses.replace(self, **changes)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an SDE object becomes its name and fields."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not isinstance(self.sde, str):
-            plain["sde"], plain["sde_options"] = name_of(self.sde, SDES), options_of(self.sde)
+        """Return plain JSON values; an object becomes its name and fields."""
+        plain = {f.name: getattr(self, f.name) for f in stored_fields()}
+        for name in _TABLES:
+            if not isinstance(plain[name], str):
+                plain[name], plain[f"{name}_options"] = self.name(name), options_of(plain[name])
         return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild from :meth:`to_dict`.
+        """Rebuild from :meth:`to_dict`; the names in it count as read from a file.
 
         Raises:
             CheckpointError: If a field is unknown or cannot be right.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {f.name for f in stored_fields()}
         for name in plain:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
         try:
-            return cls(**plain)
+            return cls(**plain, typed=READ)
         except UsageError as error:
             raise CheckpointError(f"config.json: {error}") from None
 
@@ -208,13 +250,12 @@ def _preset_for(info: DataInfo) -> str:
     return "tiny" if longest <= 12 else "small" if longest <= 40 else "base"
 
 
-def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, typed: bool = True) -> SDE:
+def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None) -> SDE:
     """Return the SDE of a configuration.
 
     Args:
         config: The configuration.
         given: The SDE itself, or its class, for one that no table lists.
-        typed: Whether a person typed the name (see :mod:`scoresde.build`).
 
     Raises:
         UsageError: If there is no such SDE, or it is none.
@@ -222,10 +263,9 @@ def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None, *, type
     if given is not None and not isinstance(given, type):
         sde: Any = given
     elif given is not None:
-        sde = construct(given, "SDE", given.__name__, config.sde_options)
+        sde = construct(given, "SDE", given.__name__, config.sde_options, typed=config.typed)
     elif isinstance(config.sde, str):
-        resolve(config.sde, SDES, "SDE", typed=typed)
-        sde = build(config.sde, SDES, "SDE", **config.sde_options)
+        sde = build(config.sde, SDES, "SDE", typed=config.typed, **config.sde_options)
     else:
         sde = config.sde
     name = name_of(sde, SDES)
@@ -243,14 +283,11 @@ def build_model(
     sde: SDE,
     network: nn.Module | None = None,
     parametrization: Parametrization | None = None,
-    *,
-    typed: bool = True,
 ) -> ScoreModel:
     """Return the untrained model of a resolved configuration."""
-    classes = len(info.classes) if config.cond == "class" else 0
+    classes, typed = len(info.classes) if config.cond == "class" else 0, config.typed
     if parametrization is None:
-        resolve(config.predict, PARAMETRIZATIONS, "prediction", typed=typed)
-        parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+        parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=typed, **config.predict_options)
     if network is None:
         options = {**PRESETS[config.preset], **config.network_options}
         name = options.pop("network")
@@ -268,6 +305,6 @@ def build_model(
         for key, value in tuples.items():
             if key in fields and isinstance(fields[key].default, tuple) and not isinstance(value, tuple):
                 tuples[key] = (value,)
-        network = build(str(name), NETWORKS, "network", **tuples)
+        network = build(str(name), NETWORKS, "network", typed=typed, **tuples)
     coupled = config.coupling != "independent"
     return ScoreModel(network, sde, parametrization, classes, coupled, config.learn_variance)

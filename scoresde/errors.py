@@ -17,9 +17,19 @@ __all__ = [
 
 
 class ScoresdeError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: What went wrong, in the words of the library.
+        parameter: The parameter that would put it right, and ``value`` what to give it, for the command line, which
+            knows how that is typed.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.parameter, self.value = parameter, value
 
 
 class UsageError(ScoresdeError, ValueError):

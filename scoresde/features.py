@@ -123,7 +123,7 @@ def function_features(name: str) -> Extractor:
     Raises:
         UsageError: If there is no such function.
     """
-    function = resolve(name, {}, "features")
+    function = resolve(name, {}, "features", typed=True)
     try:
         source = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
     except (TypeError, OSError):

@@ -189,7 +189,7 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
             raise UsageError(f"the time grid {grid!r} is no list of numbers, such as 1,0.5,0.1,0.001") from None
     if isinstance(grid, Sequence) and not isinstance(grid, str):
         return Given(tuple(float(t) for t in grid))
-    built = build(grid, GRIDS, "time grid")
+    built = build(grid, GRIDS, "time grid", typed=True)
     if not callable(built):
         raise UsageError(f"a time grid is a name, a list of times or a Grid; got {built!r}")
     return built  # type: ignore[no-any-return]

@@ -60,7 +60,7 @@ def denoising_loss(
     target = expand(a, x0) * x0 + expand(b, x0) * noise
     x = sde.perturb(x0, t, noise)
     output, frac = model.outputs(x, t, cond)
-    weight = make_weighting(weighting)(sde, parametrization, t)
+    weight = make_weighting(weighting, typed=True)(sde, parametrization, t)
     loss = weight.to(x0.dtype) * mean_flat((output - target).square())
     if frac is None or model.nodes is None:
         return loss

@@ -104,10 +104,11 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     unit = Transform(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1, unit)
     config = TrainConfig(sde=sde).resolved(info)
-    parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
-    weighting = make_weighting(config.weighting, config.weighting_options)
+    parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
+    weighting = make_weighting(config.weighting, config.weighting_options, True)
     low, high = sde.times("train")[0], min(sde.times("train")[1], parametrization.legal_t_max(sde))
-    times = make_times(config.t_sampler, config.t_sampler_options, Domain(sde, low, high, parametrization, weighting))
+    domain = Domain(sde, low, high, parametrization, weighting)
+    times = make_times(config.t_sampler, config.t_sampler_options, domain, True)
     return sde.log_snr(snap(times.draw(count, torch.Generator().manual_seed(seed))[0], sde.nodes))
 
 

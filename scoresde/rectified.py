@@ -31,7 +31,9 @@ from .shapes import expand, sum_flat, time_dtype
 from .solvers import ProbabilityFlow, Solver
 from .solvers.base import sampling_interval
 from .solvers.flow import slope
-from .train import fit
+from .times import TimeSampler
+from .train import fit, prepared
+from .weighting import Weight
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 
@@ -90,6 +92,8 @@ def reflow(
     pairs: int = 20_000,
     steps: int = 0,
     lr: float = 0.0,
+    weighting: str | Weight | None = None,
+    t_sampler: str | TimeSampler | None = None,
     solver: Solver | None = None,
     seed: int = 0,
     data: Dataset | None = None,
@@ -104,6 +108,8 @@ def reflow(
         run: A trained run; it may be a rectified one.
         pairs: Number of pairs.
         steps, lr: Of the training; 0 takes the run's.
+        weighting, t_sampler: Of the training, by name or as objects, with their own settings; ``None`` takes the run's,
+            if they are built in. A name that is only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
         data: The run's data set, if ``load_data`` cannot find it (for its labels; training sees the pairs alone).
         out: The run folder; ``runs/NAME-reflow`` if left out.
@@ -121,7 +127,10 @@ def reflow(
     labels = None
     if run.model.classes and data.train_labels is not None:
         labels = data.train_labels[torch.arange(pairs) % len(data.train_labels)]  # in the data's proportions
-    config = replace(run.config, coupling="reflow", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0)
+    named = {"weighting": weighting, "t_sampler": t_sampler}
+    config = run.config.named(**{field: value for field, value in named.items() if value is not None})
+    config = replace(config, coupling="reflow", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0)
+    prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
     drawn = draw_pairs(run, pairs, solver, seed=seed, labels=labels, quiet=quiet)
     if out is None and save:
         out = Path("runs") / f"{(run.folder or Path(data.info.name)).name}-reflow"

@@ -84,7 +84,7 @@ class Run:
         With ``path``, a name in :data:`scoresde.tables.SDES` or an SDE, it is asked there (:func:`scoresde.convert`).
         """
         model = self._conditioned(labels, guidance, n)
-        return model if path is None else convert(model, build(path, SDES, "SDE"))
+        return model if path is None else convert(model, build(path, SDES, "SDE", typed=True))
 
     def _conditioned(self, labels: int | Tensor | None, guidance: float, n: int | None) -> Denoiser:
         if isinstance(labels, Tensor) and n is not None and labels.numel() not in (1, n):
@@ -135,7 +135,7 @@ class Run:
         if n < 1:
             raise UsageError(f"the number of samples is {n}; take at least 1")
         model = self.conditioned(labels, guidance, n, path)
-        built: Solver = build(solver, SOLVERS, "solver")
+        built: Solver = build(solver, SOLVERS, "solver", typed=True)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
         solution = sample(
@@ -300,15 +300,15 @@ def load(
         CheckpointError: If the folder is none, damaged, or needs a class that was not given.
     """
     folder = find_run(run)
-    given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE") if isinstance(sde, str) else sde
+    given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
     config = TrainConfig.from_dict(read_config(folder))
     info = DataInfo.from_dict(read_json(folder / "data.json"))
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     try:
-        model = build_model(config, info, build_sde(config, given, typed=False), network, parametrization, typed=False)
-    except UsageError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        model = build_model(config, info, build_sde(config, given), network, parametrization)
+    except (UsageError, CheckpointError) as error:
+        raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     source = checkpoint / "ema.safetensors"
     load_weights(model.learned, read_tensors(source), source)
     model.to(device=device, dtype=dtype)

@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .build import build
+from .build import READ, Typed, build
 from .errors import CheckpointError, UsageError
 from .estimate import Eps, Parametrization
 from .grids import make_grid
@@ -308,7 +308,8 @@ class _Tabulated(Times):
 
     def __init__(self, sampler: Importance, domain: Domain) -> None:
         super().__init__(sampler, domain)
-        self.error: Parametrization = build(sampler.error, PARAMETRIZATIONS, "prediction")
+        # A sampler with options from a file was made by the door, which lets no foreign name through.
+        self.error: Parametrization = build(sampler.error, PARAMETRIZATIONS, "prediction", typed=True)
         # The grids have the same rule: -20 stands for alpha = 0, 20 for sigma = 0.
         ends = domain.sde.log_snr(domain.ends)
         ends = torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
@@ -468,13 +469,22 @@ def _positive(sampler: Any, name: str) -> None:
         raise UsageError(f"the time sampler's {name} is {value}; it must be > 0")
 
 
-def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], domain: Domain) -> Times:
+def make_times(
+    sampler: str | TimeSampler, options: Mapping[str, Any], domain: Domain, typed: Typed = READ
+) -> Times:
     """The time sampler that a name stands for, at work on a domain.
+
+    Args:
+        sampler: The name, or the sampler itself.
+        options: Its fields.
+        domain: Where it draws.
+        typed: Which names a person typed (:mod:`scoresde.build`).
 
     Raises:
         UsageError: If there is none of that name, it has no such option, or it does not suit the domain.
+        CheckpointError: If the name was read from a file and is in no table.
     """
-    made = build(sampler, TIME_SAMPLERS, "time sampler", **options)
+    made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
     if not isinstance(made, TimeSampler):
         raise UsageError(f"{sampler!r} is no time sampler: derive a frozen dataclass from scoresde.times.TimeSampler")
     return made.over(domain)

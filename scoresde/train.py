@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -76,7 +77,8 @@ def fit(
         data: The data set, instead of ``config.data``.
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Data with the noise of each sample, to train on with the coupling ``reflow``; kept in the run folder.
-        start: A run of the same network, whose weights to start from.
+        start: A run to go on from: its network with its weights, its path and its parametrisation, whatever ``config``
+            says of these.
         out: The run folder; ``runs/DATA-SDE`` if left out.
         save: Write a run folder at all.
         resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
@@ -98,13 +100,11 @@ def fit(
     """
     data = load_data(config.data, config.seed, config.test_fraction) if data is None else data
     info = data.info
-    config, model = prepared(config, data, network)
+    config, model = prepared(config, data, network, start)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
-    if start is not None:
-        load_weights(model.learned, start.model.learned.state_dict(), start.folder or Path("the run to start from"))
     ema = EMA(model.learned, config.ema)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
 
@@ -187,12 +187,22 @@ def fit(
 
 
 def prepared(
-    config: TrainConfig, data: Dataset, network: nn.Module | None = None
+    config: TrainConfig, data: Dataset, network: nn.Module | None = None, start: Run | None = None
 ) -> tuple[TrainConfig, ScoreModel]:
-    """The resolved configuration and the untrained model."""
+    """The resolved configuration and the model to train, untrained or that of ``start``."""
+    if start is not None:
+        config = replace(
+            config, sde=start.model.sde, sde_options={}, shift=1.0, predict=start.model.parametrization,
+            predict_options={}, cond=start.config.cond, learn_variance=start.config.learn_variance,
+            preset=start.config.preset, network_options=start.config.network_options,
+        )  # fmt: skip
     config = config.resolved(data.info, data_std=_spread(data))
-    with _keyed_rng(config.seed, -1, "cpu"):
-        model = build_model(config, data.info, build_sde(config), network)
+    if start is not None:
+        model = copy.deepcopy(start.model).requires_grad_(True)
+        model.coupled = config.coupling != "independent"
+    else:
+        with _keyed_rng(config.seed, -1, "cpu"):
+            model = build_model(config, data.info, build_sde(config), network)
     _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
     return config, model
 
@@ -202,10 +212,10 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
     """The weighting and the time sampler at work, checked against the path, the prediction and each other."""
     low, high = model.sde.times("train")
     high = min(high, model.t_max)
-    weighting = make_weighting(config.weighting, config.weighting_options)
+    weighting = make_weighting(config.weighting, config.weighting_options, config.typed)
     check_weight(weighting, model.sde, model.parametrization, low, high)
     domain = Domain(model.sde, low, high, model.parametrization, weighting)
-    return weighting, make_times(config.t_sampler, config.t_sampler_options, domain)
+    return weighting, make_times(config.t_sampler, config.t_sampler_options, domain, config.typed)
 
 
 class Batches:

@@ -47,7 +47,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .build import construct, resolve
+from .build import READ, Typed, construct, resolve
 from .errors import UsageError
 from .estimate import Parametrization
 from .sde import SDE
@@ -265,20 +265,28 @@ def _at_least_0(weighting: Any, *names: str) -> None:
             raise UsageError(f"{type(weighting).__name__.lower()}: {name} is {value}; it must be >= 0")
 
 
-def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None) -> Weight:
+def make_weighting(
+    weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ
+) -> Weight:
     """The weighting that a name stands for: in the table, or ``module:Class`` or ``module:function`` of your own.
+
+    Args:
+        weighting: The name, or the weighting itself.
+        options: Its fields.
+        typed: Which names a person typed (:mod:`scoresde.build`).
 
     Raises:
         UsageError: If there is none of that name, or it has no such option.
+        CheckpointError: If the name was read from a file and is in no table.
     """
     if not isinstance(weighting, str):
         return weighting
-    found = resolve(weighting, WEIGHTINGS, "weighting")
+    found = resolve(weighting, WEIGHTINGS, "weighting", typed=typed)
     if not isclass(found):
         if options:
             raise UsageError(f"the weighting {weighting} is a function and has no options; got {sorted(options)}")
         return found  # type: ignore[no-any-return]
-    return construct(found, "weighting", weighting, options or {})  # type: ignore[no-any-return]
+    return construct(found, "weighting", weighting, options or {}, typed=typed)  # type: ignore[no-any-return]
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from scoresde import VPSDE, ProbabilityFlow, RungeKutta
-from scoresde.build import build, closest, fields_of, name_of, options_of, parse_value, resolve
-from scoresde.errors import UsageError
+from scoresde.build import READ, build, closest, fields_of, name_of, options_of, parse_value, resolve
+from scoresde.errors import CheckpointError, UsageError
 from scoresde.tables import SDES, SOLVERS
 
 OWN = """
@@ -62,13 +62,13 @@ def test_names_go_both_ways(name: str) -> None:
 def test_unknown_names_get_the_near_ones() -> None:
     near = r"unknown SDE 'vpp'; did you mean 'vp' or 'subvp'\? choose from: .*subvp, vdm, ve, vp"
     with pytest.raises(UsageError, match=near):
-        build("vpp", SDES, "SDE")
+        build("vpp", SDES, "SDE", typed=True)
     with pytest.raises(UsageError) as error:
-        build("qqqq", SDES, "SDE")
+        build("qqqq", SDES, "SDE", typed=True)
     assert "did you mean" not in str(error.value) and ", ".join(sorted(SDES)) in str(error.value)
     for name in (":VPSDE", "scoresde.sde:", ":", ""):
         with pytest.raises(UsageError, match="unknown SDE"):
-            build(name, SDES, "SDE")
+            build(name, SDES, "SDE", typed=True)
     assert closest("x", []).endswith("(none)")
 
 
@@ -91,36 +91,40 @@ def test_values_that_cannot_be_right_are_usage_errors() -> None:
 
 def test_own_classes_come_from_where_the_user_stands(own: Path) -> None:
     before = list(sys.path)
-    made = build("own_sde:Own", SDES, "SDE", power=3.0)
+    made = build("own_sde:Own", SDES, "SDE", typed=True, power=3.0)
     assert type(made).__name__ == "Own" and made.power == 3.0
     assert sys.path == before
     assert name_of(made, SDES) == "own_sde:Own"
-    assert build("own_sde:make", SDES, "SDE").power == 2.0
+    assert build("own_sde:make", SDES, "SDE", typed=True).power == 2.0
     with pytest.raises(UsageError, match=r"module 'own_sde' has no 'Owm'; did you mean 'Own'\?") as error:
-        resolve("own_sde:Owm", SDES, "SDE")
+        resolve("own_sde:Owm", SDES, "SDE", typed=True)
     assert "number" not in str(error.value)
     with pytest.raises(UsageError, match=r"needs a value for power: --set power=\.\.\."):
-        build("own_sde:needs", SDES, "SDE")
+        build("own_sde:needs", SDES, "SDE", typed=True)
 
 
 def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
     with pytest.raises(UsageError, match="no module 'own_sdee'") as error:
-        resolve("own_sdee:Own", SDES, "SDE")
+        resolve("own_sdee:Own", SDES, "SDE", typed=True)
     assert str(own) in str(error.value)
     # A module that is there and imports one that is not: the fault is the inner one, also if the names begin alike.
     (own / "own_broken.py").write_text("import own\n")
     with pytest.raises(ModuleNotFoundError, match="'own'"):
-        resolve("own_broken:Own", SDES, "SDE")
+        resolve("own_broken:Own", SDES, "SDE", typed=True)
 
 
 def test_names_from_files_are_only_looked_up(own: Path) -> None:
-    assert resolve("vp", SDES, "SDE", typed=False) is VPSDE
+    assert resolve("vp", SDES, "SDE") is VPSDE  # read is the default
     for name in ("own_sde:Own", "os:system", "scoresde.sdes:VPSDE"):
-        with pytest.raises(UsageError, match="never imported") as error:
-            resolve(name, SDES, "SDE", typed=False)
-        assert f"--sde {name}" in str(error.value)
+        for typed in (READ, False, ["another:Own"]):
+            with pytest.raises(CheckpointError, match="never imported") as error:
+                resolve(name, SDES, "SDE", typed=typed)
+            assert (error.value.parameter, error.value.value) == ("sde", name)
+    for options in ({"beta_max": "own_sde:Own"}, {"beta_max": [{"x": " own_sde:Own "}]}, {"own_sde:Own": 1}):
+        with pytest.raises(CheckpointError, match="never imported"):
+            build("vp", SDES, "SDE", **options)
     assert not (own / "imported").exists() and "own_sde" not in sys.modules
-    resolve("own_sde:Own", SDES, "SDE")  # what a person typed is imported
+    resolve("own_sde:Own", SDES, "SDE", typed=["own_sde:Own"])  # what a person typed is imported
     assert (own / "imported").exists()
 
 

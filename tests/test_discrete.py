@@ -140,7 +140,7 @@ def test_a_chain_is_written_to_json_and_read_again(chain):
     config = TrainConfig(sde=chain)
     read = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert read.sde in ("ddpm", "smld")
-    again = build_sde(read, typed=False)
+    again = build_sde(read)
     assert again == chain and torch.equal(again.coefficients(chain.nodes)[1], chain.coefficients(chain.nodes)[1])
     assert construct(type(chain), "SDE", "chain", options_of(chain)) == chain and hash(again) == hash(chain)
     assert dataclasses.replace(chain) == chain

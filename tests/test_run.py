@@ -344,7 +344,7 @@ def test_own_sde(tmp_path: Path) -> None:
     run = fit(config, out=tmp_path / "r", quiet=True)
     stored = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
     assert stored["sde"].endswith(":Own") and stored["sde_options"] == {"power": 2.0}
-    with pytest.raises(CheckpointError, match=r"--sde .*:Own.*load\(run, sde=.*Own', which is in no table"):
+    with pytest.raises(CheckpointError, match=r"names the SDE '.*:Own', which is in no table.*\(sde=\)"):
         load(tmp_path / "r")
     for given in (Own, Own(power=2.0)):
         again = load(tmp_path / "r", sde=given)

@@ -330,7 +330,7 @@ def test_names_and_options() -> None:
         ("importance", {"error": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
     ):
         with pytest.raises(UsageError, match=message):
-            make_times(name, options, where)
+            make_times(name, options, where, typed=True)
 
 
 @pytest.mark.parametrize("weighting", [w.Likelihood(), w.Sigmoid()], ids=str)

@@ -126,12 +126,12 @@ def by_hand(sde, parametrization, t: Tensor) -> Tensor:
 
 
 def test_a_function_is_a_weighting() -> None:
-    made = make_weighting("test_weighting:by_hand")
+    made = make_weighting("test_weighting:by_hand", typed=True)
     assert float(made(VPSDE(), Eps(), T)[0]) == 2
     with pytest.raises(UsageError, match="is a function and has no options"):
-        make_weighting("test_weighting:by_hand", {"gamma": 2})
+        make_weighting("test_weighting:by_hand", {"gamma": 2}, typed=True)
     assert make_weighting(by_hand) is by_hand
-    assert make_weighting("test_weighting:Twice", {"factor": 3.0})(VPSDE(), Eps(), T)[0] == 3
+    assert make_weighting("test_weighting:Twice", {"factor": 3.0}, typed=True)(VPSDE(), Eps(), T)[0] == 3
 
 
 class Twice(w.Weighting):
@@ -155,7 +155,7 @@ class Twice(w.Weighting):
 )
 def test_wrong_names_and_options(name, options, message) -> None:
     with pytest.raises(UsageError, match=message):
-        make_weighting(name, options)
+        make_weighting(name, options, typed=True)
 
 
 def test_weights_that_cannot_be_trained_with() -> None:

@@ -11,12 +11,12 @@ import click
 
 from ..errors import DataError
 from ..tables import GRIDS, SOLVERS
-from .common import common_options, label_number, load_run, print_json, say, sde_option, whole_numbers
+from .common import common_options, label_number, load_run, print_json, say, sde_option, verb, whole_numbers
 
 __all__ = ["bench"]
 
 
-@click.command(
+@verb(
     short_help="Compare solvers on a run.",
     epilog="Example:  scoresde bench runs/digits-vp --solvers ddim,dpm++2m,heun --nfe 5,10,20,50 --grid logsnr",
 )

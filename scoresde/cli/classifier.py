@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from .common import common_options, dtype_of, prepare, print_json, say
+from .common import common_options, dtype_of, prepare, print_json, say, verb
 
 __all__ = ["classifier"]
 
 
-@click.command(
+@verb(
     short_help="Train a small classifier, for its features.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )

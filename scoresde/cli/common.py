@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..build import closest, parse_value, resolve
-from ..errors import UsageError
+from ..errors import ScoresdeError, UsageError
 from ..tables import SDES
 
 if TYPE_CHECKING:
@@ -19,15 +19,36 @@ if TYPE_CHECKING:
     from ..run import Run
 
 __all__ = [
-    "Group", "common_options", "dtype_of", "label_number", "load_run", "prepare", "print_json", "say", "sde_option",
-    "settings", "whole_numbers",
+    "Command", "Group", "common_options", "dtype_of", "label_number", "load_run", "prepare", "print_json", "say",
+    "sde_option", "settings", "verb", "whole_numbers",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Command(click.Command):
+    """A command that says how the parameter of a library's error is typed here."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ScoresdeError as error:
+            for option in self.params:
+                if error.parameter == option.name:
+                    typed = option.opts[0] if error.value is None else f"{option.opts[0]} {error.value}"
+                    error.args = (f"{error}; here: {typed}",)
+            raise
+
+
+def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a :class:`Command` of a function."""
+    return click.command(name, cls=Command, **settings)
+
+
 class Group(click.Group):
     """A group that helps with a misspelt command."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -124,7 +145,7 @@ def load_run(run: str | None, sde: str | None, device: str, threads: int | None,
     chosen = prepare(device, threads)
     from ..run import load
 
-    given = None if sde is None else resolve(sde, SDES, "SDE")
+    given = None if sde is None else resolve(sde, SDES, "SDE", typed=True)
     return load(run, sde=given, device=chosen, dtype=dtype_of(dtype))
 
 

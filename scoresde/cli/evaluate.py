@@ -13,7 +13,7 @@ import click
 from ..build import build, options_of
 from ..errors import DataError, NumericalError, UsageError
 from ..tables import METRICS, SOLVERS
-from .common import common_options, load_run, prepare, print_json, say, sde_option, settings
+from .common import common_options, load_run, prepare, print_json, say, sde_option, settings, verb
 from .sample import _meter
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["evaluate"]
 ALL = ",".join((*METRICS, "copies"))
 
 
-@click.command(
+@verb(
     short_help="Compare samples with data.",
     epilog="\b\nExamples:\n  scoresde evaluate runs/digits-vp\n"
     "  scoresde evaluate runs/photos --features inception --against train --n 50000 --limit 0\n"
@@ -69,7 +69,7 @@ def evaluate(
     typed = {name: v for name, v in (("steps", steps), ("rtol", rtol), ("atol", rtol)) if v is not None}
     if solver is None:
         solver, typed = "multistep", {"steps": 30} | typed
-    built = build(solver, SOLVERS, "solver", **typed, **settings(assignments, ("solver",))["solver"])
+    built = build(solver, SOLVERS, "solver", typed=True, **typed, **settings(assignments, ("solver",))["solver"])
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:
         raise UsageError(f"--metrics is empty; it takes any of {ALL}")

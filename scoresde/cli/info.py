@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from .common import print_json
+from .common import print_json, verb
 
 __all__ = ["info"]
 
 
-@click.command(short_help="Say what a run is.")
+@verb(short_help="Say what a run is.")
 @click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: str | None, as_json: bool) -> None:

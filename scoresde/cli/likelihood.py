@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, NumericalError, UsageError
-from .common import common_options, label_number, load_run, print_json, say, sde_option
+from .common import common_options, label_number, load_run, print_json, say, sde_option, verb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["likelihood"]
 
 
-@click.command(
+@verb(
     short_help="Score data under a run.",
     epilog="\b\nExamples:\n  scoresde likelihood runs/photos --probes 4 --elbo\n"
     "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500",

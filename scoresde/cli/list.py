@@ -14,7 +14,7 @@ import click
 from .. import tables
 from ..build import closest, fields_of, resolve
 from ..errors import UsageError
-from .common import print_json
+from .common import print_json, verb
 
 __all__ = ["list_names"]
 
@@ -25,7 +25,7 @@ OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networ
 _short = reprlib.Repr()  # so that a table of a thousand betas stays on its line
 
 
-@click.command(
+@verb(
     "list",
     short_help="Say what the names stand for.",
     epilog="Options of an entry are set with --set, such as --set sde.beta_max=18; those without = come from the data.",

@@ -12,7 +12,7 @@ import click
 from ..build import build, options_of, parse_value
 from ..errors import NumericalError, UsageError
 from ..tables import GRIDS, SDES, SOLVERS
-from .common import common_options, label_number, load_run, print_json, say, sde_option, settings
+from .common import common_options, label_number, load_run, print_json, say, sde_option, settings, verb
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 
-@click.command(
+@verb(
     short_help="Draw samples from a run.",
     epilog="Example:  scoresde sample runs/digits-vp --solver pc --steps 500 --snr 0.16 --n 100",
 )
@@ -73,7 +73,7 @@ def sample(
     options |= settings(assignments, ("solver",))["solver"]
     if steps is not None and grid is not None and "," in grid:
         raise UsageError(f"--steps {steps}: the times given by --grid are the steps; leave --steps out")
-    built = build(solver, SOLVERS, "solver", **options)
+    built = build(solver, SOLVERS, "solver", typed=True, **options)
     loaded = load_run(run, sde, device, threads, dtype)
     from ..gallery import check_kinds, numbered_folder, write_samples
     from ..progress import Progress

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..build import build, closest, fields_of, resolve
-from ..errors import CheckpointError, UsageError
-from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
-from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings
+from ..errors import UsageError
+from ..tables import PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings, verb
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-@click.command(
+@verb(
     short_help="Train a model; prints the run folder.",
     epilog="\b\nExamples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
@@ -52,11 +52,11 @@ def train(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
-    from dataclasses import fields, replace
+    from dataclasses import replace
 
     chosen = prepare(device, threads)
     from ..checkpoint import find_run, newest_checkpoint, read_config
-    from ..config import TrainConfig, build_sde
+    from ..config import TrainConfig, build_sde, stored_fields
     from ..data import load_data
     from ..train import fit
     from ..weighting import make_weighting
@@ -65,19 +65,15 @@ def train(
         _refuse_new_settings(resume)
         out = find_run(resume)
         config = TrainConfig.from_dict(read_config(out))
-        if click.get_current_context().get_parameter_source("sde") is click.core.ParameterSource.COMMANDLINE:
-            # A class in no table must be named by the user again; nothing else may change.
-            if sde != config.sde:
-                raise UsageError(f"--sde {sde}: {resume} was trained with {config.sde}, and a resumed run keeps it")
+        config = _named_again(config, resume)
         if steps:
             config = replace(config, steps=steps)
-        _refuse_foreign(config, sde)
     else:
         groups = settings(assignments, ("", "sde", "network", "predict", "weighting", "t_sampler"))
-        names = {f.name for f in fields(TrainConfig)}
+        names = {f.name for f in stored_fields()}
         for name in groups[""]:
             if name not in names:
-                dotted = [f"sde.{f}" for f in fields_of(resolve(sde, SDES, "SDE"))]
+                dotted = [f"sde.{f}" for f in fields_of(resolve(sde, SDES, "SDE", typed=True))]
                 near = [d for d in dotted if d.endswith(f".{name}")]
                 raise UsageError(f"no setting {name!r}; {f'did you mean {near[0]}?' if near else closest(name, names)}")
         config = TrainConfig(
@@ -93,9 +89,9 @@ def train(
         # What is misspelt is said before the data are read.
         build_sde(config)
         if config.predict != "auto":
-            build(config.predict, PARAMETRIZATIONS, "prediction", **config.predict_options)
+            build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
         if config.weighting != "auto":
-            make_weighting(config.weighting, config.weighting_options)
+            make_weighting(config.weighting, config.weighting_options, True)
     dataset = load_data(config.data, config.seed, config.test_fraction)
     say(quiet, dataset.info.describe())
     if dry_run:
@@ -120,32 +116,33 @@ def train(
 
 def _refuse_new_settings(run: str) -> None:
     """A resumed run keeps its settings: an option that would be ignored is refused."""
-    allowed = ("resume", "steps", "sde", "dry_run", "device", "dtype", "threads", "as_json", "quiet")
-    context = click.get_current_context()
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name not in allowed and source is click.core.ParameterSource.COMMANDLINE:
+    named = ("sde", "predict", "weighting", "t_sampler")
+    allowed = (*named, "resume", "steps", "dry_run", "device", "dtype", "threads", "as_json", "quiet")
+    for option in click.get_current_context().command.params:
+        if option.name not in allowed and _typed(option.name or "") is not None:
             raise UsageError(f"{option.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
 
 
-def _refuse_foreign(config: TrainConfig, typed: str) -> None:
-    """A name from a file imports nothing: what no table lists must be typed again."""
-    for what, name, table in (
-        ("prediction", config.predict, PARAMETRIZATIONS),
-        ("weighting", config.weighting, WEIGHTINGS),
-        ("time sampler", config.t_sampler, TIME_SAMPLERS),
-        ("network", config.network_options.get("network", "unet"), NETWORKS),
-    ):
-        if name not in table:
-            raise CheckpointError(
-                f"the run was trained with the {what} {name}, which is in no table, and a name from a file is never "
-                "imported; resume it in Python: scoresde.fit(config, out=RUN, resume=True)"
+def _named_again(config: TrainConfig, run: str) -> TrainConfig:
+    """A class in no table must be named by the user again; nothing else may change."""
+    typed = {}
+    for field in ("sde", "predict", "weighting", "t_sampler"):
+        name = _typed(field)
+        if name is not None and name != config.name(field):
+            raise UsageError(
+                f"--{field.replace('_', '-')} {name}: {run} was trained with {config.name(field)}, and a resumed run "
+                "keeps it"
             )
-    if isinstance(config.sde, str) and config.sde not in SDES and config.sde != typed:
-        raise CheckpointError(
-            f"the run was trained with the SDE {config.sde}, which is in no table, and a name from a file is never "
-            f"imported; name it again: --sde {config.sde}"
-        )
+        if name is not None:
+            typed[field] = name
+    return config.named(**typed)
+
+
+def _typed(option: str) -> Any:
+    """What was typed for an option, or None for its default."""
+    context = click.get_current_context()
+    source = context.get_parameter_source(option)
+    return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None
 
 
 def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: bool) -> None:

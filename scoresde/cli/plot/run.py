@@ -10,7 +10,7 @@ import click
 from ...build import build
 from ...errors import UsageError
 from ...tables import SOLVERS
-from ..common import common_options, label_number, load_run, say
+from ..common import common_options, label_number, load_run, say, verb
 from .common import out_option, own_sde, report, target, write, written
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["compass", "reverse", "score_field", "trajectories"]
 
 
-@click.command(
+@verb(
     short_help="Samples on their way, and what the model takes them for.",
     epilog="Example:  scoresde plot reverse runs/digits-vp --solver em --steps 200 --n 6",
 )
@@ -46,7 +46,7 @@ def reverse(
     """Samples of a RUN (default: the newest) on their way from noise: the states x_t, and below them the data x0_hat
     that the model sees in them. Equal distances between the columns in sigma/(alpha + sigma). And a GIF of both.
     """
-    built = build(solver, SOLVERS, "solver", **({} if steps is None else {"steps": steps}))
+    built = build(solver, SOLVERS, "solver", typed=True, **({} if steps is None else {"steps": steps}))
     loaded = load_run(run, sde, device, threads, dtype)
     file = target(out, _plots(loaded) / "reverse.png")
     number = None if label is None else label_number(loaded, label)
@@ -64,7 +64,7 @@ def reverse(
     report(files, as_json, facts)
 
 
-@click.command(
+@verb(
     "score-field",
     short_help="The learned score in the plane, as arrows.",
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
@@ -106,7 +106,7 @@ def score_field(
     write(file, figure, as_json, {"run": str(loaded.folder), "t": t.tolist(), "log_snr": log_snr, "seed": seed})
 
 
-@click.command(
+@verb(
     short_help="Paths of the flow and of the reverse SDE from the same noise.",
     epilog="Example:  scoresde plot trajectories runs/moons-vp --paths 12 --steps 500",
 )
@@ -126,7 +126,7 @@ def trajectories(
     noise: other paths, the same law at each time. One number of each sample is drawn: the first coordinate of vectors,
     of anything else the first principal axis of the data.
     """
-    noisy = build(solver, SOLVERS, "solver", steps=steps)
+    noisy = build(solver, SOLVERS, "solver", typed=True, steps=steps)
     if not noisy.stochastic:
         raise UsageError(f"--solver {solver} draws no noise; the reverse SDE takes em, heun-sde, sde, ancestral, ...")
     loaded = load_run(run, sde, device, threads, dtype)
@@ -151,7 +151,7 @@ def trajectories(
     write(file, draw(found.t, titles, lines, real, f"{what}, model units"), as_json, facts)
 
 
-@click.command(
+@verb(
     short_help="The learned score against the exact one, by noise level.",
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )

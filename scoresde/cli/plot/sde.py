@@ -9,7 +9,7 @@ import click
 
 from ...errors import UsageError
 from ...tables import GRIDS, SDES
-from ..common import common_options, prepare, sde_option, settings
+from ..common import common_options, prepare, sde_option, settings, verb
 from .common import out_option, target, write
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["forward", "schedule"]
 
 
-@click.command(
+@verb(
     short_help="Schedules of SDEs, in t and by noise level.",
     epilog="Example:  scoresde plot schedule --sde vp,ve,flow --set vp.beta_max=10",
 )
@@ -48,7 +48,7 @@ def schedule(
     write(file, figure, as_json, {"sdes": {name: repr(sde) for name, sde in built.items()}, "seed": seed})
 
 
-@click.command(
+@verb(
     short_help="Data that dissolves, by the jump and step by step.",
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )

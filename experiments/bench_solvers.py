@@ -23,7 +23,6 @@ from torch import Tensor
 from scoresde import Multistep, Noise, ProbabilityFlow, RungeKutta, load
 from scoresde.estimate import Denoiser
 from scoresde.solvers import DDIM, EDMHeun, Solver
-from scoresde.solvers.base import sampling_interval
 
 BUDGETS = (5, 10, 20, 50)
 COUNT = 128
@@ -46,8 +45,8 @@ OURS: dict[str, Callable[[str], Solver]] = {
 def main() -> None:
     run = load(sys.argv[1] if len(sys.argv) > 1 else None)
     model: Denoiser = run.model
-    low, high = sampling_interval(model)
-    x = model.sde.prior_std * Noise.of(COUNT, seed=1).normal(run.info.shape, stream="prior")
+    low, high = model.domain.interval("sample")
+    x = model.domain.sde.prior_std * Noise.of(COUNT, seed=1).normal(run.info.shape, stream="prior")
     solved = ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, x)
     print(f"{run.folder}: {COUNT} samples, converged at {float(solved.nfe.double().mean()):.0f} evaluations")
     for line in missing():
@@ -72,7 +71,7 @@ def main() -> None:
                 solver = make(grid).within(n)
                 return None if solver is None else solver(model, x, t0=high, t1=low).x
 
-            label = "log-SNR grid" if grid == "logsnr" else f"{model.sde.default_grid} grid"
+            label = "log-SNR grid" if grid == "logsnr" else f"{model.domain.sde.default_grid} grid"
             row(f"{name}, {label}", ours)
     for name, peer in PEERS.items():
         row(name, lambda n, peer=peer: peer(model, x, n))  # type: ignore[misc]

@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from scoresde import VESDE, VPSDE, FlowMatching, GaussianMixture, ProbabilityFlow, SubVPSDE, log_likelihood
+from scoresde import VESDE, VPSDE, FlowMatching, GaussianMixture, Likelihood, ProbabilityFlow, SubVPSDE, log_likelihood
 
 F64 = torch.float64
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "flow": FlowMatching()}
@@ -40,18 +40,18 @@ def gaussian(sde, dims):
 
 def gaussian_log_prob(model, x):
     """Closed form of the model's log density, with its prior, for one Gaussian."""
-    low, high = (torch.tensor(t, dtype=F64) for t in model.sde.times("likelihood"))
-    (a0, s0), (a1, s1) = model.sde.coefficients(low), model.sde.coefficients(high)
+    low, high = (torch.tensor(t, dtype=F64) for t in model.domain.sde.times("likelihood"))
+    (a0, s0), (a1, s1) = model.domain.sde.coefficients(low), model.domain.sde.coefficients(high)
     v0, v1 = a0**2 * 0.25 + s0**2, a1**2 * 0.25 + s1**2
     z = a1 * 0.3 + (x - a0 * 0.3) * torch.sqrt(v1 / v0)
-    return model.sde.prior_log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0)
+    return model.domain.sde.prior_log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0)
 
 
 def mixture_log_prob(model, x):
     """The same for any mixture: log p = log prior(z) + log p_low(x) - log p_high(z), z from a solve at 1e-12."""
-    low, high = model.sde.times("likelihood")
+    low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-12, atol=1e-12)(model, x, t0=low, t1=high).x
-    return model.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
         cases += [("mixture", mixture(sde), mixture_log_prob), ("ring", ring(sde), mixture_log_prob)]
         for label, model, closed_form in cases:
             x = model.sample(256, torch.Generator().manual_seed(1))
-            solved = log_likelihood(model, x, divergence="exact")
+            solved = log_likelihood(model, x, Likelihood(divergence="exact"))
             exact = closed_form(model, x)
             error, offset = (solved.log_prob - exact).abs(), exact - model.log_prob(x)
             row = f"| {name} | {label} | {x.shape[1]} | {float(solved.nfe.double().mean()):.0f} "

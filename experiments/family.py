@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from scoresde import Multistep, ProbabilityFlow, TrainConfig, fit, load, load_data
+from scoresde import Likelihood, Multistep, ProbabilityFlow, TrainConfig, fit, load, load_data
 from scoresde.classifier import train_classifier
 from scoresde.metrics import frechet
 from scoresde.solvers import Ancestral
@@ -66,7 +66,7 @@ def matching(n, trained, quality, data):
         run = trained(name, sde=name)
         for rtol in (1e-3, 1e-5):
             samples = run.sample(n, ProbabilityFlow(rtol, rtol))
-            scores = run.log_likelihood(data.test, rtol=rtol, atol=rtol)
+            scores = run.log_likelihood(data.test, Likelihood(rtol=rtol, atol=rtol))
             nfe = [float(v.double().mean()) for v in (samples.solution.nfe, scores.model.nfe)]
             print(
                 f"| {words} | {rtol:g} | {quality(samples.x)} | {nfe[0]:.1f} | "

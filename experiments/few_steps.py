@@ -100,7 +100,7 @@ def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tens
     k = torch.multinomial(torch.tensor(WEIGHTS, dtype=F64), count, replacement=True, generator=generator)
     z = torch.randn(count, 2, generator=generator, dtype=F64)
     x0 = model.means[k] + torch.einsum("nij,nj->ni", (q * std[:, None])[k], z)
-    return model.sde.perturb(x0, 1.0, torch.randn(count, 2, generator=generator, dtype=F64))
+    return model.domain.sde.perturb(x0, 1.0, torch.randn(count, 2, generator=generator, dtype=F64))
 
 
 def table(rows: dict[str, Callable[[str], Solver]], cell: Callable[[Solver], str]) -> None:
@@ -134,7 +134,7 @@ def stochastic(model: GaussianMixture, count: int = 16384, seeds: int = 3) -> No
 
     def draw(t: float) -> Tensor:
         x0 = model.sample(count, generator)
-        return model.sde.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=F64))
+        return model.domain.sde.perturb(x0, t, torch.randn(x0.shape, generator=generator, dtype=F64))
 
     begun, targets = [draw(1.0) for _ in range(seeds)], [draw(END) for _ in range(seeds)]
     floors = [sliced_wasserstein(draw(END), target) for target in targets for _ in range(4)]

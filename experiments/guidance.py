@@ -13,31 +13,10 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch import nn
 
 from scoresde import TrainConfig, fit, load, load_data
+from scoresde.classifier import train_classifier
 from scoresde.metrics import frechet_distance
-
-
-def train_classifier(data, seed=0):
-    """A small convolutional network and its accuracy on held-out digits."""
-    torch.manual_seed(seed)
-    features = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(64 * 16, 64), nn.ReLU(),
-    )  # fmt: skip
-    network = nn.Sequential(features, nn.Dropout(0.3), nn.Linear(64, 10))
-    optimiser = torch.optim.Adam(network.parameters(), 2e-3)
-    for _ in range(600):
-        i = torch.randint(len(data.train), (128,))
-        x = data.info.transform.encode(data.train[i])
-        loss = nn.functional.cross_entropy(network(x + 0.1 * torch.randn(x.shape)), data.train_labels[i])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    network.eval().requires_grad_(False)
-    seen = network(data.info.transform.encode(data.test)).argmax(1)
-    return network, features.eval(), float((seen == data.test_labels).double().mean())
 
 
 def main() -> None:
@@ -48,19 +27,18 @@ def main() -> None:
     args = parser.parse_args()
 
     data = load_data("digits")
-    classifier, features, accuracy = train_classifier(data)
-    print(f"classifier: {accuracy:.1%} of {len(data.test)} held-out digits\n")
+    judge = train_classifier(data)
+    print(f"classifier: {judge.accuracy:.1%} of {judge.held_out} held-out digits\n")
     run = load(args.run) if args.run else fit(TrainConfig(data="digits", cond="class"), save=False)
     labels = torch.arange(10).repeat_interleave(args.each)
-    real = features(run.info.transform.encode(data.train))
+    real = judge.features(data.train)
 
     print("| guidance | agreement | worst class | Frechet distance (classifier features) |")
     print("|---|---|---|---|")
     for scale in args.scales:
-        x = run.sample(len(labels), "heun", labels=labels, guidance=scale).x
-        encoded = run.info.transform.encode(x).float()
-        agrees = (classifier(encoded).argmax(1) == labels).double().reshape(10, -1)
-        distance = frechet_distance(features(encoded), real)
+        x = run.given(labels).guided(scale).sample(len(labels), "heun").x
+        agrees = (judge(x).argmax(1) == labels).double().reshape(10, -1)
+        distance = frechet_distance(judge.features(x), real)
         worst = int(agrees.mean(1).argmin())
         print(f"| {scale:g} | {agrees.mean():.1%} | {worst}: {agrees[worst].mean():.0%} | {distance:.2f} |", flush=True)
 

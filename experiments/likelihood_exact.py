@@ -36,12 +36,12 @@ from scoresde import (
     CosineSDE,
     FlowMatching,
     GaussianMixture,
+    Likelihood,
     Noise,
     ProbabilityFlow,
     SubVPSDE,
     load,
     load_data,
-    log_likelihood,
 )
 
 F64 = torch.float64
@@ -72,9 +72,9 @@ def digits(sde):
 
 def mixture_log_prob(model, x):
     """log p = log prior(z) + log p_low(x) - log p_high(z): the flow carries one marginal into the other."""
-    low, high = model.sde.times("likelihood")
+    low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, x, t0=low, t1=high).x
-    return model.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 def rms(x):
@@ -85,9 +85,9 @@ def bits(nats, dims):
     return nats / (dims * math.log(2))
 
 
-def timed(model, x, **options):
+def timed(model, x, likelihood, noise=None):
     began = time.perf_counter()
-    result = log_likelihood(model, x, check=False, **options)
+    result = likelihood(model, x, noise, check=False)
     return result, time.perf_counter() - began
 
 
@@ -101,7 +101,7 @@ def exact_models(n):
             best = mixture_log_prob(model, x)
             for method in ("coupled", "quadrature"):
                 for rtol in TOLERANCES:
-                    got, seconds = timed(model, x, method=method, divergence="exact", rtol=rtol, atol=rtol)
+                    got, seconds = timed(model, x, Likelihood(method=method, divergence="exact", rtol=rtol))
                     error, nfe = rms(bits(got.log_prob - best, x.shape[1])), got.nfe.double().mean()
                     print(
                         f"| {name} | {label} | {method} | {rtol:.0e} | {error:.1e} | {float(nfe):.0f} "
@@ -119,8 +119,8 @@ def probes(label, model, x, best):
         ("quadrature, redrawn", {"method": "quadrature"}),
     ):
         for count in COUNTS:
-            given = {"divergence": "hutchinson", "probes": count, "noise": noise, "rtol": 1e-4, "atol": 1e-4, **options}
-            got, seconds = timed(model, x, **given)
+            how = Likelihood(divergence="hutchinson", probes=count, rtol=1e-4, **options)
+            got, seconds = timed(model, x, how, noise)
             error = rms(bits(got.log_prob.double() - best, dims))
             own = "-" if count == 1 else f"{rms(bits(got.stderr_probes, dims)):.4f}"
             print(
@@ -132,7 +132,7 @@ def probes(label, model, x, best):
 
 def original(model, x, e, rtol):
     """log p and evaluations by the original's scheme, each a forward pass and a differentiated one."""
-    sde, shape = model.sde, x.shape
+    sde, shape = model.domain.sde, x.shape
     low, high = sde.times("likelihood")
 
     def drift(y, t):
@@ -156,20 +156,18 @@ def original(model, x, e, rtol):
 
 
 def beside_the_original(run, n):
-    if not run.model.sde.finite_g:
+    if not run.model.domain.sde.finite_g:
         raise SystemExit("the original's scheme needs a drift that is finite up to t_max: give a VP, sub-VP or VE run")
-    data, dims = load_data(run.config.data, run.config.seed, run.config.test_fraction), run.info.dims
-    u = Noise.of(n).uniform(run.info.shape, stream="dequantise", dtype=F64)
-    x = run.info.transform.encode(run.info.dequantise(data.test[:n].double(), u)).to(run.dtype)
+    data, dims = run.data(), run.info.dims
+    x = run.to_model(data.test[:n], Noise.of(n).uniform(run.info.shape, stream="dequantise", dtype=F64))
     double = load(run.folder, dtype=F64).model
     noise = Noise.of(n, 1)
     e = noise.rademacher((dims,), 0, "probe", run.dtype).reshape(x.shape)
-    tight = {"rtol": 1e-7, "atol": 1e-7, "check": False}
-    converged = log_likelihood(
-        double, x.double(), divergence="hutchinson", redraw=False, noise=noise, **tight
-    ).log_prob
+    tight = Likelihood(divergence="hutchinson", redraw=False, rtol=1e-7)
+    converged = tight(double, x.double(), noise, check=False).log_prob
     # the exact divergence: 64 passes a node, so along the path that is cheapest
-    truth = log_likelihood(run.model, x, divergence="exact", method="quadrature", check=False).log_prob.double()
+    exact = Likelihood(divergence="exact", method="quadrature")
+    truth = exact(run.model, x, check=False).log_prob.double()
 
     print("\n| digits' network | rtol | error (bits/dim) | standard error | evaluations | cost | seconds |")
     print("|---|---|---|---|---|---|---|")
@@ -193,7 +191,7 @@ def beside_the_original(run, n):
             ("quadrature, redrawn", {"method": "quadrature"}),
         ):
             options = {"divergence": "hutchinson", **options}
-            got, seconds = timed(run.model, x, noise=noise, rtol=rtol, atol=rtol, **options)
+            got, seconds = timed(run.model, x, Likelihood(rtol=rtol, **options), noise)
             nfe, with_divergence = float(got.nfe.double().mean()), float(got.divergences.double().mean())
             same = got.log_prob.double() if "redraw" in options else None
             cost = nfe if options["divergence"] == "difference" else nfe + 2 * with_divergence

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from scoresde import TrainConfig, fit, load, load_data
+from scoresde import Likelihood, TrainConfig, fit, load, load_data
 
 KINDS = {"default": {}, "likelihood": {"weighting": "likelihood", "t_sampler": "importance"}}
 
@@ -63,7 +63,7 @@ def main() -> None:
                     raise SystemExit(f"{out} has {run.step:,} of {run.config.steps:,} steps, not those asked for")
             else:
                 run = fit(config, data=data, out=out, save=out is not None, device=args.device)
-            scores = run.log_likelihood(x, rtol=args.rtol, atol=args.rtol)
+            scores = run.log_likelihood(x, Likelihood(rtol=args.rtol, atol=args.rtol))
             bound = -run.elbo(x).log_prob.double() / (data.info.dims * math.log(2))
             found[kind] = scores.values
             change = mean(found["likelihood"] - found["default"]) if kind == "likelihood" else ""

@@ -20,7 +20,7 @@ import torch
 
 from scoresde import EDM, EDMSDE, VPSDE, CosineSDE, Eps, FlowMatching, GaussianMixture, SubVPSDE, Velocity
 from scoresde.data import eight_gaussians
-from scoresde.times import Domain, Importance, LogitNormal, LogNormal, LossSecondMoment, Uniform, independent
+from scoresde.times import Importance, LogitNormal, LogNormal, LossSecondMoment, Setting, Uniform, independent
 from scoresde.weighting import Likelihood, MinSNR, Native, Sigmoid, noise_factor
 
 PATHS = {
@@ -49,7 +49,7 @@ def scatter(sde, sampler, batches: int, size: int = 128) -> float:
     weighting, prediction = Likelihood(), EDM()
     means, std = eight_gaussians()
     model = GaussianMixture(sde, means, torch.full((len(means),), std, dtype=torch.float64))
-    times = sampler.over(Domain(sde, *sde.times("train"), prediction, weighting))
+    times = sampler.over(Setting(sde, *sde.times("train"), prediction, weighting))
     generator = torch.Generator().manual_seed(0)
     losses = []
     warm = 400 if times.state() else 0
@@ -70,7 +70,7 @@ def scatter(sde, sampler, batches: int, size: int = 128) -> float:
 
 def curve(sde, prediction, weighting, sampler) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-SNR and effective weight per unit of it, at 2,000 quantiles of the sampler."""
-    times = sampler.over(Domain(sde, *sde.times("train"), prediction, weighting))
+    times = sampler.over(Setting(sde, *sde.times("train"), prediction, weighting))
     u = torch.sigmoid(torch.linspace(-14, 14, 2001, dtype=torch.float64))
     log_snr = sde.log_snr(times.quantile(u))
     middle = (log_snr[1:] + log_snr[:-1]) / 2

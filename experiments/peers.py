@@ -39,7 +39,6 @@ from torch import Tensor
 from scoresde.errors import UsageError
 from scoresde.estimate import Denoiser
 from scoresde.shapes import expand
-from scoresde.solvers.base import sampling_interval
 
 F64 = torch.float64
 BUDGETS = (5, 10, 20, 50)
@@ -59,8 +58,8 @@ class VEFrame:
 
     def ends(self) -> Tensor:
         """The log-SNR at the start and the end of sampling, float64 ``(2,)``."""
-        low, high = sampling_interval(self.model)
-        return self.model.sde.log_snr(torch.tensor([high, low], dtype=F64)).clamp(-20, 60)
+        low, high = self.model.domain.interval("sample")
+        return self.model.domain.sde.log_snr(torch.tensor([high, low], dtype=F64)).clamp(-20, 60)
 
     def levels(self, n: int) -> Tensor:
         """The n + 1 noise levels sigma/alpha, uniform in their logarithm, float64, on the CPU."""
@@ -69,12 +68,12 @@ class VEFrame:
 
     def time(self, sigma: Tensor) -> Tensor:
         """The model's time at a noise level, in its shape."""
-        low, high = sampling_interval(self.model)
-        return self.model.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
+        low, high = self.model.domain.interval("sample")
+        return self.model.domain.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
 
     def alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
         """The scale of the model's own state at a noise level of shape ``()`` or ``(B,)``, to multiply ``x`` with."""
-        return expand(self.model.sde.coefficients(self.time(sigma))[0], x)
+        return expand(self.model.domain.sde.coefficients(self.time(sigma))[0], x)
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
         return self.model(self.alpha(sigma, y) * y, self.time(sigma).to(y.device)).x0
@@ -249,7 +248,7 @@ def main() -> None:
         print(f"not here: {line}")
     model = problem()
     x = starts(model)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     exact = ProbabilityFlow(rtol=1e-11, atol=1e-11)(model, x, t0=high, t1=low).x
     print("| peer | " + " | ".join(f"{n} evaluations" for n in BUDGETS) + " |")
     print("|---|" + "---|" * len(BUDGETS))

@@ -26,6 +26,7 @@ _HOME = {
     "SMLD": "discrete",
     "Estimate": "estimate",
     "Denoiser": "estimate",
+    "Domain": "estimate",
     "Parametrization": "estimate",
     "Eps": "estimate",
     "X0": "estimate",
@@ -48,7 +49,9 @@ _HOME = {
     "Multistep": "solvers",
     "FixedStep": "solvers",
     "sample": "solvers",
+    "Likelihood": "likelihood",
     "LogLikelihood": "likelihood",
+    "Scores": "likelihood",
     "log_likelihood": "likelihood",
     "bits_per_dim": "likelihood",
     "Elbo": "likelihood",
@@ -70,9 +73,9 @@ if TYPE_CHECKING:
     from .config import TrainConfig
     from .data import load_data
     from .discrete import DDPM, SMLD
-    from .estimate import EDM, X0, Denoiser, Eps, Estimate, Parametrization, Score, V, Velocity
+    from .estimate import EDM, X0, Denoiser, Domain, Eps, Estimate, Parametrization, Score, V, Velocity
     from .exact import GaussianMixture
-    from .likelihood import Elbo, LogLikelihood, bits_per_dim, elbo, log_likelihood
+    from .likelihood import Elbo, Likelihood, LogLikelihood, Scores, bits_per_dim, elbo, log_likelihood
     from .loss import denoising_loss
     from .model import Guided, ScoreModel, convert
     from .noise import Noise

@@ -40,7 +40,6 @@ from .metrics import sliced_wasserstein
 from .noise import Noise
 from .run import Run
 from .solvers import ProbabilityFlow, Solution, Solver, sample
-from .solvers.base import sampling_interval
 from .tables import SOLVERS
 
 __all__ = ["Bench", "Case", "Floor", "Row", "bench", "plan", "solvers_by_name", "table", "write_bench"]
@@ -163,22 +162,18 @@ def bench(
     n: int = 128,
     seed: int = 0,
     data: Dataset | None = None,
-    label: int | None = None,
-    guidance: float = 1.0,
     batch: int = 256,
     on_row: Callable[[Row], None] | None = None,
 ) -> Bench:
     """Run solvers at several budgets and measure what they return.
 
     Args:
-        run: A trained run.
-        solvers: By the names they shall have.
+        run: A trained run, with what is bound to it; bound to one class, it is compared with data of that class.
+        solvers: Solvers, keyed by the name to show.
         nfe: Budgets of the solvers with a fixed grid.
         n: Number of samples.
         seed: Of the prior and the solvers' noise, and of the choice of data.
         data: What the run was trained on; without it there is no sliced W2.
-        label: A class for all samples, and for the data.
-        guidance: Scale of classifier-free guidance; 1 is the conditional model.
         batch: Samples solved at once.
         on_row: Called with each row, the converged solution first.
 
@@ -188,8 +183,8 @@ def bench(
     """
     if n < 2:
         raise UsageError(f"the number of samples is {n}; distances between distributions need at least 2")
-    cases, model = plan(solvers, nfe), run.conditioned(label, guidance, n)
-    real, floor = (None, None) if data is None else _real(run, data, n, label, seed)
+    cases, model = plan(solvers, nfe), run.model
+    real, floor = (None, None) if data is None else _real(run, data, n, seed)
     common = _Common(run, model, Noise.of(n, seed, device=run.device), batch, real, floor)
     told = on_row or (lambda row: None)
 
@@ -243,7 +238,7 @@ class _Common:
 
 def _at(solver: Solver, tolerance: float) -> Solver:
     """An adaptive solver at a tolerance."""
-    found: Solver = replace(solver, rtol=tolerance, atol=tolerance)  # type: ignore[type-var]
+    found: Solver = replace(solver, rtol=tolerance, atol=None)  # type: ignore[type-var]
     return found
 
 
@@ -256,12 +251,12 @@ def _rms(solution: Solution, converged: Solution) -> float | None:
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
     """``x0_hat`` where sampling ends, in the shape of ``x``."""
-    t, rows = sampling_interval(model)[0], torch.split(torch.arange(len(x), device=x.device), batch)
+    t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
-def _real(run: Run, data: Dataset, n: int, label: int | None, seed: int) -> tuple[Tensor, Floor]:
+def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
     """At most ``n`` held-out rows in model units, ``(m, *event)``, and how far training data are from them."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
@@ -270,9 +265,11 @@ def _real(run: Run, data: Dataset, n: int, label: int | None, seed: int) -> tupl
             f"{info.shape} and {info.levels or 'no'} levels: these are not its data"
         )
 
-    def choose(x: Tensor, labels: Tensor | None, draw: int) -> Tensor:
-        if label is not None and labels is not None:
-            x = x[labels == label]
+    only = run.label if run.label is not None and len(run.label) == 1 else None
+
+    def choose(x: Tensor, y: Tensor | None, draw: int) -> Tensor:
+        if only is not None and y is not None:
+            x = x[y == only]
         if len(x) < 2:
             raise DataError(f"{theirs.name} has {len(x)} samples to compare with, and a distance needs at least 2")
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]

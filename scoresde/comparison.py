@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,113 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write_json
-from .errors import CheckpointError, UsageError
-from .likelihood import Elbo
-from .scores import Scores
+from .errors import CheckpointError, DataError, UsageError
+from .likelihood import Elbo, Likelihood, Scores
+from .run import Run
 
-__all__ = ["KINDS", "Scored", "check_kinds", "write_scores"]
+__all__ = ["KINDS", "Part", "Scored", "check_kinds", "choose", "write_scores"]
 
 KINDS = ("png", "csv", "npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples to score.
+
+    Attributes:
+        name: Of the data.
+        split: ``train``, ``test`` or ``all``.
+        total: Samples in that part.
+        index: Which of them were chosen, int64, shape ``(n,)``.
+        x: The samples in data units, shape ``(n, *event)``.
+        label: Their classes, int64 ``(n,)``, if each is to be conditioned on its own.
+    """
+
+    name: str
+    split: str
+    total: int
+    index: Tensor
+    x: Tensor
+    label: Tensor | None
+
+    def scored(
+        self,
+        run: Run,
+        likelihood: Likelihood,
+        *,
+        seed: int = 0,
+        strata: int = 0,
+        batch: int = 128,
+        memory: int | None = None,
+        check: bool = True,
+        watch: Callable[[Scores], object] | None = None,
+    ) -> Scored:
+        """Score them.
+
+        Args:
+            run: A run, with what is bound to it.
+            likelihood: How.
+            seed: Of the draws.
+            strata: Evaluations of the variational bound in a draw; 0 for no bound.
+            batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+        """
+        bound, begins = None, likelihood.t_min
+        domain = run.model.domain
+        if strata:
+            dequantise = likelihood.dequantisation != "none"
+            bound = run.elbo(
+                self.x, strata=strata, dequantise=dequantise, t_min=likelihood.t_min, seed=seed, batch=batch
+            )
+        if domain.nodes is not None:
+            begins = float(domain.nodes[0])
+        elif begins is None:
+            begins = domain.interval("likelihood")[0]
+        scores = run.log_likelihood(
+            self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch
+        )
+        return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
+
+
+def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False) -> Part:
+    """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws.
+
+    Args:
+        run: The run.
+        data: A name or a path; ``None`` for the run's own data.
+        split: ``train``, ``test`` or ``all``.
+        limit: How many, drawn at random; 0 for all.
+        seed: Of the choice.
+        by_class: Condition each sample on its class.
+
+    Raises:
+        DataError: If the run gives no probability to the data.
+        UsageError: If they have other classes than the run.
+    """
+    dataset = run.data(data)
+    theirs, ours = dataset.info, run.info
+    parts = {"test": ["test"], "train": ["train"], "all": ["train", "test"]}[split]
+    x = torch.cat([getattr(dataset, part) for part in parts])
+    y = torch.cat([getattr(dataset, f"{part}_labels") for part in parts]) if theirs.classes else None
+    if theirs.shape != ours.shape:
+        raise DataError(
+            f"{theirs.name} has samples of shape {theirs.shape}, the run was trained on {ours.name}, shape {ours.shape}"
+        )
+    total = len(x)
+    index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
+    x = x[index]
+    if ours.levels is not None and not bool((ours.quantise(x) == x).all()):
+        kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
+        raise DataError(
+            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on {ours.levels} "
+            f"levels in [{ours.low:g}, {ours.high:g}] and gives no probability to other values"
+        )
+    if by_class and (y is None or theirs.classes != ours.classes):
+        raise UsageError(
+            f"{theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
+            f"{', '.join(ours.classes) or '(none)'}",
+            parameter="labels",
+        )
+    return Part(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +164,8 @@ class Scored:
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
-        return sign * self.elbo.log_prob.double() / self.scores.nats_per_unit
+        bound: Tensor = sign * self.elbo.log_prob.double() / self.scores.nats_per_unit
+        return bound
 
     def auroc(self, first: Scored) -> float:
         """How well the likelihood tells this set from ``first``, (1); NaN if either has no sample that succeeded."""
@@ -90,7 +191,10 @@ class Scored:
             "stderr_mean": _number(scores.stderr_mean()), "stderr_probes": _number(scores.stderr_sample()),
             "change": _number(scores.change), "converged": scores.converged,
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()), **asdict(scores.how),
+            "scale": scores.scale,
         }  # fmt: skip
+        if scores.how.divergence == "exact":
+            facts["probes"] = 0
         if self.elbo is not None:
             facts["elbo"] = self._elbo(self.elbo)
         if self is not first:
@@ -113,7 +217,8 @@ class Scored:
         bound = bound[good]
         error = float(bound.std()) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
         return {
-            "mean": _number(float(bound.mean())), "stderr_mean": _number(error), **terms, "nfe": int(elbo.nfe.max()),
+            "whose": elbo.whose, "mean": _number(float(bound.mean())), "stderr_mean": _number(error), **terms,
+            "nfe": int(elbo.nfe.max()),
             "dequantisation": "none" if self.scores.bits_per_dim is None else "uniform", "t_min": self.bound_t_min,
             "steps": [_number(v) for v in steps.tolist()],
         }  # fmt: skip

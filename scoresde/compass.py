@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .data import DataInfo, Dataset, eight_gaussians
 from .errors import UsageError
-from .estimate import Denoiser, Estimate
+from .estimate import Denoiser, Domain, Estimate
 from .exact import GaussianMixture
 from .noise import Noise
 from .run import Run
 from .sde import SDE
 from .shapes import as_time, expand, flat
-from .solvers.base import sampling_interval
 
 __all__ = ["Compass", "Fields", "TrainingSet", "exact_score", "known_mixture", "measure", "score_grid"]
 
@@ -49,16 +49,11 @@ class TrainingSet:
     sde: SDE
     points: Tensor
     std: float = 0.0
-    coupled = False
-    nodes = None
 
-    @property
-    def t_min(self) -> float:
-        return self.sde.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.sde.t_max
+    @cached_property
+    def domain(self) -> Domain:
+        """The whole of the path."""
+        return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
         """The set itself: all rows are alike."""
@@ -146,15 +141,15 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     Raises:
         UsageError: If the model has no score.
     """
-    if run.model.coupled:
+    if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
-    sde, info = run.model.sde, run.info
+    sde, info = run.model.domain.sde, run.info
     exact, against, note = exact_score(info, sde, data.train)
     rows = data.test[:n]
     noise = Noise.of(len(rows), seed)
     u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
     x0 = info.transform.encode(info.dequantise(rows.double(), u))
-    low, high = sampling_interval(run.model)
+    low, high = run.model.domain.interval("sample")
     ends = sde.log_snr(torch.tensor([low, high], dtype=torch.float64)).clamp(-FURTHEST, FURTHEST).tolist()
     log_snr = torch.linspace(ends[0], ends[1], levels, dtype=torch.float64)
     cosines, errors = [], []
@@ -214,13 +209,13 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
     Raises:
         UsageError: If the data is not in the plane, or the model has no score.
     """
-    info, sde = run.info, run.model.sde
+    info, sde = run.info, run.model.domain.sde
     if info.shape != (2,):
         raise UsageError(
             f"a score field is drawn in the plane, and {info.name} is {info.kind}s of shape "
             f"{' x '.join(map(str, info.shape))}; plot compass compares the score in any number of dimensions"
         )
-    if run.model.coupled:
+    if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
     rows = data.test[:1000].double()
     low, high = rows.amin(0), rows.amax(0)

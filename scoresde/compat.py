@@ -148,8 +148,8 @@ def original_loss(
     """
     if reduce not in REDUCTIONS:
         raise UsageError(f"unknown reduction {reduce!r}; {closest(reduce, REDUCTIONS)}")
-    sigma = expand(model.sde.coefficients(t)[1], x0)
-    error = (sigma * model(model.sde.perturb(x0, t, z), t).score + z).square()
+    sigma = expand(model.domain.sde.coefficients(t)[1], x0)
+    error = (sigma * model(model.domain.sde.perturb(x0, t, z), t).score + z).square()
     if likelihood:
-        error = error * expand(model.sde.diffusion_squared(t), x0) / sigma.square()
+        error = error * expand(model.domain.sde.diffusion_squared(t), x0) / sigma.square()
     return mean_flat(error) if reduce == "mean" else sum_flat(error) / 2

@@ -19,7 +19,7 @@ from torch import nn
 
 from .build import READ, Typed, build, closest, construct, fields_of, name_of, options_of, resolve
 from .coupling import check_coupling
-from .data import DataInfo
+from .data import DataInfo, Dataset, load_data
 from .errors import CheckpointError, UsageError
 from .estimate import Parametrization
 from .model import ScoreModel
@@ -197,6 +197,14 @@ class TrainConfig:
             lr=self.lr or lr,
             warmup=self.warmup or max(1, min(steps // 20, 5000)),
         )
+
+    def load_data(self, data: str | None = None) -> Dataset:
+        """The data of the run, or of another name or path, split as the run splits.
+
+        Raises:
+            DataError: If they are gone, or unreadable.
+        """
+        return load_data(data or self.data, self.seed, self.test_fraction)
 
     def name(self, field: str) -> str:
         """The name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object there."""

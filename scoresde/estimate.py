@@ -22,8 +22,8 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ from .sde import SDE
 from .shapes import expand
 
 __all__ = [
-    "EDM", "VARIANCES", "X0", "Denoiser", "Eps", "Estimate", "Parametrization", "Score", "V", "Velocity", "Wrapped",
+    "EDM", "VARIANCES", "X0", "Counted", "Denoiser", "Domain", "Eps", "Estimate", "Parametrization", "Score", "Tally",
+    "V", "Velocity", "Wrapped",
 ]  # fmt: skip
 
 # What a step down may have for a variance (see Estimate.share).
@@ -49,7 +50,8 @@ class Estimate:
         t: The time, shape ``()`` or ``(B,)``.
         x0, eps: The estimated data and noise, shape of ``x``; ``alpha x0 + sigma eps = x``.
         sde: The path they belong to.
-        frac: What a model that learned its variance says of it, shape of ``x``, else ``None`` (see :meth:`share`).
+        frac: The learned variance as a fraction (see :meth:`share`), shape of ``x``; ``None`` if the model has none.
+        calls: How many networks were asked for this answer, for each row: one number, or int64 ``(B,)``.
     """
 
     x: Tensor
@@ -58,6 +60,7 @@ class Estimate:
     eps: Tensor
     sde: SDE
     frac: Tensor | None = None
+    calls: int | Tensor = 1
 
     def share(self, variance: str = "auto") -> Tensor:
         """The fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
@@ -95,39 +98,72 @@ class Estimate:
         return expand(d_alpha, self.x) * self.x0 + expand(d_sigma, self.x) * self.eps
 
 
-class Denoiser(Protocol):
-    """The only thing that solvers, the likelihood and guidance know of a model.
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Where a model may be asked, and what its answers are.
 
     Attributes:
         sde: The path.
-        t_min, t_max: Where the model may be asked; no solver asks elsewhere.
-        coupled: Data and noise were paired in training, so that there is no score (the flow is still right).
-        nodes: The times a discrete model knows, or ``None``.
+        t_min, t_max: The times at which it may be asked; no solver asks elsewhere.
+        nodes: The times that a discrete model knows, rising, shape ``(N,)``, or ``None``.
+        has_score: Whether ``-eps_hat/sigma`` is the score of a density. Not where data and noise were paired in
+            training (the flow is still right).
+        consistent: Whether the estimates at all levels belong to one law. Not for a guided model: its flow and its
+            reverse SDE have different laws, and a variational bound is one of the reverse SDE.
     """
 
+    sde: SDE
+    t_min: float
+    t_max: float
+    nodes: Tensor | None = None
+    has_score: bool = True
+    consistent: bool = True
+
+    @classmethod
+    def of(cls, sde: SDE) -> Domain:
+        """The whole of a path, with a score everywhere."""
+        return cls(sde, sde.t_min, sde.t_max)
+
+    def interval(self, use: str) -> tuple[float, float]:
+        """The SDE's interval of t for ``use``, within the domain: ``"train"``, ``"sample"`` or ``"likelihood"``.
+
+        Sampling goes from node to node.
+        """
+        low, high = self.sde.times(use)
+        low, high = max(low, self.t_min), min(high, self.t_max)
+        if self.nodes is None or use != "sample":
+            return low, high
+        inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
+        if len(inside) < 2:
+            raise UsageError(
+                f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two of them"
+            )
+        return max(low, inside[0]), min(high, inside[-1])
+
+
+class Denoiser(Protocol):
+    """The only thing that solvers, the likelihood and guidance know of a model."""
+
     @property
-    def sde(self) -> SDE: ...
-    @property
-    def t_min(self) -> float: ...
-    @property
-    def t_max(self) -> float: ...
-    @property
-    def coupled(self) -> bool: ...
-    @property
-    def nodes(self) -> Tensor | None: ...
+    def domain(self) -> Domain:
+        """Where the model may be asked, and what its answers are."""
+        ...
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         """Estimate data and noise: ``x`` has shape ``(B, *event)``, ``t`` shape ``()`` or ``(B,)``."""
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """The same model for the rows ``index`` of a batch: conditioning keeps its row."""
+        """The same model for the rows ``index``, shape ``(B',)``, of a batch: conditioning keeps its row."""
         ...
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A denoiser with the path and the domain of another: derive from it and write ``__call__`` and ``rows``.
+    """A denoiser made of another: derive a frozen dataclass from it and write ``__call__``.
+
+    Every field that has rows (another denoiser, a condition, noise) is cut to them by :meth:`rows`, so that a subclass
+    stays what it is, with all of its fields.
 
     Args:
         model: The denoiser that is asked.
@@ -136,29 +172,68 @@ class Wrapped:
     model: Denoiser
 
     @property
-    def sde(self) -> SDE:
-        """The path of the model."""
-        return self.model.sde
+    def domain(self) -> Domain:
+        """That of the model."""
+        return self.model.domain
+
+    def rows(self, index: Tensor) -> Self:
+        """The same for the rows ``index``, shape ``(B',)``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.rows(index) for name, value in values.items() if hasattr(value, "rows")})
+
+
+class Tally:
+    """How many networks were asked, by :attr:`Estimate.calls`.
+
+    Attributes:
+        evaluations: How often the model was asked, whatever the rows.
+        more: What an evaluation cost beyond one network, added up for each row: 0, or int64 ``(B,)``.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        """For a batch ``x`` of shape ``(B, *event)``."""
+        self.evaluations = 0
+        self.more: int | Tensor = 0
+        self._none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+    def add(self, calls: int | Tensor, rows: Tensor | None = None) -> None:
+        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``; ``calls`` is one number or one for each."""
+        self.evaluations += 1
+        if isinstance(calls, int) and calls == 1:
+            return
+        more = torch.as_tensor(calls - 1, device=self._none.device)
+        if rows is None:
+            self.more = self.more + more + self._none
+        else:
+            self.more = (self.more + self._none).index_add_(0, rows, more.expand(len(rows)))
 
     @property
-    def t_min(self) -> float:
-        """Where the model's domain begins."""
-        return self.model.t_min
+    def total(self) -> int | Tensor:
+        """Networks asked in evaluations of all rows, one number or int64 ``(B,)``."""
+        return self.evaluations + self.more
 
-    @property
-    def t_max(self) -> float:
-        """Where the model's domain ends."""
-        return self.model.t_max
 
-    @property
-    def coupled(self) -> bool:
-        """Whether the model has no score."""
-        return self.model.coupled
+@dataclass(frozen=True)
+class Counted(Wrapped):
+    """A denoiser whose calls are counted.
 
-    @property
-    def nodes(self) -> Tensor | None:
-        """The times a discrete model knows, shape ``(N,)``, or ``None``."""
-        return self.model.nodes
+    Args:
+        tally: Where.
+        index: Which rows of the tally's batch are asked, int64 ``(b,)``; ``None`` for all.
+    """
+
+    tally: Tally
+    index: Tensor | None = None
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        estimate = self.model(x, t)
+        self.tally.add(estimate.calls, self.index)
+        return estimate
+
+    def rows(self, index: Tensor) -> Self:
+        """The same for the rows ``index``, shape ``(B',)``, which count where they did."""
+        places = index if self.index is None else self.index[index]
+        return replace(self, model=self.model.rows(index), index=places)
 
 
 class Parametrization(ABC):

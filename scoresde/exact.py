@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
-from .estimate import Estimate
+from .estimate import Domain, Estimate
 from .sde import SDE
 from .shapes import as_time, flat
 
@@ -76,21 +76,10 @@ class GaussianMixture:
         values, vectors = torch.linalg.eigh(self.covariances)
         return values, vectors
 
-    @property
-    def t_min(self) -> float:
-        return self.sde.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.sde.t_max
-
-    @property
-    def coupled(self) -> bool:
-        return False
-
-    @property
-    def nodes(self) -> Tensor | None:
-        return None
+    @cached_property
+    def domain(self) -> Domain:
+        """The whole of the path."""
+        return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> GaussianMixture:
         """The mixture itself: all rows are alike."""

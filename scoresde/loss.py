@@ -62,10 +62,10 @@ def denoising_loss(
     output, frac = model.outputs(x, t, cond)
     weight = make_weighting(weighting, typed=True)(sde, parametrization, t)
     loss = weight.to(x0.dtype) * mean_flat((output - target).square())
-    if frac is None or model.nodes is None:
+    if frac is None or model.domain.nodes is None:
         return loss
     estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
-    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.nodes)
+    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.domain.nodes)
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:

@@ -17,12 +17,14 @@ as a VP model for the straight path of flow matching: the same samples and likel
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .estimate import Denoiser, Estimate, Parametrization, Wrapped
+from .estimate import Denoiser, Domain, Estimate, Parametrization, Wrapped
 from .paths import Stretch
 from .sde import SDE
 from .shapes import as_time, expand, select
@@ -75,14 +77,12 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parametrization = parametrization
         self.classes = classes
-        self.t_min = sde.t_min
-        self.t_max = parametrization.legal_t_max(sde)
-        self.coupled = coupled
         self.learn_variance = learn_variance
-        self.nodes = sde.nodes
-        if self.nodes is not None and self.t_max < sde.t_max:
-            self.nodes = self.nodes[self.nodes <= self.t_max]  # a chain ends at a node
-            self.t_max = float(self.nodes[-1])
+        t_max, nodes = parametrization.legal_t_max(sde), sde.nodes
+        if nodes is not None and t_max < sde.t_max:
+            nodes = nodes[nodes <= t_max]  # a chain ends at a node
+            t_max = float(nodes[-1])
+        self.domain = Domain(sde, sde.t_min, t_max, nodes, has_score=not coupled)
         self.schedule = nn.ParameterDict(sde.parameters())
 
     @property
@@ -152,58 +152,51 @@ class Given(Wrapped):
         estimate: Estimate = self.model(x, t, self.cond.to(x.device))
         return estimate
 
-    def rows(self, index: Tensor) -> Given:
+    def rows(self, index: Tensor) -> Self:
         """The same for the rows ``index``, shape ``(B',)``: each keeps its class."""
-        return Given(self.model, select(self.cond, index.to(self.cond.device)))
+        return replace(self, cond=select(self.cond, index.to(self.cond.device)))
 
 
 @dataclass(frozen=True)
-class Guided:
-    """Classifier-free guidance: ``estimate = uncond + scale (cond - uncond)``; scale 1 is the conditional model.
+class Guided(Wrapped):
+    """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, 0 the other one.
 
-    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``. Two network evaluations per call, but one
-    at scale 0 or 1.
+    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``: the model with a condition against the
+    one without. Two networks are asked, but one at scale 0 or 1.
+
+    Args:
+        model: The model to move towards.
+        against: The model to move away from.
+        scale: How far.
     """
 
-    cond: Denoiser
-    uncond: Denoiser
+    against: Denoiser
     scale: float
 
-    @property
-    def sde(self) -> SDE:
-        return self.cond.sde
-
-    @property
-    def t_min(self) -> float:
-        return max(self.cond.t_min, self.uncond.t_min)
-
-    @property
-    def t_max(self) -> float:
-        return min(self.cond.t_max, self.uncond.t_max)
-
-    @property
-    def coupled(self) -> bool:
-        return self.cond.coupled or self.uncond.coupled
-
-    @property
-    def nodes(self) -> Tensor | None:
-        return self.cond.nodes
+    @cached_property
+    def domain(self) -> Domain:
+        """Where both may be asked."""
+        a, b = self.model.domain, self.against.domain
+        return replace(
+            a,
+            t_min=max(a.t_min, b.t_min),
+            t_max=min(a.t_max, b.t_max),
+            has_score=a.has_score and b.has_score,
+            consistent=a.consistent and b.consistent and self.scale in (0.0, 1.0),
+        )
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         if self.scale in (0.0, 1.0):
-            return self.cond(x, t) if self.scale else self.uncond(x, t)
-        c, u = self.cond(x, t), self.uncond(x, t)
+            return self.model(x, t) if self.scale else self.against(x, t)
+        c, u = self.model(x, t), self.against(x, t)
         # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them. A learned variance is that of
         # the conditional model: a fraction that is extrapolated would leave its interval.
-        return Estimate(x, c.t, torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale), c.sde, c.frac)
-
-    def rows(self, index: Tensor) -> Guided:
-        """The same for the rows ``index``, shape ``(B',)``."""
-        return Guided(self.cond.rows(index), self.uncond.rows(index), self.scale)
+        x0, eps = torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale)
+        return replace(c, x0=x0, eps=eps, calls=c.calls + u.calls)
 
 
 @dataclass(frozen=True)
-class Converted:
+class Converted(Wrapped):
     """A model asked on another path, at the same noise levels (1); :func:`convert` makes it.
 
     Args:
@@ -211,47 +204,31 @@ class Converted:
         sde: The stretch of the other path whose noise levels the model knows.
     """
 
-    model: Denoiser
     sde: Stretch
 
-    @property
-    def t_min(self) -> float:
-        return self.sde.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.sde.t_max
-
-    @property
-    def coupled(self) -> bool:
-        return self.model.coupled
-
-    @property
-    def nodes(self) -> Tensor | None:
-        """The model's nodes that the path has, at its times, shape ``(N,)``, or ``None``."""
-        if self.model.nodes is None:
-            return None
-        t = self.sde.t_of_log_snr(self.model.sde.log_snr(self.model.nodes))
-        return t[(t > self.t_min - _CLOSE) & (t < self.t_max + _CLOSE)]
+    @cached_property
+    def domain(self) -> Domain:
+        """The stretch, with those of the model's nodes that lie on it, at its times."""
+        theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
+        nodes = theirs.nodes
+        if nodes is not None:
+            nodes = self.sde.t_of_log_snr(theirs.sde.log_snr(nodes))
+            nodes = nodes[(nodes > low - _CLOSE) & (nodes < high + _CLOSE)]
+        return replace(theirs, sde=self.sde, t_min=low, t_max=high, nodes=nodes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        t = as_time(t, x)
-        outside = (t < self.t_min - _CLOSE) | (t > self.t_max + _CLOSE)
+        t, theirs, ours = as_time(t, x), self.model.domain, self.domain
+        outside = (t < ours.t_min - _CLOSE) | (t > ours.t_max + _CLOSE)
         if bool(outside.any()):
             raise UsageError(
-                f"asked at t = {float(t[outside].flatten()[0]):g}: {_ranges(self.model, self.sde.path)}; what they "
-                f"share is t from {self.t_min:.6g} to {self.t_max:.6g}"
+                f"asked at t = {float(t[outside].flatten()[0]):g}: {_ranges(theirs, self.sde.path)}; what they "
+                f"share is t from {ours.t_min:.6g} to {ours.t_max:.6g}"
             )
-        theirs = self.model.sde
-        at = theirs.t_of_log_snr(self.sde.log_snr(t)).clamp(self.model.t_min, self.model.t_max)
+        at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
         # x_t = s(t) x'_t' / s'(t')                                                                      (1)
-        estimate = self.model(expand(theirs.scale(at) / self.sde.scale(t), x) * x, at)
+        estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
         # A learned variance was learned between the two of the model's own path, and the step up is another here.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
-
-    def rows(self, index: Tensor) -> Converted:
-        """The same for the rows ``index``, shape ``(B',)``."""
-        return Converted(self.model.rows(index), self.sde)
 
 
 _CLOSE = 1e-12  # what rounding may carry a time over an end
@@ -271,17 +248,17 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
     >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
     >>> straight = convert(model, FlowMatching())
-    >>> round(straight.t_min, 6), round(straight.t_max, 6)
+    >>> round(straight.domain.t_min, 6), round(straight.domain.t_max, 6)
     (0.000999, 0.993471)
     """
-    theirs = model.sde
-    t = torch.tensor([model.t_min, theirs.times("sample")[0], model.t_max], dtype=torch.float64)
+    domain, theirs = model.domain, model.domain.sde
+    t = torch.tensor([domain.t_min, theirs.times("sample")[0], domain.t_max], dtype=torch.float64)
     # Their noise levels, as far as the path has them
     most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
     shared = theirs.log_snr(t).clamp(least, most)
     low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
     if not low < high:
-        raise UsageError(f"{_ranges(model, path)}: they share none, and the model cannot be asked on that path")
+        raise UsageError(f"{_ranges(domain, path)}: they share none, and the model cannot be asked on that path")
     # Where the model's own end is the end, what holds there for it does so in the scale of the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
@@ -290,12 +267,12 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))
 
 
-def _ranges(model: Denoiser, path: SDE) -> str:
+def _ranges(domain: Domain, path: SDE) -> str:
     """The log-SNR that a model knows and that a path goes through, in words."""
 
     def span(sde: SDE, low: float, high: float) -> str:
         ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))
         return " to ".join(f"{end:.4g}" for end in ends.tolist())
 
-    known, theirs = span(model.sde, model.t_min, model.t_max), span(path, path.t_min, path.t_max)
+    known, theirs = span(domain.sde, domain.t_min, domain.t_max), span(path, path.t_min, path.t_max)
     return f"the model knows the log-SNR from {known}, {type(path).__name__} goes from {theirs}"

@@ -48,6 +48,7 @@ __all__ = [
     "STATUS",
     "TABLEAUS",
     "OdeSolution",
+    "check_tolerances",
     "coarse",
     "failures",
     "integrate",
@@ -169,9 +170,20 @@ def integrate(
         leave, status = rows.verdict(accept, error, max_nfe)
 
 
+def check_tolerances(rtol: float, atol: float | None) -> None:
+    """Refuse tolerances that no step can meet; ``atol`` of ``None`` is that of ``rtol``.
+
+    Raises:
+        UsageError: With the values.
+    """
+    if not rtol > 0 or not (atol is None or atol >= 0):
+        raise UsageError(
+            f"rtol is {rtol} and atol {atol}; use rtol > 0 and atol >= 0, for example 1e-5", parameter="rtol"
+        )
+
+
 def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
-    if not rtol > 0 or not atol >= 0:
-        raise UsageError(f"rtol is {rtol} and atol {atol}; take rtol > 0 and atol >= 0, for example 1e-5")
+    check_tolerances(rtol, atol)
     if method not in TABLEAUS:
         raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
     if y.dtype == torch.float32 and rtol < 1e-6:

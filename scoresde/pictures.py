@@ -31,10 +31,9 @@ from .run import Run
 from .sde import SDE
 from .shapes import expand, flat
 from .solvers import Solver
-from .solvers.base import sampling_interval
 from .solvers.trajectory import Trajectory
 from .tables import PARAMETRIZATIONS
-from .times import Domain, make_times
+from .times import Setting, make_times
 from .weighting import make_weighting
 
 __all__ = [
@@ -107,7 +106,7 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
     weighting = make_weighting(config.weighting, config.weighting_options, True)
     low, high = sde.times("train")[0], min(sde.times("train")[1], parametrization.legal_t_max(sde))
-    domain = Domain(sde, low, high, parametrization, weighting)
+    domain = Setting(sde, low, high, parametrization, weighting)
     times = make_times(config.t_sampler, config.t_sampler_options, domain, True)
     return sde.log_snr(snap(times.draw(count, torch.Generator().manual_seed(seed))[0], sde.nodes))
 
@@ -178,21 +177,18 @@ class Undone:
     nfe: float
 
 
-def undo(
-    run: Run, n: int, solver: Solver, count: int, *, seed: int = 0, labels: int | None = None, guidance: float = 1.0
-) -> Undone:
+def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undone:
     """Draw ``n`` samples, look at ``count`` times on their way, and ask the model for the data there."""
-    samples = run.sample(n, solver, seed=seed, labels=labels, guidance=guidance, denoise=False, batch=n, record=True)
-    model = run.conditioned(labels, guidance, n)
-    trajectory = samples.solution.trajectory
+    samples = run.sample(n, solver, seed=seed, denoise=False, batch=n, record=True)
+    model, trajectory = run.model, samples.solution.trajectory
     assert trajectory is not None
-    low, high = sampling_interval(model)
-    t = even_times(model.sde, count, high, low)
+    low, high = model.domain.interval("sample")
+    t = even_times(model.domain.sde, count, high, low)
     states = trajectory.at(t)
     with torch.no_grad():
         x0 = torch.stack([model(x.to(run.device), s.to(run.device)).x0.cpu() for x, s in zip(states, t, strict=True)])
     guessed = run.info.transform.decode(x0.double().flatten(0, 1)).reshape(x0.shape)
-    return Undone(t, shown(model.sde, run.info, states, t), guessed, float(samples.solution.nfe.double().mean()))
+    return Undone(t, shown(model.domain.sde, run.info, states, t), guessed, float(samples.solution.nfe.double().mean()))
 
 
 def frames_between(columns: int, frames: int) -> int:
@@ -221,7 +217,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
     figure = strips(
         blocks, column_labels(found.t[some]), info.kind, info.low, info.high,
         coloured_by=found.x0[-1] if info.kind == "vector" else None,
-        note=size_note(run.model.sde, found.t).strip() or None,
+        note=size_note(run.model.domain.sde, found.t).strip() or None,
     )  # fmt: skip
     save_figure(file, figure)
     if not gif:
@@ -264,9 +260,9 @@ class Paths:
 
 def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
     """Draw ``n`` samples by each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
-    low, high = sampling_interval(run.model)
-    times = make_grid("auto", run.model.sde, frames - 1, high, low)
-    alpha, sigma = run.model.sde.coefficients(times)
+    low, high = run.model.domain.interval("sample")
+    times = make_grid("auto", run.model.domain.sde, frames - 1, high, low)
+    alpha, sigma = run.model.domain.sde.coefficients(times)
 
     def follow(trajectory: Trajectory | None) -> Tensor:
         assert trajectory is not None

@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .coupling import Pairs
-from .data import Dataset, load_data
+from .data import Dataset
 from .errors import NumericalError, UsageError
 from .estimate import Denoiser
 from .noise import Noise
@@ -29,7 +28,6 @@ from .progress import Progress
 from .run import Run
 from .shapes import expand, sum_flat, time_dtype
 from .solvers import ProbabilityFlow, Solver
-from .solvers.base import sampling_interval
 from .solvers.flow import slope
 from .times import TimeSampler
 from .train import fit, prepared
@@ -46,18 +44,16 @@ def draw_pairs(
     solver: Solver | None = None,
     *,
     seed: int = 0,
-    labels: Tensor | None = None,
     batch: int = 512,
     quiet: bool = False,
 ) -> Pairs:
     """Noise and the samples that the flow of a run takes it to.
 
     Args:
-        run: A trained run.
+        run: A trained run, with what is bound to it.
         count: Number of pairs.
-        solver: Any solver of the flow (default: ``ProbabilityFlow(rtol=1e-4, atol=1e-4)``).
+        solver: Any solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
         seed: Of the noise.
-        labels: A class for each, int64 ``(count,)``, for a model that knows classes.
         batch: Samples solved at once.
         quiet: Print no progress.
 
@@ -65,7 +61,7 @@ def draw_pairs(
         UsageError: If the solver draws noise, so that a sample belongs to no noise.
         NumericalError: If a sample fails.
     """
-    solver = ProbabilityFlow(1e-4, 1e-4) if solver is None else solver
+    solver = ProbabilityFlow(1e-4) if solver is None else solver
     if solver.stochastic:
         raise UsageError(
             f"{type(solver).__name__} draws noise on its way, so that a sample belongs to no noise at the start; take "
@@ -75,15 +71,15 @@ def draw_pairs(
     with Progress(count, "pairs", quiet=quiet) as progress:
         for start in range(0, count, batch):
             n = min(batch, count - start)
-            given = None if labels is None else labels[start : start + n]
-            samples = run.sample(n, solver, seed=seed, start=_STREAM + start, labels=given, batch=batch)
+            part = run.rows(torch.arange(start, start + n))
+            samples = part.sample(n, solver, seed=seed, start=_STREAM + start, batch=batch)
             if samples.solution.failures():
                 raise NumericalError(f"no pairs from this model: {'; '.join(samples.solution.failures())}")
             noise = Noise.of(n, seed, _STREAM + start, run.device)
             x0.append(samples.solution.x.cpu())
             eps.append(noise.normal(run.info.shape, stream="prior", dtype=run.dtype).cpu())
             progress.update(n)
-    return Pairs(torch.cat(x0), torch.cat(eps), labels)
+    return Pairs(torch.cat(x0), torch.cat(eps), run.label)
 
 
 def reflow(
@@ -123,15 +119,17 @@ def reflow(
     Raises:
         UsageError: If the run is a discrete chain, or for what :func:`scoresde.fit` refuses.
     """
-    data = load_data(run.config.data, run.config.seed, run.config.test_fraction) if data is None else data
-    labels = None
-    if run.model.classes and data.train_labels is not None:
-        labels = data.train_labels[torch.arange(pairs) % len(data.train_labels)]  # in the data's proportions
+    if run.config is None:
+        raise UsageError("reflow trains a run further, and this one says nothing of its training")
+    data = run.data() if data is None else data
+    asked = run
+    if run.config.cond == "class" and data.train_labels is not None:
+        asked = run.given(data.train_labels[torch.arange(pairs) % len(data.train_labels)])  # in the data's proportions
     named = {"weighting": weighting, "t_sampler": t_sampler}
     config = run.config.named(**{field: value for field, value in named.items() if value is not None})
     config = replace(config, coupling="reflow", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0)
     prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
-    drawn = draw_pairs(run, pairs, solver, seed=seed, labels=labels, quiet=quiet)
+    drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
     if out is None and save:
         out = Path("runs") / f"{(run.folder or Path(data.info.name)).name}-reflow"
     return fit(
@@ -156,7 +154,7 @@ def straightness(
     >>> round(straightness(point, Noise.of(8), (2,)), 6)
     0.0
     """
-    sde, (low, high) = model.sde, sampling_interval(model)
+    sde, (low, high) = model.domain.sde, model.domain.interval("sample")
     ends = torch.tensor([high, low], dtype=time_dtype(noise.indices.device), device=noise.indices.device)
     (r0, r1), scale = sde.ratio(ends), sde.scale(ends)
     x = sde.prior_std * noise.normal(shape, stream="prior", dtype=dtype)

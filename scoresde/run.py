@@ -1,28 +1,38 @@
 """A trained run in use: samples and likelihoods in the units of the data.
 
-:func:`load` reads a run folder; :class:`Run` joins the model with the data's units, levels and labels.
+A :class:`Run` joins a model with the units, levels and classes of its data. What is known of the samples, how strongly
+it is followed and on which path the model is asked is *bound* first,
+
+    run.given("cat").guided(2.0).on("flow").sample(16)
+
+and each of these is a run again, so that sampling and likelihood take none of it. Bindings compose in one order, given,
+guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .build import build, resolve
+from .build import build, closest, resolve
 from .checkpoint import find_run, load_weights, newest_checkpoint, read_config, read_json, read_tensors
 from .config import TrainConfig, build_model, build_sde
-from .data import DataInfo
+from .data import DataInfo, Dataset
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
-from .likelihood import Elbo, elbo
+from .likelihood import Elbo, Likelihood, Scores, elbo
+from .likelihood.elbo import whose
 from .model import Guided, ScoreModel, convert
 from .noise import Noise
-from .scores import Scores, score
 from .sde import SDE
+from .shapes import as_tensor, select
 from .solvers import Solution, Solver, sample
 from .solvers.base import Watch
 from .tables import SDES, SOLVERS
@@ -44,59 +54,162 @@ class Samples:
     solution: Solution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A trained model and the data's units.
+    """A model with the units of its data, and what is bound to it.
 
-    Attributes:
-        model: The model with averaged weights, in evaluation mode.
+    Args:
+        base: The model as it was trained, or any other denoiser.
         info: What is known of the data.
-        config: The resolved configuration.
+        config: How it was trained, ``None`` for a model that was not trained here.
         step: Training steps done.
         folder: The run folder, or ``None``.
+        device, dtype: Where and in which precision the states are; ``None`` for those of the weights.
+        label: Classes bound by :meth:`given`, int64, shape ``(n,)`` or ``(1,)``.
+        scale: Of guidance, bound by :meth:`guided`.
+        path: Bound by :meth:`on`.
     """
 
-    model: ScoreModel
+    base: Denoiser
     info: DataInfo
-    config: TrainConfig
-    step: int
+    config: TrainConfig | None = None
+    step: int = 0
     folder: Path | None = None
+    device: torch.device = None  # type: ignore[assignment]  # filled in below
+    dtype: torch.dtype = None  # type: ignore[assignment]
+    label: Tensor | None = None
+    scale: float = 1.0
+    path: SDE | None = None
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+    def __post_init__(self) -> None:
+        weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
+        if self.device is None:
+            object.__setattr__(self, "device", torch.device("cpu") if weights is None else weights.device)
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", torch.float32 if weights is None else weights.dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights, and of the states that solvers carry."""
-        return next(self.model.parameters()).dtype
+    def __repr__(self) -> str:
+        sde = type(self.model.domain.sde).__name__
+        shape = " x ".join(map(str, self.info.shape))
+        bound = [] if self.label is None else [f"given {self._names()}"]
+        bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
+        bound += [] if self.path is None else [f"on {self.path!r}"]
+        dtype = str(self.dtype).removeprefix("torch.")
+        lines = [
+            f"Run {self.folder or '(not saved)'}: {type(self.base).__name__} on {sde}, step {self.step:,}",
+            f"{self.info.kind}s of {self.info.name}, {shape}, {dtype} on {self.device}",
+            *([", ".join(bound)] if bound else []),
+        ]
+        return "\n".join(lines)
 
-    def conditioned(
-        self,
-        labels: int | Tensor | None,
-        guidance: float = 1.0,
-        n: int | None = None,
-        path: str | SDE | None = None,
-    ) -> Denoiser:
-        """The denoiser for given labels: an int for all, int64 ``(n,)``, or ``None`` for the unconditional model.
+    def _names(self) -> str:
+        """The bound classes, in words."""
+        assert self.label is not None
+        found = [self.info.classes[i] if i < len(self.info.classes) else "none" for i in self.label[:5].tolist()]
+        return ", ".join(found) + (f", ... ({len(self.label)} rows)" if len(self.label) > 5 else "")
 
-        With ``path``, a name in :data:`scoresde.tables.SDES` or an SDE, it is asked there (:func:`scoresde.convert`).
+    # ------------------------------------------------------------------------------------------------------- binding
+
+    def given(self, label: int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
+        """The run given a class, by number or name, or given one for each row; ``None`` takes it away again.
+
+        Args:
+            label: One for all, or ``(n,)`` for n rows; the number of classes stands for "not given".
+
+        Raises:
+            UsageError: If the model knows no classes, or not this one.
         """
-        model = self._conditioned(labels, guidance, n)
-        return model if path is None else convert(model, build(path, SDES, "SDE", typed=True))
+        if label is None:
+            return replace(self, label=None)
+        if not isinstance(self.base, ScoreModel) or not self.base.classes:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without labels, and label {label!r} needs cond='class' in "
+                "training",
+                parameter="cond",
+                value="class",
+            )
+        if isinstance(label, str):
+            label = [label]
+        if isinstance(label, Sequence):
+            label = [self._number(one) if isinstance(one, str) else one for one in label]
+        return replace(self, label=self.base.given(as_tensor(label)).cond)
 
-    def _conditioned(self, labels: int | Tensor | None, guidance: float, n: int | None) -> Denoiser:
-        if isinstance(labels, Tensor) and n is not None and labels.numel() not in (1, n):
-            raise UsageError(f"{labels.numel()} labels for {n} samples; give one for all, or one for each")
-        if labels is None:
-            if guidance != 1.0:
-                raise UsageError(f"guidance {guidance} needs a label; give --label")
-            return self.model
-        given = self.model.given(labels)
-        if guidance == 1.0:
-            return given
-        return Guided(given, self.model.given(self.model.classes), guidance)
+    def _number(self, name: str) -> int:
+        names = list(self.info.classes)
+        if name in names:
+            return names.index(name)
+        if name.isdigit() and int(name) < len(names):
+            return int(name)
+        raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
+
+    def guided(self, scale: float) -> Run:
+        """The run guided away from the model without a condition: 1 is the conditional model, 0 the other one."""
+        return replace(self, scale=float(scale))
+
+    def on(self, path: str | SDE | None) -> Run:
+        """The run on another path, at the model's noise levels (:func:`scoresde.convert`); ``None`` for its own.
+
+        Args:
+            path: A name in :data:`scoresde.tables.SDES`, ``module:Class``, or an SDE.
+        """
+        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True))
+
+    def rows(self, index: Tensor) -> Run:
+        """The run for the rows ``index``, int64 ``(b,)``, of what is bound to it."""
+        return self if self.label is None else replace(self, label=select(self.label, index.to(self.label.device)))
+
+    @cached_property
+    def model(self) -> Denoiser:
+        """The model with all that is bound to it: what solvers and the likelihood are given."""
+        model = self.base
+        if self.label is not None:
+            assert isinstance(model, ScoreModel)
+            model = model.given(self.label)
+        if self.scale != 1.0:
+            if self.label is None:
+                raise UsageError(
+                    f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
+                    parameter="label",
+                )
+            assert isinstance(self.base, ScoreModel)
+            model = Guided(model, self.base.given(self.base.classes), self.scale)
+        return model if self.path is None else convert(model, self.path)
+
+    def _bound(self, count: int) -> Denoiser:
+        """The model for ``count`` rows."""
+        if self.label is not None and len(self.label) not in (1, count):
+            raise UsageError(f"{len(self.label)} labels for {count} samples; give one for all, or one for each")
+        return self.model
+
+    # ---------------------------------------------------------------------------------------------------------- data
+
+    def data(self, data: str | None = None) -> Dataset:
+        """The data that the run was trained on, or of another name or path, split as the run splits.
+
+        Raises:
+            UsageError: If it was not trained here.
+            DataError: If the data are gone, or unreadable.
+        """
+        if self.config is None:
+            raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
+        return self.config.load_data(data)
+
+    def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
+        """Data ``(n, *event)`` in model units, on the run's device and in its precision.
+
+        Args:
+            x: In data units.
+            u: Uniform numbers in [0, 1), the shape of ``x``, which spread levels over their cells.
+        """
+        x = as_tensor(x).cpu().double()
+        spread = x if u is None else self.info.dequantise(x, u.cpu().double())
+        return self.info.transform.encode(spread).to(device=self.device, dtype=self.dtype)
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """States ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU."""
+        return self.info.quantise(self.info.transform.decode(x.cpu()))
+
+    # --------------------------------------------------------------------------------------------------------- using
 
     def sample(
         self,
@@ -105,11 +218,8 @@ class Run:
         *,
         seed: int = 0,
         start: int = 0,
-        labels: int | Tensor | None = None,
-        guidance: float = 1.0,
         denoise: bool = True,
         brownian: bool = False,
-        path: str | SDE | None = None,
         batch: int = 256,
         watch: Watch | None = None,
         record: bool = False,
@@ -117,14 +227,11 @@ class Run:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
         Args:
-            n: Number of samples.
+            n: Number of samples; as many as there are bound rows, if there is one for each.
             solver: A name in :data:`scoresde.tables.SOLVERS`, or a solver.
             seed, start: Addresses of the samples: sample i is the same in every call.
-            labels: A class for all, or int64 ``(n,)``.
-            guidance: Scale of classifier-free guidance; 1 is the conditional model.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
             brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
-            path: Another path to sample on, at the model's noise levels (see :func:`scoresde.convert`).
             batch: Samples solved at once.
             watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
             record: Keep every step, for :meth:`frames`.
@@ -133,13 +240,12 @@ class Run:
             UsageError: If an option cannot be used.
         """
         if n < 1:
-            raise UsageError(f"the number of samples is {n}; take at least 1")
-        model = self.conditioned(labels, guidance, n, path)
+            raise UsageError(f"the number of samples is {n}; draw at least 1", parameter="n")
         built: Solver = build(solver, SOLVERS, "solver", typed=True)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
         solution = sample(
-            model,
+            self._bound(n),
             built,
             self.info.shape,
             Noise.of(n, seed, start, self.device, brownian=brownian),
@@ -149,7 +255,7 @@ class Run:
             watch=watch,
             record=record,
         )
-        return Samples(self.info.quantise(self.info.transform.decode(solution.x.cpu())), solution)
+        return Samples(self.to_data(solution.x), solution)
 
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
         """Recorded samples on their way, for an animation.
@@ -171,57 +277,38 @@ class Run:
 
     def log_likelihood(
         self,
-        x: Tensor,
+        x: Tensor | npt.ArrayLike,
+        likelihood: Likelihood | None = None,
         *,
-        labels: int | Tensor | None = None,
-        guidance: float = 1.0,
-        dequantisation: str = "auto",
-        draws: int = 1,
-        importance: int = 1,
-        method: str = "coupled",
-        divergence: str = "auto",
-        probes: int = 1,
-        probe: str = "rademacher",
-        redraw: bool = True,
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
-        scheme: str | None = None,
-        steps: int | None = None,
-        t_min: float | None = None,
         seed: int = 0,
         start: int = 0,
         batch: int = 256,
         memory: int | None = None,
         check: bool = True,
+        watch: Callable[[Scores], object] | None = None,
     ) -> Scores:
         """Score data by the probability flow.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            labels: A class for all, or int64 ``(n,)``; the model must know classes.
-            guidance: Scale of classifier-free guidance.
-            dequantisation, draws, importance, redraw, t_min, check: See :func:`scoresde.scores.score`.
-            method, divergence, probes, probe, rtol, atol, scheme, steps, batch, memory: See
-                :func:`scoresde.log_likelihood`.
+            likelihood: How (default: ``Likelihood()``).
             seed, start: Addresses of the draws (dequantisation and probes).
+            batch, memory, check, watch: See :class:`scoresde.Likelihood`.
 
         Raises:
             DataError: If the shape is not the model's.
         """
-        self._check_shape(x)
-        return score(
-            self.conditioned(labels, guidance, len(x)), self.info, x, Noise.of(len(x), seed, start, self.device),
-            self.dtype, dequantisation=dequantisation, draws=draws, importance=importance, method=method,
-            divergence=divergence, probes=probes, probe=probe, redraw=redraw, rtol=rtol, atol=atol, scheme=scheme,
-            steps=steps, t_min=t_min, batch=batch, memory=memory, check=check,
+        x = self._checked(x)
+        noise = Noise.of(len(x), seed, start, self.device)
+        return (likelihood or Likelihood())(
+            self._bound(len(x)), x, noise, self.info, batch=batch, memory=memory, check=check, watch=watch,
+            dtype=self.dtype,
         )  # fmt: skip
 
     def elbo(
         self,
-        x: Tensor,
+        x: Tensor | npt.ArrayLike,
         *,
-        labels: int | Tensor | None = None,
-        guidance: float = 1.0,
         dequantise: bool = True,
         strata: int = 64,
         draws: int = 1,
@@ -232,14 +319,15 @@ class Run:
     ) -> Elbo:
         """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
 
+        It bounds the density of what the reverse SDE of this very model generates. For a guided model that is neither
+        the density of its flow nor the tilted one; the result says whose it is.
+
         Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
         A model with nodes is a chain, whose bound has one draw for each of its nodes (:func:`scoresde.vlb.bound`); its
         decoder is the reconstruction here.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            labels: A class for all, or int64 ``(n,)``.
-            guidance: Scale of classifier-free guidance.
             dequantise: Whether data with levels are dequantised; the bound is one of a density if not.
             strata, draws, t_min: See :func:`scoresde.elbo`; without a meaning for a chain.
             batch: States evaluated at once.
@@ -248,34 +336,34 @@ class Run:
         Raises:
             DataError: If the shape is not the model's.
         """
-        self._check_shape(x)
+        x = self._checked(x)
         info, noise = self.info, Noise.of(len(x), seed, start, self.device)
-        data, log_cell = x.cpu().double(), -info.transform.log_scale(info.shape)
-        if dequantise and info.bin_width is not None:
-            u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64).cpu()
-            data, log_cell = info.dequantise(data, u), log_cell + info.dims * math.log(info.bin_width)
-        elif info.bin_width is not None:
-            data = data + info.bin_width / 2  # the middle of the cell
-        encoded = info.transform.encode(data).to(device=self.device, dtype=self.dtype)
-        model = self.conditioned(labels, guidance, len(x))
-        if model.nodes is None:
+        log_cell, width = -info.transform.log_scale(info.shape), info.bin_width
+        u = torch.full(x.shape, 0.5, dtype=torch.float64)  # the middle of the cell
+        if dequantise and width is not None:
+            u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
+            log_cell += info.dims * math.log(width)
+        encoded, model = self.to_model(x, u), self._bound(len(x))
+        if model.domain.nodes is None:
             terms = elbo(model, encoded, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
         else:
             pieces = []
             for rows in torch.split(torch.arange(len(x), device=self.device), batch):
                 chain = bound(model.rows(rows), encoded[rows], noise.rows(rows))
-                nan, count = torch.full_like(chain.prior, torch.nan), torch.full_like(rows, len(model.nodes))
-                pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, count))
+                nan = torch.full_like(chain.prior, torch.nan)
+                pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, chain.nfe, whose(model, "chain")))
             terms = Elbo.join(pieces)
         # -log P = -log p(m) - log(b^D / prod scale), b = 1 for a density: part of the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_cell)
 
-    def _check_shape(self, x: Tensor) -> None:
-        info = self.info
+    def _checked(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Data as a tensor of the right shape, ``(n, *event)``."""
+        x, info = as_tensor(x), self.info
         if tuple(x.shape[1:]) != info.shape:
             raise DataError(
                 f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
             )
+        return x
 
 
 def load(

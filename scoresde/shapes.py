@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from .errors import UsageError
 
 __all__ = [
-    "add_scaled", "as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
+    "add_scaled", "as_tensor", "as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype",
+    "to_device",
 ]  # fmt: skip
 
 
@@ -55,6 +57,11 @@ def time_dtype(device: torch.device) -> torch.dtype:
 def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers of the host as a tensor on the device of ``x``, in their shape; in their own dtype or ``dtype``."""
     return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
+
+
+def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
+    """``x`` as a tensor of its shape; arrays are accepted wherever tensors are."""
+    return x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:

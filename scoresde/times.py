@@ -50,12 +50,12 @@ from .tables import PARAMETRIZATIONS, TIME_SAMPLERS
 from .weighting import Native, Weight, log_snr_speed, noise_factor
 
 __all__ = [
-    "Domain",
     "Importance",
     "LogNormal",
     "LogitNormal",
     "LossSecondMoment",
     "Mode",
+    "Setting",
     "Sqrt",
     "TimeSampler",
     "Times",
@@ -66,7 +66,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Domain:
+class Setting:
     """Where times are drawn, and what the loss asks there.
 
     Args:
@@ -103,33 +103,33 @@ class TimeSampler(ABC):
     stratified: bool = True
 
     @abstractmethod
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         """The time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
 
-    def check(self, domain: Domain) -> None:
+    def check(self, setting: Setting) -> None:
         """Refuse a domain or a weighting that does not go with it (a :class:`~scoresde.errors.UsageError`)."""
-        if self.emphasis and getattr(domain.weighting, "per_log_snr", False):
+        if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {domain.weighting} is stated for times uniform in t, and {self} is a factor on it: the "
-                "loss would be another; take the time sampler low-discrepancy or importance"
+                f"the weighting {setting.weighting} is stated for times uniform in t, and {self} is a factor on it: "
+                "the loss would be another; take the time sampler low-discrepancy or importance"
             )
 
-    def over(self, domain: Domain) -> Times:
-        """The sampler at work on a domain."""
-        return Times(self, domain)
+    def over(self, setting: Setting) -> Times:
+        """The sampler at work on a setting."""
+        return Times(self, setting)
 
 
 class Times:
-    """A time sampler at work on a domain: what the training loop holds.
+    """A time sampler at work on a setting: what the training loop holds.
 
     Args:
         sampler: The distribution.
-        domain: Where it draws.
+        setting: Where it draws.
     """
 
-    def __init__(self, sampler: TimeSampler, domain: Domain) -> None:
-        sampler.check(domain)
-        self.sampler, self.domain = sampler, domain
+    def __init__(self, sampler: TimeSampler, setting: Setting) -> None:
+        sampler.check(setting)
+        self.sampler, self.setting = sampler, setting
 
     @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -139,12 +139,12 @@ class Times:
             u = (torch.arange(count, dtype=torch.float64) + shift) / count
         else:
             u = torch.rand(count, generator=generator, dtype=torch.float64)
-        t = self.quantile(u).clamp(self.domain.low, self.domain.high)
+        t = self.quantile(u).clamp(self.setting.low, self.setting.high)
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
         """The time that a share ``u`` of all draws lies below, in the shape of ``u``."""
-        return self.sampler.quantile(u, self.domain)
+        return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight (2) of a draw at ``t``, in the shape of ``t``; 1 where draws count as they come."""
@@ -170,8 +170,8 @@ class Uniform(TimeSampler):
 
     emphasis = False
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        return domain.low + (domain.high - domain.low) * u
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return setting.low + (setting.high - setting.low) * u
 
 
 def independent() -> Uniform:
@@ -186,8 +186,8 @@ class Sqrt(TimeSampler):
     Times below 0.01 are a third of their log-SNR range, but 1 % of uniform t.
     """
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        low, high = math.sqrt(domain.low), math.sqrt(domain.high)
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        low, high = math.sqrt(setting.low), math.sqrt(setting.high)
         return (low + (high - low) * u).square()
 
 
@@ -205,16 +205,16 @@ class LogNormal(TimeSampler):
     def __post_init__(self) -> None:
         _positive(self, "std")
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        z = self.mean + self.std * _cut_normal(u, self._ends(domain))
-        return domain.sde.t_of_log_snr(-2 * z)
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        z = self.mean + self.std * _cut_normal(u, self._ends(setting))
+        return setting.sde.t_of_log_snr(-2 * z)
 
-    def check(self, domain: Domain) -> None:
-        super().check(domain)
-        _reach(self, self._ends(domain), domain)
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        _reach(self, self._ends(setting), setting)
 
-    def _ends(self, domain: Domain) -> Tensor:
-        return (-domain.sde.log_snr(domain.ends) / 2 - self.mean) / self.std
+    def _ends(self, setting: Setting) -> Tensor:
+        return (-setting.sde.log_snr(setting.ends) / 2 - self.mean) / self.std
 
 
 @dataclass(frozen=True)
@@ -234,17 +234,18 @@ class LogitNormal(TimeSampler):
     def __post_init__(self) -> None:
         _positive(self, "std")
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * _cut_normal(u, self._ends(domain)))
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * _cut_normal(u, self._ends(setting)))
 
-    def check(self, domain: Domain) -> None:
-        super().check(domain)
-        if not 0 <= domain.low < domain.high <= 1:
-            raise UsageError(f"logit-normal times lie between 0 and 1, but the domain is {domain.low} to {domain.high}")
-        _reach(self, self._ends(domain), domain)
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if not 0 <= setting.low < setting.high <= 1:
+            low, high = setting.low, setting.high
+            raise UsageError(f"logit-normal times lie between 0 and 1, but the domain is {low} to {high}")
+        _reach(self, self._ends(setting), setting)
 
-    def _ends(self, domain: Domain) -> Tensor:
-        return (torch.logit(domain.ends) - self.mean) / self.std
+    def _ends(self, setting: Setting) -> Tensor:
+        return (torch.logit(setting.ends) - self.mean) / self.std
 
 
 @dataclass(frozen=True)
@@ -261,10 +262,10 @@ class Mode(TimeSampler):
         if not -1 <= self.k <= 2 / (math.pi - 2):
             raise UsageError(f"mode: k is {self.k}; it must lie between -1 and 2/(pi - 2) = 1.75, where t rises with u")
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         # f(1 - u), so that it rises, of their f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u)
         v = u - self.k * (torch.sin(math.pi / 2 * u).square() - u)
-        return domain.low + (domain.high - domain.low) * v
+        return setting.low + (setting.high - setting.low) * v
 
 
 # -------------------------------------------------------------------------------------------------------- by the loss
@@ -289,16 +290,16 @@ class Importance(TimeSampler):
     emphasis = False
     error: str = "eps"
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        return self.over(domain).quantile(u)
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return self.over(setting).quantile(u)
 
-    def check(self, domain: Domain) -> None:
-        super().check(domain)
-        if domain.sde.parameters():
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if setting.sde.parameters():
             raise UsageError("importance: the path is learned, and the density would not follow; take low-discrepancy")
 
-    def over(self, domain: Domain) -> Times:
-        return _Tabulated(self, domain)
+    def over(self, setting: Setting) -> Times:
+        return _Tabulated(self, setting)
 
 
 class _Tabulated(Times):
@@ -306,17 +307,17 @@ class _Tabulated(Times):
 
     cells = 4096
 
-    def __init__(self, sampler: Importance, domain: Domain) -> None:
-        super().__init__(sampler, domain)
+    def __init__(self, sampler: Importance, setting: Setting) -> None:
+        super().__init__(sampler, setting)
         # A sampler with options from a file was made by the door, which lets no foreign name through.
         self.error: Parametrization = build(sampler.error, PARAMETRIZATIONS, "prediction", typed=True)
         # The grids have the same rule: -20 stands for alpha = 0, 20 for sigma = 0.
-        ends = domain.sde.log_snr(domain.ends)
+        ends = setting.sde.log_snr(setting.ends)
         ends = torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
         self.log_snr = torch.linspace(float(ends[0]), float(ends[1]), self.cells + 1, dtype=torch.float64)
-        t = domain.sde.t_of_log_snr(self.log_snr).clamp(domain.low, domain.high)
+        t = setting.sde.t_of_log_snr(self.log_snr).clamp(setting.low, setting.high)
         self.span = float(t[-1] - t[0])
-        speed = log_snr_speed(domain.sde, t)
+        speed = log_snr_speed(setting.sde, t)
         step = (self.log_snr[0] - self.log_snr[-1]) / self.cells
         slope = self.density(t) / speed
         self.integral = torch.cat([slope.new_zeros(1), (slope[1:] + slope[:-1]).cumsum(0) * (step / 2)])
@@ -325,12 +326,12 @@ class _Tabulated(Times):
 
     def density(self, t: Tensor) -> Tensor:
         """The weight on the error of the output ``error``, shape of ``t``; p is this over its integral ``total``."""
-        sde, own = self.domain.sde, self.domain.parametrization
+        sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
-        return self.domain.weighting(sde, own, t) / factor
+        return self.setting.weighting(sde, own, t) / factor
 
     def quantile(self, u: Tensor) -> Tensor:
-        return self.domain.sde.t_of_log_snr(_interpolate(u * self.total, self.integral, self.log_snr))
+        return self.setting.sde.t_of_log_snr(_interpolate(u * self.total, self.integral, self.log_snr))
 
     def weight(self, t: Tensor) -> Tensor:
         return self.total / (self.density(t) * self.span)
@@ -342,15 +343,15 @@ class _Tabulated(Times):
         moment int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
         """
         if not 0 < self.total < math.inf:
-            raise UsageError(f"importance: the integral of {self.domain.weighting} over t is {self.total:.3g}")
-        sde, own = self.domain.sde, self.domain.parametrization
-        w = self.domain.weighting(sde, own, t) / noise_factor(sde, own, t)
+            raise UsageError(f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}")
+        sde, own = self.setting.sde, self.setting.parametrization
+        w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
         square = (w * torch.sigmoid(self.log_snr)).square()
         mine = torch.where(square > 0, square / self.density(t), 0.0) * (self.total / self.span)
         ratio = float(torch.trapezoid(mine / speed) / torch.trapezoid(square / speed))
         if ratio > 1 + 1e-6:
             raise UsageError(
-                f"the time sampler {self.sampler} with the weighting {self.domain.weighting} scatters the loss "
+                f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
                 f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data): take its option "
                 "error=edm (--set t_sampler.error=edm), or low-discrepancy"
             )
@@ -380,11 +381,11 @@ class LossSecondMoment(TimeSampler):
         if not 0 < self.uniform <= 1:
             raise UsageError(f"loss-second-moment: uniform is {self.uniform}; it must be > 0 and at most 1")
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
-        return self.over(domain).quantile(u)
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return self.over(setting).quantile(u)
 
-    def over(self, domain: Domain) -> Times:
-        return _Remembering(self, domain)
+    def over(self, setting: Setting) -> Times:
+        return _Remembering(self, setting)
 
 
 class _Remembering(Times):
@@ -392,9 +393,9 @@ class _Remembering(Times):
 
     sampler: LossSecondMoment
 
-    def __init__(self, sampler: LossSecondMoment, domain: Domain) -> None:
-        super().__init__(sampler, domain)
-        self.edges = make_grid("auto", domain.sde, sampler.bins, domain.low, domain.high)
+    def __init__(self, sampler: LossSecondMoment, setting: Setting) -> None:
+        super().__init__(sampler, setting)
+        self.edges = make_grid("auto", setting.sde, sampler.bins, setting.low, setting.high)
         self.losses: list[deque[float]] = [deque(maxlen=sampler.history) for _ in range(sampler.bins)]
 
     def probabilities(self) -> Tensor:
@@ -453,13 +454,13 @@ def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
     return z
 
 
-def _reach(sampler: TimeSampler, ends: Tensor, domain: Domain) -> None:
-    """Refuse a normal distribution of which only a far tail lies in the domain, whose ends are in deviations."""
+def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
+    """Refuse a normal distribution of which only a far tail lies in the setting, whose ends are in deviations."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(
-            f"the mean of {sampler} lies {outside:.3g} of its deviations outside of where {domain.sde} is trained, "
-            f"t = {domain.low:g} to {domain.high:g}: take another mean"
+            f"the mean of {sampler} lies {outside:.3g} of its deviations outside of where {setting.sde} is trained, "
+            f"t = {setting.low:g} to {setting.high:g}: take another mean"
         )
 
 
@@ -470,21 +471,21 @@ def _positive(sampler: Any, name: str) -> None:
 
 
 def make_times(
-    sampler: str | TimeSampler, options: Mapping[str, Any], domain: Domain, typed: Typed = READ
+    sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ
 ) -> Times:
-    """The time sampler that a name stands for, at work on a domain.
+    """The time sampler that a name stands for, at work on a setting.
 
     Args:
         sampler: The name, or the sampler itself.
         options: Its fields.
-        domain: Where it draws.
+        setting: Where it draws.
         typed: Which names a person typed (:mod:`scoresde.build`).
 
     Raises:
-        UsageError: If there is none of that name, it has no such option, or it does not suit the domain.
+        UsageError: If there is none of that name, it has no such option, or it does not suit the setting.
         CheckpointError: If the name was read from a file and is in no table.
     """
     made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
     if not isinstance(made, TimeSampler):
         raise UsageError(f"{sampler!r} is no time sampler: derive a frozen dataclass from scoresde.times.TimeSampler")
-    return made.over(domain)
+    return made.over(setting)

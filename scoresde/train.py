@@ -41,7 +41,7 @@ from .checkpoint import (
 )
 from .config import TrainConfig, build_model, build_sde
 from .coupling import Pairs, optimal_transport
-from .data import Dataset, load_data
+from .data import Dataset
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
 from .grids import snap
@@ -50,7 +50,7 @@ from .model import ScoreModel
 from .progress import Progress
 from .run import Run
 from .solvers import RungeKutta
-from .times import Domain, Times, make_times
+from .times import Setting, Times, make_times
 from .weighting import Weight, check_weight, make_weighting
 
 __all__ = ["fit"]
@@ -98,7 +98,7 @@ def fit(
         >>> run.sample(4).x.shape
         torch.Size([4, 2])
     """
-    data = load_data(config.data, config.seed, config.test_fraction) if data is None else data
+    data = config.load_data() if data is None else data
     info = data.info
     config, model = prepared(config, data, network, start)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -131,7 +131,7 @@ def fit(
             generator = _generator(config.seed, step)
             x0, eps, labels = batches.pair(step, generator, dtype)
             drawn, importance = times.draw(len(x0), generator)
-            t = snap(drawn, model.nodes).to(device)
+            t = snap(drawn, model.domain.nodes).to(device)
             if eps is None:
                 eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
             if config.coupling == "ot":
@@ -191,15 +191,12 @@ def prepared(
 ) -> tuple[TrainConfig, ScoreModel]:
     """The resolved configuration and the model to train, untrained or that of ``start``."""
     if start is not None:
-        config = replace(
-            config, sde=start.model.sde, sde_options={}, shift=1.0, predict=start.model.parametrization,
-            predict_options={}, cond=start.config.cond, learn_variance=start.config.learn_variance,
-            preset=start.config.preset, network_options=start.config.network_options,
-        )  # fmt: skip
+        config = _continued(config, start)
     config = config.resolved(data.info, data_std=_spread(data))
     if start is not None:
-        model = copy.deepcopy(start.model).requires_grad_(True)
-        model.coupled = config.coupling != "independent"
+        assert isinstance(start.base, ScoreModel)
+        model = copy.deepcopy(start.base).requires_grad_(True)
+        model.domain = replace(model.domain, has_score=config.coupling == "independent")
     else:
         with _keyed_rng(config.seed, -1, "cpu"):
             model = build_model(config, data.info, build_sde(config), network)
@@ -207,15 +204,25 @@ def prepared(
     return config, model
 
 
+def _continued(config: TrainConfig, start: Run) -> TrainConfig:
+    """The budget of ``config`` with the network, path and parametrisation of a run."""
+    if start.config is None or not isinstance(start.base, ScoreModel):
+        raise UsageError("training goes on from a run that was trained here; this one says nothing of its training")
+    return replace(
+        config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
+        cond=start.config.cond, learn_variance=start.config.learn_variance, preset=start.config.preset,
+        network_options=start.config.network_options,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
     """The weighting and the time sampler at work, checked against the path, the prediction and each other."""
-    low, high = model.sde.times("train")
-    high = min(high, model.t_max)
+    low, high = model.domain.interval("train")
     weighting = make_weighting(config.weighting, config.weighting_options, config.typed)
     check_weight(weighting, model.sde, model.parametrization, low, high)
-    domain = Domain(model.sde, low, high, model.parametrization, weighting)
-    return weighting, make_times(config.t_sampler, config.t_sampler_options, domain, config.typed)
+    setting = Setting(model.sde, low, high, model.parametrization, weighting)
+    return weighting, make_times(config.t_sampler, config.t_sampler_options, setting, config.typed)
 
 
 class Batches:
@@ -413,7 +420,7 @@ def _sample_sheet(folder: Path, run: Run) -> None:
     info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
-    nodes = run.model.nodes
+    nodes = run.model.domain.nodes
     x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x
     if not bool(torch.isfinite(x).all()):
         warnings.warn(f"no picture at step {run.step}: some samples are not finite", stacklevel=2)

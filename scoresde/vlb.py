@@ -41,7 +41,7 @@ from torch import Tensor
 
 from .discrete import posterior
 from .errors import UsageError
-from .estimate import Denoiser, Estimate
+from .estimate import Counted, Denoiser, Estimate, Tally
 from .grids import nearest
 from .noise import Noise
 from .sde import SDE
@@ -141,11 +141,13 @@ class Bound:
         prior: ``L_T``, shape ``(B,)``.
         steps: ``L_i`` from the lowest step up, shape ``(B, N - 1)``, each from one draw.
         data: ``L_0``, shape ``(B,)``, from one draw.
+        nfe: Networks asked, int64 ``(B,)``.
     """
 
     prior: Tensor
     steps: Tensor
     data: Tensor
+    nfe: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -183,18 +185,19 @@ def bound(
         >>> terms.steps.shape, terms.total.shape
         (torch.Size([5, 29]), torch.Size([5]))
     """
-    nodes = model.nodes
+    sde, nodes = model.domain.sde, model.domain.nodes
     if nodes is None:
         raise UsageError(
-            f"the variational bound is a sum over the nodes of a chain, and a model on {type(model.sde).__name__} has "
-            "none; train with --sde ddpm or smld, or take the likelihood by the probability flow"
+            f"the variational bound is a sum over the nodes of a chain, and a model on {type(sde).__name__} has none; "
+            "train with --sde ddpm or smld, or take the likelihood by the probability flow"
         )
     noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
+    counted = Counted(model, Tally(x0))
 
     def at(i: int) -> Estimate:
         eps = noise.normal(tuple(x0.shape[1:]), i, "user", x0.dtype)
         t = nodes[i].to(x0.device)
-        return model(model.sde.perturb(x0, t, eps), t)
+        return counted(sde.perturb(x0, t, eps), t)
 
     with torch.no_grad():
         steps = [step_kl(at(i), x0, nodes[i - 1].to(x0.device), variance) for i in range(1, len(nodes))]
@@ -203,7 +206,8 @@ def bound(
             data = decoder_nll(lowest, x0, nodes, variance)
         else:
             data = discretised_nll(lowest, x0, nodes, bin_width, low, high, variance)
-    return Bound(prior_kl(model.sde, x0), torch.stack(steps, 1), data)
+    nfe = torch.zeros(len(x0), dtype=torch.int64, device=x0.device) + counted.tally.total
+    return Bound(prior_kl(sde, x0), torch.stack(steps, 1), data, nfe)
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:

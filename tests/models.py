@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,20 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from scoresde import EDM, SDE, VESDE, VPSDE, FlowMatching, GaussianMixture, ScoreModel, SubVPSDE
-from scoresde.estimate import Denoiser, Estimate, Wrapped
+from scoresde import (
+    EDM,
+    SDE,
+    VESDE,
+    VPSDE,
+    FlowMatching,
+    GaussianMixture,
+    Likelihood,
+    LogLikelihood,
+    ScoreModel,
+    SubVPSDE,
+    log_likelihood,
+)
+from scoresde.estimate import Denoiser, Domain, Estimate, Wrapped
 from scoresde.nn import MLP
 from scoresde.shapes import expand
 
@@ -79,7 +91,7 @@ def gaussian(sde: SDE, dims: int = 4, mean: float = 0.3, std: float = 0.5) -> Ga
 
 def gaussian_flow(model: GaussianMixture, z: Tensor, t0: float, t1: float) -> Tensor:
     """The probability flow of one Gaussian in closed form: x - alpha mu is scaled by the marginal's std."""
-    (a0, s0), (a1, s1) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (t0, t1))
+    (a0, s0), (a1, s1) = (model.domain.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (t0, t1))
     v0, v1 = (a0 * model.stds[0]) ** 2 + s0**2, (a1 * model.stds[0]) ** 2 + s1**2
     return a1 * model.means[0] + (z - a0 * model.means[0]) * torch.sqrt(v1 / v0)
 
@@ -111,8 +123,20 @@ class Watched(Wrapped):
         self.evaluations.append(len(x))
         return self.model(x, t)
 
-    def rows(self, index: Tensor) -> Watched:
-        return Watched(self.model.rows(index), self.times, self.evaluations)
+
+@dataclass(frozen=True)
+class Poisoned(Wrapped):
+    """A denoiser that says NaN for the rows ``bad``, bool ``(B,)``, below t = 1/2."""
+
+    bad: Tensor
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        e = self.model(x, t)
+        wrong = expand(self.bad & (torch.as_tensor(t) < 0.5), x)
+        return replace(e, x0=e.x0.masked_fill(wrong, torch.nan), eps=e.eps.masked_fill(wrong, torch.nan))
+
+    def rows(self, index: Tensor) -> Poisoned:
+        return replace(self, model=self.model.rows(index), bad=self.bad[index])
 
 
 @dataclass(frozen=True)
@@ -120,14 +144,11 @@ class OnNodes(Wrapped):
     """A denoiser that knows the nodes of its chain only, as a trained one does."""
 
     @property
-    def nodes(self) -> Tensor | None:
-        return self.model.sde.nodes
+    def domain(self) -> Domain:
+        return replace(self.model.domain, nodes=self.model.domain.sde.nodes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         return self.model(x, t)
-
-    def rows(self, index: Tensor) -> OnNodes:
-        return OnNodes(self.model.rows(index))
 
 
 def watched(model: Denoiser) -> Watched:
@@ -149,8 +170,8 @@ def collinear(sde: SDE, dims: int = 8) -> GaussianMixture:
 
 def latent(model: GaussianMixture, x: Tensor) -> Tensor:
     """Where the flow of one Gaussian ends: along each axis it scales by the ratio of the standard deviations."""
-    low, high = model.sde.times("likelihood")
-    (a0, s0), (a1, s1) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (low, high))
+    low, high = model.domain.sde.times("likelihood")
+    (a0, s0), (a1, s1) = (model.domain.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (low, high))
     values, vectors = model.axes
     gain = torch.sqrt((a1**2 * values[0] + s1**2) / (a0**2 * values[0] + s0**2))
     away = x - a0 * model.means[0]
@@ -160,8 +181,8 @@ def latent(model: GaussianMixture, x: Tensor) -> Tensor:
 
 def flow_log_prob(model: GaussianMixture, x: Tensor, z: Tensor) -> Tensor:
     """``log prior(z) + log p_low(x) - log p_high(z)``: the density of an exact model's flow that takes x to z."""
-    low, high = model.sde.times("likelihood")
-    return model.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    low, high = model.domain.sde.times("likelihood")
+    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 @dataclass(frozen=True)
@@ -172,12 +193,9 @@ class Louder(Wrapped):
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         estimate = self.model(x, t)
-        alpha, sigma = (expand(c, x) for c in self.sde.coefficients(estimate.t))
+        alpha, sigma = (expand(c, x) for c in self.domain.sde.coefficients(estimate.t))
         eps = self.factor * estimate.eps
-        return Estimate(x, estimate.t, (x - sigma * eps) / alpha, eps, self.sde)
-
-    def rows(self, index: Tensor) -> Louder:
-        return Louder(self.model.rows(index), self.factor)
+        return Estimate(x, estimate.t, (x - sigma * eps) / alpha, eps, self.domain.sde)
 
 
 def small_network(dims: int = 3, classes: int = 0, seed: int = 0) -> ScoreModel:
@@ -187,3 +205,10 @@ def small_network(dims: int = 3, classes: int = 0, seed: int = 0) -> ScoreModel:
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return ScoreModel(network, UserCosine(), EDM(), classes=classes).double().eval()
+
+
+def density(model: Denoiser, x: Tensor, **options: object) -> LogLikelihood:
+    """``log_likelihood`` with the options of the likelihood and of the call in one table."""
+    names = {f.name for f in fields(Likelihood)}
+    how = Likelihood(**{k: v for k, v in options.items() if k in names})
+    return log_likelihood(model, x, how, **{k: v for k, v in options.items() if k not in names})

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
-from models import ALL, F64, gaussian, normals, ring, watched
+from models import ALL, F64, Poisoned, gaussian, normals, ring, watched
 
 from scoresde import VESDE, VPSDE, Noise
 from scoresde.errors import UsageError
 from scoresde.estimate import Estimate, Wrapped
 from scoresde.metrics import sliced_wasserstein
 from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
-from scoresde.shapes import expand
 from scoresde.solvers import AdaptiveSDE, sample
-from scoresde.solvers.base import sampling_interval
 
 FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
 
@@ -91,10 +89,7 @@ class Nothing(Wrapped):
     """A model on VE that says eps = 0: what is left of the reverse SDE is its noise."""
 
     def __call__(self, x, t):
-        return Estimate(x, torch.as_tensor(t, dtype=F64), x, torch.zeros_like(x), self.sde)
-
-    def rows(self, index):
-        return self
+        return Estimate(x, torch.as_tensor(t, dtype=F64), x, torch.zeros_like(x), self.domain.sde)
 
 
 def test_a_rejected_step_is_done_again_on_the_same_path():
@@ -148,7 +143,7 @@ def test_evaluations_are_counted_for_each_sample():
 @pytest.mark.parametrize("name", FIVE)
 def test_it_arrives_and_stays_in_the_domain(name):
     model = watched(ring(ALL[name]))
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     solved = AdaptiveSDE(rtol=0.3, atol=0.3)(model, prior(name, 8, 2), noise=Noise.of(8), record=True)
     assert bool(solved.ok.all())
     asked = torch.cat([t for t in model.times])
@@ -172,19 +167,6 @@ def test_a_tolerance_below_the_path_is_an_underflow():
     solved = AdaptiveSDE(rtol=1e-9, atol=1e-9)(ring(VPSDE()), normals(4, 2), noise=Noise.of(4, 3))
     assert solved.status.tolist() == [FAILED_UNDERFLOW] * 4
     assert bool(torch.isfinite(solved.x).all())
-
-
-@dataclass(frozen=True)
-class Poisoned(Wrapped):
-    bad: torch.Tensor
-
-    def __call__(self, x, t):
-        e = self.model(x, t)
-        wrong = expand(self.bad & (e.t < 0.6), x)
-        return replace(e, eps=e.eps.masked_fill(wrong.bool(), torch.nan))
-
-    def rows(self, index):
-        return Poisoned(self.model.rows(index), self.bad[index])
 
 
 def test_a_row_of_nan_stops_and_the_others_go_on():

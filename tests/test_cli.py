@@ -156,8 +156,9 @@ def test_labels_and_guidance(shell: Shell, classes: str, copied: Callable[[str],
     found = shell.json(f"sample {classes} --solver heun --steps 2 --n 2 --label 3 --guidance 2")
     assert (found["label"], found["guidance"]) == ("3", 2.0)
     plain = copied("digits")
-    shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, "--label 3", plain, "without labels", "--cond class")
-    shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2.0 needs a label")
+    trained = ("'3'", plain, "without labels", "scoresde train --cond class")
+    shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, *trained)
+    shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2 needs a condition", "--label")
     for label in ("10", "12", "-1", "x"):
         shell.refuses(f"sample {classes} --label {label}", 2, f"no class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
     shell.refuses(f"sample {copied('moons')} --label 0", 2, "without labels")
@@ -236,7 +237,7 @@ def test_own_sde(shell: Shell, own: Path) -> None:
     shell("likelihood --limit 2 --rtol 1e-2 --sde mysde:MySDE --quiet")
     shell("train --resume runs/moons-mysde --sde mysde:MySDE --steps 4 --quiet")
     run = load("runs/moons-mysde", sde=module.MySDE)
-    assert run.step == 4 and run.model.sde == module.MySDE()
+    assert run.step == 4 and run.model.domain.sde == module.MySDE()
     assert torch.isfinite(run.sample(2).x).all()
 
     shell.refuses("sample --sde vp", 3, "'mysde:MySDE', not 'vp'")

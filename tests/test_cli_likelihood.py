@@ -16,8 +16,8 @@ import pytest
 import torch
 from shell import Shell
 
-from scoresde import load, load_data
-from scoresde.scores import join
+from scoresde import Likelihood, load, load_data
+from scoresde.likelihood.data import join
 
 FAST = "--rtol 0.1 --no-check --threads 1"
 
@@ -46,7 +46,7 @@ def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> 
     assert one.keys() == {
         "data", "split", "n", "of", "failed", "unit", "mean", "stderr_mean", "stderr_probes", "change", "converged",
         "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence", "probes",
-        "probe", "redraw", "scheme", "steps", "rtol", "atol", "scale",
+        "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
     }  # fmt: skip
     assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "hutchinson", 1)
     assert one["stderr_probes"] is None and one["stderr_mean"] > 0, "one probe says nothing about its error"
@@ -87,7 +87,7 @@ def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits
     run, data = load(digits), load_data("digits")
     index = [int(r["index"]) for r in rows("whole")]
     assert len(set(index)) == 5 and index != [0, 1, 2, 3, 4]
-    scores = run.log_likelihood(data.test[index], steps=3, probes=2, check=False)
+    scores = run.log_likelihood(data.test[index], Likelihood(steps=3, probes=2), check=False)
     assert figure(found)["mean"] == pytest.approx(scores.mean(), rel=1e-4)
     assert figure(found)["stderr_mean"] == pytest.approx(scores.stderr_mean(), rel=1e-2)
     assert figure(found)["stderr_probes"] == pytest.approx(scores.stderr_sample(), rel=1e-2) and math.isfinite(
@@ -178,13 +178,14 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
     shell.json(f"{line} --label 3 --out b")
     index = [int(r["index"]) for r in rows("b")]
     run, data = load(classes), load_data("digits")
-    for folder, labels, guidance in (("a", data.test_labels, 1.5), ("b", None, 1.0)):
-        given = 3 if labels is None else labels[index]
-        scores = run.log_likelihood(data.test[index], labels=given, guidance=guidance, rtol=0.1, atol=0.1, check=False)
+    assert figure(found)["elbo"]["whose"] == "reverse SDE of the guided model"
+    for folder, labels, scale in (("a", data.test_labels, 1.5), ("b", None, 1.0)):
+        asked = run.given(3 if labels is None else labels[index]).guided(scale)
+        scores = asked.log_likelihood(data.test[index], Likelihood(rtol=0.1), check=False)
         torch.testing.assert_close(
             torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
         )
-    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without classes", "--cond class")
+    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without labels", "--cond class")
     shell.refuses(f"likelihood {plain} --limit 2 --label 3", 2, "without labels", "--cond class")
     shell.refuses(f"likelihood {classes} --label eleven", 2, "'eleven'")
     assert not list(Path(plain).glob("likelihood*")), "an empty folder is left"
@@ -208,10 +209,10 @@ def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monk
 
     original = Run.log_likelihood
 
-    def spoilt(self: Run, x: torch.Tensor, **options: Any) -> object:
+    def spoilt(self: Run, x: torch.Tensor, *how: Any, **options: Any) -> object:
         x = x.clone()
         x[1] = math.nan
-        return original(self, x, **options)
+        return original(self, x, *how, **options)
 
     monkeypatch.setattr(Run, "log_likelihood", spoilt)
     out = shell(f"likelihood {moons} --limit 3 {FAST}", 4)
@@ -240,4 +241,4 @@ def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:
         "data": "d", "n": 2, "of": 2, "split": "test", "unit": "nats", "mean": 1.0, "stderr_mean": 0.1, "nfe_mean": 2,
         "stderr_probes": None, "nfe_max": 3, "converged": False, "change": None,
     }  # fmt: skip
-    assert _lines(found, False, False).endswith("NOT CONVERGED: a checked sample cannot be solved again")
+    assert _lines(found, False).endswith("NOT CONVERGED: a checked sample cannot be solved again")

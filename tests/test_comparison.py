@@ -15,7 +15,7 @@ from torch import Tensor
 from scoresde import Elbo, LogLikelihood
 from scoresde.comparison import Scored, check_kinds, write_scores
 from scoresde.errors import CheckpointError, UsageError
-from scoresde.scores import How, Scores
+from scoresde.likelihood import Likelihood, Scores
 
 DIMS = 4
 BITS = DIMS * math.log(2)
@@ -33,8 +33,8 @@ def scored(
     change = torch.full((n,), torch.nan).double()
     change[0] = 0.01
     model = LogLikelihood(log_prob, log_prob * 0, torch.zeros(n, DIMS), zero + 50, zero + 50, change, change, status)
-    how = How("uniform", 1, 1, 1e-5, "coupled", "hutchinson", 2, "rademacher", True, None, None, 1e-5, 1e-5, 1.0)
-    scores = Scores(log_prob, None if density else -log_prob / BITS, log_prob * 0 + 0.3, model, how)
+    how = Likelihood(divergence="hutchinson", probes=2, t_min=1e-5, dequantisation="uniform")
+    scores = Scores(log_prob, None if density else -log_prob / BITS, log_prob * 0 + 0.3, model, how, 1.0)
     return Scored(name, "test", 100, torch.arange(n) + 5, scores, elbo)
 
 

@@ -76,9 +76,8 @@ class Known(nn.Module):
     def __init__(self, run, bend):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        self.sde, self.t_min, self.t_max, self.coupled = run.model.sde, run.model.t_min, run.model.t_max, False
-        self.nodes = None
-        self.exact, self.bend = known_mixture(load_data("8gaussians").info, run.model.sde), bend
+        self.domain = run.model.domain
+        self.exact, self.bend = known_mixture(load_data("8gaussians").info, run.model.domain.sde), bend
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:
         found = self.exact(x, t)
@@ -97,26 +96,26 @@ class Known(nn.Module):
 )
 def test_the_compass_points(trained: Path, bend, cosine, error):
     run = load(trained / "moons")
-    run = replace(run, model=Known(run, bend), info=load_data("8gaussians").info)
+    run = replace(run, base=Known(run, bend), dtype=torch.float64, info=load_data("8gaussians").info)
     found = measure(run, load_data("8gaussians"), n=20, levels=5)
     assert found.note is None and "density" in found.against
     torch.testing.assert_close(found.cosine, torch.full((5, 3), cosine, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(found.error, torch.full((5, 3), error, dtype=torch.float64), rtol=0, atol=1e-9)
-    low, high = run.model.sde.log_snr(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
+    low, high = run.model.domain.sde.log_snr(torch.tensor([1e-3, 1.0], dtype=torch.float64)).tolist()
     torch.testing.assert_close(found.log_snr, torch.linspace(low, high, 5, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
 def test_the_score_on_the_grid_is_the_gradient_of_what_is_drawn(trained: Path):
     data = load_data("8gaussians")
     run = load(trained / "moons", dtype=torch.float64)
-    run = replace(run, model=Known(run, lambda e: e), info=data.info)
+    run = replace(run, base=Known(run, lambda e: e), info=data.info)
     t = torch.tensor([0.02, 0.4], dtype=torch.float64)
     found = score_grid(run, data, t, size=5)
     assert found.exact is not None and found.density is not None
     torch.testing.assert_close(found.learned, found.exact, rtol=1e-9, atol=1e-9)
-    mixture = known_mixture(data.info, run.model.sde)
+    mixture = known_mixture(data.info, run.model.domain.sde)
     for k, s in enumerate(t):
-        size = float(torch.hypot(*run.model.sde.coefficients(s)))
+        size = float(torch.hypot(*run.model.domain.sde.coefficients(s)))
         drawn = torch.stack(torch.meshgrid(found.x, found.y, indexing="xy"), -1).reshape(-1, 2).requires_grad_()
         log_density = mixture.log_prob(data.info.transform.encode(drawn) * size, s)
         (slope,) = torch.autograd.grad(log_density.sum(), drawn)
@@ -127,7 +126,7 @@ def test_the_score_on_the_grid_is_the_gradient_of_what_is_drawn(trained: Path):
 
 def test_what_has_no_score_or_no_plane_is_refused(trained: Path):
     run, data = load(trained / "moons"), load_data("moons")
-    run.model.coupled = True
+    run.base.domain = replace(run.base.domain, has_score=False)
     with pytest.raises(UsageError, match="no score to compare"):
         measure(run, data)
     with pytest.raises(UsageError, match="no score to draw"):

@@ -117,7 +117,7 @@ class Trained(nn.Module):
         self.model, self.time, self.score = model, time, score
 
     def forward(self, x, c, cond=None):
-        estimate = self.model(x, self.time(c).clamp(self.model.t_min, self.model.t_max))
+        estimate = self.model(x, self.time(c).clamp(self.model.domain.t_min, self.model.domain.t_max))
         return estimate.score if self.score else estimate.eps
 
 

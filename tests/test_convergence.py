@@ -49,7 +49,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import ALL, F64, gaussian, gaussian_flow, normals, ring, watched
+from models import ALL, F64, Poisoned, density, gaussian, gaussian_flow, normals, ring, watched
 from torch import Tensor
 
 from scoresde import (
@@ -61,6 +61,7 @@ from scoresde import (
     FlowMatching,
     GaussianMixture,
     Guided,
+    Likelihood,
     Noise,
     ProbabilityFlow,
     RungeKutta,
@@ -77,7 +78,6 @@ from scoresde.nn import MLP
 from scoresde.ode import FAILED_NONFINITE, OK, TABLEAUS
 from scoresde.shapes import expand
 from scoresde.solvers import DDIM, EDMHeun, Multistep, MultistepSDE, Singlestep, sample
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.exponential import unipc
 from scoresde.tables import SOLVERS
 
@@ -215,7 +215,7 @@ def test_order_on_one_gaussian_in_rms(solver, order):
 def test_order_on_the_sqrt_grid(name, solver, order):
     # Not on sub-VP, where the error of rk4 falls from 4e-10 at 80 steps to rounding before it has a slope.
     model, z = gaussian(ALL[name], dims=1, mean=0.0, std=0.3), ALL[name].prior_std * normals(32, 1)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     exact = gaussian_flow(model, z, high, low)
     steps = 320 if solver == "dpm++2m" else 80
     e = errors(replace(ORDERS[solver][0], grid="sqrt"), model, z, exact, (steps, 2 * steps))
@@ -240,8 +240,8 @@ def test_every_tableau_has_the_order_it_claims():
                 (a @ (c * ac), 40), (a @ acc, 60), (a @ aac, 120)],
         }  # fmt: skip
         for order in range(1, tableau.order + 1):
-            for tree, density in trees[order]:
-                assert float(b @ tree) == pytest.approx(1 / density, abs=1e-12), (name, order)
+            for tree, factor in trees[order]:
+                assert float(b @ tree) == pytest.approx(1 / factor, abs=1e-12), (name, order)
                 if order < tableau.order:  # the embedded solution b - e is one order below
                     assert float(e @ tree) == pytest.approx(0, abs=1e-12), (name, order)
         assert max(abs(float(e @ tree)) for tree, _ in trees[tableau.order]) > 1e-4, name
@@ -282,11 +282,11 @@ def test_a_decade_of_tolerance(name):
     # Each decade gains a factor of 4 to 30, in the log-likelihood of a Gaussian and in the samples of the mixture.
     one = gaussian(ALL[name], dims=3)
     x = 0.3 + 0.5 * normals(32, 3)
-    best = log_likelihood(one, x, rtol=1e-11, atol=1e-11).log_prob
+    best = log_likelihood(one, x, Likelihood(rtol=1e-11, atol=1e-11)).log_prob
     model, z, exact = case(name)
     found = []
     for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
-        nats = (log_likelihood(one, x, rtol=tolerance, atol=tolerance).log_prob - best).abs().max()
+        nats = (log_likelihood(one, x, Likelihood(rtol=tolerance, atol=tolerance)).log_prob - best).abs().max()
         end = (ProbabilityFlow(rtol=tolerance, atol=tolerance)(model, z).x - exact).norm(dim=1).median()
         found.append((float(nats), float(end)))
     for label, series in zip(("nats", "end"), zip(*found, strict=True), strict=True):
@@ -323,29 +323,20 @@ class Reclocked(Wrapped):
     path: object
 
     @property
-    def sde(self):
-        return self.path
-
-    @property
-    def t_min(self):
-        return self._time(self.model.t_min)
-
-    @property
-    def t_max(self):
-        return self._time(self.model.t_max)
+    def domain(self):
+        own = self.model.domain
+        return replace(own, sde=self.path, t_min=self._time(own.t_min), t_max=self._time(own.t_max))
 
     def _time(self, t):
-        return float(self.path.t_of_log_snr(self.model.sde.log_snr(torch.tensor(t, dtype=F64))))
+        return float(self.path.t_of_log_snr(self.model.domain.sde.log_snr(torch.tensor(t, dtype=F64))))
 
     def __call__(self, x, t):
         t = torch.as_tensor(t, dtype=F64)
-        own = self.model.sde.t_of_log_snr(self.path.log_snr(t)).clamp(self.model.t_min, self.model.t_max)
-        scale = self.model.sde.scale(own) / self.path.scale(t)
+        theirs = self.model.domain
+        own = theirs.sde.t_of_log_snr(self.path.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
+        scale = theirs.sde.scale(own) / self.path.scale(t)
         inner = self.model(expand(scale, x) * x, own)
         return Estimate(x, t, inner.x0, inner.eps, self.path)
-
-    def rows(self, index):
-        return Reclocked(self.model.rows(index), self.path)
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
@@ -379,7 +370,7 @@ def by_hand(step, model, z, times) -> Tensor:
 @pytest.mark.parametrize("name", FIVE)
 def test_every_first_order_method_is_DDIM(name):
     model, z = start(name)
-    sde, times = model.sde, make_grid("logsnr", model.sde, 6, 1.0, model.sde.times("sample")[0])
+    sde, times = model.domain.sde, make_grid("logsnr", model.domain.sde, 6, 1.0, model.domain.sde.times("sample")[0])
 
     def ddim(x, e, t, s):
         alpha, sigma = sde.coefficients(s)
@@ -507,16 +498,14 @@ class Through(Wrapped):
     target: Parametrization
 
     @property
-    def t_max(self):
-        return self.target.legal_t_max(self.sde)
+    def domain(self):
+        own = self.model.domain
+        return replace(own, t_max=self.target.legal_t_max(own.sde))
 
     def __call__(self, x, t):
-        e = self.model(x, t)
-        a, b = self.target.target(self.sde, torch.as_tensor(t, dtype=F64))
-        return self.target.solve(self.sde, x, e.t, expand(a, x) * e.x0 + expand(b, x) * e.eps)
-
-    def rows(self, index):
-        return Through(self.model.rows(index), self.target)
+        e, sde = self.model(x, t), self.domain.sde
+        a, b = self.target.target(sde, torch.as_tensor(t, dtype=F64))
+        return self.target.solve(sde, x, e.t, expand(a, x) * e.x0 + expand(b, x) * e.eps)
 
 
 @pytest.mark.parametrize("solver", [*OURS, "torchsde"])
@@ -524,7 +513,7 @@ class Through(Wrapped):
 def test_every_target_gives_the_same_sample(name, solver):
     # Down to 1e-3, and on the flow from 0.999: nearer to the ends the conversions themselves lose the digits.
     model, made = ring(ALL[name]), small(solver)
-    z, t0 = normals(8, 2), Through(model, Eps()).t_max
+    z, t0 = normals(8, 2), Through(model, Eps()).domain.t_max
     first, *others = (made(Through(model, p), z, t0=t0, t1=1e-3, noise=Noise.of(8)).x for p in TARGETS)
     for target, other in zip(TARGETS[1:], others, strict=True):
         assert float((other - first).abs().max()) < 1e-10, target
@@ -553,8 +542,8 @@ def test_every_path_takes_the_same_steps_between_the_same_noise_levels(solver):
     levels, ends = torch.linspace(-7.0, 7.0, 13, dtype=F64), []
     for name in FIVE:
         model = ring(ALL[name])
-        times = tuple(model.sde.t_of_log_snr(levels).tolist())
-        (a0, s0), (a1, _) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (times[0], times[-1]))
+        times = tuple(model.domain.sde.t_of_log_snr(levels).tolist())
+        (a0, s0), (a1, _) = (model.domain.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (times[0], times[-1]))
         z = a0 * (s0 / a0) * normals(8, 2)
         solved = replace(solver, grid=times)(model, z, t0=times[0], t1=times[-1], noise=Noise.of(8))
         ends.append(solved.x / a1)
@@ -600,7 +589,7 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_of_zero_the_other(so
 
     assert torch.equal(end(Guided(cond, uncond, 1.0)).x, end(cond).x)
     assert torch.allclose(end(Guided(cond, uncond, 0.0)).x, end(uncond).x, rtol=0, atol=1e-12)
-    assert torch.equal(end(Guided(cond, uncond, 1.0)).nfe, end(cond).nfe)  # a guided evaluation counts once
+    assert torch.equal(end(Guided(cond, uncond, 1.0)).nfe, end(cond).nfe)
     asked = watched(uncond)
     end(Guided(cond, asked, 1.0))
     assert not asked.times  # at scale 1 the other model is not asked
@@ -636,7 +625,7 @@ def test_likelihood_of_the_mixture(target):
     x = model.sample(8, torch.Generator().manual_seed(1))
     low, high = VPSDE().times("likelihood")
     asked = model if target is None else Through(model, target)
-    solved = log_likelihood(asked, x, rtol=1e-8, atol=1e-8, divergence="exact")
+    solved = log_likelihood(asked, x, Likelihood(rtol=1e-8, atol=1e-8, divergence="exact"))
     exact = VPSDE().prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 1e-5
 
@@ -644,8 +633,8 @@ def test_likelihood_of_the_mixture(target):
 def test_probes_are_within_three_of_their_own_standard_errors():
     model = start("vp")[0]
     x = model.sample(64, torch.Generator().manual_seed(1))
-    exact = log_likelihood(model, x, rtol=1e-5, atol=1e-5, divergence="exact").log_prob
-    probed = log_likelihood(model, x, rtol=1e-5, atol=1e-5, divergence="hutchinson", probes=8, noise=Noise.of(64, 2))
+    exact = density(model, x, divergence="exact").log_prob
+    probed = density(model, x, divergence="hutchinson", probes=8, noise=Noise.of(64, 2))
     off = (probed.log_prob - exact) / probed.stderr_probes
     assert float(off.mean().abs()) < 3 / math.sqrt(64) and float((off.abs() < 3).double().mean()) > 0.9
 
@@ -658,7 +647,7 @@ def test_variance_of_a_probe():
     x = torch.zeros(1, 3, dtype=F64).expand(1500, 3).clone()
     noise = Noise.of(1500, 2)
     options = {"redraw": False, "noise": noise, "batch": 1500, "rtol": 1e-4, "atol": 1e-4}
-    solved = log_likelihood(one, x, divergence="hutchinson", **options)
+    solved = density(one, x, divergence="hutchinson", **options)
     values, vectors = torch.linalg.eigh(covariance)
     (a0, s0), (a1, s1) = (FlowMatching().coefficients(torch.tensor(t, dtype=F64)) for t in (1e-5, 1.0))
     gain = vectors @ torch.diag(0.5 * torch.log((a1**2 * values + s1**2) / (a0**2 * values + s0**2))) @ vectors.T
@@ -669,7 +658,7 @@ def test_variance_of_a_probe():
 @pytest.mark.parametrize("name", FOUR_AND_COSINE)
 def test_ddim_there_and_back(name):
     model = start(name)[0]
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x = model.sample(64, torch.Generator().manual_seed(0))
     off = []
     for steps in (100, 200):
@@ -684,7 +673,7 @@ def test_ddim_there_and_back(name):
 def test_every_deterministic_solver_goes_there_and_back(name, solver):
     # From data to noise and back; on a Gaussian each way is known too.
     model, made = gaussian(ALL[name], dims=2), small(solver)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x = 0.3 + 0.5 * normals(16, 2)
     if hasattr(made, "steps"):
         made = replace(made, steps=80, grid="logsnr")
@@ -716,7 +705,7 @@ def test_evaluations_are_counted(name, solver):
     if solver == "original" and name in ("flow", "user_cosine"):
         return
     model, made = watched(ring(ALL[name])), small(solver)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     z = ALL[name].prior_std * normals(5, 2)
     solved = made(model, z, noise=Noise.of(5))
     assert int(solved.nfe.sum()) == sum(model.evaluations) and bool(solved.ok.all())
@@ -767,21 +756,6 @@ def test_down_to_no_noise(solver):
         made = replace(made, steps=steps) if hasattr(made, "steps") else made
         solved = made(ring(ToTheData()), normals(8, 2), noise=Noise.of(8))
         assert bool(torch.isfinite(solved.x).all()) and bool(solved.ok.all())
-
-
-@dataclass(frozen=True)
-class Poisoned(Wrapped):
-    """A model that says NaN for some rows below t = 1/2."""
-
-    bad: Tensor
-
-    def __call__(self, x, t):
-        e = self.model(x, t)
-        wrong = (self.bad & (torch.as_tensor(t) < 0.5))[:, None]
-        return replace(e, x0=e.x0.masked_fill(wrong, torch.nan), eps=e.eps.masked_fill(wrong, torch.nan))
-
-    def rows(self, index):
-        return Poisoned(self.model.rows(index), self.bad[index])
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -79,7 +79,7 @@ def test_a_coupled_run_says_so_and_refuses_what_needs_a_score(tmp_path):
     run = fit(TrainConfig(sde="flow", coupling="ot", **tiny), out=tmp_path / "ot", quiet=True)
     plain = fit(TrainConfig(sde="flow", **tiny), save=False, quiet=True)
     weights = [torch.cat([p.flatten() for p in r.model.parameters()]) for r in (run, plain)]
-    assert run.model.coupled and not plain.model.coupled and not torch.equal(*weights)
+    assert plain.model.domain.has_score and not run.model.domain.has_score and not torch.equal(*weights)
     with pytest.raises(UsageError, match="needs the score"):
         run.sample(4, EulerMaruyama(4))
     assert run.sample(4, "ode").solution.ok.all()

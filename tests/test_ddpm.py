@@ -20,7 +20,6 @@ from scoresde.errors import Preempted, UsageError
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP, UNet
 from scoresde.solvers import DDIM, Ancestral, MultistepSDE, sample
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.pc import PredictorCorrector, annealed_langevin
 
 N = 50
@@ -157,7 +156,7 @@ def test_long_steps_have_the_variances_of_the_shorter_chain(variance):
 @pytest.mark.parametrize("sde", [DDPM(200), DDPM(200, "cosine"), SMLD(200), VPSDE()], ids=str)
 def test_ddim_is_exponential_euler_and_ancestral_sampling(sde, grid):
     model = OnNodes(ring(sde))
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x, noise = sde.prior_std * normals(8, 2), Noise.of(8, 4)
 
     def end(solver):
@@ -255,7 +254,7 @@ def test_guidance_keeps_the_variance_of_the_conditional_model():
     cond, uncond = model.given(torch.tensor([0, 1, 1, 0])), model.given(2)
     x = normals(4, 3)
     guided = Guided(cond, uncond, 3.0)
-    assert torch.equal(guided(x, 0.5).frac, cond(x, 0.5).frac) and guided.nodes is not None
+    assert torch.equal(guided(x, 0.5).frac, cond(x, 0.5).frac) and guided.domain.nodes is not None
     assert not torch.equal(guided(x, 0.5).frac, uncond(x, 0.5).frac)
     rows = torch.tensor([2, 0])
     assert torch.allclose(guided.rows(rows)(x[rows], 0.5).frac, cond(x, 0.5).frac[rows])
@@ -286,17 +285,17 @@ def test_train_save_load_sample(name, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
     run = fit(config, out=tmp_path / "r", quiet=True)
     again = load(tmp_path / "r")
-    assert again.model.sde == run.model.sde and again.config == run.config
+    assert again.model.domain.sde == run.model.domain.sde and again.config == run.config
     assert again.model.learn_variance == config.learn_variance
-    steps = again.model.sde.steps
+    steps = again.model.domain.sde.steps
     for variance in ("auto", "beta", "posterior"):
-        ours, theirs = (r.sample(3, Ancestral(steps - 1, variance), labels=None).x for r in (run, again))
+        ours, theirs = (r.sample(3, Ancestral(steps - 1, variance)).x for r in (run, again))
         assert bool(torch.isfinite(ours).all()) and torch.equal(ours, theirs)
     if config.learn_variance:
         assert torch.equal(again.sample(3, Ancestral(steps - 1, "learned")).x, again.sample(3, Ancestral(steps - 1)).x)
     assert bool(again.sample(3).solution.ok.all())  # by the probability flow, between the nodes
     if name == "digits":
-        assert bool(again.sample(2, Ancestral(5), labels=3, guidance=2.0).solution.ok.all())
+        assert bool(again.given(3).guided(2.0).sample(2, Ancestral(5)).solution.ok.all())
         assert isinstance(again.model.network, UNet) and again.model.network.leave[-1].out_channels == 2
 
 

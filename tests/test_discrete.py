@@ -37,7 +37,7 @@ from scoresde.grids import GRIDS, make_grid, nearest, snap
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.solvers import DDIM, AdaptiveSDE, Ancestral, MultistepSDE, sample
-from scoresde.solvers.base import grid_of, sampling_interval
+from scoresde.solvers.base import grid_of
 
 CHAINS = {
     "linear": DDPM(),
@@ -328,7 +328,7 @@ def test_training_draws_every_node_as_often(monkeypatch):
     config = TrainConfig(data="moons", sde=DDPM(30), steps=4, batch=60, network_options={"width": 8, "blocks": 1})
     run = fit(config, save=False, quiet=True)
     for t in seen:
-        assert torch.bincount(nearest(t, run.model.nodes), minlength=30).tolist() == [2] * 30
+        assert torch.bincount(nearest(t, run.model.domain.nodes), minlength=30).tolist() == [2] * 30
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, "auto"])
@@ -340,7 +340,7 @@ def test_fixed_grids_visit_nodes_only(grid):
     assert float((asked - asked.round()).abs().max()) < 1e-12 and asked[0] == 200
     assert len(set(asked.round().tolist())) == 6
     times = grid_of(grid, model, 6, 1.0, 1 / 200)
-    free = make_grid(grid, model.sde, 6, 1.0, 1 / 200)
+    free = make_grid(grid, model.domain.sde, 6, 1.0, 1 / 200)
     assert float((times - free).abs().max()) <= 0.5 / 200 + 1e-12 and times[-1] == 1 / 200
     back = grid_of(grid, model, 6, 1 / 200, 1.0)
     assert set((back * 200).round().tolist()) <= set(range(1, 201))
@@ -405,11 +405,11 @@ def test_adaptive_solvers_go_between_the_nodes_and_know_the_same_flow():
 
 def test_the_model_of_a_chain_knows_its_nodes():
     model = chain_of()
-    assert torch.equal(model.nodes, DDPM(50).nodes) and (model.t_min, model.t_max) == (0.02, 1.0)
-    assert ScoreModel(MLP(2, 8, 1), VPSDE(), Eps()).nodes is None and VPSDE().nodes is None
+    assert torch.equal(model.domain.nodes, DDPM(50).nodes) and (model.domain.t_min, model.domain.t_max) == (0.02, 1.0)
+    assert ScoreModel(MLP(2, 8, 1), VPSDE(), Eps()).domain.nodes is None and VPSDE().nodes is None
     # Where an eps-network says nothing of the data, the chain ends at the node below.
     dark = ScoreModel(MLP(2, 8, 1), DDPM(betas=(0.1, 0.5, 0.9, 1 - 1e-14)), Eps())
-    assert dark.nodes.tolist() == [0.25, 0.5, 0.75] and dark.t_max == 0.75
+    assert dark.domain.nodes.tolist() == [0.25, 0.5, 0.75] and dark.domain.t_max == 0.75
     assert bool(Ancestral(2)(dark.double(), normals(3, 2)).ok.all())
 
 
@@ -444,8 +444,9 @@ def test_a_chain_on_another_path_goes_from_node_to_node():
     # DDIM knows the noise levels of its nodes only: the same samples on the straight path, through the same nodes.
     chain = DDPM(40)
     model, straight = OnNodes(ring(chain)), convert(OnNodes(ring(chain)), FlowMatching())
-    nodes = straight.nodes
-    assert torch.allclose(straight.sde.log_snr(nodes), chain.log_snr(chain.nodes), rtol=1e-10) and len(nodes) == 40
+    nodes = straight.domain.nodes
+    assert len(nodes) == 40
+    assert torch.allclose(straight.domain.sde.log_snr(nodes), chain.log_snr(chain.nodes), rtol=1e-10)
     noise = Noise.of(16, 2)
     ours = sample(straight, DDIM(grid=tuple(nodes.flip(0).tolist())), (2,), noise, dtype=F64)
     theirs = sample(model, DDIM(39), (2,), noise, dtype=F64)
@@ -457,12 +458,12 @@ def test_a_chain_on_another_path_goes_from_node_to_node():
 
 def test_where_the_other_path_is_shorter_sampling_starts_at_the_last_shared_node():
     model = convert(OnNodes(ring(DDPM(1000))), VPSDE(beta_max=15.0))
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     # at the other end VP stops at t = 0.001, a little above the lowest node
-    assert high < 1 and high == model.nodes[-1] and model.nodes[0] < 1e-3 < low == model.nodes[1]
-    assert len(model.nodes) < 1000 and bool(sample(model, DDIM(10), (2,), Noise.of(4), dtype=F64).ok.all())
+    assert high < 1 and high == model.domain.nodes[-1] and model.domain.nodes[0] < 1e-3 < low == model.domain.nodes[1]
+    assert len(model.domain.nodes) < 1000 and bool(sample(model, DDIM(10), (2,), Noise.of(4), dtype=F64).ok.all())
     with pytest.raises(UsageError, match="the model has 1 of its nodes between"):
-        sampling_interval(convert(OnNodes(ring(DDPM(betas=(0.01, 0.98)))), VDMSDE(5.0, 4.0)))
+        convert(OnNodes(ring(DDPM(betas=(0.01, 0.98)))), VDMSDE(5.0, 4.0)).domain.interval("sample")
 
 
 def test_a_learned_variance_belongs_to_its_own_path():

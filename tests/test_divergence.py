@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from models import F64, full_covariance, normals, ring, small_network, watched
+from models import F64, density, full_covariance, normals, ring, small_network, watched
 from scipy.stats import t as student
 
 from scoresde import VPSDE, Noise, log_likelihood
@@ -71,7 +71,7 @@ def test_the_model_is_asked_as_often_as_counted(steps, divergence):
         model = watched(ring(VPSDE()))
         x = model.model.sample(5, torch.Generator().manual_seed(0))
         options = {"divergence": divergence, "probes": 3, "steps": steps, "check": False}
-        solved = log_likelihood(model, x, method=method, **options)
+        solved = density(model, x, method=method, **options)
         assert sum(model.evaluations) == int(solved.nfe.sum())
         assert bool((solved.divergences <= solved.nfe).all()) and int(solved.divergences.min()) > 0
         if steps:
@@ -91,11 +91,10 @@ def test_student_intervals_cover_the_truth(redraw, probe, dims, count):
     model = full_covariance(VPSDE(), dims)
     x = model.sample(1, torch.Generator().manual_seed(0)).expand(1000, dims).clone()
     options = {"steps": 6, "scheme": "heun", "check": False, "batch": 1000}
-    truth = log_likelihood(model, x[:1], divergence="exact", **options).log_prob
+    truth = density(model, x[:1], divergence="exact", **options).log_prob
     noise = Noise.of(1000, 4)
-    solved = log_likelihood(
-        model, x, divergence="hutchinson", probes=count, probe=probe, redraw=redraw, noise=noise, **options
-    )
+    drawn = {"divergence": "hutchinson", "probes": count, "probe": probe, "redraw": redraw, "noise": noise}
+    solved = density(model, x, **drawn, **options)
     half = student.ppf(0.975, count - 1) * solved.stderr_probes
     covered = float(((solved.log_prob - truth).abs() <= half).double().mean())
     assert 0.93 <= covered <= 0.97
@@ -104,9 +103,9 @@ def test_student_intervals_cover_the_truth(redraw, probe, dims, count):
 def test_an_error_is_reported_only_where_it_is_known():
     model, x = full_covariance(VPSDE(), 4), normals(3, 4)
     options = {"steps": 2, "check": False}
-    assert bool(log_likelihood(model, x, divergence="hutchinson", **options).stderr_probes.isnan().all())
-    assert bool((log_likelihood(model, x, divergence="exact", probes=5, **options).stderr_probes == 0).all())
-    several = log_likelihood(model, x, divergence="hutchinson", probes=2, **options)
+    assert bool(density(model, x, divergence="hutchinson", **options).stderr_probes.isnan().all())
+    assert bool((density(model, x, divergence="exact", probes=5, **options).stderr_probes == 0).all())
+    several = density(model, x, divergence="hutchinson", probes=2, **options)
     assert bool((several.stderr_probes > 0).all())
 
 
@@ -115,12 +114,10 @@ def test_new_probes_on_the_way_are_unbiased_and_spread_less(method):
     model, rows = small_network(dims=6), 400
     x = normals(1, 6).expand(rows, 6).clone()
     options = {"method": method, "rtol": 1e-3, "atol": 1e-3, "batch": rows, "check": False}
-    exact = float(log_likelihood(model, x[:1], divergence="exact", **options).log_prob)
+    exact = float(density(model, x[:1], divergence="exact", **options).log_prob)
     spread = {}
     for redraw in (True, False):
-        solved = log_likelihood(
-            model, x, divergence="hutchinson", redraw=redraw, noise=Noise.of(rows, 7), **options
-        ).log_prob
+        solved = density(model, x, divergence="hutchinson", redraw=redraw, noise=Noise.of(rows, 7), **options).log_prob
         spread[redraw] = float(solved.std())
         # the two solves take other steps: 1e-3 for their own errors
         assert float(solved.mean()) == pytest.approx(exact, abs=4 * spread[redraw] / math.sqrt(rows) + 1e-3)
@@ -166,13 +163,13 @@ def test_other_draws_are_independent_and_free_of_the_batch():
     model, x = full_covariance(VPSDE(), 6), normals(6, 6)
     options = {"divergence": "hutchinson", "probes": 2, "steps": 3, "check": False}
     noise = Noise.of(6, 5)
-    first, second = (log_likelihood(model, x, noise=noise, draw=d, **options) for d in (0, 1))
+    first, second = (density(model, x, noise=noise, draw=d, **options) for d in (0, 1))
     assert bool((first.log_prob != second.log_prob).all())
     order = torch.tensor([4, 0, 5, 2])
     for method in ("coupled", "quadrature"):
         loose = {**options, "steps": None, "rtol": 1e-3, "atol": 1e-3, "method": method}
-        whole = log_likelihood(model, x, noise=noise, draw=1, **loose)
-        part = log_likelihood(model, x[order], noise=noise.rows(order), draw=1, batch=3, **loose)
+        whole = density(model, x, noise=noise, draw=1, **loose)
+        part = density(model, x[order], noise=noise.rows(order), draw=1, batch=3, **loose)
         assert float((part.log_prob - whole.log_prob[order]).abs().max()) <= 1e-12
         assert torch.equal(part.nfe, whole.nfe[order])
 

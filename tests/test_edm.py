@@ -15,7 +15,6 @@ from test_stochastic import excess
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, RungeKutta
 from scoresde.errors import UsageError
 from scoresde.solvers import EDMHeun, sample
-from scoresde.solvers.base import sampling_interval
 
 FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
 
@@ -70,8 +69,8 @@ OPTIONS = [
 def test_it_is_the_published_algorithm(name, options):
     # In y = x/alpha, sigma/alpha, for any path; with the solver's own normals.
     model, x, noise = ring(ALL[name]), prior(name, 12, 2), Noise.of(12, 7)
-    low, high = sampling_interval(model)
-    (a0, s0), (a1, s1) = (model.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (high, low))
+    low, high = model.domain.interval("sample")
+    (a0, s0), (a1, s1) = (model.domain.sde.coefficients(torch.tensor(t, dtype=F64)) for t in (high, low))
     y = algorithm_2(
         exact_denoiser(model), x / a0, levels(float(s1 / a1), float(s0 / a0), 13),
         highest=float(s0 / a0), draw=lambda i: noise.normal((2,), i, "solver", F64), **options,
@@ -91,7 +90,7 @@ def test_where_alpha_is_0_the_first_step_is_a_jump(name):
     # No x/alpha at the start: alpha_s x0_hat + sigma_s eps_hat, and Heun's rule from there.
     model, x = ring(ALL[name]), normals(12, 2)
     times = (1.0, 0.9, 0.5, 0.2)
-    a, s = model.sde.coefficients(torch.tensor(0.9, dtype=F64))
+    a, s = model.domain.sde.coefficients(torch.tensor(0.9, dtype=F64))
     e = model(x, 1.0)
     rest = EDMHeun(grid=times[1:])(model, a * e.x0 + s * e.eps, t0=0.9, t1=0.2).x
     assert float((EDMHeun(grid=times)(model, x, t1=0.2).x - rest).abs().max()) < 1e-12
@@ -110,7 +109,7 @@ def test_cost_with_the_last_euler_step():
 def test_noise_never_goes_above_the_start(name):
     # There is no model above the start, nor below the end: the first steps churn less, and the first not at all.
     model = watched(ring(ALL[name]))
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     for t0 in (high, 0.7):
         solved = EDMHeun(6, churn=100.0)(model, prior(name, 8, 2), t0=t0, noise=Noise.of(8))
         assert bool(solved.ok.all())
@@ -160,7 +159,7 @@ def test_it_needs_the_score_only_with_churn():
 @pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
 def test_it_encodes(name):
     model = gaussian(ALL[name], dims=2)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x = 0.3 + 0.5 * normals(8, 2)
     solver = EDMHeun(150, grid="logsnr")
     z = solver(model, x, t0=low, t1=high).x

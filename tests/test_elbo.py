@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -168,8 +168,11 @@ def test_a_converted_model_has_the_same_bound():
 @dataclass(frozen=True)
 class Paired(Wrapped):
     @property
-    def coupled(self):
-        return True
+    def domain(self):
+        return replace(self.model.domain, has_score=False)
+
+    def __call__(self, x, t):
+        return self.model(x, t)
 
 
 def test_what_has_no_bound_is_refused():

@@ -126,5 +126,5 @@ def test_a_score_network_is_scaled_and_weighted_as_published():
 def test_eps_and_score_networks_are_not_asked_where_nothing_of_the_data_is_left():
     network = torch.nn.Identity()
     for p, t_max in ((Eps(), 0.999), (Score(), 0.999), (V(), 1.0), (Velocity(), 1.0), (X0(), 1.0), (EDM(), 1.0)):
-        assert ScoreModel(network, FlowMatching(), p).t_max == t_max
-        assert ScoreModel(network, VPSDE(), p).t_max == 1.0
+        assert ScoreModel(network, FlowMatching(), p).domain.t_max == t_max
+        assert ScoreModel(network, VPSDE(), p).domain.t_max == 1.0

@@ -35,7 +35,7 @@ def test_density_of_the_data():
 def test_x0_is_the_posterior_mean():
     # By brute force: average data points, weighted by how well they explain x.
     model, t = mixture_1d(VPSDE()), torch.tensor(0.3, dtype=F64)
-    alpha, sigma = model.sde.coefficients(t)
+    alpha, sigma = model.domain.sde.coefficients(t)
     grid = torch.linspace(-4, 4, 20_001, dtype=F64)[:, None]
     for x in (-0.7, 0.1, 0.6):
         weight = model.log_prob(grid) - (x - alpha * grid[:, 0]) ** 2 / (2 * sigma**2)

@@ -15,7 +15,6 @@ from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise
 from scoresde.errors import UsageError
 from scoresde.grids import Grid, make_grid
 from scoresde.solvers import DDIM, Ancestral, EulerMaruyama, Multistep, MultistepSDE, ProbabilityFlow, RungeKutta
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.exponential import deis, dpmpp_2m
 
 VARIABLES = ("x0", "eps", "straight", "v")
@@ -29,7 +28,7 @@ def slope(solver_of, name, steps=(64, 128)):
     """Order of convergence, from the median error on one Gaussian (whose flow is known)."""
     model = gaussian(ALL[name], dims=1, std=0.3)
     z = start(ALL[name], 64, 1)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     exact = gaussian_flow(model, z, high, low)
     errors = [float((solver_of(n)(model, z).x - exact).abs().median()) for n in steps]
     return math.log2(errors[-2] / errors[-1])
@@ -191,7 +190,7 @@ def test_a_multistep_solver_beats_heun_at_equal_cost(name):
 @pytest.mark.parametrize("name", ALL)
 def test_encoding_and_back(name, variable):
     model = gaussian(ALL[name], dims=2)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x = 0.3 + 0.5 * normals(16, 2)
     solver = Multistep(steps=400, variable=variable, order=3, grid="sqrt")
     z = solver(model, x, t0=low, t1=high).x
@@ -239,7 +238,7 @@ def test_without_noise_it_is_the_deterministic_solver(name, order):
 @pytest.mark.parametrize("name", ALL)
 def test_every_eta_has_the_right_marginals(name, eta):
     model = gaussian(ALL[name], dims=2, mean=0.3, std=0.5)
-    solved = MultistepSDE(steps=60, eta=eta)(model, start(model.sde, 4000, 2), noise=Noise.of(4000, 2))
+    solved = MultistepSDE(steps=60, eta=eta)(model, start(model.domain.sde, 4000, 2), noise=Noise.of(4000, 2))
     assert float(solved.x.mean()) == pytest.approx(0.3, abs=0.03)
     assert float(solved.x.std()) == pytest.approx(0.5, rel=0.03 if eta <= 1 else 0.07)  # more noise, more error
 

@@ -11,7 +11,6 @@ from models import ALL, normals, ring, watched
 from scoresde.errors import UsageError
 from scoresde.grids import Discrete, Given, Grid, Karras, LogSNR, as_grid, leading, linspace, make_grid, trailing
 from scoresde.solvers import DDIM, RungeKutta
-from scoresde.solvers.base import sampling_interval
 from scoresde.tables import GRIDS
 
 
@@ -173,7 +172,7 @@ def test_a_grid_of_ones_own_is_checked():
 def test_a_solver_asks_at_the_nodes_of_its_grid_and_nowhere_else(name, grid):
     # From the start, the noisiest there is, down without a stop; the end itself is not asked.
     model = watched(ring(ALL[name]))
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     DDIM(12, grid=grid)(model, ALL[name].prior_std * normals(2, 2))
     asked = torch.cat(model.times)
     assert torch.equal(asked, make_grid(grid, ALL[name], 12, high, low)[:-1])

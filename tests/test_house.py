@@ -34,7 +34,7 @@ FLOORS = (
     {"sdes", "estimate", "paths", "discrete"},
     {"model", "exact", "vlb", "compat", "weighting"},
     {"solvers", "likelihood", "loss", "coupling", "times"},
-    {"config", "scores"},
+    {"config"},
     {"checkpoint"},
     {"run", "classifier"},
     {"train", "gallery", "bench", "features", "pictures", "compass", "single_image", "comparison"},
@@ -46,10 +46,10 @@ FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 PUBLIC = """
     SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
-    Estimate Denoiser Parametrization Eps X0 V Score Velocity EDM
+    Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
     ScoreModel Guided convert GaussianMixture Noise denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
-    LogLikelihood log_likelihood bits_per_dim Elbo elbo
+    Likelihood LogLikelihood Scores log_likelihood bits_per_dim Elbo elbo
     load_data Run load TrainConfig fit reflow straightness __version__
     data metrics nn plot solvers
 """.split()

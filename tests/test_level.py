@@ -16,7 +16,6 @@ from scoresde.errors import UsageError
 from scoresde.grids import make_grid
 from scoresde.metrics import sliced_wasserstein
 from scoresde.solvers import MultistepSDE, StochasticHeun
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.exponential import er_sde, sa_solver
 from scoresde.solvers.level import LEVELS, level_of, ratios
 
@@ -127,7 +126,7 @@ def test_every_level_and_eta_has_the_right_marginals(name, level, solver):
     made, tolerance = SOLVERS[solver]
     model = gaussian(ALL[name], dims=1, mean=0.3, std=0.5)
     etas = [0.0, 0.5, 1.0, 2.0] if level == "auto" else [0.5, 2.0]
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     if name in ("flow", "user_cosine") and level in ("g", "er") and solver in ("em", "heun-sde"):
         high = 0.98  # where these two begin g must be finite
     if name == "ve" and solver == "em":
@@ -147,7 +146,7 @@ def test_every_level_and_eta_has_the_right_marginals(name, level, solver):
 def draws(model, count: int, low: float, seed: int):
     generator = torch.Generator().manual_seed(seed)
     x0 = model.sample(count, generator)
-    return model.sde.perturb(x0, low, torch.randn(x0.shape, generator=generator, dtype=F64))
+    return model.domain.sde.perturb(x0, low, torch.randn(x0.shape, generator=generator, dtype=F64))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_the_mixture_at_every_eta(name, solver):
     # Sliced W2 within twice what separates two exact draws.
     count = 1000
     model = start(name)[0]
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     z, want = draws(model, count, high, 1), draws(model, count, low, 2)
 
     def distance(x):

@@ -17,6 +17,7 @@ from models import (
     PUBLISHED,
     UserCosine,
     collinear,
+    density,
     flow_log_prob,
     full_covariance,
     gaussian,
@@ -38,6 +39,7 @@ from scoresde import (
     CosineSDE,
     FlowMatching,
     GaussianMixture,
+    Likelihood,
     Noise,
     ScoreModel,
     bits_per_dim,
@@ -68,7 +70,7 @@ def test_c13_gaussian(name):
     expected, x = CHECKS["C13"]["expected"][name], torch.tensor(CHECKS["C13"]["inputs"]["x"], dtype=F64)
     exact = torch.tensor(expected["logp_nats_with_prior"], dtype=F64)
     for tolerance, allowed in ((1e-5, 3e-4), (1e-9, 1e-5)):
-        solved = log_likelihood(gaussian(PUBLISHED[name]), x, rtol=tolerance, atol=tolerance, check=False)
+        solved = log_likelihood(gaussian(PUBLISHED[name]), x, Likelihood(rtol=tolerance, atol=tolerance), check=False)
         assert float((solved.log_prob - exact).abs().max()) <= allowed
     assert torch.allclose(solved.z, torch.tensor(expected["latent"], dtype=F64), rtol=1e-6, atol=1e-6)
     for offset, key in ((8, "bpd_scale01"), (7, "bpd_scale_pm1")):
@@ -83,7 +85,7 @@ def test_c14_mixture(name):
     x = torch.tensor(expected["likelihood"]["x"], dtype=F64)[:, None]
     exact = torch.tensor(expected["likelihood"]["logp_nats_with_prior"], dtype=F64)
     for tolerance, allowed in ((1e-5, 1e-3), (1e-10, 1e-6)):
-        solved = log_likelihood(model, x, rtol=tolerance, atol=tolerance, check=False)
+        solved = log_likelihood(model, x, Likelihood(rtol=tolerance, atol=tolerance), check=False)
         assert float((solved.log_prob - exact).abs().max()) <= allowed
     latent = torch.tensor(expected["likelihood"]["latent"], dtype=F64)
     assert torch.allclose(solved.z[:, 0], latent, rtol=1e-6)
@@ -111,7 +113,7 @@ def closed_form(kind, sde):
     if len(model.means) == 1:
         return model, x, flow_log_prob(model, x, latent(model, x))
     # The densities at both ends are known; the latent in between is that of a solve a hundred times as tight.
-    z = log_likelihood(model, x, rtol=1e-7, atol=1e-7, **EXACT).z
+    z = density(model, x, rtol=1e-7, atol=1e-7, **EXACT).z
     return model, x, flow_log_prob(model, x, z)
 
 
@@ -120,11 +122,11 @@ KINDS = ("isotropic-1", "full-8", "mixture-1", "collinear-8")
 
 def check_closed_form(name, kind, method):
     model, x, exact = closed_form(kind, SIX[name])
-    solved = log_likelihood(model, x, method=method, **EXACT)
+    solved = density(model, x, method=method, **EXACT)
     assert float((solved.log_prob - exact).abs().max()) <= 1e-3 * max(1, x.shape[1] / 16)
     assert bool((solved.stderr_probes == 0).all())
     if len(model.means) == 1:
-        assert float((solved.z - latent(model, x)).abs().max()) <= 1e-3 * model.sde.prior_std
+        assert float((solved.z - latent(model, x)).abs().max()) <= 1e-3 * model.domain.sde.prior_std
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,7 +161,7 @@ def test_error_falls_with_the_tolerance_on_closed_forms(name, method):
     for kind in KINDS:
         model, x, exact = closed_form(kind, FOUR[name])
         loose, tight = (
-            float((log_likelihood(model, x, method=method, rtol=t, atol=t, **EXACT).log_prob - exact).abs().mean())
+            float((density(model, x, method=method, rtol=t, atol=t, **EXACT).log_prob - exact).abs().mean())
             for t in (1e-3, 1e-6)
         )
         factors.append(math.log(loose / tight) / 3)
@@ -170,18 +172,18 @@ def test_error_falls_with_the_tolerance_on_closed_forms(name, method):
 def test_mixtures_by_quantiles(name):
     # In one dimension the flow keeps quantiles: F_1(z) = F_0(x), so that log p is known for any mixture.
     model = mixture_1d(FOUR[name])
-    low, high = model.sde.times("likelihood")
+    low, high = model.domain.sde.times("likelihood")
     x = torch.linspace(-1.6, 1.6, 33, dtype=F64)[:, None]
-    solved = log_likelihood(model, x, rtol=1e-6, atol=1e-6, check=False)
+    solved = log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6), check=False)
 
     def cdf(y, t):
-        alpha, sigma = (float(c) for c in model.sde.coefficients(torch.tensor(t, dtype=F64)))
+        alpha, sigma = (float(c) for c in model.domain.sde.coefficients(torch.tensor(t, dtype=F64)))
         std = torch.sqrt((alpha * model.stds) ** 2 + sigma**2)
         return (model.weights.numpy() * norm.cdf(y.numpy(), alpha * model.means[:, 0].numpy(), std.numpy())).sum(1)
 
     assert abs(cdf(x, low) - cdf(solved.z, high)).max() < 1e-5
     # log p(x) = log prior(z) + log p_low(x) - log p_high(z)
-    exact = model.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
+    exact = model.domain.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 2e-4
 
 
@@ -191,7 +193,7 @@ def test_full_covariance_and_its_probes(name):
     one = full_covariance(FOUR[name], 3)
     x = one.sample(8, torch.Generator().manual_seed(0))
     low, high = one.sde.times("likelihood")
-    solved = log_likelihood(one, x, rtol=1e-7, atol=1e-7, check=False)
+    solved = log_likelihood(one, x, Likelihood(rtol=1e-7, atol=1e-7), check=False)
     exact = one.sde.prior_log_prob(solved.z) + one.log_prob(x, low) - one.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 1e-4
     # A probe e, fixed along the path, is off by e^T K e - tr K with K = Q diag(log sqrt(v(1) / v(0))) Q^T.
@@ -201,7 +203,7 @@ def test_full_covariance_and_its_probes(name):
     k = vectors[0] @ torch.diag(gain) @ vectors[0].T
     noise = Noise.of(8, 2)
     options = {"divergence": "hutchinson", "redraw": False, "check": False}
-    probed = log_likelihood(one, x, noise=noise, rtol=1e-8, atol=1e-8, **options)
+    probed = density(one, x, rtol=1e-8, atol=1e-8, noise=noise, **options)
     e = noise.rademacher((3,), 0, "probe", F64)
     expected = exact + torch.einsum("bi,ij,bj->b", e, k, e) - torch.trace(k)
     assert float((probed.log_prob - expected).abs().max()) < 1e-4
@@ -210,9 +212,9 @@ def test_full_covariance_and_its_probes(name):
 def test_error_falls_with_the_tolerance():
     model = ring(VPSDE())
     x = model.sample(64, torch.Generator().manual_seed(0))
-    best = log_likelihood(model, x, rtol=1e-9, atol=1e-9, **EXACT).log_prob
+    best = density(model, x, rtol=1e-9, atol=1e-9, **EXACT).log_prob
     errors = [
-        float((log_likelihood(model, x, rtol=t, atol=t, **EXACT).log_prob - best).abs().mean())
+        float((density(model, x, rtol=t, atol=t, **EXACT).log_prob - best).abs().mean())
         for t in (1e-3, 1e-4, 1e-5, 1e-6)
     ]
     for a, b in pairwise(errors):
@@ -224,27 +226,27 @@ def test_the_log_determinant_is_held_to_the_tolerance():
     # Left out of the error norm its error is ten times as large.
     model = ring(VPSDE())
     x = model.sample(128, torch.Generator().manual_seed(3))
-    best = log_likelihood(model, x, rtol=1e-8, atol=1e-8, **EXACT).log_prob
-    assert float((log_likelihood(model, x, rtol=1e-4, atol=1e-4, **EXACT).log_prob - best).abs().mean()) < 5e-4
+    best = density(model, x, rtol=1e-8, atol=1e-8, **EXACT).log_prob
+    assert float((density(model, x, rtol=1e-4, atol=1e-4, **EXACT).log_prob - best).abs().mean()) < 5e-4
 
 
 def test_probes_estimate_the_exact_divergence_and_their_spread():
     model = ring(VPSDE())
     x = model.sample(1, torch.Generator().manual_seed(1)).expand(800, 2).clone()
-    exact = float(log_likelihood(model, x[:1], **EXACT).log_prob)
-    one = log_likelihood(model, x, divergence="hutchinson", noise=Noise.of(800, 1), batch=800, check=False)
+    exact = float(density(model, x[:1], **EXACT).log_prob)
+    one = log_likelihood(model, x, Likelihood(divergence="hutchinson"), noise=Noise.of(800, 1), batch=800, check=False)
     assert bool(one.stderr_probes.isnan().all())
     spread = float(one.log_prob.std())
     assert float(one.log_prob.mean()) == pytest.approx(exact, abs=4 * spread / math.sqrt(800))
-    four = log_likelihood(model, x, divergence="hutchinson", probes=4, noise=Noise.of(800, 1), batch=800, check=False)
+    four = density(model, x, divergence="hutchinson", probes=4, noise=Noise.of(800, 1), batch=800, check=False)
     assert float(four.log_prob.std()) == pytest.approx(spread / 2, rel=0.12)
     assert float(four.stderr_probes.square().mean().sqrt()) == pytest.approx(spread / 2, rel=0.12)
 
 
 def test_one_probe_is_exact_for_a_diagonal_jacobian():
     x = 0.3 + 0.5 * normals(5, 32)
-    one = log_likelihood(gaussian(VPSDE(), 32), x, divergence="hutchinson", steps=8, check=False)
-    all_of_them = log_likelihood(gaussian(VPSDE(), 32), x, divergence="exact", steps=8, check=False)
+    one = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="hutchinson", steps=8), check=False)
+    all_of_them = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="exact", steps=8), check=False)
     assert torch.allclose(one.log_prob, all_of_them.log_prob, rtol=0, atol=1e-10)
 
 
@@ -276,8 +278,8 @@ def test_differences_give_the_figure_of_derivatives(dtype, allowed, options):
     network = small_network().to(dtype)
     model, x = watched(network), normals(4, 3, dtype=dtype)
     common = {"rtol": 1e-4, "atol": 1e-4, "check": False, "noise": Noise.of(4, 2), **options}
-    best = log_likelihood(network, x, divergence="hutchinson", **common)
-    found = log_likelihood(model, x, divergence="difference", **common)
+    best = density(network, x, divergence="hutchinson", **common)
+    found = density(model, x, divergence="difference", **common)
     # nats of 3 dimensions
     assert float((found.log_prob - best.log_prob).abs().max()) <= 3 * allowed
     assert torch.allclose(found.z, best.z, atol=allowed)
@@ -302,8 +304,8 @@ class NoBackward(Wrapped):
 def test_differences_need_no_backward_pass():
     model = small_network()
     x = normals(4, 3)
-    found = log_likelihood(NoBackward(model), x, divergence="difference", rtol=1e-4, memory=2**24)
-    best = log_likelihood(model, x, divergence="hutchinson", rtol=1e-4)
+    found = log_likelihood(NoBackward(model), x, Likelihood(divergence="difference", rtol=1e-4), memory=2**24)
+    best = log_likelihood(model, x, Likelihood(divergence="hutchinson", rtol=1e-4))
     assert torch.allclose(found.log_prob, best.log_prob, rtol=0, atol=1e-6)
     assert torch.allclose(found.change, best.change, rtol=0, atol=1e-6)
 
@@ -314,10 +316,10 @@ def test_the_check_takes_narrower_differences(monkeypatch):
     options = {"divergence": "difference", "rtol": 1e-4, "atol": 1e-4}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert float(log_likelihood(model, x, **options).change.max()) < 1e-3
-    monkeypatch.setattr("scoresde.likelihood.flow.width", lambda dtype: 0.3)
+        assert float(density(model, x, **options).change.max()) < 1e-3
+    monkeypatch.setattr("scoresde.likelihood.method.width", lambda dtype: 0.3)
     with pytest.warns(UserWarning, match="half as wide.*or the divergence hutchinson"):
-        assert float(log_likelihood(model, x, **options).change.max()) > 0.02
+        assert float(density(model, x, **options).change.max()) > 0.02
 
 
 @pytest.mark.parametrize("method", ["coupled", "quadrature"])
@@ -325,9 +327,9 @@ def test_many_differences(method):
     # The limit is on points of the path: as many probes as one likes.
     x = 0.3 + 0.5 * normals(2, 20)
     options = {"rtol": 1e-4, "atol": 1e-4, "check": False, "method": method, "max_nfe": 150}
-    found = log_likelihood(gaussian(VPSDE(), 20), x, divergence="difference", probes=128, **options)
+    found = density(gaussian(VPSDE(), 20), x, divergence="difference", probes=128, **options)
     assert bool(found.ok.all()) and int(found.nfe.max()) > 150
-    exact = log_likelihood(gaussian(VPSDE(), 20), x, divergence="exact", **options)
+    exact = density(gaussian(VPSDE(), 20), x, divergence="exact", **options)
     assert torch.allclose(found.log_prob, exact.log_prob, rtol=0, atol=1e-4)  # signs are exact for a diagonal Jacobian
 
 
@@ -336,11 +338,11 @@ def test_narrow_data_are_held_to_the_tolerance_with_probes_as_well(name):
     # A pixel that is always black has the width of its cell: 2/256/sqrt(12) for 256 levels.
     model = gaussian(FOUR[name], 20, std=0.0023)
     x = 0.3 + 0.0023 * normals(8, 20)
-    truth = gaussian_log_likelihood(model.sde, x, 0.3, 0.0023)[0]
+    truth = gaussian_log_likelihood(model.domain.sde, x, 0.3, 0.0023)[0]
     for divergence in ("hutchinson", "difference"):
         for tolerance in (1e-3, 1e-4, 1e-5):
             options = {"divergence": divergence, "rtol": tolerance, "atol": tolerance, "check": False}
-            assert float((log_likelihood(model, x, **options).log_prob - truth).abs().max()) / 20 <= 10 * tolerance
+            assert float((density(model, x, **options).log_prob - truth).abs().max()) / 20 <= 10 * tolerance
 
 
 def test_a_gpu_does_not_round_convolutions():
@@ -355,7 +357,7 @@ def test_a_gpu_does_not_round_convolutions():
             return self.model(x, t)
 
     before = torch.backends.cudnn.allow_tf32
-    log_likelihood(Asked(gaussian(VPSDE(), 2)), normals(1, 2), rtol=1e-2, check=False)
+    log_likelihood(Asked(gaussian(VPSDE(), 2)), normals(1, 2), Likelihood(rtol=1e-2), check=False)
     assert seen and not any(seen) and torch.backends.cudnn.allow_tf32 == before
 
 
@@ -384,9 +386,9 @@ def test_rows_and_probes_do_not_depend_on_the_batch(divergence):
     x = model.sample(1024, torch.Generator().manual_seed(0))
     noise = Noise.of(1024, 3)
     kwargs = {"divergence": divergence, "probes": 2, "rtol": 1e-3, "atol": 1e-3, "check": False}
-    whole = log_likelihood(model, x, noise=noise, batch=1024, **kwargs)
+    whole = density(model, x, noise=noise, batch=1024, **kwargs)
     for rows in (torch.arange(16), torch.tensor([700])):
-        part = log_likelihood(model, x[rows], noise=noise.rows(rows), **kwargs)
+        part = density(model, x[rows], noise=noise.rows(rows), **kwargs)
         # a difference divides the rounding of the model by 2h, 1e-6 or so
         allowed = 1e-12 if divergence == "hutchinson" else 1e-9
         assert float((part.log_prob - whole.log_prob[rows]).abs().max()) <= allowed
@@ -400,9 +402,9 @@ def test_a_conditional_batch_equals_each_row_alone():
         torch.nn.init.normal_(parameter, std=0.3)
     model = ScoreModel(network, UserCosine(), EDM(), classes=3).double().eval().requires_grad_(False)
     labels, x = torch.tensor([0, 2, 1, 1]), normals(4, 2)
-    together = log_likelihood(model.given(labels), x, rtol=1e-3, check=False)
+    together = log_likelihood(model.given(labels), x, Likelihood(rtol=1e-3), check=False)
     for i in range(4):
-        alone = log_likelihood(model.given(labels[i : i + 1]), x[i : i + 1], rtol=1e-3, check=False)
+        alone = log_likelihood(model.given(labels[i : i + 1]), x[i : i + 1], Likelihood(rtol=1e-3), check=False)
         assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-8)
 
 
@@ -410,8 +412,8 @@ def test_a_conditional_batch_equals_each_row_alone():
 def test_any_event_shape_not_only_images(event):
     model = GaussianMixture(VPSDE(), torch.full((1, *event), 0.3, dtype=F64), torch.tensor([0.5], dtype=F64))
     x = torch.full((2, *event), 0.8, dtype=F64)
-    exact, _ = gaussian_log_likelihood(model.sde, x, 0.3, 0.5)
-    assert float((log_likelihood(model, x, **EXACT).log_prob - exact).abs().max()) < 1e-3
+    exact, _ = gaussian_log_likelihood(model.domain.sde, x, 0.3, 0.5)
+    assert float((density(model, x, **EXACT).log_prob - exact).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -435,10 +437,10 @@ def test_uniform_data_on_256_levels_have_8_bits():
 def test_bits_do_not_depend_on_the_scale_of_the_data():
     # The same data and path in units c times as large: alpha x0 + sigma eps with sigma scaled along.
     x = 0.3 + 0.5 * normals(8, 3)
-    base = log_likelihood(gaussian(ALL["user_ve"], 3), x, rtol=1e-8, atol=1e-8, check=False)
+    base = log_likelihood(gaussian(ALL["user_ve"], 3), x, Likelihood(rtol=1e-8, atol=1e-8), check=False)
     c = 4.0
     scaled = GaussianMixture(type(ALL["user_ve"])(top=40.0), torch.full((1, 3), 1.2, dtype=F64), torch.tensor([2.0]))
-    other = log_likelihood(scaled, c * x, rtol=1e-8, atol=1e-8, check=False)
+    other = log_likelihood(scaled, c * x, Likelihood(rtol=1e-8, atol=1e-8), check=False)
     a = bits_per_dim(base.log_prob, 3, 3 * math.log(2 / 256))
     b = bits_per_dim(other.log_prob, 3, 3 * math.log(c * 2 / 256))
     assert torch.allclose(a, b, atol=1e-6)
@@ -462,7 +464,7 @@ def test_bad_options_are_refused():
         ({"noise": Noise.of(3)}, "3 rows"),
     ):
         with pytest.raises(UsageError, match=words):
-            log_likelihood(model, x, **options)
+            density(model, x, **options)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), ()])
@@ -481,7 +483,7 @@ def test_fixed_steps_have_their_order(name, scheme, order, steps):
     x = model.sample(4, torch.Generator().manual_seed(0))
     exact = flow_log_prob(model, x, latent(model, x))
     errors = [
-        float((log_likelihood(model, x, steps=n, scheme=scheme, check=False).log_prob - exact).abs().mean())
+        float((log_likelihood(model, x, Likelihood(steps=n, scheme=scheme), check=False).log_prob - exact).abs().mean())
         for n in (steps, 2 * steps, 4 * steps)
     ]
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.35)
@@ -493,14 +495,14 @@ def test_eight_euler_steps_are_no_figure_and_say_so(divergence):
     model = ring(VPSDE())
     x = model.sample(20, torch.Generator().manual_seed(0))
     options = {"divergence": divergence, "probes": 2}
-    with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*take more steps, or a tolerance"):
-        coarse = log_likelihood(model, x, steps=8, scheme="euler", **options)
+    with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*use more steps, or a tolerance"):
+        coarse = density(model, x, steps=8, scheme="euler", **options)
     assert int((~coarse.change.isnan()).sum()) == 16
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fine = log_likelihood(model, x, **options)
-        quadrature = log_likelihood(model, x, method="quadrature", **options)
-        unchecked = log_likelihood(model, x, steps=8, scheme="euler", check=False)
+        fine = density(model, x, **options)
+        quadrature = density(model, x, method="quadrature", **options)
+        unchecked = log_likelihood(model, x, Likelihood(steps=8, scheme="euler"), check=False)
     for solved in (fine, quadrature):
         checked = solved.change[~solved.change.isnan()]
         assert len(checked) == 16 and float(checked.max()) < 0.01 * 2 * math.log(2)
@@ -510,16 +512,16 @@ def test_eight_euler_steps_are_no_figure_and_say_so(divergence):
 def test_the_change_is_that_of_the_tighter_solve():
     model = ring(VPSDE())
     x = model.sample(3, torch.Generator().manual_seed(0))
-    loose, tight = (log_likelihood(model, x, rtol=t, atol=t, check=False).log_prob for t in (1e-4, 1e-5))
-    change = log_likelihood(model, x, rtol=1e-4, atol=1e-4).change
+    loose, tight = (log_likelihood(model, x, Likelihood(rtol=t, atol=t), check=False).log_prob for t in (1e-4, 1e-5))
+    change = log_likelihood(model, x, Likelihood(rtol=1e-4, atol=1e-4)).change
     assert torch.allclose(change, (tight - loose).abs(), rtol=1e-9)
 
 
 def test_single_precision_is_compared_with_a_looser_solve_where_it_resolves_no_tighter_one():
     model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
     x = torch.tensor([[0.3, -1.2]])
-    own, loose = (log_likelihood(model, x, rtol=t, atol=t, check=False).log_prob for t in (1e-6, 1e-5))
-    assert torch.equal(log_likelihood(model, x, rtol=1e-6, atol=1e-6).change, (loose - own).abs())
+    own, loose = (log_likelihood(model, x, Likelihood(rtol=t, atol=t), check=False).log_prob for t in (1e-6, 1e-5))
+    assert torch.equal(log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6)).change, (loose - own).abs())
 
 
 def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():
@@ -527,7 +529,7 @@ def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():
     x = model.sample(3, torch.Generator().manual_seed(0))
     most = int(log_likelihood(model, x, check=False).nfe.max())
     with pytest.warns(UserWarning, match="up to inf nats"):
-        solved = log_likelihood(model, x, max_nfe=most)
+        solved = log_likelihood(model, x, Likelihood(max_nfe=most))
     assert bool(solved.ok.all()) and bool(solved.change.isinf().any())
 
 
@@ -541,7 +543,7 @@ def test_the_gradient_in_the_data_is_the_score_of_the_flow(name, scheme, steps, 
     # z = z0 + A (x - m) for a Gaussian, so that d log p/dx = -A^T z / prior_std^2: by autograd of the closed form
     model = full_covariance(FOUR[name], 3)
     x = model.sample(4, torch.Generator().manual_seed(0)).requires_grad_()
-    solved = log_likelihood(model, x, steps=steps, scheme=scheme, differentiable=True, check=False)
+    solved = log_likelihood(model, x, Likelihood(steps=steps, scheme=scheme), differentiable=True, check=False)
     found = torch.autograd.grad(solved.log_prob.sum(), x)[0]
     expected = torch.autograd.grad(flow_log_prob(model, x, latent(model, x)).sum(), x)[0]
     assert float((found - expected).norm() / expected.norm()) < allowed
@@ -555,7 +557,7 @@ def test_the_gradient_in_the_parameters_is_that_of_the_value(scheme, divergence)
     options = {"divergence": divergence, "probes": 2, "steps": 2, "scheme": scheme, "check": False}
 
     def value(graph=False):
-        return log_likelihood(model, x, differentiable=graph, **options).log_prob.sum()
+        return density(model, x, differentiable=graph, **options).log_prob.sum()
 
     value(graph=True).backward()
     weights = [p for p in model.parameters() if p.grad is not None and p.numel() > 1]
@@ -578,11 +580,11 @@ def test_a_differentiable_solve_asks_the_model_twice_as_often_and_gives_the_same
     network = small_network(dims=2)
     model, x = watched(network), normals(3, 2).requires_grad_()
     options = {"steps": 4, "scheme": "rk4", "check": False}
-    plain = log_likelihood(model, x, **options)
+    plain = density(model, x, **options)
     assert not plain.log_prob.requires_grad  # nothing to be differentiated by mistake
     assert sum(model.evaluations) == int(plain.nfe.sum())
     model.evaluations.clear()
-    solved = log_likelihood(model, x, differentiable=True, **options)
+    solved = density(model, x, differentiable=True, **options)
     assert torch.equal(solved.log_prob, plain.log_prob) and torch.equal(solved.nfe, plain.nfe)
     solved.log_prob.sum().backward()
     # once more each on the way back, and once to find the parameters
@@ -641,7 +643,7 @@ def test_what_autograd_keeps_stays_within_the_budget(how, probes):
     assert rows_within(4 * budget, model, x, passes) >= 4 * rows_within(budget, model, x, passes)
     kept = Kept(model.parameters())
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda pair: pair[0]):
-        solved = log_likelihood(model, x.requires_grad_(graph), memory=budget, **options)
+        solved = density(model, x.requires_grad_(graph), memory=budget, **options)
         if graph:
             solved.log_prob.sum().backward()
     # All is freed again, and what is kept at most is a good part of the budget.
@@ -658,7 +660,7 @@ def test_what_differences_keep_alive_stays_within_the_budget(method):
     assert 2 <= rows < len(x)
     options = {"divergence": "difference", "check": False, "rtol": 0.1, "atol": 0.1, "memory": budget}
     with _Alive() as alive:
-        log_likelihood(model, x, method=method, **options)
+        density(model, x, method=method, **options)
     assert budget / 8 < alive.most < budget
 
 
@@ -675,9 +677,9 @@ def test_a_converted_model_has_the_same_likelihood(method):
     model = ring(VPSDE())
     x = model.sample(4, torch.Generator().manual_seed(0))
     options = {"method": method, "divergence": "exact", "rtol": 1e-7, "atol": 1e-7, "check": False}
-    own = log_likelihood(model, x, **options)
+    own = density(model, x, **options)
     for path in (FlowMatching(), UserCosine(), EDMSDE(sigma_min=1e-4, sigma_max=1000.0)):
-        other = log_likelihood(convert(model, path), x, **options)
+        other = density(convert(model, path), x, **options)
         assert float((other.log_prob - own.log_prob).abs().max()) < 1e-5
 
 
@@ -702,7 +704,7 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(options, divergence):
     broken = x.clone()
     broken[2] = 1e3
     options = {**options, "divergence": divergence, "check": False}
-    clean, solved = log_likelihood(model, x, **options), log_likelihood(model, broken, **options)
+    clean, solved = density(model, x, **options), density(model, broken, **options)
     others = torch.tensor([0, 1, 3, 4])
     assert solved.ok.tolist() == [True, True, False, True, True]
     assert bool(solved.log_prob[2].isnan()) and "NaN" in solved.failures()[0]
@@ -712,7 +714,7 @@ def test_a_row_that_fails_leaves_the_others_as_they_are(options, divergence):
 
 def test_a_row_out_of_evaluations_has_no_figure():
     for method in ("coupled", "quadrature"):
-        solved = log_likelihood(ring(VPSDE()), torch.zeros(2, 2, dtype=F64), method=method, max_nfe=20)
+        solved = log_likelihood(ring(VPSDE()), torch.zeros(2, 2, dtype=F64), Likelihood(method=method, max_nfe=20))
         assert bool(solved.log_prob.isnan().all()) and not bool(solved.ok.any())
 
 
@@ -720,8 +722,8 @@ def test_another_beginning():
     # The density of x_t at t = 0.2, for one Gaussian.
     model = gaussian(VPSDE(), 3)
     x, low = 0.4 * normals(4, 3), 0.2
-    solved = log_likelihood(model, x, t_min=low, rtol=1e-8, atol=1e-8)
-    exact = model.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, 1.0)
+    solved = log_likelihood(model, x, Likelihood(t_min=low, rtol=1e-8, atol=1e-8))
+    exact = model.domain.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, 1.0)
     assert torch.allclose(solved.log_prob, exact, atol=1e-6)
 
 
@@ -730,11 +732,11 @@ def test_another_beginning_of_a_converted_model():
     model = gaussian(VPSDE(), 3)
     other = convert(model, FlowMatching())
     x, low = 0.4 * normals(4, 3), 0.2
-    solved = log_likelihood(other, x, t_min=low, rtol=1e-8, atol=1e-8)
+    solved = log_likelihood(other, x, Likelihood(t_min=low, rtol=1e-8, atol=1e-8))
     alpha, sigma = (float(c) for c in other.sde.coefficients(torch.tensor(low, dtype=F64)))
-    clock = float(model.sde.t_of_log_snr(torch.tensor(2 * math.log(alpha / sigma), dtype=F64)))
-    unit = float(model.sde.coefficients(torch.tensor(clock, dtype=F64))[0]) / alpha
-    own = log_likelihood(model, unit * x, t_min=clock, rtol=1e-8, atol=1e-8)
+    clock = float(model.domain.sde.t_of_log_snr(torch.tensor(2 * math.log(alpha / sigma), dtype=F64)))
+    unit = float(model.domain.sde.coefficients(torch.tensor(clock, dtype=F64))[0]) / alpha
+    own = log_likelihood(model, unit * x, Likelihood(t_min=clock, rtol=1e-8, atol=1e-8))
     assert torch.allclose(solved.log_prob, own.log_prob + 3 * math.log(unit), atol=1e-6)
 
 
@@ -764,29 +766,29 @@ class BrokenSlope(Wrapped):
 def test_a_divergence_that_is_no_number_is_a_failure(options):
     model = BrokenSlope(ring(VPSDE()))
     x = model.model.sample(3, torch.Generator().manual_seed(0))
-    solved = log_likelihood(model, x, divergence="hutchinson", check=False, batch=1, **options)
+    solved = density(model, x, divergence="hutchinson", check=False, batch=1, **options)
     assert not bool(solved.ok.any()), "each batch of one has a first row"
-    solved = log_likelihood(model, x, divergence="hutchinson", check=False, **{"steps": 6})
+    solved = density(model, x, divergence="hutchinson", check=False, **{"steps": 6})
     assert solved.ok.tolist() == [False, True, True]
 
 
 def test_learned_ends_are_not_followed_and_leave_no_graph():
     model = ScoreModel(MLP(2, width=8, blocks=1), VDMSDE(learn=True), X0())
     x = torch.zeros(2, 2)
-    solved = log_likelihood(model, x, rtol=1e-2, atol=1e-2, check=False)
+    solved = log_likelihood(model, x, Likelihood(rtol=1e-2, atol=1e-2), check=False)
     assert not solved.log_prob.requires_grad and not solved.z.requires_grad
     assert not elbo(model, x, strata=4).log_prob.requires_grad
     with pytest.raises(UsageError, match="learned ends"):
-        log_likelihood(model, x, steps=4, differentiable=True)
+        log_likelihood(model, x, Likelihood(steps=4), differentiable=True)
 
 
 def test_a_differentiable_solve_is_checked_only_if_asked_for():
     model = gaussian(VPSDE(), 2)
     x = 0.4 * normals(2, 2)
-    solved = log_likelihood(model, x, steps=3, scheme="euler", differentiable=True)
+    solved = log_likelihood(model, x, Likelihood(steps=3, scheme="euler"), differentiable=True)
     assert bool(solved.change.isnan().all())
     with pytest.warns(UserWarning, match="NOT CONVERGED"):
-        log_likelihood(model, x, steps=3, scheme="euler", differentiable=True, check=True)
+        log_likelihood(model, x, Likelihood(steps=3, scheme="euler"), differentiable=True, check=True)
 
 
 def test_the_default_budget_is_a_size():

@@ -14,7 +14,7 @@ from scoresde.errors import UsageError
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.shapes import expand
-from scoresde.times import Domain, Uniform
+from scoresde.times import Setting, Uniform
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(data_std=0.5)]
 
@@ -96,7 +96,7 @@ def test_c11_loss_floor(name):
     eps = torch.randn(n, 1, generator=generator, dtype=F64)
     expected = check["expected"][name]
 
-    t, _ = Uniform().over(Domain(sde, 1e-5, 1.0)).draw(n, generator)
+    t, _ = Uniform().over(Setting(sde, 1e-5, 1.0)).draw(n, generator)
     losses = denoising_loss(model, x0, t, eps)
     error = float(losses.std()) / math.sqrt(n)
     assert float(losses.mean()) == pytest.approx(expected["min_std_weighted_per_dim"], abs=3 * error)

@@ -43,12 +43,12 @@ from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
 from scoresde.shapes import expand, mean_flat
 from scoresde.times import (
-    Domain,
     Importance,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
     Mode,
+    Setting,
     Times,
     TimeSampler,
     Uniform,
@@ -78,7 +78,7 @@ class Recipe:
     def times(self) -> Times:
         low, high = self.sde.times("train")
         high = min(high, self.predict.legal_t_max(self.sde))
-        return self.sampler.over(Domain(self.sde, low, high, self.predict, self.weighting))
+        return self.sampler.over(Setting(self.sde, low, high, self.predict, self.weighting))
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Shifted(TimeSampler):
     sampler: TimeSampler = field(default_factory=LogitNormal)
     factor: float = 3.0
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
+    def quantile(self, u: Tensor, domain: Setting) -> Tensor:
         # They shift a draw from (0, 1); the domain is cut off only then.
-        t = self.sampler.quantile(u, Domain(domain.sde, 0.0, 1.0))
+        t = self.sampler.quantile(u, Setting(domain.sde, 0.0, 1.0))
         return self.factor * t / (1 + (self.factor - 1) * t)
 
 
@@ -100,10 +100,10 @@ class Learned(TimeSampler):
 
     emphasis = False
 
-    def quantile(self, u: Tensor, domain: Domain) -> Tensor:
+    def quantile(self, u: Tensor, domain: Setting) -> Tensor:
         return self.over(domain).quantile(u)
 
-    def over(self, domain: Domain) -> Times:
+    def over(self, domain: Setting) -> Times:
         times = LossSecondMoment(bins=4, history=1).over(domain)
         middles = (times.edges[1:] + times.edges[:-1]) / 2  # type: ignore[attr-defined]
         times.update(middles, torch.tensor([9.0, 3.0, 1.0, 2.0]))
@@ -224,7 +224,7 @@ OTHER_TIMES = [
 
 def density(times: Times, log_snr: Tensor) -> Tensor:
     """p(l) of the times' log-SNR, where it has the values ``log_snr``: du/dl by differences of fourth order."""
-    sde = times.domain.sde
+    sde = times.setting.sde
 
     def level(u: Tensor) -> Tensor:
         return sde.log_snr(times.quantile(u))
@@ -254,7 +254,7 @@ def integrand(recipe: Recipe, log_snr: Tensor, x0: Tensor, eps: Tensor, x0_hat: 
 
 def levels_of(*recipes: Recipe) -> Tensor:
     """Log-SNRs inside of all domains."""
-    ends = torch.stack([r.sde.log_snr(r.times().domain.ends) for r in recipes])
+    ends = torch.stack([r.sde.log_snr(r.times().setting.ends) for r in recipes])
     high, low = min(float(ends[:, 0].min()) - 0.5, 12.0), max(float(ends[:, 1].max()) + 0.5, -9.0)
     return torch.linspace(high, low, 23, dtype=F64)
 
@@ -337,11 +337,11 @@ def test_the_same_network_gradient_in_whatever_space_the_loss_is_written(path: s
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.0, 1.0), (0.5, 0.4)])
 def test_sampler_equivalences_by_their_quantiles(mean: float, std: float) -> None:
     u = torch.linspace(1e-4, 1 - 1e-4, 400, dtype=F64)
-    domain = Domain(FLOW, 1e-5, 1 - 1e-5)
+    domain = Setting(FLOW, 1e-5, 1 - 1e-5)
     same = [LogNormal(mean, std), LogitNormal(mean, std)]
     torch.testing.assert_close(*(s.quantile(u, domain) for s in same), rtol=1e-10, atol=0)
     # SD3's shift, and that it moves the log-SNR by -2 log k
-    whole = Domain(FLOW, 0.0, 1.0)
+    whole = Setting(FLOW, 0.0, 1.0)
     for factor in (0.5, 3.0):
         plain, shifted = LogitNormal(mean, std), Shifted(LogitNormal(mean, std), factor)
         moved = LogitNormal(mean + math.log(factor), std)
@@ -351,10 +351,10 @@ def test_sampler_equivalences_by_their_quantiles(mean: float, std: float) -> Non
     # The same noise levels on every path, and the importance of the likelihood is the flat limit
     ratios = []
     for sde in (VESDE(0.002, 80.0), EDMSDE()):
-        t = LogNormal(mean, std).quantile(u, Domain(sde, 0.0, 1.0))
+        t = LogNormal(mean, std).quantile(u, Setting(sde, 0.0, 1.0))
         ratios.append(sde.log_snr(t))
     torch.testing.assert_close(*ratios, rtol=1e-9, atol=1e-9)
-    domain = Domain(VP, 1e-5, 1.0, V(), w.Likelihood())
+    domain = Setting(VP, 1e-5, 1.0, V(), w.Likelihood())
     flat, importance = LogNormal(0.0, 1e6).quantile(u, domain), Importance().over(domain).quantile(u)
     torch.testing.assert_close(flat, importance, rtol=1e-6, atol=0)
 

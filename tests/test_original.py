@@ -121,9 +121,9 @@ def moments(solver: Solver, model, steps: int, corrections: int = 0, denoise: bo
     """
     rows = 2 + steps * (1 + corrections)
     x = torch.zeros(rows, 1, dtype=F64)
-    x[1] = model.sde.prior_std
+    x[1] = model.domain.sde.prior_std
     y = solver(model, x, noise=OneAtATime(0, torch.arange(rows), predictions=steps)).x
-    y = model(y, model.sde.times("sample")[0]).x0[:, 0] if denoise else y[:, 0]
+    y = model(y, model.domain.sde.times("sample")[0]).x0[:, 0] if denoise else y[:, 0]
     answers = (y[1:] - y[0]).square()
     return float(y[0]), float(answers.sum()), float(answers[steps])
 

@@ -19,6 +19,7 @@ from scoresde import (
     FlowMatching,
     GaussianMixture,
     Guided,
+    Likelihood,
     Noise,
     ProbabilityFlow,
     Shifted,
@@ -85,7 +86,7 @@ def test_the_estimates_on_another_path_are_those_of_the_exact_model_there(source
     asked, exact = convert(ring(FOUR[source]), path), ring(path)
     x = normals(32, 2)
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
-        t = asked.t_min + share * (asked.t_max - asked.t_min)
+        t = asked.domain.t_min + share * (asked.domain.t_max - asked.domain.t_min)
         mine, theirs = asked(x, t), exact(x, t)
         for name in ("x0", "eps", "score", "velocity"):
             a, b = getattr(mine, name), getattr(theirs, name)
@@ -96,7 +97,7 @@ def test_a_vp_model_on_the_straight_path_gives_the_same_samples_for_fewer_evalua
     # flow_and_solvers.md, B4.8: r from 0.993471 to 0.010377, start 0.993493 z.
     vp = ring(VPSDE())
     flow = convert(vp, FlowMatching())
-    assert flow.t_max == pytest.approx(0.993471, abs=1e-6)
+    assert flow.domain.t_max == pytest.approx(0.993471, abs=1e-6)
     assert flow.sde.times("sample")[0] == pytest.approx(0.010377, abs=1e-6)
     assert flow.sde.prior_std == pytest.approx(0.993493, abs=1e-6)
     z = normals(128, 2)
@@ -105,7 +106,7 @@ def test_a_vp_model_on_the_straight_path_gives_the_same_samples_for_fewer_evalua
     found = {}
     for tolerance in (1e-4, 1e-6, 1e-8):
         for name, model, frame in (("vp in t", vp, "t"), ("flow in t", flow, "t"), ("straight", vp, "straight")):
-            solved = ProbabilityFlow(tolerance, tolerance, frame=frame)(model, z * model.sde.prior_std)
+            solved = ProbabilityFlow(tolerance, tolerance, frame=frame)(model, z * model.domain.sde.prior_std)
             error = (solved.x / ends[model is flow] - exact).square().mean().sqrt()
             found[name, tolerance] = float(solved.nfe.double().mean()), float(error)
         # the straight frame of VP is the straight path
@@ -122,14 +123,15 @@ def test_exponential_solvers_take_the_same_steps_on_another_path(target):
     # the same noise levels, as times of either path
     high, low = (
         float(vp.sde.t_of_log_snr(other.sde.log_snr(torch.tensor(t, dtype=F64))).clamp(max=1.0))
-        for t in (other.t_max, 0.1)
+        for t in (other.domain.t_max, 0.1)
     )
     z = normals(16, 2)
     for solver in (Multistep(6, order=2, grid="logsnr"), MultistepSDE(6, grid="logsnr")):
-        a = solver(other, z, t0=other.t_max, t1=0.1, noise=noise).x
-        scale = [float(m.sde.scale(torch.tensor(t, dtype=F64))) for m, t in ((vp, high), (other, other.t_max))]
+        a = solver(other, z, t0=other.domain.t_max, t1=0.1, noise=noise).x
+        ends = (vp.sde, high), (other.sde, other.domain.t_max)
+        scale = [float(sde.scale(torch.tensor(t, dtype=F64))) for sde, t in ends]
         b = solver(vp, z * scale[0] / scale[1], t0=high, t1=low, noise=noise).x
-        scale = [float(m.sde.scale(torch.tensor(t, dtype=F64))) for m, t in ((vp, low), (other, 0.1))]
+        scale = [float(m.domain.sde.scale(torch.tensor(t, dtype=F64))) for m, t in ((vp, low), (other, 0.1))]
         assert torch.allclose(a * scale[0] / scale[1], b, atol=1e-8)
 
 
@@ -186,7 +188,7 @@ def test_the_likelihood_is_the_same_on_every_path(target):
     vp = ring(VPSDE())
     other = convert(vp, path)
     x = vp.sample(32, torch.Generator().manual_seed(0))
-    a, b = (log_likelihood(m, x, rtol=1e-8, atol=1e-8) for m in (vp, other))
+    a, b = (log_likelihood(m, x, Likelihood(rtol=1e-8, atol=1e-8)) for m in (vp, other))
     # `ddpm` begins at 1e-5 as VP does, and a table of 100,000 levels is off by as much.
     assert float((a.log_prob - b.log_prob).abs().max()) < (2e-4 if target == "ddpm" else 1e-7)
     if target != "ddpm":

@@ -17,7 +17,6 @@ from scoresde.errors import UsageError
 from scoresde.grids import make_grid
 from scoresde.ode import FAILED_NONFINITE, OK
 from scoresde.solvers import PredictorCorrector, sample
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.pc import PREDICTORS, annealed_langevin, reverse_diffusion
 from scoresde.tables import SOLVERS
 
@@ -88,7 +87,7 @@ def test_variance_is_right_to_the_first_order_of_a_step(name, predictor):
     # Exact moments on a Gaussian (see test_stochastic.py). A small snr, because a Langevin step leaves a bias of
     # e/(2 v), which does not fall as the steps grow in number.
     model = gaussian(ALL[name], dims=1, mean=0.3, std=0.5)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     solver, off = PredictorCorrector(1, predictor, snr=0.02, grid="sqrt"), []
     for steps in (80, 160):
         made = replace(solver, steps=steps)
@@ -159,7 +158,7 @@ def test_names():
 def test_a_predictor_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_predictor.py").write_text(
         "def halve(model, x, t, s, z):\n    e = model(x, t)\n"
-        "    alpha, sigma = model.sde.coefficients(s)\n    return alpha * e.x0 + sigma * e.eps + 0 * z\n"
+        "    alpha, sigma = model.domain.sde.coefficients(s)\n    return alpha * e.x0 + sigma * e.eps + 0 * z\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     import my_predictor

@@ -114,7 +114,7 @@ def test_reverse_asks_the_model_at_the_states_it_shows(trained: Path):
     samples = run.sample(5, build("heun", SOLVERS, steps=4), seed=2)
     torch.testing.assert_close(found.x0[-1], samples.x, rtol=0, atol=1e-9)
     # In between: the model, asked at the state that is shown.
-    size = torch.hypot(*run.model.sde.coefficients(found.t))[2]
+    size = torch.hypot(*run.model.domain.sde.coefficients(found.t))[2]
     x = run.info.transform.encode(found.x[2]) * size
     torch.testing.assert_close(
         found.x0[2], run.info.transform.decode(run.model(x, found.t[2]).x0), rtol=0, atol=1e-9
@@ -132,7 +132,7 @@ def test_the_columns_of_a_strip_are_equally_far_apart(trained: Path, tmp_path: P
         write_reverse(run, found, tmp_path / "r.png", columns, gif=False)
         times = found.t[:: (len(found.t) - 1) // (columns - 1)]
         assert len(times) == columns and times[-1] == found.t[-1]
-        gaps = torch.diff(run.model.sde.ratio(times))
+        gaps = torch.diff(run.model.domain.sde.ratio(times))
         torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=1e-9)
         assert all(len(states) == columns for states in seen.values()) and len(seen) == 2
 

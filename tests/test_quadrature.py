@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from models import F64, FOUR, PUBLISHED, gaussian, normals, ring, small_network, watched
+from models import F64, FOUR, PUBLISHED, density, gaussian, normals, ring, small_network, watched
 
-from scoresde import VPSDE, GaussianMixture, log_likelihood
+from scoresde import VPSDE, GaussianMixture, Likelihood, log_likelihood
 from scoresde.likelihood import quadrature
 from scoresde.likelihood.clock import clock, r_of_clock
 from scoresde.likelihood.dense import Knots
@@ -90,14 +90,8 @@ def test_the_clock_and_its_inverse():
 def test_the_slope_integrates_to_the_path(name):
     # The residual is the check of the rule: the slope's integral is known.
     x = 0.3 + 0.5 * normals(4, 3)
-    residuals = [
-        float(
-            log_likelihood(
-                gaussian(PUBLISHED[name], 3), x, method="quadrature", rtol=tolerance, atol=tolerance, check=False
-            ).residual.max()
-        )
-        for tolerance in (1e-3, 1e-5, 1e-7)
-    ]
+    model, solved = gaussian(PUBLISHED[name], 3), {"method": "quadrature", "check": False}
+    residuals = [float(density(model, x, rtol=tolerance, **solved).residual.max()) for tolerance in (1e-3, 1e-5, 1e-7)]
     for tolerance, residual in zip((1e-3, 1e-5, 1e-7), residuals, strict=True):
         assert residual <= 3 * tolerance * 3 * FOUR[name].prior_std  # the largest of |y| is about 3 prior_std at most
     assert all(a > b for a, b in pairwise(residuals))
@@ -108,26 +102,26 @@ def test_the_residual_tells_of_a_rule_that_is_too_coarse(monkeypatch):
     model = ring(VPSDE(), std=0.03)
     x = model.sample(6, torch.Generator().manual_seed(0)) + 0.05
     options = {"divergence": "exact", "rtol": 1e-6, "atol": 1e-6, "check": False}
-    truth = log_likelihood(model, x, **options).log_prob
-    fine = log_likelihood(model, x, method="quadrature", **options)
+    truth = density(model, x, **options).log_prob
+    fine = density(model, x, method="quadrature", **options)
     monkeypatch.setattr(quadrature, "MOST", quadrature.FEWEST)
-    coarse = log_likelihood(model, x, method="quadrature", **options)
+    coarse = density(model, x, method="quadrature", **options)
     assert int(coarse.divergences.max()) == 17 and int(fine.divergences.min()) > 17
     assert bool((coarse.residual > 100 * fine.residual).all())
     assert float((coarse.log_prob - truth).abs().max()) > 30 * float((fine.log_prob - truth).abs().max())
     with pytest.warns(UserWarning, match="HAS NOT CONVERGED"):
-        log_likelihood(model, x, method="quadrature", **{**options, "check": True})
+        density(model, x, method="quadrature", **{**options, "check": True})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_quadrature_equals_the_coupled_solve_on_a_network(seed):
     model, x = small_network(seed=seed), normals(4, 3)
     options = {"divergence": "exact", "check": False}
-    best = log_likelihood(model, x, rtol=1e-8, atol=1e-8, **options)
+    best = density(model, x, rtol=1e-8, atol=1e-8, **options)
     # The embedding of the noise is rough: both methods are off by more than their tolerance.
     for tolerance, allowed in ((1e-3, 3e-3), (1e-6, 3e-4)):
-        coupled = log_likelihood(model, x, rtol=tolerance, atol=tolerance, **options)
-        found = log_likelihood(model, x, method="quadrature", rtol=tolerance, atol=tolerance, **options)
+        coupled = density(model, x, rtol=tolerance, atol=tolerance, **options)
+        found = density(model, x, method="quadrature", rtol=tolerance, atol=tolerance, **options)
         assert float((found.log_prob - best.log_prob).abs().max()) <= allowed
         assert float((found.log_prob - coupled.log_prob).abs().max()) <= 2 * allowed
         assert torch.allclose(found.z, best.z, atol=allowed)
@@ -137,8 +131,8 @@ def test_the_nodes_do_not_depend_on_the_batch_nor_on_the_pieces():
     model = GaussianMixture(VPSDE(), normals(5, 3), torch.full((5,), 0.2, dtype=F64))
     x = model.sample(7, torch.Generator().manual_seed(0))
     options = {"method": "quadrature", "divergence": "exact", "check": False}
-    whole = log_likelihood(model, x, **options)
-    pieces = log_likelihood(model, x, batch=2, **options)
+    whole = density(model, x, **options)
+    pieces = density(model, x, batch=2, **options)
     assert len(whole.divergences.unique()) > 1  # rows of several rules
     assert torch.equal(pieces.nfe, whole.nfe) and torch.equal(pieces.divergences, whole.divergences)
     assert float((pieces.log_prob - whole.log_prob).abs().max()) <= 1e-12
@@ -149,5 +143,5 @@ def test_no_more_states_at_once_than_allowed():
     x = model.model.sample(3, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        log_likelihood(model, x, method="quadrature", batch=3)
+        log_likelihood(model, x, Likelihood(method="quadrature"), batch=3)
     assert max(model.evaluations) == 3

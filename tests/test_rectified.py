@@ -36,7 +36,7 @@ def test_it_does_not_depend_on_the_path():
 def test_a_pair_is_the_noise_and_the_sample_it_came_from(tmp_path):
     run = fit(TINY, out=tmp_path / "run", quiet=True)
     pairs = draw_pairs(run, 5, batch=2, quiet=True)
-    low = run.model.sde.times("sample")[0]
+    low = run.model.domain.sde.times("sample")[0]
     solved = ProbabilityFlow(1e-4, 1e-4)(run.model, pairs.eps)
     assert torch.allclose(run.model(solved.x, low).x0, pairs.x0, atol=1e-5)
     assert not torch.equal(pairs.eps, draw_pairs(run, 5, seed=1, quiet=True).eps)
@@ -48,7 +48,7 @@ def test_a_rectified_run_keeps_its_pairs_starts_from_the_weights_and_resumes(tmp
     run = fit(TINY, out=tmp_path / "run", quiet=True)
     straight = reflow(run, pairs=32, steps=4, out=tmp_path / "straight", quiet=True)
     again = load(tmp_path / "straight")
-    assert again.model.coupled and again.config.coupling == "reflow" and again.config.steps == 4
+    assert not again.model.domain.has_score and again.config.coupling == "reflow" and again.config.steps == 4
     kept = read_tensors(tmp_path / "straight" / "pairs.safetensors")
     assert torch.equal(kept["x0"], draw_pairs(run, 32, quiet=True).x0)
     # A few small steps from the teacher's weights, not from other ones.
@@ -62,8 +62,8 @@ def test_labels_go_with_their_pairs(tmp_path):
     tiny = TrainConfig(sde="flow", steps=2, batch=8, network_options={"channels": 4}, cond="class")
     run = fit(tiny, save=False, quiet=True)
     data = load_data("digits")
-    pairs = draw_pairs(run, 3, labels=data.train_labels[:3], quiet=True)
-    alone = run.sample(1, ProbabilityFlow(1e-4, 1e-4), start=2**40 + 1, labels=int(data.train_labels[1]))
+    pairs = draw_pairs(run.given(data.train_labels[:3]), 3, batch=2, quiet=True)
+    alone = run.given(int(data.train_labels[1])).sample(1, ProbabilityFlow(1e-4), start=2**40 + 1)
     assert torch.allclose(pairs.x0[1:2], alone.solution.x, atol=1e-5)
     assert reflow(run, pairs=8, steps=2, data=data, save=False, quiet=True).model.classes == 10
 

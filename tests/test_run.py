@@ -20,6 +20,7 @@ from scoresde import (
     VPSDE,
     EulerMaruyama,
     GaussianMixture,
+    Likelihood,
     Noise,
     PredictorCorrector,
     ProbabilityFlow,
@@ -33,7 +34,7 @@ from scoresde import (
 )
 from scoresde.data import DataInfo, Transform
 from scoresde.errors import CheckpointError, DataError, UsageError
-from scoresde.scores import join
+from scoresde.likelihood.data import join
 from scoresde.solvers import MultistepSDE
 from scoresde.vlb import bound
 
@@ -108,10 +109,10 @@ def test_quantised_samples_are_on_levels(classes: Run) -> None:
 
 def test_labels_keep_their_row(classes: Run) -> None:
     labels = torch.tensor([3, 0, 3, 9, 5])
-    whole = classes.sample(5, RungeKutta(steps=3), labels=labels, batch=2).solution.x
+    whole = classes.given(labels).sample(5, RungeKutta(steps=3), batch=2).solution.x
     for i, label in enumerate(labels.tolist()):
-        alone = classes.sample(1, RungeKutta(steps=3), labels=label, start=i).solution.x[0]
-        other = classes.sample(1, RungeKutta(steps=3), labels=(label + 1) % 10, start=i).solution.x[0]
+        alone = classes.given(label).sample(1, RungeKutta(steps=3), start=i).solution.x[0]
+        other = classes.given(str((label + 1) % 10)).sample(1, RungeKutta(steps=3), start=i).solution.x[0]
         torch.testing.assert_close(whole[i], alone, rtol=1e-4, atol=1e-4)
         assert (whole[i] - other).abs().max() > 1e-2, "the label makes no difference"
 
@@ -119,64 +120,49 @@ def test_labels_keep_their_row(classes: Run) -> None:
 def test_labels_keep_their_row_in_an_adaptive_solver(classes: Run) -> None:
     labels = torch.tensor([3, 0, 9, 5])
     solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)
-    whole = classes.sample(4, solver, labels=labels).solution
+    whole = classes.given(labels.numpy()).sample(4, solver).solution
     assert len(set(whole.nfe.tolist())) > 1, "no row finished before another: the test sees nothing"
     for i in range(4):
-        alone = classes.sample(1, solver, labels=int(labels[i]), start=i).solution
+        alone = classes.given(labels).rows(torch.tensor([i])).sample(1, solver, start=i).solution
         torch.testing.assert_close(whole.x[i], alone.x[0], rtol=1e-3, atol=1e-3)
 
 
 def test_guidance_is_the_affine_mixture(classes: Run) -> None:
     x, t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)), 0.5
-    cond, free = classes.conditioned(3)(x, t), classes.conditioned(None)(x, t)
-    guided = classes.conditioned(3, 2.5)(x, t)
+    cond, free = classes.given(3).model(x, t), classes.model(x, t)
+    guided = classes.given(3).guided(2.5).model(x, t)
+    assert torch.equal(classes.guided(2.5).given(3).model(x, t).x0, guided.x0)  # in either order
+    assert guided.calls == 2 and cond.calls == 1
     torch.testing.assert_close(guided.x0, free.x0 + 2.5 * (cond.x0 - free.x0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(classes.conditioned(3, 1.0)(x, t).x0, cond.x0)
-    torch.testing.assert_close(classes.conditioned(classes.model.classes)(x, t).x0, free.x0)
+    torch.testing.assert_close(classes.given(3).guided(1.0).model(x, t).x0, cond.x0)
+    torch.testing.assert_close(classes.given(classes.base.classes).model(x, t).x0, free.x0)
 
 
 def test_labels_that_cannot_be_right(classes: Run, moons: Run) -> None:
     for label in (11, -1):
         with pytest.raises(UsageError, match=rf"label {label} is not one of the 10 classes 0 to 9"):
-            classes.sample(1, labels=label)
-    with pytest.raises(UsageError, match="trained without classes"):
-        moons.sample(1, labels=0)
-    with pytest.raises(UsageError, match="needs a label"):
-        classes.sample(1, guidance=2.0)
+            classes.given(label)
+    with pytest.raises(UsageError, match="no class 'cat'; choose from: 0, 1"):
+        classes.given("cat")
+    with pytest.raises(UsageError, match="trained without labels"):
+        moons.given(0)
+    with pytest.raises(UsageError, match="needs a condition"):
+        classes.guided(2.0).sample(1)
     for count in (3, 6):
         with pytest.raises(UsageError, match=f"{count} labels for 5 samples"):
-            classes.sample(5, labels=torch.arange(count), batch=2)
+            classes.given(torch.arange(count)).sample(5, batch=2)
         with pytest.raises(UsageError, match=f"{count} labels for 5 samples"):
-            classes.log_likelihood(torch.zeros(5, 1, 8, 8), labels=torch.arange(count), rtol=1e-2, atol=1e-2)
+            classes.given(range(count)).log_likelihood(torch.zeros(5, 1, 8, 8), Likelihood(rtol=1e-2))
 
 
 # -------------------------------------------------------------------------------------------------------- likelihood
-
-
-class Exact(nn.Module):
-    """An exact model in the place of a trained one."""
-
-    def __init__(self, model: GaussianMixture) -> None:
-        super().__init__()
-        self.exact, self.weight = model, nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def __getattr__(self, name: str) -> object:
-        if name in ("sde", "t_min", "t_max", "coupled", "nodes"):
-            return getattr(self.exact, name)
-        return super().__getattr__(name)
-
-    def forward(self, x: Tensor, t: float | Tensor) -> object:
-        return self.exact(x, t)
-
-    def rows(self, index: Tensor) -> Exact:
-        return self
 
 
 def exact_run(data: str, std: float) -> Run:
     """A run whose model is N(0, std^2) in model units."""
     info = load_data(data).info
     mixture = GaussianMixture(VPSDE(), torch.zeros(1, *info.shape).double(), torch.tensor([std]).double())
-    return Run(Exact(mixture), info, TrainConfig(), 0)  # type: ignore[arg-type]
+    return Run(mixture, info, dtype=torch.float64)
 
 
 def normal_cdf(x: Tensor) -> Tensor:
@@ -193,7 +179,7 @@ def bytes_file(tmp_path: Path) -> str:
 def test_bits_per_dim_of_256_levels(bytes_file: str) -> None:
     run = exact_run(bytes_file, 0.4)
     x = torch.arange(60, 195, 15, dtype=torch.uint8).reshape(1, 1, 3, 3).repeat(64, 1, 1, 1)
-    scores = run.log_likelihood(x, rtol=1e-6, atol=1e-6)
+    scores = run.log_likelihood(x, Likelihood(rtol=1e-6, atol=1e-6))
     assert scores.unit == "bits/dim" and scores.bits_per_dim is not None and scores.log_prob.shape == (64,)
     # The formula, with the constant worked out by hand: 256 levels on [-1, 1), so log2(bin/scale) = log2(2/256) = -7.
     expected = -(scores.model.log_prob / 9 / math.log(2)) + 7
@@ -212,7 +198,7 @@ def test_continuous_data_is_scored_in_its_own_units(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", rng.normal([1000.0, -2.0], [50.0, 0.01], (200, 2)))
     run = exact_run(str(tmp_path / "x.npy"), 0.7)
     x = torch.tensor([[1000.0, -2.0], [1100.0, -1.99], [930.0, -2.02]])
-    scores = run.log_likelihood(x, rtol=1e-7, atol=1e-7)
+    scores = run.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7))
     assert scores.unit == "nats" and scores.bits_per_dim is None
     t = run.info.transform
     truth = torch.distributions.Normal(t.shift, 0.7 * t.scale).log_prob(x.double()).sum(1)
@@ -227,11 +213,11 @@ def test_log_density_does_not_depend_on_the_units_of_the_model(tmp_path: Path) -
     t = run.info.transform
     wide = dataclasses.replace(run.info, transform=Transform(t.shift, 2 * t.scale))
     mixture = GaussianMixture(VESDE(), torch.zeros(1, 2).double(), torch.tensor([0.4]).double())
-    other = Run(Exact(mixture), wide, TrainConfig(), 0)  # type: ignore[arg-type]
+    other = Run(mixture, wide, dtype=torch.float64)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        other.log_likelihood(x, rtol=1e-7, atol=1e-7).log_prob,
-        run.log_likelihood(x, rtol=1e-7, atol=1e-7).log_prob,
+        other.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7)).log_prob,
+        run.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7)).log_prob,
         rtol=0,
         atol=2e-3,
     )
@@ -240,14 +226,14 @@ def test_log_density_does_not_depend_on_the_units_of_the_model(tmp_path: Path) -
 def test_scores_of_parts_join_to_the_scores_of_the_whole(bytes_file: str) -> None:
     run = exact_run(bytes_file, 0.5)
     x = load_data(bytes_file).train[:7]
-    whole = run.log_likelihood(x, rtol=1e-4, atol=1e-4)
-    parts = [run.log_likelihood(x[i : i + 3], rtol=1e-4, atol=1e-4, start=i) for i in (0, 3, 6)]
+    whole = run.log_likelihood(x, Likelihood(rtol=1e-4, atol=1e-4))
+    parts = [run.log_likelihood(x[i : i + 3], Likelihood(rtol=1e-4, atol=1e-4), start=i) for i in (0, 3, 6)]
     joined = join(parts)
     assert joined.log_prob.shape == (7,) and joined.model.z.shape == (7, 1, 3, 3) and joined.unit == "bits/dim"
     torch.testing.assert_close(joined.log_prob, whole.log_prob)
     torch.testing.assert_close(joined.values, whole.values)
     assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr_mean() == pytest.approx(whole.stderr_mean())
-    shifted = run.log_likelihood(x[3:6], rtol=1e-4, atol=1e-4, start=0)
+    shifted = run.log_likelihood(x[3:6], Likelihood(rtol=1e-4, atol=1e-4), start=0)
     assert not torch.allclose(shifted.log_prob, whole.log_prob[3:6]), "start addresses the dequantisation"
 
 
@@ -290,7 +276,7 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms(tmp_path: Path) -> None:
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x = torch.zeros(3, 2)
     x[1] = math.nan
-    scores = moons.log_likelihood(x, rtol=1e-2, atol=1e-2)
+    scores = moons.log_likelihood(x, Likelihood(rtol=1e-2, atol=1e-2))
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
     assert "1 of 3" in scores.model.failures()[0]
@@ -333,7 +319,7 @@ def test_a_loaded_run_is_the_run_that_was_trained(tmp_path: Path) -> None:
     run = fit(config, out=tmp_path / "r", quiet=True)
     again = load(tmp_path / "r")
     assert again.config == run.config and again.info == run.info and again.step == run.step == 2
-    assert again.model.sde == VESDE() and not again.model.training
+    assert again.model.domain.sde == VESDE() and not again.model.training
     assert not any(p.requires_grad for p in again.model.parameters())
     assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
     assert load(tmp_path / "r", dtype=torch.float64).sample(1, RungeKutta(steps=2)).solution.x.dtype == torch.float64
@@ -348,14 +334,14 @@ def test_own_sde(tmp_path: Path) -> None:
         load(tmp_path / "r")
     for given in (Own, Own(power=2.0)):
         again = load(tmp_path / "r", sde=given)
-        assert again.model.sde == Own(power=2.0)
+        assert again.model.domain.sde == Own(power=2.0)
         assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
     with pytest.raises(CheckpointError, match="'VPSDE' has no option 'power'"):
         load(tmp_path / "r", sde=VPSDE)
 
 
 def test_another_sde_than_the_run_was_trained_with_is_refused(trained: Path) -> None:
-    assert load(trained / "moons", sde=VPSDE).model.sde == VPSDE()
+    assert load(trained / "moons", sde=VPSDE).model.domain.sde == VPSDE()
     for wrong in (VESDE, VESDE(), Own):
         with pytest.raises(CheckpointError, match="trained with the SDE 'vp', not"):
             load(trained / "moons", sde=wrong)

@@ -12,16 +12,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import SDE, VPSDE, FlowMatching, GaussianMixture, Noise, convert
-from scoresde import scores as scores_module
+from scoresde import (
+    SDE,
+    VPSDE,
+    Domain,
+    FlowMatching,
+    GaussianMixture,
+    Likelihood,
+    LogLikelihood,
+    Noise,
+    Scores,
+    convert,
+)
 from scoresde.data import DataInfo, Transform
 from scoresde.errors import UsageError
 from scoresde.estimate import Estimate
-from scoresde.likelihood import LogLikelihood
+from scoresde.likelihood.data import _stderr, join
 from scoresde.likelihood.dequantise import log_mean_exp, start_time
-from scoresde.scores import How, Scores, join, score
 
-TIGHT = {"rtol": 1e-5, "atol": 1e-5, "check": False}
+TIGHT = {"rtol": 1e-5, "check": False}
+
+
+def score(model: GaussianMixture, info: DataInfo, x: Tensor, noise: Noise, **options: Any) -> Scores:
+    """Data scored in double precision, with the options of the likelihood and of the call in one table."""
+    names = {f.name for f in dataclasses.fields(Likelihood)}
+    how = Likelihood(**{k: v for k, v in options.items() if k in names})
+    rest = {k: v for k, v in options.items() if k not in names}
+    return how(model, x, noise, info, dtype=torch.float64, **rest)
 
 
 def levels(count: int, dims: int, shift: float | None = None, scale: float | None = None) -> DataInfo:
@@ -42,10 +59,10 @@ def cells(x: Tensor, mean: float, std: float) -> Tensor:
     return (torch.special.ndtr(edge[1]) - torch.special.ndtr(edge[0])).log().sum(1)
 
 
-def density(model: GaussianMixture, x: Tensor, *, t_min: float, **_: object) -> LogLikelihood:
+def at_no_tolerance(self: Likelihood, model: GaussianMixture, x: Tensor, *_: object, **__: object) -> LogLikelihood:
     """What the solver would find at no tolerance but for the prior: the model's density at ``t_min``."""
     n, zero = len(x), torch.zeros(len(x)).double()
-    found = model.log_prob(x, t_min)
+    found = model.log_prob(x, self.t_min)
     return LogLikelihood(
         found, zero, torch.zeros_like(x), zero.long() + 1, zero.long(), zero, zero / 0, torch.zeros(n).long()
     )
@@ -54,7 +71,7 @@ def density(model: GaussianMixture, x: Tensor, *, t_min: float, **_: object) -> 
 @pytest.fixture
 def solved_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is about dequantisation and not about the solver."""
-    monkeypatch.setattr(scores_module, "log_likelihood", density)
+    monkeypatch.setattr(Likelihood, "solve", at_no_tolerance)
 
 
 # ------------------------------------------------------------------------------------------------------ accounting
@@ -63,11 +80,9 @@ def solved_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 def accounted(info: DataInfo, log_prob: Tensor) -> Scores:
     """What ``score`` makes of densities of a model, which are put in the place of the solver's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores_module, "log_likelihood", lambda *a, **k: solved(log_prob.tolist()))
+        patch.setattr(Likelihood, "solve", lambda *a, **k: solved(log_prob.tolist()))
         n = len(log_prob)
-        return score(
-            normal(1, 0.0, 1.0), info, torch.zeros(n, *info.shape), Noise.of(n), torch.float64, divergence="exact"
-        )
+        return score(normal(1, 0.0, 1.0), info, torch.zeros(n, *info.shape), Noise.of(n), check=False)
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(128.0, 128.0), (0.0, 255.0), (120.7, 64.2)])
@@ -78,7 +93,7 @@ def test_uniform_data_of_256_levels_is_8_bits(shift: float, scale: float) -> Non
     assert scores.unit == "bits/dim" and scores.bits_per_dim is not None
     torch.testing.assert_close(scores.bits_per_dim, torch.full((3,), 8.0).double(), rtol=0, atol=1e-12)
     assert f"{scores.mean():.6f}" == "8.000000"
-    assert scores.how.scale == pytest.approx(scale)
+    assert scores.scale == pytest.approx(scale)
 
 
 def test_the_constant_of_256_levels_on_a_cube_of_side_2_is_7() -> None:
@@ -114,15 +129,10 @@ class Rescaled:
 
     model: GaussianMixture
     sde: Times
-    coupled, nodes = False, None
 
     @property
-    def t_min(self) -> float:
-        return self.model.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.model.t_max
+    def domain(self) -> Domain:
+        return dataclasses.replace(self.model.domain, sde=self.sde)
 
     def rows(self, index: Tensor) -> Rescaled:
         return self
@@ -145,11 +155,11 @@ def test_bits_per_dim_do_not_change_when_data_alpha_and_sigma_are_rescaled_toget
     model, noise = pair(info), Noise.of(2, seed=4)
     adaptive, fixed = ({"rtol": 1e-3, "atol": 1e-3, "check": False}, {"steps": 3, "check": False})
     for factor, options in ((3.0, adaptive), (0.01, fixed), (255.0, fixed)):
-        expected = score(model, info, x, noise, torch.float64, **options).values  # type: ignore[arg-type]
+        expected = score(model, info, x, noise, **options).values
         # the state at t_min in larger units, because the data are, or because the path makes it so
         larger = dataclasses.replace(info, transform=Transform(info.transform.shift, info.transform.scale / factor))
         for other, sde in ((larger, Times(factor=factor)), (info, Times(factor=factor, data_scale=factor))):
-            found = score(Rescaled(model, sde), other, x, noise, torch.float64, **options)  # type: ignore[arg-type]
+            found = score(Rescaled(model, sde), other, x, noise, **options)
             torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-6)
 
 
@@ -161,9 +171,9 @@ def test_one_sde_gives_the_same_bits_per_dim_on_every_scale_of_the_data() -> Non
     found: list[Tensor] = []
     for shift, scale in scales.values():
         info = levels(256, 2, shift, scale)
-        scores = score(pair(info), info, x, Noise.of(3), torch.float64, check=False)
+        scores = score(pair(info), info, x, Noise.of(3), check=False)
         found.append(scores.values)
-        assert scores.how.scale == pytest.approx(scale)
+        assert scores.scale == pytest.approx(scale)
     spread = torch.stack(found).amax(0) - torch.stack(found).amin(0)
     assert float(spread.max()) < 0.01, spread
     assert float(spread.max()) > 1e-7, "three scales that are one"
@@ -195,7 +205,7 @@ def test_uniform_dequantisation_bounds_the_probability_and_importance_weights_ti
     model = in_levels(info, mean, std)
 
     def figure(**options: int) -> tuple[float, float]:
-        scores = score(model, info, x, Noise.of(n), torch.float64, **options)
+        scores = score(model, info, x, Noise.of(n), **options)
         gap = (truth - scores.log_prob) / (2 * math.log(2))
         return float(gap.mean()), float(gap.std()) / math.sqrt(n)
 
@@ -216,7 +226,7 @@ def test_truncated_normal_dequantisation_bounds_the_probability_closely_for_a_mo
     middles = torch.arange(4).double()[:, None] + 0.5
     model = GaussianMixture(VPSDE(), info.transform.encode(middles), torch.full((4,), 1e-6).double(), weights)
     x = torch.arange(4.0)[:, None].repeat(n // 4, 1)
-    scores = score(model, info, x, Noise.of(n), torch.float64, dequantisation="truncated-normal")
+    scores = score(model, info, x, Noise.of(n), dequantisation="truncated-normal")
     assert scores.how.t_min == pytest.approx(start_time(VPSDE(), 1e-5, 0.5)) and scores.how.t_min > 1e-4
     assert scores.unit == "bits/dim"
     edges = (torch.stack([x, x + 1]).double() - middles.T) * 6
@@ -225,7 +235,7 @@ def test_truncated_normal_dequantisation_bounds_the_probability_closely_for_a_mo
     error = float(gap.std()) / math.sqrt(n)
     assert -3 * error < float(gap.mean()) < 2e-3, (gap.mean(), error)
     assert float((truth + weights.log2().repeat(n // 4)).abs().max()) < 5e-3, "the probabilities are the weights"
-    assert score(model, info, x, Noise.of(n), torch.float64).mean() > scores.mean() + 1, "uniform is far off"
+    assert score(model, info, x, Noise.of(n)).mean() > scores.mean() + 1, "uniform is far off"
 
 
 @pytest.mark.usefixtures("solved_exactly")
@@ -233,7 +243,7 @@ def test_truncated_normal_dequantisation_bounds_the_probability_of_a_smooth_mode
     info, (mean, std), n = levels(32, 2), (15.3, 1.5), 1000
     x = discretised(n, 2, mean, std)
     model = in_levels(info, mean, std)
-    scores = score(model, info, x, Noise.of(n), torch.float64, dequantisation="truncated-normal", check=False)
+    scores = score(model, info, x, Noise.of(n), dequantisation="truncated-normal", check=False)
     # The model at t0 is blurred by a sixth of a cell, which is its distribution then.
     gap = (cells(x, mean, math.hypot(std, 1 / 6)) - scores.log_prob) / (2 * math.log(2))
     error = float(gap.std()) / math.sqrt(n)
@@ -245,17 +255,17 @@ def test_a_converted_model_has_the_same_figure_by_a_truncated_normal() -> None:
     info = levels(32, 2)
     model, x = in_levels(info, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 17.0]]).double()
     own, other = (
-        score(m, info, x, Noise.of(2), torch.float64, dequantisation="truncated-normal", **TIGHT)
+        score(m, info, x, Noise.of(2), dequantisation="truncated-normal", **TIGHT)
         for m in (model, convert(model, FlowMatching()))
     )
-    assert own.how.t_min > model.t_min
+    assert own.how.t_min > model.domain.t_min
     torch.testing.assert_close(other.log_prob, own.log_prob, rtol=0, atol=1e-5)
 
 
 def test_no_dequantisation_gives_the_density_of_the_levels() -> None:
     info = levels(32, 2)
     model, x = in_levels(info, 15.3, 3.0), torch.tensor([[14.0, 19.0], [3.0, 15.0]])
-    scores = score(model, info, x, Noise.of(2), torch.float64, dequantisation="none", **TIGHT)
+    scores = score(model, info, x, Noise.of(2), dequantisation="none", **TIGHT)
     assert scores.unit == "nats" and scores.bits_per_dim is None
     truth = torch.distributions.Normal(15.3, 3.0).log_prob(x + 0.5).sum(1).double()  # the middle of the cell
     torch.testing.assert_close(scores.log_prob, truth, rtol=0, atol=1e-3)  # t_min and the prior
@@ -269,16 +279,16 @@ def test_draws_are_averaged_and_importance_samples_weighed() -> None:
 
     def log_w(address: int) -> Tensor:
         u = noise.uniform((2,), address, "dequantise", torch.float64)
-        return model.log_prob(info.transform.encode(x + u), model.t_min) + 2 * math.log(1 / 16)
+        return model.log_prob(info.transform.encode(x + u), model.domain.t_min) + 2 * math.log(1 / 16)
 
     for draws, importance in ((1, 1), (2, 3)):
-        scores = score(model, info, x, noise, torch.float64, draws=draws, importance=importance, **TIGHT)
+        scores = score(model, info, x, noise, draws=draws, importance=importance, **TIGHT)
         groups = [
             log_mean_exp(torch.stack([log_w(r * importance + k) for k in range(importance)])) for r in range(draws)
         ]
         torch.testing.assert_close(scores.log_prob, torch.stack(groups).mean(0), rtol=0, atol=5e-4)
         assert (scores.how.draws, scores.how.importance) == (draws, importance)
-        assert (scores.how.redraw, scores.how.probes) == (importance == 1, 0)
+        assert scores.how.redraw == (importance == 1)
         if importance == 1:
             alone = scores.model.nfe
     assert (scores.model.nfe > 5 * alone).all(), "evaluations are those of all draws"
@@ -292,8 +302,8 @@ def test_importance_weights_share_their_probes() -> None:
     model = GaussianMixture(VPSDE(), corners, torch.tensor([0.1, 0.12, 0.15]).double())
     x, noise = torch.tensor([[14.0, 16.0, 17.0]]).repeat(200, 1), Noise.of(200)
     common: dict[str, Any] = {"importance": 4, "steps": 12, "check": False}
-    exact = score(model, info, x, noise, torch.float64, divergence="exact", **common)
-    rough = score(model, info, x, noise, torch.float64, divergence="hutchinson", **common)
+    exact = score(model, info, x, noise, divergence="exact", **common)
+    rough = score(model, info, x, noise, divergence="hutchinson", **common)
     off = rough.log_prob - exact.log_prob
     assert float(off.std()) > 0.03, "no noise, no test"
     assert abs(float(off.mean())) < 4 * float(off.std()) / math.sqrt(200)
@@ -314,18 +324,18 @@ def solved(log_prob: list[float], stderr: float = 0.0, change: float = math.nan,
 
 def test_the_errors_of_independent_draws_fall_and_of_shared_probes_do_not() -> None:
     four = [solved([-1.0, -2.0], 0.2)] * 4
-    torch.testing.assert_close(scores_module._stderr(four, torch.zeros(4, 1, 2)), torch.full((2,), 0.1).double())
-    torch.testing.assert_close(scores_module._stderr(four, torch.zeros(1, 4, 2)), torch.full((2,), 0.2).double())
+    torch.testing.assert_close(_stderr(four, torch.zeros(4, 1, 2)), torch.full((2,), 0.1).double())
+    torch.testing.assert_close(_stderr(four, torch.zeros(1, 4, 2)), torch.full((2,), 0.2).double())
     # the one that carries the weight carries the error
     mixed = [solved([0.0], 0.2), solved([0.0], 5.0)]
     log_w = torch.tensor([[[0.0], [-50.0]]])
-    torch.testing.assert_close(scores_module._stderr(mixed, log_w), torch.full((1,), 0.2).double())
+    torch.testing.assert_close(_stderr(mixed, log_w), torch.full((1,), 0.2).double())
 
 
 def made(model: LogLikelihood, bits: bool = True) -> Scores:
-    how = How("uniform", 1, 1, 1e-5, "coupled", "hutchinson", 2, "rademacher", True, None, None, 1e-5, 1e-5, 1.0)
+    how = Likelihood(divergence="hutchinson", probes=2, t_min=1e-5, dequantisation="uniform")
     values = -model.log_prob / (4 * math.log(2)) if bits else None
-    return Scores(model.log_prob, values, model.stderr_probes, model, how)
+    return Scores(model.log_prob, values, model.stderr_probes, model, how, 1.0)
 
 
 def test_the_two_standard_errors_are_kept_apart() -> None:
@@ -355,24 +365,23 @@ def test_eight_euler_steps_are_loud() -> None:
     info = levels(32, 2)
     model, x = in_levels(info, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 15.0]])
     with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*more steps"):
-        scores = score(model, info, x, Noise.of(2), torch.float64, steps=8, scheme="euler")
+        scores = score(model, info, x, Noise.of(2), steps=8, scheme="euler")
     assert scores.converged is False and scores.change > 0.01
     assert "8 steps of euler" in str(scores.how) and "rtol" not in str(scores.how)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fine = score(model, info, x, Noise.of(2), torch.float64, steps=30, scheme="rk4")
+        fine = score(model, info, x, Noise.of(2), steps=30, scheme="rk4")
     assert fine.converged is True
 
 
 def test_what_a_figure_depends_on_in_words() -> None:
     how = made(solved([-1.0])).how
-    assert str(how) == (
-        "uniform dequantisation, 1 draw, 2 rademacher probes, coupled, rtol 1e-05, t_min 1e-05, data scale 1"
-    )
+    assert str(how) == "uniform dequantisation, 1 draw, 2 rademacher probes, coupled, rtol 1e-05, t_min 1e-05"
+    assert made(solved([-1.0])).depends_on() == f"{how}, data scale 1"
     other = dataclasses.replace(how, draws=2, importance=8, redraw=False, probes=1, scheme="tsit5")
     assert str(other) == (
         "uniform dequantisation, 2 draws of the importance-weighted bound with K = 8, 1 rademacher probe, the same "
-        "along the path, coupled, rtol 1e-05 of tsit5, t_min 1e-05, data scale 1"
+        "along the path, coupled, rtol 1e-05 of tsit5, t_min 1e-05"
     )
 
 
@@ -384,18 +393,15 @@ def test_what_a_figure_depends_on_in_words() -> None:
         ({"importance": 0}, "importance is 0"),
         ({"dequantisation": "none", "importance": 2}, "needs a dequantisation"),
         ({"method": "both"}, "coupled, quadrature"),
-        ({"scheme": "euler"}, "unknown scheme 'euler' for a given tolerance"),
-        ({"scheme": "dopri5", "steps": 4}, "unknown scheme 'dopri5' for a given number of steps"),
+        ({"scheme": "euler"}, "unknown scheme 'euler' for a tolerance"),
+        ({"scheme": "dopri5", "steps": 4}, "unknown scheme 'dopri5' for fixed steps"),
         ({"t_min": 1.5}, "t_min is 1.5"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], words: str) -> None:
     info = levels(32, 2)
     with pytest.raises(UsageError, match=words):
-        score(in_levels(info, 15.0, 2.0), info, torch.zeros(2, 2), Noise.of(2), torch.float64, **options)  # type: ignore[arg-type]
+        score(in_levels(info, 15.0, 2.0), info, torch.zeros(2, 2), Noise.of(2), **options)
     continuous = dataclasses.replace(info, levels=None)
     with pytest.raises(UsageError, match="is continuous and needs no dequantisation"):
-        score(
-            in_levels(info, 15.0, 2.0), continuous, torch.zeros(2, 2), Noise.of(2), torch.float64,
-            dequantisation="uniform",
-        )  # fmt: skip
+        score(in_levels(info, 15.0, 2.0), continuous, torch.zeros(2, 2), Noise.of(2), dequantisation="uniform")

@@ -18,6 +18,7 @@ from scoresde import (
     CosineSDE,
     FlowMatching,
     GaussianMixture,
+    Likelihood,
     Multistep,
     Noise,
     ProbabilityFlow,
@@ -114,7 +115,7 @@ def test_the_other_paths_are_sampled_and_scored(sde):
     flow = ProbabilityFlow(rtol=1e-7, atol=1e-7)
     back = flow(model, flow(model, x, t0=low, t1=high).x, t0=high, t1=low).x
     assert float((back - x).abs().max()) < 1e-4
-    error = log_likelihood(model, x, rtol=1e-6, atol=1e-6).log_prob - model.log_prob(x)
+    error = log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6)).log_prob - model.log_prob(x)
     assert float(error.abs().mean()) < 1e-2
     for steps in (8, 40):
         x0 = sample(model, Multistep(steps), (2,), Noise.of(400, 1), dtype=F64).x

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from models import (
     FOUR,
     PUBLISHED,
     REFERENCE,
+    Poisoned,
     dop853,
     gaussian,
     gaussian_flow,
@@ -29,7 +32,6 @@ from scoresde.errors import UsageError
 from scoresde.nn import MLP
 from scoresde.ode import FAILED_NONFINITE, OK
 from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.stochastic import reverse_diffusion_step
 
 SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
@@ -63,8 +65,8 @@ def test_c14_sampling_a_mixture(name):
 @pytest.mark.parametrize("name", ALL)
 def test_adaptive_flow_against_dop853(name):
     model = ring(ALL[name])
-    low, high = sampling_interval(model)
-    z = prior(model.sde, 24, 2)
+    low, high = model.domain.interval("sample")
+    z = prior(model.domain.sde, 24, 2)
     exact = dop853(model, z, high, low)
     error = (ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, z).x - exact).norm(dim=1)
     assert float(error.median()) <= 2e-5  # asked for: 1e-4
@@ -74,7 +76,7 @@ def test_adaptive_flow_against_dop853(name):
 @pytest.mark.parametrize("name", ALL)
 def test_there_and_back(name):
     model = ring(ALL[name])
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     x = model.sample(32, torch.Generator().manual_seed(0))
     for tolerance in (1e-4, 1e-6):
         solver = ProbabilityFlow(rtol=tolerance, atol=tolerance)
@@ -85,8 +87,8 @@ def test_there_and_back(name):
 @pytest.mark.parametrize("name", ALL)
 def test_heun_is_second_order(name):
     model = gaussian(ALL[name], dims=1, std=0.3)
-    z = prior(model.sde, 64, 1)
-    low, high = sampling_interval(model)
+    z = prior(model.domain.sde, 64, 1)
+    low, high = model.domain.interval("sample")
     exact = gaussian_flow(model, z, high, low)
     errors = [float((RungeKutta(steps=n)(model, z).x - exact).abs().median()) for n in (80, 160, 320)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
@@ -121,7 +123,7 @@ def test_euler_maruyama_has_the_moments_of_its_own_recursion(name):
     model = gaussian(sde, dims=1, mean=mu, std=s0)
     from scoresde.grids import make_grid
 
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     times = make_grid(sde.default_grid, sde, steps, high, low)
 
     def step(t, s):
@@ -151,7 +153,7 @@ def test_euler_maruyama_variance_on_a_uniform_grid(steps, ratio):
 @pytest.mark.parametrize("name", ALL)
 def test_every_eta_has_the_right_marginals(name, eta):
     model = gaussian(ALL[name], dims=2, mean=0.3, std=0.5)
-    solved = EulerMaruyama(steps=300, eta=eta)(model, prior(model.sde, 4000, 2), noise=Noise.of(4000, 2))
+    solved = EulerMaruyama(steps=300, eta=eta)(model, prior(model.domain.sde, 4000, 2), noise=Noise.of(4000, 2))
     assert float(solved.x.mean()) == pytest.approx(0.3, abs=0.03)
     # Euler's rule on the flow (eta = 0) is 6 % off for VE, whose noise spans 50 to 0.01.
     assert float(solved.x.std()) == pytest.approx(0.5, rel=0.05 if eta else 0.07)
@@ -276,8 +278,8 @@ def test_a_conditional_batch_equals_each_row_alone(solver):
 def test_no_call_outside_the_domain_in_either_direction(name, batch):
     for solver in (*SOLVERS, ProbabilityFlow(rtol=1e-3, atol=1e-3), ProbabilityFlow(method="bosh3", rtol=1e-2)):
         model = watched(ring(ALL[name]))
-        low, high = sampling_interval(model)
-        x = solver(model, prior(model.sde, batch, 2)).x
+        low, high = model.domain.interval("sample")
+        x = solver(model, prior(model.domain.sde, batch, 2)).x
         if not solver.stochastic:
             solver(model, x, t0=low, t1=high)
         times = torch.cat(model.times)
@@ -304,20 +306,6 @@ def test_any_event_shape_not_only_images(solver, event):
 
 
 def test_a_failed_row_is_reported_and_the_others_finish():
-    class Poisoned:
-        def __init__(self, model, rows):
-            self.model, self.bad = model, rows
-            self.sde, self.t_min, self.t_max = model.sde, model.t_min, model.t_max
-            self.coupled, self.nodes = False, None
-
-        def __call__(self, x, t):
-            estimate = self.model(x, t)
-            estimate.eps[self.bad & (torch.as_tensor(t) < 0.5)] = torch.nan
-            return estimate
-
-        def rows(self, index):
-            return Poisoned(self.model, self.bad[index])
-
     bad = torch.tensor([False, True, False])
     for solver in SOLVERS:
         solved = solver(Poisoned(ring(VPSDE()), bad), prior(VPSDE(), 3, 2), noise=Noise.of(3))
@@ -329,9 +317,7 @@ def test_a_failed_row_is_reported_and_the_others_finish():
 def test_refusals_come_before_the_first_call():
     model = watched(ring(VPSDE()))
     x = prior(VPSDE(), 2, 2)
-    coupled = type("Coupled", (), {"coupled": True})()
-    for name in ("sde", "t_min", "t_max", "nodes"):
-        setattr(coupled, name, getattr(model, name))
+    coupled = SimpleNamespace(domain=replace(model.domain, has_score=False))
     with pytest.raises(UsageError, match="score"):
         EulerMaruyama()(coupled, x)
     with pytest.raises(UsageError, match="domain"):
@@ -373,8 +359,7 @@ def test_a_failure_of_the_last_denoising_evaluation_is_reported():
         """A model that fails for row 1 in its last call, the only one at a time given as a number."""
 
         def __init__(self, model):
-            self.model = model
-            self.sde, self.t_min, self.t_max, self.coupled, self.nodes = model.sde, 1e-5, 1.0, False, None
+            self.model, self.domain = model, model.domain
 
         def __call__(self, x, t):
             estimate = self.model(x, t)

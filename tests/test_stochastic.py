@@ -20,7 +20,6 @@ from test_convergence import FOUR_AND_COSINE
 from scoresde import VPSDE, EulerMaruyama, Noise
 from scoresde.grids import make_grid
 from scoresde.solvers import DDIM, Ancestral, EDMHeun, MultistepSDE, StochasticHeun
-from scoresde.solvers.base import sampling_interval
 from scoresde.solvers.exponential import er_sde, sa_solver, sde_dpm
 from scoresde.solvers.pc import reverse_diffusion
 
@@ -62,13 +61,13 @@ def moments(solver, model, start: tuple[float, float], draws: int | None = None,
 
 def marginal(model, t: float) -> tuple[float, float]:
     """Mean and variance of p_t for 1-D Gaussian data."""
-    alpha, sigma = model.sde.coefficients(torch.tensor(t, dtype=F64))
+    alpha, sigma = model.domain.sde.coefficients(torch.tensor(t, dtype=F64))
     return float(alpha * model.means[0, 0]), float((alpha * model.stds[0]) ** 2 + sigma**2)
 
 
 def excess(solver, model, steps: int) -> float:
     """Relative error of the variance at the end, from the right one at the start."""
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     return moments(replace(solver, steps=steps), model, marginal(model, high))[1] / marginal(model, low)[1] - 1
 
 
@@ -164,7 +163,7 @@ def test_one_step_of_ddim_has_the_posterior_of_the_path(name, eta):
     # q(x_s | x_t, x_0): variance s_s^2/s_t^2 (s_t^2 - (a_t/a_s)^2 s_s^2) at eta = 1, and eta times its root below. The
     # mean puts what is left of sigma_s^2 along eps.
     model, x, noise = ring(ALL[name]), normals(16, 2), Noise.of(16, 5)
-    (a, sig), (a_s, sig_s) = (model.sde.coefficients(torch.tensor(v, dtype=F64)) for v in (0.5, 0.4))
+    (a, sig), (a_s, sig_s) = (model.domain.sde.coefficients(torch.tensor(v, dtype=F64)) for v in (0.5, 0.4))
     variance = sig_s**2 / sig**2 * (sig**2 - (a / a_s) ** 2 * sig_s**2)
     e = model(x, 0.5)
     mean = a_s * e.x0 + torch.sqrt(sig_s**2 - eta**2 * variance) * e.eps

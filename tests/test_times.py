@@ -29,12 +29,12 @@ from scoresde.errors import CheckpointError, UsageError
 from scoresde.grids import snap
 from scoresde.tables import TIME_SAMPLERS
 from scoresde.times import (
-    Domain,
     Importance,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
     Mode,
+    Setting,
     Sqrt,
     TimeSampler,
     Uniform,
@@ -51,13 +51,13 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def domain(sde, weighting=None, parametrization=None) -> Domain:
-    return Domain(sde, *sde.times("train"), parametrization or Velocity(), weighting or w.Likelihood())
+def domain(sde, weighting=None, parametrization=None) -> Setting:
+    return Setting(sde, *sde.times("train"), parametrization or Velocity(), weighting or w.Likelihood())
 
 
-def free(sde, low: float = 1e-5, high: float = 1.0) -> Domain:
+def free(sde, low: float = 1e-5, high: float = 1.0) -> Setting:
     """A domain with nothing said of the loss."""
-    return Domain(sde, low, high)
+    return Setting(sde, low, high)
 
 
 # ------------------------------------------------------------------------------------------------------------- density

@@ -14,7 +14,7 @@ from scoresde.errors import UsageError
 from scoresde.grids import make_grid
 from scoresde.ode import FAILED_LIMIT
 from scoresde.solvers import AdaptiveSDE, MultistepSDE, PredictorCorrector, sample
-from scoresde.solvers.base import Solution, sampling_interval
+from scoresde.solvers.base import Solution
 from scoresde.tables import SOLVERS
 
 OURS = [name for name in SOLVERS if name not in ("original", "torchsde")]
@@ -31,7 +31,7 @@ def prior(name, *shape):
 @pytest.mark.parametrize("name", ["vp", "flow"])
 def test_steps_lead_from_start_to_end(name, solver):
     model, z = ring(ALL[name]), prior(name, 5, 2)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     made = small(solver)
     solved = made(model, z, noise=Noise.of(5), record=True)
     path = solved.trajectory
@@ -82,7 +82,7 @@ def test_other_peoples_integrators_record_their_ends():
 def test_the_flow_at_any_time(name):
     # Cubic between steps that are right to 1e-6: the flow of a Gaussian in closed form.
     model, z = gaussian(ALL[name], dims=3), prior(name, 6, 3)
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     path = ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, z, record=True).trajectory
     times = [high, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01, low]
     shown = path.at(times)
@@ -185,7 +185,7 @@ def test_the_last_frame_is_the_denoised_sample(name):
         solved = sample(model, RungeKutta(6), (2,), noise, dtype=F64, batch=3, denoise=denoise, record=True)
         times, states = solved.trajectory.frames(9)
         assert times.shape == (9,) and states.shape == (9, 7, 2) and bool(torch.isfinite(states).all())
-        low, high = sampling_interval(model)
+        low, high = model.domain.interval("sample")
         assert float(times[0]) == high and float(times[-1]) == pytest.approx(low, abs=1e-12)
         assert float((states[-1] - solved.x).abs().max()) < 1e-12
         first = torch.stack([solved.trajectory.states(row)[0] for row in range(7)])

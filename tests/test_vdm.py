@@ -60,19 +60,19 @@ def test_the_gradient_of_the_ends_is_that_of_the_whole_bound():
 
 def test_learned_ends_are_trained_averaged_saved_and_loaded(tmp_path):
     run = fit(TINY, out=tmp_path / "run", quiet=True)
-    sde = run.model.sde
+    sde = run.model.domain.sde
     ends = {name: float(end) for name, end in sde.parameters().items()}
     assert ends["log_snr_max"] != 13.3 and ends["log_snr_min"] != -5.0
     stored = read_tensors(newest_checkpoint(tmp_path / "run") / "ema.safetensors")
     assert float(stored["schedule.log_snr_max"]) == ends["log_snr_max"]
     again = load(tmp_path / "run")
-    assert {name: float(end) for name, end in again.model.sde.parameters().items()} == ends
+    assert {name: float(end) for name, end in again.model.domain.sde.parameters().items()} == ends
     t = torch.tensor(0.0, dtype=F64)
-    assert float(again.model.sde.log_snr(t)) == ends["log_snr_max"]
+    assert float(again.model.domain.sde.log_snr(t)) == ends["log_snr_max"]
     a, b = (r.sample(4, "multistep").x for r in (run, again))
     assert torch.equal(a, b)
     moved = fit(again.config, out=tmp_path / "run", resume=True, quiet=True)
-    assert {name: float(end) for name, end in moved.model.sde.parameters().items()} == ends
+    assert {name: float(end) for name, end in moved.model.domain.sde.parameters().items()} == ends
 
 
 def test_the_ends_are_learned_by_the_bound_or_not_at_all():

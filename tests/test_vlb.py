@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 from scoresde import DDPM, EDM, SMLD, VPSDE, X0, Eps, Noise, ScoreModel
 from scoresde.discrete import forward_step, posterior
 from scoresde.errors import UsageError
-from scoresde.estimate import Denoiser, Estimate, Wrapped
+from scoresde.estimate import Denoiser, Domain, Estimate, Wrapped
 from scoresde.grids import nearest
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP
@@ -40,12 +40,12 @@ class Fixed(Wrapped):
     fracs: Tensor
 
     @property
-    def nodes(self) -> Tensor | None:
-        return self.model.sde.nodes
+    def domain(self) -> Domain:
+        return replace(self.model.domain, nodes=self.model.domain.sde.nodes)
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         e = self.model(x, t)
-        frac = self.fracs[nearest(torch.as_tensor(t, dtype=F64), self.nodes)]
+        frac = self.fracs[nearest(torch.as_tensor(t, dtype=F64), self.domain.nodes)]
         return replace(e, frac=expand(frac, x).expand(x.shape))
 
     def rows(self, index: Tensor) -> Denoiser:
@@ -251,7 +251,7 @@ def without(model):
         def forward(self, *args):
             return model.network(*args).chunk(2, dim=1)[0]
 
-    return ScoreModel(Half(), model.sde, model.parametrization)
+    return ScoreModel(Half(), model.domain.sde, model.parametrization)
 
 
 def test_over_uniform_nodes_the_variance_loss_is_the_bound():

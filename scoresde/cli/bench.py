@@ -11,7 +11,7 @@ import click
 
 from ..errors import DataError
 from ..tables import GRIDS, SOLVERS
-from .common import common_options, label_number, load_run, print_json, say, sde_option, verb, whole_numbers
+from .common import common_options, load_run, print_json, say, sde_option, verb, whole_numbers
 
 __all__ = ["bench"]
 
@@ -51,14 +51,13 @@ def bench(
     built = solvers_by_name([s.strip() for s in solvers.split(",") if s.strip()], grid)
     count = len(plan(built, budgets)) + 1
     loaded = load_run(run, sde, device, threads, dtype)
-    from ..data import load_data
     from ..gallery import numbered_folder
     from ..progress import Progress
 
-    number = None if label is None else label_number(loaded, label)
+    asked = loaded.given(label).guided(guidance)
     assert loaded.folder is not None
     try:
-        data = load_data(loaded.config.data, loaded.config.seed, loaded.config.test_fraction)
+        data = loaded.data()
     except DataError as error:
         warnings.warn(f"there will be no distance to data: {error}", stacklevel=1)
         data = None
@@ -73,8 +72,7 @@ def bench(
                 progress.update()
 
             found = measure(
-                loaded, built, budgets, n=n, seed=seed, data=data, label=number, guidance=guidance, batch=batch,
-                on_row=on_row,
+                asked, built, budgets, n=n, seed=seed, data=data, batch=batch, on_row=on_row,
             )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..run import Run
 
 __all__ = [
-    "Command", "Group", "common_options", "dtype_of", "label_number", "load_run", "prepare", "print_json", "say",
+    "Command", "Group", "common_options", "dtype_of", "load_run", "prepare", "print_json", "say",
     "sde_option", "settings", "verb", "whole_numbers",
 ]  # fmt: skip
 
@@ -33,11 +33,20 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except ScoresdeError as error:
-            for option in self.params:
-                if error.parameter == option.name:
-                    typed = option.opts[0] if error.value is None else f"{option.opts[0]} {error.value}"
-                    error.args = (f"{error}; here: {typed}",)
+            if error.parameter is not None and (typed := self._typed(ctx, error.parameter)):
+                value = "" if error.value is None else f" {error.value}"
+                error.args = (f"{error} (here: {typed}{value})",)
             raise
+
+    def _typed(self, ctx: click.Context, parameter: str) -> str | None:
+        """How a parameter is given here or, if it is one of training, there."""
+        group = ctx.find_root().command
+        train = group.commands.get("train") if isinstance(group, click.Group) else None
+        for command in (self, train):
+            for option in () if command is None else command.params:
+                if parameter == option.name:
+                    return option.opts[0] if command is self else f"scoresde train {option.opts[0]}"
+        return None
 
 
 def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
@@ -126,18 +135,6 @@ def whole_numbers(option: str, text: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
     return [int(part) for part in parts]
-
-
-def label_number(run: Run, text: str) -> int:
-    """A class of the run, by name or number, as a number."""
-    if not run.model.classes:
-        raise UsageError(f"--label {text}: {run.folder} was trained without labels; train with --cond class")
-    names = list(run.info.classes)
-    if text in names:
-        return names.index(text)
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    raise UsageError(f"no class {text!r}; {closest(text, names)}")
 
 
 def load_run(run: str | None, sde: str | None, device: str, threads: int | None, dtype: str) -> Run:

@@ -66,7 +66,7 @@ def evaluate(
     """How good are the samples of a trained RUN (default: the newest)? Prints each metric with its error, beside what
     real data reach, and whether samples are copies of training data.
     """
-    typed = {name: v for name, v in (("steps", steps), ("rtol", rtol), ("atol", rtol)) if v is not None}
+    typed = {name: v for name, v in (("steps", steps), ("rtol", rtol)) if v is not None}
     if solver is None:
         solver, typed = "multistep", {"steps": 30} | typed
     built = build(solver, SOLVERS, "solver", typed=True, **typed, **settings(assignments, ("solver",))["solver"])
@@ -152,7 +152,7 @@ def _source(
     folder = find_run(run)
     loaded = None if samples is not None else load_run(run, sde, device, threads, dtype)
     config = TrainConfig.from_dict(read_config(folder))
-    dataset = load_data(data or config.data, config.seed, config.test_fraction)
+    dataset = config.load_data(data)
     theirs = dataset.info
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(

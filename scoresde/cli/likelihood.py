@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..errors import DataError, NumericalError, UsageError
-from .common import common_options, label_number, load_run, print_json, say, sde_option, verb
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..comparison import Scored
-    from ..data import DataInfo
-    from ..progress import Progress
-    from ..run import Run
+from ..errors import NumericalError, UsageError
+from .common import common_options, load_run, print_json, say, sde_option, verb
 
 __all__ = ["likelihood"]
 
@@ -80,28 +71,26 @@ def likelihood(
     """
     if labels and label is not None:
         raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
-    from ..comparison import check_kinds, write_scores
+    from ..comparison import check_kinds, choose, write_scores
     from ..gallery import numbered_folder
+    from ..likelihood import Likelihood
     from ..likelihood.memory import default_budget
     from ..progress import Progress
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
+    how = Likelihood(
+        method=method, divergence=divergence, probes=probes, probe=probe, redraw=redraw, rtol=rtol, atol=atol,
+        scheme=scheme or "auto", steps=steps, t_min=t_min, dequantisation=dequantisation, draws=draws,
+        importance=importance,
+    )  # fmt: skip
     loaded = load_run(run, sde, device, threads, dtype)
-    one = None if label is None else label_number(loaded, label)
-    chosen = [_chosen(loaded, name, split, limit, seed, labels, one) for name in data or (loaded.config.data,)]
-    # What the figure depends on, then what it does not.
-    options: dict[str, Any] = {
-        "dequantisation": dequantisation, "draws": draws, "importance": importance, "method": method,
-        "divergence": divergence, "probes": probes, "probe": probe, "redraw": redraw, "rtol": rtol,
-        "atol": rtol if atol is None else atol, "scheme": scheme, "steps": steps, "t_min": t_min,
-        "memory": default_budget(loaded.device) if memory is None else memory * 2**20,
-    }  # fmt: skip
-    shared: dict[str, Any] = {"guidance": guidance, "seed": seed, "batch": batch}
+    asked = loaded.given(label).guided(1.0 if labels else guidance)
+    asked.model  # noqa: B018  # what cannot be bound is said before the data are read
+    chosen = [choose(loaded, name, split, limit, seed, by_class=labels) for name in data or (None,)]
     assert loaded.folder is not None
     folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder, "likelihood")))
     for part in chosen:
-        name = part.info.name
-        say(quiet, f"scoring {len(part.x):,} of {part.total:,} samples of {name} ({split}) under {loaded.folder}")
+        say(quiet, f"scoring {len(part.x):,} of {part.total:,} samples of {part.name} ({split}) under {loaded.folder}")
     began = time.monotonic()
     try:
         with (
@@ -109,7 +98,16 @@ def likelihood(
             Progress(sum(len(part.x) for part in chosen), "likelihood", quiet=quiet) as progress,
         ):
             warnings.simplefilter("always")
-            sets = [_score(loaded, part, options, shared, check, strata if elbo else 0, progress) for part in chosen]
+            sets = []
+            for part in chosen:
+                model = asked if part.label is None else loaded.given(part.label).guided(guidance)
+                sets.append(
+                    part.scored(
+                        model, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
+                        memory=default_budget(loaded.device) if memory is None else memory * 2**20,
+                        watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
+                    )
+                )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty
         raise
@@ -126,88 +124,14 @@ def likelihood(
         print_json({**facts, "files": [str(f) for f in files]})
     else:
         for found in summaries:
-            click.echo(_lines(found, len(sets) > 1, loaded.model.nodes is not None))
-        click.echo(f"{sets[0].scores.how}\n{files[0]}  {facts['seconds']:.1f} s  seed {seed}")
+            click.echo(_lines(found, len(sets) > 1))
+        click.echo(f"{sets[0].scores.depends_on()}\n{files[0]}  {facts['seconds']:.1f} s  seed {seed}")
     failures = [f"{s.name}: {line}" for s in sets for line in s.scores.model.failures()]
     if failures:
         raise NumericalError("; ".join(failures))
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Samples to score, in data units, their rows in the split, and what to condition on: labels, or one for all."""
-
-    info: DataInfo
-    split: str
-    total: int
-    index: Tensor
-    x: Tensor
-    labels: Tensor | None
-    label: int | None
-
-
-def _chosen(loaded: Run, name: str, split: str, limit: int, seed: int, labels: bool, label: int | None) -> _Part:
-    """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws."""
-    import torch
-
-    from ..data import load_data
-
-    dataset = load_data(name, loaded.config.seed, loaded.config.test_fraction)
-    theirs, ours = dataset.info, loaded.info
-    parts = {"test": ["test"], "train": ["train"], "all": ["train", "test"]}[split]
-    x = torch.cat([getattr(dataset, part) for part in parts])
-    y = torch.cat([getattr(dataset, f"{part}_labels") for part in parts]) if theirs.classes else None
-    if theirs.shape != ours.shape:
-        raise DataError(
-            f"{theirs.name} has samples of shape {theirs.shape}, the run was trained on {ours.name}, shape {ours.shape}"
-        )
-    total = len(x)
-    index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
-    x = x[index]
-    if ours.levels is not None and not bool((ours.quantise(x) == x).all()):
-        kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
-        raise DataError(
-            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on {ours.levels} "
-            f"levels in [{ours.low:g}, {ours.high:g}] and gives no probability to other values"
-        )
-    if labels and (y is None or theirs.classes != ours.classes):
-        raise UsageError(
-            f"--labels: {theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
-            f"{', '.join(ours.classes) or '(none)'}"
-        )
-    return _Part(theirs, split, total, index, x, y[index] if labels and y is not None else None, label)
-
-
-def _score(
-    loaded: Run, part: _Part, options: dict[str, Any], shared: dict[str, Any], check: bool, strata: int,
-    progress: Progress,
-) -> Scored:  # fmt: skip
-    """One data set, batch by batch; convergence is checked on the first batch."""
-    from ..comparison import Scored
-    from ..likelihood import Elbo
-    from ..likelihood.frame import beginning
-    from ..scores import join
-
-    pieces, bounds = [], []
-    for i in range(0, len(part.x), shared["batch"]):
-        rows = slice(i, i + shared["batch"])
-        labels = part.label if part.labels is None else part.labels[rows]
-        same = {"labels": labels, "start": i, **shared}
-        if strata:
-            dequantise = options["dequantisation"] != "none"
-            bounds.append(
-                loaded.elbo(part.x[rows], strata=strata, dequantise=dequantise, t_min=options["t_min"], **same)
-            )
-        pieces.append(loaded.log_likelihood(part.x[rows], check=check and i == 0, **same, **options))
-        progress.update(len(part.x[rows]), {pieces[-1].unit: pieces[-1].mean()})
-    bound = Elbo.join(bounds) if bounds else None
-    begins = beginning(loaded.model) if options["t_min"] is None else options["t_min"]
-    if loaded.model.nodes is not None:
-        begins = float(loaded.model.nodes[0])
-    return Scored(part.info.name, part.split, part.total, part.index, join(pieces), bound, begins)
-
-
-def _lines(found: dict[str, Any], several: bool, chain: bool) -> str:
+def _lines(found: dict[str, Any], several: bool) -> str:
     """What a person reads of a set."""
     name = f"{found['data']}: " if several else ""
     text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
@@ -224,8 +148,8 @@ def _lines(found: dict[str, Any], several: bool, chain: bool) -> str:
     if "elbo" in found:
         bound = found["elbo"]
         terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))
-        figure, whose = _figure({**bound, "unit": found["unit"]}), "chain" if chain else "reverse SDE"
-        text += f"\n{name}{figure} by the variational bound of the {whose}  ({terms})"
+        figure = _figure({**bound, "unit": found["unit"]})
+        text += f"\n{name}{figure} by the variational bound of the {bound['whose']}  ({terms})"
     return text
 
 

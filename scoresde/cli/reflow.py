@@ -43,7 +43,7 @@ def reflow(
     """
     options: dict[str, Any] = settings(assignments, ("solver",))["solver"]
     if rtol is not None or solver == "ode":
-        options = {"rtol": rtol or 1e-4, "atol": rtol or 1e-4, **options}
+        options = {"rtol": rtol or 1e-4, **options}
     built = build(solver, SOLVERS, "solver", typed=True, **options)
     loaded = load_run(run, sde, device, threads, dtype)
     from ..noise import Noise

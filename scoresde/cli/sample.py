@@ -12,7 +12,7 @@ import click
 from ..build import build, options_of, parse_value
 from ..errors import NumericalError, UsageError
 from ..tables import GRIDS, SDES, SOLVERS
-from .common import common_options, label_number, load_run, print_json, say, sde_option, settings, verb
+from .common import common_options, load_run, print_json, say, sde_option, settings, verb
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -65,7 +65,7 @@ def sample(
             raise UsageError(f"--engine torchsde solves the reverse SDE itself; leave --solver {solver} out")
         solver, engine = "torchsde", None
     typed: dict[str, Any] = {
-        "steps": steps, "rtol": rtol, "atol": rtol if atol is None else atol, "snr": snr, "eta": eta,
+        "steps": steps, "rtol": rtol, "atol": atol, "snr": snr, "eta": eta,
         "churn": churn, "order": None if order is None else parse_value(order), "grid": grid, "engine": engine,
         "method": method,
     }  # fmt: skip
@@ -82,7 +82,7 @@ def sample(
     given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
     if given and not {"gif", "path"} & set(kinds):
         raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {save},gif")
-    labels = None if label is None else label_number(loaded, label)
+    asked = loaded.given(label).guided(guidance).on(path)
     assert loaded.folder is not None
     name = solver.rpartition(":")[2].lower()
     # The folder first: a name that cannot be written should not cost the samples.
@@ -91,9 +91,9 @@ def sample(
     began = time.monotonic()
     try:
         with Progress(n, "sample", quiet=quiet) as progress:
-            samples = loaded.sample(
-                n, built, seed=seed, start=start, labels=labels, guidance=guidance, denoise=denoise, batch=batch,
-                brownian=brownian, path=path, watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
+            samples = asked.sample(
+                n, built, seed=seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
+                watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
             )  # fmt: skip
     except BaseException:
         folder.rmdir()  # still empty

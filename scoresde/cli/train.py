@@ -57,7 +57,6 @@ def train(
     chosen = prepare(device, threads)
     from ..checkpoint import find_run, newest_checkpoint, read_config
     from ..config import TrainConfig, build_sde, stored_fields
-    from ..data import load_data
     from ..train import fit
     from ..weighting import make_weighting
 
@@ -92,7 +91,7 @@ def train(
             build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
-    dataset = load_data(config.data, config.seed, config.test_fraction)
+    dataset = config.load_data()
     say(quiet, dataset.info.describe())
     if dry_run:
         _dry_run(config, dataset, chosen, as_json)

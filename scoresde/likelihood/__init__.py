@@ -19,14 +19,16 @@ For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7: it is d
 
 In the order of the argument: the straight frame and its clock (``frame``, ``clock``), the divergence and its probes
 (``divergence``), the path between the steps (``dense``), the integral along it (``quadrature``), both as one system
-(``coupled``), the memory they take (``memory``), the figure and the check that it has converged (``flow``); then what
-turns levels into a density (``dequantise``) and the variational bound (``elbo``).
+(``coupled``), the memory they take (``memory``); then what turns levels into a density (``dequantise``), the figure in
+the units of the data (``data``), the options and the check that it has converged (``method``), and the variational
+bound (``elbo``).
 """
 
 from __future__ import annotations
 
+from .data import Scores
 from .elbo import Elbo, elbo
-from .flow import log_likelihood
+from .method import Likelihood, log_likelihood
 from .result import LogLikelihood, bits_per_dim
 
-__all__ = ["Elbo", "LogLikelihood", "bits_per_dim", "elbo", "log_likelihood"]
+__all__ = ["Elbo", "Likelihood", "LogLikelihood", "Scores", "bits_per_dim", "elbo", "log_likelihood"]

@@ -73,7 +73,7 @@ def _finish(
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
-    nfe = nfe + probes.more * divergences
+    nfe = nfe + probes.more * divergences + frame.counted.tally.more
     return LogLikelihood(mean, stderr, z, nfe, divergences, none, none, settled(status, mean))
 
 
@@ -151,4 +151,4 @@ def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> Log
             state = repeated(one, state, parameters) if frame.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(c)), torch.where(finite, OK, FAILED_NONFINITE)
-        return _finish(frame, probes, state, nfe, nfe, status)
+        return _finish(plain, probes, state, nfe, nfe, status)  # whose calls were counted

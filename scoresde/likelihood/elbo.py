@@ -33,18 +33,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..noise import Noise
-from ..shapes import expand, sum_flat, time_dtype
+from ..shapes import as_tensor, expand, sum_flat, time_dtype
 from .frame import Frame
 
-__all__ = ["Elbo", "elbo"]
+__all__ = ["Elbo", "elbo", "whose"]
 
 SOFTNESS = 0.05
 
@@ -57,7 +58,8 @@ class Elbo:
         prior, reconstruction: The first and the last term, shape ``(B,)``.
         steps: The parts of the second from data to noise, shape ``(B, S)``: of each stratum, or each step of a chain.
         stderr: Standard error of the sum from the draws, ``(B,)``, with ``draws - 1`` degrees of freedom; NaN for one.
-        nfe: Evaluations of the model, ``(B,)``.
+        nfe: Networks asked, ``(B,)``.
+        whose: What model's density it bounds: that of the reverse SDE, whose law is another one than the flow's.
     """
 
     prior: Tensor
@@ -65,6 +67,7 @@ class Elbo:
     reconstruction: Tensor
     stderr: Tensor
     nfe: Tensor
+    whose: str = "reverse SDE"
 
     @property
     def diffusion(self) -> Tensor:
@@ -79,7 +82,15 @@ class Elbo:
     @classmethod
     def join(cls, pieces: Sequence[Elbo]) -> Elbo:
         """Put the pieces of a chunked batch together again."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
+        tensors: dict[str, Any] = {
+            f.name: torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls) if f.name != "whose"
+        }
+        return replace(pieces[0], **tensors)
+
+
+def whose(model: Denoiser, process: str = "reverse SDE") -> str:
+    """Whose density a bound of ``model`` bounds, in words: that of its reverse SDE, or of its chain."""
+    return process if model.domain.consistent else f"{process} of the guided model"
 
 
 @torch.no_grad()
@@ -107,7 +118,8 @@ def elbo(
     Raises:
         UsageError: If the model has no score, or an option cannot be used.
     """
-    if model.coupled:
+    x = as_tensor(x)
+    if not model.domain.has_score:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, and so no variational bound")
     if min(strata, draws, batch) < 1:
         raise UsageError(f"strata is {strata}, draws is {draws} and batch is {batch}; each is at least 1")
@@ -116,18 +128,18 @@ def elbo(
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
-    sde, dims, count = model.sde, x[0].numel(), len(x)
+    sde, dims, count = model.domain.sde, x[0].numel(), len(x)
     t0, t1 = Frame(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
 
-    values = []
+    values, counted = [], Counted(model, Tally(x))
     # every stratum of every draw of every row, in one list
     for item in torch.split(torch.arange(count * draws * strata, device=x.device), batch):
         row, place, stratum = item // (draws * strata), item % (draws * strata), item % strata
         draw = noise.rows(row)
         u = (stratum + draw.uniform((), 2 * place, "elbo", ends.dtype)) / strata
         eps = draw.normal(tuple(x.shape[1:]), 2 * place + 1, "elbo", x.dtype)
-        values.append(_integrand(model, x, row, eps, u, ends))
+        values.append(_integrand(counted, x, row, eps, u, ends))
     parts = torch.cat(values).reshape(count, draws, strata) / strata
     each = parts.sum(2)
 
@@ -137,13 +149,14 @@ def elbo(
     prior = (dims / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
     rebuilt = dims / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
-    nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device)
-    return Elbo(prior, parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count), stderr.to(x.dtype), nfe)
+    nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device) + counted.tally.more
+    steps, rebuilt = parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count)
+    return Elbo(prior, steps, rebuilt, stderr.to(x.dtype), nfe, whose(model))
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
     """``1/2 |eps - eps_hat|^2 dl/du`` of the rows at the shares ``u: (P,)`` of (2), shape ``(P,)``."""
-    sde, dims = model.sde, x[0].numel()
+    sde, dims = model.domain.sde, x[0].numel()
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))
     e = torch.exp(v0 + u * (v1 - v0))

@@ -26,19 +26,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..shapes import expand, flat, time_dtype
 from .clock import clock, r_of_clock
 from .divergence import SHORTEST, Probes, slope_and_differences, slope_and_traces
 
-__all__ = ["Frame", "beginning"]
+__all__ = ["Frame"]
 
 SMALL = 0.003  # q of (2)
-
-
-def beginning(model: Denoiser) -> float:
-    """Where the likelihood of a model begins, its ``t_min``."""
-    return max(model.sde.times("likelihood")[0], model.t_min)
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,14 @@ class Frame:
     graph: bool = False
 
     @cached_property
+    def counted(self) -> Counted:
+        """The model, whose calls are counted."""
+        return Counted(self.model, Tally(self.x))
+
+    @cached_property
     def ends(self) -> tuple[float, float]:
         """The interval of t."""
-        low, high = beginning(self.model), self.model.t_max
+        low, high = self.model.domain.interval("likelihood")
         t0 = low if self.t0 is None else self.t0
         if not low <= t0 < high:
             raise UsageError(f"t_min is {t0}; the likelihood of this model begins in [{low:g}, {high:g})")
@@ -73,13 +73,13 @@ class Frame:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """The interval of the clock."""
-        r = self.model.sde.ratio(self._ends)
+        r = self.model.domain.sde.ratio(self._ends)
         return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # a float32 clock can round up
 
     @cached_property
     def scales(self) -> Tensor:
         """s at both ends, shape ``(2,)``."""
-        return self.model.sde.scale(self._ends)
+        return self.model.domain.sde.scale(self._ends)
 
     @property
     def dims(self) -> int:
@@ -94,16 +94,16 @@ class Frame:
     @property
     def unit(self) -> float:
         """What a unit of ``x`` is on the path: ``data_scale`` where the model begins, and 1 at any other ``t0``."""
-        return self.model.sde.data_scale if self.ends[0] == beginning(self.model) else 1.0
+        return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 
     def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The slope (1) ``(P, D)`` and the power (2) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``u: (P,)``."""
         r, rate = r_of_clock(u)
-        t = self.model.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
+        t = self.model.domain.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
         shaped = y.reshape(-1, *self.x.shape[1:])
         everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
-        model = self.model if everyone else self.model.rows(rows)
-        estimate = model(expand(self.model.sde.scale(t), shaped) * shaped, t)
+        model = self.counted if everyone else self.counted.rows(rows)
+        estimate = model(expand(self.model.domain.sde.scale(t), shaped) * shaped, t)
         eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0) * rate.to(y.dtype)[:, None]
         # f . score / D
         inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
@@ -134,4 +134,4 @@ class Frame:
         z = y.reshape(self.x.shape) * expand(self.scales[1], self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
         growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()
-        return z, self.model.sde.prior_log_prob(z)[:, None] + log_det + growth.to(y.dtype)
+        return z, self.model.domain.sde.prior_log_prob(z)[:, None] + log_det + growth.to(y.dtype)

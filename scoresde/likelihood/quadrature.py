@@ -124,7 +124,7 @@ def by_quadrature(
     z, log_prob = frame.finish(solved.y[:, :-1], log_det)
     mean, stderr = probes.summary(log_prob)
     unchecked = torch.full_like(residual, torch.nan)
-    nfe = solved.nfe + 1 + (1 + probes.more) * count
+    nfe = solved.nfe + 1 + (1 + probes.more) * count + frame.counted.tally.more
     return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(solved.status, mean))
 
 

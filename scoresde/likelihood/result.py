@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..ode import FAILED_NONFINITE, OK, failures
 
-__all__ = ["LogLikelihood", "bits_per_dim", "settled"]
+__all__ = ["ALLOWED", "LogLikelihood", "bits_per_dim", "settled"]
+
+ALLOWED = 0.01  # the change that a converged figure may show, in bits per dimension
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ def settled(status: Tensor, log_prob: Tensor) -> Tensor:
     return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 
-def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float) -> Tensor:
+def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float = 0.0) -> Tensor:
     """Bits per dimension from nats in model units (:mod:`scoresde.likelihood`, eq. 2).
 
     Args:
-        log_prob: Nats, shape ``(B,)``.
+        log_prob: Nats, shape ``(B,)``: a density, or with ``log_cell`` 0 a probability.
         dims: Number of dimensions D.
         log_cell: ``sum_d log(b / scale_d)``, the log volume of a cell in model units.
 

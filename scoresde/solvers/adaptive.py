@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..noise import Noise
-from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, Bools, Floats, Ints, coarse
+from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, Bools, Floats, Ints, check_tolerances, coarse
 from ..shapes import expand, rms_flat, sum_flat, to_device
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
@@ -42,7 +42,8 @@ class AdaptiveSDE(Solver):
     """The reverse SDE to a tolerance, with steps of its own for each sample: two evaluations a step, one if rejected.
 
     Args:
-        rtol, atol: Tolerances on the error of a step.
+        rtol: Relative tolerance on the error of a step.
+        atol: Absolute tolerance; ``None`` for that of ``rtol``.
         eta: Factor on the noise level.
         level: The noise level (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.
@@ -50,7 +51,7 @@ class AdaptiveSDE(Solver):
     """
 
     rtol: float = 0.02
-    atol: float = 0.02
+    atol: float | None = None
     eta: float = 1.0
     level: Level = "auto"
     first: float = 0.01
@@ -60,14 +61,14 @@ class AdaptiveSDE(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        if not self.rtol > 0 or not self.atol >= 0 or not self.first > 0:
-            raise UsageError(
-                f"rtol is {self.rtol}, atol {self.atol} and first {self.first}; take rtol > 0, atol >= 0, first > 0"
-            )
+        check_tolerances(self.rtol, self.atol)
+        if not self.first > 0:
+            raise UsageError(f"first is {self.first}; the first step must be > 0", parameter="first")
         check_level(self.level, self.eta)
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        rows = _Rows.start(model, x, noise, t0, min(self.first, t0 - t1))
+        tally = Tally(x)
+        rows = _Rows.start(Counted(model, tally), x, noise, t0, min(self.first, t0 - t1))
         end, counts = x.clone(), np.zeros((4, len(x)), dtype=np.int64)
         nfe, accepted, rejected, status = counts
         while len(rows.t):
@@ -94,24 +95,25 @@ class AdaptiveSDE(Solver):
                 status[out], end[to_device(out, x)] = code[leave], rows.x[at]
                 rows = rows.keep(np.flatnonzero(~leave))
         found = to_device(counts, x)
-        return Solution(end, found[0], found[1], found[2], found[3])
+        return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
         """x'' and the path at times ``s``, and the error of each row: NaN if the model's answer was not finite."""
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
-        here, there = (level_of(model.sde, self.level, self.eta, at) for at in (t, s))
+        here, there = (level_of(model.domain.sde, self.level, self.eta, at) for at in (t, s))
         if rows.fresh.any():
             which = to_device(np.flatnonzero(rows.fresh), x)
-            weights = drift_weights(model.sde, t[which], here[which])
+            weights = drift_weights(model.domain.sde, t[which], here[which])
             rows.f[which] = drift(model.rows(which)(x[which], t[which]), *weights)
         f, dw = rows.f, (w_s - rows.w).to(x.dtype)
         euler = x - expand(h, x) * f + expand(here, x) * dw
-        f_s = drift(model(euler, s), *drift_weights(model.sde, s, there))
+        f_s = drift(model(euler, s), *drift_weights(model.domain.sde, s, there))
         # Where sigma = 0 there is no score, and the step is Euler-Maruyama's.
-        f_s = torch.where(expand(model.sde.coefficients(s)[1] == 0, x), f, f_s)
+        f_s = torch.where(expand(model.domain.sde.coefficients(s)[1] == 0, x), f, f_s)
         heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
-        allowed = torch.clamp(self.rtol * torch.maximum(x.abs(), heun.abs()), min=self.atol)
+        atol = self.rtol if self.atol is None else self.atol
+        allowed = torch.clamp(self.rtol * torch.maximum(x.abs(), heun.abs()), min=atol)
         error = rms_flat((euler - heun) / allowed)
         finite = torch.isfinite(sum_flat(f * 0 + f_s * 0))
         error = torch.where(finite, error.nan_to_num(nan=torch.inf, posinf=torch.inf), torch.nan)

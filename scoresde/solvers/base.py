@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..estimate import Denoiser, Estimate, Wrapped
+from ..estimate import Counted, Denoiser, Tally
 from ..grids import Given, Grid, as_grid, make_grid
 from ..noise import Noise
 from ..ode import FAILED_NONFINITE, OK, failures
@@ -41,7 +41,7 @@ class Solution:
 
     Attributes:
         x: Where the rows ended, shape ``(B, *event)``.
-        nfe: Evaluations of the model per row.
+        nfe: Networks asked per row: evaluations of the model, each with its :attr:`~scoresde.Estimate.calls`.
         accepted, rejected: Steps per row (a fixed-step solver rejects none).
         status: Per row, a key of :data:`scoresde.ode.STATUS`; 0 is success.
         trajectory: Every step of every row, if it was recorded.
@@ -109,7 +109,7 @@ class Solver(ABC):
         Args:
             model: Any denoiser.
             x: State at ``t0`` in model units, shape ``(B, *event)``.
-            t0, t1: By default from the prior (``model.t_max``) to the SDE's sampling end; deterministic solvers go
+            t0, t1: By default from the prior (``domain.t_max``) to the SDE's sampling end; deterministic solvers go
                 either way.
             noise: The random numbers of the rows (default: samples 0 to B-1 of seed 0).
             watch: Called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
@@ -118,13 +118,16 @@ class Solver(ABC):
         Raises:
             UsageError: Before the first evaluation, if the model or the interval does not suit the solver.
         """
-        low, high = sampling_interval(model)
+        domain = model.domain
+        low, high = domain.interval("sample")
         t0, t1 = high if t0 is None else t0, low if t1 is None else t1
         name = type(self).__name__
         for label, t in (("t0", t0), ("t1", t1)):
-            if not model.t_min <= t <= model.t_max:
-                raise UsageError(f"{name}: {label} = {t} is outside the model's domain [{model.t_min}, {model.t_max}]")
-        if self.needs_score and model.coupled:
+            if not domain.t_min <= t <= domain.t_max:
+                raise UsageError(
+                    f"{name}: {label} = {t} is outside the model's domain [{domain.t_min}, {domain.t_max}]"
+                )
+        if self.needs_score and not domain.has_score:
             raise UsageError(
                 f"{name} needs the score, and a model trained on coupled (data, noise) pairs has none; "
                 "use a solver of the flow: ode, multistep, heun"
@@ -138,7 +141,7 @@ class Solver(ABC):
             raise UsageError(f"{name}: the noise is on {noise.indices.device}, the state on {x.device}")
         if len(noise.indices) != len(x):
             raise UsageError(f"{name}: noise for {len(noise.indices)} samples, but the state has {len(x)} rows")
-        trajectory = Trajectory.start(model.sde, x, t0) if record else None
+        trajectory = Trajectory.start(model.domain.sde, x, t0) if record else None
         watchers = [w for w in (watch, trajectory and trajectory.append) if w]
         with torch.no_grad():
             everyone = (lambda step: [w(step) for w in watchers]) if watchers else unwatched
@@ -194,40 +197,12 @@ class FixedStep(Solver):
         times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))
         if noise.brownian and self.stochastic:
             noise.check(times)
-        counted, everyone = _Counted(model, []), torch.arange(len(x), device=x.device)
+        counted, everyone = Counted(model, Tally(x)), torch.arange(len(x), device=x.device)
         advance, steps = self.stepper(counted, times, noise), len(times) - 1
         for i in range(steps):
             x = advance(i, x)
             watch(Step(everyone, times[i + 1], x, done=(i + 1) / steps))
-        return fixed_solution(x, len(counted.calls), steps)
-
-
-@dataclass(frozen=True)
-class _Counted(Wrapped):
-    """A denoiser that counts its calls, all of them for the whole batch."""
-
-    calls: list[None]
-
-    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        self.calls.append(None)
-        return self.model(x, t)
-
-    def rows(self, index: Tensor) -> _Counted:
-        return _Counted(self.model.rows(index), self.calls)
-
-
-def sampling_interval(model: Denoiser) -> tuple[float, float]:
-    """Where sampling of this model ends and starts: the SDE's interval within the model's domain, from node to node."""
-    low, high = model.sde.times("sample")
-    low, high = max(low, model.t_min), min(high, model.t_max)
-    if model.nodes is None:
-        return low, high
-    inside = model.nodes[(model.nodes > low - 1e-9) & (model.nodes < high + 1e-9)].tolist()
-    if len(inside) < 2:
-        raise UsageError(
-            f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two of them"
-        )
-    return max(low, inside[0]), min(high, inside[-1])
+        return fixed_solution(x, counted.tally.total, steps)
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
@@ -235,14 +210,14 @@ def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t
 
     ``auto`` is the SDE's own grid.
     """
-    return make_grid(grid, model.sde, steps, t0, t1, model.nodes)
+    return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
 
-def fixed_solution(x: Tensor, nfe: int, steps: int) -> Solution:
-    """The solution of a fixed-step solver: the same counts for all rows, and a finite check for each."""
+def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
+    """The solution of a fixed-step solver: the same number of steps for all rows, and a finite check for each."""
 
-    def each(count: int) -> Tensor:
-        return torch.full((len(x),), count, dtype=torch.int64, device=x.device)
+    def each(count: int | Tensor) -> Tensor:
+        return torch.as_tensor(count, dtype=torch.int64, device=x.device).expand(len(x)).clone()
 
     status = torch.where(_finite_rows(x), OK, FAILED_NONFINITE)
     return Solution(x, each(nfe), each(steps), each(0), status)
@@ -284,21 +259,22 @@ def sample(
     Returns:
         The samples in model units, with their statistics.
     """
-    low, high = sampling_interval(model)
+    low, high = model.domain.interval("sample")
     device = noise.indices.device
     pieces = []
     for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
         rows, draws = model.rows(index), noise.rows(index)
-        x = model.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
+        x = model.domain.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
         piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
         if denoise and not solver.denoises:
             with torch.no_grad():
-                x0 = rows(piece.x, low).x0
+                last = rows(piece.x, low)
+            x0 = last.x0
             lost = (piece.status == OK) & ~_finite_rows(x0)
             status = torch.where(lost, FAILED_NONFINITE, piece.status)
             if piece.trajectory is not None:
                 piece.trajectory.finish(x0)
-            piece = replace(piece, x=x0, nfe=piece.nfe + 1, status=status)
+            piece = replace(piece, x=x0, nfe=piece.nfe + last.calls, status=status)
         pieces.append(piece)
     return Solution.join(pieces)
 

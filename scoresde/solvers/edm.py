@@ -75,7 +75,7 @@ class EDMHeun(FixedStep):
         return 2
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        sde, clock = model.sde, times.tolist()
+        sde, clock = model.domain.sde, times.tolist()
         path = list(zip(*(c.tolist() for c in sde.coefficients(times.cpu())), strict=True))
         highest = math.exp(-log_ratio(*path[0])) if math.isfinite(log_ratio(*path[0])) else math.inf
         most = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericalError, UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import expand, flat, rms_flat, time_dtype
@@ -121,10 +121,9 @@ class TorchSDE(Solver):
 
         if noise.brownian:
             raise UsageError("torchsde makes its own Brownian motion, which knows no samples; use the solver sde or em")
-        sde, shape = model.sde, x.shape
+        sde, shape = model.domain.sde, x.shape
         make_grid("uniform", sde, self.steps, t0, t1)  # refuses what is no grid; torchsde knows no nodes
-        calls = 0
-        eta = self.eta
+        eta, counted = self.eta, Counted(model, Tally(x))
 
         class Reverse(torch.nn.Module):
             sde_type, noise_type = "ito", "diagonal"
@@ -134,10 +133,8 @@ class TorchSDE(Solver):
                 return (t0 - s.to(time_dtype(x.device))).clamp(t1, t0)
 
             def f(self, s: Tensor, y: Tensor) -> Tensor:
-                nonlocal calls
-                calls += 1
                 t = self.time(s)
-                estimate = model(y.reshape(shape), t)
+                estimate = counted(y.reshape(shape), t)
                 level = eta * sde.noise_level(t)
                 return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
 
@@ -158,4 +155,4 @@ class TorchSDE(Solver):
             solved = torchsde.sdeint(Reverse(), start, s, bm=bm, method=self.method, dt=step)
         end = solved[-1].reshape(shape)
         watch(Step(torch.arange(len(x), device=x.device), torch.tensor(t1, dtype=time_dtype(x.device)), end, done=1.0))
-        return fixed_solution(end, calls, self.steps)
+        return fixed_solution(end, counted.tally.total, self.steps)

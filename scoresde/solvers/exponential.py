@@ -275,10 +275,10 @@ class _Exponential(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
-        coefficients = model.sde.coefficients(times.cpu())
+        coefficients = model.domain.sde.coefficients(times.cpu())
         path = tuple(zip(*(c.tolist() for c in coefficients), strict=True))
         order, correct, taper = self.choice(len(times) - 1)
-        taus = self.taus(model.sde, times.cpu())
+        taus = self.taus(model.domain.sde, times.cpu())
         plan = _plan(self.variable, order, self.rule, correct, taper, path, taus)
         clock = times.tolist()
         values: list[Tensor] = []  # of q, the newest first

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericalError, UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..noise import Noise
-from ..ode import TABLEAUS, integrate
+from ..ode import TABLEAUS, check_tolerances, integrate
 from ..sde import SDE
 from ..shapes import add_scaled, expand, time_dtype
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
@@ -36,7 +36,7 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
     """``dy/dr`` at ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
-    estimate = model(expand(model.sde.scale(t), y) * y, t)
+    estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
     return estimate.eps - estimate.x0
 
 
@@ -78,7 +78,7 @@ FRAMES = {
         scale=lambda sde, t: sde.coefficients(t)[0],
         clock=_ve_clock,
         time=lambda sde, s: sde.t_of_log_snr(-2 * torch.log(s)).clamp(sde.t_min, sde.t_max),
-        slope=lambda model, y, t: model(expand(model.sde.coefficients(t)[0], y) * y, t).eps,
+        slope=lambda model, y, t: model(expand(model.domain.sde.coefficients(t)[0], y) * y, t).eps,
     ),
 }
 
@@ -93,7 +93,8 @@ class ProbabilityFlow(Solver):
     """Adaptive Runge-Kutta on the probability flow, with its own step size for each sample.
 
     Args:
-        rtol, atol: Tolerances on the local error of a sample, in the straight frame (data of unit size).
+        rtol: Relative tolerance on the local error of a sample, in the straight frame (data of unit size).
+        atol: Absolute tolerance; ``None`` for that of ``rtol``.
         method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); with another engine one of its methods.
         max_nfe: Largest number of evaluations of a sample.
         engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.solvers.engines`).
@@ -101,25 +102,26 @@ class ProbabilityFlow(Solver):
     """
 
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
     method: str = "auto"
     max_nfe: int = 10_000
     engine: str = "own"
     frame: str = "straight"
 
     def __post_init__(self) -> None:
-        if not self.rtol > 0 or not self.atol >= 0:
-            raise UsageError(
-                f"rtol is {self.rtol} and atol {self.atol}; take rtol > 0 and atol >= 0, for example --rtol 1e-5"
-            )
+        check_tolerances(self.rtol, self.atol)
         if self.engine not in ("own", *ENGINES):
             raise UsageError(f"unknown engine {self.engine!r}; choose from: own, {', '.join(ENGINES)}")
         if self.engine == "own" and self.method not in ("auto", *TABLEAUS):
             raise UsageError(f"unknown Runge-Kutta method {self.method!r}; choose from: {', '.join(TABLEAUS)}")
         _frame(self.frame, ("straight", "t"))
 
+    @property
+    def _atol(self) -> float:
+        return self.rtol if self.atol is None else self.atol
+
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        sde, frame = model.sde, FRAMES[self.frame]
+        sde, frame = model.domain.sde, FRAMES[self.frame]
         ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
         scale, clock = frame.scale(sde, ends), frame.clock(sde, ends)
         c0, c1 = float(clock[0]), float(clock[1])
@@ -127,8 +129,10 @@ class ProbabilityFlow(Solver):
         def time(c: Tensor) -> Tensor:
             return frame.time(sde, c).clamp(min(t0, t1), max(t0, t1))
 
+        counted = Counted(model, Tally(x))
+
         def f(y: Tensor, c: Tensor, index: Tensor) -> Tensor:
-            return frame.slope(model if len(index) == len(x) else model.rows(index), y, time(c))
+            return frame.slope(counted if len(index) == len(x) else counted.rows(index), y, time(c))
 
         def on_step(index: Tensor, c: Tensor, y: Tensor, k: Tensor, done: float) -> None:
             t = torch.where(c == c1, ends[1], time(c))
@@ -136,31 +140,35 @@ class ProbabilityFlow(Solver):
 
         y = x / expand(scale[0], x)
         if self.engine != "own":
-            solution = self._by_engine(f, y, (c0, c1), scale[1])
+            solution = self._by_engine(f, y, (c0, c1), scale[1], counted.tally)
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
         method = "dopri5" if self.method == "auto" else self.method
         shown = None if watch is unwatched else on_step
         result = integrate(
-            f, y, c0, c1, rtol=self.rtol, atol=self.atol, method=method, max_nfe=self.max_nfe, on_step=shown
+            f, y, c0, c1, rtol=self.rtol, atol=self._atol, method=method, max_nfe=self.max_nfe, on_step=shown
         )
-        return Solution(result.y * expand(scale[1], x), result.nfe, result.accepted, result.rejected, result.status)
+        end, nfe = result.y * expand(scale[1], x), result.nfe + counted.tally.more
+        return Solution(end, nfe, result.accepted, result.rejected, result.status)
 
     def _by_engine(
-        self, f: Callable[[Tensor, Tensor, Tensor], Tensor], y: Tensor, ends: tuple[float, float], scale: Tensor
+        self,
+        f: Callable[[Tensor, Tensor, Tensor], Tensor],
+        y: Tensor,
+        ends: tuple[float, float],
+        scale: Tensor,
+        tally: Tally,
     ) -> Solution:
         """The same by another integrator, which has one step for the batch and does not count its steps."""
-        everyone, calls = torch.arange(len(y), device=y.device), 0
+        everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if calls > self.max_nfe:
+            if tally.evaluations >= self.max_nfe:
                 raise NumericalError(f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger --rtol")
             return f(state, torch.full((len(y),), c, dtype=time_dtype(y.device), device=y.device), everyone)
 
-        solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self.atol, self.method)
-        return fixed_solution(solved * expand(scale, y), calls, 0)
+        solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self._atol, self.method)
+        return fixed_solution(solved * expand(scale, y), tally.total, 0)
 
 
 # Nodes, rows of stage weights, weights of the solution.
@@ -200,7 +208,7 @@ class RungeKutta(FixedStep):
         return len(_RULES[self.method][0])
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        sde, frame = model.sde, FRAMES[self.frame]
+        sde, frame = model.domain.sde, FRAMES[self.frame]
         nodes, rows, weights = _RULES[self.method]
         clock, scale = frame.clock(sde, times), frame.scale(sde, times)
         if not bool(torch.isfinite(clock).all()):

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from ..build import closest
 from ..errors import UsageError
-from ..estimate import Denoiser
+from ..estimate import Counted, Denoiser, Tally
 from ..noise import Noise
 from ..sde import SDE
 from ..sdes import VESDE, VPSDE, SubVPSDE
@@ -202,8 +202,8 @@ class Original(Solver):
         return replace(self, steps=steps) if steps > 1 else None
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        sde, count, shape = self._suited(model.sde, t0, t1), self.steps, tuple(x.shape[1:])
-        everyone, calls = torch.arange(len(x), device=x.device), 0
+        sde, count, shape = self._suited(model.domain.sde, t0, t1), self.steps, tuple(x.shape[1:])
+        everyone, counted = torch.arange(len(x), device=x.device), Counted(model, Tally(x))
         nodes = torch.linspace(t0, t1, count, dtype=torch.float64)
         clock = [*nodes.tolist(), 0.0]  # the last update leaves from eps, and what it returns stands for the data
 
@@ -211,9 +211,7 @@ class Original(Solver):
             return table.to(device=x.device, dtype=time_dtype(x.device))
 
         def score(x: Tensor, t: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return model(x, t).score
+            return counted(x, t).score
 
         times, sigmas, alphas = here(nodes), here(sde.coefficients(nodes)[1]), here(self._alphas(sde, nodes))
         if self.predictor != "none":
@@ -228,7 +226,7 @@ class Original(Solver):
                 if not self.probability_flow and not (self.mean and i == count - 1):
                     x = x + expand(spread[i], x) * noise.between(clock[i], clock[i + 1], shape, i, x.dtype)
             watch(Step(everyone, times.new_tensor(clock[i + 1]), x, done=(i + 1) / count))
-        return fixed_solution(x, calls, count)
+        return fixed_solution(x, counted.tally.total, count)
 
     def correct(self, x: Tensor, score: Tensor, z: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
         """One corrector step of a batch ``x`` with its ``score`` and normals ``z``, all ``(B, *event)``.

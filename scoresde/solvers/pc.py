@@ -50,7 +50,7 @@ Predictor = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor], Tensor]  # (mod
 PREDICTORS: dict[str, Predictor] = {
     "reverse-diffusion": reverse_diffusion_step,
     "ancestral": ancestral_step,
-    "em": lambda model, x, t, s, z: euler_step(model, x, t, s, z, model.sde.noise_level(t)),
+    "em": lambda model, x, t, s, z: euler_step(model, x, t, s, z, model.domain.sde.noise_level(t)),
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }
@@ -148,12 +148,12 @@ class PredictorCorrector(FixedStep):
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
         """One Langevin step at time ``at``, an end of the step from ``t`` to ``s``; shapes ``(B, *event)``."""
-        if float(model.sde.coefficients(at)[1]) == 0:
+        if float(model.domain.sde.coefficients(at)[1]) == 0:
             return x  # nothing is spread there, and there is no score
-        a, _ = forward_step(model.sde, t, s)
+        a, _ = forward_step(model.domain.sde, t, s)
         score = model(x, at).score
         annealed = self.corrector == "annealed"
-        size = model.sde.coefficients(at)[1] if annealed else norm_ratio(z, score, self.norm)
+        size = model.domain.sde.coefficients(at)[1] if annealed else norm_ratio(z, score, self.norm)
         return langevin_step(x, score, z, a.square(), self.snr, size)
 
 

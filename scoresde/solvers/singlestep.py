@@ -67,7 +67,7 @@ class Singlestep(FixedStep):
         return self.order
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        sde, variable = model.sde, VARIABLES[self.variable]
+        sde, variable = model.domain.sde, VARIABLES[self.variable]
         path = list(zip(*(c.tolist() for c in sde.coefficients(times.cpu())), strict=True))
         rule = "exact" if self.order == 3 else self.rule
 

@@ -65,17 +65,17 @@ def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
     """One Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z``; shape of ``x``."""
     h = t - s
-    slope = drift(model(x, t), *drift_weights(model.sde, t, level))
+    slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
     """The reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
-    if not model.sde.finite_g:
+    if not model.domain.sde.finite_g:
         # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
         # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
-        return euler_step(model, x, t, s, z, model.sde.noise_level(t))
-    a, variance = forward_step(model.sde, t, s)
+        return euler_step(model, x, t, s, z, model.domain.sde.noise_level(t))
+    a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
     return expand(2 - a, x) * x + expand(variance, x) * score + expand(variance.sqrt(), x) * z
 
@@ -84,10 +84,10 @@ def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None
     """The DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
     estimate = model(x, t)
     if z is None:
-        return model.sde.perturb(estimate.x0, s, estimate.eps)
-    alpha, sigma = model.sde.coefficients(s)
-    _, variance = forward_step(model.sde, t, s)
-    n = eta * variance.sqrt() * sigma / model.sde.coefficients(t)[1]
+        return model.domain.sde.perturb(estimate.x0, s, estimate.eps)
+    alpha, sigma = model.domain.sde.coefficients(s)
+    _, variance = forward_step(model.domain.sde, t, s)
+    n = eta * variance.sqrt() * sigma / model.domain.sde.coefficients(t)[1]
     kept = (sigma.square() - n.square()).clamp(min=0).sqrt()
     return expand(alpha, x) * estimate.x0 + expand(kept, x) * estimate.eps + expand(n, x) * z
 
@@ -121,8 +121,8 @@ class EulerMaruyama(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, h = times.tolist(), times[:-1] - times[1:]
-        levels = level_of(model.sde, self.level, self.eta, times[:-1])
-        a, b = drift_weights(model.sde, times[:-1], levels)
+        levels = level_of(model.domain.sde, self.level, self.eta, times[:-1])
+        a, b = drift_weights(model.domain.sde, times[:-1], levels)
         spread = levels * h.sqrt()
 
         def advance(i: int, x: Tensor) -> Tensor:
@@ -162,9 +162,9 @@ class StochasticHeun(FixedStep):
         return 2
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        levels, clock = level_of(model.sde, self.level, self.eta, times), times.tolist()
-        a, b = drift_weights(model.sde, times, levels)
-        ends = model.sde.coefficients(times)[1].tolist()
+        levels, clock = level_of(model.domain.sde, self.level, self.eta, times), times.tolist()
+        a, b = drift_weights(model.domain.sde, times, levels)
+        ends = model.domain.sde.coefficients(times)[1].tolist()
 
         def advance(i: int, x: Tensor) -> Tensor:
             t, s = times[i], times[i + 1]
@@ -244,7 +244,7 @@ class Ancestral(FixedStep):
             raise UsageError(f"unknown variance {self.variance!r}; {closest(self.variance, VARIANCES)}")
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        sde, clock, t, s = model.sde, times.tolist(), times[:-1], times[1:]
+        sde, clock, t, s = model.domain.sde, times.tolist(), times[:-1], times[1:]
         a, b, _ = posterior(sde, t, s)
         up = forward_step(sde, t, s)[1].sqrt()
         ratio = sde.coefficients(s)[1] / sde.coefficients(t)[1]

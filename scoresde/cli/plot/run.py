@@ -10,7 +10,7 @@ import click
 from ...build import build
 from ...errors import UsageError
 from ...tables import SOLVERS
-from ..common import common_options, label_number, load_run, say, verb
+from ..common import common_options, load_run, say, verb
 from .common import out_option, own_sde, report, target, write, written
 
 if TYPE_CHECKING:
@@ -49,13 +49,12 @@ def reverse(
     built = build(solver, SOLVERS, "solver", typed=True, **({} if steps is None else {"steps": steps}))
     loaded = load_run(run, sde, device, threads, dtype)
     file = target(out, _plots(loaded) / "reverse.png")
-    number = None if label is None else label_number(loaded, label)
     from ...pictures import frames_between, undo, write_reverse
 
     count = n or (1000 if loaded.info.kind == "vector" else 4)
     say(quiet, f"sampling {count} with {solver} from {loaded.folder} (step {loaded.step:,})")
     times = frames_between(columns, frames if gif else columns)
-    found = undo(loaded, count, built, times, seed=seed, labels=number, guidance=guidance)
+    found = undo(loaded.given(label).guided(guidance), count, built, times, seed=seed)
     files = written(file, lambda: write_reverse(loaded, found, file, columns, gif))
     facts = {
         "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": seed, "label": label,
@@ -96,7 +95,7 @@ def score_field(
             "compares with the score of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}
-    log_snr = loaded.model.sde.log_snr(t).tolist()
+    log_snr = loaded.model.domain.sde.log_snr(t).tolist()
     # Adding 0 makes a 0 of -0.
     labels = [f"t = {a:.3g},  log-SNR {round(b, 1) + 0:g}" for a, b in zip(t.tolist(), log_snr, strict=True)]
     figure = score_fields(
@@ -189,20 +188,17 @@ def compass(
 
 def _data(run: Run) -> Dataset:
     """The data of a run."""
-    from ...data import load_data
-
-    return load_data(run.config.data, run.config.seed, run.config.test_fraction)
+    return run.data()
 
 
 def _times(run: Run, text: str | None) -> Tensor:
     """Times in the model's interval, by number or by the usual noise levels."""
     import torch
 
-    from ...solvers.base import sampling_interval
-
-    low, high = sampling_interval(run.model)
+    low, high = run.model.domain.interval("sample")
     if text is None:
-        return run.model.sde.t_of_log_snr(torch.tensor([6.0, 3.0, 0.0, -3.0], dtype=torch.float64)).clamp(low, high)
+        usual = torch.tensor([6.0, 3.0, 0.0, -3.0], dtype=torch.float64)
+        return run.model.domain.sde.t_of_log_snr(usual).clamp(low, high)
     try:
         times = torch.tensor([float(part) for part in text.split(",") if part.strip()], dtype=torch.float64)
     except ValueError:

@@ -1,0 +1,408 @@
+"""The likelihood as an object: its options, what it does with a model and data, and the check that it has converged.
+
+A :class:`Likelihood` is built like a solver and called like one. It is also the record of what a figure depends on:
+every result carries the one it came from, with each ``auto`` replaced by what it stood for.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from ..data import DataInfo
+from ..errors import UsageError
+from ..estimate import Denoiser
+from ..noise import Noise
+from ..ode import TABLEAUS, check_tolerances
+from ..shapes import as_tensor
+from .coupled import FIXED, by_fixed_steps, coupled
+from .data import Scores, begins, score
+from .dequantise import DEQUANTISATIONS
+from .divergence import Probes, width
+from .frame import Frame
+from .memory import rows_within
+from .quadrature import by_quadrature
+from .result import ALLOWED, LogLikelihood
+
+__all__ = ["Likelihood", "log_likelihood"]
+
+METHODS = ("coupled", "quadrature")
+DIVERGENCES = ("auto", "exact", "hutchinson", "difference")
+
+# Up to this many dimensions the exact divergence costs less than the probes that a small error bar would need.
+EXACT_UP_TO = 16
+
+CHECKED = 16  # rows on which convergence is checked
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How to compute a log-likelihood by the probability flow (:mod:`scoresde.likelihood`, eq. 1 and 2).
+
+    Args:
+        method: ``coupled`` (path and log-determinant as one system) or ``quadrature`` (the path first, then the
+            divergence at nodes along it: half the cost of an exact divergence or of many probes).
+        divergence: ``exact``; ``hutchinson`` (probes and backward passes); ``difference`` (probes and pairs of
+            evaluations, without backward passes, for a model that computes in the dtype of the data, not by autocast;
+            :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``: exact up to 16 dimensions, then ``hutchinson``.
+        probes: Number of probes K; not used by the exact divergence.
+        probe: ``rademacher`` (signs) or ``gaussian``.
+        redraw: Draw new probes on the way, so that their errors average out; otherwise they are the same everywhere.
+            The samples of one importance-weighted bound share theirs, and so it is off for more than one.
+        rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
+        atol: Absolute tolerance in the same units; ``None`` for that of ``rtol``.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode` (``auto``: ``dopri5``); with ``steps``, one of ``euler``,
+            ``heun`` and ``rk4`` (``auto``: ``rk4``).
+        steps: Number of fixed steps; ``None`` to follow the tolerance.
+        t_min: Where the path begins, the time at which the density is taken; ``None`` for the beginning of the model's
+            domain, or with ``truncated-normal`` for the time at which the path's own noise fills a cell.
+        max_nfe: Largest number of points at which a row is evaluated.
+        dequantisation: Of data with levels: ``uniform``, ``truncated-normal`` or ``none``
+            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for those, ``none`` for continuous data.
+        draws: Independent draws R of each sample, averaged.
+        importance: Samples K of each importance-weighted bound.
+
+    Example:
+        >>> from scoresde import GaussianMixture, Likelihood, VPSDE
+        >>> normal = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
+        >>> result = Likelihood(rtol=1e-6)(normal, torch.zeros(1, 2, dtype=torch.float64))
+        >>> abs(float(result.log_prob) + math.log(2 * math.pi)) < 1e-3
+        True
+    """
+
+    method: str = "coupled"
+    divergence: str = "auto"
+    probes: int = 1
+    probe: str = "rademacher"
+    redraw: bool = True
+    rtol: float = 1e-5
+    atol: float | None = None
+    scheme: str = "auto"
+    steps: int | None = None
+    t_min: float | None = None
+    max_nfe: int = 10_000
+    dequantisation: str = "auto"
+    draws: int = 1
+    importance: int = 1
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("method", METHODS), ("divergence", DIVERGENCES), ("dequantisation", ("auto", *DEQUANTISATIONS)),
+            ("scheme", ("auto", *(TABLEAUS if self.steps is None else FIXED))),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                given = f" for {'a tolerance' if self.steps is None else 'fixed steps'}" if name == "scheme" else ""
+                raise UsageError(
+                    f"unknown {name} {getattr(self, name)!r}{given}; choose from: {', '.join(known)}", parameter=name
+                )
+        check_tolerances(self.rtol, self.atol)
+        if self.steps is not None and (self.steps < 1 or self.method != "coupled"):
+            raise UsageError(
+                f"{self.steps} steps with the method {self.method}; fixed steps are at least 1, and coupled",
+                parameter="steps",
+            )
+        if self.draws < 1 or self.importance < 1:
+            raise UsageError(f"draws is {self.draws} and importance is {self.importance}; each is at least 1")
+        if self.dequantisation == "none" and self.importance > 1:
+            raise UsageError("an importance-weighted bound needs a dequantisation; there is nothing else to weigh")
+        Probes(self.probe, self.probes, Noise.of(0), (self.draws - 1) * self.probes).check()
+
+    def __str__(self) -> str:
+        drawn = f"{self.draws} draw{'s' if self.draws > 1 else ''}"
+        if self.dequantisation == "none":
+            parts = ["no dequantisation" + (f", {drawn}" if self.draws > 1 else "")]
+        else:
+            parts = [f"{self.dequantisation} dequantisation, {drawn}"]
+            if self.importance > 1:
+                parts[0] += f" of the importance-weighted bound with K = {self.importance}"
+        if self.divergence == "exact":
+            parts.append("exact divergence")
+        else:
+            traced = f"{self.probes} {self.probe} probe{'s' if self.probes > 1 else ''}"
+            traced += " by differences" if self.divergence == "difference" else ""
+            parts.append(traced + ("" if self.redraw else ", the same along the path"))
+        solved = f"rtol {self.rtol:g}" if self.steps is None else f"{self.steps} steps"
+        if self.scheme not in ("auto", self._default_scheme):
+            solved += f" of {self.scheme}"
+        parts += [self.method, solved]
+        return ", ".join(parts if self.t_min is None else [*parts, f"t_min {self.t_min:.3g}"])
+
+    @property
+    def _default_scheme(self) -> str:
+        return "dopri5" if self.steps is None else "rk4"
+
+    def resolved(self, model: Denoiser, dims: int, info: DataInfo | None = None) -> Likelihood:
+        """The same with every ``auto`` and ``None`` replaced by what it stands for.
+
+        Args:
+            model: The model.
+            dims: Numbers in an event.
+            info: The data's units and levels; without it, what is said of levels stays as it is.
+
+        Raises:
+            UsageError: If an option does not suit the data.
+        """
+        choice = "exact" if dims <= EXACT_UP_TO else "hutchinson"
+        changed = replace(
+            self,
+            divergence=choice if self.divergence == "auto" else self.divergence,
+            atol=self.rtol if self.atol is None else self.atol,
+            scheme=self._default_scheme if self.scheme == "auto" else self.scheme,
+            redraw=self.redraw and self.importance == 1,
+        )
+        if info is None:
+            return changed if self.t_min is not None else replace(changed, t_min=begins(model))
+        levels = info.levels is not None
+        dequantisation = self.dequantisation
+        if dequantisation == "auto":
+            dequantisation = "uniform" if levels else "none"
+        if dequantisation != "none" and not levels:
+            raise UsageError(
+                f"{info.name} is continuous and needs no dequantisation; use none", parameter="dequantisation"
+            )
+        t_min = begins(model, info, dequantisation) if self.t_min is None else self.t_min
+        return replace(changed, dequantisation=dequantisation, t_min=t_min)
+
+    @overload
+    def __call__(
+        self, model: Denoiser, x: Tensor, noise: Noise | None = None, info: None = None, *, batch: int = 256,
+        memory: int | None = None, check: bool = True, watch: Callable[[LogLikelihood], object] | None = None,
+    ) -> LogLikelihood: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, model: Denoiser, x: Tensor, noise: Noise | None, info: DataInfo, *, batch: int = 256,
+        memory: int | None = None, check: bool = True, watch: Callable[[Scores], object] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Scores: ...  # fmt: skip
+
+    def __call__(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        noise: Noise | None = None,
+        info: DataInfo | None = None,
+        *,
+        batch: int = 256,
+        memory: int | None = None,
+        check: bool = True,
+        watch: Callable[..., object] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> LogLikelihood | Scores:
+        """The log-likelihood of each row: a density in model units, or with ``info`` a figure in the data's.
+
+        Args:
+            model: Any denoiser.
+            x: Shape ``(B, *event)``: the state at ``t_min`` in model units, or with ``info`` the data.
+            noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
+            info: The data's units and levels.
+            batch: Rows solved at once, at most; ``difference`` shows the model two states of each.
+            memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
+            check: Solve up to 16 of the rows again, at a tolerance ten times as tight (as loose, where the numbers do
+                not resolve a tighter one) or with twice the steps, and warn if the figure changes by more than 0.01
+                bits per dimension. Its evaluations are not in ``nfe``.
+            watch: Called with the result of each batch.
+            dtype: In which data are solved; a density is solved in the dtype of ``x``.
+
+        Raises:
+            UsageError: If an option cannot be used.
+        """
+        if info is not None:
+            return score(
+                self, model, info, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
+                watch=watch,
+            )  # fmt: skip
+        return log_likelihood(model, x, self, noise=noise, batch=batch, memory=memory, check=check, watch=watch)
+
+    def solve(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        noise: Noise,
+        batch: int,
+        *,
+        draw: int = 0,
+        graph: bool = False,
+        finer: bool = False,
+        narrow: float = 1.0,
+        watch: Callable[[LogLikelihood], object] | None = None,
+    ) -> LogLikelihood:
+        """Solve the rows of ``x``, ``batch`` at once, with every option resolved and nothing checked.
+
+        Args:
+            model, x, noise, batch, watch: See :meth:`__call__`.
+            draw: Another number gives the same rows other probes.
+            graph: Keep the graph of everything.
+            finer: Begin and end the quadrature with twice as many nodes.
+            narrow: Factor on the width of differences.
+        """
+        kind = "exact" if self.divergence == "exact" else self.probe
+        wide = narrow * width(x.dtype) if self.divergence == "difference" else 0.0
+        pieces = []
+        for rows in torch.split(torch.arange(len(x), device=x.device), batch):
+            frame = Frame(model.rows(rows), x[rows], self.t_min, graph)
+            probes = Probes(kind, self.probes, noise.rows(rows), draw * self.probes, not self.redraw, wide)
+            with _single_precision(), torch.set_grad_enabled(graph):
+                pieces.append(self._piece(frame, probes, batch, finer))
+            if watch is not None:
+                watch(pieces[-1])
+        return LogLikelihood.join(pieces)
+
+    def _piece(self, frame: Frame, probes: Probes, batch: int, finer: bool) -> LogLikelihood:
+        if self.steps is not None:
+            return by_fixed_steps(frame, probes, self.scheme, self.steps)
+        assert self.atol is not None
+        if self.method == "coupled":
+            return coupled(frame, probes, self.rtol, self.atol, self.scheme, self.max_nfe)
+        return by_quadrature(frame, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
+
+    def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
+        """How many rows of ``x``, shape ``(B, *event)``, are solved at once within a budget of ``memory`` bytes."""
+        if memory is None:
+            return batch
+        backward = self.divergence != "difference" or graph
+        passes = 0 if not graph else x[0].numel() if self.divergence == "exact" else self.probes
+        return min(batch, rows_within(memory, model, x, passes, backward))
+
+    def change(
+        self, result: LogLikelihood, part: Callable[[Tensor], tuple[Denoiser, Tensor, Noise]], batch: int
+    ) -> Tensor:
+        """By how much ``result`` changes when some of its rows are solved more accurately; warns if by too much.
+
+        Args:
+            result: Of all rows.
+            part: Model, states and noise of some of them, by their numbers, int64 ``(b,)``.
+            batch: Rows solved at once.
+
+        Returns:
+            Nats, shape ``(B,)``; NaN for rows that were not solved again, infinite for those whose other solve failed.
+        """
+        change = torch.full_like(result.log_prob.detach(), torch.nan)
+        good = result.ok.nonzero().flatten()
+        if not len(good):
+            return change
+        rows = good[torch.linspace(0, len(good) - 1, min(CHECKED, len(good))).round().long().to(good.device)]
+        # Probes that are the same along the path, and in both solves: what is left is the error of the integration.
+        same = self.divergence == "exact" or not self.redraw
+        fixed = replace(self, redraw=False)
+        model, x, noise = part(rows)
+        own = result.log_prob.detach()[rows] if same else fixed.solve(model, x, noise, batch).log_prob
+        other, finer = fixed._other(x.dtype)
+        # Differences are half as wide: a quarter of their error is left, and twice the rounding.
+        again = other.solve(model, x, noise, batch, finer=finer, narrow=0.5)
+        # A row that cannot be solved more tightly has not converged.
+        off = (again.log_prob - own).abs()
+        change[rows] = torch.where(off.isfinite(), off, torch.inf)
+        self._warn(change, x[0].numel(), other)
+        return change
+
+    def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
+        """What to compare with, and whether it has finer nodes.
+
+        That is 2N steps, or a tolerance ten times tighter, or looser if the numbers resolve no tighter one.
+        """
+        if self.steps is not None:
+            return replace(self, steps=2 * self.steps), False
+        assert self.atol is not None
+        resolved = self.rtol / 10 >= (0.99e-6 if dtype == torch.float32 else 1e-13)
+        factor = 0.1 if resolved else 10.0
+        return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
+
+    def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
+        """Warn where the figure is not to be trusted; NaN is what was not checked."""
+        checked = change[~change.isnan()]
+        bits = checked / (dims * math.log(2))
+        if not len(checked) or float(bits.max()) <= ALLOWED:
+            return
+        if self.steps is not None:
+            what, cure = f"{self.steps} steps become {other.steps}", "more steps, or a tolerance instead of steps"
+        elif other.rtol < self.rtol:
+            what, cure = "the tolerance is ten times tighter", f"a tolerance below {self.rtol:g}"
+        else:
+            what, cure = "the tolerance is ten times looser", "float64"
+        if self.divergence == "difference":
+            what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
+        warnings.warn(
+            f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
+            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; do not use this figure, use {cure}",
+            stacklevel=4,
+        )
+
+
+def log_likelihood(
+    model: Denoiser,
+    x: Tensor,
+    likelihood: Likelihood | None = None,
+    *,
+    noise: Noise | None = None,
+    draw: int = 0,
+    batch: int = 256,
+    memory: int | None = None,
+    check: bool | None = None,
+    watch: Callable[[LogLikelihood], object] | None = None,
+    differentiable: bool = False,
+) -> LogLikelihood:
+    """Log density of each row under the model's probability flow (:mod:`scoresde.likelihood`, eq. 1).
+
+    Args:
+        model: Any denoiser.
+        x: The state at ``t_min`` in model units, shape ``(B, *event)``.
+        likelihood: How (default: ``Likelihood()``); what it says of levels is for data, not for a density.
+        noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
+        draw: Another number gives the same rows other probes.
+        check: The same; default: unless the result is to be differentiated.
+        differentiable: Keep the graph, for gradients in ``x`` and in the model's parameters; needs ``steps``.
+
+    Raises:
+        UsageError: If an option cannot be used.
+
+    Example:
+        >>> from scoresde import GaussianMixture, VPSDE
+        >>> normal = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
+        >>> result = log_likelihood(normal, torch.zeros(1, 2))
+        >>> abs(float(result.log_prob) + math.log(2 * math.pi)) < 1e-3
+        True
+    """
+    x = as_tensor(x)
+    if x.ndim == 0 or not x.numel():
+        raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
+    how = (likelihood or Likelihood()).resolved(model, x[0].numel())
+    if differentiable and how.steps is None:
+        raise UsageError(
+            "a likelihood to be differentiated takes a fixed number of steps; give steps, for example 40",
+            parameter="steps",
+        )
+    if differentiable and model.domain.sde.parameters():
+        raise UsageError("the path has learned ends, which a differentiable likelihood does not follow; freeze them")
+    if batch < 1:
+        raise UsageError(f"batch is {batch}; at least 1 row is solved at once", parameter="batch")
+    noise = Noise.of(len(x), device=x.device) if noise is None else noise
+    if noise.indices.device != x.device:
+        raise UsageError(f"the noise is on {noise.indices.device}, the data on {x.device}")
+    if len(noise.indices) != len(x):
+        raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
+    Probes(how.probe, how.probes, noise, draw * how.probes).check()
+    batch = how.batch_within(memory, model, x, batch, differentiable)
+    result = how.solve(model, x, noise, batch, draw=draw, graph=differentiable, watch=watch)
+    if check or (check is None and not differentiable):
+        change = how.change(result, lambda rows: (model.rows(rows), x.detach()[rows], noise.rows(rows)), batch)
+        result = replace(result, change=change)
+    return result
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Convolutions on a GPU in float32 proper: by default their inputs are rounded to 10 bits there (TF32).
+
+    That would be an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
+    """
+    is_set = torch.backends.cudnn
+    with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):
+        yield

@@ -19,9 +19,7 @@ solver, without the noise-free step.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -32,10 +30,10 @@ import torch
 from torch import Tensor
 
 from .build import build, fields_of, options_of, resolve
-from .checkpoint import write_json
 from .data import Dataset
-from .errors import CheckpointError, DataError, NumericalError, UsageError
+from .errors import DataError, NumericalError, UsageError
 from .estimate import Denoiser
+from .files import write_csv, write_json
 from .metrics import sliced_wasserstein
 from .noise import Noise
 from .run import Run
@@ -350,17 +348,10 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
     from .plot import save_figure, work_precision
 
     names = [f.name for f in fields(Row)]
-    path, temporary = folder / "bench.csv", folder / f".bench.tmp-{os.getpid()}.csv"
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(names)
-            writer.writerows([getattr(row, name) for name in names] for row in found.rows)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
-    write_json(folder / "bench.json", dict(made))
-    files = [path, folder / "bench.json"]
+    files = [
+        write_csv(folder / "bench.csv", names, ([getattr(row, name) for name in names] for row in found.rows)),
+        write_json(folder / "bench.json", dict(made)),
+    ]
     if not any(row.rms or row.sliced_w2 for row in found.rows):
         return files
     curves: dict[str, list[list[float]]] = {}

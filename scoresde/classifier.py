@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .checkpoint import FORMAT, load_weights, read_json, read_tensors, write_json, write_tensors
+from .checkpoint import load_weights
 from .data import DataInfo, Dataset
 from .errors import CheckpointError, DataError, UsageError
+from .files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
 from .nn import Classifier
 
 __all__ = ["ClassifierConfig", "TrainedClassifier", "load_classifier", "train_classifier", "weights_digest"]
@@ -104,13 +105,9 @@ class TrainedClassifier:
             "format": FORMAT, "data": self.info.to_dict(), "config": asdict(self.config), "accuracy": self.accuracy,
             "held_out": self.held_out, "sha256": self.digest,
         }  # fmt: skip
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {error.strerror}; choose another --out") from None
-        write_tensors(folder / WEIGHTS, self.network.state_dict())
-        write_json(folder / FACTS, facts | ({} if self.held_out else {"accuracy": None}))
-        return [folder / WEIGHTS, folder / FACTS]
+        make_folder(folder)
+        weights = write_tensors(folder / WEIGHTS, self.network.state_dict())
+        return [weights, write_json(folder / FACTS, facts | ({} if self.held_out else {"accuracy": None}))]
 
 
 def train_classifier(
@@ -174,9 +171,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Trained
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no classifier (no {FACTS}); train one: scoresde classifier --out FOLDER")
     facts = read_json(path)
-    found = facts.get("format") if isinstance(facts, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found!r}, and this scoresde reads format {FORMAT}")
+    check_format(path, facts)
     try:
         info, config = DataInfo.from_dict(facts["data"]), ClassifierConfig(**facts["config"])
         accuracy, held_out, digest = facts["accuracy"], int(facts["held_out"]), facts["sha256"]

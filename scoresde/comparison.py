@@ -14,9 +14,7 @@ References:
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import write_json
-from .errors import CheckpointError, DataError, UsageError
+from .errors import DataError, UsageError
+from .files import write_arrays, write_csv, write_json
 from .likelihood import Elbo, Likelihood, Scores
 from .run import Run
 
@@ -257,25 +255,20 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
         CheckpointError: If they cannot be written.
     """
     columns, files = _columns(sets), []
+    if "csv" in kinds:
+        rows = zip(*(c.tolist() for c in columns.values()), strict=True)
+        files.append(write_csv(folder / "likelihood.csv", list(columns), rows))
+    if "npz" in kinds:
+        files.append(write_arrays(folder / "likelihood.npz", columns))
+    files.append(write_json(folder / "likelihood.json", dict(made)))
     shown = {_label(s, sets): s.scores.values[s.scores.model.ok].cpu() for s in sets}
     shown = {name: values for name, values in shown.items() if len(values)}
-    try:
-        if "png" in kinds and shown:
-            from .plot import likelihood_histogram, save_figure
+    if "png" in kinds and shown:
+        from .plot import likelihood_histogram, save_figure
 
-            files.append(folder / "likelihood.png")
-            save_figure(files[-1], likelihood_histogram(shown, sets[0].scores.unit))
-        if "csv" in kinds:
-            files.append(_write_csv(folder / "likelihood.csv", columns))
-        if "npz" in kinds:
-            path, temporary = folder / "likelihood.npz", folder / f".likelihood.tmp-{os.getpid()}.npz"
-            np.savez_compressed(temporary, **columns)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-            files.append(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {folder}: {error.strerror or error}") from None
-    files.append(folder / "likelihood.json")
-    write_json(files[-1], dict(made))
+        picture = folder / "likelihood.png"
+        save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
+        files.insert(0, picture)
     return files
 
 
@@ -305,13 +298,3 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             if value is not None:
                 found.setdefault(name, []).append(value.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def _write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.csv")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(c.tolist() for c in columns.values()), strict=True))
-    os.replace(temporary, path)
-    return path

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from .build import resolve
-from .checkpoint import write_json
 from .data import DataInfo, Dataset
 from .errors import UsageError
 from .features import Extractor, Reference, read_features
+from .files import write_json
 from .metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
 from .metrics.copies import HELD_OUT
 from .tables import METRICS
@@ -291,8 +291,7 @@ def write_evaluation(
     Returns:
         The files written, the picture first.
     """
-    write_json(folder / "evaluation.json", {**made, **described(found)})
-    files = [folder / "evaluation.json"]
+    files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:
         return files
     from .plot import neighbour_sheet, save_figure

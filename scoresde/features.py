@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 from .build import resolve
-from .checkpoint import read_metadata, read_tensors, write_tensors
 from .classifier import TrainedClassifier, load_classifier, train_classifier
 from .data import DataInfo, Dataset
 from .errors import CheckpointError, DataError, UsageError
+from .files import read_metadata, read_tensors, write_tensors
 from .metrics import Moments
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import write_json
 from .data import DataInfo
-from .errors import CheckpointError, DataError, UsageError
+from .errors import DataError, UsageError
+from .files import write_arrays, write_json
 from .run import Samples
 
-__all__ = ["KINDS", "check_kinds", "numbered_folder", "read_samples", "write_samples"]
+__all__ = ["KINDS", "check_kinds", "read_samples", "write_samples"]
 
 KINDS = ("png", "npz", "gif", "path")
 DEFAULT = ("png", "npz")
@@ -33,22 +32,6 @@ def check_kinds(kinds: Sequence[str]) -> Sequence[str]:
         if kind not in KINDS:
             raise UsageError(f"cannot save {kind!r}; choose from: {', '.join(KINDS)}")
     return kinds
-
-
-def numbered_folder(parent: Path, name: str) -> Path:
-    """Make ``parent/name``, or ``parent/name-2`` and so on if that is taken: nothing is overwritten."""
-    folder, n = parent / name, 2
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
-                folder, n = parent / f"{name}-{n}", n + 1
-    except OSError as error:
-        reason = f"{parent} is a file" if parent.is_file() else error.strerror or error
-        raise CheckpointError(f"cannot write {folder}: {reason}; choose a folder you may write to with --out") from None
 
 
 def write_samples(
@@ -81,12 +64,12 @@ def write_samples(
     files = []
     index = ok.nonzero().flatten().numpy()
     if "npz" in kinds:
-        files.append(_save_arrays(folder / "samples.npz", x=x.numpy(), index=index))
+        files.append(write_arrays(folder / "samples.npz", {"x": x.numpy(), "index": index}))
     if frames is not None and len(x):
         times, states = frames[0], frames[1][:, ok]
         if "path" in kinds:
             arrays = {"t": times.numpy(), "x": states.float().numpy(), "index": index}
-            files.append(_save_arrays(folder / "path.npz", **arrays))
+            files.append(write_arrays(folder / "path.npz", arrays))
         if "gif" in kinds:
             from .plot import animate, save_gif
 
@@ -133,14 +116,3 @@ def read_samples(path: Path, info: DataInfo) -> Tensor:
             f"{info.high:g}: samples come in data units"
         )
     return info.quantise(x)
-
-
-def _save_arrays(path: Path, **arrays: Any) -> Path:
-    """Write arrays under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
-    return path

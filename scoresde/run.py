@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from .build import build, closest, resolve
-from .checkpoint import find_run, load_weights, newest_checkpoint, read_config, read_json, read_tensors
+from .checkpoint import find_run, load_weights, newest_checkpoint, read_config
 from .config import TrainConfig, build_model, build_sde
 from .data import DataInfo, Dataset
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
+from .files import read_json, read_tensors
 from .likelihood import Elbo, Likelihood, Scores, elbo
 from .likelihood.elbo import whose
 from .model import Guided, ScoreModel, convert

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import TrainConfig
-from .errors import CheckpointError, DataError
+from .errors import DataError
+from .files import write_arrays
 
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
 
@@ -56,12 +57,8 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
     """Write ``picture``, ``(3, H, W)``, as a data set into ``folder``, and return its file."""
-    file = folder / "picture.npz"
-    try:
-        np.savez_compressed(file, x_train=np.repeat(picture[None], COPIES, axis=0), x_test=picture[None])
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file}: {error.strerror or error}; choose another --out") from None
-    return file
+    arrays = {"x_train": np.repeat(picture[None], COPIES, axis=0), "x_test": picture[None]}
+    return write_arrays(folder / "picture.npz", arrays)
 
 
 def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
 import threading
 import time
@@ -24,26 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import (
-    FORMAT,
-    append_line,
-    find_run,
-    load_weights,
-    make_run_folder,
-    newest_checkpoint,
-    read_config,
-    read_json,
-    read_lines,
-    read_tensors,
-    save_checkpoint,
-    write_json,
-    write_tensors,
-)
+from .checkpoint import find_run, load_weights, make_run_folder, newest_checkpoint, read_config, save_checkpoint
 from .config import TrainConfig, build_model, build_sde
 from .coupling import Pairs, optimal_transport
 from .data import Dataset
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
+from .files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from .grids import snap
 from .loss import denoising_loss, end_terms
 from .model import ScoreModel
@@ -116,7 +102,8 @@ def fit(
         stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
         write_json(folder / "config.json", stored)
         write_json(folder / "data.json", info.to_dict())
-        _trim_metrics(folder / "metrics.jsonl", first)
+        metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
+        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= first))
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs)
     batches = Batches(data, config.batch, config.seed, pairs)
@@ -398,19 +385,6 @@ def _kept(path: Path, pairs: Pairs | None) -> Pairs:
         return Pairs(**read_tensors(path))
     write_tensors(path, {k: v for k, v in vars(pairs).items() if v is not None})
     return pairs
-
-
-def _trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps that are done again."""
-    kept = [line for line in read_lines(path) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    for line in kept:
-        append_line(temporary, line)
-    if kept:
-        os.replace(temporary, path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sample_sheet(folder: Path, run: Run) -> None:

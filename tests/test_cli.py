@@ -21,8 +21,9 @@ from shell import Shell
 
 from scoresde import load
 from scoresde import train as training
-from scoresde.checkpoint import newest_checkpoint, read_json
+from scoresde.checkpoint import newest_checkpoint
 from scoresde.cli import main
+from scoresde.files import read_json
 from scoresde.progress import Progress
 from scoresde.tables import SDES, SOLVERS
 
@@ -476,9 +477,9 @@ def test_a_pickle_in_the_place_of_weights(shell: Shell, digits: str, tmp_path: P
 def test_folders_that_cannot_be_written(shell: Shell, moons: str) -> None:
     # Below a file: permissions do not bind root, and tests may run as root.
     Path("file.txt").write_text("text")
-    shell.refuses("train --data moons --steps 1 --out file.txt/run", 3, "file.txt/run", "Not a directory", "--out")
+    shell.refuses("train --data moons --steps 1 --out file.txt/run", 3, "file.txt/run", "is a file", "--out")
     shell.refuses("sample --solver heun --steps 1 --n 1 --out file.txt/x", 3, "file.txt", "is a file", "--out")
-    shell.refuses("sample --solver heun --steps 1 --n 1 --out file.txt/x/y", 3, "file.txt/x/y", "Not a directory")
+    shell.refuses("sample --solver heun --steps 1 --n 1 --out file.txt/x/y", 3, "file.txt/x/y", "is a file")
     assert Path("file.txt").read_text() == "text"
 
 

@@ -132,8 +132,9 @@ def test_sets_of_one_name_are_told_apart_and_densities_have_no_bits(tmp_path: Pa
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot save 'gif'; choose from: png, csv, npz"):
         check_kinds(["csv", "gif"])
-    with pytest.raises(CheckpointError, match="cannot write to"):
-        write_scores(tmp_path / "missing", [scored([1.0])], {}, ["csv"])
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write .*likelihood\.csv: .*file is a file"):
+        write_scores(tmp_path / "file", [scored([1.0])], {}, ["csv"])
     # nothing to draw
     files = write_scores(tmp_path, [scored([1.0], failed=(0,))], {}, ["png"])
     assert [f.name for f in files] == ["likelihood.json"]

@@ -28,7 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "tableaus",
+        "files", "tableaus",
     },
     {"sde", "nn", "data"},
     {"sdes", "estimate", "paths", "discrete"},

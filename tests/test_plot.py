@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scoresde import plot
-from scoresde.errors import UsageError
+from scoresde.errors import CheckpointError, UsageError
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"sheet\.png: disk full"):
         plot.save_image_grid(path, np.zeros((1, 1, 2, 2)), -1, 1)
 
     def half_figure(file, dpi=None, format=None):
@@ -130,7 +130,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
     figure = plot.scatter(np.zeros((3, 2)))
     monkeypatch.setattr(figure, "savefig", half_figure)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"sheet\.png: disk full"):
         plot.save_figure(path, figure)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]

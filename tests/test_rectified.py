@@ -7,9 +7,9 @@ import torch
 from models import F64, gaussian, ring
 
 from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise, ProbabilityFlow, TrainConfig, fit, load, straightness
-from scoresde.checkpoint import read_tensors
 from scoresde.data import load_data
 from scoresde.errors import UsageError
+from scoresde.files import read_tensors
 from scoresde.rectified import draw_pairs, reflow
 from scoresde.solvers import EulerMaruyama
 

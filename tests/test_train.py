@@ -18,9 +18,10 @@ from torch import Tensor
 
 from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
 from scoresde import train as module
-from scoresde.checkpoint import newest_checkpoint, read_json, read_lines, read_tensors
+from scoresde.checkpoint import newest_checkpoint
 from scoresde.config import build_sde
 from scoresde.errors import CheckpointError, NumericalError, Preempted, UsageError
+from scoresde.files import read_json, read_lines, read_tensors
 from scoresde.loss import denoising_loss
 from scoresde.progress import Progress
 from scoresde.train import Batches, prepared

@@ -9,9 +9,10 @@ import torch
 from models import F64, normals
 
 from scoresde import EDM, VDMSDE, ScoreModel, TrainConfig, fit, load
-from scoresde.checkpoint import newest_checkpoint, read_tensors
+from scoresde.checkpoint import newest_checkpoint
 from scoresde.data import load_data
 from scoresde.errors import UsageError
+from scoresde.files import read_tensors
 from scoresde.loss import denoising_loss, end_terms
 from scoresde.nn import MLP
 from scoresde.train import prepared

@@ -51,7 +51,7 @@ def bench(
     built = solvers_by_name([s.strip() for s in solvers.split(",") if s.strip()], grid)
     count = len(plan(built, budgets)) + 1
     loaded = load_run(run, sde, device, threads, dtype)
-    from ..gallery import numbered_folder
+    from ..files import new_folder
     from ..progress import Progress
 
     asked = loaded.given(label).guided(guidance)
@@ -61,22 +61,16 @@ def bench(
     except DataError as error:
         warnings.warn(f"there will be no distance to data: {error}", stacklevel=1)
         data = None
-    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder, "bench")))
     say(quiet, f"comparing {', '.join(built)} on {n} samples from {loaded.folder} (step {loaded.step:,})")
     began = time.monotonic()
-    try:
-        with Progress(count, "bench", quiet=quiet, every=math.inf) as progress:
+    progress = Progress(count, "bench", quiet=quiet, every=math.inf)
 
-            def on_row(row: object) -> None:
-                progress.note(f"{progress.done + 1:3}/{count}  {row}")
-                progress.update()
+    def on_row(row: object) -> None:
+        progress.note(f"{progress.done + 1:3}/{count}  {row}")
+        progress.update()
 
-            found = measure(
-                asked, built, budgets, n=n, seed=seed, data=data, batch=batch, on_row=on_row,
-            )  # fmt: skip
-    except BaseException:
-        folder.rmdir()  # still empty
-        raise
+    with new_folder(out or loaded.folder / "bench") as folder, progress:
+        found = measure(asked, built, budgets, n=n, seed=seed, data=data, batch=batch, on_row=on_row)
     facts = {
         "run": str(loaded.folder), "step": loaded.step, "solvers": {name: repr(s) for name, s in built.items()},
         "nfe": budgets, "n": n, "seed": seed, "label": label, "guidance": guidance, "batch": batch, "dtype": dtype,

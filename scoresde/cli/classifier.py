@@ -35,7 +35,7 @@ def classifier(
     chosen = prepare(device, threads)
     from ..classifier import ClassifierConfig, train_classifier
     from ..data import load_data
-    from ..gallery import numbered_folder
+    from ..files import new_folder
     from ..progress import Progress
 
     dataset = load_data(data, seed, test_fraction)
@@ -47,9 +47,8 @@ def classifier(
             dataset, config, device=chosen, dtype=dtype_of(dtype),
             on_step=lambda step, loss: progress.update(1, {"loss": loss}),
         )  # fmt: skip
-    default = Path("runs") / f"{dataset.info.name}-classifier"
-    folder = numbered_folder(*((out.parent, out.name) if out else (default.parent, default.name)))
-    files = trained.save(folder)
+    with new_folder(out or Path("runs") / f"{dataset.info.name}-classifier") as folder:
+        files = trained.save(folder)
     facts = {
         "folder": str(folder), "data": dataset.info.name, "accuracy": trained.accuracy, "stderr": trained.stderr,
         "held_out": trained.held_out, "sha256": trained.digest, "seconds": round(time.monotonic() - began, 1),

@@ -79,25 +79,24 @@ def evaluate(
     from ..evaluate import described, evaluate_features, metrics_by_name, table, write_evaluation
     from ..evaluate import evaluate as measure
     from ..features import Reference, extractor_by_name
-    from ..gallery import numbered_folder
+    from ..files import new_folder
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
     known = None if reference is None else Reference.load(reference)  # before the samples, which take longer
     if Path(features).suffix == ".npz":
         if run or samples or data or reference or save_reference:
             raise UsageError(f"--features {features} holds samples and reference: leave out RUN and the other sources")
-        folder = numbered_folder(*((out.parent, out.name) if out else (Path(), "evaluation")))
-        found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
+        with new_folder(out or Path("evaluation")) as folder:
+            found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
     else:
         source = _source(run, samples, data, sde, device, threads, dtype)
-        folder = numbered_folder(*((out.parent, out.name) if out else (source.home, "evaluation")))
 
         def extractor(spec: str) -> Extractor:
             return extractor_by_name(
                 spec, source.data, folder=source.classifier, device=chosen, told=lambda text: say(quiet, text)
             )
 
-        try:
+        with new_folder(out or source.home / "evaluation") as folder:
             by = extractor(features)
             if known is not None:
                 known.check(by)
@@ -110,9 +109,6 @@ def evaluate(
                 copies=(by if copies_by == features else extractor(copies_by)) if copies else None,
                 limit=limit, seed=seed, on_metric=lambda row: say(quiet, f"{row.metric:10} {row.samples}"),
             )  # fmt: skip
-        except BaseException:
-            folder.rmdir()  # still empty
-            raise
         pictures = (source.data.info, x, source.data.train)
         facts |= {"data": source.data.info.source, "against": found.reference.split, "limit": limit, "seed": seed}
     if save_reference is not None:

@@ -17,7 +17,8 @@ __all__ = ["info"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(run: str | None, as_json: bool) -> None:
     """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
-    from ..checkpoint import find_run, newest_checkpoint, read_config, read_json, read_lines, read_tensors
+    from ..checkpoint import find_run, newest_checkpoint, read_config
+    from ..files import read_json, read_lines, read_tensors
 
     folder = find_run(run)
     from ..config import TrainConfig

@@ -72,7 +72,7 @@ def likelihood(
     if labels and label is not None:
         raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
     from ..comparison import check_kinds, choose, write_scores
-    from ..gallery import numbered_folder
+    from ..files import new_folder
     from ..likelihood import Likelihood
     from ..likelihood.memory import default_budget
     from ..progress import Progress
@@ -88,29 +88,25 @@ def likelihood(
     asked.model  # noqa: B018  # what cannot be bound is said before the data are read
     chosen = [choose(loaded, name, split, limit, seed, by_class=labels) for name in data or (None,)]
     assert loaded.folder is not None
-    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder, "likelihood")))
     for part in chosen:
         say(quiet, f"scoring {len(part.x):,} of {part.total:,} samples of {part.name} ({split}) under {loaded.folder}")
     began = time.monotonic()
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            Progress(sum(len(part.x) for part in chosen), "likelihood", quiet=quiet) as progress,
-        ):
-            warnings.simplefilter("always")
-            sets = []
-            for part in chosen:
-                model = asked if part.label is None else loaded.given(part.label).guided(guidance)
-                sets.append(
-                    part.scored(
-                        model, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
-                        memory=default_budget(loaded.device) if memory is None else memory * 2**20,
-                        watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
-                    )
-                )  # fmt: skip
-    except BaseException:
-        folder.rmdir()  # still empty
-        raise
+    with (
+        new_folder(out or loaded.folder / "likelihood") as folder,
+        warnings.catch_warnings(record=True) as caught,
+        Progress(sum(len(part.x) for part in chosen), "likelihood", quiet=quiet) as progress,
+    ):
+        warnings.simplefilter("always")
+        sets = []
+        for part in chosen:
+            model = asked if part.label is None else loaded.given(part.label).guided(guidance)
+            sets.append(
+                part.scored(
+                    model, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
+                    memory=default_budget(loaded.device) if memory is None else memory * 2**20,
+                    watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
+                )
+            )  # fmt: skip
     for text in dict.fromkeys(str(w.message) for w in caught):  # after the bar, each once
         click.echo(f"warning: {text}", err=True)
     summaries = [s.summary(sets[0]) for s in sets]

@@ -75,7 +75,8 @@ def sample(
         raise UsageError(f"--steps {steps}: the times given by --grid are the steps; leave --steps out")
     built = build(solver, SOLVERS, "solver", typed=True, **options)
     loaded = load_run(run, sde, device, threads, dtype)
-    from ..gallery import check_kinds, numbered_folder, write_samples
+    from ..files import new_folder
+    from ..gallery import check_kinds, write_samples
     from ..progress import Progress
 
     kinds = check_kinds([s.strip() for s in save.split(",") if s.strip()])
@@ -85,19 +86,15 @@ def sample(
     asked = loaded.given(label).guided(guidance).on(path)
     assert loaded.folder is not None
     name = solver.rpartition(":")[2].lower()
-    # The folder first: a name that cannot be written should not cost the samples.
-    folder = numbered_folder(*((out.parent, out.name) if out else (loaded.folder / "samples", f"{name}-seed{seed}")))
     say(quiet, f"sampling {n} with {name} from {loaded.folder} (step {loaded.step:,})")
     began = time.monotonic()
-    try:
-        with Progress(n, "sample", quiet=quiet) as progress:
-            samples = asked.sample(
-                n, built, seed=seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
-                watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
-            )  # fmt: skip
-    except BaseException:
-        folder.rmdir()  # still empty
-        raise
+    # The folder first: a name that cannot be written should not cost the samples.
+    default = loaded.folder / "samples" / f"{name}-seed{seed}"
+    with new_folder(out or default) as folder, Progress(n, "sample", quiet=quiet) as progress:
+        samples = asked.sample(
+            n, built, seed=seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
+            watch=_meter(progress, batch), record=bool({"gif", "path"} & set(kinds)),
+        )  # fmt: skip
     seconds = time.monotonic() - began
     solution = samples.solution
     nfe = solution.nfe.double()

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UsageError
-from .base import Array, Pixels, atomic, finite, new_figure, plain, set_title, show_picture, tidy
+from ..files import atomic
+from .base import Array, Pixels, finite, new_figure, plain, set_title, show_picture, tidy
 from .images import image_grid
 from .samples import scatter, signals, vectors
 from .strips import sectors

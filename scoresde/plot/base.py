@@ -14,8 +14,6 @@ References:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from ..files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,16 +139,3 @@ def save_figure(path: str | os.PathLike[str], fig: Figure, dpi: float = 120) -> 
     """Write a figure in the format that ``path`` ends in, PNG without one; missing folders are made."""
     with atomic(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip(".").lower() or "png")
-
-
-@contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

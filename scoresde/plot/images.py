@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
-from .base import INK, Array, Pixels, atomic, finite, new_figure, plain, show_picture
+from ..files import atomic
+from .base import INK, Array, Pixels, finite, new_figure, plain, show_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

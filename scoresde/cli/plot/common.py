@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...build import closest
-from ...errors import CheckpointError, UsageError
+from ...errors import UsageError
 from ..common import F, print_json, sde_option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["out_option", "own_sde", "report", "target", "write", "written"]
+__all__ = ["out_option", "own_sde", "report", "target", "write"]
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -42,24 +41,12 @@ def target(out: Path | None, default: Path) -> Path:
     return file
 
 
-def written(file: Path, write: Callable[[], list[Path]]) -> list[Path]:
-    """The files that ``write`` writes, or a word why they cannot be."""
-    try:
-        return write()
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {file}: {reason}; choose a file you may write to with --out") from None
-
-
 def write(file: Path, figure: Figure, as_json: bool, facts: dict[str, Any]) -> None:
     """Write the picture and say where it is."""
     from ...plot import save_figure
 
-    def save() -> list[Path]:
-        save_figure(file, figure)
-        return [file]
-
-    report(written(file, save), as_json, facts)
+    save_figure(file, figure)
+    report([file], as_json, facts)
 
 
 def report(files: list[Path], as_json: bool, facts: dict[str, Any]) -> None:

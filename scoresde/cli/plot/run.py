@@ -11,7 +11,7 @@ from ...build import build
 from ...errors import UsageError
 from ...tables import SOLVERS
 from ..common import common_options, load_run, say, verb
-from .common import out_option, own_sde, report, target, write, written
+from .common import out_option, own_sde, report, target, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def reverse(
     say(quiet, f"sampling {count} with {solver} from {loaded.folder} (step {loaded.step:,})")
     times = frames_between(columns, frames if gif else columns)
     found = undo(loaded.given(label).guided(guidance), count, built, times, seed=seed)
-    files = written(file, lambda: write_reverse(loaded, found, file, columns, gif))
+    files = write_reverse(loaded, found, file, columns, gif)
     facts = {
         "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": seed, "label": label,
         "guidance": guidance, "nfe_mean": round(found.nfe, 2),

@@ -105,9 +105,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If it cannot be made.
     """
-    make_folder(path.parent)
     folder, n = path, 2
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 folder.mkdir()

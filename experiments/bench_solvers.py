@@ -22,6 +22,7 @@ from torch import Tensor
 
 from scoresde import Multistep, Noise, ProbabilityFlow, RungeKutta, load
 from scoresde.estimate import Denoiser
+from scoresde.grids import default_grid
 from scoresde.solvers import DDIM, EDMHeun, Solver
 
 BUDGETS = (5, 10, 20, 50)
@@ -71,7 +72,7 @@ def main() -> None:
                 solver = make(grid).within(n)
                 return None if solver is None else solver(model, x, t0=high, t1=low).x
 
-            label = "log-SNR grid" if grid == "logsnr" else f"{model.domain.sde.default_grid} grid"
+            label = "log-SNR grid" if grid == "logsnr" else f"{default_grid(model.domain.sde)} grid"
             row(f"{name}, {label}", ours)
     for name, peer in PEERS.items():
         row(name, lambda n, peer=peer: peer(model, x, n))  # type: ignore[misc]

@@ -263,7 +263,8 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
             f"{info.shape} and {info.levels or 'no'} levels: these are not its data"
         )
 
-    only = run.label if run.label is not None and len(run.label) == 1 else None
+    label = None if run.condition is None else run.condition.label
+    only = label if label is not None and len(label) == 1 else None
 
     def choose(x: Tensor, y: Tensor | None, draw: int) -> Tensor:
         if only is not None and y is not None:
@@ -272,7 +273,7 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
             raise DataError(f"{theirs.name} has {len(x)} samples to compare with, and a distance needs at least 2")
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
-        return info.transform.encode(info.dequantise(x, u))
+        return run.codec.to_model(x.to(u.dtype), noise=u)
 
     held_out = choose(data.test, data.test_labels, 0)
     draws = [choose(data.train, data.train_labels, 1 + k) for k in range(DRAWS)]

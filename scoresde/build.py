@@ -191,8 +191,8 @@ def options_of(obj: Any) -> dict[str, Any]:
 
 
 def name_of(obj: Any, table: Mapping[str, str]) -> str:
-    """Return the table's name for the class of ``obj``, or ``"module:Class"``; a function has a name of its own."""
-    named = obj if inspect.isfunction(obj) else type(obj)
+    """Return the table's name of a class or function, or of an object's class; ``"module:Class"`` where it has none."""
+    named = obj if inspect.isfunction(obj) or inspect.isclass(obj) else type(obj)
     path = f"{named.__module__}:{named.__qualname__}"
     return next((name for name, known in table.items() if known == path), path)
 

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .checkpoint import load_weights
+from .codec import Codec, from_dict, to_dict
 from .data import DataInfo, Dataset
+from .data.dataset import old_codec
 from .errors import CheckpointError, DataError, UsageError
 from .files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
 from .nn import Classifier
@@ -65,6 +67,7 @@ class TrainedClassifier:
     Attributes:
         network: In evaluation mode.
         info: The data it was trained on.
+        codec: The map from the data's units to its own.
         config: How.
         accuracy: Share of held-out samples that it names rightly; NaN if none has a label.
         held_out: How many those are.
@@ -72,6 +75,7 @@ class TrainedClassifier:
 
     network: Classifier
     info: DataInfo
+    codec: Codec
     config: ClassifierConfig
     accuracy: float
     held_out: int
@@ -97,13 +101,13 @@ class TrainedClassifier:
 
     def _encode(self, x: Tensor) -> Tensor:
         scale = self.network.scale
-        return self.info.transform.encode(x.double()).to(device=scale.device, dtype=scale.dtype)
+        return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the two files into ``folder``, which is made; returns their paths."""
         facts = {
-            "format": FORMAT, "data": self.info.to_dict(), "config": asdict(self.config), "accuracy": self.accuracy,
-            "held_out": self.held_out, "sha256": self.digest,
+            "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
+            "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
         }  # fmt: skip
         make_folder(folder)
         weights = write_tensors(folder / WEIGHTS, self.network.state_dict())
@@ -141,7 +145,7 @@ def train_classifier(
         optimiser = torch.optim.Adam(network.parameters(), config.lr)
         for step in range(1, config.steps + 1):
             i = torch.randint(len(labels), (config.batch,), generator=draws)
-            x = info.transform.encode(data.train[i]).to(dtype)
+            x = data.codec.continuous.to_model(data.train[i]).to(dtype)
             x = x + config.noise * torch.randn(x.shape, generator=draws, dtype=dtype)
             loss = functional.cross_entropy(network(x.to(device)), labels[i].to(device))
             optimiser.zero_grad()
@@ -150,7 +154,7 @@ def train_classifier(
             if on_step is not None:
                 on_step(step, float(loss.detach()))
     network.eval().requires_grad_(False)
-    trained = TrainedClassifier(network, info, config, math.nan, 0)
+    trained = TrainedClassifier(network, info, data.codec, config, math.nan, 0)
     with torch.no_grad():
         squares = [trained.features(part).double().square().sum() for part in torch.split(data.train, 1024)]
         network.scale.copy_((torch.stack(squares).sum() / (len(data.train) * config.width)).sqrt())
@@ -158,7 +162,7 @@ def train_classifier(
             return trained
         seen = torch.cat([trained(part).argmax(1).cpu() for part in torch.split(data.test, 1024)])
     accuracy = float((seen == data.test_labels).double().mean())
-    return TrainedClassifier(network, info, config, accuracy, len(data.test_labels))
+    return TrainedClassifier(network, info, data.codec, config, accuracy, len(data.test_labels))
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> TrainedClassifier:
@@ -174,6 +178,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Trained
     check_format(path, facts)
     try:
         info, config = DataInfo.from_dict(facts["data"]), ClassifierConfig(**facts["config"])
+        codec = from_dict(facts["codec"]) if "codec" in facts else old_codec(facts["data"])  # format 1
         accuracy, held_out, digest = facts["accuracy"], int(facts["held_out"]), facts["sha256"]
         network = Classifier(info.shape, len(info.classes), config.width)
     except (KeyError, TypeError, ValueError, DataError, UsageError) as error:
@@ -181,7 +186,8 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Trained
     tensors = read_tensors(folder / WEIGHTS)
     load_weights(network.to(next(iter(tensors.values())).dtype), tensors, folder / WEIGHTS)
     network.to(device).eval().requires_grad_(False)
-    trained = TrainedClassifier(network, info, config, math.nan if accuracy is None else float(accuracy), held_out)
+    accuracy = math.nan if accuracy is None else float(accuracy)
+    trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
     if trained.digest != digest:
         raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 that {FACTS} says (damaged?)")
     return trained

@@ -119,7 +119,8 @@ def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_
     total = len(x)
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
     x = x[index]
-    if ours.levels is not None and not bool((ours.quantise(x) == x).all()):
+    levels = run.codec.levels
+    if levels is not None and not bool((levels.to_data(x) == x).all()):
         kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
         raise DataError(
             f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on {ours.levels} "
@@ -207,11 +208,12 @@ class Scored:
         bound = self.bound
         assert bound is not None
         good, sign = bound.isfinite(), -1 if self.scores.bits_per_dim is None else 1
+        unit = sign * self.scores.nats_per_unit[good]
         terms = {
-            name: _number(sign * float(getattr(elbo, name)[good].double().mean()) / self.scores.nats_per_unit)
+            name: _number(float((getattr(elbo, name)[good].double() / unit).mean()))
             for name in ("prior", "diffusion", "reconstruction")
         }
-        steps = sign * elbo.steps[good].double().mean(0) / self.scores.nats_per_unit
+        steps = (elbo.steps[good].double() / unit[:, None]).mean(0)
         bound = bound[good]
         error = float(bound.std()) / math.sqrt(len(bound)) if len(bound) > 1 else math.nan
         return {

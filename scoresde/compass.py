@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .codec import Codec, Levels, as_affine
 from .data import DataInfo, Dataset, eight_gaussians
 from .errors import UsageError
 from .estimate import Denoiser, Domain, Estimate
@@ -77,28 +78,30 @@ class TrainingSet:
         return Estimate(x, t, x0 / expand(total, x), eps / expand(total, x), self.sde)
 
 
-def known_mixture(info: DataInfo, sde: SDE) -> GaussianMixture | None:
+def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
     """The mixture that data is drawn from, in model units, if it is one."""
     if info.source != "8gaussians":
         return None
     means, std = eight_gaussians()
-    covariance = torch.diag((std / info.transform.scale.expand(2)).square())
-    return GaussianMixture(sde, info.transform.encode(means), covariances=covariance.expand(8, 2, 2))
+    covariance = torch.diag((std / as_affine(codec, "the exact score").scale.expand(2)).square())
+    return GaussianMixture(sde, codec.to_model(means), covariances=covariance.expand(8, 2, 2))
 
 
-def exact_score(info: DataInfo, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
+def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
     """The exact score of data, whose score it is, and what to keep in mind with it.
 
     Args:
-        info: What is known of the data, with the run's units.
+        info: What is known of the data.
+        codec: The map from their units to the run's.
         sde: The path.
         train: The training set in data units, ``(K, *event)``.
     """
-    mixture = known_mixture(info, sde)
+    mixture = known_mixture(info, codec, sde)
     if mixture is not None:
         return mixture, "the exact score of the density that the data is drawn from", None
-    points = info.transform.encode(info.dequantise(train.double(), torch.full(train.shape, 0.5, dtype=torch.float64)))
-    width = 0.0 if info.bin_width is None else info.bin_width / float(info.transform.scale.mean())
+    points, width = codec.to_model(train.double(), noise=torch.full(train.shape, 0.5, dtype=torch.float64)), 0.0
+    if isinstance(codec.levels, Levels):
+        width = codec.levels.width / float(as_affine(codec, "the exact score").scale.mean())
     note = (
         "This score has the least training loss: a network that reached it would repeat the training set.\n"
         "One that generalises departs from it at low noise."
@@ -144,11 +147,11 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
     sde, info = run.model.domain.sde, run.info
-    exact, against, note = exact_score(info, sde, data.train)
+    exact, against, note = exact_score(info, run.codec, sde, data.train)
     rows = data.test[:n]
     noise = Noise.of(len(rows), seed)
     u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
-    x0 = info.transform.encode(info.dequantise(rows.double(), u))
+    x0 = run.codec.to_model(rows.double(), noise=u)
     low, high = run.model.domain.interval("sample")
     ends = sde.log_snr(torch.tensor([low, high], dtype=torch.float64)).clamp(-FURTHEST, FURTHEST).tolist()
     log_snr = torch.linspace(ends[0], ends[1], levels, dtype=torch.float64)
@@ -217,25 +220,25 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
         )
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
-    rows = data.test[:1000].double()
+    units, rows = as_affine(run.codec, "a score field"), data.test[:1000].double()
     low, high = rows.amin(0), rows.amax(0)
     centre, half = (low + high) / 2, 0.62 * float((high - low).max())
     ticks = torch.linspace(-half, half, size, dtype=torch.float64)
     x, y = centre[0] + ticks, centre[1] + ticks
-    nodes = info.transform.encode(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
-    mixture = known_mixture(info, sde)
-    noise, x0 = Noise.of(len(rows), seed), info.transform.encode(rows)
+    nodes = units.to_model(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
+    mixture = known_mixture(info, run.codec, sde)
+    noise, x0 = Noise.of(len(rows), seed), units.to_model(rows)
     learned, exact, density, points = [], [], [], []
     for s in t:
         alpha, sigma = sde.coefficients(s)
         spread = float(torch.hypot(alpha, sigma))
         # With respect to what is drawn, decode(x_t / spread), the gradient is the score times spread / scale.
-        factor = spread / info.transform.scale
+        factor = spread / units.scale
         at = nodes * spread
         with torch.no_grad():
             found = run.model(at.to(run.device, run.dtype), s.to(run.device)).score.cpu().double()
         learned.append((found * factor).T.reshape(2, size, size))
-        points.append(info.transform.decode(sde.perturb(x0, s, noise.normal((2,), 0, "prior", torch.float64)) / spread))
+        points.append(units.to_data(sde.perturb(x0, s, noise.normal((2,), 0, "prior", torch.float64)) / spread))
         if mixture is not None:
             exact.append((mixture(at, s).score * factor).T.reshape(2, size, size))
             density.append(mixture.log_prob(at, s).exp().reshape(size, size))

@@ -11,24 +11,25 @@ own, name it again (``typed``) or put the object itself in the field.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from .build import READ, Typed, build, closest, construct, fields_of, name_of, options_of, resolve
+from .build import READ, Typed, closest, construct, fields_of, name_of, options_of, resolve
+from .codec import Codec
 from .coupling import check_coupling
 from .data import DataInfo, Dataset, load_data
 from .errors import CheckpointError, UsageError
 from .estimate import Parametrization
-from .model import ScoreModel
+from .grids import default_grid
 from .paths import Shifted
 from .sde import SDE
+from .spec import ModelSpec, Part, make_path
 from .tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .times import TimeSampler
 
-__all__ = ["TrainConfig", "build_model", "build_sde", "stored_fields"]
+__all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
 
 # What a network is asked to output on each path, if nothing else is said.
 _PREDICT = {"flow": "velocity"}
@@ -180,7 +181,7 @@ class TrainConfig:
         if weighting == "edm" and isinstance(self.weighting, str):
             weighting_options.setdefault("data_std", round(data_std, 4))
         sampler = "low-discrepancy"
-        if weighting == "native" and sde.default_grid == "sqrt":
+        if weighting == "native" and default_grid(sde) == "sqrt":
             sampler = "sqrt"
         elif path == "edm" and (weighting == "edm" or (weighting, predict) == ("native", "edm")):
             sampler = "lognormal"
@@ -197,6 +198,64 @@ class TrainConfig:
             lr=self.lr or lr,
             warmup=self.warmup or max(1, min(steps // 20, 5000)),
         )
+
+    def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
+        """What the model of a resolved configuration is made of.
+
+        Args:
+            info: Of the data.
+            codec: The map from the data's units to the model's.
+            network: Whether the network is built; otherwise it was passed as an object.
+
+        Raises:
+            UsageError: If the network does not suit the data.
+        """
+        classes = len(info.classes) if self.cond == "class" else 0
+        path, predict = (Part(self.name(field), getattr(self, f"{field}_options")) for field in ("sde", "predict"))
+        return ModelSpec(
+            path, self.shift, predict, self._network(info, classes) if network else None, codec, classes,
+            coupled=self.coupling != "independent", learn_variance=self.learn_variance,
+        )  # fmt: skip
+
+    def _network(self, info: DataInfo, classes: int) -> Part:
+        """The preset's network with what the data and ``network_options`` say of it."""
+        options = {**PRESETS[self.preset], **self.network_options}
+        name = str(options.pop("network"))
+        fields = fields_of(resolve(name, NETWORKS, "network", typed=self.typed))
+        from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
+        from_data["outputs"] = 2 if self.learn_variance else 1
+        if "channels_in" in fields:
+            from_data["dims"] = len(info.shape) - 1
+            if info.kind == "vector":
+                raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
+        return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
+
+    def check_spec(self, spec: ModelSpec, folder: Path) -> None:
+        """Refuse a ``model.json`` that says something else than this, the ``config.json`` beside it.
+
+        Raises:
+            CheckpointError: With the first difference.
+        """
+        ours: list[tuple[str, str, Mapping[str, Any], Part]] = [("sde", self.name("sde"), self.sde_options, spec.path)]
+        ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
+        if spec.network is not None:
+            its = dict(self.network_options)
+            ours += [("network", str(its.pop("network", spec.network.name)), its, spec.network)]
+        for where, name, options, part in ours:
+            known = plain(part.options)
+            differing = {k: v for k, v in plain(options).items() if k not in known or v != known[k]}
+            if name != part.name or differing:
+                told = f"{where} {name!r}" + (f" with {differing}" if differing else "")
+                raise CheckpointError(
+                    f"{folder}: config.json has {told}, and model.json has {part.name!r} with {known}; one of the two "
+                    "files was changed after training"
+                )
+
+    def typed_names(self) -> Typed:
+        """The names in this configuration that a person typed."""
+        if not isinstance(self.typed, bool):
+            return self.typed
+        return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
         """The data of the run, or of another name or path, split as the run splits.
@@ -249,6 +308,24 @@ class TrainConfig:
             raise CheckpointError(f"config.json: {error}") from None
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON would give it back."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.items()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)
+
+
 def _preset_for(info: DataInfo) -> str:
     if info.kind == "vector":
         return "mlp"
@@ -258,61 +335,11 @@ def _preset_for(info: DataInfo) -> str:
     return "tiny" if longest <= 12 else "small" if longest <= 40 else "base"
 
 
-def build_sde(config: TrainConfig, given: SDE | type[SDE] | None = None) -> SDE:
+def build_sde(config: TrainConfig) -> SDE:
     """Return the SDE of a configuration.
 
-    Args:
-        config: The configuration.
-        given: The SDE itself, or its class, for one that no table lists.
-
     Raises:
-        UsageError: If there is no such SDE, or it is none.
+        UsageError: If there is no such SDE, or it is not one.
     """
-    if given is not None and not isinstance(given, type):
-        sde: Any = given
-    elif given is not None:
-        sde = construct(given, "SDE", given.__name__, config.sde_options, typed=config.typed)
-    elif isinstance(config.sde, str):
-        sde = build(config.sde, SDES, "SDE", typed=config.typed, **config.sde_options)
-    else:
-        sde = config.sde
-    name = name_of(sde, SDES)
-    if given is not None and name != config.sde and SDES.keys() & {name, config.sde}:
-        raise UsageError(f"the run was trained with the SDE {config.sde!r}, not {name!r}")
-    if not isinstance(sde, SDE):
-        raise UsageError(f"{config.sde!r} is no SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma")
-    sde.check()
-    return sde if config.shift == 1 else Shifted(sde, config.shift)
-
-
-def build_model(
-    config: TrainConfig,
-    info: DataInfo,
-    sde: SDE,
-    network: nn.Module | None = None,
-    parametrization: Parametrization | None = None,
-) -> ScoreModel:
-    """Return the untrained model of a resolved configuration."""
-    classes, typed = len(info.classes) if config.cond == "class" else 0, config.typed
-    if parametrization is None:
-        parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=typed, **config.predict_options)
-    if network is None:
-        options = {**PRESETS[config.preset], **config.network_options}
-        name = options.pop("network")
-        factory = resolve(str(name), NETWORKS, "network", typed=typed)
-        fields = fields_of(factory)
-        from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
-        from_data["outputs"] = 2 if config.learn_variance else 1
-        if "channels_in" in fields:
-            from_data["dims"] = len(info.shape) - 1
-            if info.kind == "vector":
-                raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
-        options = {**{k: v for k, v in from_data.items() if k in fields}, **options}
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        # A single number typed for a field that holds several: --set network.attention=1
-        for key, value in tuples.items():
-            if key in fields and isinstance(fields[key].default, tuple) and not isinstance(value, tuple):
-                tuples[key] = (value,)
-        network = build(str(name), NETWORKS, "network", typed=typed, **tuples)
-    coupled = config.coupling != "independent"
-    return ScoreModel(network, sde, parametrization, classes, coupled, config.learn_variance)
+    given = None if isinstance(config.sde, str) else config.sde
+    return make_path(Part(config.name("sde"), config.sde_options), config.shift, given, typed=config.typed)

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .condition import Condition
+from .data.batch import Batch
 from .errors import UsageError
 from .shapes import flat
 
@@ -31,19 +33,29 @@ __all__ = ["COUPLINGS", "Pairs", "check_coupling", "optimal_transport"]
 COUPLINGS = ("independent", "ot", "reflow")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Data with the noise that each sample is paired with.
+
+    They are a :class:`~scoresde.data.batch.Source` of batches.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
         eps: The noise of each, of unit variance, shape of ``x0``.
-        labels: Class of each, int64 ``(N,)``, or ``None``.
+        condition: What is known of each, or ``None``.
     """
 
     x0: Tensor
     eps: Tensor
-    labels: Tensor | None = None
+    condition: Condition | None = None
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
+        """The pairs ``index``, int64 ``(B,)``."""
+        known = None if self.condition is None else self.condition.rows(index)
+        return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -60,8 +60,6 @@ class _Chain(SDE):
 
     steps: int
 
-    default_grid = "uniform"  # with N - 1 steps every node
-
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 2:
             raise UsageError(f"{type(self).__name__}: steps is {self.steps}; a chain has at least 2 noise levels")

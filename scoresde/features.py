@@ -37,6 +37,7 @@ from torch import Tensor
 
 from .build import resolve
 from .classifier import TrainedClassifier, load_classifier, train_classifier
+from .codec import Codec, to_dict
 from .data import DataInfo, Dataset
 from .errors import CheckpointError, DataError, UsageError
 from .files import read_metadata, read_tensors, write_tensors
@@ -91,14 +92,14 @@ class Extractor:
         return features if features.is_floating_point() else features.double()
 
 
-def pixels(info: DataInfo) -> Extractor:
+def pixels(codec: Codec) -> Extractor:
     """The values of an event ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
     return Extractor(
         "pixels",
-        _hash("pixels", info.transform.to_dict()),
+        _hash("pixels", _units(codec)),
         "none",
         # By way of float64, so that a level becomes the same number whatever the dtype it comes in.
-        lambda x: info.transform.encode(x.double()).flatten(1).float(),
+        lambda x: codec.continuous.to_model(x.double()).flatten(1).float(),
     )
 
 
@@ -113,7 +114,7 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
             f"the classifier was trained on {classifier.info.name}, shape {classifier.info.shape}, and {info.name} has "
             f"shape {info.shape}; train one on it: scoresde classifier --data {info.source}"
         )
-    digest = _hash("classifier", classifier.digest, classifier.info.transform.to_dict())
+    digest = _hash("classifier", classifier.digest, _units(classifier.codec))
     return Extractor("classifier", digest, "none", classifier.features)
 
 
@@ -225,7 +226,7 @@ def extractor_by_name(
     if spec == "auto":
         kind = "classifier" if data.train_labels is not None and len(info.classes) > 1 else "pixels"
     if kind == "pixels" and not path:
-        return pixels(info)
+        return pixels(data.codec)
     if kind == "inception":
         return inception(info, Path(path) if path else None, device)
     if kind == "classifier":
@@ -309,6 +310,12 @@ class Reference:
                     f"{extractor.name} of {what} {ours!r}: their distance means nothing; make the reference again "
                     "(--save-reference), or choose its features (--features)"
                 )
+
+
+def _units(codec: Codec) -> Any:
+    """What features depend on of a codec; of a single part its options alone, as hashes always had them."""
+    parts = to_dict(codec.continuous)
+    return parts[0]["options"] if len(parts) == 1 else parts
 
 
 def _hash(*parts: Any) -> str:

@@ -26,7 +26,8 @@ __all__ = [
     "write_tensors",
 ]  # fmt: skip
 
-FORMAT = 1  # of what this package writes and reads again
+FORMAT = 2  # of what this package writes and reads again
+OLDEST = 1  # that it still reads
 
 
 def cannot_write(path: Path, error: Exception) -> CheckpointError:
@@ -155,10 +156,10 @@ def check_format(path: Path, stored: Any) -> None:
         CheckpointError: With the format found.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
-    if found != FORMAT:
+    if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
         raise CheckpointError(
-            f"{path} has format {found!r}, and this scoresde reads format {FORMAT}; it was written by another "
-            "version: install that one (a newer one, if the number is larger)"
+            f"{path} has format {found!r}, and this scoresde reads formats {OLDEST} to {FORMAT}; it was written by "
+            "another version: install that one (a newer one, if the number is larger)"
         )
 
 

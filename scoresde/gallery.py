@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import DataInfo
+from .codec import Levels
+from .data import DataInfo, Dataset
 from .errors import DataError, UsageError
 from .files import write_arrays, write_json
 from .run import Samples
@@ -88,16 +89,16 @@ def write_samples(
     return files
 
 
-def read_samples(path: Path, info: DataInfo) -> Tensor:
+def read_samples(path: Path, data: Dataset) -> Tensor:
     """Samples from the array ``x`` of an ``.npz`` file, as ``scoresde sample`` writes it, in data units.
 
     Returns:
-        Shape ``(N, *event)``; values between the levels of the data are taken to the level below, as
-        :meth:`~scoresde.data.DataInfo.quantise` does.
+        Shape ``(N, *event)``; values between the levels of the data are taken to the level below.
 
     Raises:
         DataError: If the file is none, or its samples are not like the data.
     """
+    info, levels = data.info, data.codec.levels
     try:
         with np.load(path, allow_pickle=False) as file:
             if "x" not in file.files:
@@ -109,10 +110,12 @@ def read_samples(path: Path, info: DataInfo) -> Tensor:
         raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}") from None
     if tuple(x.shape[1:]) != info.shape:
         raise DataError(f"{path} has samples of shape {tuple(x.shape[1:])}, {info.name} has shape {info.shape}")
-    top = info.high + (info.bin_width or 0.0)
-    if info.levels is not None and len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
+    if levels is None:
+        return x
+    top = info.high + (levels.width if isinstance(levels, Levels) else 0.0)
+    if len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
         raise DataError(
             f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
             f"{info.high:g}: samples come in data units"
         )
-    return info.quantise(x)
+    return levels.to_data(x)

@@ -20,36 +20,53 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .build import build
+from .discrete import DDPM, SMLD
 from .errors import UsageError
+from .paths import Shifted, Stretch
+from .sde import SDE
+from .sdes import EDMSDE, VDMSDE, VESDE, FlowMatching
 from .tables import GRIDS
 
 __all__ = [
-    "Discrete", "Given", "Grid", "Karras", "LogSNR", "SqrtT", "Uniform", "as_grid", "make_grid", "nearest", "snap",
+    "Discrete", "Given", "Grid", "Karras", "LogSNR", "SqrtT", "Uniform", "as_grid", "default_grid", "make_grid",
+    "nearest", "snap",
 ]  # fmt: skip
 
 
-class Clock(Protocol):
-    """What a grid needs of an SDE."""
+# The grid that suits an SDE, by its class, where it is not sqrt. VE's is uniform in t, and better than that of Karras
+# et al. (docs/choosing-a-solver.md). On a chain of N nodes, N - 1 uniform steps visit all of them.
+_SUITED: dict[type[SDE], str] = {
+    VESDE: "logsnr", FlowMatching: "uniform", EDMSDE: "uniform", VDMSDE: "uniform", DDPM: "uniform", SMLD: "uniform",
+}  # fmt: skip
 
-    def log_snr(self, t: Tensor) -> Tensor: ...
-    def t_of_log_snr(self, log_snr: Tensor) -> Tensor: ...
+
+def default_grid(sde: SDE) -> str:
+    """The name of the grid that suits an SDE; one of your own may name its own in a class attribute ``default_grid``.
+
+    >>> from scoresde import VPSDE
+    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # in t, a grid is shifted with the path
+    ('uniform', 'sqrt')
+    """
+    if isinstance(sde, Shifted | Stretch):
+        return default_grid(sde.path)
+    listed = next((_SUITED[kind] for kind in type(sde).__mro__ if kind in _SUITED), "sqrt")
+    return str(getattr(sde, "default_grid", listed))
 
 
 class Grid(ABC):
     """Nodes for a solver: derive a frozen dataclass and write ``__call__``."""
 
     @abstractmethod
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         """Times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
 
 
-def _ends(sde: Clock, t0: float, t1: float) -> Tensor:
+def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
     """The log-SNR at both ends; where it is infinite, -20 stands for alpha = 0, 20 for sigma = 0."""
     ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
     return torch.where(ends.abs() > 60, ends.clamp(-20, 20), ends)
@@ -63,7 +80,7 @@ def _between(ends: Tensor, steps: int) -> Tensor:
 class Uniform(Grid):
     """Uniform in t."""
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
 
 
@@ -71,7 +88,7 @@ class Uniform(Grid):
 class SqrtT(Grid):
     """Uniform in sqrt(t)."""
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
 
 
@@ -79,7 +96,7 @@ class SqrtT(Grid):
 class LogSNR(Grid):
     """Uniform in the log-SNR."""
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return sde.t_of_log_snr(_between(_ends(sde, t0, t1), steps))
 
 
@@ -93,7 +110,7 @@ class Karras(Grid):
 
     rho: float = 7.0
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         roots = torch.exp(-_ends(sde, t0, t1) / (2 * self.rho))
         return sde.t_of_log_snr(-2 * self.rho * torch.log(_between(roots, steps)))
 
@@ -118,9 +135,8 @@ class Discrete(Grid):
         if self.spacing not in ("linspace", "leading", "trailing"):
             raise UsageError(f"unknown spacing {self.spacing!r}; choose from: linspace, leading, trailing")
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
-        own: Tensor | None = getattr(sde, "nodes", None)
-        count = self.nodes if own is None else len(own)
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        count = self.nodes if sde.nodes is None else len(sde.nodes)
         low, high = max(1, round(min(t0, t1) * count)), round(max(t0, t1) * count)
         if high - low < steps:
             raise UsageError(f"{steps} steps do not fit between nodes {low} and {high} of {count}: take fewer steps")
@@ -164,7 +180,7 @@ class Given(Grid):
         if len(self.times) < 2:
             raise UsageError(f"the given time grid is {self.times}: give both ends, such as 1,0.001")
 
-    def __call__(self, sde: Clock, steps: int, t0: float, t1: float) -> Tensor:
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
@@ -196,7 +212,7 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
 
 
 def make_grid(
-    grid: str | Grid | Sequence[float], sde: Clock, steps: int, t0: float, t1: float, nodes: Tensor | None = None
+    grid: str | Grid | Sequence[float], sde: SDE, steps: int, t0: float, t1: float, nodes: Tensor | None = None
 ) -> Tensor:
     """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone; ``auto`` is the SDE's own grid.
 
@@ -212,7 +228,7 @@ def make_grid(
     """
     if steps < 1:
         raise UsageError(f"steps is {steps}; a solver needs at least 1")
-    made = as_grid(grid) or as_grid(getattr(sde, "default_grid", "uniform"))
+    made = as_grid(grid) or as_grid(default_grid(sde))
     assert made is not None
     times = made(sde, steps, t0, t1).cpu().clone()
     times[0], times[-1] = t0, t1
@@ -249,7 +265,7 @@ def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
     return nodes[cell.floor().long().clamp(0, len(nodes) - 1)]
 
 
-def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: Clock) -> Tensor:
+def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
     """The grid on the nearest nodes; an end that is none, or two times on one node, is an error."""
     index = nearest(times, nodes)
     moved, steps = nodes[index], len(times) - 1

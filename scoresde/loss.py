@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .condition import Condition
 from .model import ScoreModel
 from .shapes import expand, mean_flat, time_dtype
 from .vlb import HYBRID_WEIGHT, variance_loss
@@ -35,7 +36,7 @@ def denoising_loss(
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
-    cond: Tensor | None = None,
+    cond: Condition | None = None,
     weighting: str | Weight = "native",
 ) -> Tensor:
     """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
@@ -47,7 +48,7 @@ def denoising_loss(
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``: nodes, if the model has any.
         noise: Standard normal, shape of ``x0``.
-        cond: Class of each row, int64 ``(B,)``, or ``None``.
+        cond: What is known of each row, or ``None``.
         weighting: A name in :data:`scoresde.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.weighting`).
 

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-__all__ = ["Noise", "philox"]
+__all__ = ["Noise", "keyed", "philox"]
 
 _MASK = 0xFFFFFFFF
 
@@ -224,3 +224,15 @@ class Noise:
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size]
         return (1 - 2 * (words & 1)).reshape(-1, *shape).to(dtype)
+
+
+# Purposes of the generators of training.
+_PURPOSES = {"step": 0, "epoch": 1, "dropout": 2}
+
+
+def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:
+    """A generator of draw ``n`` of a training: a hash (the finaliser of splitmix64) of seed, n and purpose."""
+    key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _PURPOSES[purpose]) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> shift)) * factor % 2**64
+    return torch.Generator().manual_seed((key ^ (key >> 31)) % 2**63)

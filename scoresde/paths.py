@@ -81,11 +81,6 @@ class Shifted(SDE):
         return self.path.nodes
 
     @property
-    def default_grid(self) -> str:  # type: ignore[override]
-        """That of the path: a grid in t is shifted with it."""
-        return self.path.default_grid
-
-    @property
     def prior_std(self) -> float:
         # At t_max (almost) nothing of the data is left, and sigma grows with the shift as far as the scale lets it.
         end = torch.tensor(self.t_max, dtype=torch.float64)
@@ -131,11 +126,6 @@ class Stretch(SDE):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self.path.size(alpha, sigma)
-
-    @property
-    def default_grid(self) -> str:  # type: ignore[override]
-        """That of the path."""
-        return self.path.default_grid
 
     @property
     def prior_std(self) -> float:

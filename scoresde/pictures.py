@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .build import build
+from .codec import Codec
 from .config import TrainConfig
-from .data import DataInfo, Transform
+from .data import DataInfo
 from .errors import NumericalError
 from .grids import make_grid, snap
 from .noise import Noise
@@ -46,11 +47,12 @@ STEPS = 250  # of the solver whose steps are counted
 DRAWS = 100_000  # of training times
 
 
-def shown(sde: SDE, info: DataInfo, x: Tensor, t: Tensor) -> Tensor:
+def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
     """States ``(T, N, *event)`` at times ``(T,)``, in the units (1) that are drawn; shape of ``x``, float64."""
     alpha, sigma = sde.coefficients(t.double())
     scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
-    return info.transform.decode(scaled.flatten(0, 1)).reshape(x.shape)
+    decoded = codec.continuous.to_data(scaled.flatten(0, 1))
+    return decoded.reshape(*x.shape[:2], *decoded.shape[1:])
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
@@ -100,8 +102,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     """The log-SNR at ``count`` times as training draws them for this SDE if nothing else is said, ``(count,)``."""
-    unit = Transform(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
-    info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1, unit)
+    info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
     weighting = make_weighting(config.weighting, config.weighting_options, True)
@@ -187,8 +188,10 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
     states = trajectory.at(t)
     with torch.no_grad():
         x0 = torch.stack([model(x.to(run.device), s.to(run.device)).x0.cpu() for x, s in zip(states, t, strict=True)])
-    guessed = run.info.transform.decode(x0.double().flatten(0, 1)).reshape(x0.shape)
-    return Undone(t, shown(model.domain.sde, run.info, states, t), guessed, float(samples.solution.nfe.double().mean()))
+    guessed = run.codec.continuous.to_data(x0.double().flatten(0, 1))
+    guessed = guessed.reshape(*x0.shape[:2], *guessed.shape[1:])
+    drawn, nfe = shown(model.domain.sde, run.codec, states, t), float(samples.solution.nfe.double().mean())
+    return Undone(t, drawn, guessed, nfe)
 
 
 def frames_between(columns: int, frames: int) -> int:
@@ -239,7 +242,7 @@ def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
-    rows = flat(run.info.transform.encode(train[:4000].double()))
+    rows = flat(run.codec.continuous.to_model(train[:4000].double()))
     return torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[0], "first principal axis"
 
 

@@ -79,7 +79,7 @@ def draw_pairs(
             x0.append(samples.solution.x.cpu())
             eps.append(noise.normal(run.info.shape, stream="prior", dtype=run.dtype).cpu())
             progress.update(n)
-    return Pairs(torch.cat(x0), torch.cat(eps), run.label)
+    return Pairs(torch.cat(x0), torch.cat(eps), None if run.condition is None else run.condition.expand(count))
 
 
 def reflow(

@@ -11,7 +11,6 @@ guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +22,11 @@ from torch import Tensor, nn
 
 from .build import build, closest, resolve
 from .checkpoint import find_run, load_weights, newest_checkpoint, read_config
-from .config import TrainConfig, build_model, build_sde
+from .codec import Codec
+from .condition import SLOTS, Condition
+from .config import TrainConfig
 from .data import DataInfo, Dataset
+from .data.dataset import old_codec
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
 from .files import read_json, read_tensors
@@ -33,13 +35,14 @@ from .likelihood.elbo import whose
 from .model import Guided, ScoreModel, convert
 from .noise import Noise
 from .sde import SDE
-from .shapes import as_tensor, select
+from .shapes import as_tensor
 from .solvers import Solution, Solver, sample
 from .solvers.base import Watch
+from .spec import ModelSpec
 from .tables import SDES, SOLVERS
 from .vlb import bound
 
-__all__ = ["Run", "Samples", "load"]
+__all__ = ["Run", "Samples", "described", "load"]
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,28 @@ class Run:
 
     Args:
         base: The model as it was trained, or any other denoiser.
+        codec: The map from the data's units to the model's.
         info: What is known of the data.
         config: How it was trained, ``None`` for a model that was not trained here.
+        spec: What it is made of, so that it can be built again; ``None`` likewise.
         step: Training steps done.
         folder: The run folder, or ``None``.
         device, dtype: Where and in which precision the states are; ``None`` for those of the weights.
-        label: Classes bound by :meth:`given`, int64, shape ``(n,)`` or ``(1,)``.
+        condition: What is known of the samples, bound by :meth:`given`.
         scale: Of guidance, bound by :meth:`guided`.
         path: Bound by :meth:`on`.
     """
 
     base: Denoiser
+    codec: Codec
     info: DataInfo
     config: TrainConfig | None = None
+    spec: ModelSpec | None = None
     step: int = 0
     folder: Path | None = None
     device: torch.device = None  # type: ignore[assignment]  # filled in below
     dtype: torch.dtype = None  # type: ignore[assignment]
-    label: Tensor | None = None
+    condition: Condition | None = None
     scale: float = 1.0
     path: SDE | None = None
 
@@ -92,7 +99,7 @@ class Run:
     def __repr__(self) -> str:
         sde = type(self.model.domain.sde).__name__
         shape = " x ".join(map(str, self.info.shape))
-        bound = [] if self.label is None else [f"given {self._names()}"]
+        bound = [] if self.condition is None else [f"given {self._names()}"]
         bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
         bound += [] if self.path is None else [f"on {self.path!r}"]
         dtype = str(self.dtype).removeprefix("torch.")
@@ -104,36 +111,46 @@ class Run:
         return "\n".join(lines)
 
     def _names(self) -> str:
-        """The bound classes, in words."""
-        assert self.label is not None
-        found = [self.info.classes[i] if i < len(self.info.classes) else "none" for i in self.label[:5].tolist()]
-        return ", ".join(found) + (f", ... ({len(self.label)} rows)" if len(self.label) > 5 else "")
+        """What is bound of the samples, in words."""
+        assert self.condition is not None
+        known = self.condition
+        shapes = {name: getattr(known, name).shape for name in SLOTS[1:] if getattr(known, name) is not None}
+        words = [f"{name} of shape {tuple(shape)}" for name, shape in shapes.items()]
+        if known.label is None:
+            return ", ".join(words)
+        classes, label = (*self.info.classes, "none"), known.label
+        found = [classes[i] if i < len(classes) else str(i) for i in label[:5].tolist()]
+        more = f", ... ({len(label)} rows)" if len(label) > 5 else ""
+        return ", ".join([*found, *words]) + more
 
     # ------------------------------------------------------------------------------------------------------- binding
 
-    def given(self, label: int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
-        """The run given a class, by number or name, or given one for each row; ``None`` takes it away again.
+    def given(self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
+        """The run given what is known of the samples; ``None`` takes it away again.
 
         Args:
-            label: One for all, or ``(n,)`` for n rows; the number of classes stands for "not given".
+            known: A class for all samples, by number or name; or one for each of n, ``(n,)``, where the number of
+                classes stands for "not given"; or a :class:`~scoresde.Condition`.
 
         Raises:
             UsageError: If the model knows no classes, or not this one.
         """
-        if label is None:
-            return replace(self, label=None)
-        if not isinstance(self.base, ScoreModel) or not self.base.classes:
+        if known is None:
+            return replace(self, condition=None)
+        trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
+        if not trained and not (isinstance(known, Condition) and known.label is None):
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without labels, and label {label!r} needs cond='class' in "
+                f"{self.folder or 'this model'} was trained without labels, and label {known!r} needs cond='class' in "
                 "training",
                 parameter="cond",
                 value="class",
             )
-        if isinstance(label, str):
-            label = [label]
-        if isinstance(label, Sequence):
-            label = [self._number(one) if isinstance(one, str) else one for one in label]
-        return replace(self, label=self.base.given(as_tensor(label)).cond)
+        if isinstance(known, str):
+            known = [known]
+        if isinstance(known, Sequence):
+            known = [self._number(one) if isinstance(one, str) else one for one in known]
+        assert isinstance(self.base, ScoreModel)
+        return replace(self, condition=self.base.given(known).condition)
 
     def _number(self, name: str) -> int:
         names = list(self.info.classes)
@@ -156,30 +173,29 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True))
 
     def rows(self, index: Tensor) -> Run:
-        """The run for the rows ``index``, int64 ``(b,)``, of what is bound to it."""
-        return self if self.label is None else replace(self, label=select(self.label, index.to(self.label.device)))
+        """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
+        return self if self.condition is None else replace(self, condition=self.condition.rows(index))
 
     @cached_property
     def model(self) -> Denoiser:
         """The model with all that is bound to it: what solvers and the likelihood are given."""
         model = self.base
-        if self.label is not None:
+        if self.condition is not None:
             assert isinstance(model, ScoreModel)
-            model = model.given(self.label)
+            model = model.given(self.condition)
         if self.scale != 1.0:
-            if self.label is None:
+            if self.condition is None:
                 raise UsageError(
                     f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
                     parameter="label",
                 )
-            assert isinstance(self.base, ScoreModel)
-            model = Guided(model, self.base.given(self.base.classes), self.scale)
+            model = Guided(model, self.base, self.scale)
         return model if self.path is None else convert(model, self.path)
 
     def _bound(self, count: int) -> Denoiser:
         """The model for ``count`` rows."""
-        if self.label is not None and len(self.label) not in (1, count):
-            raise UsageError(f"{len(self.label)} labels for {count} samples; give one for all, or one for each")
+        if self.condition is not None:
+            self.condition.expand(count)  # which refuses another number of rows
         return self.model
 
     # ---------------------------------------------------------------------------------------------------------- data
@@ -202,13 +218,13 @@ class Run:
             x: In data units.
             u: Uniform numbers in [0, 1), the shape of ``x``, which spread levels over their cells.
         """
-        x = as_tensor(x).cpu().double()
-        spread = x if u is None else self.info.dequantise(x, u.cpu().double())
-        return self.info.transform.encode(spread).to(device=self.device, dtype=self.dtype)
+        noise = None if u is None else u.cpu().double()
+        found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
+        return found.to(device=self.device, dtype=self.dtype)
 
-    def to_data(self, x: Tensor) -> Tensor:
-        """States ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU."""
-        return self.info.quantise(self.info.transform.decode(x.cpu()))
+    def to_data(self, m: Tensor) -> Tensor:
+        """Model units ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU."""
+        return self.codec.to_data(m.cpu(), self.condition)
 
     # --------------------------------------------------------------------------------------------------------- using
 
@@ -248,7 +264,7 @@ class Run:
         solution = sample(
             self._bound(n),
             built,
-            self.info.shape,
+            self.codec.model_shape(self.info.shape),
             Noise.of(n, seed, start, self.device, brownian=brownian),
             denoise=denoise,
             batch=batch,
@@ -272,7 +288,8 @@ class Run:
         if trajectory is None:
             raise UsageError("these samples have no trajectory; draw them with record=True")
         times, states = trajectory.frames(count)
-        shown = self.info.transform.decode(states.flatten(0, 1)).reshape(states.shape)
+        shown = self.codec.continuous.to_data(states.flatten(0, 1))
+        shown = shown.reshape(*states.shape[:2], *shown.shape[1:])
         shown[-1] = samples.x
         return times, shown
 
@@ -302,7 +319,7 @@ class Run:
         x = self._checked(x)
         noise = Noise.of(len(x), seed, start, self.device)
         return (likelihood or Likelihood())(
-            self._bound(len(x)), x, noise, self.info, batch=batch, memory=memory, check=check, watch=watch,
+            self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
             dtype=self.dtype,
         )  # fmt: skip
 
@@ -338,12 +355,13 @@ class Run:
             DataError: If the shape is not the model's.
         """
         x = self._checked(x)
-        info, noise = self.info, Noise.of(len(x), seed, start, self.device)
-        log_cell, width = -info.transform.log_scale(info.shape), info.bin_width
-        u = torch.full(x.shape, 0.5, dtype=torch.float64)  # the middle of the cell
-        if dequantise and width is not None:
-            u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
-            log_cell += info.dims * math.log(width)
+        noise = Noise.of(len(x), seed, start, self.device)
+        if dequantise:
+            u, log_det = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec.log_det(x)
+        else:
+            u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
+        if log_det is None:
+            raise UsageError(f"the data go through {self.codec}, which has no log-determinant, and so no bound")
         encoded, model = self.to_model(x, u), self._bound(len(x))
         if model.domain.nodes is None:
             terms = elbo(model, encoded, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
@@ -354,8 +372,8 @@ class Run:
                 nan = torch.full_like(chain.prior, torch.nan)
                 pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, chain.nfe, whose(model, "chain")))
             terms = Elbo.join(pieces)
-        # -log P = -log p(m) - log(b^D / prod scale), b = 1 for a density: part of the decoder
-        return replace(terms, reconstruction=terms.reconstruction - log_cell)
+        # -log p(x) = -log p(m) - log_det: part of the decoder
+        return replace(terms, reconstruction=terms.reconstruction - log_det)
 
     def _checked(self, x: Tensor | npt.ArrayLike) -> Tensor:
         """Data as a tensor of the right shape, ``(n, *event)``."""
@@ -391,14 +409,37 @@ def load(
     folder = find_run(run)
     given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
     config = TrainConfig.from_dict(read_config(folder))
-    info = DataInfo.from_dict(read_json(folder / "data.json"))
+    info, spec = described(folder, config)
     checkpoint = newest_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     try:
-        model = build_model(config, info, build_sde(config, given), network, parametrization)
+        model = spec.build(given, network, parametrization)
     except (UsageError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     source = checkpoint / "ema.safetensors"
     load_weights(model.learned, read_tensors(source), source)
     model.to(device=device, dtype=dtype)
-    return Run(model.eval().requires_grad_(False), info, config, int(state["step"]), folder)
+    model.eval().requires_grad_(False)
+    return Run(model, spec.codec, info, config, spec, int(state["step"]), folder)
+
+
+def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
+    """What a run's files say of its data and of its model.
+
+    A run from before ``model.json`` (format 1) has the affine map of its codec in ``data.json``, and its model is what
+    the configuration stands for.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, or contradict each other.
+    """
+    stored = read_json(folder / "data.json")
+    try:
+        info = DataInfo.from_dict(stored)
+        path = folder / "model.json"
+        if not path.is_file() and "transform" not in stored:
+            raise CheckpointError(f"{path} is missing, without which nobody knows the model; restore it")
+        spec = ModelSpec.read(path) if path.is_file() else config.spec(info, old_codec(stored))
+    except (DataError, UsageError) as error:
+        raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
+    config.check_spec(spec, folder)
+    return info, spec

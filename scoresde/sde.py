@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,6 @@ class SDE(ABC):
         t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
         t_sample: Where sampling stops (default: ``t_min``).
         data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
-        default_grid: The time grid that suits this SDE (see :mod:`scoresde.grids`).
 
     Example:
         >>> import math
@@ -70,7 +68,6 @@ class SDE(ABC):
     t_max: float = 1.0
     t_sample: float | None = None
     data_scale: float = 1.0
-    default_grid: ClassVar[str] = "sqrt"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
@@ -118,14 +115,6 @@ class SDE(ABC):
         t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
         # g^2 >= 0; rounding can leave -1e-17 where the noise does not grow.
         return self.diffusion_squared(t).clamp(min=0).sqrt()
-
-    def noise_level(self, t: Tensor) -> Tensor:
-        """The default noise ``eta(t)`` of stochastic samplers: ``g``, or ``sqrt(2 sigma)`` if g is infinite at t_max.
-
-        For any eta >= 0 the SDE ``dx = (velocity - eta^2/2 score) dt + eta dw`` has the marginals of the path (Song
-        et al. 2021, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4), so this is a choice, not a law.
-        """
-        return self.diffusion(t) if self.finite_g else torch.sqrt(2 * self.coefficients(t)[1])
 
     @property
     def finite_g(self) -> bool:

@@ -109,8 +109,6 @@ class VESDE(SDE):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
-    default_grid = "logsnr"  # uniform in t; measured better than Karras et al.'s (docs/choosing-a-solver.md)
-
     def alpha(self, t: Tensor) -> float:
         return 1.0
 
@@ -135,8 +133,6 @@ class FlowMatching(SDE):
     arXiv:2209.03003, eq. 1. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data are left; networks that output
     the velocity, x0 or v are finite there.
     """
-
-    default_grid = "uniform"
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -215,8 +211,6 @@ class EDMSDE(SDE):
     sigma_max: float = 80.0
     rho: float = 7.0
 
-    default_grid = "uniform"
-
     def _root(self, t: Tensor) -> tuple[Tensor, float]:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return low + t * (high - low), high - low
@@ -255,8 +249,6 @@ class VDMSDE(SDE):
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     learn: bool = False
-
-    default_grid = "uniform"
 
     def __post_init__(self) -> None:
         ends = {"log_snr_max": self.log_snr_max, "log_snr_min": self.log_snr_min}

@@ -8,7 +8,8 @@ line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :
 from __future__ import annotations
 
 __all__ = [
-    "GRIDS", "METRICS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS", "WEIGHTINGS",
+    "CODECS", "GRIDS", "METRICS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS",
+    "WEIGHTINGS",
 ]  # fmt: skip
 
 SDES = {
@@ -54,6 +55,11 @@ TIME_SAMPLERS = {
     "mode": "scoresde.times:Mode",
     "importance": "scoresde.times:Importance",
     "loss-second-moment": "scoresde.times:LossSecondMoment",
+}
+
+CODECS = {
+    "affine": "scoresde.codec.affine:Affine",
+    "levels": "scoresde.codec.dequantise:Levels",
 }
 
 NETWORKS = {

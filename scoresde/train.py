@@ -20,22 +20,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from .checkpoint import find_run, load_weights, make_run_folder, newest_checkpoint, read_config, save_checkpoint
-from .config import TrainConfig, build_model, build_sde
+from .condition import Condition
+from .config import TrainConfig, plain
 from .coupling import Pairs, optimal_transport
 from .data import Dataset
+from .data.batch import Batch, Batches, Rows
 from .ema import EMA
 from .errors import CheckpointError, NumericalError, Preempted, UsageError
 from .files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from .grids import snap
 from .loss import denoising_loss, end_terms
 from .model import ScoreModel
+from .noise import keyed
 from .progress import Progress
-from .run import Run
+from .run import Run, described
 from .solvers import RungeKutta
+from .spec import ModelSpec
 from .times import Setting, Times, make_times
 from .weighting import Weight, check_weight, make_weighting
 
@@ -45,7 +50,7 @@ __all__ = ["fit"]
 def fit(
     config: TrainConfig,
     *,
-    data: Dataset | None = None,
+    data: Dataset | Tensor | npt.ArrayLike | None = None,
     network: nn.Module | None = None,
     pairs: Pairs | None = None,
     start: Run | None = None,
@@ -60,7 +65,7 @@ def fit(
 
     Args:
         config: What to train; ``auto`` fields are resolved against the data.
-        data: The data set, instead of ``config.data``.
+        data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` takes.
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Data with the noise of each sample, to train on with the coupling ``reflow``; kept in the run folder.
         start: A run to go on from: its network with its weights, its path and its parametrisation, whatever ``config``
@@ -84,9 +89,16 @@ def fit(
         >>> run.sample(4).x.shape
         torch.Size([4, 2])
     """
-    data = config.load_data() if data is None else data
+    folder = find_run(out) if resume and save else None
+    if data is None:
+        data = config.load_data()
+    else:
+        if not isinstance(data, Dataset):
+            data = Dataset.of(data, seed=config.seed, test_fraction=config.test_fraction)
+        # What is not read from a file keeps the name it has, so that nobody reads another in its place.
+        config = replace(config, data=data.info.source if folder is None else read_config(folder)["data"])
+    config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
-    config, model = prepared(config, data, network, start)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
     weighting, times = _objective(config, model)
@@ -94,19 +106,22 @@ def fit(
     ema = EMA(model.learned, config.ema)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
 
-    first, folder = 0, None
+    first = 0
     if save:
-        name = config.to_dict()["sde"].rpartition(":")[2].lower()
-        folder = find_run(out) if resume else make_run_folder(out, f"{info.name}-{name}")
-        first = _restore(folder, config, model, ema, optimiser, times) if resume else 0
+        if folder is not None:
+            first = _restore(folder, config, model, ema, optimiser, times)
+        else:
+            folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
         stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
-        write_json(folder / "config.json", stored)
+        write_json(folder / "model.json", spec.to_dict())
         write_json(folder / "data.json", info.to_dict())
+        write_json(folder / "config.json", stored)
         metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= first))
         if config.coupling == "reflow":
-            pairs = _kept(folder / "pairs.safetensors", pairs)
-    batches = Batches(data, config.batch, config.seed, pairs)
+            pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
+    rows = Rows(data.train, spec.codec, data.train_labels if model.classes else None, model.classes)
+    batches = Batches(rows if pairs is None else pairs, config.batch, config.seed)
 
     every = max(1, config.steps // 5)
     log_every = max(1, config.steps // 200)
@@ -115,26 +130,20 @@ def fit(
     model.train()
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
         for step in range(first, config.steps):
-            generator = _generator(config.seed, step)
-            x0, eps, labels = batches.pair(step, generator, dtype)
-            drawn, importance = times.draw(len(x0), generator)
+            generator = keyed(config.seed, step)
+            batch = batches.at(step, generator, dtype)
+            drawn, importance = times.draw(len(batch), generator)
             t = snap(drawn, model.domain.nodes).to(device)
-            if eps is None:
-                eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
-            if config.coupling == "ot":
-                eps = optimal_transport(x0, eps, labels if model.classes else None)
-            if labels is not None:
-                dropped = torch.rand(len(labels), generator=generator) < config.cond_drop
-                labels = torch.where(dropped, model.classes, labels).to(device)
+            batch = _paired(batch, config, generator).to(device)
+            assert batch.eps is not None
 
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * _schedule(config, step)
             with _keyed_rng(config.seed, step, device):
-                cond = labels if model.classes else None
-                losses = denoising_loss(model, x0.to(device), t, eps.to(device), cond, weighting)
+                losses = denoising_loss(model, batch.x0, t, batch.eps, batch.condition, weighting)
             loss = (importance.to(losses) * losses).mean()
             if model.sde.parameters():
-                loss = loss + end_terms(model, x0.to(device)).mean()
+                loss = loss + end_terms(model, batch.x0).mean()
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(model.learned.parameters(), config.clip)
@@ -160,7 +169,7 @@ def fit(
                     _save(folder, done, model, ema, optimiser, times)
                     saved = time.monotonic()
                 if due:
-                    _sample_sheet(folder / "samples", Run(_averaged(model, ema), info, config, done))
+                    _sample_sheet(folder / "samples", Run(_averaged(model, ema), spec.codec, info, config, spec, done))
             if interrupts.signal is not None and done < config.steps:
                 where = f"; resume with: scoresde train --resume {folder}" if folder else ""
                 if interrupts.signal == signal.SIGINT:
@@ -170,25 +179,41 @@ def fit(
                 raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {done}: {kept}{where}")
     if folder is not None:
         _loss_figure(folder)
-    return Run(_averaged(model, ema), info, config, config.steps, folder)
+    return Run(_averaged(model, ema), spec.codec, info, config, spec, config.steps, folder)
 
 
 def prepared(
-    config: TrainConfig, data: Dataset, network: nn.Module | None = None, start: Run | None = None
-) -> tuple[TrainConfig, ScoreModel]:
-    """The resolved configuration and the model to train, untrained or that of ``start``."""
+    config: TrainConfig,
+    data: Dataset,
+    network: nn.Module | None = None,
+    start: Run | None = None,
+    resumed: Path | None = None,
+) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
+    """The resolved configuration, the model to train, and what it is made of.
+
+    The model is untrained, or that of ``start``; what a run that is resumed is made of says its folder, ``resumed``.
+    """
     if start is not None:
         config = _continued(config, start)
     config = config.resolved(data.info, data_std=_spread(data))
     if start is not None:
         assert isinstance(start.base, ScoreModel)
+        spec = start.spec or config.spec(data.info, start.codec)
+        spec = replace(spec, coupled=config.coupling != "independent")
         model = copy.deepcopy(start.base).requires_grad_(True)
-        model.domain = replace(model.domain, has_score=config.coupling == "independent")
+        model.domain = replace(model.domain, has_score=not spec.coupled)
     else:
+        if resumed is None:
+            spec = config.spec(data.info, data.codec, network is None)
+        else:
+            spec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1]
+        sde = None if isinstance(config.sde, str) else config.sde
+        predict = None if isinstance(config.predict, str) else config.predict
         with _keyed_rng(config.seed, -1, "cpu"):
-            model = build_model(config, data.info, build_sde(config), network)
+            model = spec.build(sde, network, predict, typed=config.typed_names())
+        spec = spec.resolved(model, config.typed_names())
     _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
-    return config, model
+    return config, model, spec
 
 
 def _continued(config: TrainConfig, start: Run) -> TrainConfig:
@@ -212,63 +237,12 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
     return weighting, make_times(config.t_sampler, config.t_sampler_options, setting, config.typed)
 
 
-class Batches:
-    """Batch n of a seed: each pass over the data, or over the pairs, in an order of its own."""
-
-    def __init__(self, data: Dataset, size: int, seed: int, pairs: Pairs | None = None) -> None:
-        self.data, self.size, self.seed, self.pairs = data, size, seed, pairs
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def pair(
-        self, step: int, generator: torch.Generator, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Data in model units, ``(size, *event)``, the noise it is paired with, if any, and its labels, if any."""
-        if self.pairs is not None:
-            rows, labels = self.index(step, len(self.pairs.x0)), self.pairs.labels
-            x0, eps = (v[rows].to(dtype) for v in (self.pairs.x0, self.pairs.eps))
-            return x0, eps, None if labels is None else labels[rows]
-        (x, labels), info = self.at(step), self.data.info
-        x0 = info.transform.encode(info.dequantise(x, torch.rand(x.shape, generator=generator))).to(dtype)
-        return x0, None, labels
-
-    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Rows ``(size, *event)`` in data units and their labels, int64 ``(size,)`` or ``None``."""
-        index, labels = self.index(step, len(self.data.train)), self.data.train_labels
-        return self.data.train[index], None if labels is None else labels[index]
-
-    def index(self, step: int, count: int) -> Tensor:
-        """Which of ``count`` rows, int64 ``(size,)``."""
-        start, stop = step * self.size, (step + 1) * self.size
-        parts = []
-        while start < stop:  # a batch may span two passes
-            epoch, offset = divmod(start, count)
-            parts.append(self._permutation(epoch, count)[offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
-
-    def _permutation(self, epoch: int, count: int) -> Tensor:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, torch.randperm(count, generator=_generator(self.seed, epoch, "epoch"))
-        return self._order
-
-
-_STREAMS = {"step": 0, "epoch": 1, "dropout": 2}
-
-
-def _generator(seed: int, n: int, stream: str = "step") -> torch.Generator:
-    """The generator of draw ``n``: a hash (the finaliser of splitmix64) of seed, n and purpose."""
-    key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _STREAMS[stream]) % 2**64
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        key = (key ^ (key >> shift)) * factor % 2**64
-    return torch.Generator().manual_seed((key ^ (key >> 31)) % 2**63)
-
-
 @contextmanager
 def _keyed_rng(seed: int, n: int, device: torch.device | str) -> Iterator[None]:
     """Give dropout and initial weights, which know only torch's global generator, the state of draw ``n``."""
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_generator(seed, n, "dropout").initial_seed())
+        torch.manual_seed(keyed(seed, n, "dropout").initial_seed())
         yield
 
 
@@ -283,7 +257,7 @@ def _schedule(config: TrainConfig, step: int) -> float:
 def _spread(data: Dataset) -> float:
     """Root mean square of the training data in model units (on up to 4,096 rows)."""
     x = data.train[:4096]
-    x = data.info.transform.encode(data.info.dequantise(x, torch.full(x.shape, 0.5)))
+    x = data.codec.to_model(x, noise=torch.full(x.shape, 0.5))
     return float(x.double().square().mean().sqrt())
 
 
@@ -350,7 +324,7 @@ def _restore(
     """Load the newest whole checkpoint and return its step."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     for name, value in config.to_dict().items():
-        if name not in ("steps", "warmup") and _plain(value) != _plain(stored[name]):
+        if name not in ("steps", "warmup") and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     trained = read_json(folder / "config.json").get("dtype", dtype)
@@ -375,16 +349,27 @@ def _restore(
     return int(state["step"])
 
 
-def _plain(value: Any) -> Any:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _kept(path: Path, pairs: Pairs | None) -> Pairs:
+def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     """Write the pairs of a new run to its folder, or read them again for one that is resumed."""
     if pairs is None:
-        return Pairs(**read_tensors(path))
-    write_tensors(path, {k: v for k, v in vars(pairs).items() if v is not None})
+        stored = read_tensors(path)
+        known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
+        return Pairs(stored["x0"], stored["eps"], known)
+    labels = None if pairs.condition is None else pairs.condition.label
+    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
     return pairs
+
+
+def _paired(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
+    """The batch with the noise of each row, and with what some of them are not to know left out."""
+    eps, known = batch.eps, batch.condition
+    if eps is None:
+        eps = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype)
+    if config.coupling == "ot":
+        eps = optimal_transport(batch.x0, eps, None if known is None else known.label)
+    if known is not None:
+        known = known.dropped(torch.rand(len(batch), generator=generator) < config.cond_drop)
+    return replace(batch, eps=eps, condition=known)
 
 
 def _sample_sheet(folder: Path, run: Run) -> None:

@@ -38,7 +38,7 @@ def moons() -> Dataset:
 def gaussian(moons: Dataset) -> Run:
     """A run whose model is N(m, s^2) in model units, with the units of the moons."""
     mixture = GaussianMixture(VPSDE(), torch.tensor([[0.3, -0.2]], dtype=F64), torch.tensor([0.5], dtype=F64))
-    return Run(mixture, moons.info, TrainConfig(data="moons"), dtype=F64)
+    return Run(mixture, moons.codec, moons.info, TrainConfig(data="moons"), dtype=F64)
 
 
 def exact_end(run: Run, n: int, seed: int = 0) -> Tensor:
@@ -91,9 +91,10 @@ def test_the_distance_is_per_dimension_and_leaves_the_last_step_out() -> None:
             status[1] = 1
             return replace(solved, x=solved.x + 3, nfe=torch.full_like(solved.nfe, self.steps), status=status)
 
-    info = replace(load_data("moons").info, shape=(2, 2), kind="signal")
+    moons = load_data("moons")
+    info = replace(moons.info, shape=(2, 2), kind="signal")
     mixture = GaussianMixture(VESDE(), torch.zeros(1, 2, 2, dtype=F64), torch.ones(1, dtype=F64))
-    run = Run(mixture, info, TrainConfig(), dtype=F64)
+    run = Run(mixture, moons.codec, info, TrainConfig(), dtype=F64)
     row, *_ = bench(run, {"shift": Shift()}, (7,), n=5).rows
     assert (row.asked, row.nfe, row.failed) == (7, 7.0, 1)
     assert row.rms == pytest.approx(3, abs=1e-5)
@@ -108,7 +109,7 @@ def test_sliced_w2_is_that_of_the_samples_to_held_out_data(gaussian: Run, moons:
     # The same by hand: decoded samples of the run, in the model's units again.
     samples = gaussian.sample(100, RungeKutta(20), seed=1).solution.x
     order = torch.randperm(len(moons.test), generator=torch.Generator().manual_seed(1))[:100]
-    real = moons.info.transform.encode(moons.test[order].double())
+    real = moons.codec.continuous.to_model(moons.test[order].double())
     assert found.rows[0].sliced_w2 == pytest.approx(sliced_wasserstein(samples, real), rel=1e-6)
     # Two moons are no Gaussian, and real moons are nearer to moons than the Gaussian is.
     assert floor.most < found.converged.sliced_w2  # type: ignore[operator]

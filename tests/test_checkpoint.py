@@ -220,7 +220,7 @@ def test_config_of_a_run(tmp_path: Path) -> None:
         read_config(tmp_path)
     write_json(tmp_path / "config.json", {"format": FORMAT, "config": {"sde": "vp"}})
     assert read_config(tmp_path) == {"sde": "vp"}
-    for content, message in (({"format": 2, "config": {}}, "format 2.*reads format 1"), ([], "format None")):
+    for content, message in (({"format": 3, "config": {}}, "format 3.*reads formats 1 to 2"), ([], "format None")):
         write_json(tmp_path / "config.json", content)
         with pytest.raises(CheckpointError, match=message):
             read_config(tmp_path)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import older
 from shell import Shell
 
 from scoresde import load
@@ -248,6 +249,7 @@ def test_own_sde(shell: Shell, own: Path) -> None:
 
 @pytest.mark.parametrize("field", ["sde", "predict", "weighting", "t_sampler", "network_options"])
 def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path, field: str) -> None:
+    older(moons)
     path = Path(moons) / "config.json"
     stored = json.loads(path.read_text())
     stored["config"][field] = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
@@ -439,13 +441,14 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
 
 
 def test_a_run_from_the_future(shell: Shell, digits: str) -> None:
-    for name in ("config.json", "state.json"):
+    for name in ("config.json", "model.json", "state.json"):
         paths = [p for p in Path(digits).rglob(name)]
         before = {p: p.read_text() for p in paths}
         for path in paths:
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-        for command in (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits}"):
-            shell.refuses(command, 3, digits, name, "format 2", "reads format 1", "newer")
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+        verbs = ["sample", "likelihood", "train --resume", *(["info"] if name != "model.json" else [])]
+        for command in (f"{verb} {digits}" for verb in verbs):
+            shell.refuses(command, 3, digits, name, "format 3", "reads formats 1 to 2", "newer")
         for path, text in before.items():
             path.write_text(text)
     shell("info")

@@ -34,7 +34,7 @@ def scored(
     change[0] = 0.01
     model = LogLikelihood(log_prob, log_prob * 0, torch.zeros(n, DIMS), zero + 50, zero + 50, change, change, status)
     how = Likelihood(divergence="hutchinson", probes=2, t_min=1e-5, dequantisation="uniform")
-    scores = Scores(log_prob, None if density else -log_prob / BITS, log_prob * 0 + 0.3, model, how, 1.0)
+    scores = Scores(log_prob, None if density else -log_prob / BITS, log_prob * 0 + 0.3, model, how, 1.0, zero + DIMS)
     return Scored(name, "test", 100, torch.arange(n) + 5, scores, elbo)
 
 

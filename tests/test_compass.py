@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoresde import VESDE, VPSDE, Estimate, FlowMatching, GaussianMixture, load, load_data
 from scoresde import compass as module
+from scoresde.codec import as_affine
 from scoresde.compass import TrainingSet, exact_score, known_mixture, measure, score_grid
 from scoresde.errors import UsageError
 
@@ -47,22 +48,21 @@ def test_a_wide_set_is_a_mixture(generator, monkeypatch):
 
 def test_the_toy_is_its_mixture_in_model_units():
     data = load_data("8gaussians")
-    mixture = known_mixture(data.info, VPSDE())
+    mixture = known_mixture(data.info, data.codec, VPSDE())
     assert mixture is not None and data.log_density is not None
     x = data.test[:50].double()
-    expected = data.log_density(x) + data.info.transform.log_scale((2,))
-    torch.testing.assert_close(mixture.log_prob(data.info.transform.encode(x)), expected, rtol=1e-10, atol=1e-10)
-    assert known_mixture(load_data("moons").info, VPSDE()) is None
+    expected = data.log_density(x) + as_affine(data.codec, "a density").log_scale((2,))
+    torch.testing.assert_close(mixture.log_prob(data.codec.continuous.to_model(x)), expected, rtol=1e-10, atol=1e-10)
+    assert known_mixture(load_data("moons").info, data.codec, VPSDE()) is None
 
 
 def test_levels_are_cells_of_their_variance():
     data = load_data("digits")
-    exact, against, note = exact_score(data.info, VPSDE(), data.train)
+    exact, against, note = exact_score(data.info, data.codec, VPSDE(), data.train)
     assert isinstance(exact, TrainingSet) and "1,617 training samples" in against and note is not None
     cell = 2 / 17  # 17 levels on [-1, 1)
     assert exact.std == pytest.approx(cell / 12**0.5)
-    spread = data.info.dequantise(data.train[:1].expand(4000, -1, -1, -1), torch.rand(4000, 1, 8, 8))
-    model = data.info.transform.encode(spread).flatten(1)
+    model = data.codec.to_model(data.train[:1].expand(4000, -1, -1, -1), noise=torch.rand(4000, 1, 8, 8)).flatten(1)
     torch.testing.assert_close(model.mean(0), exact.points[0].flatten().float(), rtol=0, atol=0.004)
     assert float(model.std(0).mean()) == pytest.approx(exact.std, rel=0.02)
 
@@ -77,7 +77,8 @@ class Known(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.domain = run.model.domain
-        self.exact, self.bend = known_mixture(load_data("8gaussians").info, run.model.domain.sde), bend
+        data = load_data("8gaussians")
+        self.exact, self.bend = known_mixture(data.info, data.codec, run.model.domain.sde), bend
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:
         found = self.exact(x, t)
@@ -96,8 +97,9 @@ class Known(nn.Module):
 )
 def test_the_compass_points(trained: Path, bend, cosine, error):
     run = load(trained / "moons")
-    run = replace(run, base=Known(run, bend), dtype=torch.float64, info=load_data("8gaussians").info)
-    found = measure(run, load_data("8gaussians"), n=20, levels=5)
+    data = load_data("8gaussians")
+    run = replace(run, base=Known(run, bend), dtype=torch.float64, info=data.info, codec=data.codec)
+    found = measure(run, data, n=20, levels=5)
     assert found.note is None and "density" in found.against
     torch.testing.assert_close(found.cosine, torch.full((5, 3), cosine, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(found.error, torch.full((5, 3), error, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -108,16 +110,16 @@ def test_the_compass_points(trained: Path, bend, cosine, error):
 def test_the_score_on_the_grid_is_the_gradient_of_what_is_drawn(trained: Path):
     data = load_data("8gaussians")
     run = load(trained / "moons", dtype=torch.float64)
-    run = replace(run, base=Known(run, lambda e: e), info=data.info)
+    run = replace(run, base=Known(run, lambda e: e), info=data.info, codec=data.codec)
     t = torch.tensor([0.02, 0.4], dtype=torch.float64)
     found = score_grid(run, data, t, size=5)
     assert found.exact is not None and found.density is not None
     torch.testing.assert_close(found.learned, found.exact, rtol=1e-9, atol=1e-9)
-    mixture = known_mixture(data.info, run.model.domain.sde)
+    mixture = known_mixture(data.info, data.codec, run.model.domain.sde)
     for k, s in enumerate(t):
         size = float(torch.hypot(*run.model.domain.sde.coefficients(s)))
         drawn = torch.stack(torch.meshgrid(found.x, found.y, indexing="xy"), -1).reshape(-1, 2).requires_grad_()
-        log_density = mixture.log_prob(data.info.transform.encode(drawn) * size, s)
+        log_density = mixture.log_prob(data.codec.continuous.to_model(drawn) * size, s)
         (slope,) = torch.autograd.grad(log_density.sum(), drawn)
         # Row j, column i is the point (x_i, y_j).
         torch.testing.assert_close(found.exact[k].reshape(2, -1).T, slope, rtol=1e-8, atol=1e-8)

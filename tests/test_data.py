@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import pickle
 import struct
 import zlib
@@ -16,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde.data import NAMES, DataInfo, Transform, eight_gaussians, load_data, split
+from scoresde.data import NAMES, DataInfo, eight_gaussians, load_data, split
+from scoresde.data.dataset import old_codec
 from scoresde.data.toys import DENSITIES, TOYS, sample_toy
 from scoresde.errors import DataError, UsageError
 
@@ -44,56 +44,7 @@ def idx_bytes(x: np.ndarray) -> bytes:
     return bytes([0, 0, 8, x.ndim]) + struct.pack(f">{x.ndim}I", *x.shape) + x.tobytes()
 
 
-def info(low: float, high: float, levels: int) -> DataInfo:
-    half = torch.tensor((high - low) / (levels - 1) * levels / 2, dtype=torch.float64)
-    return DataInfo("n", "s", "image", (1, 2, 2), low, high, levels, (), 2, 2, Transform(low + half, half))
-
-
-# Transform and DataInfo
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_transform_round_trip_keeps_dtype(dtype: torch.dtype) -> None:
-    t = Transform(torch.tensor([1.0, -3.0]).double(), torch.tensor([2.0, 0.5]).double())
-    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    m = t.encode(x)
-    assert m.dtype == t.decode(m).dtype == dtype
-    torch.testing.assert_close(t.decode(m), x)
-    torch.testing.assert_close(t.encode(torch.tensor([[3.0, -2.5]])), torch.tensor([[1.0, 1.0]]))
-    assert t.encode(torch.tensor([[3, -3]])).dtype == torch.float32
-
-
-def test_log_scale_is_the_log_jacobian() -> None:
-    t = Transform(torch.zeros(2, 1).double(), torch.tensor([[2.0], [5.0]]).double())
-    assert t.log_scale((2, 7)) == pytest.approx(7 * math.log(2) + 7 * math.log(5))
-    jacobian = torch.autograd.functional.jacobian(lambda m: t.decode(m).flatten(), torch.zeros(2, 7).double())
-    assert t.log_scale((2, 7)) == pytest.approx(torch.linalg.slogdet(jacobian.reshape(14, 14))[1].item())
-
-
-def test_transform_refuses_what_is_not_a_map() -> None:
-    with pytest.raises(DataError, match="positive"):
-        Transform(torch.tensor(0.0), torch.tensor(0.0))
-    with pytest.raises(DataError, match="finite"):
-        Transform(torch.tensor(math.nan), torch.tensor(1.0))
-    assert Transform(torch.tensor(0.0), torch.tensor(1.0)) != Transform(torch.tensor(0.0), torch.tensor(2.0))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "levels"), [(0, 255, 256), (0, 16, 17), (-3, 4, 8), (0, 65535, 65536), (0, 1, 5)]
-)
-def test_dequantise_and_quantise_are_inverse_on_every_level(low: float, high: float, levels: int) -> None:
-    data = info(low, high, levels)
-    assert data.bin_width == (high - low) / (levels - 1)
-    x = low + data.bin_width * torch.arange(levels, dtype=torch.float64)
-    for u in (0.0, 0.5, 1 - 2**-24):
-        for dtype in (torch.float32, torch.float64):
-            y = data.dequantise(x, torch.full((levels,), u, dtype=dtype))
-            assert y.dtype == dtype
-            assert torch.equal(data.quantise(y).double(), x)
-            m = data.transform.encode(y)
-            assert m.min() >= -1 and m.max() < 1
-    outside = torch.tensor([low - 9.0, high + 9.0])
-    assert data.quantise(outside).tolist() == [low, high]
+# DataInfo
 
 
 def test_info_survives_json_and_names_bad_keys() -> None:
@@ -104,13 +55,22 @@ def test_info_survives_json_and_names_bad_keys() -> None:
     stored = original.to_dict()
     with pytest.raises(DataError, match=r"missing keys \['kind'\], unknown keys \['colour'\]"):
         DataInfo.from_dict({k: v for k, v in stored.items() if k != "kind"} | {"colour": 1})
-    with pytest.raises(DataError, match="missing keys"):
-        DataInfo.from_dict(stored | {"transform": {"shift": 0.0}})
-    for bad in ({"shape": "abc"}, {"kind": "sound"}, {"transform": 3}, {"levels": 1}, {"low": None}):
+    for bad in ({"shape": "abc"}, {"kind": "sound"}, {"levels": 1}, {"low": None}):
         with pytest.raises(DataError, match="malformed"):
             DataInfo.from_dict(stored | bad)
-    with pytest.raises(DataError, match="malformed"):
-        DataInfo.from_dict(stored | {"transform": {"shift": [0.0] * 3, "scale": [1.0] * 3}})
+
+
+def test_the_codec_of_an_older_description_is_the_one_that_is_found_today() -> None:
+    for name in ("digits", "moons"):
+        known = load_data(name)
+        affine = known.codec.continuous
+        stored = known.info.to_dict() | {"transform": {"shift": affine.shift.tolist(), "scale": affine.scale.tolist()}}
+        assert old_codec(stored) == known.codec and DataInfo.from_dict(stored) == known.info
+        with pytest.raises(DataError, match="missing keys"):
+            old_codec(stored | {"transform": {"shift": 0.0}})
+        for bad in (3, {"shift": [0.0] * 3, "scale": [1.0] * 3}, {"shift": 0.0, "scale": -1.0}):
+            with pytest.raises(DataError, match=r"malformed|positive"):
+                old_codec(stored | {"transform": bad})
 
 
 def test_describe_says_what_was_found() -> None:
@@ -155,10 +115,10 @@ def test_digits_are_the_published_ones() -> None:
 def test_toys_are_standardised_and_seeded(name: str) -> None:
     d = load_data(name, seed=5)
     assert d.train.shape == (18000, 2) and d.test.shape == (2000, 2) and d.train.dtype == torch.float32
-    m = d.info.transform.encode(d.train)
+    m = d.codec.continuous.to_model(d.train)
     torch.testing.assert_close(m.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(m.std(0), torch.ones(2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(d.info.transform.decode(m), d.train, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(d.codec.continuous.to_data(m), d.train, atol=1e-5, rtol=1e-5)
     assert d.train.abs().max() < 6 and (d.log_density is not None) == (name in DENSITIES)
     assert torch.equal(sample_toy(name, 100, 5), sample_toy(name, 100, 5))
     assert not torch.equal(sample_toy(name, 100, 5), sample_toy(name, 100, 6))
@@ -386,7 +346,6 @@ def test_sixteen_bit_greys(tmp_path: Path) -> None:
         d.info.shape == (1, 3, 4)
         and d.info.levels == 65536
         and d.info.high == 65535
-        and d.info.bin_width == 1
     )
     assert rows(d.train) | rows(d.test) == rows(torch.from_numpy(pixels.astype(np.int32)[:, None]))
     write_images(tmp_path, 1, (3, 4))
@@ -505,27 +464,27 @@ def test_npy_layouts(
     moved = np.moveaxis(x, -1, 1) if d.info.channels_last else x
     truth = moved.astype("uint8" if dtype == "uint8" else "float32").reshape(30, *event)
     assert np.array_equal(d.train.numpy(), truth[split(30, 0.2, 0)[0]])
-    m = d.info.transform.encode(d.train)
+    m = d.codec.continuous.to_model(d.train)
     assert m.dtype == torch.float32
     if kind == "image":
         assert m.min() >= -1 and m.max() <= 1
-    torch.testing.assert_close(d.info.transform.decode(m), d.train.float(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(d.codec.continuous.to_data(m), d.train.float(), atol=1e-4, rtol=1e-5)
 
 
 def test_signals_are_standardised_per_channel_and_decoded_to_their_units(tmp_path: Path) -> None:
     x = rng().normal([[1000.0], [-2.0]], [[50.0], [0.01]], (200, 2, 30))
     np.save(tmp_path / "x.npy", x)
     d = load_data(str(tmp_path / "x.npy"))
-    assert d.info.transform.shift.shape == (2, 1)
+    assert d.codec.continuous.shift.shape == (2, 1)
     torch.testing.assert_close(
-        d.info.transform.shift[:, 0], torch.tensor([1000, -2.0]).double(), rtol=5e-3, atol=0
+        d.codec.continuous.shift[:, 0], torch.tensor([1000, -2.0]).double(), rtol=5e-3, atol=0
     )
     torch.testing.assert_close(
-        d.info.transform.scale[:, 0], torch.tensor([50, 0.01]).double(), rtol=5e-2, atol=0
+        d.codec.continuous.scale[:, 0], torch.tensor([50, 0.01]).double(), rtol=5e-2, atol=0
     )
-    m = d.info.transform.encode(d.train)
+    m = d.codec.continuous.to_model(d.train)
     torch.testing.assert_close(m.std((0, 2)), torch.ones(2), rtol=1e-3, atol=0)
-    torch.testing.assert_close(d.info.transform.decode(m), d.train)
+    torch.testing.assert_close(d.codec.continuous.to_data(m), d.train)
 
 
 def test_npz_keys_and_labels(tmp_path: Path) -> None:
@@ -596,7 +555,7 @@ def test_integers_are_quantised(tmp_path: Path) -> None:
     counts = rng().integers(-2, 6, (40, 3))
     d = load_data(save(tmp_path, x=counts))
     assert d.info.kind == "vector" and (d.info.low, d.info.high, d.info.levels) == (-2, 5, 8)
-    assert d.train.dtype == torch.int32 and d.info.transform.shift == 2 and d.info.transform.scale == 4
+    assert d.train.dtype == torch.int32 and d.codec.continuous.shift == 2 and d.codec.continuous.scale == 4
     images = rng().integers(0, 4096, (40, 8, 8)).astype(">u2")
     images[0, 0, :2] = 0, 4095
     d = load_data(save(tmp_path, x=images))

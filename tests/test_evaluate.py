@@ -46,7 +46,7 @@ def noisy(x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def test_samples_and_floor_are_compared_with_the_same_reference(small: Dataset) -> None:
-    by, x = pixels(small.info), noisy(small.train[:50])
+    by, x = pixels(small.codec), noisy(small.train[:50])
     found = evaluate(x, small, by, metrics_by_name(["frechet", "prdc", "kernel"]), seed=5)
     rows = {row.metric: row for row in found.rows}
     assert list(rows) == ["frechet", "precision", "recall", "density", "coverage", "kernel"]
@@ -63,7 +63,7 @@ def test_samples_and_floor_are_compared_with_the_same_reference(small: Dataset) 
 
 
 def test_against_the_training_data_the_floor_is_held_out(small: Dataset) -> None:
-    by = pixels(small.info)
+    by = pixels(small.codec)
     found = evaluate(noisy(small.test), small, by, metrics_by_name(["frechet"]), against="train")
     assert found.reference.split == "train" and found.reference.moments.n == 300 and found.n_real == 60
     assert found.rows[0].real is not None
@@ -75,7 +75,7 @@ def test_against_the_training_data_the_floor_is_held_out(small: Dataset) -> None
 
 
 def test_a_stored_reference_gives_the_same_figures(small: Dataset, tmp_path: Path) -> None:
-    by, x, metrics = pixels(small.info), noisy(small.train[:40]), metrics_by_name(list(METRICS))
+    by, x, metrics = pixels(small.codec), noisy(small.train[:40]), metrics_by_name(list(METRICS))
     first = evaluate(x, small, by, metrics)
     first.reference.save(tmp_path / "r")
     again = evaluate(x, small, by, metrics, reference=Reference.load(tmp_path / "r"))
@@ -95,7 +95,7 @@ def test_a_metric_of_ones_own_gets_an_error(small: Dataset, tmp_path: Path, monk
     Path("my_metrics_a.py").write_text(
         "def shift(x, y):\n    return (x.mean() - y.mean()).abs()\n\ndef words(x, y):\n    return 'far'\n"
     )
-    by, x = pixels(small.info), noisy(small.train[:40])
+    by, x = pixels(small.codec), noisy(small.train[:40])
     metric = metrics_by_name(["my_metrics_a:shift"])
     row = evaluate(x, small, by, metric).rows[0]
     expected = jackknife(lambda a, b: float((a.mean() - b.mean()).abs()), by(x), by(small.test))
@@ -107,7 +107,7 @@ def test_a_metric_of_ones_own_gets_an_error(small: Dataset, tmp_path: Path, monk
 
 
 def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(digits: Dataset) -> None:
-    by, x = pixels(digits.info), noisy(digits.train[:200])
+    by, x = pixels(digits.codec), noisy(digits.train[:200])
     x[31] = digits.train[777]
     found = evaluate(x, digits, by, {}, copies=by)
     assert found.copies is not None and found.copies.flagged.tolist() == [31]
@@ -119,14 +119,14 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
 
 
 def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
-    by, few = pixels(small.info), replace(small, test=small.test[:19])
+    by, few = pixels(small.codec), replace(small, test=small.test[:19])
     with pytest.warns(UserWarning, match="no check for copies: it needs 20 held-out rows, and digits has 19"):
         found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
     assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in table(found)
 
 
 def test_the_table_states_numbers_and_features(small: Dataset) -> None:
-    by = pixels(small.info)
+    by = pixels(small.codec)
     text = table(evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by))
     lines = text.splitlines()
     assert lines[0].split() == ["samples", "real", "data"]
@@ -140,7 +140,7 @@ def test_the_table_states_numbers_and_features(small: Dataset) -> None:
 
 
 def test_what_is_written(small: Dataset, tmp_path: Path) -> None:
-    by, x = pixels(small.info), noisy(small.train[:40])
+    by, x = pixels(small.codec), noisy(small.train[:40])
     x[3] = small.train[200]
     found = evaluate(x, small, by, {"frechet": frechet, "odd": lambda a, b: Measurement(1.0)}, copies=by)
     files = write_evaluation(tmp_path, found, {"made": "so"}, (small.info, x, small.train))
@@ -184,9 +184,9 @@ def test_the_sheet_shows_pairs_and_frames_what_is_flagged(digits: Dataset) -> No
 def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     path, x = tmp_path / "s.npz", digits.test[:5].numpy()
     np.savez(path, x=x, index=np.arange(5))
-    assert torch.equal(read_samples(path, digits.info), digits.test[:5].float())
+    assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     np.savez(path, x=x + 0.75)
-    assert torch.equal(read_samples(path, digits.info), digits.test[:5].float())
+    assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     for arrays, message in (
         ({"y": x}, "has the arrays y; samples are the array x"),
         ({"x": x[:, 0]}, r"samples of shape \(8, 8\), digits has shape \(1, 8, 8\)"),
@@ -196,10 +196,10 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     ):
         np.savez(path, **arrays)
         with pytest.raises(DataError, match=message):
-            read_samples(path, digits.info)
+            read_samples(path, digits)
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match="cannot be read"):
-        read_samples(path, digits.info)
+        read_samples(path, digits)
 
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -252,7 +252,7 @@ def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell
     facts = json.loads(out)
     assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == 900
     assert facts["metrics"]["frechet"]["samples"]["value"] == pytest.approx(
-        frechet_distance(pixels(digits.info)(x), pixels(digits.info)(digits.test)), rel=1e-9
+        frechet_distance(pixels(digits.codec)(x), pixels(digits.codec)(digits.test)), rel=1e-9
     )
     assert facts["files"] == ["runs/digits/evaluation/neighbours.png", "runs/digits/evaluation/evaluation.json"]
     # The same without a run, and without the check.

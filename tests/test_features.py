@@ -16,6 +16,7 @@ import torch
 
 from scoresde import features, load_data
 from scoresde.classifier import ClassifierConfig, TrainedClassifier, load_classifier, train_classifier
+from scoresde.codec import Affine, as_affine
 from scoresde.data import Dataset
 from scoresde.errors import CheckpointError, DataError, UsageError
 from scoresde.features import (
@@ -139,33 +140,35 @@ def test_a_classifier_refuses_what_it_cannot_be() -> None:
 
 
 def test_pixels_are_model_units_whatever_the_dtype(digits: Dataset) -> None:
-    by = pixels(digits.info)
+    by = pixels(digits.codec)
     found = by(digits.train[:300], batch=77)
     assert found.shape == (300, 64)
-    torch.testing.assert_close(found, digits.info.transform.encode(digits.train[:300]).flatten(1))
+    torch.testing.assert_close(found, digits.codec.continuous.to_model(digits.train[:300]).flatten(1))
     for dtype in (torch.float32, torch.float64, torch.int32):
         assert torch.equal(by(digits.train[:300].to(dtype)), found)  # so a copy has the distance 0
 
 
 def test_hashes_stand_for_weights_options_and_transform(digits: Dataset, trained: TrainedClassifier) -> None:
     info = digits.info
-    other = replace(info, transform=type(info.transform)(info.transform.shift + 1, info.transform.scale))
-    assert pixels(info).hash == pixels(load_data("digits").info).hash != pixels(other).hash
+    affine = as_affine(digits.codec, "pixels")
+    other = Affine(affine.shift + 1, affine.scale)
+    assert pixels(digits.codec).hash == pixels(load_data("digits").codec).hash != pixels(other).hash
+    assert pixels(digits.codec).hash == "c5431483a78a2812", "stored references would not be found again"
     by = classifier_features(trained, info)
     again = classifier_features(train_classifier(digits, QUICK), info)
     changed = train_classifier(digits, replace(QUICK, steps=41))
     assert by.hash == again.hash != classifier_features(changed, info).hash
-    assert len({pixels(info).hash, by.hash}) == 2 and len(by.hash) == 16 and int(by.hash, 16) >= 0
+    assert len({pixels(digits.codec).hash, by.hash}) == 2 and len(by.hash) == 16 and int(by.hash, 16) >= 0
     assert torch.equal(by(digits.test), trained.features(digits.test))
 
 
 def test_a_hash_is_the_same_in_another_process(digits: Dataset) -> None:
     code = (
         "from scoresde import load_data; from scoresde.features import pixels\n"
-        "print(pixels(load_data('digits').info).hash)"
+        "print(pixels(load_data('digits').codec).hash)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == pixels(digits.info).hash
+    assert out.strip() == pixels(digits.codec).hash
 
 
 def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +292,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_reference_is_the_same_again(digits: Dataset, tmp_path: Path) -> None:
-    by, path = pixels(digits.info), tmp_path / "ref.safetensors"
+    by, path = pixels(digits.codec), tmp_path / "ref.safetensors"
     held_out = by(digits.test)
     made = Reference.of(held_out, by, "digits", "test")
     made.save(path)
@@ -305,7 +308,7 @@ def test_a_reference_is_the_same_again(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedClassifier) -> None:
-    by = pixels(digits.info)
+    by = pixels(digits.codec)
     made = Reference.of(by(digits.test), by, "digits", "test")
     with pytest.raises(UsageError, match=r"pixels of hash .* the samples have classifier of hash"):
         made.check(classifier_features(trained, digits.info))
@@ -315,7 +318,7 @@ def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedCla
 
 def test_large_references_keep_their_moments_alone(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(features, "STORED", 1000)
-    by = pixels(digits.info)
+    by = pixels(digits.codec)
     made = Reference.of(by(digits.test), by, "digits", "test")
     made.save(tmp_path / "r")
     assert made.features is None and Reference.load(tmp_path / "r").features is None
@@ -328,7 +331,7 @@ def test_what_is_no_reference_is_refused(digits: Dataset, tmp_path: Path) -> Non
     train_classifier(digits, ClassifierConfig(steps=1)).save(tmp_path)
     with pytest.raises(CheckpointError, match="format None"):
         Reference.load(tmp_path / "classifier.safetensors")
-    by = pixels(digits.info)
+    by = pixels(digits.codec)
     Reference.of(by(digits.test), by, "digits", "test").save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):

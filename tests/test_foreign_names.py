@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import older
 from shell import Shell
 
 from scoresde import TrainConfig, fit, load, reflow
@@ -61,6 +63,14 @@ def poisoned(run: str, field: str, value: Any) -> None:
     path.write_text(json.dumps(stored))
 
 
+@pytest.fixture
+def old(moons: str) -> str:
+    """A run of format 1, whose configuration alone describes the model; the good one is kept beside it."""
+    older(moons)
+    shutil.copy(Path(moons) / "config.json", Path(moons) / "config.json.good")
+    return moons
+
+
 VERBS = {
     "sample": "sample {run} --n 2 --solver heun --steps 2",
     "likelihood": "likelihood {run} --limit 2 --steps 2 --no-check",
@@ -83,14 +93,13 @@ def test_every_verb_is_here():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_verb_obeys_a_run(shell: Shell, moons: str, trap: None, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (Path(moons) / "config.json").rename(Path(moons) / "config.json.good")
-    line = VERBS[verb].format(run=moons)
+def test_no_verb_obeys_a_run(shell: Shell, old: str, trap: None, verb: str) -> None:
+    line = VERBS[verb].format(run=old)
     needed = () if verb == "info" else (*NEEDED, *TO_TRAIN) if verb in ("reflow", "train") else NEEDED
     # Names from two sources where a verb has code of its own for them, from one elsewhere.
     for both in zip(poisons("os:system"), poisons("trap:trap"), strict=True):
         for field, value in both if verb in ("sample", "reflow", "train") else both[:1]:
-            poisoned(moons, field, value)
+            poisoned(old, field, value)
             with pytest.raises(SystemExit) as stop:
                 shell_main(line)
             codes = (3,) if field in needed else (0,) if field in TO_TRAIN else (0, 2, 3)
@@ -103,24 +112,60 @@ def shell_main(line: str) -> None:
     main([*line.split(), "--json", *([] if line.startswith("info") else ["--quiet", "--threads", "1"])])
 
 
-def test_python_does_not_either(moons: str, trap: None) -> None:
-    (Path(moons) / "config.json").rename(Path(moons) / "config.json.good")
+def test_python_does_not_either(old: str, trap: None) -> None:
     for name in ("os:system", "trap:trap"):
         for field, value in poisons(name):
-            poisoned(moons, field, value)
+            poisoned(old, field, value)
             if field in NEEDED:
                 with pytest.raises(CheckpointError):
-                    load(moons)
+                    load(old)
                 continue
             if field not in TO_TRAIN:
                 continue
-            run = load(moons)
+            run = load(old)
             assert torch.isfinite(run.sample(2, "heun").x).all()
             for again in (run.config, replace(run.config, steps=7), replace(run.config, seed=1)):
                 with pytest.raises(CheckpointError, match="never imported"):
                     fit(replace(again, steps=1), save=False, quiet=True)
             with pytest.raises(CheckpointError, match="never imported"):
                 reflow(run, pairs=4, steps=1, save=False, quiet=True)
+
+
+def leaves(stored: Any, value: str) -> Iterator[Any]:
+    """``stored`` with each of its values in turn replaced by ``value``, at every depth."""
+    if isinstance(stored, dict):
+        for key in stored:
+            yield {**stored, key: value}
+            yield from ({**stored, key: inner} for inner in leaves(stored[key], value))
+    elif isinstance(stored, list):
+        for i in range(len(stored)):
+            yield from ([*stored[:i], inner, *stored[i + 1 :]] for inner in leaves(stored[i], value))
+
+
+def test_model_json_names_no_code(moons: str, trap: None) -> None:
+    config, model = Path(moons) / "config.json", Path(moons) / "model.json"
+    good = json.loads(config.read_text()), json.loads(model.read_text())
+    told = 0
+    for name in ("os:system", "trap:trap"):
+        for stored in leaves(good[1], name):
+            # The configuration tells the same story, so that only the door is left to refuse it.
+            spoiled = {**good[0]["config"]}
+            for field, part in (("sde", "path"), ("predict", "parametrization"), ("network", "network")):
+                if isinstance(stored[part], dict) and stored[part] != good[1][part]:
+                    found = {field: stored[part]["name"], f"{field}_options": stored[part]["options"]}
+                    spoiled |= found if field != "network" else {"network_options": {"network": stored[part]["name"]}}
+            for text in (good[0]["config"], spoiled):
+                config.write_text(json.dumps({**good[0], "config": text}))
+                model.write_text(json.dumps(stored))
+                with pytest.raises(SystemExit) as stop:
+                    shell_main(f"train --resume {moons} --steps 3")
+                assert stop.value.code in (0, 3)
+                try:
+                    load(moons)
+                except ScoresdeError as error:
+                    assert error.exit_code == 3
+                    told += "never imported" in str(error)
+    assert told >= 2 * 3  # in each of the three parts, by both names
 
 
 def test_data_json_names_no_code(moons: str, trap: None) -> None:

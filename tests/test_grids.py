@@ -9,7 +9,19 @@ import torch
 from models import ALL, normals, ring, watched
 
 from scoresde.errors import UsageError
-from scoresde.grids import Discrete, Given, Grid, Karras, LogSNR, as_grid, leading, linspace, make_grid, trailing
+from scoresde.grids import (
+    Discrete,
+    Given,
+    Grid,
+    Karras,
+    LogSNR,
+    as_grid,
+    default_grid,
+    leading,
+    linspace,
+    make_grid,
+    trailing,
+)
 from scoresde.solvers import DDIM, RungeKutta
 from scoresde.tables import GRIDS
 
@@ -139,7 +151,7 @@ def test_grids_by_name_and_as_objects_are_one():
     assert as_grid("auto") is None
     for sde in ALL.values():
         low, high = sde.times("sample")
-        assert torch.equal(make_grid("auto", sde, 9, high, low), make_grid(sde.default_grid, sde, 9, high, low))
+        assert torch.equal(make_grid("auto", sde, 9, high, low), make_grid(default_grid(sde), sde, 9, high, low))
 
 
 def test_rho_of_karras():

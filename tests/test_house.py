@@ -27,14 +27,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports from floors below its own; on floor 0 also from its neighbours, without cycles. A folder is one unit.
 FLOORS = (
     {
-        "errors", "progress", "shapes", "noise", "build", "tables", "version", "grids", "ode", "ema", "metrics", "plot",
-        "files", "tableaus",
+        "errors", "progress", "shapes", "noise", "build", "tables", "version", "ode", "ema", "metrics", "plot",
+        "files", "tableaus", "codec", "condition",
     },
     {"sde", "nn", "data"},
     {"sdes", "estimate", "paths", "discrete"},
-    {"model", "exact", "vlb", "compat", "weighting"},
-    {"solvers", "likelihood", "loss", "coupling", "times"},
-    {"config"},
+    {"model", "exact", "compat", "weighting", "grids"},
+    {"solvers", "likelihood", "coupling", "times", "spec", "vlb"},
+    {"config", "loss"},
     {"checkpoint"},
     {"run", "classifier"},
     {"train", "gallery", "bench", "features", "pictures", "compass", "single_image", "comparison"},

@@ -24,7 +24,7 @@ from scoresde import (
     elbo,
 )
 from scoresde.build import build, options_of
-from scoresde.data import DataInfo, Transform
+from scoresde.codec import Affine
 from scoresde.errors import UsageError
 from scoresde.estimate import Wrapped
 from scoresde.nn import MLP
@@ -97,9 +97,9 @@ def test_labels_that_cannot_be_are_refused(model):
     for wrong in (-1, 4, torch.tensor([0, 9])):
         with pytest.raises(UsageError, match="classes"):
             model.given(wrong)
-    with pytest.raises(UsageError, match="2 labels for 4"):
+    with pytest.raises(UsageError, match="condition of 2 rows for 4 samples"):
         model.given(torch.tensor([0, 1]))(normals(4, 2), 0.5)
-    with pytest.raises(UsageError, match="--cond class"):
+    with pytest.raises(UsageError, match="cond='class'"):
         ScoreModel(MLP(dims=2), VPSDE(), Eps()).given(0)
 
 
@@ -122,8 +122,8 @@ def test_a_subclass_of_a_wrapper_survives_the_choice_of_rows():
     labels, index = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 1])
     loud = Loud(model.given(labels), model.given(3), 2.0, extra=3.0)
     some = loud.rows(index)
-    assert type(some) is Loud and some.extra == 3.0 and some.model.cond.tolist() == [2, 1]
-    assert some.against.cond.tolist() == [3]  # one for all stays one for all
+    assert type(some) is Loud and some.extra == 3.0 and some.model.condition.label.tolist() == [2, 1]
+    assert some.against.condition.label.tolist() == [3]  # one for all stays one for all
     x = normals(4, 3)
     torch.testing.assert_close(some(x[index], 0.5).eps, loud(x, 0.5).eps[index], rtol=1e-12, atol=0)
 
@@ -217,13 +217,12 @@ def test_one_meaning_of_rtol():
 def test_a_likelihood_is_its_own_record():
     model, x = ring(VPSDE()), torch.zeros(2, 2, dtype=F64)
     asked = Likelihood(rtol=1e-3)
-    unit = Transform(*torch.tensor([[0.0], [2.0]]).double())
-    info = DataInfo("x", "x", "vector", (2,), -1.0, 1.0, None, (), 9, 1, unit)
-    scores = asked(model, x, Noise.of(2), info)
+    codec = Affine(*torch.tensor([[0.0], [2.0]]).double())
+    scores = asked(model, x, Noise.of(2), codec)
     made = scores.how
     assert (made.divergence, made.atol, made.scheme, made.dequantisation) == ("exact", 1e-3, "dopri5", "none")
     assert made.t_min == VPSDE().t_min and "auto" not in dataclasses.astuple(made)
-    again = made(model, x, Noise.of(2), info)
+    again = made(model, x, Noise.of(2), codec)
     assert torch.equal(again.log_prob, scores.log_prob) and again.how == made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scoresde.condition import Condition
 from scoresde.nn import MLP, UNet
 
 
@@ -35,12 +36,13 @@ def test_unet_returns_the_shape_it_was_given(shape):
 def test_label_and_class_matter_and_rows_do_not_mix(network, shape):
     network = randomised(network(), std=0.2)
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
-    c, cond = torch.tensor([0.0, 0.5, -1.0, 0.0]), torch.tensor([0, 1, 2, 3])
+    c, cond = torch.tensor([0.0, 0.5, -1.0, 0.0]), Condition(label=torch.tensor([0, 1, 2, 3]))
+    other = Condition(label=torch.tensor([3, 2, 1, 0]))
     out = network(x, c, cond)
     assert not torch.allclose(out, network(x, c + 1, cond), atol=1e-4)
-    assert not torch.allclose(out, network(x, c, cond.flip(0)), atol=1e-4)
+    assert not torch.allclose(out, network(x, c, other), atol=1e-4)
     for i in range(4):
-        assert torch.allclose(network(x[i : i + 1], c[i : i + 1], cond[i : i + 1])[0], out[i], atol=1e-5)
+        assert torch.allclose(network(x[i : i + 1], c[i : i + 1], cond.rows(torch.tensor([i])))[0], out[i], atol=1e-5)
 
 
 def test_networks_start_at_zero():
@@ -52,7 +54,7 @@ def test_networks_start_at_zero():
 def test_every_parameter_takes_part():
     network = UNet(1, channels=8, multipliers=(1, 2), blocks=1, attention=(1,), classes=2)
     randomised(network).requires_grad_(True)
-    out = network(torch.randn(2, 1, 8, 8), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]))
+    out = network(torch.randn(2, 1, 8, 8), torch.tensor([0.1, 0.2]), Condition(label=torch.tensor([0, 1])))
     out.square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().any())] == []
 

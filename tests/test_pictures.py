@@ -63,11 +63,11 @@ def test_even_times_are_even_in_the_straight_clock(sde):
 
 
 def test_states_are_drawn_in_data_units_and_at_unit_size():
-    info = load_data("moons").info
+    codec = load_data("moons").codec
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     x = torch.randn(3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn = shown(FlowMatching(), info, x, t)
-    expected = torch.stack([x[0], x[1] / 0.5**0.5, x[2]]) * info.transform.scale + info.transform.shift
+    drawn = shown(FlowMatching(), codec, x, t)
+    expected = torch.stack([x[0], x[1] / 0.5**0.5, x[2]]) * codec.scale + codec.shift
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-12)
     assert size_note(VPSDE(), t) == "" and "divided" in size_note(VESDE(), t)
 
@@ -110,14 +110,14 @@ def test_reverse_asks_the_model_at_the_states_it_shows(trained: Path):
     found = undo(run, 5, build("heun", SOLVERS, steps=4), 6, seed=2)
     assert found.x.shape == found.x0.shape == (6, 5, 2) and found.nfe == 8
     start = Noise.of(5, 2).normal((2,), stream="prior", dtype=torch.float64)
-    torch.testing.assert_close(found.x[0], run.info.transform.decode(start), rtol=0, atol=2e-4)  # sigma(1) = 0.99998
+    torch.testing.assert_close(found.x[0], run.codec.continuous.to_data(start), rtol=0, atol=2e-4)  # sigma(1) = 0.99998
     samples = run.sample(5, build("heun", SOLVERS, steps=4), seed=2)
     torch.testing.assert_close(found.x0[-1], samples.x, rtol=0, atol=1e-9)
     # In between: the model, asked at the state that is shown.
     size = torch.hypot(*run.model.domain.sde.coefficients(found.t))[2]
-    x = run.info.transform.encode(found.x[2]) * size
+    x = run.codec.continuous.to_model(found.x[2]) * size
     torch.testing.assert_close(
-        found.x0[2], run.info.transform.decode(run.model(x, found.t[2]).x0), rtol=0, atol=1e-9
+        found.x0[2], run.codec.continuous.to_data(run.model(x, found.t[2]).x0), rtol=0, atol=1e-9
     )
 
 
@@ -160,7 +160,7 @@ def test_images_are_followed_along_their_principal_axis(trained: Path):
     run, data = load(trained / "digits"), load_data("digits")
     axis, what = projection(run, data.train)
     assert what == "first principal axis" and float(axis.norm()) == pytest.approx(1)
-    x = run.info.transform.encode(data.train.double()).flatten(1)
+    x = run.codec.continuous.to_model(data.train.double()).flatten(1)
     largest = torch.linalg.eigvalsh(torch.cov(x.T))[-1]
     assert float((x @ axis).var()) == pytest.approx(float(largest), rel=1e-9)
 

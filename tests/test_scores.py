@@ -24,7 +24,7 @@ from scoresde import (
     Scores,
     convert,
 )
-from scoresde.data import DataInfo, Transform
+from scoresde.codec import Affine, Codec, Composed, Levels, as_affine
 from scoresde.errors import UsageError
 from scoresde.estimate import Estimate
 from scoresde.likelihood.data import _stderr, join
@@ -33,19 +33,19 @@ from scoresde.likelihood.dequantise import log_mean_exp, start_time
 TIGHT = {"rtol": 1e-5, "check": False}
 
 
-def score(model: GaussianMixture, info: DataInfo, x: Tensor, noise: Noise, **options: Any) -> Scores:
+def score(model: GaussianMixture, codec: Codec, x: Tensor, noise: Noise, **options: Any) -> Scores:
     """Data scored in double precision, with the options of the likelihood and of the call in one table."""
     names = {f.name for f in dataclasses.fields(Likelihood)}
     how = Likelihood(**{k: v for k, v in options.items() if k in names})
     rest = {k: v for k, v in options.items() if k not in names}
-    return how(model, x, noise, info, dtype=torch.float64, **rest)
+    return how(model, x, noise, codec, dtype=torch.float64, **rest)
 
 
-def levels(count: int, dims: int, shift: float | None = None, scale: float | None = None) -> DataInfo:
+def levels(count: int, shift: float | None = None, scale: float | None = None) -> Composed:
     """Whole numbers from 0 on, mapped to [-1, 1) if nothing else is said."""
     shift, scale = (count / 2 if v is None else v for v in (shift, scale))
-    transform = Transform(*(torch.tensor(v, dtype=torch.float64) for v in (shift, scale)))
-    return DataInfo("levels", "levels", "vector", (dims,), 0.0, count - 1.0, count, (), 10, 10, transform)
+    affine = Affine(*(torch.tensor(v, dtype=torch.float64) for v in (shift, scale)))
+    return Composed((Levels(0.0, count - 1.0, count), affine))
 
 
 def normal(dims: int, mean: float, std: float, sde: SDE | None = None) -> GaussianMixture:
@@ -77,19 +77,19 @@ def solved_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------------ accounting
 
 
-def accounted(info: DataInfo, log_prob: Tensor) -> Scores:
+def accounted(codec: Codec, log_prob: Tensor, dims: int) -> Scores:
     """What ``score`` makes of densities of a model, which are put in the place of the solver's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Likelihood, "solve", lambda *a, **k: solved(log_prob.tolist()))
         n = len(log_prob)
-        return score(normal(1, 0.0, 1.0), info, torch.zeros(n, *info.shape), Noise.of(n), check=False)
+        return score(normal(1, 0.0, 1.0), codec, torch.zeros(n, dims), Noise.of(n), check=False)
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(128.0, 128.0), (0.0, 255.0), (120.7, 64.2)])
 def test_uniform_data_of_256_levels_is_8_bits(shift: float, scale: float) -> None:
     # Uniform on the 256 cells, each as long as 1/scale in model units: the density is scale/256 in each dimension.
-    info = levels(256, 48, shift, scale)
-    scores = accounted(info, torch.full((3,), 48 * math.log(scale / 256), dtype=torch.float64))
+    codec = levels(256, shift, scale)
+    scores = accounted(codec, torch.full((3,), 48 * math.log(scale / 256), dtype=torch.float64), 48)
     assert scores.unit == "bits/dim" and scores.bits_per_dim is not None
     torch.testing.assert_close(scores.bits_per_dim, torch.full((3,), 8.0).double(), rtol=0, atol=1e-12)
     assert f"{scores.mean():.6f}" == "8.000000"
@@ -97,7 +97,7 @@ def test_uniform_data_of_256_levels_is_8_bits(shift: float, scale: float) -> Non
 
 
 def test_the_constant_of_256_levels_on_a_cube_of_side_2_is_7() -> None:
-    scores = accounted(levels(256, 12), torch.tensor([-30.0]).double())
+    scores = accounted(levels(256), torch.tensor([-30.0]).double(), 12)
     assert float(scores.values) == pytest.approx(30 / 12 / math.log(2) + 7, abs=1e-12)
 
 
@@ -142,23 +142,24 @@ class Rescaled:
         return Estimate(x, inner.t, inner.x0, inner.eps, self.sde)
 
 
-def pair(info: DataInfo) -> GaussianMixture:
-    """A mixture that is the same in data units, whatever the transform: N(60, 25^2)/4 + 3 N(180, 15^2)/4 per pixel."""
-    means = info.transform.encode(torch.tensor([[60.0] * info.dims, [180.0] * info.dims]).double())
-    stds = torch.tensor([25.0, 15.0]).double() / info.transform.scale
+def pair(codec: Codec) -> GaussianMixture:
+    """A mixture that is the same in data units, whatever the codec: N(60, 25^2)/4 + 3 N(180, 15^2)/4 per pixel."""
+    means = codec.continuous.to_model(torch.tensor([[60.0] * 2, [180.0] * 2]).double())
+    stds = torch.tensor([25.0, 15.0]).double() / as_affine(codec, "a mixture").scale
     return GaussianMixture(VPSDE(), means, stds, torch.tensor([0.25, 0.75]).double())
 
 
 def test_bits_per_dim_do_not_change_when_data_alpha_and_sigma_are_rescaled_together() -> None:
-    info = levels(256, 2)
+    codec = levels(256)
     x = torch.tensor([[40.0, 66.0], [150.0, 200.0]])
-    model, noise = pair(info), Noise.of(2, seed=4)
+    model, noise = pair(codec), Noise.of(2, seed=4)
     adaptive, fixed = ({"rtol": 1e-3, "atol": 1e-3, "check": False}, {"steps": 3, "check": False})
     for factor, options in ((3.0, adaptive), (0.01, fixed), (255.0, fixed)):
-        expected = score(model, info, x, noise, **options).values
+        expected = score(model, codec, x, noise, **options).values
         # the state at t_min in larger units, because the data are, or because the path makes it so
-        larger = dataclasses.replace(info, transform=Transform(info.transform.shift, info.transform.scale / factor))
-        for other, sde in ((larger, Times(factor=factor)), (info, Times(factor=factor, data_scale=factor))):
+        affine = as_affine(codec, "a scale")
+        larger = Composed((codec.parts[0], Affine(affine.shift, affine.scale / factor)))
+        for other, sde in ((larger, Times(factor=factor)), (codec, Times(factor=factor, data_scale=factor))):
             found = score(Rescaled(model, sde), other, x, noise, **options)
             torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-6)
 
@@ -170,8 +171,8 @@ def test_one_sde_gives_the_same_bits_per_dim_on_every_scale_of_the_data() -> Non
     x = torch.tensor([[40.0, 66.0], [171.0, 200.0], [60.0, 180.0]])
     found: list[Tensor] = []
     for shift, scale in scales.values():
-        info = levels(256, 2, shift, scale)
-        scores = score(pair(info), info, x, Noise.of(3), check=False)
+        codec = levels(256, shift, scale)
+        scores = score(pair(codec), codec, x, Noise.of(3), check=False)
         found.append(scores.values)
         assert scores.scale == pytest.approx(scale)
     spread = torch.stack(found).amax(0) - torch.stack(found).amin(0)
@@ -187,25 +188,26 @@ def discretised(n: int, dims: int, mean: float, std: float) -> Tensor:
     return (mean + std * torch.randn(n, dims, generator=generator, dtype=torch.float64)).floor().clamp(0, 31)
 
 
-def in_levels(info: DataInfo, mean: float, std: float) -> GaussianMixture:
-    """N(mean, std^2), in levels, in the model units of ``info``."""
-    scale = float(info.transform.scale)
-    return normal(info.dims, (mean - float(info.transform.shift)) / scale, std / scale)
+def in_levels(codec: Codec, mean: float, std: float) -> GaussianMixture:
+    """N(mean, std^2), in levels, in the model units of ``codec``."""
+    affine = as_affine(codec, "a normal")
+    scale = float(affine.scale)
+    return normal(2, (mean - float(affine.shift)) / scale, std / scale)
 
 
 @pytest.mark.usefixtures("solved_exactly")
 def test_uniform_dequantisation_bounds_the_probability_and_importance_weights_tighten_it() -> None:
     # A model one level wide: its density falls by much within a cell, and the bound is loose.
-    info, (mean, std), n = levels(32, 2), (15.3, 0.8), 1000
+    codec, (mean, std), n = levels(32), (15.3, 0.8), 1000
     x = discretised(n, 2, mean, std)
     truth = cells(x, mean, std)
     # E log p(x + u) = -log(sqrt(2 pi) std) - (d^2 + d + 1/3)/(2 std^2), d = x - mean, in every dimension
     d = x - mean
     expected = (-math.log(math.sqrt(2 * math.pi) * std) - (d.square() + d + 1 / 3) / (2 * std**2)).sum(1)
-    model = in_levels(info, mean, std)
+    model = in_levels(codec, mean, std)
 
     def figure(**options: int) -> tuple[float, float]:
-        scores = score(model, info, x, Noise.of(n), **options)
+        scores = score(model, codec, x, Noise.of(n), **options)
         gap = (truth - scores.log_prob) / (2 * math.log(2))
         return float(gap.mean()), float(gap.std()) / math.sqrt(n)
 
@@ -222,11 +224,11 @@ def test_uniform_dequantisation_bounds_the_probability_and_importance_weights_ti
 @pytest.mark.usefixtures("solved_exactly")
 def test_truncated_normal_dequantisation_bounds_the_probability_closely_for_a_model_of_bare_levels() -> None:
     # All mass in the middles of the cells: at t0 a normal with a sixth of a cell around each, which is what q is.
-    info, weights, n = levels(4, 1), torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), 4000
+    codec, weights, n = levels(4), torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), 4000
     middles = torch.arange(4).double()[:, None] + 0.5
-    model = GaussianMixture(VPSDE(), info.transform.encode(middles), torch.full((4,), 1e-6).double(), weights)
+    model = GaussianMixture(VPSDE(), codec.continuous.to_model(middles), torch.full((4,), 1e-6).double(), weights)
     x = torch.arange(4.0)[:, None].repeat(n // 4, 1)
-    scores = score(model, info, x, Noise.of(n), dequantisation="truncated-normal")
+    scores = score(model, codec, x, Noise.of(n), dequantisation="truncated-normal")
     assert scores.how.t_min == pytest.approx(start_time(VPSDE(), 1e-5, 0.5)) and scores.how.t_min > 1e-4
     assert scores.unit == "bits/dim"
     edges = (torch.stack([x, x + 1]).double() - middles.T) * 6
@@ -235,15 +237,15 @@ def test_truncated_normal_dequantisation_bounds_the_probability_closely_for_a_mo
     error = float(gap.std()) / math.sqrt(n)
     assert -3 * error < float(gap.mean()) < 2e-3, (gap.mean(), error)
     assert float((truth + weights.log2().repeat(n // 4)).abs().max()) < 5e-3, "the probabilities are the weights"
-    assert score(model, info, x, Noise.of(n)).mean() > scores.mean() + 1, "uniform is far off"
+    assert score(model, codec, x, Noise.of(n)).mean() > scores.mean() + 1, "uniform is far off"
 
 
 @pytest.mark.usefixtures("solved_exactly")
 def test_truncated_normal_dequantisation_bounds_the_probability_of_a_smooth_model() -> None:
-    info, (mean, std), n = levels(32, 2), (15.3, 1.5), 1000
+    codec, (mean, std), n = levels(32), (15.3, 1.5), 1000
     x = discretised(n, 2, mean, std)
-    model = in_levels(info, mean, std)
-    scores = score(model, info, x, Noise.of(n), dequantisation="truncated-normal", check=False)
+    model = in_levels(codec, mean, std)
+    scores = score(model, codec, x, Noise.of(n), dequantisation="truncated-normal", check=False)
     # The model at t0 is blurred by a sixth of a cell, which is its distribution then.
     gap = (cells(x, mean, math.hypot(std, 1 / 6)) - scores.log_prob) / (2 * math.log(2))
     error = float(gap.std()) / math.sqrt(n)
@@ -252,10 +254,10 @@ def test_truncated_normal_dequantisation_bounds_the_probability_of_a_smooth_mode
 
 
 def test_a_converted_model_has_the_same_figure_by_a_truncated_normal() -> None:
-    info = levels(32, 2)
-    model, x = in_levels(info, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 17.0]]).double()
+    codec = levels(32)
+    model, x = in_levels(codec, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 17.0]]).double()
     own, other = (
-        score(m, info, x, Noise.of(2), dequantisation="truncated-normal", **TIGHT)
+        score(m, codec, x, Noise.of(2), dequantisation="truncated-normal", **TIGHT)
         for m in (model, convert(model, FlowMatching()))
     )
     assert own.how.t_min > model.domain.t_min
@@ -263,9 +265,9 @@ def test_a_converted_model_has_the_same_figure_by_a_truncated_normal() -> None:
 
 
 def test_no_dequantisation_gives_the_density_of_the_levels() -> None:
-    info = levels(32, 2)
-    model, x = in_levels(info, 15.3, 3.0), torch.tensor([[14.0, 19.0], [3.0, 15.0]])
-    scores = score(model, info, x, Noise.of(2), dequantisation="none", **TIGHT)
+    codec = levels(32)
+    model, x = in_levels(codec, 15.3, 3.0), torch.tensor([[14.0, 19.0], [3.0, 15.0]])
+    scores = score(model, codec, x, Noise.of(2), dequantisation="none", **TIGHT)
     assert scores.unit == "nats" and scores.bits_per_dim is None
     truth = torch.distributions.Normal(15.3, 3.0).log_prob(x + 0.5).sum(1).double()  # the middle of the cell
     torch.testing.assert_close(scores.log_prob, truth, rtol=0, atol=1e-3)  # t_min and the prior
@@ -273,16 +275,16 @@ def test_no_dequantisation_gives_the_density_of_the_levels() -> None:
 
 
 def test_draws_are_averaged_and_importance_samples_weighed() -> None:
-    info = levels(32, 2)
-    model, noise = in_levels(info, 15.3, 1.0), Noise.of(3, seed=2, start=5)
+    codec = levels(32)
+    model, noise = in_levels(codec, 15.3, 1.0), Noise.of(3, seed=2, start=5)
     x = torch.tensor([[14.0, 16.0], [15.0, 15.0], [17.0, 12.0]]).double()
 
     def log_w(address: int) -> Tensor:
         u = noise.uniform((2,), address, "dequantise", torch.float64)
-        return model.log_prob(info.transform.encode(x + u), model.domain.t_min) + 2 * math.log(1 / 16)
+        return model.log_prob(codec.continuous.to_model(x + u), model.domain.t_min) + 2 * math.log(1 / 16)
 
     for draws, importance in ((1, 1), (2, 3)):
-        scores = score(model, info, x, noise, draws=draws, importance=importance, **TIGHT)
+        scores = score(model, codec, x, noise, draws=draws, importance=importance, **TIGHT)
         groups = [
             log_mean_exp(torch.stack([log_w(r * importance + k) for k in range(importance)])) for r in range(draws)
         ]
@@ -297,13 +299,13 @@ def test_draws_are_averaged_and_importance_samples_weighed() -> None:
 def test_importance_weights_share_their_probes() -> None:
     # log mean exp of independent noise would be too large; with a shared probe the figure is what an exact trace gives,
     # but for a noise of mean 0. A mixture, whose Jacobian is not diagonal, and one probe.
-    info = levels(32, 3)
+    codec = levels(32)
     corners = torch.tensor([[-0.3, 0.1, 0.2], [0.2, -0.2, -0.1], [0.1, 0.3, -0.3]]).double()
     model = GaussianMixture(VPSDE(), corners, torch.tensor([0.1, 0.12, 0.15]).double())
     x, noise = torch.tensor([[14.0, 16.0, 17.0]]).repeat(200, 1), Noise.of(200)
     common: dict[str, Any] = {"importance": 4, "steps": 12, "check": False}
-    exact = score(model, info, x, noise, divergence="exact", **common)
-    rough = score(model, info, x, noise, divergence="hutchinson", **common)
+    exact = score(model, codec, x, noise, divergence="exact", **common)
+    rough = score(model, codec, x, noise, divergence="hutchinson", **common)
     off = rough.log_prob - exact.log_prob
     assert float(off.std()) > 0.03, "no noise, no test"
     assert abs(float(off.mean())) < 4 * float(off.std()) / math.sqrt(200)
@@ -335,7 +337,7 @@ def test_the_errors_of_independent_draws_fall_and_of_shared_probes_do_not() -> N
 def made(model: LogLikelihood, bits: bool = True) -> Scores:
     how = Likelihood(divergence="hutchinson", probes=2, t_min=1e-5, dequantisation="uniform")
     values = -model.log_prob / (4 * math.log(2)) if bits else None
-    return Scores(model.log_prob, values, model.stderr_probes, model, how, 1.0)
+    return Scores(model.log_prob, values, model.stderr_probes, model, how, 1.0, torch.full((len(model.log_prob),), 4))
 
 
 def test_the_two_standard_errors_are_kept_apart() -> None:
@@ -362,15 +364,15 @@ def test_convergence_is_judged_in_bits_per_dimension(bits: bool) -> None:
 
 
 def test_eight_euler_steps_are_loud() -> None:
-    info = levels(32, 2)
-    model, x = in_levels(info, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 15.0]])
+    codec = levels(32)
+    model, x = in_levels(codec, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 15.0]])
     with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*more steps"):
-        scores = score(model, info, x, Noise.of(2), steps=8, scheme="euler")
+        scores = score(model, codec, x, Noise.of(2), steps=8, scheme="euler")
     assert scores.converged is False and scores.change > 0.01
     assert "8 steps of euler" in str(scores.how) and "rtol" not in str(scores.how)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fine = score(model, info, x, Noise.of(2), steps=30, scheme="rk4")
+        fine = score(model, codec, x, Noise.of(2), steps=30, scheme="rk4")
     assert fine.converged is True
 
 
@@ -399,9 +401,9 @@ def test_what_a_figure_depends_on_in_words() -> None:
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], words: str) -> None:
-    info = levels(32, 2)
+    codec = levels(32)
     with pytest.raises(UsageError, match=words):
-        score(in_levels(info, 15.0, 2.0), info, torch.zeros(2, 2), Noise.of(2), **options)
-    continuous = dataclasses.replace(info, levels=None)
-    with pytest.raises(UsageError, match="is continuous and needs no dequantisation"):
-        score(in_levels(info, 15.0, 2.0), continuous, torch.zeros(2, 2), Noise.of(2), dequantisation="uniform")
+        score(in_levels(codec, 15.0, 2.0), codec, torch.zeros(2, 2), Noise.of(2), **options)
+    continuous = codec.continuous
+    with pytest.raises(UsageError, match="continuous data need no dequantisation"):
+        score(in_levels(codec, 15.0, 2.0), continuous, torch.zeros(2, 2), Noise.of(2), dequantisation="uniform")

@@ -27,6 +27,7 @@ from scoresde import (
 )
 from scoresde.errors import UsageError
 from scoresde.grids import make_grid
+from scoresde.solvers.level import auto_level
 
 T = torch.linspace(1e-5, 1 - 1e-9, 1001, dtype=F64)
 
@@ -186,8 +187,8 @@ def test_a_use_of_the_times_that_there_is_none_is_refused():
 
 def test_default_noise_level_is_g_where_g_is_finite():
     t = torch.tensor([0.2, 0.9], dtype=F64)
-    assert torch.equal(VPSDE().noise_level(t), VPSDE().diffusion(t))
-    assert torch.allclose(FlowMatching().noise_level(torch.tensor(1.0, dtype=F64)), torch.tensor(2.0, dtype=F64).sqrt())
+    assert torch.equal(auto_level(VPSDE(), t), VPSDE().diffusion(t))
+    assert torch.allclose(auto_level(FlowMatching(), torch.tensor(1.0, dtype=F64)), torch.tensor(2.0, dtype=F64).sqrt())
 
 
 @pytest.mark.parametrize("event", [(), (2,), (3, 5), (1, 4, 6), (2, 3, 4, 5)])

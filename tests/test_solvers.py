@@ -29,9 +29,11 @@ from scipy.special import ndtri
 
 from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
 from scoresde.errors import UsageError
+from scoresde.grids import default_grid, make_grid
 from scoresde.nn import MLP
 from scoresde.ode import FAILED_NONFINITE, OK
 from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
+from scoresde.solvers.level import auto_level
 from scoresde.solvers.stochastic import reverse_diffusion_step
 
 SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
@@ -121,17 +123,16 @@ def test_euler_maruyama_has_the_moments_of_its_own_recursion(name):
     # For Gaussian data every step is affine, so the sampler's moments are known without Monte Carlo.
     sde, mu, s0, steps = FOUR[name], 0.3, 0.15, 50
     model = gaussian(sde, dims=1, mean=mu, std=s0)
-    from scoresde.grids import make_grid
 
     low, high = model.domain.interval("sample")
-    times = make_grid(sde.default_grid, sde, steps, high, low)
+    times = make_grid(default_grid(sde), sde, steps, high, low)
 
     def step(t, s):
         # velocity = alpha' x0 + sigma' eps with x0, eps affine in x: probe it at two points.
         x = torch.tensor([[0.0], [1.0]], dtype=F64)
         tt = torch.tensor(t, dtype=F64)
         e = model(x, tt)
-        level = float(sde.noise_level(tt))
+        level = float(auto_level(sde, tt))
         y = x - (t - s) * (e.velocity - level**2 / 2 * e.score)
         return float(y[1] - y[0]), float(y[0]), level * math.sqrt(t - s)
 

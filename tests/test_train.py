@@ -19,12 +19,16 @@ from torch import Tensor
 from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
 from scoresde import train as module
 from scoresde.checkpoint import newest_checkpoint
+from scoresde.condition import Condition
 from scoresde.config import build_sde
+from scoresde.data import Dataset
+from scoresde.data.batch import Batch, Batches, Rows
 from scoresde.errors import CheckpointError, NumericalError, Preempted, UsageError
 from scoresde.files import read_json, read_lines, read_tensors
 from scoresde.loss import denoising_loss
+from scoresde.noise import keyed
 from scoresde.progress import Progress
-from scoresde.train import Batches, prepared
+from scoresde.train import prepared
 from scoresde.weighting import Weight
 
 
@@ -232,12 +236,17 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def order(data: Dataset, size: int, seed: int = 0) -> Batches:
+    """The batches that training draws of the rows of ``data``."""
+    return Batches(Rows(data.train, data.codec), size, seed)
+
+
 @pytest.mark.parametrize("size", [1, 5, 11, 22])
 def test_an_epoch_has_every_row_once(rows: str, size: int) -> None:
     data = load_data(rows)
     count = len(data.train)
-    batches = Batches(data, size, seed=0)
-    stream = torch.cat([batches.at(i)[0][:, 0, 0, 0] for i in range(3 * count // size + 1)]).tolist()
+    batches = order(data, size)
+    stream = torch.cat([data.train[batches.index(i)][:, 0, 0, 0] for i in range(3 * count // size + 1)]).tolist()
     truth = sorted(data.train[:, 0, 0, 0].tolist())
     epochs = [stream[i * count : (i + 1) * count] for i in range(3)]
     for epoch in epochs:
@@ -247,14 +256,22 @@ def test_an_epoch_has_every_row_once(rows: str, size: int) -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone(rows: str) -> None:
     data = load_data(rows)
-    forward = Batches(data, 5, seed=1)
-    batches = [forward.at(i) for i in range(12)]
+    source = Rows(data.train, data.codec, data.train_labels, 4)
+    forward = Batches(source, 5, seed=1)
+
+    def at(batches: Batches, step: int) -> Batch:
+        return batches.at(step, keyed(1, step), torch.float64)
+
+    batches = [at(forward, i) for i in range(12)]
     for i in reversed(range(12)):
-        x, y = Batches(data, 5, seed=1).at(i)
-        assert torch.equal(x, batches[i][0]) and y is not None and torch.equal(y, batches[i][1])
-        assert len(x) == 5 and torch.equal(y, x[:, 0, 0, 0].long() % 4), "a label lost its row"
-    assert torch.equal(forward.at(3)[0], batches[3][0])
-    assert not torch.equal(Batches(data, 5, seed=2).at(0)[0], batches[0][0])
+        again = at(Batches(source, 5, seed=1), i)
+        assert again.condition is not None and batches[i].condition is not None
+        label = again.condition.label
+        assert torch.equal(again.x0, batches[i].x0) and torch.equal(label, batches[i].condition.label)
+        x = data.codec.to_data(again.x0)[:, 0, 0, 0].long()
+        assert len(x) == 5 and torch.equal(label, x % 4), "a label lost its row"
+    assert torch.equal(at(forward, 3).x0, batches[3].x0)
+    assert not torch.equal(Batches(source, 5, seed=2).index(0), forward.index(0))
 
 
 # ---------------------------------------------------------------------------------------------------------- schedule
@@ -278,7 +295,7 @@ def test_the_schedule_moves_the_weights() -> None:
     moved = []
     for warmup in (1, 1000):
         config = dataclasses.replace(TINY, steps=1, warmup=warmup, decay="none", lr=0.1, ema=0.0)
-        _, start = prepared(config, load_data("moons"))
+        _, start, _ = prepared(config, load_data("moons"))
         end = fit(config, save=False, quiet=True).model.state_dict()
         moved.append(max(float((end[k] - v).abs().max()) for k, v in start.state_dict().items()))
     assert moved == pytest.approx([0.1, 1e-4], rel=0.02)
@@ -294,17 +311,17 @@ class Seen:
         self.x0: list[Tensor] = []
         self.t: list[Tensor] = []
         self.noise: list[Tensor] = []
-        self.cond: list[Tensor | None] = []
+        self.cond: list[Condition | None] = []
         self.loss = loss
         monkeypatch.setattr(module, "denoising_loss", self)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None, weighting: Weight
+        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None, weighting: Weight
     ) -> Tensor:
         self.x0.append(x0.clone())
         self.t.append(t.clone())
         self.noise.append(noise.clone())
-        self.cond.append(None if cond is None else cond.clone())
+        self.cond.append(cond)
         nothing = sum(p.sum() * 0 for p in model.parameters()) + torch.zeros(len(x0))
         if self.loss is not None:
             return nothing + self.loss(len(self.x0), t)
@@ -320,8 +337,8 @@ def test_quantised_data_are_dequantised_with_fresh_noise_each_step(rows: str, mo
     draws, ordered = [], []
     for step, x0 in enumerate(seen.x0):
         assert x0.dtype == torch.float32 and x0.shape == (22, 1, 2, 3)
-        x = Batches(data, 22, 0).at(step)[0]
-        raw = data.info.transform.decode(x0.double())
+        x = data.train[order(data, 22).index(step)]
+        raw = data.codec.continuous.to_data(x0.double())
         u = raw - x
         assert (u > -1e-4).all() and (u < 1 + 1e-4).all(), "outside the bin of its level"
         assert torch.equal(raw.floor()[(u > 1e-3) & (u < 0.999)], x.double()[(u > 1e-3) & (u < 0.999)])
@@ -338,8 +355,8 @@ def test_quantised_data_are_dequantised_with_fresh_noise_each_step(rows: str, mo
 def test_continuous_data_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     data, seen = load_data("moons"), Seen(monkeypatch)
     fit(TINY, data=data, save=False, quiet=True)
-    x = Batches(data, 16, 0).at(1)[0]
-    torch.testing.assert_close(seen.x0[1], data.info.transform.encode(x))
+    x = data.train[order(data, 16).index(1)]
+    torch.testing.assert_close(seen.x0[1], data.codec.continuous.to_model(x))
 
 
 def test_times_and_noise_are_fresh_and_in_the_domain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,10 +401,10 @@ def test_labels_are_left_out_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) 
     fit(config, data=data, save=False, quiet=True)
     masks = []
     for step, cond in enumerate(seen.cond):
-        labels = Batches(data, 1000, 0).at(step)[1]
-        assert cond is not None and labels is not None and cond.dtype == torch.int64
-        dropped = cond == 10
-        assert torch.equal(cond[~dropped], labels[~dropped])
+        labels = data.train_labels[order(data, 1000).index(step)]  # type: ignore[index]
+        assert cond is not None and cond.label is not None and cond.label.dtype == torch.int64
+        dropped = cond.label == 10
+        assert torch.equal(cond.label[~dropped], labels[~dropped])
         masks.append(dropped)
     rate = torch.stack(masks).double().mean()
     assert float(rate) == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 4000))
@@ -413,7 +430,7 @@ def test_what_a_run_folder_holds(trained: Path) -> None:
     for name in ("digits", "classes", "moons"):
         folder = trained / name
         assert {p.name for p in folder.iterdir()} == {
-            "config.json", "data.json", "metrics.jsonl", "samples", "plots", "checkpoints",
+            "config.json", "data.json", "model.json", "metrics.jsonl", "samples", "plots", "checkpoints",
         }  # fmt: skip
         assert sorted(p.name for p in (folder / "samples").iterdir()) == [f"step-00000{i}.png" for i in (1, 2, 3)]
         assert [p.name for p in (folder / "plots").iterdir()] == ["loss.png"]
@@ -521,10 +538,10 @@ def test_values_that_cannot_be_right(changes: dict[str, object], message: str) -
 
 
 def test_a_small_data_set_has_small_batches(rows: str) -> None:
-    config, _ = prepared(TrainConfig(data=rows, preset="mlp", batch=64), load_data(rows))
+    config, *_ = prepared(TrainConfig(data=rows, preset="mlp", batch=64), load_data(rows))
     assert config.batch == 22 and config.predict == "edm" and config.warmup >= 1
 
 
 def test_configurations_survive_json() -> None:
-    config, _ = prepared(dataclasses.replace(TINY, sde="ve", sde_options={"sigma_max": 7.0}), load_data("moons"))
+    config, *_ = prepared(dataclasses.replace(TINY, sde="ve", sde_options={"sigma_max": 7.0}), load_data("moons"))
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -144,7 +144,7 @@ def _source(
 
     if samples is not None and data is not None and run is None:
         dataset = load_data(data)
-        return _Source(dataset, samples.parent, None, None, read_samples(samples, dataset.info))
+        return _Source(dataset, samples.parent, None, None, read_samples(samples, dataset))
     folder = find_run(run)
     loaded = None if samples is not None else load_run(run, sde, device, threads, dtype)
     config = TrainConfig.from_dict(read_config(folder))
@@ -155,7 +155,7 @@ def _source(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
             f"{loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
         )
-    given = None if samples is None else read_samples(samples, theirs)
+    given = None if samples is None else read_samples(samples, dataset)
     return _Source(dataset, folder, folder / "classifier" if data is None else None, loaded, given)
 
 

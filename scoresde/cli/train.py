@@ -149,7 +149,7 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
 
     from ..train import fit, prepared
 
-    resolved, model = prepared(config, dataset)
+    resolved, model, _ = prepared(config, dataset)
     fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=device, quiet=True)
     began = time.monotonic()
     fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=device, quiet=True)

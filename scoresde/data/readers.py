@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "READABLE", "Raw", "read_digits", "read_path"]
+__all__ = ["IMAGE_SUFFIXES", "READABLE", "Raw", "raw_of", "read_digits", "read_path"]
 
 Array = NDArray[Any]
 
@@ -98,7 +98,7 @@ def read_digits() -> Raw:
     return Raw("image", images[:, None], train_labels=labels, classes=classes, levels=(0, 16, 17))
 
 
-def _index_labels(path: Path, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
+def _index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
     """Replace label values by indexes into the sorted values found in all parts; return those as names."""
     found = [p for p in parts if p is not None]
     for p in found:
@@ -351,7 +351,11 @@ def _read_numpy(path: Path) -> Raw:
                 "loaded: save plain numbers of one shape, np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
         raise DataError(f"{path}: damaged or not a NumPy file ({error})") from error
+    return raw_of(arrays, path)
 
+
+def raw_of(arrays: dict[str, Array], path: Path | str) -> Raw:
+    """What arrays by name hold: the data, perhaps with labels and a split of their own; ``path`` is for messages."""
     label_keys = [k for k in ("y_train", "y", "labels", "label") if k in arrays]
     data_keys = [k for k in arrays if k not in (*label_keys, "y_test")]
     known = [k for k in ("x_train", "x", "images", "data") if k in arrays]
@@ -377,14 +381,14 @@ def _read_numpy(path: Path) -> Raw:
     return Raw(kind, train, test, train_y, test_y, classes, channels_last=channels_last)
 
 
-def _labels(path: Path, key: str, arrays: dict[str, Array], n: int) -> Array:
+def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Array:
     y = arrays[key]
     if y.shape not in ((n,), (n, 1)):
         raise DataError(f"{path}: array {key!r} of labels is {y.shape} for {n} samples: one label per sample")
     return y.reshape(n)
 
 
-def _layout(path: Path, key: str, x: Array) -> tuple[str, bool]:
+def _layout(path: Path | str, key: str, x: Array) -> tuple[str, bool]:
     """Decide by rank, dtype and sizes what an array holds: its kind, and whether its channels are last."""
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
@@ -408,7 +412,7 @@ def _layout(path: Path, key: str, x: Array) -> tuple[str, bool]:
     )
 
 
-def _checked(path: Path, key: str, x: Array, kind: str, channels_last: bool) -> Array:
+def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: bool) -> Array:
     """Bring an array to ``(N, *event)``, channels first, floats as finite float32."""
     if x.dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..data import DataInfo
+from ..codec import Codec, Levels, as_affine
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
@@ -49,6 +49,7 @@ class Scores:
         model: What the solver returned for the first draw, in model units; evaluations and failures are those of all.
         how: What the figure depends on, every option resolved.
         scale: Data units per model unit, the geometric mean over an event.
+        dims: How many numbers each sample really has, int64, shape ``(n,)``.
     """
 
     log_prob: Tensor
@@ -57,6 +58,7 @@ class Scores:
     model: LogLikelihood
     how: Likelihood
     scale: float
+    dims: Tensor
 
     def __str__(self) -> str:
         return f"{self.mean():.4f} ± {self.stderr_mean():.4f} {self.unit} ({self.depends_on()})"
@@ -76,9 +78,10 @@ class Scores:
         return "nats" if self.bits_per_dim is None else "bits/dim"
 
     @property
-    def nats_per_unit(self) -> float:
-        """How many nats of a sample one unit of ``values`` is."""
-        return 1.0 if self.bits_per_dim is None else self.model.z[0].numel() * math.log(2)
+    def nats_per_unit(self) -> Tensor:
+        """How many nats of each sample one unit of ``values`` is, float64 ``(n,)``."""
+        nats = self.dims.double() * math.log(2)
+        return torch.ones_like(nats) if self.bits_per_dim is None else nats
 
     @property
     def change(self) -> float:
@@ -86,15 +89,16 @@ class Scores:
 
         NaN if none were.
         """
-        checked = self.model.change[~self.model.change.isnan()]
-        return float(checked.max()) / self.nats_per_unit if len(checked) else math.nan
+        changes = self.model.change / self.nats_per_unit
+        checked = changes[~changes.isnan()]
+        return float(checked.max()) if len(checked) else math.nan
 
     @property
     def converged(self) -> bool | None:
         """Whether the change is small, at most 0.01 bits per dimension; ``None`` if that was not checked."""
-        if math.isnan(self.change):
-            return None
-        return self.change * self.nats_per_unit <= ALLOWED * self.model.z[0].numel() * math.log(2)
+        bits = self.model.change / (self.dims.double() * math.log(2))
+        checked = bits[~bits.isnan()]
+        return bool((checked <= ALLOWED).all()) if len(checked) else None
 
     def mean(self) -> float:
         """Mean over the samples that were solved."""
@@ -107,29 +111,33 @@ class Scores:
 
     def stderr_sample(self) -> float:
         """Root mean square of ``stderr_probes`` over the samples, in the unit of the values."""
-        return float(self.stderr_probes[self.model.ok].double().square().mean().sqrt()) / self.nats_per_unit
+        errors = (self.stderr_probes / self.nats_per_unit)[self.model.ok]
+        return float(errors.double().square().mean().sqrt())
 
 
 def join(pieces: Sequence[Scores]) -> Scores:
     """Put the scores of a data set that was scored in parts together again."""
     model = LogLikelihood.join([p.model for p in pieces])
     bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
-    log_prob, stderr = (torch.cat([getattr(p, name) for p in pieces]) for name in ("log_prob", "stderr_probes"))
-    return Scores(log_prob, torch.cat(bits) if bits else None, stderr, model, pieces[0].how, pieces[0].scale)
+    log_prob, stderr, dims = (
+        torch.cat([getattr(p, name) for p in pieces]) for name in ("log_prob", "stderr_probes", "dims")
+    )
+    return Scores(log_prob, torch.cat(bits) if bits else None, stderr, model, pieces[0].how, pieces[0].scale, dims)
 
 
-def begins(model: Denoiser, info: DataInfo | None = None, dequantisation: str = "none") -> float:
+def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "none") -> float:
     """The time at which the path of a likelihood begins by default."""
     low = model.domain.interval("likelihood")[0]
-    if info is None or info.bin_width is None or dequantisation != "truncated-normal":
+    if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
-    return start_time(model.domain.sde, low, info.bin_width / float(info.transform.scale.max()))
+    scale = as_affine(codec, "truncated-normal dequantisation").scale
+    return start_time(model.domain.sde, low, codec.levels.width / float(scale.max()))
 
 
 def score(
     likelihood: Likelihood,
     model: Denoiser,
-    info: DataInfo,
+    codec: Codec,
     x: Tensor,
     noise: Noise | None = None,
     *,
@@ -144,7 +152,7 @@ def score(
     Args:
         likelihood: How.
         model: The denoiser; its conditioning has one row for each sample, or one for all.
-        info: The data's units and levels.
+        codec: The map from data units to the model's.
         x: Data in data units, shape ``(n, *event)``.
         noise: Addresses of the samples' draws (dequantisation and probes), on the model's device.
         dtype: In which to solve.
@@ -161,8 +169,9 @@ def score(
     if batch < 1:
         raise UsageError(f"batch is {batch}; at least 1 sample is solved at once", parameter="batch")
     noise = Noise.of(len(x)) if noise is None else noise
-    how = likelihood.resolved(model, info.dims, info)
-    states = _States(how, model, info, x.cpu(), noise, dtype)
+    dims = codec.dims(x)
+    how = likelihood.resolved(model, dims if isinstance(dims, int) else int(dims.max()), codec)
+    states = _States(how, model, codec, x.cpu(), noise, dtype)
     everyone = torch.arange(len(x), device=noise.indices.device)
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
@@ -180,7 +189,7 @@ def score(
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
     """The scores of ``rows``, int64 ``(b,)``: R draws of K weights each."""
-    info, model, noise = states.info, states.model.rows(rows), states.noise.rows(rows)
+    codec, model, noise = states.codec, states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
     for r in range(how.draws):
@@ -197,9 +206,11 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
         divergences=torch.stack([s.divergences for s in solved]).sum(0),
         status=torch.stack([s.status for s in solved]).amax(0),
     )
-    bits = None if how.dequantisation == "none" else bits_per_dim(log_prob, info.dims)
-    scale = float(info.transform.scale.log().mean().exp())
-    return Scores(log_prob, bits, _stderr(solved, torch.stack(log_w)), merged, how, scale)
+    x = states.x[rows.cpu()].double()
+    log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
+    bits = None if how.dequantisation == "none" else bits_per_dim(log_prob, dims)
+    scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
+    return Scores(log_prob, bits, _stderr(solved, torch.stack(log_w)), merged, how, scale, dims)
 
 
 @dataclass(frozen=True)
@@ -208,38 +219,46 @@ class _States:
 
     how: Likelihood
     model: Denoiser
-    info: DataInfo
+    codec: Codec
     x: Tensor
     noise: Noise
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """The state of ``rows: (b,)`` at ``t_min``, ``(b, *event)``, and the correction ``log p - log w``, ``(b,)``."""
-        u = self.noise.rows(rows).uniform(self.info.shape, draw, "dequantise", torch.float64).cpu()
-        state, log_q = self._spread(self.x[rows.cpu()].double(), u)
+        """The state of ``rows: (b,)`` at ``t_min``, ``(b, *event)``, and ``log p - log w``, ``(b,)``."""
+        x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
+        u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
+        if self.how.dequantisation == "truncated-normal":
+            state, log_q = self._truncated(codec, x, u)
+        elif self.how.dequantisation == "uniform":
+            state, log_q = codec.to_model(x, noise=u), self._minus_log_det(codec, x)
+        else:
+            middle = x if codec.levels is None else codec.levels.to_model(x, noise=torch.full_like(u, 0.5))
+            state, log_q = codec.continuous.to_model(middle), self._minus_log_det(codec.continuous, middle)
         return state.to(device=rows.device, dtype=self.dtype), log_q.to(rows.device)
 
-    def _spread(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        info, t0 = self.info, self.how.t_min
-        log_scale = info.transform.log_scale(info.shape)
-        if self.how.dequantisation == "none" or info.bin_width is None:
-            same = torch.full((len(x),), log_scale, dtype=x.dtype)
-            return info.transform.encode(x + (info.bin_width or 0) / 2), same
-        if self.how.dequantisation == "uniform":
-            log_q = -info.dims * math.log(info.bin_width)
-            state = info.transform.encode(info.dequantise(x, u))
-            return state, torch.full((len(x),), log_scale + log_q, dtype=x.dtype)
-        # x + b/2 + s e, s = scale sigma/alpha, is alpha times itself at t0
-        domain = self.model.domain
+    @staticmethod
+    def _minus_log_det(codec: Codec, x: Tensor) -> Tensor:
+        log_det = codec.log_det(x)
+        if log_det is None:
+            raise UsageError(f"the data go through {codec}, which has no log-determinant, and so no likelihood")
+        return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
+
+    def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``x + b/2 + s e`` with e a normal that is cut off at the ends of the cell."""
+        levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
+        assert isinstance(levels, Levels)
+        # s = scale sigma/alpha: the state is alpha times this at t0
+        domain, shape = self.model.domain, x.shape[1:]
         alpha, sigma = domain.sde.coefficients(torch.tensor(t0, dtype=torch.float64))
-        std = info.transform.scale * sigma / alpha
-        e, log_q_e = truncated_normal(u, info.bin_width / (2 * std))
+        std = affine.scale * sigma / alpha
+        e, log_q_e = truncated_normal(u, levels.width / (2 * std))
         # a converted model takes states at its beginning in the unit of its own path
         alpha = alpha / (domain.sde.data_scale if t0 == domain.interval("likelihood")[0] else 1.0)
-        state = alpha * info.transform.encode(x + info.bin_width / 2 + std * e)
+        state = alpha * affine.to_model(x + levels.width / 2 + std * e)
         # log q = log q(e) - sum log s, and the density of v is alpha^D that of the state
-        log_std = float(torch.broadcast_to(std, info.shape).log().sum())
-        return state, log_q_e - log_std + log_scale - info.dims * alpha.log()
+        log_std = float(torch.broadcast_to(std, shape).log().sum())
+        return state, log_q_e - log_std + affine.log_scale(shape) - math.prod(shape) * alpha.log()
 
 
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ..data import DataInfo
+from ..codec import Codec
 from ..errors import UsageError
 from ..estimate import Denoiser
 from ..noise import Noise
@@ -138,13 +138,13 @@ class Likelihood:
     def _default_scheme(self) -> str:
         return "dopri5" if self.steps is None else "rk4"
 
-    def resolved(self, model: Denoiser, dims: int, info: DataInfo | None = None) -> Likelihood:
+    def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
         """The same with every ``auto`` and ``None`` replaced by what it stands for.
 
         Args:
             model: The model.
             dims: Numbers in an event.
-            info: The data's units and levels; without it, what is said of levels stays as it is.
+            codec: The data's map to model units; without it, what is said of levels stays as it is.
 
         Raises:
             UsageError: If an option does not suit the data.
@@ -157,28 +157,26 @@ class Likelihood:
             scheme=self._default_scheme if self.scheme == "auto" else self.scheme,
             redraw=self.redraw and self.importance == 1,
         )
-        if info is None:
+        if codec is None:
             return changed if self.t_min is not None else replace(changed, t_min=begins(model))
-        levels = info.levels is not None
+        levels = codec.levels is not None
         dequantisation = self.dequantisation
         if dequantisation == "auto":
             dequantisation = "uniform" if levels else "none"
         if dequantisation != "none" and not levels:
-            raise UsageError(
-                f"{info.name} is continuous and needs no dequantisation; use none", parameter="dequantisation"
-            )
-        t_min = begins(model, info, dequantisation) if self.t_min is None else self.t_min
+            raise UsageError("continuous data need no dequantisation; use none", parameter="dequantisation")
+        t_min = begins(model, codec, dequantisation) if self.t_min is None else self.t_min
         return replace(changed, dequantisation=dequantisation, t_min=t_min)
 
     @overload
     def __call__(
-        self, model: Denoiser, x: Tensor, noise: Noise | None = None, info: None = None, *, batch: int = 256,
+        self, model: Denoiser, x: Tensor, noise: Noise | None = None, codec: None = None, *, batch: int = 256,
         memory: int | None = None, check: bool = True, watch: Callable[[LogLikelihood], object] | None = None,
     ) -> LogLikelihood: ...  # fmt: skip
 
     @overload
     def __call__(
-        self, model: Denoiser, x: Tensor, noise: Noise | None, info: DataInfo, *, batch: int = 256,
+        self, model: Denoiser, x: Tensor, noise: Noise | None, codec: Codec, *, batch: int = 256,
         memory: int | None = None, check: bool = True, watch: Callable[[Scores], object] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Scores: ...  # fmt: skip
@@ -188,7 +186,7 @@ class Likelihood:
         model: Denoiser,
         x: Tensor,
         noise: Noise | None = None,
-        info: DataInfo | None = None,
+        codec: Codec | None = None,
         *,
         batch: int = 256,
         memory: int | None = None,
@@ -196,13 +194,13 @@ class Likelihood:
         watch: Callable[..., object] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> LogLikelihood | Scores:
-        """The log-likelihood of each row: a density in model units, or with ``info`` a figure in the data's.
+        """The log-likelihood of each row: a density in model units, or with ``codec`` a figure in the data's.
 
         Args:
             model: Any denoiser.
-            x: Shape ``(B, *event)``: the state at ``t_min`` in model units, or with ``info`` the data.
+            x: Shape ``(B, *event)``: the state at ``t_min`` in model units, or with ``codec`` the data.
             noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
-            info: The data's units and levels.
+            codec: The map from data units to the model's.
             batch: Rows solved at once, at most; ``difference`` shows the model two states of each.
             memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
             check: Solve up to 16 of the rows again, at a tolerance ten times as tight (as loose, where the numbers do
@@ -214,9 +212,9 @@ class Likelihood:
         Raises:
             UsageError: If an option cannot be used.
         """
-        if info is not None:
+        if codec is not None:
             return score(
-                self, model, info, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
+                self, model, codec, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
                 watch=watch,
             )  # fmt: skip
         return log_likelihood(model, x, self, noise=noise, batch=batch, memory=memory, check=check, watch=watch)

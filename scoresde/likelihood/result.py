@@ -65,15 +65,17 @@ def settled(status: Tensor, log_prob: Tensor) -> Tensor:
     return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 
-def bits_per_dim(log_prob: Tensor, dims: int, log_cell: float = 0.0) -> Tensor:
+def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) -> Tensor:
     """Bits per dimension from nats in model units (:mod:`scoresde.likelihood`, eq. 2).
 
     Args:
         log_prob: Nats, shape ``(B,)``: a density, or with ``log_cell`` 0 a probability.
-        dims: Number of dimensions D.
+        dims: Number of dimensions D, or one for each row, shape ``(B,)``.
         log_cell: ``sum_d log(b / scale_d)``, the log volume of a cell in model units.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)
     8.0
     """
+    if isinstance(dims, Tensor):
+        dims = dims.to(log_prob)
     return -(log_prob + log_cell) / (dims * math.log(2))

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..condition import Condition
+
 __all__ = ["NoiseEmbedding", "zero"]
 
 
@@ -29,12 +31,12 @@ class NoiseEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.classes = nn.Embedding(classes + 1, 2 * features) if classes else None
 
-    def forward(self, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``c: (B,)`` and ``cond: (B,)`` int64 to ``(B, width)``."""
+    def forward(self, c: Tensor, cond: Condition | None = None) -> Tensor:
+        """The noise label ``c: (B,)``, and the class of each row if ``cond`` says it, to ``(B, width)``."""
         angle = c[:, None] * self.frequencies.to(c.dtype)
         features = math.sqrt(2) * torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
-        if self.classes is not None and cond is not None:
-            features = features + self.classes(cond)
+        if self.classes is not None and cond is not None and cond.label is not None:
+            features = features + self.classes(cond.label)
         out: Tensor = self.mlp(features)
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..condition import Condition
 from ..errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
@@ -56,8 +57,8 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
 
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x: (B, *event)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``.
+    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
+        """``x: (B, *event)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
 
         With ``outputs`` above 1, that many times its first axis: ``(B, outputs C, ...)``.
         """

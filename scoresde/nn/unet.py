@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..condition import Condition
 from ..errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
@@ -153,8 +154,8 @@ class UNet(nn.Module):
                 self.upsample.append(_conv(dims, current, current))
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, outputs * channels_in)))
 
-    def forward(self, x: Tensor, c: Tensor, cond: Tensor | None = None) -> Tensor:
-        """``x: (B, C, *space)``, noise label ``c: (B,)``, class ``cond: (B,)`` int64; returns the shape of ``x``.
+    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
+        """``x: (B, C, *space)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
 
         With ``outputs`` above 1, that many times its channels: ``(B, outputs C, *space)``.
         """

@@ -27,6 +27,7 @@ from ..grids import make_grid
 from ..noise import Noise
 from ..shapes import expand, flat, rms_flat, time_dtype
 from .base import Solution, Solver, Watch, fixed_solution
+from .level import auto_level
 from .trajectory import Step
 
 __all__ = ["ENGINES", "TorchSDE"]
@@ -135,11 +136,11 @@ class TorchSDE(Solver):
             def f(self, s: Tensor, y: Tensor) -> Tensor:
                 t = self.time(s)
                 estimate = counted(y.reshape(shape), t)
-                level = eta * sde.noise_level(t)
+                level = eta * auto_level(sde, t)
                 return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
 
             def g(self, s: Tensor, y: Tensor) -> Tensor:
-                return (eta * sde.noise_level(self.time(s))).to(y.dtype).expand_as(y)
+                return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
 
         start = flat(x)
         # One word of the first row's address, so that no two batches share their Brownian motion.

@@ -24,7 +24,7 @@ from ..build import resolve
 from ..errors import UsageError
 from ..sde import SDE
 
-__all__ = ["LEVELS", "Level", "check_level", "level_of", "ratios"]
+__all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
 
 Level = str | Callable[[SDE, Tensor], Tensor]
 
@@ -35,6 +35,11 @@ def _g(sde: SDE, t: Tensor) -> Tensor:
     return torch.where(alpha > 1e-6 * sigma, sde.diffusion(t), torch.inf)
 
 
+def auto_level(sde: SDE, t: Tensor) -> Tensor:
+    """``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, in the shape of ``t``."""
+    return sde.diffusion(t) if sde.finite_g else torch.sqrt(2 * sde.coefficients(t)[1])
+
+
 def _er(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
     power = (sigma / alpha).pow(0.3)
@@ -43,7 +48,7 @@ def _er(sde: SDE, t: Tensor) -> Tensor:
 
 
 LEVELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
-    "auto": lambda sde, t: sde.noise_level(t),
+    "auto": auto_level,
     "g": _g,
     "sigma": lambda sde, t: torch.sqrt(2 * sde.coefficients(t)[1]),
     "er": _er,

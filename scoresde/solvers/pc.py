@@ -41,6 +41,7 @@ from ..estimate import Denoiser
 from ..noise import Noise
 from .base import FixedStep
 from .langevin import check_corrector, langevin_step, norm_ratio
+from .level import auto_level
 from .stochastic import ancestral_step, ddim_step, euler_step, forward_step, reverse_diffusion_step
 
 __all__ = ["PREDICTORS", "PredictorCorrector", "annealed_langevin", "reverse_diffusion"]
@@ -50,7 +51,7 @@ Predictor = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor], Tensor]  # (mod
 PREDICTORS: dict[str, Predictor] = {
     "reverse-diffusion": reverse_diffusion_step,
     "ancestral": ancestral_step,
-    "em": lambda model, x, t, s, z: euler_step(model, x, t, s, z, model.domain.sde.noise_level(t)),
+    "em": lambda model, x, t, s, z: euler_step(model, x, t, s, z, auto_level(model.domain.sde, t)),
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }

@@ -42,7 +42,7 @@ from ..noise import Noise
 from ..sde import SDE
 from ..shapes import expand
 from .base import FixedStep
-from .level import Level, check_level, level_of
+from .level import Level, auto_level, check_level, level_of
 
 __all__ = [
     "DDIM", "Ancestral", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "drift_weights",
@@ -74,7 +74,7 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
     if not model.domain.sde.finite_g:
         # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
         # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
-        return euler_step(model, x, t, s, z, model.domain.sde.noise_level(t))
+        return euler_step(model, x, t, s, z, auto_level(model.domain.sde, t))
     a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
     return expand(2 - a, x) * x + expand(variance, x) * score + expand(variance.sqrt(), x) * z

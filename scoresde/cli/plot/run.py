@@ -139,7 +139,7 @@ def trajectories(
     n = n or (1000 if loaded.info.kind == "vector" else 200)
     say(quiet, f"sampling {n} twice from {loaded.folder} (step {loaded.step:,})")
     found = paths(loaded, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=seed)
-    real = loaded.info.transform.encode(data.test.double()).flatten(1) @ axis
+    real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis
     ends = {"flow": found.flow[-1], "sde": found.sde[-1]}
     facts = {
         "run": str(loaded.folder), "solver": repr(noisy), "n": n, "seed": seed, "projection": what,

@@ -77,7 +77,7 @@ def forward(
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
     file = target(out, Path("forward.png"))
     times = make_grid(grid, chosen, steps, *chosen.times("train"))
-    x0 = info.transform.encode(dataset.test[:count].double())
+    x0 = dataset.codec.continuous.to_model(dataset.test[:count].double())
     found = dissolve(chosen, x0, times, Noise.of(len(x0), seed))
     spread = {"jump": float(found.spread[0].mean()), "chain": float(found.spread[1].mean())}
     blocks = {
@@ -90,7 +90,7 @@ def forward(
         f"{spread['jump']:.3f} by the jump, {spread['chain']:.3f} step by step."
     )
     figure = strips(
-        {title: shown(chosen, info, x, times) for title, x in blocks.items()},
+        {title: shown(chosen, dataset.codec, x, times) for title, x in blocks.items()},
         ["data", *column_labels(times[1:])], info.kind, info.low, info.high,
         coloured_by=x0 if info.kind == "vector" else None, note=note + size_note(chosen, times),
     )  # fmt: skip

@@ -1,0 +1,13 @@
+"""Codecs: data units to model units and back, with the log-determinant that a likelihood needs.
+
+``base`` says what a codec is and composes them, ``affine`` is a shift and a scale, ``dequantise`` turns levels into
+continuous values.
+"""
+
+from __future__ import annotations
+
+from .affine import Affine, as_affine
+from .base import Codec, Composed, digest, from_dict, to_dict
+from .dequantise import Levels
+
+__all__ = ["Affine", "Codec", "Composed", "Levels", "as_affine", "digest", "from_dict", "to_dict"]

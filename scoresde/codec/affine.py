@@ -1,0 +1,77 @@
+"""A shift and a scale,  m = (x - shift) / scale,  whose log-determinant is minus the sum of log scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, UsageError
+from ..shapes import time_dtype
+from .base import Codec
+
+__all__ = ["Affine", "as_affine"]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Codec):
+    """The affine map between data units and model units, ``model = (data - shift) / scale``.
+
+    Attributes:
+        shift: float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``, in data units.
+        scale: The same, positive.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        if not (bool(torch.isfinite(self.shift).all()) and bool(torch.isfinite(self.scale).all())):
+            raise DataError("an affine codec needs a finite shift and scale")
+        if not bool((self.scale > 0).all()):
+            raise DataError(f"the scale of an affine codec must be positive, got {self.scale.min().item():g}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Affine:
+        """From plain numbers and lists, as JSON has them."""
+        if set(options) != {"shift", "scale"}:
+            raise DataError(f"an affine codec has shift and scale; got {sorted(options)}")
+        shift, scale = (torch.tensor(options[key], dtype=torch.float64) for key in ("shift", "scale"))
+        return cls(shift, scale)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Affine):
+            return NotImplemented
+        return torch.equal(self.shift, other.shift) and torch.equal(self.scale, other.scale)
+
+    def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
+        """In the dtype of ``x``, or float32 for whole numbers; shape ``(B, *event)``."""
+        dtype = x.dtype if x.is_floating_point() else time_dtype(x.device)
+        m = (x.to(dtype) - self.shift.to(x.device, dtype)) / self.scale.to(x.device, dtype)
+        return m if x.is_floating_point() else m.float()
+
+    def to_data(self, m: Tensor, condition: object = None) -> Tensor:
+        wide = time_dtype(m.device)
+        return (m.to(wide) * self.scale.to(m.device, wide) + self.shift.to(m.device, wide)).to(m.dtype)
+
+    def log_det(self, x: Tensor, condition: object = None) -> float:
+        return -self.log_scale(x.shape[1:])
+
+    def log_scale(self, shape: Sequence[int]) -> float:
+        """Sum of ``log(scale)`` over an event of shape ``shape``, in nats."""
+        return float(torch.broadcast_to(self.scale, tuple(shape)).log().sum())
+
+
+def as_affine(codec: Codec, what: str) -> Affine:
+    """The affine map that a codec is on continuous values, for ``what`` needs one.
+
+    Raises:
+        UsageError: If it is another kind of map.
+    """
+    found = codec.continuous
+    if not isinstance(found, Affine):
+        raise UsageError(f"{what} needs data that are shifted and scaled alone; these go through {found}")
+    return found

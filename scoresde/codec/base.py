@@ -1,0 +1,182 @@
+"""What a codec is: a map between data units and the units of order one that a model works in.
+
+With  m = to_model(x)  the two densities differ by the determinant of the map,
+
+    log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|,                                        (1)
+
+where D, the number of dimensions, is what a row really has (:meth:`Codec.dims`), and not how many numbers store it.
+Codecs compose: the first one of :class:`Composed` meets the data, and the log-determinants add up.
+
+A network sees and answers arrays of the shape of the data. Where a codec changes the shape (a projection onto a
+subspace, an orthonormal basis), ``show`` is its linear part from model units to the network, and ``hide`` back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..build import name_of, options_of, resolve
+from ..errors import CheckpointError, ScoresdeError
+from ..tables import CODECS
+
+__all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
+
+
+class Codec(ABC):
+    """A map between data units and model units; derive a frozen dataclass.
+
+    ``condition`` is what is known of each row, for codecs that depend on it; most do not.
+    """
+
+    @abstractmethod
+    def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
+        """Data ``(B, *event)`` in model units.
+
+        Args:
+            x: In data units.
+            condition: What is known of the rows.
+            noise: Uniform numbers in [0, 1), the shape of ``x``, for a codec that draws; without them nothing is drawn.
+        """
+
+    @abstractmethod
+    def to_data(self, m: Tensor, condition: object = None) -> Tensor:
+        """Model units ``(B, *event)`` in data units; computed in float64, in the dtype of ``m``."""
+
+    @abstractmethod
+    def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
+        """``log |dm/dx|`` of (1) in nats: one number, or one for each row ``(B,)``; ``None`` if there is none."""
+
+    def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
+        """How many numbers a row of ``x``, ``(B, *event)``, really has: one number, or int64 ``(B,)``."""
+        return x[0].numel()
+
+    def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an event in model units, for its ``shape`` in data units."""
+        return shape
+
+    def show(self, m: Tensor) -> Tensor:
+        """What a network is shown of ``m: (B, *event)``: the linear part of the way to data, in the data's shape."""
+        return m
+
+    def hide(self, x: Tensor) -> Tensor:
+        """A network's answer ``(B, *event)`` in model units: the inverse of :meth:`show`."""
+        return x
+
+    def rows(self, index: Tensor) -> Codec:
+        """The codec for the rows ``index``, shape ``(B',)``."""
+        return self
+
+    @property
+    def levels(self) -> Codec | None:
+        """The part that turns levels into continuous values, if there is one."""
+        return None
+
+    @property
+    def continuous(self) -> Codec:
+        """The rest of it, which maps continuous values to continuous ones."""
+        return self
+
+
+@dataclass(frozen=True)
+class Composed(Codec):
+    """Codecs one after the other.
+
+    Args:
+        parts: The first meets the data, the last gives model units; without any, data units are model units.
+    """
+
+    parts: tuple[Codec, ...] = ()
+
+    def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
+        for part in self.parts:
+            x = part.to_model(x, condition, noise)
+        return x
+
+    def to_data(self, m: Tensor, condition: object = None) -> Tensor:
+        for part in reversed(self.parts):
+            m = part.to_data(m, condition)
+        return m
+
+    def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
+        total: float | Tensor = 0.0
+        for part in self.parts:
+            found = part.log_det(x, condition)
+            if found is None:
+                return None
+            total = total + found
+            x = part.to_model(x, condition)
+        return total
+
+    def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
+        if not self.parts:
+            return super().dims(x, condition)
+        for part in self.parts[:-1]:
+            x = part.to_model(x, condition)
+        return self.parts[-1].dims(x, condition)
+
+    def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        for part in self.parts:
+            shape = part.model_shape(shape)
+        return shape
+
+    def show(self, m: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            m = part.show(m)
+        return m
+
+    def hide(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part.hide(x)
+        return x
+
+    def rows(self, index: Tensor) -> Composed:
+        return Composed(tuple(part.rows(index) for part in self.parts))
+
+    @property
+    def levels(self) -> Codec | None:
+        return self.parts[0].levels if self.parts else None
+
+    @property
+    def continuous(self) -> Codec:
+        if self.levels is None:
+            return self
+        rest = self.parts[1:]
+        return rest[0] if len(rest) == 1 else Composed(rest)
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def to_dict(codec: Codec) -> list[dict[str, Any]]:
+    """A codec as plain values, for JSON: the name and the options of each part."""
+    if isinstance(codec, Composed):
+        return [entry for part in codec.parts for entry in to_dict(part)]
+    options = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options_of(codec).items()}
+    return [{"name": name_of(codec, CODECS), "options": options}]
+
+
+def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
+    """The inverse of :func:`to_dict`; names that are in no table are refused.
+
+    Raises:
+        CheckpointError: If it describes no codec.
+    """
+    try:
+        parts = [resolve(str(part["name"]), CODECS, "codec").from_options(dict(part["options"])) for part in stored]
+        return parts[0] if len(parts) == 1 else Composed(tuple(parts))
+    except CheckpointError:
+        raise
+    except (ScoresdeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"malformed codec: {error}") from None
+
+
+def digest(codec: Codec) -> str:
+    """16 hexadecimal digits that change when a codec does."""
+    return hashlib.sha256(json.dumps(to_dict(codec), sort_keys=True).encode()).hexdigest()[:16]

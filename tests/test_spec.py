@@ -1,0 +1,117 @@
+"""model.json: what it holds, what it protects from, and runs from before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import edit, older
+from safetensors.torch import load_file
+
+from scoresde import Run, TrainConfig, fit, load, load_data, tables
+from scoresde.checkpoint import newest_checkpoint
+from scoresde.data import Dataset
+from scoresde.errors import CheckpointError, DataError
+from scoresde.spec import ModelSpec
+
+SMALL = {"width": 8, "blocks": 1}
+
+
+def drawn(run: Run) -> torch.Tensor:
+    return run.sample(4, "heun", seed=3).x
+
+
+def stored(folder: str | Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((Path(folder) / name).read_text())
+    return found
+
+
+def test_every_option_is_written_and_read_again(trained: Path) -> None:
+    found = stored(trained / "moons", "model.json")
+    assert found["path"] == {"name": "vp", "options": {"beta_min": 0.1, "beta_max": 20.0}}
+    assert found["network"]["options"] == {**SMALL, "dropout": 0.0, "classes": 0, "outputs": 1, "dims": 2}
+    assert stored(trained / "classes", "model.json")["classes"] == 10
+    spec = ModelSpec.read(trained / "moons" / "model.json")
+    assert spec.to_dict() == found == load(trained / "moons").spec.to_dict()
+
+
+def test_a_preset_that_changes_changes_no_run(
+    trained: Path, copied: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = drawn(load(trained / "digits"))
+    preset = stored(trained / "digits", "config.json")["config"]["preset"]
+    monkeypatch.setitem(tables.PRESETS, preset, {"network": "mlp", "width": 3})
+    assert torch.equal(drawn(load(trained / "digits")), before)
+    again = fit(load(copied("digits")).config, out="runs/digits", resume=True, quiet=True)
+    assert torch.equal(drawn(again), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {**s, "path": {"name": "ve", "options": {}}}, r"config\.json has sde 'vp', and .* has 've'"),
+        (lambda s: {**s, "codec": [{"name": "affine", "options": {"shift": 0.0, "scale": 9.0}}]}, "not the digest"),
+        (lambda s: {**s, "coupled": 1}, "coupled is 1, neither true nor false"),
+        (lambda s: {**s, "format": 3}, "format 3.*newer"),
+        (lambda s: {k: v for k, v in s.items() if k != "classes"}, "does not describe a model: KeyError.'classes'"),
+        (lambda s: {**s, "path": {"name": "vp", "options": {"beta": 1}}}, "beta_m"),
+        (lambda s: {**s, "network": None}, "a network of your own; pass it"),
+    ],
+    ids=["path", "codec", "flag", "format", "missing", "option", "network"],
+)
+def test_a_model_that_was_changed_is_refused(copied: Callable[[str], str], change: object, words: str) -> None:
+    folder = copied("moons")
+    edit(f"{folder}/model.json", change)
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+def test_a_model_that_is_missing_is_not_guessed(copied: Callable[[str], str]) -> None:
+    folder = copied("moons")
+    (Path(folder) / "model.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.json is missing.*restore it"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["digits", "classes", "moons"])
+def test_a_run_of_format_1_loads_samples_and_goes_on(trained: Path, copied: Callable[[str], str], name: str) -> None:
+    old, new = copied(name, "old"), copied(name, "new")
+    older(old)
+    assert load(old).spec.codec == load(new).spec.codec and torch.equal(drawn(load(old)), drawn(load(new)))
+    for folder in (old, new):
+        fit(replace(load(folder).config, steps=5), out=folder, resume=True, quiet=True)
+    one, other = (load_file(newest_checkpoint(Path(folder)) / "model.safetensors") for folder in (old, new))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    for file in ("model.json", "data.json"):  # from here on it is a run of today
+        assert stored(old, file) == stored(new, file)
+
+
+def test_an_array_is_data(copied: Callable[[str], str]) -> None:
+    copied("moons")
+    x = np.random.default_rng(0).normal(5.0, 3.0, (50, 3))
+    config = TrainConfig(steps=2, batch=8, network_options=SMALL)
+    run = fit(config, data=x, out="runs/own", quiet=True)
+    assert run.sample(7, "heun").x.shape == (7, 3) and run.info.n_train == 45
+    lost = load("runs/own")
+    assert torch.equal(drawn(lost), drawn(run))
+    with pytest.raises(DataError, match="array"):
+        lost.data()
+    again = fit(replace(lost.config, steps=3), data=torch.as_tensor(x), out="runs/own", resume=True, quiet=True)
+    assert again.step == 3 and load("runs/own").config.data == "array"
+
+
+def test_an_array_is_what_the_file_that_holds_it_is(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels, names = generator.integers(0, 9, (40, 1, 4, 4)).astype(np.uint8), generator.choice(["cat", "dog"], 40)
+    np.savez(tmp_path / "d.npz", x=pixels, y=names)
+    file, array = load_data(str(tmp_path / "d.npz")), Dataset.of(pixels, classes=names)
+    assert array.info == replace(file.info, name="array", source="array") and array.codec == file.codec
+    assert torch.equal(array.train, file.train) and torch.equal(array.test_labels, file.test_labels)
+    held = Dataset.of(pixels[:30], pixels[30:], classes=names[:30], test_classes=names[30:])
+    assert (held.info.n_train, held.info.n_test) == (30, 10)
+    assert torch.equal(held.test, torch.as_tensor(pixels[30:]))

@@ -49,6 +49,7 @@ nb_merge_streams = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
+autodoc_type_aliases = {"Likelihood": "scoresde.Likelihood"}  # one weighting has the same name
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 140
 napoleon_numpy_docstring = False

@@ -44,14 +44,14 @@ def gaussian_log_prob(model, x):
     (a0, s0), (a1, s1) = model.domain.sde.coefficients(low), model.domain.sde.coefficients(high)
     v0, v1 = a0**2 * 0.25 + s0**2, a1**2 * 0.25 + s1**2
     z = a1 * 0.3 + (x - a0 * 0.3) * torch.sqrt(v1 / v0)
-    return model.domain.sde.prior_log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0)
+    return model.domain.sde.prior.log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0)
 
 
 def mixture_log_prob(model, x):
     """The same for any mixture: log p = log prior(z) + log p_low(x) - log p_high(z), z from a solve at 1e-12."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-12, atol=1e-12)(model, x, t0=low, t1=high).x
-    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def mixture_log_prob(model, x):
     """log p = log prior(z) + log p_low(x) - log p_high(z): the flow carries one marginal into the other."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, x, t0=low, t1=high).x
-    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 def rms(x):
@@ -152,7 +152,7 @@ def original(model, x, e, rtol):
     start = np.concatenate([x.flatten().double().numpy(), np.zeros(len(x))])
     solved = solve_ivp(ode, (low, high), start, method="RK45", rtol=rtol, atol=rtol)
     z = torch.from_numpy(solved.y[: x.numel(), -1]).reshape(shape)
-    return sde.prior_log_prob(z) + torch.from_numpy(solved.y[x.numel() :, -1]), solved.nfev
+    return sde.prior.log_prob(z) + torch.from_numpy(solved.y[x.numel() :, -1]), solved.nfev
 
 
 def beside_the_original(run, n):

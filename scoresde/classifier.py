@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .checkpoint import load_weights
 from .codec import Codec, from_dict, to_dict
 from .data import DataInfo, Dataset
+from .data.batch import Batch, Batches, Rows
 from .data.dataset import old_codec
+from .draw import Draws, NoiseDraw
 from .errors import CheckpointError, DataError, UsageError
 from .files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
+from .loss import Objective
 from .nn import Classifier
+from .train.state import TrainState, keyed_rng, steps
 
 __all__ = ["ClassifierConfig", "TrainedClassifier", "load_classifier", "train_classifier", "weights_digest"]
 
@@ -114,6 +118,14 @@ class TrainedClassifier:
         return [weights, write_json(folder / FACTS, facts | ({} if self.held_out else {"accuracy": None}))]
 
 
+class CrossEntropy(Objective):
+    """Cross-entropy of the classes of noisy rows, nats."""
+
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        assert draws.condition is not None and draws.condition.label is not None
+        return functional.cross_entropy(model(batch.x0 + draws.eps), draws.condition.label, reduction="none")
+
+
 def train_classifier(
     data: Dataset,
     config: ClassifierConfig | None = None,
@@ -137,22 +149,16 @@ def train_classifier(
     info, labels = data.info, data.train_labels
     if labels is None or len(info.classes) < 2:
         raise UsageError(f"{info.name} has {len(info.classes)} classes: a classifier needs the labels of at least 2")
-    cuda = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=None if cuda else []):
-        torch.manual_seed(config.seed)  # weights and dropout
-        draws = torch.Generator().manual_seed(config.seed)
-        network = Classifier(info.shape, len(info.classes), config.width).to(device=device, dtype=dtype)
-        optimiser = torch.optim.Adam(network.parameters(), config.lr)
-        for step in range(1, config.steps + 1):
-            i = torch.randint(len(labels), (config.batch,), generator=draws)
-            x = data.codec.continuous.to_model(data.train[i]).to(dtype)
-            x = x + config.noise * torch.randn(x.shape, generator=draws, dtype=dtype)
-            loss = functional.cross_entropy(network(x.to(device)), labels[i].to(device))
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            if on_step is not None:
-                on_step(step, float(loss.detach()))
+    with keyed_rng(config.seed, -1, "cpu"):
+        network = Classifier(info.shape, len(info.classes), config.width)
+    network.to(device=device, dtype=dtype)
+    optimiser = torch.optim.Adam(network.parameters(), config.lr)
+    state = TrainState(network, optimiser, NoiseDraw(config.noise))
+    rows = Rows(data.train, data.codec.continuous, labels, len(info.classes))
+    batches = Batches(rows, config.batch, config.seed)
+    for record in steps(state, CrossEntropy(), batches, config.steps, seed=config.seed, rate=lambda n: config.lr):
+        if on_step is not None:
+            on_step(record.step, record.loss)
     network.eval().requires_grad_(False)
     trained = TrainedClassifier(network, info, data.codec, config, math.nan, 0)
     with torch.no_grad():

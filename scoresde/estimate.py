@@ -247,7 +247,7 @@ class Parametrization(ABC):
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``(a, b)`` of (1), each in the shape of ``t``."""
+        """``(a, b)`` of (1), each in the shape of ``t``, or ``()`` for a constant."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         """The factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
@@ -285,7 +285,7 @@ class Parametrization(ABC):
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
-        solvable = bool(torch.isfinite(size)) and bool((a * sigma - b * alpha).abs() > 1e-6 * size)
+        solvable = bool((torch.isfinite(size) & ((a * sigma - b * alpha).abs() > 1e-6 * size)).all())
         return sde.t_max if solvable else sde.t_max - 1e-3
 
 
@@ -294,7 +294,7 @@ class Eps(Parametrization):
     """The noise: ``F = eps`` (Ho et al. 2020, arXiv:2006.11239, eq. 11-12)."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(t), torch.ones_like(t)
+        return t.new_zeros(()), t.new_ones(())
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class X0(Parametrization):
     """The data: ``F = x_0``."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), torch.zeros_like(t)
+        return t.new_ones(()), t.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class Score(Parametrization):
     weighting = "eps"
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(t), -1 / sde.coefficients(t)[1]
+        return t.new_zeros(()), -1 / sde.coefficients(t)[1]
 
     def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 / sde.coefficients(t)[1]

@@ -17,18 +17,60 @@ to get right, not in what it converges to.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .condition import Condition
+from .data.batch import Batch
+from .draw import Draws
 from .model import ScoreModel
 from .shapes import expand, mean_flat, time_dtype
 from .vlb import HYBRID_WEIGHT, variance_loss
 from .weighting import Weight, make_weighting
 
-__all__ = ["denoising_loss", "end_terms"]
+__all__ = ["Denoising", "Objective", "denoising_loss", "end_terms"]
+
+
+class Objective(ABC):
+    """What training minimises: the mean over rows and draws of what it returns."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        """The loss of each row, shape ``(B,)``.
+
+        Args:
+            model: The module in training.
+            batch: The rows.
+            draws: What was drawn for them; its weights are not in the result.
+        """
+
+    def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """What is added to the loss of each row whatever was drawn, shape ``(B,)``, or ``None``."""
+        return None
+
+
+@dataclass(frozen=True)
+class Denoising(Objective):
+    """Denoising score matching: :func:`denoising_loss`, and :func:`end_terms` for a path that is learned.
+
+    Args:
+        weighting: The factor on the squared error.
+    """
+
+    weighting: Weight
+
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        assert isinstance(model, ScoreModel) and draws.t is not None
+        return denoising_loss(
+            model, batch.x0, draws.t, draws.eps, draws.condition, self.weighting, batch.weight
+        )
+
+    def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        assert isinstance(model, ScoreModel)
+        return end_terms(model, batch.x0) if model.sde.parameters() else None
 
 
 def denoising_loss(
@@ -38,6 +80,7 @@ def denoising_loss(
     noise: Tensor,
     cond: Condition | None = None,
     weighting: str | Weight = "native",
+    each: Tensor | None = None,
 ) -> Tensor:
     """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
 
@@ -51,6 +94,7 @@ def denoising_loss(
         cond: What is known of each row, or ``None``.
         weighting: A name in :data:`scoresde.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.weighting`).
+        each: Factor on each number's squared error, shape of ``x0``; ``None`` for 1.
 
     Returns:
         Shape ``(B,)``.
@@ -62,11 +106,20 @@ def denoising_loss(
     x = sde.perturb(x0, t, noise)
     output, frac = model.outputs(x, t, cond)
     weight = make_weighting(weighting, typed=True)(sde, parametrization, t)
-    loss = weight.to(x0.dtype) * mean_flat((output - target).square())
+    loss = _weighed(weight, (output - target).square(), each)
     if frac is None or model.domain.nodes is None:
         return loss
     estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
     return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.domain.nodes)
+
+
+def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
+    """The mean over the event of squares ``(B, *event)`` that are weighed first; ``(B,)``."""
+    if each is not None:
+        square = each * square
+    if weight.ndim > 1:
+        return mean_flat(expand(weight, square) * square)
+    return weight.to(square.dtype) * mean_flat(square)  # the same for one weight a row
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
@@ -86,7 +139,7 @@ def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     sde = model.sde
     (a0, a1), (s0, s1) = sde.coefficients(torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device)))
     # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
-    square, prior = mean_flat(x0.square()), sde.prior_std**2
+    square, prior = mean_flat(x0.square()), sde.prior.std**2
     latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)
     data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
     terms: Tensor = (latent + data).to(x0.dtype)

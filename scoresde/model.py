@@ -294,7 +294,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     # Where the model's own end is the end, what holds there for it does so in the scale of the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
-    std = end * theirs.prior_std if high < path.t_max else path.prior_std
+    std = end * theirs.prior.std if high < path.t_max else path.prior.std
     unit = start * theirs.data_scale if low > path.t_min else path.data_scale
     return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))
 

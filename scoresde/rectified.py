@@ -18,15 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .coupling import Pairs
 from .data import Dataset
 from .errors import NumericalError, UsageError
 from .estimate import Denoiser
+from .fixed import rule_step
 from .noise import Noise
 from .progress import Progress
 from .run import Run
-from .shapes import expand, sum_flat, time_dtype
+from .shapes import at, expand, sum_flat, time_dtype
 from .solvers import ProbabilityFlow, Solver
 from .solvers.flow import slope
 from .times import TimeSampler
@@ -156,16 +158,20 @@ def straightness(
     """
     sde, (low, high) = model.domain.sde, model.domain.interval("sample")
     ends = torch.tensor([high, low], dtype=time_dtype(noise.indices.device), device=noise.indices.device)
-    (r0, r1), scale = sde.ratio(ends), sde.scale(ends)
-    x = sde.prior_std * noise.normal(shape, stream="prior", dtype=dtype)
-    y, h = x / expand(scale[0], x), (r1 - r0) / steps
+    r, scale = sde.ratio(ends), sde.scale(ends)
+    x = sde.prior.sample(noise, shape, dtype)
+    y, h = x / expand(at(scale, 0), x), float(r[1] - r[0]) / steps
     first, slopes = y, []
     with torch.no_grad():
         for i in range(steps):
-            t, s = (sde.t_of_ratio(r0 + h * j).clamp(low, high) for j in (i, i + 1))
-            k = slope(model, y, t)
-            slopes.append(k)
-            y = y + h / 2 * (k + slope(model, y + h * k, s))
-    chord = (y - first) / (r1 - r0)
+
+            def f(c: float, y: Tensor, i: int = i) -> Tensor:
+                k = slope(model, y, sde.t_of_ratio(r[0] + h * (i + c)).clamp(low, high))
+                if c == 0:
+                    slopes.append(k)
+                return k
+
+            y = rule_step("heun", f, y, h)
+    chord = (y - first) / float(r[1] - r[0])
     bend, speed = (sum(float(sum_flat(v.square()).sum()) for v in vs) for vs in ([k - chord for k in slopes], slopes))
     return bend / speed

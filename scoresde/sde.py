@@ -29,14 +29,40 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .shapes import as_time, expand, sum_flat, time_dtype
+from .noise import Noise
+from .shapes import as_time, dims, expand, sum_flat, time_dtype
 
-__all__ = ["SDE"]
+__all__ = ["SDE", "Prior", "informative"]
+
+
+def informative(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Where some of the data is left, as far as numbers tell (cos(pi/2) is 6e-17); a mask in the shape of ``alpha``."""
+    return alpha > 1e-6 * sigma
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The Gaussian ``N(0, std^2 I)`` at the end of a path, where sampling begins.
+
+    Args:
+        std: Its standard deviation.
+    """
+
+    std: float
+
+    def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """One state for each address of ``noise``, of event shape ``shape``: ``(B, *shape)``."""
+        return self.std * noise.normal(shape, stream="prior", dtype=dtype)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, ``(B, *event)`` to ``(B,)``."""
+        return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
 class SDE(ABC):
@@ -80,7 +106,7 @@ class SDE(ABC):
     def __post_init__(self) -> None:
         self.check()
 
-    # ----------------------------------------------------------------------------------------------- coefficients
+    # ------------------------------------------------------------------- coefficients: the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``alpha(t), sigma(t)`` as tensors in the shape and dtype of ``t``."""
@@ -120,14 +146,7 @@ class SDE(ABC):
     def finite_g(self) -> bool:
         """Whether g is finite up to ``t_max``, that is, whether some of the data is left there."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
-        return bool(alpha.detach() > 1e-6 * sigma.detach())
-
-    @property
-    def nodes(self) -> Tensor | None:
-        """The times of a discrete chain, rising, float64 ``(N,)``; ``None`` for a path in continuous time."""
-        return None
-
-    # ----------------------------------------------------------------------------------------------- marginals
+        return bool(informative(alpha.detach(), sigma.detach()).all())
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t`` given ``x_0``."""
@@ -144,14 +163,29 @@ class SDE(ABC):
         """Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``, in sampling and likelihood alike."""
         return float(self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1])
 
-    def prior_log_prob(self, z: Tensor) -> Tensor:
-        """Log density of the prior ``N(0, prior_std^2 I)`` in nats, ``(B, *event)`` to ``(B,)``."""
-        dims = z[0].numel()
-        return -sum_flat(z.square()) / (2 * self.prior_std**2) - dims * math.log(
-            self.prior_std * math.sqrt(2 * math.pi)
-        )
+    @property
+    def prior(self) -> Prior:
+        """That Gaussian."""
+        return Prior(self.prior_std)
 
-    # ----------------------------------------------------------------------------------------------- clocks
+    def scale(self, t: Tensor) -> Tensor:
+        """``s = alpha + sigma``, the scale of the straight frame (3)."""
+        alpha, sigma = self.coefficients(t)
+        return alpha + sigma
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What of ``(alpha, sigma)`` a change of the log-SNR leaves as it is (see :mod:`scoresde.paths`).
+
+        A path that only mixes, ``alpha^2 + sigma^2 = 1``, keeps the root of that sum, and this is the default; where
+        another function is constant along the path, a subclass names it. Linear in both, in the shape of ``alpha``.
+        """
+        return torch.hypot(alpha, sigma)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What of the path is learned with the network, by name: nothing, unless a subclass says so."""
+        return {}
+
+    # ------------------------------------------------------------------- clock: what only chooses t
 
     def log_snr(self, t: Tensor) -> Tensor:
         """``2 log(alpha/sigma)``, in the shape of ``t``; falls from data to prior."""
@@ -172,11 +206,6 @@ class SDE(ABC):
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return (low + high) / 2
 
-    def scale(self, t: Tensor) -> Tensor:
-        """``s = alpha + sigma``, the scale of the straight frame (3)."""
-        alpha, sigma = self.coefficients(t)
-        return alpha + sigma
-
     def ratio(self, t: Tensor) -> Tensor:
         """``r = sigma / (alpha + sigma)``, the clock of the straight frame (3), from about 0 to about 1."""
         alpha, sigma = self.coefficients(t)
@@ -187,17 +216,10 @@ class SDE(ABC):
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r)))
         return t.clamp(self.t_min, self.t_max)
 
-    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What of ``(alpha, sigma)`` a change of the log-SNR leaves as it is (see :mod:`scoresde.paths`).
-
-        A path that only mixes, ``alpha^2 + sigma^2 = 1``, keeps the root of that sum, and this is the default; where
-        another function is constant along the path, a subclass names it. Linear in both, in the shape of ``alpha``.
-        """
-        return torch.hypot(alpha, sigma)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What of the path is learned with the network, by name: nothing, unless a subclass says so."""
-        return {}
+    @property
+    def nodes(self) -> Tensor | None:
+        """The times of a discrete chain, rising, float64 ``(N,)``; ``None`` for a path in continuous time."""
+        return None
 
     def times(self, use: str) -> tuple[float, float]:
         """The interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
@@ -207,7 +229,7 @@ class SDE(ABC):
             return self.t_sample, self.t_max
         return self.t_min, self.t_max
 
-    # ----------------------------------------------------------------------------------------------- self-check
+    # ------------------------------------------------------------------- self-check
 
     def check(self) -> None:
         """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.

@@ -1,7 +1,8 @@
 """The only broadcasting code: everything else works on a batch of events of any shape.
 
-Convention. A batch ``x`` has shape ``(B, *event)``; a time, or a coefficient that depends on time alone, has shape
-``()`` (one for the whole batch) or ``(B,)`` (one per row). Rows never mix.
+Convention. A batch ``x`` has shape ``(B, *event)``; a time has shape ``()`` (one for the whole batch) or ``(B,)`` (one
+per row). So has a coefficient that depends on time alone; one that differs over an event has the rank of ``x``. Rows
+never mix.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 from .errors import UsageError
 
 __all__ = [
-    "add_scaled", "as_tensor", "as_time", "expand", "flat", "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype",
-    "to_device",
+    "add_scaled", "align", "all_rows", "as_tensor", "as_time", "at", "dims", "expand", "flat", "mean_flat", "rms_flat",
+    "select", "sum_flat", "time_dtype", "to_device",
 ]  # fmt: skip
 
 
@@ -27,14 +28,15 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     """Append axes to ``a`` so that it multiplies ``x`` row by row.
 
     Args:
-        a: A coefficient, shape ``()`` or ``(B,)``, any floating dtype; or a mask.
+        a: A coefficient, shape ``()`` or ``(B,)``, or the rank of ``x`` and sizes that broadcast to its shape; any
+            floating dtype, or a mask.
         x: The batch it will meet, shape ``(B, *event)``.
 
     Returns:
-        ``a`` in the dtype (but for a mask) and on the device of ``x``, shape ``()`` or ``(B, 1, ..., 1)``.
+        ``a`` in the dtype (but for a mask) and on the device of ``x``, shape ``()``, ``(B, 1, ..., 1)`` or its own.
 
     Raises:
-        UsageError: If ``a`` is neither a scalar nor one number per row.
+        UsageError: If ``a`` is none of these.
 
     >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
@@ -42,11 +44,39 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     dtype = torch.bool if a.dtype == torch.bool else x.dtype
     if a.ndim == 0:
         return a.to(dtype=dtype, device=x.device)
-    if a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0]):
+    whole = a.ndim == x.ndim and all(n in (1, m) for n, m in zip(a.shape, x.shape, strict=True))
+    if not whole and (a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0])):
         raise UsageError(
-            f"a coefficient has shape () or (B,): got {tuple(a.shape)} for a batch of shape {tuple(x.shape)}"
+            f"a coefficient has shape () or (B,), or the rank of x: got {tuple(a.shape)} for a batch of shape "
+            f"{tuple(x.shape)}"
         )
-    return a.to(dtype=dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+    a = a.to(dtype=dtype, device=x.device)
+    return a if whole else align(a, x)
+
+
+def align(a: Tensor, like: Tensor) -> Tensor:
+    """``a`` of shape ``()`` or ``(B,)`` with as many axes as ``like``, so that two coefficients meet row by row.
+
+    >>> align(torch.ones(2), torch.zeros(2, 3, 4)).shape, align(torch.ones(2, 3), torch.zeros(2, 3)).shape
+    (torch.Size([2, 1, 1]), torch.Size([2, 3]))
+    """
+    return a if a.ndim in (0, like.ndim) else a.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def at(table: Tensor, i: int) -> Tensor:
+    """Row ``i`` of a table of coefficients over times, shape ``(n, ...)``, with its axis: ``(1, ...)``."""
+    return table[i : i + 1]
+
+
+def all_rows(mask: Tensor) -> list[bool]:
+    """For each row of a table of ``n`` times whether the mask, shape ``(n, ...)``, is true everywhere."""
+    found: list[bool] = flat(mask).all(1).tolist()
+    return found
+
+
+def dims(x: Tensor) -> int:
+    """D, the numbers in an event of ``x: (B, *event)``; what uses it may be given one for each row, shape ``(B,)``."""
+    return x[0].numel()
 
 
 def time_dtype(device: torch.device) -> torch.dtype:
@@ -65,8 +95,14 @@ def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; numbers become float64."""
+    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; numbers become float64.
+
+    Raises:
+        UsageError: If it is neither one time nor one for each row.
+    """
     if isinstance(t, Tensor):
+        if t.ndim > 1 or (t.ndim and x.ndim and t.shape[0] not in (1, x.shape[0])):
+            raise UsageError(f"a time has shape () or (B,): got {tuple(t.shape)} for a batch of shape {tuple(x.shape)}")
         return t.to(x.device)
     return torch.tensor(t, dtype=time_dtype(x.device), device=x.device)
 

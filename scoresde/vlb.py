@@ -45,7 +45,7 @@ from .estimate import Counted, Denoiser, Estimate, Tally
 from .grids import nearest
 from .noise import Noise
 from .sde import SDE
-from .shapes import expand, flat, sum_flat
+from .shapes import dims, expand, sum_flat, time_dtype
 
 __all__ = [
     "HYBRID_WEIGHT", "Bound", "bound", "decoder_nll", "discretised_nll", "prior_kl", "step_kl", "variance_loss",
@@ -57,11 +57,11 @@ HYBRID_WEIGHT = 0.001
 
 def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
     """``L_T``: how much the top of the path still knows of the data, ``(B, *event)`` to ``(B,)``."""
-    alpha, sigma = (float(c) for c in sde.coefficients(torch.tensor(sde.t_max, dtype=torch.float64)))
+    alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
-    excess = (sigma / sde.prior_std) ** 2 - 1
-    constant = excess - math.log1p(excess)
-    return (sum_flat(x0.square()) * (alpha / sde.prior_std) ** 2 + flat(x0).shape[1] * constant) / 2
+    excess = (sigma / sde.prior.std).square() - 1
+    shift, constant = (alpha / sde.prior.std).square(), dims(x0) * (excess - torch.log1p(excess))
+    return (sum_flat(x0.square()) * shift.to(x0.dtype) + constant.to(x0.dtype)) / 2
 
 
 def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -> Tensor:
@@ -227,4 +227,4 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
     stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
     kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)])
     nll = decoder_nll(estimate, x0, nodes)
-    return torch.where(lowest, nll, kl) * (len(nodes) / (flat(x0).shape[1] * math.log(2)))
+    return torch.where(lowest, nll, kl) * (len(nodes) / (dims(x0) * math.log(2)))

@@ -182,7 +182,7 @@ def latent(model: GaussianMixture, x: Tensor) -> Tensor:
 def flow_log_prob(model: GaussianMixture, x: Tensor, z: Tensor) -> Tensor:
     """``log prior(z) + log p_low(x) - log p_high(z)``: the density of an exact model's flow that takes x to z."""
     low, high = model.domain.sde.times("likelihood")
-    return model.domain.sde.prior_log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
+    return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
 
 
 @dataclass(frozen=True)

@@ -626,7 +626,7 @@ def test_likelihood_of_the_mixture(target):
     low, high = VPSDE().times("likelihood")
     asked = model if target is None else Through(model, target)
     solved = log_likelihood(asked, x, Likelihood(rtol=1e-8, atol=1e-8, divergence="exact"))
-    exact = VPSDE().prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
+    exact = VPSDE().prior.log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 1e-5
 
 

@@ -14,13 +14,14 @@ from models import F64, OnNodes, normals, ring
 from test_train import assert_same, contents, signal_at
 
 from scoresde import DDPM, SMLD, VPSDE, Eps, Guided, Multistep, Noise, ScoreModel, TrainConfig, fit, load
-from scoresde import train as module
+from scoresde import loss as objective
 from scoresde.cli import main
 from scoresde.errors import Preempted, UsageError
 from scoresde.loss import denoising_loss
 from scoresde.nn import MLP, UNet
 from scoresde.solvers import DDIM, Ancestral, MultistepSDE, sample
 from scoresde.solvers.pc import PredictorCorrector, annealed_langevin
+from scoresde.train import loop
 
 N = 50
 
@@ -104,7 +105,7 @@ def test_algorithm_1_in_training(monkeypatch):
         means.append((float(losses.detach().mean()), float(eps.square().mean())))
         return losses
 
-    monkeypatch.setattr(module, "denoising_loss", spy)
+    monkeypatch.setattr(objective, "denoising_loss", spy)
     config = TrainConfig(predict="eps", sde=DDPM(N), **{**SMALL, "steps": 3, "batch": 40})
     assert fit(config, save=False, quiet=True, dtype=F64).config.weighting == "native"
     assert len(means) == 3 and means[0][0] == pytest.approx(means[0][1])  # a network starts at 0
@@ -282,7 +283,7 @@ RUNS = {
 def test_train_save_load_sample(name, tmp_path, monkeypatch):
     config = RUNS[name]
     if name != "given":  # shorter than the 16 steps of the pictures during training
-        monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
+        monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
     run = fit(config, out=tmp_path / "r", quiet=True)
     again = load(tmp_path / "r")
     assert again.model.domain.sde == run.model.domain.sde and again.config == run.config
@@ -303,7 +304,7 @@ def test_train_save_load_sample(name, tmp_path, monkeypatch):
 def test_a_resumed_chain_is_the_same_to_the_last_bit(name, tmp_path, monkeypatch):
     import signal
 
-    monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
     fit(RUNS[name], out=tmp_path / "whole", quiet=True)
     with monkeypatch.context() as patch:
         signal_at(patch, 2, signal.SIGTERM)
@@ -336,7 +337,7 @@ def test_what_cannot_learn_its_variance_is_refused(tmp_path, monkeypatch):
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
 
     def shell(line: str, code: int = 0) -> str:
         capsys.readouterr()

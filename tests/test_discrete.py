@@ -316,7 +316,7 @@ def test_uniform_times_become_uniform_nodes(n):
 
 def test_training_draws_every_node_as_often(monkeypatch):
     from scoresde import fit
-    from scoresde import train as module
+    from scoresde import loss as module
 
     seen = []
 

@@ -28,16 +28,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {
         "errors", "progress", "shapes", "noise", "build", "tables", "version", "ode", "ema", "metrics", "plot",
-        "files", "tableaus", "codec", "condition",
+        "files", "tableaus", "codec", "condition", "fixed", "dense",
     },
     {"sde", "nn", "data"},
     {"sdes", "estimate", "paths", "discrete"},
     {"model", "exact", "compat", "weighting", "grids"},
     {"solvers", "likelihood", "coupling", "times", "spec", "vlb"},
-    {"config", "loss"},
+    {"config", "draw"},
+    {"loss"},
     {"checkpoint"},
-    {"run", "classifier"},
-    {"train", "gallery", "bench", "features", "pictures", "compass", "single_image", "comparison"},
+    {"run"},
+    {"train"},
+    {"classifier", "single_image"},
+    {"gallery", "bench", "features", "pictures", "compass", "comparison"},
     {"rectified", "evaluate"},
     {"cli"},
     {"__init__", "__main__"},
@@ -116,6 +119,42 @@ def test_the_import_reader_sees_what_it_should(tmp_path: Path, monkeypatch: pyte
         "def f():\n    from .. import run\n    import scoresde.cli, torch\n    from scoresde import load\n"
     )
     assert list(imports(path)) == [(1, "sde"), (2, "nn"), (6, "run"), (7, "cli"), (8, "load")]
+
+
+# The log-SNR and the ratio are a clock: they choose times, and the arithmetic of a step does without. Who reads them:
+CLOCK = {"log_snr", "t_of_log_snr", "ratio", "t_of_ratio"}
+READS_THE_CLOCK = {
+    "sde.py": "defines it",
+    "sdes.py": "closed forms of it",
+    "paths.py": "a path read at another log-SNR",
+    "grids.py": "grids are uniform in a clock",
+    "times.py": "training times are drawn on it",
+    "estimate.py": "the noise label of a network",
+    "model.py": "converting a model finds the noise levels that two paths share",
+    "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",
+    "solvers/level.py": "the middle of a step",
+    "solvers/singlestep.py": "a stage lies at a clock time",
+    "solvers/edm.py": "nodes of its own, in sigma/alpha",
+    "solvers/trajectory.py": "interpolates in the straight frame",
+    "likelihood/frame.py": "its variable of integration is a clock",
+    "likelihood/elbo.py": "an integral over the clock",
+    "likelihood/dequantise.py": "where the path begins, as a noise level",
+    "rectified.py": "how straight a path is says the straight frame",
+    "compass.py": "levels are spread over it",
+    "pictures.py": "frames are spread over it",
+    "plot/schedules.py": "an axis",
+    "cli/plot/run.py": "an axis",
+    "evaluate.py": "another ratio",
+    "metrics/copies.py": "another ratio",
+}
+
+
+def test_the_clock_only_chooses_times() -> None:
+    def reads(path: Path) -> bool:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        return any(isinstance(node, ast.Attribute) and node.attr in CLOCK for node in nodes)
+
+    assert {str(path.relative_to(ROOT)) for path in FILES if reads(path)} == set(READS_THE_CLOCK)
 
 
 # ------------------------------------------------------------------------------------------------- the public face

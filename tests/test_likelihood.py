@@ -62,7 +62,7 @@ def gaussian_log_likelihood(sde, x, mean, std):
     (a0, s0), (a1, s1) = sde.coefficients(low), sde.coefficients(high)
     v0, v1 = a0**2 * std**2 + s0**2, a1**2 * std**2 + s1**2
     z = a1 * mean + (x - a0 * mean) * torch.sqrt(v1 / v0)
-    return sde.prior_log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0), z
+    return sde.prior.log_prob(z) + x[0].numel() / 2 * torch.log(v1 / v0), z
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -183,7 +183,7 @@ def test_mixtures_by_quantiles(name):
 
     assert abs(cdf(x, low) - cdf(solved.z, high)).max() < 1e-5
     # log p(x) = log prior(z) + log p_low(x) - log p_high(z)
-    exact = model.domain.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
+    exact = model.domain.sde.prior.log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 2e-4
 
 
@@ -194,7 +194,7 @@ def test_full_covariance_and_its_probes(name):
     x = one.sample(8, torch.Generator().manual_seed(0))
     low, high = one.sde.times("likelihood")
     solved = log_likelihood(one, x, Likelihood(rtol=1e-7, atol=1e-7), check=False)
-    exact = one.sde.prior_log_prob(solved.z) + one.log_prob(x, low) - one.log_prob(solved.z, high)
+    exact = one.sde.prior.log_prob(solved.z) + one.log_prob(x, low) - one.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 1e-4
     # A probe e, fixed along the path, is off by e^T K e - tr K with K = Q diag(log sqrt(v(1) / v(0))) Q^T.
     values, vectors = one.axes
@@ -723,7 +723,7 @@ def test_another_beginning():
     model = gaussian(VPSDE(), 3)
     x, low = 0.4 * normals(4, 3), 0.2
     solved = log_likelihood(model, x, Likelihood(t_min=low, rtol=1e-8, atol=1e-8))
-    exact = model.domain.sde.prior_log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, 1.0)
+    exact = model.domain.sde.prior.log_prob(solved.z) + model.log_prob(x, low) - model.log_prob(solved.z, 1.0)
     assert torch.allclose(solved.log_prob, exact, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde.errors import UsageError
-from scoresde.shapes import as_time, expand, flat, mean_flat, rms_flat, select, sum_flat
+from scoresde.shapes import align, all_rows, as_time, at, expand, flat, mean_flat, rms_flat, select, sum_flat
 
 
 def test_expand():
@@ -14,9 +14,38 @@ def test_expand():
     assert expand(torch.tensor(2.0, dtype=torch.float64), x).shape == () and expand(torch.ones(3), x).shape == (3, 1, 1)
     assert expand(torch.ones(1), x).shape == (1, 1, 1)
     assert expand(torch.ones(3, dtype=torch.float64), x).dtype == torch.float32
-    for wrong in (torch.ones(4), torch.ones(3, 1)):
+    for wrong in (torch.ones(4), torch.ones(3, 1), torch.ones(3, 2, 5), torch.ones(3, 4, 5, 1)):
         with pytest.raises(UsageError, match=r"\(3, 4, 5\)"):
             expand(wrong, x)
+
+
+def test_a_coefficient_may_differ_over_an_event():
+    x = torch.zeros(3, 4, 5)
+    for shape in ((3, 4, 5), (1, 4, 1), (3, 1, 5)):
+        a = torch.rand(shape, dtype=torch.float64)
+        assert expand(a, x).shape == shape and torch.equal(expand(a, x), a.float())
+    bands, row = torch.rand(3, 4, 5), torch.rand(3)
+    assert align(row, bands).shape == (3, 1, 1) and align(bands, bands) is bands
+    assert align(torch.tensor(2.0), bands).shape == ()
+    scalars = torch.zeros(3)  # events of shape ()
+    assert expand(torch.ones(3), scalars).shape == expand(torch.ones(1), scalars).expand(3).shape == (3,)
+
+
+def test_rows_of_a_table_keep_their_axis():
+    table = torch.arange(6.0).reshape(3, 2)
+    assert at(table, 1).tolist() == [[2, 3]] and at(table[:, 0], 2).tolist() == [4]
+    assert expand(at(table[:, 0], 2), torch.zeros(7, 2)).shape == (1, 1)
+    assert all_rows(table == torch.tensor([[0, 1], [2, 0], [4, 5]])) == [True, False, True]
+    assert all_rows(table[:, 0] == 2) == [False, True, False]
+
+
+def test_a_time_is_one_number_for_a_row():
+    x = torch.zeros(3, 4)
+    for t in (torch.tensor(0.5), torch.ones(3), torch.ones(1)):
+        assert as_time(t, x) is t
+    for wrong in (torch.ones(3, 4), torch.ones(3, 1), torch.ones(2)):
+        with pytest.raises(UsageError, match=r"a time has shape \(\) or \(B,\): got .* for a batch of shape \(3, 4\)"):
+            as_time(wrong, x)
 
 
 def test_reductions_keep_rows():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
-from scoresde import train as module
+from scoresde import loss as objective
 from scoresde.checkpoint import newest_checkpoint
 from scoresde.condition import Condition
 from scoresde.config import build_sde
@@ -28,8 +28,7 @@ from scoresde.files import read_json, read_lines, read_tensors
 from scoresde.loss import denoising_loss
 from scoresde.noise import keyed
 from scoresde.progress import Progress
-from scoresde.train import prepared
-from scoresde.weighting import Weight
+from scoresde.train import loop, prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a few steps of training."""
-    monkeypatch.setattr(module, "_sample_sheet", lambda folder, run: None)
-    monkeypatch.setattr(module, "_loss_figure", lambda folder: None)
+    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(loop, "_loss_figure", lambda folder: None)
 
 
 def contents(folder: Path) -> dict[str, Tensor]:
@@ -191,7 +190,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path, no_pictures: N
     assert fit(longer, out=tmp_path / "r", resume=True, quiet=True).step == 5
     assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     before = contents(tmp_path / "r")
-    with pytest.raises(UsageError, match=r"has done 5 steps; --steps 4 cannot take any back"):
+    with pytest.raises(UsageError, match=r"has done 5 steps, and steps=4 cannot take any back"):
         fit(dataclasses.replace(TINY, steps=4), out=tmp_path / "r", resume=True, quiet=True)
     assert_same(contents(tmp_path / "r"), before)
     assert read_json(tmp_path / "r" / "config.json")["config"]["steps"] == 5
@@ -313,10 +312,10 @@ class Seen:
         self.noise: list[Tensor] = []
         self.cond: list[Condition | None] = []
         self.loss = loss
-        monkeypatch.setattr(module, "denoising_loss", self)
+        monkeypatch.setattr(objective, "denoising_loss", self)
 
     def __call__(
-        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None, weighting: Weight
+        self, model: ScoreModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition | None, *_: object
     ) -> Tensor:
         self.x0.append(x0.clone())
         self.t.append(t.clone())
@@ -460,11 +459,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monk
         fit(config, out=tmp_path / "r", quiet=True)
     text = str(error.value)
     assert "stopped at step 4: loss nan" in text and f"t = {float(seen.t[3][5]):.3g} with loss nan" in text
-    assert "--lr" in text and "(now 0.002)" in text
+    assert "Try a smaller learning rate" in text and error.value.parameter == "lr"
     assert f"The last checkpoint in {tmp_path / 'r'} is from before" in text
     assert newest_checkpoint(tmp_path / "r").name == "step-000000003"
     assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3]
-    monkeypatch.setattr(module, "denoising_loss", denoising_loss)
+    monkeypatch.setattr(objective, "denoising_loss", denoising_loss)
     assert fit(config, out=tmp_path / "r", resume=True, quiet=True).step == 6
 
 
@@ -483,7 +482,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         p = next(model.parameters())
         return torch.sqrt((p * 0).sum()) + torch.zeros(len(x0))  # 0, with an infinite derivative
 
-    monkeypatch.setattr(module, "denoising_loss", loss)
+    monkeypatch.setattr(objective, "denoising_loss", loss)
     with pytest.raises(NumericalError, match="gradient norm nan"):
         fit(TINY, save=False, quiet=True)
     assert all(bool(torch.isfinite(p).all()) for p in models[0].parameters())

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..build import name_of, options_of, resolve
 from ..errors import CheckpointError, ScoresdeError
+from ..shapes import dims
 from ..tables import CODECS
 
 __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
@@ -55,7 +56,7 @@ class Codec(ABC):
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
         """How many numbers a row of ``x``, ``(B, *event)``, really has: one number, or int64 ``(B,)``."""
-        return x[0].numel()
+        return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of an event in model units, for its ``shape`` in data units."""

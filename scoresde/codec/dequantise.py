@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..shapes import time_dtype
+from ..shapes import dims, time_dtype
 from .base import Codec
 
 __all__ = ["Levels"]
@@ -77,4 +77,4 @@ class Levels(Codec):
         return level.to(m.dtype) if m.is_floating_point() else level.float()
 
     def log_det(self, x: Tensor, condition: object = None) -> float:
-        return x[0].numel() * math.log(self.width)
+        return dims(x) * math.log(self.width)

@@ -35,6 +35,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..fixed import RULES, rule_step
 from ..ode import FAILED_NONFINITE, OK, TABLEAUS, integrate
 from ..shapes import sum_flat
 from .divergence import Probes
@@ -42,14 +43,7 @@ from .frame import Frame
 from .repeat import leaves, repeated
 from .result import LogLikelihood, settled
 
-__all__ = ["FIXED", "by_fixed_steps", "coupled"]
-
-# Nodes c, the weight of the stage before, and the weights of the solution.
-FIXED = {
-    "euler": ((0.0,), (), (1.0,)),
-    "heun": ((0.0, 1.0), (1.0,), (0.5, 0.5)),
-    "rk4": ((0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
+__all__ = ["by_fixed_steps", "coupled"]
 
 
 def _start(frame: Frame, probes: Probes) -> Tensor:
@@ -124,23 +118,22 @@ def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> Log
     Args:
         frame: Data, model and interval.
         probes: The probes of its rows.
-        scheme: A key of :data:`FIXED`.
+        scheme: A key of :data:`scoresde.fixed.RULES`.
         steps: Number of steps.
     """
-    (c, a, b), rows = FIXED[scheme], torch.arange(len(frame.x), device=frame.x.device)
+    rows = torch.arange(len(frame.x), device=frame.x.device)
     (u0, u1), plain = frame.interval, replace(frame, graph=False)
     grid = torch.linspace(u0, u1, steps + 1, dtype=torch.float64).to(frame.scales.detach())
     h = (u1 - u0) / steps
 
     def step(state: Tensor, graph: bool, i: int) -> Tensor:
         place, at = torch.full_like(rows, i), frame if graph else plain
-        k = _derivative(at, probes, state, grid[i].expand(len(rows)), rows, place)
-        total = b[0] * k
-        for node, before, weight in zip(c[1:], a, b[1:], strict=True):
-            then = (grid[i] + node * h).clamp(max=u1).expand(len(rows))
-            k = _derivative(at, probes, state + before * h * k, then, rows, place)
-            total = total + weight * k
-        return state + h * total
+
+        def slope(c: float, state: Tensor) -> Tensor:
+            u = (grid[i] + c * h).clamp(max=u1).expand(len(rows))
+            return _derivative(at, probes, state, u, rows, place)
+
+        return rule_step(scheme, slope, state, h)
 
     with torch.set_grad_enabled(frame.graph):
         state = _start(frame, probes)
@@ -150,5 +143,5 @@ def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> Log
             one = partial(step, i=i)
             state = repeated(one, state, parameters) if frame.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
-        nfe, status = torch.full_like(rows, steps * len(c)), torch.where(finite, OK, FAILED_NONFINITE)
+        nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
         return _finish(plain, probes, state, nfe, nfe, status)  # whose calls were counted

@@ -42,7 +42,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..estimate import Counted, Denoiser, Tally
 from ..noise import Noise
-from ..shapes import as_tensor, expand, sum_flat, time_dtype
+from ..shapes import as_tensor, dims, expand, sum_flat, time_dtype
 from .frame import Frame
 
 __all__ = ["Elbo", "elbo", "whose"]
@@ -128,7 +128,7 @@ def elbo(
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
-    sde, dims, count = model.domain.sde, x[0].numel(), len(x)
+    sde, count = model.domain.sde, len(x)
     t0, t1 = Frame(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
 
@@ -144,10 +144,10 @@ def elbo(
     each = parts.sum(2)
 
     alpha, sigma = sde.coefficients(ends)
-    ratio = (sigma[1] / sde.prior_std).square()
-    shrunk = (alpha[1] / sde.prior_std).square().to(x.dtype)
-    prior = (dims / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
-    rebuilt = dims / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
+    ratio = (sigma[1] / sde.prior.std).square()
+    shrunk = (alpha[1] / sde.prior.std).square().to(x.dtype)
+    prior = (dims(x) / 2 * (ratio - 1 - ratio.log())).to(x.dtype) + shrunk * sum_flat(x.square()) / 2
+    rebuilt = dims(x) / 2 * (math.log(2 * math.pi * math.e) - sde.log_snr(ends[0]))
     stderr = each.std(1) / math.sqrt(draws) if draws > 1 else torch.full_like(prior, torch.nan)
     nfe = torch.full((count,), draws * strata, dtype=torch.int64, device=x.device) + counted.tally.more
     steps, rebuilt = parts.mean(1).to(x.dtype), rebuilt.to(x.dtype).expand(count)
@@ -156,7 +156,7 @@ def elbo(
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
     """``1/2 |eps - eps_hat|^2 dl/du`` of the rows at the shares ``u: (P,)`` of (2), shape ``(P,)``."""
-    sde, dims = model.domain.sde, x[0].numel()
+    sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))
     e = torch.exp(v0 + u * (v1 - v0))
@@ -168,4 +168,4 @@ def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor,
     noisy = expand(alpha, eps) * x[rows] + expand(sigma, eps) * eps
     off = sum_flat((eps - model.rows(rows)(noisy, t).eps).square())
     c = (alpha.square() / (alpha.square() + sigma.square())).square()
-    return rate / 2 * (off - c * (sum_flat(eps.square()) - dims))
+    return rate / 2 * (off - c * (sum_flat(eps.square()) - dims(x)))

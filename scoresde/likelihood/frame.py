@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Counted, Denoiser, Tally
-from ..shapes import expand, flat, time_dtype
+from ..shapes import at, dims, expand, flat, time_dtype
 from .clock import clock, r_of_clock
 from .divergence import SHORTEST, Probes, slope_and_differences, slope_and_traces
 
@@ -84,12 +84,12 @@ class Frame:
     @property
     def dims(self) -> int:
         """Numbers in an event, D."""
-        return self.x[0].numel()
+        return dims(self.x)
 
     @cached_property
     def start(self) -> Tensor:
         """The state where the path begins, shape ``(B, D)``."""
-        return flat(self.x * expand(self.unit / self.scales[0], self.x))
+        return flat(self.x * expand(self.unit / at(self.scales, 0), self.x))
 
     @property
     def unit(self) -> float:
@@ -131,7 +131,7 @@ class Frame:
 
     def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """Latents ``(B, *event)`` and log densities ``(B, K)`` from the state at the end and the integrated traces."""
-        z = y.reshape(self.x.shape) * expand(self.scales[1], self.x)
+        z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
         growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()
-        return z, self.model.domain.sde.prior_log_prob(z)[:, None] + log_det + growth.to(y.dtype)
+        return z, self.model.domain.sde.prior.log_prob(z)[:, None] + log_det + growth.to(y.dtype)

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from ..estimate import Denoiser
+from ..shapes import dims
 from .frame import Frame
 
 __all__ = ["default_budget", "rows_within"]
@@ -59,7 +60,7 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
     measure = _stored if backward else _alive
     one, two = measure(model, x, 1), measure(model, x, 2)
     times = 4 * (1 + 3 * passes) if passes else 3 if backward else 2
-    row = times * max(two - one, 0) + 1024 * x[0].numel() * x.element_size()
+    row = times * max(two - one, 0) + 1024 * dims(x) * x.element_size()
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "

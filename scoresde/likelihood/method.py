@@ -19,10 +19,11 @@ from torch import Tensor
 from ..codec import Codec
 from ..errors import UsageError
 from ..estimate import Denoiser
+from ..fixed import RULES
 from ..noise import Noise
 from ..ode import TABLEAUS, check_tolerances
-from ..shapes import as_tensor
-from .coupled import FIXED, by_fixed_steps, coupled
+from ..shapes import as_tensor, dims
+from .coupled import by_fixed_steps, coupled
 from .data import Scores, begins, score
 from .dequantise import DEQUANTISATIONS
 from .divergence import Probes, width
@@ -59,7 +60,7 @@ class Likelihood:
         rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
         atol: Absolute tolerance in the same units; ``None`` for that of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode` (``auto``: ``dopri5``); with ``steps``, one of ``euler``,
-            ``heun`` and ``rk4`` (``auto``: ``rk4``).
+            ``midpoint``, ``heun`` and ``rk4`` (``auto``: ``rk4``).
         steps: Number of fixed steps; ``None`` to follow the tolerance.
         t_min: Where the path begins, the time at which the density is taken; ``None`` for the beginning of the model's
             domain, or with ``truncated-normal`` for the time at which the path's own noise fills a cell.
@@ -95,7 +96,7 @@ class Likelihood:
     def __post_init__(self) -> None:
         for name, known in (
             ("method", METHODS), ("divergence", DIVERGENCES), ("dequantisation", ("auto", *DEQUANTISATIONS)),
-            ("scheme", ("auto", *(TABLEAUS if self.steps is None else FIXED))),
+            ("scheme", ("auto", *(TABLEAUS if self.steps is None else RULES))),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 given = f" for {'a tolerance' if self.steps is None else 'fixed steps'}" if name == "scheme" else ""
@@ -266,7 +267,7 @@ class Likelihood:
         if memory is None:
             return batch
         backward = self.divergence != "difference" or graph
-        passes = 0 if not graph else x[0].numel() if self.divergence == "exact" else self.probes
+        passes = 0 if not graph else dims(x) if self.divergence == "exact" else self.probes
         return min(batch, rows_within(memory, model, x, passes, backward))
 
     def change(
@@ -298,7 +299,7 @@ class Likelihood:
         # A row that cannot be solved more tightly has not converged.
         off = (again.log_prob - own).abs()
         change[rows] = torch.where(off.isfinite(), off, torch.inf)
-        self._warn(change, x[0].numel(), other)
+        self._warn(change, dims(x), other)
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
@@ -371,7 +372,7 @@ def log_likelihood(
     x = as_tensor(x)
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
-    how = (likelihood or Likelihood()).resolved(model, x[0].numel())
+    how = (likelihood or Likelihood()).resolved(model, dims(x))
     if differentiable and how.steps is None:
         raise UsageError(
             "a likelihood to be differentiated takes a fixed number of steps; give steps, for example 40",

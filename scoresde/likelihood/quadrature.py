@@ -36,8 +36,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..dense import Knots, Path
 from ..ode import OK, integrate
-from .dense import Knots, Path
 from .divergence import Probes
 from .frame import Frame
 from .result import LogLikelihood, settled

@@ -264,7 +264,7 @@ def sample(
     pieces = []
     for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
         rows, draws = model.rows(index), noise.rows(index)
-        x = model.domain.sde.prior_std * draws.normal(shape, stream="prior", dtype=dtype)
+        x = model.domain.sde.prior.sample(draws, shape, dtype)
         piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
         if denoise and not solver.denoises:
             with torch.no_grad():

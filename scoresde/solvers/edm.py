@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimate import Denoiser
+from ..fixed import rule_step
 from ..grids import Grid
 from ..noise import Noise
 from ..shapes import expand
@@ -93,8 +94,13 @@ class EDMHeun(FixedStep):
                     y, s = y + math.sqrt(hat**2 - s**2) * self.s_noise * z, hat
                     t = sde.t_of_log_snr(torch.tensor(-2 * math.log(hat), dtype=torch.float64)).to(times)
                     t = t.clamp(times.min(), times.max())
-            first = model(expand(sde.coefficients(t)[0], y) * y, t).eps
-            second = model(alpha_s * (y + (end - s) * first), times[i + 1]).eps
-            return torch.add(alpha_s * y, first + second, alpha=alpha_s * (end - s) / 2)
+
+            def f(c: float, y: Tensor) -> Tensor:
+                if c == 0:
+                    return model(expand(sde.coefficients(t)[0], y) * y, t).eps
+                return model(alpha_s * y, times[i + 1]).eps
+
+            end_state: Tensor = alpha_s * rule_step("heun", f, y, end - s)
+            return end_state
 
         return advance

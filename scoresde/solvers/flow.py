@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..errors import NumericalError, UsageError
 from ..estimate import Counted, Denoiser, Tally
+from ..fixed import RULES, rule_step
 from ..noise import Noise
 from ..ode import TABLEAUS, check_tolerances, integrate
-from ..sde import SDE
-from ..shapes import add_scaled, expand, time_dtype
+from ..sde import SDE, informative
+from ..shapes import at, expand, time_dtype
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .engines import ENGINES
 from .trajectory import Step
@@ -58,7 +59,7 @@ class Frame:
 
 def _ve_clock(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
-    return torch.where(alpha > 1e-6 * sigma, sigma / alpha, torch.inf)  # cos(pi/2) is 6e-17
+    return torch.where(informative(alpha, sigma), sigma / alpha, torch.inf)
 
 
 FRAMES = {
@@ -138,9 +139,9 @@ class ProbabilityFlow(Solver):
             t = torch.where(c == c1, ends[1], time(c))
             watch(Step(index, t, y * expand(frame.scale(sde, t), y), k if self.frame == "straight" else None, done))
 
-        y = x / expand(scale[0], x)
+        y = x / expand(at(scale, 0), x)
         if self.engine != "own":
-            solution = self._by_engine(f, y, (c0, c1), scale[1], counted.tally)
+            solution = self._by_engine(f, y, (c0, c1), at(scale, 1), counted.tally)
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
         method = "dopri5" if self.method == "auto" else self.method
@@ -148,7 +149,7 @@ class ProbabilityFlow(Solver):
         result = integrate(
             f, y, c0, c1, rtol=self.rtol, atol=self._atol, method=method, max_nfe=self.max_nfe, on_step=shown
         )
-        end, nfe = result.y * expand(scale[1], x), result.nfe + counted.tally.more
+        end, nfe = result.y * expand(at(scale, 1), x), result.nfe + counted.tally.more
         return Solution(end, nfe, result.accepted, result.rejected, result.status)
 
     def _by_engine(
@@ -171,15 +172,6 @@ class ProbabilityFlow(Solver):
         return fixed_solution(solved * expand(scale, y), tally.total, 0)
 
 
-# Nodes, rows of stage weights, weights of the solution.
-_RULES: dict[str, tuple[tuple[float, ...], tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "euler": ((0,), ((),), (1,)),
-    "midpoint": ((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
-    "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
-    "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
-
-
 @dataclass(frozen=True)
 class RungeKutta(FixedStep):
     """A classical Runge-Kutta rule on the probability flow, on a fixed grid.
@@ -198,31 +190,29 @@ class RungeKutta(FixedStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in _RULES:
-            raise UsageError(f"unknown Runge-Kutta rule {self.method!r}; choose from: {', '.join(_RULES)}")
+        if self.method not in RULES:
+            raise UsageError(f"unknown Runge-Kutta rule {self.method!r}; choose from: {', '.join(RULES)}")
         _frame(self.frame, tuple(FRAMES))
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the model in a step."""
-        return len(_RULES[self.method][0])
+        return len(RULES[self.method].c)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, frame = model.domain.sde, FRAMES[self.frame]
-        nodes, rows, weights = _RULES[self.method]
         clock, scale = frame.clock(sde, times), frame.scale(sde, times)
         if not bool(torch.isfinite(clock).all()):
             raise UsageError("the frame 've' has no clock where alpha = 0, at the start of this path; take 'straight'")
         sizes = torch.diff(clock).tolist()
 
         def advance(i: int, x: Tensor) -> Tensor:
-            # k_j = f(y + h sum_l a_jl k_l, c + c_j h),   y <- y + h sum_j b_j k_j
-            y, h = x / expand(scale[i], x), sizes[i]
-            k: list[Tensor] = []
-            for c, row in zip(nodes, rows, strict=True):
-                t = times[i + int(c)] if c in (0, 1) else frame.time(sde, clock[i] + c * h)
-                k.append(frame.slope(model, add_scaled(y, [h * a for a in row], k), t))
-            return expand(scale[i + 1], x) * add_scaled(y, [h * b for b in weights], k)
+            def f(c: float, y: Tensor) -> Tensor:
+                t = times[i + int(c)] if c in (0, 1) else frame.time(sde, clock[i] + c * sizes[i])
+                return frame.slope(model, y, t)
+
+            y = rule_step(self.method, f, x / expand(at(scale, i), x), sizes[i])
+            return expand(at(scale, i + 1), x) * y
 
         return advance
 

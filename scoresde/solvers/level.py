@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..build import resolve
 from ..errors import UsageError
-from ..sde import SDE
+from ..sde import SDE, informative
 
 __all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
 
@@ -32,7 +32,7 @@ Level = str | Callable[[SDE, Tensor], Tensor]
 def _g(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
     # cos(pi/2) is 6e-17: nothing of the data is left, and g is infinite
-    return torch.where(alpha > 1e-6 * sigma, sde.diffusion(t), torch.inf)
+    return torch.where(informative(alpha, sigma), sde.diffusion(t), torch.inf)
 
 
 def auto_level(sde: SDE, t: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ class PredictorCorrector(FixedStep):
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
         """One Langevin step at time ``at``, an end of the step from ``t`` to ``s``; shapes ``(B, *event)``."""
-        if float(model.domain.sde.coefficients(at)[1]) == 0:
+        if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
             return x  # nothing is spread there, and there is no score
         a, _ = forward_step(model.domain.sde, t, s)
         score = model(x, at).score

@@ -40,7 +40,7 @@ from ..errors import UsageError
 from ..estimate import VARIANCES, Denoiser, Estimate
 from ..noise import Noise
 from ..sde import SDE
-from ..shapes import expand
+from ..shapes import align, all_rows, at, expand
 from .base import FixedStep
 from .level import Level, auto_level, check_level, level_of
 
@@ -123,13 +123,13 @@ class EulerMaruyama(FixedStep):
         clock, h = times.tolist(), times[:-1] - times[1:]
         levels = level_of(model.domain.sde, self.level, self.eta, times[:-1])
         a, b = drift_weights(model.domain.sde, times[:-1], levels)
-        spread = levels * h.sqrt()
+        spread = levels * align(h, levels).sqrt()
 
         def advance(i: int, x: Tensor) -> Tensor:
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
             # x - h f + eta sqrt(h) z
             estimate = model(x, times[i])
-            return x - drift(estimate, a[i] * h[i], b[i] * h[i]) + expand(spread[i], x) * z
+            return x - drift(estimate, at(a, i) * h[i], at(b, i) * h[i]) + expand(at(spread, i), x) * z
 
         return advance
 
@@ -164,17 +164,17 @@ class StochasticHeun(FixedStep):
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         levels, clock = level_of(model.domain.sde, self.level, self.eta, times), times.tolist()
         a, b = drift_weights(model.domain.sde, times, levels)
-        ends = model.domain.sde.coefficients(times)[1].tolist()
+        silent = all_rows(model.domain.sde.coefficients(times)[1] == 0)  # where sigma = 0 there is no score
 
         def advance(i: int, x: Tensor) -> Tensor:
             t, s = times[i], times[i + 1]
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
             h = t - s
-            spread = expand(torch.sqrt(h * (levels[i].square() + levels[i + 1].square()) / 2), x) * z
-            first = drift(model(x, t), a[i], b[i])
-            if ends[i + 1] == 0:  # where sigma = 0 there is no score
+            spread = expand(torch.sqrt(h * (at(levels, i).square() + at(levels, i + 1).square()) / 2), x) * z
+            first = drift(model(x, t), at(a, i), at(b, i))
+            if silent[i + 1]:
                 return x - expand(h, x) * first + spread
-            second = drift(model(x - expand(h, x) * first + spread, s), a[i + 1], b[i + 1])
+            second = drift(model(x - expand(h, x) * first + spread, s), at(a, i + 1), at(b, i + 1))
             return x - expand(h / 2, x) * (first + second) + spread
 
         return advance
@@ -248,13 +248,13 @@ class Ancestral(FixedStep):
         a, b, _ = posterior(sde, t, s)
         up = forward_step(sde, t, s)[1].sqrt()
         ratio = sde.coefficients(s)[1] / sde.coefficients(t)[1]
-        noisy = (ratio > 0).tolist()  # a step to sigma = 0 ends at x0_hat
+        last = all_rows(ratio == 0)  # a step to sigma = 0 ends at x0_hat
 
         def advance(i: int, x: Tensor) -> Tensor:
             estimate = model(x, t[i])
-            mean = expand(a[i], x) * estimate.x0 + expand(b[i], x) * x
-            spread = expand(up[i], x) * expand(ratio[i], x) ** (1 - estimate.share(self.variance))
-            if not noisy[i]:
+            mean = expand(at(a, i), x) * estimate.x0 + expand(at(b, i), x) * x
+            spread = expand(at(up, i), x) * expand(at(ratio, i), x) ** (1 - estimate.share(self.variance))
+            if last[i]:
                 return mean
             return mean + spread * noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
 

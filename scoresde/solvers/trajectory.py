@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..dense import hermite
 from ..errors import UsageError
 from ..grids import Grid, make_grid
 from ..sde import SDE
@@ -127,16 +128,17 @@ class Trajectory:
         )
         r, y = self.sde.ratio(t), x / expand(self.sde.scale(t), x)
         at = self.sde.ratio(asked.clamp(float(t.min()), float(t.max())))
-        width = r[i + 1] - r[i]
-        u = expand((at - r[i]) / width, y[i])
+        u = expand((at - r[i]) / (r[i + 1] - r[i]), y[i])
         blend = (1 - u) * y[i] + u * y[i + 1]
         known = torch.tensor([slope is not None for slope in slopes])
         if bool(known.any()):
             zero = torch.zeros_like(x[0])
             k = torch.stack([zero if slope is None else slope for slope in slopes])
-            w, rise = expand(width, y[i]), y[i + 1] - y[i]
-            bend = u * (1 - u) * ((1 - u) * (w * k[i] - rise) - u * (w * k[i + 1] - rise))
-            blend = blend + expand((known[i] & known[i + 1]).to(y.dtype), y[i]) * bend
+            value, lean = (
+                [expand(w[:, j], blend) for j in (0, 1)] for w in hermite(at, torch.stack([r[i], r[i + 1]], 1))
+            )
+            curve = value[0] * y[i] + value[1] * y[i + 1] + lean[0] * k[i] + lean[1] * k[i + 1]
+            blend = torch.where(expand(known[i] & known[i + 1], blend), curve, blend)
         return blend * expand(self.sde.scale(asked), blend)
 
     def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:

@@ -1,8 +1,6 @@
-"""The training loop: read :func:`fit` from top to bottom.
+"""Training with all that surrounds it: read :func:`fit` from top to bottom.
 
-Every draw of step n depends on ``(seed, n)`` alone: batch, times, noise, dequantisation, dropped labels and dropout.
-A run that is stopped and resumed therefore continues as if it had not been, with no generator to save: bit for bit on
-the same machine with the same number of threads.
+What a step is says :mod:`scoresde.train.state`; here are its files, its signals and its pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,25 +23,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import find_run, load_weights, make_run_folder, newest_checkpoint, read_config, save_checkpoint
-from .condition import Condition
-from .config import TrainConfig, plain
-from .coupling import Pairs, optimal_transport
-from .data import Dataset
-from .data.batch import Batch, Batches, Rows
-from .ema import EMA
-from .errors import CheckpointError, NumericalError, Preempted, UsageError
-from .files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
-from .grids import snap
-from .loss import denoising_loss, end_terms
-from .model import ScoreModel
-from .noise import keyed
-from .progress import Progress
-from .run import Run, described
-from .solvers import RungeKutta
-from .spec import ModelSpec
-from .times import Setting, Times, make_times
-from .weighting import Weight, check_weight, make_weighting
+from ..checkpoint import find_run, make_run_folder, newest_checkpoint, read_config
+from ..condition import Condition
+from ..config import TrainConfig, plain
+from ..coupling import Pairs
+from ..data import Dataset
+from ..data.batch import Batches, Rows
+from ..draw import PathDraw
+from ..ema import EMA
+from ..errors import NumericalError, Preempted, UsageError
+from ..files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
+from ..loss import Denoising
+from ..model import ScoreModel
+from ..progress import Progress
+from ..run import Run, described
+from ..solvers import RungeKutta
+from ..spec import ModelSpec
+from ..times import Setting, Times, make_times
+from ..weighting import Weight, check_weight, make_weighting
+from .state import Record, TrainState, keyed_rng, steps
 
 __all__ = ["fit"]
 
@@ -103,13 +102,13 @@ def fit(
         raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
-    ema = EMA(model.learned, config.ema)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
+    draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
+    state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
 
-    first = 0
     if save:
         if folder is not None:
-            first = _restore(folder, config, model, ema, optimiser, times)
+            _restore(folder, config, state)
         else:
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
         stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
@@ -117,69 +116,54 @@ def fit(
         write_json(folder / "data.json", info.to_dict())
         write_json(folder / "config.json", stored)
         metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
-        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= first))
+        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
     rows = Rows(data.train, spec.codec, data.train_labels if model.classes else None, model.classes)
     batches = Batches(rows if pairs is None else pairs, config.batch, config.seed)
 
+    def trained() -> Run:
+        return Run(_averaged(state), spec.codec, info, config, spec, state.step, folder)
+
     every = max(1, config.steps // 5)
     log_every = max(1, config.steps // 200)
-    average, began = 0.0, time.monotonic()
+    first, average, began = state.step, 0.0, time.monotonic()
     saved = began
     model.train()
+    records = steps(
+        state, Denoising(weighting), batches, config.steps, seed=config.seed, rate=partial(_rate, config),
+        clip=config.clip,
+    )  # fmt: skip
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
-        for step in range(first, config.steps):
-            generator = keyed(config.seed, step)
-            batch = batches.at(step, generator, dtype)
-            drawn, importance = times.draw(len(batch), generator)
-            t = snap(drawn, model.domain.nodes).to(device)
-            batch = _paired(batch, config, generator).to(device)
-            assert batch.eps is not None
-
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * _schedule(config, step)
-            with _keyed_rng(config.seed, step, device):
-                losses = denoising_loss(model, batch.x0, t, batch.eps, batch.condition, weighting)
-            loss = (importance.to(losses) * losses).mean()
-            if model.sde.parameters():
-                loss = loss + end_terms(model, batch.x0).mean()
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            norm = nn.utils.clip_grad_norm_(model.learned.parameters(), config.clip)
-            value = float(loss.detach())
-            if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-                raise NumericalError(_diagnosis(step + 1, losses.detach(), t, float(norm), config.lr, folder))
-            optimiser.step()
-            times.update(drawn, losses.detach())
-            ema.update(model.learned)
-
+        for record in _explained(records, folder):
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
-            keep = min(0.98, (step - first) / (step - first + 9))
-            average = keep * average + (1 - keep) * value
+            n = record.step - 1 - first
+            keep = min(0.98, n / (n + 9))
+            average = keep * average + (1 - keep) * record.loss
             progress.update(1, {"loss": average})
-            done = step + 1
+            last = record.step == config.steps
             if folder is not None:
-                if done % log_every == 0 or done == config.steps:
-                    line = {"step": done, "loss": value, "lr": optimiser.param_groups[0]["lr"]}
-                    line |= {"grad_norm": float(norm), "seconds": round(time.monotonic() - began, 2)}
-                    append_line(folder / "metrics.jsonl", line)
-                due = done % every == 0 or done == config.steps
+                if record.step % log_every == 0 or last:
+                    line = {"step": record.step, "loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm}
+                    append_line(folder / "metrics.jsonl", line | {"seconds": round(time.monotonic() - began, 2)})
+                due = record.step % every == 0 or last
                 if due or interrupts.signal is not None or time.monotonic() - saved > 60 * config.save_minutes:
-                    _save(folder, done, model, ema, optimiser, times)
+                    state.save(folder)
                     saved = time.monotonic()
                 if due:
-                    _sample_sheet(folder / "samples", Run(_averaged(model, ema), spec.codec, info, config, spec, done))
-            if interrupts.signal is not None and done < config.steps:
+                    with _preview(f"no picture at step {record.step}"):
+                        _sample_sheet(folder / "samples", trained())
+            if interrupts.signal is not None and not last:
                 where = f"; resume with: scoresde train --resume {folder}" if folder else ""
                 if interrupts.signal == signal.SIGINT:
-                    progress.note(f"stopped after step {done}{where}")
+                    progress.note(f"stopped after step {record.step}{where}")
                     raise KeyboardInterrupt
                 kept = "checkpoint saved" if folder else "nothing was saved"
-                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {done}: {kept}{where}")
+                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}{where}")
     if folder is not None:
-        _loss_figure(folder)
-    return Run(_averaged(model, ema), spec.codec, info, config, spec, config.steps, folder)
+        with _preview("no picture of the loss"):
+            _loss_figure(folder)
+    return trained()
 
 
 def prepared(
@@ -209,7 +193,7 @@ def prepared(
             spec = described(resumed, TrainConfig.from_dict(read_config(resumed)))[1]
         sde = None if isinstance(config.sde, str) else config.sde
         predict = None if isinstance(config.predict, str) else config.predict
-        with _keyed_rng(config.seed, -1, "cpu"):
+        with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
     _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
@@ -237,21 +221,12 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
     return weighting, make_times(config.t_sampler, config.t_sampler_options, setting, config.typed)
 
 
-@contextmanager
-def _keyed_rng(seed: int, n: int, device: torch.device | str) -> Iterator[None]:
-    """Give dropout and initial weights, which know only torch's global generator, the state of draw ``n``."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(keyed(seed, n, "dropout").initial_seed())
-        yield
-
-
-def _schedule(config: TrainConfig, step: int) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine to 0 at the last step (or constant)."""
-    warm = min(1.0, (step + 1) / config.warmup)
-    if config.decay == "none":
-        return warm
-    return warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+def _rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: linear warm-up, then a cosine to 0 at the last step (or constant)."""
+    factor = min(1.0, (step + 1) / config.warmup)
+    if config.decay != "none":
+        factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.lr * factor
 
 
 def _spread(data: Dataset) -> float:
@@ -261,22 +236,31 @@ def _spread(data: Dataset) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def _averaged(model: ScoreModel, ema: EMA) -> ScoreModel:
+def _averaged(state: TrainState) -> ScoreModel:
     """A copy of the model with averaged weights, for evaluation."""
-    averaged = copy.deepcopy(model)
-    averaged.learned.load_state_dict(ema.state_dict())
+    assert isinstance(state.model, ScoreModel) and state.average is not None
+    averaged = copy.deepcopy(state.model)
+    averaged.learned.load_state_dict(state.average.state_dict())
     return averaged.eval().requires_grad_(False)
 
 
-def _diagnosis(step: int, losses: Tensor, t: Tensor, norm: float, lr: float, folder: Path | None) -> str:
-    worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
-    saved = folder is not None and any((folder / "checkpoints").glob("step-*"))
-    kept = f" The last checkpoint in {folder} is from before." if saved else ""
-    return (
-        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row is "
-        f"at t = {float(t[worst]):.3g} with loss {float(losses[worst]):.4g}. Try a smaller --lr (now {lr:g}), a longer "
-        f"warm-up (--set warmup=...), or look for extreme values in the data.{kept}"
-    )
+def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:
+    """The records; if a step fails, the error says what is left of the run."""
+    try:
+        yield from records
+    except NumericalError as error:
+        saved = folder is not None and any((folder / "checkpoints").glob("step-*"))
+        kept = f" The last checkpoint in {folder} is from before." if saved else ""
+        raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
+
+
+@contextmanager
+def _preview(what: str) -> Iterator[None]:
+    """Pictures on the way: what fails there is a warning, and never ends a run."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=3)
 
 
 class _Interrupts:
@@ -304,49 +288,21 @@ class _Interrupts:
         self.signal = number
 
 
-def _save(
-    folder: Path, step: int, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam, times: Times
-) -> None:
-    moments = {
-        f"{i}.{key}": value
-        for i, state in optimiser.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    tensors = {"model": model.learned.state_dict(), "ema": ema.state_dict(), "optim": moments}
-    if learned := times.state():
-        tensors["times"] = learned
-    save_checkpoint(folder, step, tensors, {"ema_updates": ema.updates})
-
-
-def _restore(
-    folder: Path, config: TrainConfig, model: ScoreModel, ema: EMA, optimiser: torch.optim.Adam, times: Times
-) -> int:
-    """Load the newest whole checkpoint and return its step."""
+def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
+    """Load the newest whole checkpoint of a run that is to go on with ``config``."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     for name, value in config.to_dict().items():
         if name not in ("steps", "warmup") and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
     trained = read_json(folder / "config.json").get("dtype", dtype)
     if trained != dtype:
-        raise UsageError(f"{folder} was trained in {trained}, not {dtype}; resume it with --dtype {trained}")
+        raise UsageError(f"{folder} was trained in {trained}, not {dtype}", parameter="dtype", value=trained)
     checkpoint = newest_checkpoint(folder)
-    state = read_json(checkpoint / "state.json")
-    if config.steps < state["step"]:
-        raise UsageError(f"{folder} has done {state['step']:,} steps; --steps {config.steps:,} cannot take any back")
-    load_weights(model.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
-    ema.state = {k: v.to(ema.state[k].device) for k, v in read_tensors(checkpoint / "ema.safetensors").items()}
-    ema.updates = int(state["ema_updates"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in read_tensors(checkpoint / "optim.safetensors").items():
-        i, _, key = name.partition(".")
-        moments.setdefault(int(i), {})[key] = value
-    if not moments:
-        raise CheckpointError(f"{checkpoint} has no optimiser state")
-    if times.state():
-        times.load(read_tensors(checkpoint / "times.safetensors"))
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(state["step"])
+    done = read_json(checkpoint / "state.json")["step"]
+    if config.steps < done:
+        raise UsageError(f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back")
+    state.load(checkpoint)
 
 
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
@@ -360,21 +316,9 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     return pairs
 
 
-def _paired(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
-    """The batch with the noise of each row, and with what some of them are not to know left out."""
-    eps, known = batch.eps, batch.condition
-    if eps is None:
-        eps = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype)
-    if config.coupling == "ot":
-        eps = optimal_transport(batch.x0, eps, None if known is None else known.label)
-    if known is not None:
-        known = known.dropped(torch.rand(len(batch), generator=generator) < config.cond_drop)
-    return replace(batch, eps=eps, condition=known)
-
-
 def _sample_sheet(folder: Path, run: Run) -> None:
     """A picture of a few samples, always of the same noise."""
-    from .plot import samples_figure, save_figure, save_image_grid
+    from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path = run.info, folder / f"step-{run.step:06d}.png"
     n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
@@ -382,8 +326,8 @@ def _sample_sheet(folder: Path, run: Run) -> None:
     nodes = run.model.domain.nodes
     x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x
     if not bool(torch.isfinite(x).all()):
-        warnings.warn(f"no picture at step {run.step}: some samples are not finite", stacklevel=2)
-    elif info.kind == "image":
+        raise NumericalError("some samples are not finite")
+    if info.kind == "image":
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:
         save_figure(path, samples_figure(x.numpy(), info.kind, info.low, info.high))
@@ -392,7 +336,7 @@ def _sample_sheet(folder: Path, run: Run) -> None:
 def _loss_figure(folder: Path) -> None:
     import numpy as np
 
-    from .plot import loss_curve, save_figure
+    from ..plot import loss_curve, save_figure
 
     lines = read_lines(folder / "metrics.jsonl")
     if len(lines) > 1:

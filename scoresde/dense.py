@@ -18,7 +18,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Knots"]
+__all__ = ["Knots", "hermite"]
+
+
+def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The factors of (1) on the states and on the slopes of the knots, each ``(P, m)``.
+
+    Args:
+        u: Where, shape ``(P,)``.
+        knots: The knots of each, shape ``(P, m)``.
+        there: Which of them there are, bool ``(P, m)``; ``None`` for all. The others get the factor 0.
+    """
+    m = knots.shape[1]
+    there = torch.ones_like(knots, dtype=torch.bool) if there is None else there
+    other = there[:, :, None] & there[:, None, :] & ~torch.eye(m, dtype=torch.bool, device=u.device)
+    gap = torch.where(other, knots[:, :, None] - knots[:, None, :], 1.0)
+    ahead = u[:, None] - knots
+    lagrange = torch.where(other, ahead[:, None, :] / gap, 1.0).prod(2)
+    lean = torch.where(other, 1 / gap, 0.0).sum(2)
+    square = torch.where(there, lagrange.square(), 0.0)
+    return square * (1 - 2 * lean * ahead), square * ahead
 
 
 class Knots:
@@ -74,14 +93,6 @@ class Path:
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)
         place = first[:, None] + torch.arange(self.order, device=u.device)
         there, at = place < self.count[rows][:, None], (rows[:, None], place)
-        # Knots that a row does not have: factors of 1, and no weight of their own.
-        knots = torch.where(there, self.u[at], 0.0)
-        other = there[:, :, None] & there[:, None, :] & ~torch.eye(self.order, dtype=torch.bool, device=u.device)
-        gap = torch.where(other, knots[:, :, None] - knots[:, None, :], 1.0)
-        ahead = u[:, None] - knots
-        lagrange = torch.where(other, ahead[:, None, :] / gap, 1.0).prod(2)
-        lean = torch.where(other, 1 / gap, 0.0).sum(2)
-        square = torch.where(there, lagrange.square(), 0.0)
-        value, slope = square * (1 - 2 * lean * ahead), square * ahead
+        value, slope = hermite(u, torch.where(there, self.u[at], 0.0), there)
         y, k = self.y[at], self.slope[at]
         return torch.einsum("pm,pmd->pd", value.to(y.dtype), y) + torch.einsum("pm,pmd->pd", slope.to(y.dtype), k)

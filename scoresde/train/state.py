@@ -1,0 +1,194 @@
+"""The state of training, and its steps.
+
+Step n is a function of the state before it and of ``(seed, n)``: batch, times, noise, dequantisation, what is dropped
+of a condition, and dropout. A run that is stopped and resumed therefore goes on as if it had not been, with no
+generator to save: bit for bit on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_weights, save_checkpoint
+from ..data.batch import Batches
+from ..draw import Draw, Draws
+from ..ema import EMA
+from ..errors import CheckpointError, NumericalError
+from ..files import read_json, read_tensors
+from ..loss import Objective
+from ..model import ScoreModel
+from ..noise import keyed
+
+__all__ = ["Record", "TrainState", "keyed_rng", "steps"]
+
+
+@dataclass
+class TrainState:
+    """All that training changes.
+
+    Attributes:
+        model: What the objective asks.
+        optimiser: Of its parameters.
+        draw: How a step draws, and what that has learned of the losses.
+        average: The moving average of the weights, if there is one.
+        step: Steps done.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    draw: Draw
+    average: EMA | None = None
+    step: int = 0
+
+    @property
+    def learned(self) -> nn.Module:
+        """The module whose parameters are learned: of a score model the network, with the path if that is learned."""
+        return self.model.learned if isinstance(self.model, ScoreModel) else self.model
+
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint into a run folder, whole or not at all; the moments of the optimiser by parameter."""
+        names = [name for name, _ in self.learned.named_parameters()]
+        moments = {
+            f"{names[i]}.{key}": value
+            for i, state in self.optimiser.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        tensors = {"model": self.learned.state_dict(), "optim": moments}
+        facts = {}
+        if self.average is not None:
+            tensors["ema"], facts["ema_updates"] = self.average.state_dict(), self.average.updates
+        if learned := self.draw.state():
+            tensors["times"] = learned
+        return save_checkpoint(folder, self.step, tensors, facts)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up what :meth:`save` wrote into the folder ``checkpoint``.
+
+        Raises:
+            CheckpointError: If it belongs to another model, or lacks the moments of a parameter.
+        """
+        state = read_json(checkpoint / "state.json")
+        load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        if self.average is not None:
+            kept = self.average.state
+            self.average.state = {
+                name: value.to(kept[name].device)
+                for name, value in read_tensors(checkpoint / "ema.safetensors").items()
+            }
+            self.average.updates = int(state["ema_updates"])
+        if self.draw.state():
+            self.draw.load(read_tensors(checkpoint / "times.safetensors"))
+        self.optimiser.load_state_dict({
+            "state": self._moments(checkpoint), "param_groups": self.optimiser.state_dict()["param_groups"]
+        })  # fmt: skip
+        self.step = int(state["step"])
+
+    def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
+        """The state of the optimiser by the number of the parameter, which is how format 1 wrote it."""
+        number = {name: i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        found: dict[int, dict[str, Tensor]] = {}
+        for name, value in read_tensors(checkpoint / "optim.safetensors").items():
+            parameter, _, key = name.rpartition(".")
+            if parameter not in number and not parameter.isdigit():
+                raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which the model has not")
+            found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
+        if not found:
+            raise CheckpointError(f"{checkpoint} has no optimiser state")
+        return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step did.
+
+    Attributes:
+        step: Steps done with it.
+        loss: What was minimised.
+        grad_norm: Of the gradient, before it was clipped.
+        lr: Its learning rate.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+def steps(
+    state: TrainState,
+    objective: Objective,
+    batches: Batches,
+    until: int,
+    *,
+    seed: int,
+    rate: Callable[[int], float],
+    clip: float = math.inf,
+) -> Iterator[Record]:
+    """Train: each step changes ``state`` and yields what it did; between two steps the state may be saved.
+
+    Args:
+        state: Where training stands.
+        objective: What is minimised.
+        batches: The rows of each step.
+        until: The number of steps to have done at the end.
+        seed: Of all draws.
+        rate: The learning rate of step n, counted from 0.
+        clip: The largest norm of a gradient.
+
+    Raises:
+        NumericalError: If the loss or its gradient is not finite; the state is that after the step before.
+    """
+    parameters = list(state.learned.parameters())
+    device, dtype = parameters[0].device, parameters[0].dtype
+    while state.step < until:
+        generator = keyed(seed, state.step)
+        batch = batches.at(state.step, generator, dtype)
+        draws = state.draw(batch, generator).to(device)
+        batch = batch.to(device)
+        lr = rate(state.step)
+        for group in state.optimiser.param_groups:
+            group["lr"] = lr
+        with keyed_rng(seed, state.step, device):
+            losses = objective(state.model, batch, draws)
+        loss = (losses if draws.weight is None else draws.weight.to(losses) * losses).mean()
+        ends = objective.ends(state.model, batch)
+        if ends is not None:
+            loss = loss + ends.mean()
+        state.optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+            raise NumericalError(_diagnosis(state.step + 1, losses.detach(), draws, float(norm), lr), parameter="lr")
+        state.optimiser.step()
+        state.draw.update(draws, losses.detach())
+        if state.average is not None:
+            state.average.update(state.learned)
+        state.step += 1
+        yield Record(state.step, value, float(norm), lr)
+
+
+@contextmanager
+def keyed_rng(seed: int, n: int, device: torch.device | str) -> Iterator[None]:
+    """Give dropout and initial weights, which know only torch's global generator, the state of draw ``n``."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(keyed(seed, n, "dropout").initial_seed())
+        yield
+
+
+def _diagnosis(step: int, losses: Tensor, draws: Draws, norm: float, lr: float) -> str:
+    worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
+    where = "" if draws.t is None else f"at t = {float(draws.t[worst]):.3g} "
+    return (
+        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row is "
+        f"{where}with loss {float(losses[worst]):.4g}. Try a smaller learning rate (this step's was {lr:g}), a longer "
+        "warm-up, or look for extreme values in the data."
+    )

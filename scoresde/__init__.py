@@ -39,6 +39,8 @@ _HOME = {
     "convert": "model",
     "GaussianMixture": "exact",
     "Noise": "noise",
+    "Condition": "condition",
+    "Codec": "codec",
     "denoising_loss": "loss",
     "Solver": "solvers",
     "Solution": "solvers",
@@ -56,6 +58,7 @@ _HOME = {
     "bits_per_dim": "likelihood",
     "Elbo": "likelihood",
     "elbo": "likelihood",
+    "Dataset": "data",
     "load_data": "data",
     "Run": "run",
     "load": "run",
@@ -70,8 +73,10 @@ __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from . import data, metrics, nn, plot, solvers
+    from .codec import Codec
+    from .condition import Condition
     from .config import TrainConfig
-    from .data import load_data
+    from .data import Dataset, load_data
     from .discrete import DDPM, SMLD
     from .estimate import EDM, X0, Denoiser, Domain, Eps, Estimate, Parametrization, Score, V, Velocity
     from .exact import GaussianMixture

@@ -1,7 +1,8 @@
 """Files and folders: written whole or not at all, read without running code.
 
 Everything that this package writes goes through :func:`atomic`: to a temporary name beside the target, flushed to the
-disk, then renamed. A reader sees the old content or the new one, and what was interrupted leaves nothing behind.
+disk, then renamed. A reader sees the old content or the new one, and what was interrupted leaves nothing behind. Only a
+log grows in place, a line at a time (:func:`append_line`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .checkpoint import find_run, load_weights, newest_checkpoint, read_config
 from .codec import Codec
 from .condition import SLOTS, Condition
 from .config import TrainConfig
-from .data import DataInfo, Dataset
+from .data import NAMES, DataInfo, Dataset
 from .data.dataset import old_codec
 from .errors import CheckpointError, DataError, UsageError
 from .estimate import Denoiser, Parametrization
@@ -145,11 +145,12 @@ class Run:
                 parameter="cond",
                 value="class",
             )
+        if not isinstance(self.base, ScoreModel):
+            raise UsageError(f"{type(self.base).__name__} is not a network and cannot be given anything")
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
             known = [self._number(one) if isinstance(one, str) else one for one in known]
-        assert isinstance(self.base, ScoreModel)
         return replace(self, condition=self.base.given(known).condition)
 
     def _number(self, name: str) -> int:
@@ -209,7 +210,14 @@ class Run:
         """
         if self.config is None:
             raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
-        return self.config.load_data(data)
+        try:
+            return self.config.load_data(data)
+        except DataError as error:
+            source = data or self.config.data
+            if source in NAMES or Path(source).exists():
+                raise
+            passed = "; data that were passed as an array are not kept in a run: pass them again"
+            raise DataError(f"{error}{'' if data else passed}") from None
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
         """Data ``(n, *event)`` in model units, on the run's device and in its precision.

@@ -50,10 +50,10 @@ FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 PUBLIC = """
     SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
     Estimate Denoiser Domain Parametrization Eps X0 V Score Velocity EDM
-    ScoreModel Guided convert GaussianMixture Noise denoising_loss
+    ScoreModel Guided convert GaussianMixture Noise Condition Codec denoising_loss
     Solver Solution EulerMaruyama PredictorCorrector ProbabilityFlow RungeKutta Multistep FixedStep sample
     Likelihood LogLikelihood Scores log_likelihood bits_per_dim Elbo elbo
-    load_data Run load TrainConfig fit reflow straightness __version__
+    Dataset load_data Run load TrainConfig fit reflow straightness __version__
     data metrics nn plot solvers
 """.split()
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from scoresde import Run, TrainConfig, fit, load, load_data, tables
 from scoresde.checkpoint import newest_checkpoint
+from scoresde.codec import Affine
 from scoresde.data import Dataset
-from scoresde.errors import CheckpointError, DataError
+from scoresde.errors import CheckpointError, DataError, UsageError
 from scoresde.spec import ModelSpec
 
 SMALL = {"width": 8, "blocks": 1}
@@ -115,3 +116,24 @@ def test_an_array_is_what_the_file_that_holds_it_is(tmp_path: Path) -> None:
     held = Dataset.of(pixels[:30], pixels[30:], classes=names[:30], test_classes=names[30:])
     assert (held.info.n_train, held.info.n_test) == (30, 10)
     assert torch.equal(held.test, torch.as_tensor(pixels[30:]))
+
+
+class Own(Affine):
+    """A codec that no table lists."""
+
+
+def test_a_codec_that_could_not_be_read_again_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    data = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)))
+    own = replace(data, codec=Own(*vars(data.codec).values()))
+    config = TrainConfig(steps=1, batch=8, network_options=SMALL)
+    with pytest.raises(UsageError, match=r"Own is in no table of codecs.*save=False"):
+        fit(config, data=own, out=tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()
+    assert fit(config, data=own, save=False, quiet=True).sample(3, "heun").x.shape == (3, 2)
+
+
+def test_data_that_were_an_array_are_asked_for_again(tmp_path: Path) -> None:
+    data = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)), name="mine")
+    run = fit(TrainConfig(steps=1, batch=8, network_options=SMALL), data=data, save=False, quiet=True)
+    with pytest.raises(DataError, match=r"'mine'.*passed as an array are not kept in a run: pass them again"):
+        run.data()

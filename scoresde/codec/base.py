@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from ..build import name_of, options_of, resolve
-from ..errors import CheckpointError, ScoresdeError
+from ..errors import CheckpointError, ScoresdeError, UsageError
 from ..shapes import dims
 from ..tables import CODECS
 
@@ -156,9 +156,19 @@ class Composed(Codec):
 
 
 def to_dict(codec: Codec) -> list[dict[str, Any]]:
-    """A codec as plain values, for JSON: the name and the options of each part."""
+    """A codec as plain values, for JSON: the name and the options of each part.
+
+    Raises:
+        UsageError: If one of them is in no table, so that nobody could read it again.
+    """
     if isinstance(codec, Composed):
         return [entry for part in codec.parts for entry in to_dict(part)]
+    if name_of(codec, CODECS) not in CODECS:
+        raise UsageError(
+            f"{type(codec).__name__} is in no table of codecs, and a run that names it could not be read again; train "
+            "without a run folder (save=False)",
+            parameter="save",
+        )
     options = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options_of(codec).items()}
     return [{"name": name_of(codec, CODECS), "options": options}]
 

@@ -21,7 +21,7 @@ name                   class                    what it integrates              
 ``ancestral``          `Ancestral`              the chain's steps down (DDPM)                    ``steps``
 ``sde-dpm``            `MultistepSDE`           on eps, order 1                                  ``steps``
 ``sa``                 `MultistepSDE`           order 2 with the corrector (SA-Solver)           ``steps``
-``er-sde``             `MultistepSDE`           order 3, noise that fades near the data          ``steps``
+``er-sde``             `MultistepSDE`           order 2, corrected, with noise that fades        ``steps``
 ``em``                 `EulerMaruyama`          the reverse SDE                                  ``steps``
 ``heun-sde``           `StochasticHeun`         the reverse SDE, weak order 2                    ``2 steps``
 ``adaptive-sde``       `AdaptiveSDE`            the reverse SDE, to a tolerance                  adaptive

@@ -107,12 +107,13 @@ def fit(
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
 
     if save:
+        made_of = spec.to_dict()  # which refuses what could not be read again, before there is a folder
         if folder is not None:
             _restore(folder, config, state)
         else:
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
         stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
-        write_json(folder / "model.json", spec.to_dict())
+        write_json(folder / "model.json", made_of)
         write_json(folder / "data.json", info.to_dict())
         write_json(folder / "config.json", stored)
         metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again

@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 
 import scoresde
 from scoresde.cli import cli
+from scoresde.cli.command import Command
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gallery
@@ -58,7 +59,7 @@ napoleon_use_rtype = False
 
 
 class CliHelp(Directive):
-    """``{cli-help} train``: what ``scoresde train --help`` prints, taken from the commands themselves."""
+    """``{cli-help} train``: what ``scoresde train --help-all`` prints, taken from the commands themselves."""
 
     required_arguments = 0
     optional_arguments = 2  # a command, and one of its own: plot schedule
@@ -71,7 +72,7 @@ class CliHelp(Directive):
             assert isinstance(command, click.Group)
             command = command.commands[name]
             context = click.Context(command, parent=context, info_name=name)
-        text = command.get_help(context)
+        text = command.full_help(context) if isinstance(command, Command) else command.get_help(context)
         for file in Path(scoresde.cli.__file__).parent.rglob("*.py"):
             self.state.document.settings.record_dependencies.add(str(file))
         return [nodes.literal_block(text, text, language="text")]

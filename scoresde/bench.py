@@ -148,7 +148,9 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
         else:
             cases.append(Case(name, solver))
     if all(case.solver is None for case in cases):
-        raise UsageError(f"{max(nfe)} evaluations do not pay for one step of {', '.join(solvers)}; take more (--nfe)")
+        raise UsageError(
+            f"{max(nfe)} evaluations do not pay for one step of {', '.join(solvers)}; take more", parameter="nfe"
+        )
     return tuple(cases)
 
 

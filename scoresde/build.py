@@ -17,12 +17,14 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .errors import CheckpointError, UsageError
 
 __all__ = [
-    "READ", "Typed", "build", "closest", "construct", "fields_of", "name_of", "options_of", "parse_value", "resolve",
+    "FLAGS", "READ", "Typed", "build", "closest", "construct", "fields_of", "is_flag", "name_of", "options_of",
+    "parse_value", "read_options", "resolve",
 ]  # fmt: skip
 
 # Which names a person typed: all (True), or these; whatever else there is was read from a file.
@@ -144,15 +146,10 @@ def construct(
     """
     _refuse_foreign(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
-    for option in options:
-        if option not in fields:
-            # such as a number of steps for an adaptive solver
-            owners = ", ".join(n for n in table or {} if option in fields_of(resolve(n, table or {}, what)))
-            others = f"; {option!r} is one of: {owners}" if owners else ""
-            raise UsageError(f"{what} {name!r} has no option {option!r}; {closest(option, fields)}{others}")
+    _refuse_unknown(options, fields, what, name, table)
     missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
     if missing:
-        raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}: --set {missing[0]}=...")
+        raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}", parameter=missing[0])
     try:
         return factory(**options)
     except UsageError:
@@ -160,6 +157,19 @@ def construct(
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
         raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
+
+
+def _refuse_unknown(
+    options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
+) -> None:
+    """Refuse an option that is no field, and say whose it is."""
+    for option in options:
+        if option not in fields:
+            # such as a number of steps for an adaptive solver
+            owners = ", ".join(n for n in table or {} if option in fields_of(resolve(n, table or {}, what)))
+            others = f"; {option!r} is one of: {owners}" if owners else ""
+            named = f"{what} {name!r}" if name else what
+            raise UsageError(f"{named} has no option {option!r}; {closest(option, fields)}{others}")
 
 
 def _refuse_foreign(value: Any, where: str, typed: Typed) -> None:
@@ -197,25 +207,90 @@ def name_of(obj: Any, table: Mapping[str, str]) -> str:
     return next((name for name, known in table.items() if known == path), path)
 
 
-def parse_value(text: str, default: Any = None) -> Any:
-    """Read an option typed as text: bool, int, float, comma-separated tuple, ``none``, else the text itself.
+def parse_value(text: str) -> Any:
+    """Read a value typed as text: yes or no, a whole number, a number, a tuple with commas, ``none``, else the text.
 
-    ``default`` tells ``1`` the number from ``1`` the float.
-
-    >>> parse_value("1,2,4"), parse_value("true"), parse_value("3", 0.5), parse_value("abc")
-    ((1, 2, 4), True, 3.0, 'abc')
+    >>> parse_value("1,2,4"), parse_value("yes"), parse_value("3"), parse_value("abc")
+    ((1, 2, 4), True, 3, 'abc')
     """
     lowered = text.strip().lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
+    if lowered in FLAGS:
+        return FLAGS[lowered]
     if lowered in ("none", ""):
         return None
-    if "," in text or isinstance(default, tuple):
+    if "," in text:
         return tuple(parse_value(part) for part in text.split(",") if part.strip())
     for number in (int, float):
-        try:
-            value = number(lowered)
-        except ValueError:
-            continue
-        return float(value) if isinstance(default, float) else value
+        with suppress(ValueError):
+            return number(lowered)
     return text
+
+
+# How a flag is typed.
+FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+_NOUNS = {
+    "bool": "yes or no", "int": "a whole number", "float": "a number", "tuple": "values with commas between them",
+    "None": "none",
+}  # fmt: skip
+
+
+def _kinds(field: inspect.Parameter) -> set[str]:
+    """What the annotation of a field allows, ``float | None`` as two names; empty where nothing is said."""
+    if field.annotation is field.empty:
+        return set()
+    text = field.annotation if isinstance(field.annotation, str) else inspect.formatannotation(field.annotation)
+    while "[" in text and (bare := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
+        text = bare
+    return {part.strip() for part in text.split("|")}
+
+
+def is_flag(field: inspect.Parameter) -> bool:
+    """Whether a field is a yes or a no."""
+    return _kinds(field) in ({"bool"}, {"bool", "None"})
+
+
+def read_options(
+    factory: Any, what: str, name: str, texts: Mapping[str, str], table: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Read the options of a class or function that were typed as text, each by the type of its field.
+
+    Args:
+        factory: The class or function.
+        what, name: For messages, as in :func:`construct`.
+        texts: What was typed, by the name of the option.
+        table: Where another that has the option is looked for.
+
+    Raises:
+        UsageError: If there is no such option, or the text is nothing that it takes.
+
+    >>> from scoresde import VPSDE
+    >>> read_options(VPSDE, "SDE", "vp", {"beta_max": "18"})
+    {'beta_max': 18.0}
+    """
+    fields = fields_of(factory)
+    _refuse_unknown(texts, fields, what, name, table)
+    return {option: _read(option, text, fields[option], f"{what} {name!r}: " * bool(name)) for option, text in
+            texts.items()}  # fmt: skip
+
+
+def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
+    kinds, value, lowered = _kinds(field), parse_value(text), text.strip().lower()
+    if "None" in kinds and lowered in ("none", ""):
+        return None
+    if "bool" in kinds and isinstance(value, bool):
+        return value
+    for kind, number in (("int", int), ("float", float)):
+        if kind in kinds:
+            with suppress(ValueError):
+                return number(lowered)
+    numbers = isinstance(value, tuple) and not any(isinstance(part, str) for part in value)
+    if "tuple" in kinds and ("str" not in kinds or numbers):
+        return value if isinstance(value, tuple) else (value,)
+    if "str" in kinds:
+        return value if numbers else text  # a grid may be the times themselves
+    if kinds - set(_NOUNS) or not kinds:
+        return value
+    takes = ", or ".join(noun for kind, noun in _NOUNS.items() if kind in kinds)
+    shown = value if isinstance(value, int | float) and not isinstance(value, bool) else text
+    raise UsageError(f"{where}{option} is {shown!r}; it takes {takes}", parameter=option)

@@ -75,18 +75,18 @@ def find_run(run: str | Path | None) -> Path:
             if (folder / "config.json").is_file():
                 return folder
         if Path(run).is_file():
-            raise CheckpointError(f"{run} is a file; give the run folder that scoresde train printed (runs/NAME)")
+            raise CheckpointError(f"{run} is a file; give the run folder, such as runs/NAME")
         why = "it has no config.json" if Path(run).is_dir() else "there is no such folder, nor one under runs/"
         here = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))
-        names = f"the runs here are: {', '.join(here)}" if here else "scoresde train makes one"
-        raise CheckpointError(f"{run} is no run folder ({why}); {names}")
+        names = f"the runs here are: {', '.join(here)}" if here else "there is none here; train one first"
+        raise CheckpointError(f"{run} is no run folder ({why}); {names}", parameter=None if here else "fit")
     runs = sorted(
         (p.parent for p in Path("runs").glob("*/config.json") if any((p.parent / "checkpoints").glob("step-*"))),
         key=lambda folder: (folder / "checkpoints").stat().st_mtime_ns,
     )
     if not runs:
         raise CheckpointError(
-            f"there is no run with a checkpoint in {Path('runs').absolute()}; train one first: scoresde train --sde vp"
+            f"there is no run with a checkpoint in {Path('runs').absolute()}; train one first", parameter="fit"
         )
     return runs[-1]
 

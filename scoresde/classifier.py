@@ -179,7 +179,9 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Trained
     """
     path = folder / FACTS
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no classifier (no {FACTS}); train one: scoresde classifier --out FOLDER")
+        raise CheckpointError(
+            f"{folder} holds no classifier (no {FACTS}); train one and save it there", parameter="train_classifier"
+        )
     facts = read_json(path)
     check_format(path, facts)
     try:

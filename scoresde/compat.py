@@ -105,7 +105,9 @@ class OriginalLevelEps(OriginalEps):
         if not isinstance(sde, VPSDE):
             raise UsageError(
                 f"OriginalLevelEps has a table of levels for VPSDE and for chains, none for {type(sde).__name__}; "
-                "take OriginalEps, or --sde ddpm"
+                "take OriginalEps, or the SDE ddpm",
+                parameter="sde",
+                value="ddpm",
             )
         # score = -F/sigma_i is -eps_hat/sigma(t)
         level = (self.label(sde, t) + 1e-9).long()

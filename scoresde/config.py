@@ -158,7 +158,11 @@ class TrainConfig:
         """
         preset = self.preset if self.preset != "auto" else _preset_for(info)
         if self.cond == "class" and not info.classes:
-            raise UsageError(f"--cond class: {info.name} has no labels (class folders, a label file or an array y)")
+            raise UsageError(
+                f"cond='class': {info.name} has no labels (class folders, a label file or an array y)",
+                parameter="cond",
+                value="none",
+            )
         steps, batch, lr = _BUDGET[preset]
         path, predict, weighting = (self.name(field) for field in ("sde", "predict", "weighting"))
         options = dict(self.predict_options)
@@ -173,8 +177,10 @@ class TrainConfig:
             weighting = "likelihood" if sde.parameters() else kind.weighting
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
-                f"--weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
-                "weighting likelihood is its; leave --weighting out, or sde.learn"
+                f"the weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
+                "weighting likelihood is its; take that one, or leave out learn",
+                parameter="weighting",
+                value="likelihood",
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         weighting_options = dict(self.weighting_options)

@@ -99,6 +99,10 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
     if weighting in ("likelihood", "score"):
         raise UsageError(f"{why} the weighting {weighting} weighs errors of the score; take native or eps")
     if predict == "score":
-        raise UsageError(f"{why} predicts none; take --predict velocity, x0, v, eps or edm")
+        raise UsageError(
+            f"{why} predicts none; take the prediction velocity, x0, v, eps or edm",
+            parameter="predict",
+            value="velocity",
+        )
     if nodes:
         raise UsageError(f"{why} a discrete chain goes back by the score; take a continuous SDE, such as vp or flow")

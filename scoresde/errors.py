@@ -7,11 +7,13 @@ A message says what went wrong, where, with the value, and what to try. Codes: 0
 from __future__ import annotations
 
 __all__ = [
+    "Advice",
     "CheckpointError",
     "DataError",
     "NumericalError",
     "Preempted",
     "ScoresdeError",
+    "Stopped",
     "UsageError",
 ]
 
@@ -21,8 +23,8 @@ class ScoresdeError(Exception):
 
     Args:
         message: What went wrong, in the words of the library.
-        parameter: The parameter that would put it right, and ``value`` what to give it, for the command line, which
-            knows how that is typed.
+        parameter: The parameter, or function, that would put it right, and ``value`` what to give it, for the command
+            line, which knows how that is typed.
     """
 
     exit_code = 1
@@ -60,3 +62,27 @@ class Preempted(ScoresdeError):
     """Training was told to stop; the checkpoint is saved and the run can be resumed."""
 
     exit_code = 75
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C in training; the checkpoint is saved and the run can be resumed.
+
+    Args:
+        message, parameter, value: See :class:`ScoresdeError`.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.parameter, self.value = parameter, value
+
+
+class Advice(UserWarning):
+    """A warning that says what would put it right.
+
+    Args:
+        message, parameter, value: See :class:`ScoresdeError`.
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.parameter, self.value = parameter, value

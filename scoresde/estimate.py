@@ -81,8 +81,10 @@ class Estimate:
             return self.frac
         if variance == "learned":
             raise UsageError(
-                "the variance is 'learned', but this model did not learn it; train with --set learn_variance=true, or "
-                "take the variance posterior or beta"
+                "the variance is 'learned', but this model did not learn it; train with learn_variance=True, or take "
+                "the variance posterior or beta",
+                parameter="variance",
+                value="posterior",
             )
         return self.x.new_ones(()) if variance == "beta" else self.x.new_zeros(())
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .build import resolve
 from .data import DataInfo, Dataset
-from .errors import UsageError
+from .errors import Advice, UsageError
 from .features import Extractor, Reference, read_features
 from .files import write_json
 from .metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
@@ -136,8 +136,12 @@ def evaluate(
     )
     if copies is not None and len(data.test) < HELD_OUT:
         warnings.warn(
-            f"no check for copies: it needs {HELD_OUT} held-out rows, and {data.info.name} has {len(data.test)}; "
-            "hold out more when training (--set test_fraction=0.2)",
+            Advice(
+                f"no check for copies: it needs {HELD_OUT} held-out rows, and {data.info.name} has {len(data.test)}; "
+                "hold out more when training",
+                parameter="test_fraction",
+                value=0.2,
+            ),
             stacklevel=2,
         )
         copies = None
@@ -200,7 +204,9 @@ def compare(
         elif metric is not frechet:
             raise UsageError(
                 f"the metric {name} needs the features of the reference, which kept its moments alone (too many "
-                "numbers): take --metrics frechet, or compare with the data"
+                "numbers): take the metric frechet, or compare with the data",
+                parameter="metrics",
+                value="frechet",
             )
         samples = _measure(name, metric, x, against)
         floor = {} if real is None else _measure(name, metric, real, against)

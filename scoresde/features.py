@@ -112,7 +112,9 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
     if classifier.info.shape != info.shape:
         raise UsageError(
             f"the classifier was trained on {classifier.info.name}, shape {classifier.info.shape}, and {info.name} has "
-            f"shape {info.shape}; train one on it: scoresde classifier --data {info.source}"
+            f"shape {info.shape}; train one on it",
+            parameter="train_classifier",
+            value=info.source,
         )
     digest = _hash("classifier", classifier.digest, _units(classifier.codec))
     return Extractor("classifier", digest, "none", classifier.features)
@@ -294,7 +296,9 @@ class Reference:
             )  # fmt: skip
         except (KeyError, ValueError) as error:
             raise CheckpointError(
-                f"{path} holds no reference statistics ({error}); make some with --save-reference"
+                f"{path} holds no reference statistics ({error}); save some there first",
+                parameter="save_reference",
+                value=path,
             ) from None
 
     def check(self, extractor: Extractor) -> None:
@@ -307,8 +311,10 @@ class Reference:
             if theirs != ours:
                 raise UsageError(
                     f"the reference was made with the features {self.extractor} of {what} {theirs!r}, the samples have "
-                    f"{extractor.name} of {what} {ours!r}: their distance means nothing; make the reference again "
-                    "(--save-reference), or choose its features (--features)"
+                    f"{extractor.name} of {what} {ours!r}: their distance means nothing; take the features of the "
+                    "reference, or make it again with these",
+                    parameter="features",
+                    value=self.extractor,
                 )
 
 

@@ -145,7 +145,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a run folder made by scoresde train?") from None
+        raise CheckpointError(f"{path} is missing; is {path.parent} a run folder?") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 

@@ -74,7 +74,9 @@ class ScoreModel(nn.Module):
         if learn_variance and sde.nodes is None:
             raise UsageError(
                 f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
-                "from one node to the next; take --sde ddpm or smld"
+                "from one node to the next; take the SDE ddpm or smld",
+                parameter="sde",
+                value="ddpm",
             )
         if learn_variance and coupled:
             raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; leave one out")

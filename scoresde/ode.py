@@ -36,7 +36,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import UsageError
+from .errors import Advice, UsageError
 from .shapes import expand, flat, time_dtype, to_device
 from .tableaus import TABLEAUS, Tableau
 
@@ -188,8 +188,12 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
         raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
     if y.dtype == torch.float32 and rtol < 1e-6:
         warnings.warn(
-            f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains nothing; "
-            "use float64 (--dtype float64)",
+            Advice(
+                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains "
+                "nothing; use float64",
+                parameter="dtype",
+                value="float64",
+            ),
             stacklevel=4,
         )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checkpoint import make_run_folder
 from .coupling import Pairs
 from .data import Dataset
 from .errors import NumericalError, UsageError
@@ -110,7 +111,7 @@ def reflow(
             if they are built in. A name that is only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
         data: The run's data set, if ``load_data`` cannot find it (for its labels; training sees the pairs alone).
-        out: The run folder; ``runs/NAME-reflow`` if left out.
+        out: The run folder; ``runs/NAME-reflow`` if left out, with a number if that is taken.
         save: Write a run folder at all.
         device: Where to train.
         quiet: Print no progress.
@@ -133,7 +134,7 @@ def reflow(
     prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
     drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
     if out is None and save:
-        out = Path("runs") / f"{(run.folder or Path(data.info.name)).name}-reflow"
+        out = make_run_folder(None, f"{(run.folder or Path(data.info.name)).name}-reflow")
     return fit(
         config, data=data, pairs=drawn, start=run, out=out, save=save, device=device, dtype=run.dtype, quiet=quiet
     )

@@ -139,9 +139,9 @@ class Run:
             return replace(self, condition=None)
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
         if not trained and not (isinstance(known, Condition) and known.label is None):
+            what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without labels, and label {known!r} needs cond='class' in "
-                "training",
+                f"{self.folder or 'this model'} was trained without labels, and {what} needs cond='class' in training",
                 parameter="cond",
                 value="class",
             )

@@ -50,7 +50,8 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     if min(picture.size) < SMALLEST:
         raise DataError(
             f"{path} becomes {picture.width} x {picture.height} pixels; the short side needs {SMALLEST}: take another "
-            "picture, or a larger --size"
+            "picture, or a larger size",
+            parameter="size",
         )
     return np.asarray(picture).transpose(2, 0, 1)
 

@@ -353,7 +353,9 @@ class _Tabulated(Times):
             raise UsageError(
                 f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
                 f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data): take its option "
-                "error=edm (--set t_sampler.error=edm), or low-discrepancy"
+                "error='edm', or the sampler low-discrepancy",
+                parameter="t_sampler.error",
+                value="edm",
             )
 
 

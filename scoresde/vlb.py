@@ -189,7 +189,7 @@ def bound(
     if nodes is None:
         raise UsageError(
             f"the variational bound is a sum over the nodes of a chain, and a model on {type(sde).__name__} has none; "
-            "train with --sde ddpm or smld, or take the likelihood by the probability flow"
+            "train with the SDE ddpm or smld, or take the likelihood by the probability flow"
         )
     noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
     counted = Counted(model, Tally(x0))

@@ -99,7 +99,7 @@ def test_own_classes_come_from_where_the_user_stands(own: Path) -> None:
     with pytest.raises(UsageError, match=r"module 'own_sde' has no 'Owm'; did you mean 'Own'\?") as error:
         resolve("own_sde:Owm", SDES, "SDE", typed=True)
     assert "number" not in str(error.value)
-    with pytest.raises(UsageError, match=r"needs a value for power: --set power=\.\.\."):
+    with pytest.raises(UsageError, match=r"needs a value for power$"):
         build("own_sde:needs", SDES, "SDE", typed=True)
 
 
@@ -129,29 +129,28 @@ def test_names_from_files_are_only_looked_up(own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "default", "value"),
+    ("text", "value"),
     [
-        ("3", None, 3),
-        ("3", 0.5, 3.0),
-        ("3", 5, 3),
-        ("3.5", None, 3.5),
-        ("1e-5", None, 1e-5),
-        ("inf", None, math.inf),
-        ("-2", None, -2),
-        ("true", None, True),
-        ("False", None, False),
-        ("none", None, None),
-        ("", None, None),
-        ("abc", None, "abc"),
-        ("Karras", None, "Karras"),
-        ("1,2,4", None, (1, 2, 4)),
-        ("1,", None, (1,)),
-        ("0.5,x", None, (0.5, "x")),
-        ("3", (1, 2), (3,)),
+        ("3", 3),
+        ("3.5", 3.5),
+        ("1e-5", 1e-5),
+        ("inf", math.inf),
+        ("-2", -2),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("", None),
+        ("abc", "abc"),
+        ("Karras", "Karras"),
+        ("1,2,4", (1, 2, 4)),
+        ("1,", (1,)),
+        ("0.5,x", (0.5, "x")),
+        ("yes", True),
+        ("off", False),
     ],
 )
-def test_parse_value(text: str, default: object, value: object) -> None:
-    found = parse_value(text, default)
+def test_parse_value(text: str, value: object) -> None:
+    found = parse_value(text)
     assert found == value and type(found) is type(value)
     if isinstance(value, tuple):
         assert [type(v) for v in found] == [type(v) for v in value]

@@ -202,14 +202,23 @@ def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
     assert "coupling     reflow" in shell(f"info {facts['run']}")
     shell(f"reflow {moons} --solver sde", code=2)
     assert "draws noise" in shell.err
+    again = shell.json(f"reflow {moons} --pairs 24 --steps 2")
+    assert again["run"] == "runs/moons-reflow-2", "nothing is overwritten"
 
 
-def test_torchsde_is_an_engine_too(shell: Shell, moons: str) -> None:
-    a, b = (shell.json(f"sample {moons} --n 2 --steps 4 {which} --method euler") for which in (
-        "--engine torchsde", "--solver torchsde"))  # fmt: skip
-    assert a["solver"] == b["solver"] == "torchsde" and a["options"] == b["options"]
-    shell(f"sample {moons} --solver em --engine torchsde", code=2)
-    assert "leave --solver em out" in shell.err
+def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
+    for line in ("--engine torchsde --method srk", "--solver em --engine torchsde", "--set solver.engine=torchsde"):
+        shell.refuses(f"sample {moons} {line}", 2, "torchsde solves the reverse SDE", "(here: --solver torchsde)")
+    for line in ("--order cp", "--set solver.order=cp"):
+        shell.refuses(f"sample {moons} --solver pc {line}", 2, "sequence", "(here: --set solver.sequence=cp)")
+    shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "a whole number")
+    shell.refuses(f"sample {moons} --solver pc --order 2", 2, "no option 'order'", "multistep")
+    for line in ("--set solver.sequence=cp", "--sequence cp"):
+        found = shell.json(f"sample {moons} --solver pc --steps 2 --n 2 {line}")
+        assert found["options"]["sequence"] == "cp"  # type: ignore[index]
+    # A field whose name is taken by an option of the command is reached by --set alone.
+    found = shell.json(f"sample {moons} --solver pc --steps 2 --n 2 --start 3 --set solver.start=yes")
+    assert found["start"] == 3 and found["options"]["start"] is True  # type: ignore[index]
 
 
 def test_python_m_and_version(shell: Shell) -> None:
@@ -290,17 +299,36 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --weighting likelihood --t-sampler mode", ["Likelihood()", "uniform in t", "importance"]),
         ("train --set gamma=1", ["no setting 'gamma'"]),
         ("train --set test_fraction=0", ["test_fraction", "0"]),
-        ("train --set sde.beta_max=abc", ["VPSDE", "beta_max='abc'"]),
+        ("train --set sde.beta_max=abc", ["SDE 'vp'", "beta_max is 'abc'", "a number", "--set sde.beta_max=VALUE"]),
         ("train --set sde.beta_max=-4", ["VPSDE", "must be finite"]),
         ("train --set sde.sigma_max=4", ["'sigma_max'", "beta_max, beta_min"]),
-        ("train --set network.channels=abc", ["'unet'", "channels='abc'"]),
-        ("train --cond class --data moons", ["--cond class", "moons", "no labels"]),
+        ("train --set network.channels=abc", ["channels is 'abc'", "--set network.channels=VALUE"]),
+        ("train --cond class --data moons", ["cond='class'", "moons", "no labels", "--cond none"]),
         ("train --device tpu", ["'tpu'", "--device cpu"]),
         ("train --resume runs/moons --lr 1", ["--lr", "runs/moons", "keeps its settings"]),
         ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
-        ("train --resume runs/moons --steps 2", ["has done 3 steps", "--steps 2"]),
-        ("train --out runs/moons --data moons", ["runs/moons already holds a run", "--resume"]),
+        ("train --resume runs/moons --steps 2", ["has done 3 steps", "steps=2", "(here: --steps)"]),
+        ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
+        ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
+        ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
+        ("train --set network.channels=4.5", ["channels is 4.5", "whole number"]),
+        ("train --set beta_max=4", ["no setting 'beta_max'", "did you mean sde.beta_max?"]),
+        ("train --beta-mx 4", ["--beta-mx", "--beta-max"]),
+        ("train --data-std 1", ["--set predict.data_std=VALUE or --set weighting.data_std=VALUE"]),
+        ("train --sde ve --beta-max 4", ["'ve' has no option 'beta_max'", "vp, subvp"]),
         ("sample --n 0", ["--n", "0", ">=1"]),
+        ("sample --snrr 0.2", ["--snrr", "--snr"]),
+        ("sample --solver em --eta", ["--eta", "requires an argument"]),
+        ("sample --solver em --eta abc", ["eta is 'abc'", "a number", "--set solver.eta=VALUE"]),
+        ("sample --solver em --snr 0.2", ["'em' has no option 'snr'", "pc, ald, original"]),
+        ("sample --solver pc --set solver.start=3", ["start is 3", "yes or no", "--set solver.start=VALUE"]),
+        ("sample --solver em --set solver.steps=2.5", ["steps is 2.5", "whole number"]),
+        ("sample --solver em --steps 4 --grid 1,0.5,0.001", ["--steps 4", "leave --steps out"]),
+        ("sample --set sovler.eta=3", ["did you mean --set solver.eta=3?"]),
+        ("likelihood --draws two", ["draws is 'two'", "whole number", "--set likelihood.draws=VALUE"]),
+        ("likelihood --redraw=3", ["redraw is 3", "yes or no"]),
+        ("likelihood --no-redrw", ["--no-redrw", "--redraw"]),
+        ("likelihood --method quadratur", ["'quadratur'", "coupled, quadrature", "--set likelihood.method=VALUE"]),
         ("sample --rtol 0", ["--rtol", "0.0", ">0"]),
         ("sample --set solver.rtol=0", ["rtol is 0", "1e-5"]),
         ("sample --solver oed", ["'oed'", "did you mean 'ode'", ", ".join(sorted(SOLVERS))]),
@@ -416,7 +444,7 @@ def test_a_resumed_run_counts_the_steps_it_has_done(shell: Shell, moons: str) ->
 
 def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
-        shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "scoresde train --sde vp")
+        shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
         shell.refuses(f"{command} nothing", 3, "nothing is no run folder")
     shell.refuses("train --resume nothing", 3, "nothing is no run folder (there is no such folder")
     assert list(Path().iterdir()) == []
@@ -497,7 +525,8 @@ def test_a_folder_without_permission(shell: Shell, tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes(shell: Shell) -> None:
     line = "train --data moons --steps 6 --batch 8 --set network.width=8 --lr 1e30 --set clip=inf --quiet --out r"
-    message = shell.refuses(line, 4, "stopped at step 2", "t = ", "Try a smaller --lr (now 1e+30)", "r is from before")
+    words = ("stopped at step 2", "t = ", "Try a smaller learning rate", "r is from before", "(here: --lr 9e+28)")
+    message = shell.refuses(line, 4, *words)
     assert "loss inf" in message or "loss nan" in message
     checkpoint = newest_checkpoint(Path("r"))
     assert read_json(checkpoint / "state.json")["step"] == 1
@@ -533,7 +562,8 @@ def test_ctrl_c_is_130_and_leaves_a_checkpoint(shell: Shell, monkeypatch: pytest
 
     monkeypatch.setattr(Progress, "update", update)
     out = shell("train --data moons --steps 11 --batch 8 --set network.width=8 --out r", 130)
-    assert out == "" and "stopped after step 3; resume with: scoresde train --resume r" in shell.err
+    assert out == "" and "after step 3: the checkpoint is saved in r" in shell.err
+    assert "(here: scoresde train --resume r)" in shell.err
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
 
 
@@ -548,7 +578,7 @@ def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, tmp_path: Path) -> None
         p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=60)
     assert p.returncode == 75 and out == b""
-    message = r"error: SIGTERM after step (\d+): checkpoint saved; resume with: scoresde train --resume r\n"
+    message = r"error: SIGTERM after step (\d+): the checkpoint is saved in r, .* \(here: scoresde train --resume r\)\n"
     told = re.search(message, err.decode())
     assert told and "Traceback" not in err.decode()
     step = int(told[1])

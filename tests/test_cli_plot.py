@@ -95,7 +95,7 @@ def test_forward_shows_any_kind_of_data(shell: Shell, kind: str) -> None:
 
 def test_forward_takes_another_grid_and_sde(shell: Shell) -> None:
     found = shell.json("plot forward --sde ve --set sde.sigma_max=10 --n 1 --steps 2 --grid logsnr --seed 4")
-    assert found["sde"] == "VESDE(sigma_min=0.01, sigma_max=10)" and found["seed"] == 4
+    assert found["sde"] == "VESDE(sigma_min=0.01, sigma_max=10.0)" and found["seed"] == 4
 
 
 def test_reverse_writes_a_strip_and_a_gif(shell: Shell, digits: str) -> None:

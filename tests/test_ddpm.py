@@ -217,8 +217,8 @@ def test_the_start_of_a_corrector():
     assert annealed_langevin(start=True).within(20).steps == 3 and annealed_langevin().within(20).steps == 4
     assert annealed_langevin(start=True).within(4) is None and annealed_langevin(start=True).within(9) is None
     assert annealed_langevin(start=True).within(10).steps == 1
-    with pytest.raises(UsageError, match="the order cp does anyway"):
-        PredictorCorrector(start=True, order="cp")
+    with pytest.raises(UsageError, match="the sequence cp does anyway"):
+        PredictorCorrector(start=True, sequence="cp")
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -227,9 +227,9 @@ def test_the_start_of_a_corrector():
 def test_a_variance_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="unknown variance 'larned'; did you mean 'learned'"):
         Ancestral(variance="larned")
-    with pytest.raises(UsageError, match="this model did not learn it; train with --set learn_variance=true"):
+    with pytest.raises(UsageError, match="this model did not learn it; train with learn_variance=True"):
         Ancestral(3, variance="learned")(ring(VPSDE()), normals(2, 2))
-    with pytest.raises(UsageError, match=r"VPSDE has no nodes.*--sde ddpm or smld"):
+    with pytest.raises(UsageError, match=r"VPSDE has no nodes.*the SDE ddpm or smld"):
         ScoreModel(network(2), VPSDE(), Eps(), learn_variance=True)
     plain = ScoreModel(network(), DDPM(N), Eps(), learn_variance=True)
     with pytest.raises(UsageError, match=r"returns the shape \(2, 3\) for \(2, 3\); .* twice the channels"):

@@ -276,13 +276,13 @@ def test_steps_for_a_number_of_evaluations():
 @pytest.mark.parametrize(
     ("sde", "solver", "words"),
     [
-        (FlowMatching(), Original(), ["FlowMatching", "--solver pc", "ancestral", "reverse-diffusion"]),
-        (PUBLISHED["subvp"], Original(predictor="ancestral"), ["ancestral", "SubVPSDE", "--solver ancestral"]),
-        (PUBLISHED["subvp"], Original(corrector="langevin"), ["langevin", "SubVPSDE", "--solver pc"]),
-        (PUBLISHED["subvp"], Original(corrector="ald"), ["ald", "SubVPSDE", "--solver pc"]),
-        (PUBLISHED["vp"], Original(20, "ancestral"), ["20 steps", "beta_max/N = 1", "--solver ancestral"]),
-        (PUBLISHED["vp"], Original(10, "reverse-diffusion"), ["beta_max/N = 2", "--solver reverse-diffusion"]),
-        (PUBLISHED["vp"], Original(15, corrector="ald"), ["beta_max/N = 1.33333", "more than 20", "--solver pc"]),
+        (FlowMatching(), Original(), ["FlowMatching", "the continuous solvers pc", "ancestral", "reverse-diffusion"]),
+        (PUBLISHED["subvp"], Original(predictor="ancestral"), ["ancestral", "SubVPSDE", "the solver ancestral"]),
+        (PUBLISHED["subvp"], Original(corrector="langevin"), ["langevin", "SubVPSDE", "the solver pc"]),
+        (PUBLISHED["subvp"], Original(corrector="ald"), ["ald", "SubVPSDE", "the solver pc"]),
+        (PUBLISHED["vp"], Original(20, "ancestral"), ["20 steps", "beta_max/N = 1", "the solver ancestral"]),
+        (PUBLISHED["vp"], Original(10, "reverse-diffusion"), ["beta_max/N = 2", "the solver reverse-diffusion"]),
+        (PUBLISHED["vp"], Original(15, corrector="ald"), ["beta_max/N = 1.33333", "more than 20", "the solver pc"]),
     ],
 )
 def test_what_the_original_cannot_do_is_said_before_the_first_evaluation(sde, solver, words):
@@ -297,7 +297,7 @@ def test_what_the_original_cannot_do_is_said_before_the_first_evaluation(sde, so
 def test_other_ends_are_refused():
     model = watched(ring(PUBLISHED["vp"]))
     for ends in ({"t0": 0.5}, {"t1": 1e-5}, {"t1": 0.2}):
-        with pytest.raises(UsageError, match=r"whole sampling interval of VPSDE; got t0 = .*--solver pc"):
+        with pytest.raises(UsageError, match=r"whole sampling interval of VPSDE; got t0 = .*the solver pc"):
             Original()(model, normals(2, 2), **ends)
     with pytest.raises(UsageError, match="whole sampling interval"):
         Original(probability_flow=True)(model, normals(2, 2), t0=1e-3, t1=1.0)
@@ -317,7 +317,7 @@ def test_euler_maruyama_needs_no_table_and_few_steps():
         ({"corrections": -1}, "corrections -1"),
         ({"predictor": "em"}, "unknown predictor 'em' of the original; .*euler-maruyama"),
         ({"corrector": "annealed"}, "unknown corrector 'annealed' of the original; .*ald, langevin"),
-        ({"predictor": "ancestral", "probability_flow": True}, "no probability flow.*--solver ddim"),
+        ({"predictor": "ancestral", "probability_flow": True}, "no probability flow.*the solver ddim"),
         ({"predictor": "none"}, "nothing would move"),
         ({"predictor": "none", "corrector": "ald", "corrections": 0}, "nothing would move"),
     ],

@@ -54,13 +54,13 @@ def test_any_predictor_and_corrector_has_the_law_of_the_ring(name, predictor, co
     assert share < 0.06 and 0.82 < width < 1.25
 
 
-@pytest.mark.parametrize("order", ["pc", "cp"])
+@pytest.mark.parametrize("sequence", ["pc", "cp"])
 @pytest.mark.parametrize("norm", ["sample", "batch"])
 @pytest.mark.parametrize("name", FIVE)
-def test_langevin_with_either_norm_and_in_either_order(name, norm, order):
+def test_langevin_with_either_norm_and_in_either_order(name, norm, sequence):
     # In 64 dimensions |z|/|score| hardly varies, so that a step of each sample's own keeps its law.
     n, model = 40, gaussian(ALL[name], dims=64, std=0.5)
-    solver = PredictorCorrector(60, "ancestral", "langevin", norm=norm, order=order, grid="logsnr")
+    solver = PredictorCorrector(60, "ancestral", "langevin", norm=norm, sequence=sequence, grid="logsnr")
     x = sample(model, solver, (64,), Noise.of(n, 3), dtype=F64, batch=n).x
     assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(64 * n))
     assert float(x.std()) == pytest.approx(0.5, rel=0.08)
@@ -100,10 +100,10 @@ def test_variance_is_right_to_the_first_order_of_a_step(name, predictor):
 # --------------------------------------------------------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize("order", ["pc", "cp"])
+@pytest.mark.parametrize("sequence", ["pc", "cp"])
 @pytest.mark.parametrize("norm", ["sample", "batch"])
 @pytest.mark.parametrize("corrector", ["annealed", "langevin"])
-def test_steps_by_hand(corrector, norm, order):
+def test_steps_by_hand(corrector, norm, sequence):
     # Song et al. 2021, arXiv:2011.13456, alg. 2-5, reverse diffusion (eq. 46), two corrections, two steps.
     sde, model, x, noise, r = VPSDE(), ring(VPSDE()), normals(6, 2), Noise.of(6, 3), 0.16
     start, times = x, make_grid("sqrt", VPSDE(), 2, 1.0, 1e-3)
@@ -122,14 +122,14 @@ def test_steps_by_hand(corrector, norm, order):
         t, s = times[i], times[i + 1]
         a = sde.alpha(t) / sde.alpha(s)
         variance = sde.sigma(t) ** 2 - a**2 * sde.sigma(s) ** 2
-        for part in order:
+        for part in sequence:
             if part == "p":
                 z = noise.normal((2,), i, "solver", F64)
                 x = (2 - a) * x + variance * model(x, t).score + torch.sqrt(variance) * z
             else:
                 for j in range(2):
-                    x = corrected(x, s if order == "pc" else t, a, 2 * i + j)
-    solver = PredictorCorrector(2, "reverse-diffusion", corrector, r, 2, norm, order)
+                    x = corrected(x, s if sequence == "pc" else t, a, 2 * i + j)
+    solver = PredictorCorrector(2, "reverse-diffusion", corrector, r, 2, norm, sequence)
     assert float((solver(model, start, noise=noise).x - x).abs().max()) < 1e-10
 
 
@@ -205,7 +205,7 @@ def test_on_ve_the_annealed_step_is_song_and_ermons():
 def test_options_that_cannot_be_are_refused():
     for options, words in (
         ({"snr": 0.0}, "snr"), ({"corrections": -1}, "corrections"), ({"corrector": "ula"}, "annealed, langevin"),
-        ({"norm": "mean"}, "sample, batch"), ({"order": "ppc"}, "pc, cp"), ({"predictor": "euler"}, "predictor"),
+        ({"norm": "mean"}, "sample, batch"), ({"sequence": "ppc"}, "pc, cp"), ({"predictor": "euler"}, "predictor"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             PredictorCorrector(**options)

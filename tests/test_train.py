@@ -23,7 +23,7 @@ from scoresde.condition import Condition
 from scoresde.config import build_sde
 from scoresde.data import Dataset
 from scoresde.data.batch import Batch, Batches, Rows
-from scoresde.errors import CheckpointError, NumericalError, Preempted, UsageError
+from scoresde.errors import CheckpointError, NumericalError, Preempted, Stopped, UsageError
 from scoresde.files import read_json, read_lines, read_tensors
 from scoresde.loss import denoising_loss
 from scoresde.noise import keyed
@@ -87,7 +87,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with monkeypatch.context() as patch:
         signal_at(patch, 3, number)
-        with pytest.raises(Preempted, match=rf"{number.name} after step 3: checkpoint saved; resume with: .*--resume"):
+        with pytest.raises(Preempted, match=rf"{number.name} after step 3: the checkpoint is saved in .*, resume=True"):
             fit(DROPOUT, out=tmp_path / "parts", quiet=True)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
     assert read_json(newest_checkpoint(tmp_path / "parts") / "state.json")["step"] == 3
@@ -161,14 +161,12 @@ def test_training_depends_on_the_seed_alone() -> None:
     assert not torch.equal(runs[0]["network.enter.weight"], runs[2]["network.enter.weight"])
 
 
-def test_ctrl_c_saves_and_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signal_at(monkeypatch, 3, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3: the checkpoint is saved in .*, resume=True") as stop:
         fit(dataclasses.replace(TINY, steps=11), out=tmp_path / "r")  # every other step has a checkpoint
     assert read_json(newest_checkpoint(tmp_path / "r") / "state.json")["step"] == 3
-    assert f"stopped after step 3; resume with: scoresde train --resume {tmp_path / 'r'}" in capsys.readouterr().err
+    assert isinstance(stop.value, Stopped) and (stop.value.parameter, stop.value.value) == ("resume", tmp_path / "r")
 
 
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
-from ..errors import ScoresdeError
+from ..errors import ScoresdeError, Stopped
 from ..version import __version__
 from .bench import bench
 from .classifier import classifier
-from .common import Group
+from .command import Group, warned
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
@@ -48,7 +48,7 @@ for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, refl
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(warned(message), err=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -61,9 +61,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, Stopped):
+            click.echo(str(stop.__cause__), err=True)
         sys.exit(130)
     except click.ClickException as error:
         if debug:

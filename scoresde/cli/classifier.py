@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from .common import common_options, dtype_of, prepare, print_json, say, verb
+from .command import option, verb
+from .common import Session, out_option, session
 
 __all__ = ["classifier"]
 
@@ -16,35 +17,34 @@ __all__ = ["classifier"]
     short_help="Train a small classifier, for its features.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
-@click.option("--data", default="digits", show_default=True, help="digits, or a path: images, IDX, npz, with labels.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/DATA-classifier]")
-@click.option("--steps", type=click.IntRange(1), default=600, show_default=True, help="Training steps.")
-@click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Batch size.")
-@click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Number of features.")
-@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
-              show_default=True, help="Share held out, where the data has no test part.")  # fmt: skip
-@common_options
+@option("--data", under="Data", first=True, default="digits", help="digits, or a path: images, IDX, npz, with labels.")
+@option("--test-fraction", under="Data", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+        help="Share held out, where the data has no test part.")  # fmt: skip
+@option("--steps", under="Training", first=True, type=click.IntRange(1), default=600, help="Training steps.")
+@option("--batch", under="Training", type=click.IntRange(1), default=128, help="Batch size.")
+@option("--width", under="Training", first=True, type=click.IntRange(1), default=64, help="Number of features.")
+@out_option("runs/DATA-classifier")
+@session()
 def classifier(
-    data: str, out: Path | None, steps: int, batch: int, width: int, test_fraction: float, seed: int, device: str,
-    dtype: str, threads: int | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+    data: str, test_fraction: float, steps: int, batch: int, width: int, out: Path | None, session: Session
+) -> None:
     """Train a small classifier on the labels of a data set; prints its folder and its accuracy on held-out data.
 
     `scoresde evaluate --features classifier:FOLDER` compares samples by its features.
     """
-    chosen = prepare(device, threads)
+    chosen = session.on
     from ..classifier import ClassifierConfig, train_classifier
     from ..data import load_data
     from ..files import new_folder
     from ..progress import Progress
 
-    dataset = load_data(data, seed, test_fraction)
-    say(quiet, dataset.info.describe())
-    config = ClassifierConfig(steps=steps, batch=batch, width=width, seed=seed)
+    dataset = load_data(data, session.seed, test_fraction)
+    session.say(dataset.info.describe())
+    config = ClassifierConfig(steps=steps, batch=batch, width=width, seed=session.seed)
     began = time.monotonic()
-    with Progress(steps, "classifier", quiet=quiet) as progress:
+    with Progress(steps, "classifier", quiet=session.quiet) as progress:
         trained = train_classifier(
-            dataset, config, device=chosen, dtype=dtype_of(dtype),
+            dataset, config, device=chosen, dtype=session.precision,
             on_step=lambda step, loss: progress.update(1, {"loss": loss}),
         )  # fmt: skip
     with new_folder(out or Path("runs") / f"{dataset.info.name}-classifier") as folder:
@@ -53,10 +53,8 @@ def classifier(
         "folder": str(folder), "data": dataset.info.name, "accuracy": trained.accuracy, "stderr": trained.stderr,
         "held_out": trained.held_out, "sha256": trained.digest, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    if as_json:
-        print_json({**facts, "files": [str(f) for f in files]})
-    else:
-        click.echo(
-            f"{folder}  accuracy {trained.accuracy:.4f} ± {trained.stderr:.4f} on {trained.held_out:,} held-out "
-            f"samples  {facts['seconds']:.1f} s"
-        )
+    session.print(
+        {**facts, "files": [str(f) for f in files]},
+        f"{folder}  accuracy {trained.accuracy:.4f} ± {trained.stderr:.4f} on {trained.held_out:,} held-out "
+        f"samples  {facts['seconds']:.1f} s",
+    )

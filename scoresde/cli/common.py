@@ -1,166 +1,381 @@
-"""What the verbs share: the options that mean the same in each, the device, the run, what goes to which stream."""
+"""What the verbs share: options that mean the same in each, and whose values travel together.
+
+A decorator adds some options and passes their values on as one object: :func:`session` (the run, the device, seed and
+streams), :func:`solver_options`, :func:`conditioning`. What a command says to a person and prints goes through its
+session.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..build import closest, parse_value, resolve
-from ..errors import ScoresdeError, UsageError
-from ..tables import SDES
+from ..build import build, resolve
+from ..errors import UsageError
+from ..tables import SDES, SOLVERS
+from .command import EVERYWHERE, Fields, option, settings
 
 if TYPE_CHECKING:
     import torch
 
+    from ..progress import Progress
     from ..run import Run
+    from ..solvers import Solver, Step
 
 __all__ = [
-    "Command", "Group", "common_options", "dtype_of", "load_run", "prepare", "print_json", "say",
-    "sde_option", "settings", "verb", "whole_numbers",
+    "Condition", "Session", "SolverChoice", "builds", "conditioning", "counted", "in_list", "out_option", "sde_option",
+    "session", "set_option", "solver_options", "together", "whole_numbers",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class Command(click.Command):
-    """A command that says how the parameter of a library's error is typed here."""
+def together(name: str, make: Callable[..., Any], *options: Decorator, fields: tuple[Fields, ...] = ()) -> Decorator:
+    """Options whose values a command gets as one object.
 
-    def invoke(self, ctx: click.Context) -> Any:
+    Args:
+        name: The command's parameter.
+        make: Called with the values by name.
+        options: In the order of the help.
+        fields: Of what the command builds from them.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        names: list[str] = []
+
+        @functools.wraps(command)
+        def called(**given: Any) -> Any:
+            return command(**{name: make(**{n: given.pop(n) for n in names})}, **given)
+
+        for add in reversed(options):
+            add(called)
+            names.append(called.__click_params__[-1].name)  # type: ignore[attr-defined]
+        return builds(*fields)(called)
+
+    return decorate
+
+
+def builds(*fields: Fields) -> Callable[[F], F]:
+    """Say whose fields are options of a command."""
+
+    def decorate(command: F) -> F:
+        command.fields = (*fields, *getattr(command, "fields", ()))  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------------------- session
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Where a command computes, from which seed, on which run, and what it says.
+
+    Args:
+        seed: Of everything random.
+        device, dtype, threads: As they were typed.
+        json: Print one JSON object.
+        quiet: Say nothing of data and progress.
+        run: The run that was named; ``None`` for the newest.
+        sde: The run's SDE, if it is in no table.
+    """
+
+    seed: int
+    device: str
+    dtype: str
+    threads: int | None
+    json: bool
+    quiet: bool
+    run: str | None = None
+    sde: str | None = None
+
+    @cached_property
+    def on(self) -> torch.device:
+        """The device to compute on, tried once; sets the threads."""
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            return super().invoke(ctx)
-        except ScoresdeError as error:
-            if error.parameter is not None and (typed := self._typed(ctx, error.parameter)):
-                value = "" if error.value is None else f" {error.value}"
-                error.args = (f"{error} (here: {typed}{value})",)
-            raise
+            chosen = torch.device(name)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
+            raise UsageError(
+                f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu"
+            ) from None
+        return chosen
 
-    def _typed(self, ctx: click.Context, parameter: str) -> str | None:
-        """How a parameter is given here or, if it is one of training, there."""
-        group = ctx.find_root().command
-        train = group.commands.get("train") if isinstance(group, click.Group) else None
-        for command in (self, train):
-            for option in () if command is None else command.params:
-                if parameter == option.name:
-                    return option.opts[0] if command is self else f"scoresde train {option.opts[0]}"
-        return None
+    @property
+    def precision(self) -> torch.dtype:
+        """``torch.float32`` or ``torch.float64``."""
+        import torch
 
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
-def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Make a :class:`Command` of a function."""
-    return click.command(name, cls=Command, **settings)
+    @cached_property
+    def loaded(self) -> Run:
+        """The run that was named (none: the newest), on its device."""
+        from ..run import load
 
+        given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
+        return load(self.run, sde=given, device=self.on, dtype=self.precision)
 
-class Group(click.Group):
-    """A group that helps with a misspelt command."""
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        assert self.loaded.folder is not None
+        return self.loaded.folder
 
-    command_class = Command
+    @property
+    def whence(self) -> str:
+        """``runs/digits-vp (step 2,000)``."""
+        return f"{self.folder} (step {self.loaded.step:,})"
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}; {closest(args[0], self.commands)}", ctx)
-        return super().resolve_command(ctx, args)
+    def say(self, text: str) -> None:
+        """A line on standard error, unless it shall be quiet."""
+        if not self.quiet:
+            click.echo(text, err=True)
 
-
-def common_options(command: F) -> F:
-    """The options that mean the same in every command."""
-    for option in reversed(
-        (
-            click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed."),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
-            click.option(
-                "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
-                help="Precision of weights and states.",
-            ),
-            click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-            click.option("--quiet", is_flag=True, help="No progress on standard error."),
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    def print(self, facts: Mapping[str, Any], *lines: str) -> None:
+        """The result on standard output: one JSON object, or the lines."""
+        click.echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
 
 
-def sde_option(help_text: str, default: str | None) -> Callable[[F], F]:
-    """``--sde``: the SDE to train on, or the class of a run's own."""
-    return click.option("--sde", default=default, show_default=default is not None, metavar="NAME", help=help_text)
+def session(run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = ()) -> Decorator:
+    """Pass ``session``, made of the options that mean the same everywhere.
+
+    Args:
+        run: Whether the command takes a run.
+        first: Those that the short help shows.
+        only: Leave out all others.
+    """
+
+    def common(*names: str, **options: Any) -> Decorator:
+        return option(*names, under=EVERYWHERE, first=names[0].removeprefix("--") in first, **options)
+
+    options = {
+        "seed": common("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed."),
+        "device": common("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
+        "dtype": common(
+            "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
+            help="Precision of weights and states.",
+        ),
+        "threads": common("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        "json": common("--json", is_flag=True, help="Print one JSON object."),
+        "quiet": common("--quiet", is_flag=True, help="No progress on standard error."),
+    }  # fmt: skip
+    absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
+    chosen = [o for name, o in options.items() if not only or name in only]
+    if run:
+        chosen = [click.argument("run", required=False), _own_sde, *chosen]
+    return together("session", lambda **given: Session(**(absent | given)), *chosen)
 
 
-def prepare(device: str, threads: int | None) -> torch.device:
-    """Set the threads; the device to compute on, tried once."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}; try --device cpu") from None
-    return chosen
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """``"float64"`` to ``torch.float64``."""
-    import torch
-
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """``("sde.beta_max=18", "clip=2")`` to ``{"sde": {"beta_max": 18}, "": {"clip": 2}}``; group "" has no dot."""
-    found: dict[str, dict[str, Any]] = {g: {} for g in groups}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        group, _, name = key.strip().rpartition(".")
-        if not equals or group not in found:
-            kinds = ", ".join(f"{g}.NAME=VALUE" if g else "NAME=VALUE" for g in groups)
-            raise UsageError(f"--set {text}: it takes {kinds}")
-        found[group][name] = parse_value(value)
+def sde_option(command: F) -> F:
+    """``--sde`` of a command that makes its own path."""
+    found: F = option(
+        "--sde", under="Path", first=True, default="vp", metavar="NAME", help=f"{', '.join(SDES)}, or module:Class."
+    )(command)
     return found
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
-    """``"5,10,20"`` to ``[5, 10, 20]``."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
-    return [int(part) for part in parts]
-
-
-def load_run(run: str | None, sde: str | None, device: str, threads: int | None, dtype: str) -> Run:
-    """The run that was named (none: the newest), on its device."""
-    chosen = prepare(device, threads)
-    from ..run import load
-
-    given = None if sde is None else resolve(sde, SDES, "SDE", typed=True)
-    return load(run, sde=given, device=chosen, dtype=dtype_of(dtype))
-
-
-def say(quiet: bool, text: str) -> None:
-    """A line on standard error, unless it shall be quiet."""
-    if not quiet:
-        click.echo(text, err=True)
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    click.echo(json.dumps(_strict(content), default=str))
+_own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is your own: module:Class.")
 
 
 def _strict(value: Any) -> Any:
     """NaN and infinity, which JSON has not, become null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -------------------------------------------------------------------------------------------------------------- solver
+
+
+@dataclass(frozen=True)
+class SolverChoice:
+    """A solver as it was typed.
+
+    Args:
+        name: In the table, or ``module:Class``.
+        options: Its options, read by their types.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Solver:
+        """The solver.
+
+        Raises:
+            UsageError: If it has no such option, or cannot have this value.
+        """
+        made: Solver = build(self.name, SOLVERS, "solver", typed=True, **self.options)
+        return made
+
+    @property
+    def short(self) -> str:
+        """``multistep``, or the class alone of ``module:Class``, for names of folders."""
+        return self.name.rpartition(":")[2].lower()
+
+
+SOLVER = Fields("solver", "solver", SOLVERS, "solver")
+
+
+def solver_options(
+    default: str, *typed: str, first: tuple[str, ...] = ("solver", "steps", "rtol"), steps: int | None = None,
+    unless: Mapping[str, Mapping[str, Any]] | None = None,
+    what: str = f"{', '.join(SOLVERS)}, or module:Class.", rtol: str = "Tolerance of an adaptive solver.",
+) -> Decorator:  # fmt: skip
+    """Pass ``solver``, a :class:`SolverChoice`.
+
+    Args:
+        default: Its name, if none is typed.
+        typed: Those of ``steps`` and ``rtol`` that are options by themselves.
+        first: Those that the short help shows, beside ``--set``.
+        steps: The default of ``--steps``.
+        unless: By name of a solver, options that it has here unless others are typed.
+        what, rtol: The help of ``--solver`` and of ``--rtol``.
+    """
+    numbers = {
+        "steps": option(
+            "--steps", under="Solver", first="steps" in first, sets="solver", type=click.IntRange(1), default=steps,
+            help="Steps of a fixed-step solver.",
+        ),
+        "rtol": option(
+            "--rtol", under="Solver", first="rtol" in first, sets="solver", type=click.FloatRange(0, min_open=True),
+            help=rtol,
+        ),
+    }  # fmt: skip
+
+    def make(solver: str, assignments: tuple[str, ...], **given: Any) -> SolverChoice:
+        numbers = {name: value for name, value in given.items() if value is not None}
+        texts = settings(assignments, ("solver",))["solver"]
+        resolve(solver, SOLVERS, "solver", typed=True)  # a misspelt name is said first
+        _refuse_moved(solver, texts)
+        options = {**(unless or {}).get(solver, {}), **numbers, **SOLVER.read(solver, texts)}
+        if "steps" in given and given["steps"] is not None and isinstance(options.get("grid"), tuple):
+            raise UsageError(f"--steps {given['steps']}: the times given by --grid are the steps; leave --steps out")
+        return SolverChoice(solver, options)
+
+    return together(
+        "solver", make,
+        option("--solver", under="Solver", first=True, default=default, metavar="NAME", help=what),
+        *(numbers[name] for name in typed),
+        set_option("solver.NAME=VALUE", "Any other option of the solver.", "Solver"),
+        fields=(SOLVER,),
+    )  # fmt: skip
+
+
+def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
+    """What was once typed otherwise: the new spelling."""
+    if texts.get("engine") == "torchsde":
+        raise UsageError(
+            "torchsde solves the reverse SDE and is a solver, not an engine of another", parameter="solver",
+            value="torchsde",
+        )  # fmt: skip
+    fields = SOLVER.of(solver)
+    if "order" in texts and "order" not in fields and "sequence" in fields and texts["order"] in ("pc", "cp"):
+        raise UsageError(
+            f"the order of {solver} is no number: which comes first, predictor or corrector, is its sequence",
+            parameter="solver.sequence", value=texts["order"],
+        )  # fmt: skip
+
+
+def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
+    """A watcher that counts samples: those of the batches that are done, and a part of those on their way."""
+
+    def watch(step: Step) -> None:
+        first = int(step.index[0]) // batch * batch
+        now = first + int(min(batch, progress.total - first) * step.done)
+        progress.update(max(0, now - progress.done))
+
+    return watch
+
+
+# -------------------------------------------------------------------------------------------------------- conditioning
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of the samples, as it was typed.
+
+    Args:
+        label: A class, by name or number.
+        guidance: Scale of classifier-free guidance.
+        labels: Whether each sample has its own class.
+    """
+
+    label: str | None
+    guidance: float
+    labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels and self.label is not None:
+            raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
+
+    def of(self, run: Run) -> Run:
+        """The run given the class, and guided; without a class of its own for each sample."""
+        return run.given(self.label).guided(1.0 if self.labels else self.guidance)
+
+    def each(self, run: Run, known: Any) -> Run:
+        """The run given a class for each sample, and guided."""
+        return run.given(known).guided(self.guidance)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"label": self.label, "guidance": self.guidance}
+
+
+def conditioning(labels: bool = False, first: bool = True) -> Decorator:
+    """Pass ``condition``; ``labels`` for a command that has data with labels."""
+    options = [
+        option("--label", under="Conditioning", first=first, metavar="CLASS",
+               help="Class of all samples, by name or number (a run trained with --cond class)."),
+        option("--guidance", under="Conditioning", type=float, default=1.0, help="Scale of classifier-free guidance."),
+    ]  # fmt: skip
+    if labels:
+        options.append(option("--labels", under="Conditioning", is_flag=True, help="Each sample's own class."))
+    return together("condition", Condition, *options)
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def set_option(metavar: str, help: str, under: str) -> Decorator:
+    """``--set NAME=VALUE``, which may be repeated."""
+    return option("--set", "assignments", under=under, first=True, multiple=True, metavar=metavar, help=help)
+
+
+def out_option(default: str, what: str = "Folder to write to.") -> Decorator:
+    """``--out``: where results go."""
+    text = f"{what}  [default: {default}]"
+    return option("--out", under="Files", first=True, type=click.Path(path_type=Path), help=text)
+
+
+def in_list(text: str) -> list[str]:
+    """``"png, npz"`` to ``["png", "npz"]``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """``"5,10,20"`` to ``[5, 10, 20]``."""
+    parts = in_list(text)
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{flag} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
+    return [int(part) for part in parts]

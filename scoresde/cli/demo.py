@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from ..tables import SDES, SOLVERS
-from .common import Group, common_options, dtype_of, prepare, print_json, say, sde_option
+from ..tables import SOLVERS
+from .command import Group, option
+from .common import Session, out_option, sde_option, session
 
 __all__ = ["demo"]
 
@@ -24,21 +25,24 @@ def demo() -> None:
     epilog="Example:  scoresde demo single-image cat.jpg --size 48",
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--size", type=click.IntRange(8, 256), default=64, show_default=True, help="Pixels on the long side.")
-@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: enough for 64 pixels]")
-@sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
-@click.option("--columns", type=click.IntRange(2), default=9, show_default=True, help="Noise levels in the strip.")
-@click.option("--frames", type=click.IntRange(2), default=33, show_default=True, help="Frames of the GIF, at least.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/single-image]")
-@common_options
+@option("--size", under="Training", first=True, type=click.IntRange(8, 256), default=64,
+        help="Pixels on the long side.")  # fmt: skip
+@option("--steps", under="Training", first=True, type=click.IntRange(1),
+        help="Training steps.  [default: enough for 64 pixels]")  # fmt: skip
+@sde_option
+@option("--columns", under="Picture", first=True, type=click.IntRange(2), default=9, help="Noise levels in the strip.")
+@option("--frames", under="Picture", first=True, type=click.IntRange(2), default=33,
+        help="Frames of the GIF, at least.")  # fmt: skip
+@out_option("runs/single-image", "Run folder.")
+@session()
 def single_image(
-    file: Path | None, size: int, steps: int | None, sde: str, columns: int, frames: int, out: Path | None, seed: int,
-    device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
+    file: Path | None, size: int, steps: int | None, sde: str, columns: int, frames: int, out: Path | None,
+    session: Session,
 ) -> None:  # fmt: skip
     """Train on one picture, FILE or a lighthouse, and show it coming out of noise: the states x_t, what the network
     takes them for, and a GIF of both. A few minutes on a CPU. The run is like any other: scoresde sample draws from it.
     """
-    chosen = prepare(device, threads)
+    chosen = session.on
     from ..build import build
     from ..checkpoint import make_run_folder
     from ..data import load_data
@@ -48,24 +52,21 @@ def single_image(
 
     picture = read_picture(file or EXAMPLE, size)
     folder = make_run_folder(out, "single-image")
-    config = picture_config(save_picture(folder, picture), sde, steps, seed)
+    config = picture_config(save_picture(folder, picture), sde, steps, session.seed)
     data = load_data(config.data)
     shape = f"{picture.shape[2]} x {picture.shape[1]}"
-    say(quiet, f"training on one picture, {(file or EXAMPLE).name} at {shape} pixels, for {config.steps:,} steps")
+    session.say(f"training on one picture, {(file or EXAMPLE).name} at {shape} pixels, for {config.steps:,} steps")
     began = time.monotonic()
-    run = fit(config, data=data, out=folder, device=chosen, dtype=dtype_of(dtype), quiet=quiet)
+    run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
     seconds = time.monotonic() - began
-    say(quiet, "drawing a sample, and the picture that the network sees in it on the way")
-    found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=seed)
+    session.say("drawing a sample, and the picture that the network sees in it on the way")
+    found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
     files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
     error = float((found.x0[-1, 0] - data.test[0].double()).square().mean().sqrt())
     facts = {
         "run": str(folder), "picture": str(file or EXAMPLE), "shape": list(picture.shape), "step": run.step,
         "seconds": round(seconds, 1), "rms_error": round(error, 3), "files": [str(f) for f in files],
     }  # fmt: skip
-    if as_json:
-        print_json(facts)
-        return
-    say(quiet, f"trained in {seconds:.0f} s; the sample is {error:.1f} levels of 255 from the picture (rms)")
-    say(quiet, f"draw more with: scoresde sample {folder}")
-    click.echo("\n".join(map(str, files)))
+    session.say(f"trained in {seconds:.0f} s; the sample is {error:.1f} levels of 255 from the picture (rms)")
+    session.say(f"draw more with: scoresde sample {folder}")
+    session.print(facts, *map(str, files))

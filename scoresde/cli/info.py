@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from .common import print_json, verb
+from .command import verb
+from .common import Session, session
 
 __all__ = ["info"]
 
 
 @verb(short_help="Say what a run is.")
 @click.argument("run", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(run: str | None, as_json: bool) -> None:
+@session(first=("json",), only=("json",))
+def info(run: str | None, session: Session) -> None:
     """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
     from ..checkpoint import find_run, newest_checkpoint, read_config
     from ..files import read_json, read_lines, read_tensors
@@ -40,18 +41,15 @@ def info(run: str | None, as_json: bool) -> None:
         "config": config,
         "data": data,
     }
-    if as_json:
-        print_json(facts)
-        return
+    told = []
     for key in ("run", "checkpoint", "step", "parameters", "last_loss"):
         value = facts[key]
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
-        click.echo(f"{key:12} {text}")
-    click.echo(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
+        told.append(f"{key:12} {text}")
+    told.append(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     if facts["learned"]:
-        click.echo(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
-    click.echo(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
-    click.echo(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
-    for key in ("shift", "coupling", "cond", "steps", "batch", "lr", "seed"):
-        click.echo(f"{key:12} {config[key]}")
-    click.echo(described)
+        told.append(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
+    told.append(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
+    told.append(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
+    told += [f"{key:12} {config[key]}" for key in ("shift", "coupling", "cond", "steps", "batch", "lr", "seed")]
+    session.print(facts, *told, described)

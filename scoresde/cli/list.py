@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 import reprlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -14,7 +13,8 @@ import click
 from .. import tables
 from ..build import closest, fields_of, resolve
 from ..errors import UsageError
-from .common import print_json, verb
+from .command import first_line, verb
+from .common import Session, session
 
 __all__ = ["list_names"]
 
@@ -31,27 +31,22 @@ _short = reprlib.Repr()  # so that a table of a thousand betas stays on its line
     epilog="Options of an entry are set with --set, such as --set sde.beta_max=18; those without = come from the data.",
 )
 @click.argument("kind", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def list_names(kind: str | None, as_json: bool) -> None:
+@session(first=("json",), only=("json",))
+def list_names(kind: str | None, session: Session) -> None:
     """The names of a KIND, what each stands for, and its options. Without a KIND: the kinds and their names."""
     if kind is None:
         names = {name: list(table) for name, table in KINDS.items()} | {"data": list(_data())}
-        if as_json:
-            print_json(names)
-        else:
-            _print_columns({name: ", ".join(entries) for name, entries in names.items()})
+        session.print(names, *_columns({name: ", ".join(entries) for name, entries in names.items()}))
         return
     if kind not in KINDS and kind != "data":
         raise UsageError(f"there is no kind {kind!r} to list; {closest(kind, [*KINDS, 'data'])}")
     entries = _data() if kind == "data" else {name: _entry(kind, name, value) for name, value in KINDS[kind].items()}
-    if as_json:
-        print_json({"kind": kind, "entries": [{"name": name, **entry} for name, entry in entries.items()]})
-        return
     lines = {}
     for name, entry in entries.items():
         options = [*entry.get("needs", ()), *(f"{k}={_short.repr(v)}" for k, v in entry.get("options", {}).items())]
         lines[name] = "\n".join(filter(None, (entry["what"], "  ".join(options).replace("'", ""))))
-    _print_columns(lines)
+    told = {"kind": kind, "entries": [{"name": name, **entry} for name, entry in entries.items()]}
+    session.print(told, *_columns(lines))
 
 
 def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
@@ -61,19 +56,12 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, str):
         return {"what": str(value)}
     found = resolve(name, KINDS[kind], kind)
-    entry: dict[str, Any] = {"what": _first_line(found)}
+    entry: dict[str, Any] = {"what": first_line(found)}
     if kind in OPTIONS:
         options = {k: p.default for k, p in fields_of(found).items()}
         entry["needs"] = [k for k, v in options.items() if v is inspect.Parameter.empty]
         entry["options"] = {k: v for k, v in options.items() if k not in entry["needs"]}
     return entry
-
-
-def _first_line(thing: Any) -> str:
-    """The first line of a docstring, without its markup."""
-    text = (thing.__doc__ or "").strip().partition("\n")[0]
-    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text)
-    return re.sub(r"`+", "", text).rstrip(".")
 
 
 def _data() -> dict[str, dict[str, Any]]:
@@ -90,9 +78,10 @@ def _data() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _print_columns(lines: Mapping[str, str]) -> None:
+def _columns(lines: Mapping[str, str]) -> Iterator[str]:
+    """Names, and beside them what is said of each."""
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         wrapped = [part for line in text.split("\n") for part in textwrap.wrap(line, 120 - width)]
         for i, line in enumerate(wrapped):
-            click.echo(f"{'' if i else name:{width}}{line}")
+            yield f"{'' if i else name:{width}}{line}"

@@ -3,60 +3,77 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..build import build, closest, fields_of, resolve
+from ..build import build, closest, resolve
 from ..errors import UsageError
-from ..tables import PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
-from .common import common_options, dtype_of, prepare, print_json, say, sde_option, settings, verb
+from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from .command import Fields, option, settings, verb
+from .common import Session, builds, out_option, sde_option, session, set_option
 
 if TYPE_CHECKING:
-    import torch
-
     from ..config import TrainConfig
 
 __all__ = ["train"]
 
+# What TrainConfig's own fields are called; those that hold the options of others have a group each.
+SETTINGS = Fields(
+    "", "training configuration", {"": "scoresde.config:TrainConfig"},
+    hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
+)  # fmt: skip
+PARTS = (
+    Fields("sde", "SDE", SDES, "sde"),
+    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs")),
+    Fields("predict", "prediction", PARAMETRIZATIONS, "predict"),
+    Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
+    Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
+)
+
 
 @verb(
     short_help="Train a model; prints the run folder.",
-    epilog="\b\nExamples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
+    epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
-@sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
-@click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npy.")
-@click.option("--steps", type=click.IntRange(1), help="Training steps.  [default: by the preset]")
-@click.option("--batch", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: by the preset]")
-@click.option("--preset", default="auto", show_default=True, help=f"Network size: auto, {', '.join(PRESETS)}.")
-@click.option("--predict", default="auto", show_default=True, help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")
-@click.option("--weighting", default="auto", show_default=True, help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
-@click.option("--t-sampler", default="auto", show_default=True, help=f"Times: auto, {', '.join(TIME_SAMPLERS)}.")
-@click.option("--coupling", type=click.Choice(["independent", "ot"]), default="independent", show_default=True,
-              help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
-@click.option("--shift", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-              help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
-@click.option("--cond", type=click.Choice(["none", "class"]), default="none", show_default=True, help="Use labels.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-SDE]")
-@click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint (with its own settings).")
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE",
-              help="Any other setting: sde.beta_max=18, network.channels=64, weighting.gamma=5, clip=2.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings, sizes and a time estimate; train nothing.")
-@common_options
+@option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npy.")
+@option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
+@sde_option
+@option("--shift", under="Path", type=click.FloatRange(0, min_open=True), default=1.0,
+        help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
+@option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
+        help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
+@option("--preset", under="Network", first=True, default="auto", help=f"Network size: auto, {', '.join(PRESETS)}.")
+@option("--predict", under="Network", default="auto", metavar="NAME",
+        help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")  # fmt: skip
+@option("--weighting", under="Loss", default="auto", metavar="NAME", help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
+@option("--t-sampler", under="Loss", default="auto", metavar="NAME", help=f"Times: auto, {', '.join(TIME_SAMPLERS)}.")
+@option("--steps", under="Training", first=True, type=click.IntRange(1),
+        help="Training steps.  [default: by the preset]")  # fmt: skip
+@option("--batch", under="Training", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
+@option("--lr", under="Training", type=click.FloatRange(0, min_open=True),
+        help="Learning rate.  [default: by the preset]")  # fmt: skip
+@set_option("NAME=VALUE", "Any other setting: clip=2, sde.beta_max=18, network.channels=64.", "Training")
+@option("--resume", under="Training", first=True, metavar="RUN",
+        help="Continue a run from its newest checkpoint (with its own settings).")  # fmt: skip
+@option("--dry-run", under="Training", is_flag=True,
+        help="Print the resolved settings, sizes and a time estimate; train nothing.")  # fmt: skip
+@out_option("runs/DATA-SDE", "Run folder.")
+@session(first=("device",))
+@builds(SETTINGS, *PARTS)
 def train(
-    sde: str, data: str, steps: int | None, batch: int | None, lr: float | None, preset: str, predict: str,
-    weighting: str, t_sampler: str, coupling: str, shift: float, cond: str, out: Path | None, resume: str | None,
-    assignments: tuple[str, ...], dry_run: bool, seed: int, device: str, dtype: str, threads: int | None,
-    as_json: bool, quiet: bool,
+    data: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str, weighting: str,
+    t_sampler: str, steps: int | None, batch: int | None, lr: float | None, assignments: tuple[str, ...],
+    resume: str | None, dry_run: bool, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
 
-    chosen = prepare(device, threads)
+    chosen = session.on
     from ..checkpoint import find_run, newest_checkpoint, read_config
-    from ..config import TrainConfig, build_sde, stored_fields
+    from ..config import TrainConfig, build_sde
     from ..train import fit
     from ..weighting import make_weighting
 
@@ -68,21 +85,19 @@ def train(
         if steps:
             config = replace(config, steps=steps)
     else:
-        groups = settings(assignments, ("", "sde", "network", "predict", "weighting", "t_sampler"))
-        names = {f.name for f in stored_fields()}
-        for name in groups[""]:
-            if name not in names:
-                dotted = [f"sde.{f}" for f in fields_of(resolve(sde, SDES, "SDE", typed=True))]
-                near = [d for d in dotted if d.endswith(f".{name}")]
-                raise UsageError(f"no setting {name!r}; {f'did you mean {near[0]}?' if near else closest(name, names)}")
+        texts = settings(assignments, ("", *(part.group for part in PARTS)))
+        _refuse_unknown(texts[""], sde)
+        resolve(sde, SDES, "SDE", typed=True)
+        typed = {"sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler}
+        named = texts["network"].pop("network", None)  # another network than the preset's
+        options = {f"{p.group}_options": p.read(typed.get(p.group), texts[p.group]) for p in PARTS}
+        if named is not None:
+            options["network_options"]["network"] = named
         config = TrainConfig(
             **{
-                "data": data, "sde": sde, "sde_options": groups["sde"], "predict": predict,
-                "predict_options": groups["predict"], "weighting": weighting, "weighting_options": groups["weighting"],
-                "t_sampler": t_sampler, "t_sampler_options": groups["t_sampler"], "coupling": coupling,
-                "shift": shift, "preset": preset,
-                "network_options": groups["network"], "cond": cond, "steps": steps or 0, "batch": batch or 0,
-                "lr": lr or 0.0, "seed": seed, **groups[""],
+                "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
+                "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
+                **typed, **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip
         # What is misspelt is said before the data are read.
@@ -92,34 +107,42 @@ def train(
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
     dataset = config.load_data()
-    say(quiet, dataset.info.describe())
+    session.say(dataset.info.describe())
     if dry_run:
-        _dry_run(config, dataset, chosen, as_json)
+        _dry_run(config, dataset, session)
         return
     before = 0
     if resume is not None and out is not None:
         before = int(newest_checkpoint(out).name.removeprefix("step-"))
     began = time.monotonic()
     run = fit(
-        config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=dtype_of(dtype), quiet=quiet
-    )
+        config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
+        quiet=session.quiet,
+    )  # fmt: skip
     seconds = time.monotonic() - began
-    if as_json:
-        print_json({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)})
-    else:
-        more = f", {run.step:,} in all" if before else ""
-        say(quiet, f"trained {run.step - before:,} steps in {seconds:.0f} s{more}")
-        say(quiet, f"samples during training: {run.folder}/samples/")
-        click.echo(str(run.folder))
+    more = f", {run.step:,} in all" if before else ""
+    session.say(f"trained {run.step - before:,} steps in {seconds:.0f} s{more}")
+    session.say(f"samples during training: {run.folder}/samples/")
+    session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
+
+
+def _refuse_unknown(names: Iterable[str], sde: str) -> None:
+    """A setting without a group is one of training's; whose it may be otherwise."""
+    known = SETTINGS.of(None)
+    for name in names:
+        if name not in known:
+            owners = [p for p in PARTS if name in p.of(sde if p.group == "sde" else None, p.group != "sde")]
+            near = f"did you mean {owners[0].group}.{name}?" if owners else closest(name, known)
+            raise UsageError(f"no setting {name!r}; {near}")
 
 
 def _refuse_new_settings(run: str) -> None:
     """A resumed run keeps its settings: an option that would be ignored is refused."""
     named = ("sde", "predict", "weighting", "t_sampler")
-    allowed = (*named, "resume", "steps", "dry_run", "device", "dtype", "threads", "as_json", "quiet")
-    for option in click.get_current_context().command.params:
-        if option.name not in allowed and _typed(option.name or "") is not None:
-            raise UsageError(f"{option.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
+    allowed = (*named, "resume", "steps", "dry_run", "device", "dtype", "threads", "json", "quiet")
+    for param in click.get_current_context().command.params:
+        if param.name not in allowed and _typed(param.name or "") is not None:
+            raise UsageError(f"{param.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
 
 
 def _named_again(config: TrainConfig, run: str) -> TrainConfig:
@@ -144,15 +167,15 @@ def _typed(option: str) -> Any:
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None
 
 
-def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: bool) -> None:
+def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     from dataclasses import replace
 
     from ..train import fit, prepared
 
     resolved, model, _ = prepared(config, dataset)
-    fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=device, quiet=True)
+    fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     began = time.monotonic()
-    fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=device, quiet=True)
+    fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     seconds = (time.monotonic() - began) / 4
     size = sum(p.numel() for p in model.parameters())
     facts = {
@@ -161,10 +184,9 @@ def _dry_run(config: TrainConfig, dataset: Any, device: torch.device, as_json: b
         "seconds_per_step": round(seconds, 4),
         "estimated_minutes": round(seconds * resolved.steps / 60, 1),
     }
-    if as_json:
-        print_json(facts)
-        return
-    for key, value in resolved.to_dict().items():
-        click.echo(f"{key:16} {value}")
-    click.echo(f"{'parameters':16} {size:,}")
-    click.echo(f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms a step on {device})")
+    session.print(
+        facts,
+        *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
+        f"{'parameters':16} {size:,}",
+        f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms a step on {session.on})",
+    )

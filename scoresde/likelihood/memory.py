@@ -64,7 +64,8 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "
-            "raise the budget (memory, --memory), if there is more"
+            "raise the budget, if there is more",
+            parameter="memory",
         )
     return budget // row
 

@@ -115,7 +115,9 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
             f"{len(held_out)} held-out and {len(train)} training rows: copies are judged by at least {HELD_OUT} "
-            f"held-out rows and {k} neighbours of a training row; hold out more (--set test_fraction=0.2 when training)"
+            f"held-out rows and {k} neighbours of a training row; hold out more when training",
+            parameter="test_fraction",
+            value=0.2,
         )
     rows = as_rows(train, "train", x.device)
     distance, index, ratio, own = _ratios(as_rows(x, "x"), rows, k)

@@ -63,7 +63,9 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
             options=options,
         )
     except AssertionError as error:
-        raise NumericalError(f"torchdiffeq gave up: {error}; try a larger --rtol, or the engine own") from None
+        raise NumericalError(
+            f"torchdiffeq gave up: {error}; try a larger rtol, or the engine own", parameter="engine", value="own"
+        ) from None
     out: Tensor = solved[-1]
     return out
 
@@ -83,7 +85,9 @@ def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, m
 
     solved = solve_ivp(slope, (r0, r1), y.flatten().double().cpu().numpy(), method, rtol=rtol, atol=atol)
     if not solved.success:
-        raise NumericalError(f"SciPy gave up: {solved.message}; try a larger --rtol, or the engine own")
+        raise NumericalError(
+            f"SciPy gave up: {solved.message}; try a larger rtol, or the engine own", parameter="engine", value="own"
+        )
     return torch.as_tensor(solved.y[:, -1]).reshape(y.shape).to(y)
 
 

@@ -165,7 +165,11 @@ class ProbabilityFlow(Solver):
 
         def slope_at(c: float, state: Tensor) -> Tensor:
             if tally.evaluations >= self.max_nfe:
-                raise NumericalError(f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger --rtol")
+                raise NumericalError(
+                    f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger rtol",
+                    parameter="rtol",
+                    value=f"{10 * self.rtol:g}",
+                )
             return f(state, torch.full((len(y),), c, dtype=time_dtype(y.device), device=y.device), everyone)
 
         solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self._atol, self.method)

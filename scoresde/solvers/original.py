@@ -168,7 +168,9 @@ class Original(Solver):
         if self.probability_flow and self.predictor == "ancestral":
             raise UsageError(
                 "the original has no probability flow of the predictor ancestral; take the predictor "
-                "reverse-diffusion, or --solver ddim"
+                "reverse-diffusion, or the solver ddim",
+                parameter="solver",
+                value="ddim",
             )
         check_corrector(self.snr, self.corrections, self.evaluations)
 
@@ -250,17 +252,23 @@ class Original(Solver):
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(
                 f"Original: the original knows VPSDE, SubVPSDE and VESDE, not {name}; take the continuous solvers "
-                "--solver pc, ancestral, reverse-diffusion or em, which run on any path"
+                "pc, ancestral, reverse-diffusion or em, which run on any path",
+                parameter="solver",
+                value="pc",
             )
         if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
             raise UsageError(
                 f"Original: the original has no predictor ancestral for {name}, only for VPSDE and VESDE; take "
-                "--solver ancestral, which follows the continuous path, or the predictor reverse-diffusion"
+                "the solver ancestral, which follows the continuous path, or the predictor reverse-diffusion",
+                parameter="solver",
+                value="ancestral",
             )
         if isinstance(sde, SubVPSDE) and self._corrections:
             raise UsageError(
                 f"Original: the original's corrector {self.corrector} fails for {name}, which has no table of alphas; "
-                "take --solver pc, which corrects on the continuous path, or the corrector none"
+                "take the solver pc, which corrects on the continuous path, or the corrector none",
+                parameter="solver",
+                value="pc",
             )
         tabled = self.predictor in ("reverse-diffusion", "ancestral") or self._corrections > 0
         if isinstance(sde, VPSDE) and tabled and max(sde.beta_min, sde.beta_max) >= self.steps:
@@ -268,12 +276,16 @@ class Original(Solver):
             raise UsageError(
                 f"Original: with {self.steps} steps the original's table of betas reaches beta_max/N = "
                 f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, and 1 - beta must stay above 0; take more than "
-                f"{max(sde.beta_min, sde.beta_max):g} steps, or --solver {ours}, whose steps are finite for any number"
+                f"{max(sde.beta_min, sde.beta_max):g} steps, or the solver {ours}, whose steps are always finite",
+                parameter="solver",
+                value=ours,
             )
         low, high = sde.times("sample")
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
                 f"Original: the original goes from t = {high:g} to {low:g}, the whole sampling interval of {name}; got "
-                f"t0 = {t0:g}, t1 = {t1:g}. For other ends take --solver pc, ancestral or reverse-diffusion"
+                f"t0 = {t0:g}, t1 = {t1:g}. For other ends take the solver pc, ancestral or reverse-diffusion",
+                parameter="solver",
+                value="pc",
             )
         return sde

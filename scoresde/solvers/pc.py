@@ -17,7 +17,8 @@ have width 0.18 to 0.19 after 150 steps and after 500; with sigma, 0.15. In the 
 the ratio has no bound, so that in few dimensions single samples are thrown out. In many dimensions the ratio hardly
 varies and the two agree. That is why ``annealed`` is the default.
 
-``order="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original does.
+``sequence="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original
+does.
 
 Annealed Langevin dynamics is the corrector alone. Under :class:`~scoresde.SMLD` with its L levels, and with ``start``,
 which corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
@@ -70,7 +71,7 @@ class PredictorCorrector(FixedStep):
         snr: Signal-to-noise ratio r of the corrector.
         corrections: Langevin steps at each node.
         norm: Of the corrector langevin: ``sample``, or ``batch`` as in the original, which couples the samples.
-        order: ``pc``, or ``cp`` as in the original.
+        sequence: ``pc``, or ``cp`` as in the original.
         start: With ``pc``, correct at the first node as well, before the first step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
@@ -81,7 +82,7 @@ class PredictorCorrector(FixedStep):
     snr: float = 0.16
     corrections: int = 1
     norm: str = "sample"
-    order: str = "pc"
+    sequence: str = "pc"
     start: bool = False
 
     needs_score = True
@@ -92,12 +93,12 @@ class PredictorCorrector(FixedStep):
         for name, value, known in (
             ("corrector", self.corrector, CORRECTORS),
             ("norm", self.norm, ("sample", "batch")),
-            ("order", self.order, ("pc", "cp")),
+            ("sequence", self.sequence, ("pc", "cp")),
         ):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
-        if self.start and self.order == "cp":
-            raise UsageError("start corrects before the first step, which the order cp does anyway; leave it out")
+        if self.start and self.sequence == "cp":
+            raise UsageError("start corrects before the first step, which the sequence cp does anyway; leave it out")
         self._predictor()
         check_corrector(self.snr, self.corrections, self.evaluations)
 
@@ -137,12 +138,12 @@ class PredictorCorrector(FixedStep):
             t, s = times[i], times[i + 1]
             if self.start and i == 0:
                 x = corrected(x, 0, 0, t)
-            for part in self.order:
+            for part in self.sequence:
                 if part == "p":
                     z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
                     x = predict(model, x, t, s, z)
                 else:
-                    x = corrected(x, i, i + self.start, s if self.order == "pc" else t)
+                    x = corrected(x, i, i + self.start, s if self.sequence == "pc" else t)
             return x
 
         return advance

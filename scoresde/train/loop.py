@@ -31,7 +31,7 @@ from ..data import Dataset
 from ..data.batch import Batches, Rows
 from ..draw import PathDraw
 from ..ema import EMA
-from ..errors import NumericalError, Preempted, UsageError
+from ..errors import NumericalError, Preempted, Stopped, UsageError
 from ..files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from ..loss import Denoising
 from ..model import ScoreModel
@@ -81,6 +81,7 @@ def fit(
     Raises:
         NumericalError: If the loss is not finite, with the step and where to look.
         Preempted: After SIGTERM or SIGUSR1, with the checkpoint saved.
+        Stopped: After Ctrl-C, a KeyboardInterrupt, likewise.
 
     Example:
         >>> from scoresde import TrainConfig, fit
@@ -99,7 +100,7 @@ def fit(
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
     if not resume and (pairs is None) == (config.coupling == "reflow"):
-        raise UsageError("the coupling reflow, and no other, trains on given pairs; scoresde reflow RUN makes them")
+        raise UsageError("the coupling reflow, and no other, trains on given pairs; reflow makes them")
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
@@ -155,12 +156,10 @@ def fit(
                     with _preview(f"no picture at step {record.step}"):
                         _sample_sheet(folder / "samples", trained())
             if interrupts.signal is not None and not last:
-                where = f"; resume with: scoresde train --resume {folder}" if folder else ""
-                if interrupts.signal == signal.SIGINT:
-                    progress.note(f"stopped after step {record.step}{where}")
-                    raise KeyboardInterrupt
-                kept = "checkpoint saved" if folder else "nothing was saved"
-                raise Preempted(f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}{where}")
+                kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
+                told = f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}"
+                stopped: type[Stopped | Preempted] = Stopped if interrupts.signal == signal.SIGINT else Preempted
+                raise stopped(told, parameter="resume" if folder else None, value=folder)
     if folder is not None:
         with _preview("no picture of the loss"):
             _loss_figure(folder)
@@ -302,7 +301,9 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
     checkpoint = newest_checkpoint(folder)
     done = read_json(checkpoint / "state.json")["step"]
     if config.steps < done:
-        raise UsageError(f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back")
+        raise UsageError(
+            f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back", parameter="steps"
+        )
     state.load(checkpoint)
 
 

@@ -166,7 +166,8 @@ def steps(
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         value = float(loss.detach())
         if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-            raise NumericalError(_diagnosis(state.step + 1, losses.detach(), draws, float(norm), lr), parameter="lr")
+            told = _diagnosis(state.step + 1, losses.detach(), draws, float(norm), lr)
+            raise NumericalError(told, parameter="lr", value=f"{lr / 10:.1g}")
         state.optimiser.step()
         state.draw.update(draws, losses.detach())
         if state.average is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..common import Group
+from ..command import Group
 from .run import compass, reverse, score_field, trajectories
 from .sde import forward, schedule
 

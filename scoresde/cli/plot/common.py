@@ -9,25 +9,23 @@ import click
 
 from ...build import closest
 from ...errors import UsageError
-from ..common import F, print_json, sde_option
+from ..command import option
+from ..common import Decorator, Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["out_option", "own_sde", "report", "target", "write"]
+__all__ = ["picture_option", "report", "target", "write"]
 
 FORMATS = ("png", "pdf", "svg")
 
 
-def out_option(command: F) -> F:
-    return click.option(
-        "--out", type=click.Path(path_type=Path), metavar="FILE",
-        help=f"File to write: {', '.join(FORMATS)}.  [default: RUN/plots/NAME.png]",
-    )(command)  # fmt: skip
-
-
-def own_sde(command: F) -> F:
-    return sde_option("The run's SDE, if it is your own: module:Class.", None)(command)
+def picture_option(default: str) -> Decorator:
+    """``--out``: the file of a picture."""
+    return option(
+        "--out", under="Files", first=True, type=click.Path(path_type=Path), metavar="FILE",
+        help=f"File to write: {', '.join(FORMATS)}.  [default: {default}]",
+    )  # fmt: skip
 
 
 def target(out: Path | None, default: Path) -> Path:
@@ -41,17 +39,15 @@ def target(out: Path | None, default: Path) -> Path:
     return file
 
 
-def write(file: Path, figure: Figure, as_json: bool, facts: dict[str, Any]) -> None:
+def write(session: Session, file: Path, figure: Figure, facts: dict[str, Any]) -> None:
     """Write the picture and say where it is."""
     from ...plot import save_figure
 
     save_figure(file, figure)
-    report([file], as_json, facts)
+    report(session, [file], facts)
 
 
-def report(files: list[Path], as_json: bool, facts: dict[str, Any]) -> None:
+def report(session: Session, files: list[Path], facts: dict[str, Any]) -> None:
+    """Say where the pictures are."""
     names = [str(f) for f in files]
-    if as_json:
-        print_json({**facts, "files": names})
-    else:
-        click.echo("\n".join(names))
+    session.print({**facts, "files": names}, *names)

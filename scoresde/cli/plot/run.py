@@ -10,13 +10,13 @@ import click
 from ...build import build
 from ...errors import UsageError
 from ...tables import SOLVERS
-from ..common import common_options, load_run, say, verb
-from .common import out_option, own_sde, report, target, write
+from ..command import option, verb
+from ..common import Condition, Session, SolverChoice, conditioning, session, solver_options
+from .common import picture_option, report, target, write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...data import Dataset
     from ...run import Run
 
 __all__ = ["compass", "reverse", "score_field", "trajectories"]
@@ -26,41 +26,37 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
     short_help="Samples on their way, and what the model takes them for.",
     epilog="Example:  scoresde plot reverse runs/digits-vp --solver em --steps 200 --n 6",
 )
-@click.argument("run", required=False)
-@click.option("--solver", default="heun", show_default=True, help=f"{', '.join(SOLVERS)}, or module:Class.")
-@click.option("--steps", type=click.IntRange(1), help="Steps of a fixed-step solver.")
-@click.option("--n", type=click.IntRange(1), help="Number of samples.  [default: 4, or 1000 points]")
-@click.option("--columns", type=click.IntRange(2), default=9, show_default=True, help="Times in the picture.")
-@click.option("--frames", type=click.IntRange(2), default=33, show_default=True, help="Frames of the GIF, at least.")
-@click.option("--gif/--no-gif", default=True, show_default=True, help="Write a GIF beside the picture.")
-@click.option("--label", help="Class to draw, by name or number (a model trained with --cond class).")
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
-@out_option
-@own_sde
-@common_options
+@solver_options("heun", "steps")
+@option("--n", under="Samples", first=True, type=click.IntRange(1),
+        help="Number of samples.  [default: 4, or 1000 points]")  # fmt: skip
+@option("--columns", under="Picture", first=True, type=click.IntRange(2), default=9, help="Times in the picture.")
+@option("--frames", under="Picture", type=click.IntRange(2), default=33, help="Frames of the GIF, at least.")
+@option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")
+@conditioning()
+@picture_option("RUN/plots/reverse.png")
+@session(run=True, first=("seed",))
 def reverse(
-    run: str | None, solver: str, steps: int | None, n: int | None, columns: int, frames: int, gif: bool,
-    label: str | None, guidance: float, out: Path | None, sde: str | None, seed: int, device: str, dtype: str,
-    threads: int | None, as_json: bool, quiet: bool,
+    solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Condition, out: Path | None,
+    session: Session,
 ) -> None:  # fmt: skip
     """Samples of a RUN (default: the newest) on their way from noise: the states x_t, and below them the data x0_hat
     that the model sees in them. Equal distances between the columns in sigma/(alpha + sigma). And a GIF of both.
     """
-    built = build(solver, SOLVERS, "solver", typed=True, **({} if steps is None else {"steps": steps}))
-    loaded = load_run(run, sde, device, threads, dtype)
-    file = target(out, _plots(loaded) / "reverse.png")
+    built = solver.build()
+    loaded = session.loaded
+    file = target(out, session.folder / "plots" / "reverse.png")
     from ...pictures import frames_between, undo, write_reverse
 
     count = n or (1000 if loaded.info.kind == "vector" else 4)
-    say(quiet, f"sampling {count} with {solver} from {loaded.folder} (step {loaded.step:,})")
+    session.say(f"sampling {count} with {solver.name} from {session.whence}")
     times = frames_between(columns, frames if gif else columns)
-    found = undo(loaded.given(label).guided(guidance), count, built, times, seed=seed)
+    found = undo(condition.of(loaded), count, built, times, seed=session.seed)
     files = write_reverse(loaded, found, file, columns, gif)
     facts = {
-        "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": seed, "label": label,
-        "guidance": guidance, "nfe_mean": round(found.nfe, 2),
+        "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": session.seed, **condition.facts,
+        "nfe_mean": round(found.nfe, 2),
     }  # fmt: skip
-    report(files, as_json, facts)
+    report(session, files, facts)
 
 
 @verb(
@@ -68,27 +64,24 @@ def reverse(
     short_help="The learned score in the plane, as arrows.",
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
-@click.argument("run", required=False)
-@click.option("--times", help="Times t of the panels.  [default: where the log-SNR is 6, 3, 0, -3]")
-@click.option("--exact", is_flag=True, help="The exact score below it, where it is known (8gaussians).")
-@out_option
-@own_sde
-@common_options
-def score_field(
-    run: str | None, times: str | None, exact: bool, out: Path | None, sde: str | None, seed: int, device: str,
-    dtype: str, threads: int | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+@option("--times", under="Picture", first=True,
+        help="Times t of the panels.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
+@option("--exact", under="Picture", first=True, is_flag=True,
+        help="The exact score below it, where it is known (8gaussians).")  # fmt: skip
+@picture_option("RUN/plots/score-field.png")
+@session(run=True)
+def score_field(times: str | None, exact: bool, out: Path | None, session: Session) -> None:
     """The score that a RUN (default: the newest) on data in the plane has learned, as arrows, over the density where
     it is known and over the data with noise elsewhere. An arrow's length goes as the fourth root of the score's.
     """
-    loaded = load_run(run, sde, device, threads, dtype)
-    file = target(out, _plots(loaded) / "score-field.png")
-    data = _data(loaded)
+    loaded = session.loaded
+    file = target(out, session.folder / "plots" / "score-field.png")
+    data = loaded.data()
     t = _times(loaded, times)
     from ...compass import score_grid
     from ...plot import score_fields
 
-    found = score_grid(loaded, data, t, seed=seed)
+    found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
         raise UsageError(
             f"--exact: the exact score of {loaded.info.name} is not known, that of 8gaussians is; plot compass "
@@ -102,79 +95,72 @@ def score_field(
         found.x, found.y, {"learned": found.learned, **known}, labels, found.density,
         found.points if found.density is None else None,
     )  # fmt: skip
-    write(file, figure, as_json, {"run": str(loaded.folder), "t": t.tolist(), "log_snr": log_snr, "seed": seed})
+    facts = {"run": str(loaded.folder), "t": t.tolist(), "log_snr": log_snr, "seed": session.seed}
+    write(session, file, figure, facts)
 
 
 @verb(
     short_help="Paths of the flow and of the reverse SDE from the same noise.",
     epilog="Example:  scoresde plot trajectories runs/moons-vp --paths 12 --steps 500",
 )
-@click.argument("run", required=False)
-@click.option("--solver", default="em", show_default=True, help="Of the reverse SDE: em, heun-sde, sde, ...")
-@click.option("--steps", type=click.IntRange(1), default=200, show_default=True, help="Steps of the reverse SDE.")
-@click.option("--n", type=click.IntRange(2), help="Samples that make the shade.  [default: 200, or 1000 vectors]")
-@click.option("--paths", "lines", type=click.IntRange(1), default=7, show_default=True, help="Paths that are drawn.")
-@out_option
-@own_sde
-@common_options
-def trajectories(
-    run: str | None, solver: str, steps: int, n: int | None, lines: int, out: Path | None, sde: str | None, seed: int,
-    device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+@solver_options("em", "steps", steps=200, what="Of the reverse SDE: em, heun-sde, sde, ...")
+@option("--n", under="Samples", first=True, type=click.IntRange(2),
+        help="Samples that make the shade.  [default: 200, or 1000 vectors]")  # fmt: skip
+@option("--paths", "lines", under="Picture", first=True, type=click.IntRange(1), default=7,
+        help="Paths that are drawn.")  # fmt: skip
+@picture_option("RUN/plots/trajectories.png")
+@session(run=True)
+def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | None, session: Session) -> None:
     """Samples of a RUN (default: the newest) on their way by the probability flow and by the reverse SDE, from the same
     noise: other paths, the same law at each time. One number of each sample is drawn: the first coordinate of vectors,
     of anything else the first principal axis of the data.
     """
-    noisy = build(solver, SOLVERS, "solver", typed=True, steps=steps)
+    noisy = solver.build()
     if not noisy.stochastic:
-        raise UsageError(f"--solver {solver} draws no noise; the reverse SDE takes em, heun-sde, sde, ancestral, ...")
-    loaded = load_run(run, sde, device, threads, dtype)
-    file = target(out, _plots(loaded) / "trajectories.png")
-    data = _data(loaded)
+        raise UsageError(f"--solver {solver.name} draws no noise; take em, heun-sde, sde, ancestral, ...")
+    loaded = session.loaded
+    file = target(out, session.folder / "plots" / "trajectories.png")
+    data = loaded.data()
     from ...metrics import sliced_wasserstein
     from ...pictures import paths, projection
     from ...plot import trajectories as draw
 
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
-    say(quiet, f"sampling {n} twice from {loaded.folder} (step {loaded.step:,})")
-    found = paths(loaded, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=seed)
+    session.say(f"sampling {n} twice from {session.whence}")
+    found = paths(loaded, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
     real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis
     ends = {"flow": found.flow[-1], "sde": found.sde[-1]}
     facts = {
-        "run": str(loaded.folder), "solver": repr(noisy), "n": n, "seed": seed, "projection": what,
+        "run": str(loaded.folder), "solver": repr(noisy), "n": n, "seed": session.seed, "projection": what,
         "w2_flow_sde": sliced_wasserstein(ends["flow"][:, None], ends["sde"][:, None], projections=1),
         "w2_data": {k: sliced_wasserstein(v[:, None], real[:, None], projections=1) for k, v in ends.items()},
     }  # fmt: skip
     titles = {"probability flow: one path for each noise": found.flow, "reverse SDE, from the same noise": found.sde}
-    write(file, draw(found.t, titles, lines, real, f"{what}, model units"), as_json, facts)
+    write(session, file, draw(found.t, titles, lines, real, f"{what}, model units"), facts)
 
 
 @verb(
     short_help="The learned score against the exact one, by noise level.",
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )
-@click.argument("run", required=False)
-@click.option("--n", type=click.IntRange(2), default=256, show_default=True, help="Held-out samples at each level.")
-@click.option("--levels", type=click.IntRange(2), default=25, show_default=True, help="Noise levels.")
-@out_option
-@own_sde
-@common_options
-def compass(
-    run: str | None, n: int, levels: int, out: Path | None, sde: str | None, seed: int, device: str, dtype: str,
-    threads: int | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+@option("--n", under="Samples", first=True, type=click.IntRange(2), default=256,
+        help="Held-out samples at each level.")  # fmt: skip
+@option("--levels", under="Picture", first=True, type=click.IntRange(2), default=25, help="Noise levels.")
+@picture_option("RUN/plots/compass.png")
+@session(run=True)
+def compass(n: int, levels: int, out: Path | None, session: Session) -> None:
     """Does the score of a RUN (default: the newest) point where the exact one does, and is it as long? At held-out
     samples with noise. The exact score is that of the density for 8gaussians, and for all other data that of the
     training set, the minimiser of the training loss, from which a model that generalises departs at low noise.
     """
-    loaded = load_run(run, sde, device, threads, dtype)
-    file = target(out, _plots(loaded) / "compass.png")
-    data = _data(loaded)
+    loaded = session.loaded
+    file = target(out, session.folder / "plots" / "compass.png")
+    data = loaded.data()
     from ...compass import measure
     from ...plot import compass as draw
 
-    found = measure(loaded, data, n=n, levels=levels, seed=seed)
+    found = measure(loaded, data, n=n, levels=levels, seed=session.seed)
     figure = draw(
         found.log_snr, found.cosine, found.error, f"{loaded.info.name}, step {loaded.step:,}: against {found.against}",
         found.note,
@@ -183,12 +169,7 @@ def compass(
         "log_snr": found.log_snr.tolist(), "cosine": found.cosine[:, 1].tolist(), "error": found.error[:, 1].tolist(),
     }  # fmt: skip
     facts = {"run": str(loaded.folder), "against": found.against, "n": min(n, len(data.test)), **rows}
-    write(file, figure, as_json, {**facts, "seed": seed})
-
-
-def _data(run: Run) -> Dataset:
-    """The data of a run."""
-    return run.data()
+    write(session, file, figure, {**facts, "seed": session.seed})
 
 
 def _times(run: Run, text: str | None) -> Tensor:
@@ -206,9 +187,3 @@ def _times(run: Run, text: str | None) -> Tensor:
     if len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
         raise UsageError(f"--times {text!r}: the times of this model lie between {low:g} and {high:g}")
     return times
-
-
-def _plots(run: Run) -> Path:
-    """Where a run's pictures are."""
-    assert run.folder is not None
-    return run.folder / "plots"

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ...build import resolve
 from ...errors import UsageError
 from ...tables import GRIDS, SDES
-from ..common import common_options, prepare, sde_option, settings, verb
-from .common import out_option, target, write
+from ..command import Fields, option, settings, verb
+from ..common import Session, builds, in_list, sde_option, session, set_option
+from .common import picture_option, target, write
 
 if TYPE_CHECKING:
     from ...sde import SDE
 
 __all__ = ["forward", "schedule"]
 
+PATH = Fields("sde", "SDE", SDES, "sde")
+
 
 @verb(
     short_help="Schedules of SDEs, in t and by noise level.",
     epilog="Example:  scoresde plot schedule --sde vp,ve,flow --set vp.beta_max=10",
 )
-@click.option("--sde", "sdes", default="vp,cosine,flow", show_default=True, metavar="NAMES",
-              help=f"Of {', '.join(SDES)}, or module:Class.")  # fmt: skip
-@click.option("--set", "assignments", multiple=True, metavar="SDE.NAME=VALUE", help="An option of one of them.")
-@out_option
-@common_options
-def schedule(
-    sdes: str, assignments: tuple[str, ...], out: Path | None, seed: int, device: str, dtype: str,
-    threads: int | None, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+@option("--sde", "sdes", under="Path", first=True, default="vp,cosine,flow", metavar="NAMES",
+        help=f"Of {', '.join(SDES)}, or module:Class.")  # fmt: skip
+@set_option("SDE.NAME=VALUE", "An option of one of them, such as vp.beta_max=10.", "Path")
+@picture_option("schedule.png")
+@session(first=("json",))
+def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session: Session) -> None:
     """Schedules of SDEs: alpha, sigma, beta and log-SNR in t, and, on the log-SNR axis that they share, alpha and
     sigma, where the steps of a solver go and which noise levels training draws. Needs no run.
 
@@ -38,34 +39,38 @@ def schedule(
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
-    prepare(device, threads)
+    session.on  # noqa: B018  # sets the threads
     built = {name: _sde(name, options[name]) for name in names}
     from ...pictures import schedule_of
     from ...plot import schedules
 
     file = target(out, Path("schedule.png"))
-    figure = schedules([schedule_of(name, sde, seed) for name, sde in built.items()])
-    write(file, figure, as_json, {"sdes": {name: repr(sde) for name, sde in built.items()}, "seed": seed})
+    figure = schedules([schedule_of(name, sde, session.seed) for name, sde in built.items()])
+    facts = {"sdes": {name: repr(sde) for name, sde in built.items()}, "seed": session.seed}
+    write(session, file, figure, facts)
 
 
 @verb(
     short_help="Data that dissolves, by the jump and step by step.",
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
-@click.option("--data", default="digits", show_default=True, help="digits, a 2-D toy, or a path: images, IDX, npz.")
-@sde_option(f"{', '.join(SDES)}, or module:Class of your own.", "vp")
-@click.option("--set", "assignments", multiple=True, metavar="sde.NAME=VALUE", help="An option of the SDE.")
-@click.option("--n", type=click.IntRange(1), help="Number of samples.  [default: 6, or 1000 points]")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps from data to noise.")
-@click.option("--grid", default="uniform", show_default=True, help=f"Their times: auto, {', '.join(GRIDS)}.")
-@out_option
-@common_options
+@option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npz.")
+@sde_option
+@set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
+@option("--n", under="Picture", first=True, type=click.IntRange(1),
+        help="Number of samples.  [default: 6, or 1000 points]")  # fmt: skip
+@option("--steps", under="Picture", first=True, type=click.IntRange(1), default=10, help="Steps from data to noise.")
+@option("--grid", under="Picture", first=True, default="uniform", metavar="NAME",
+        help=f"Their times: auto, {', '.join(GRIDS)}.")  # fmt: skip
+@picture_option("forward.png")
+@session(first=("seed",))
+@builds(PATH)
 def forward(
     data: str, sde: str, assignments: tuple[str, ...], n: int | None, steps: int, grid: str, out: Path | None,
-    seed: int, device: str, dtype: str, threads: int | None, as_json: bool, quiet: bool,
+    session: Session,
 ) -> None:  # fmt: skip
     """Data on its way to noise: by the jump x_t = alpha x_0 + sigma eps, and step by step. Needs no run."""
-    prepare(device, threads)
+    session.on  # noqa: B018  # sets the threads
     chosen = _sde(sde, settings(assignments, ("sde",))["sde"])
     from ...data import load_data
     from ...grids import make_grid
@@ -73,12 +78,12 @@ def forward(
     from ...pictures import column_labels, dissolve, shown, size_note
     from ...plot import strips
 
-    dataset = load_data(data, seed)
+    dataset = load_data(data, session.seed)
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
     file = target(out, Path("forward.png"))
     times = make_grid(grid, chosen, steps, *chosen.times("train"))
     x0 = dataset.codec.continuous.to_model(dataset.test[:count].double())
-    found = dissolve(chosen, x0, times, Noise.of(len(x0), seed))
+    found = dissolve(chosen, x0, times, Noise.of(len(x0), session.seed))
     spread = {"jump": float(found.spread[0].mean()), "chain": float(found.spread[1].mean())}
     blocks = {
         r"one jump:  $x_t = \alpha_t x_0 + \sigma_t \varepsilon$,  the same $\varepsilon$ in all columns": found.jump,
@@ -95,17 +100,19 @@ def forward(
         coloured_by=x0 if info.kind == "vector" else None, note=note + size_note(chosen, times),
     )  # fmt: skip
     facts = {"data": info.name, "sde": repr(chosen), "n": len(x0), "t": times.tolist(), "noise_std": spread}
-    write(file, figure, as_json, {**facts, "seed": seed})
+    write(session, file, figure, {**facts, "seed": session.seed})
 
 
 def _names(option: str, text: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = list(dict.fromkeys(in_list(text)))
     if not names:
         raise UsageError(f"{option} {text!r}: name at least one of {', '.join(SDES)}")
     return names
 
 
-def _sde(name: str, options: dict[str, Any]) -> SDE:
+def _sde(name: str, texts: dict[str, str]) -> SDE:
+    """The SDE that a name and the text of its options stand for."""
+    resolve(name, SDES, "SDE", typed=True)
     from ...config import TrainConfig, build_sde
 
-    return build_sde(TrainConfig(sde=name, sde_options=options))
+    return build_sde(TrainConfig(sde=name, sde_options=PATH.read(name, texts)))

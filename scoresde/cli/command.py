@@ -1,0 +1,411 @@
+"""What a command is here: short help, all options under headings, and fields of what it builds as options.
+
+A command says which objects it builds (:class:`Fields`). Their fields are typed as ``--set GROUP.NAME=VALUE``, and
+those whose name no option has, as ``--NAME VALUE`` too, so that no field is listed a second time in the command line.
+The same knowledge tells how the parameter of a library's error is typed (:func:`spelled`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from ..build import closest, fields_of, is_flag, parse_value, read_options, resolve
+from ..errors import Advice, ScoresdeError, Stopped, UsageError
+
+__all__ = ["Command", "Fields", "Group", "Option", "first_line", "option", "settings", "spelled", "verb", "warned"]
+
+EVERYWHERE = "Everywhere"  # the last heading
+
+# Functions of the library that put something right, and the command that calls them.
+CALLS = {
+    "fit": "scoresde train --sde vp",
+    "resume": "scoresde train --resume",
+    "train_classifier": "scoresde classifier",
+}
+
+
+class Option(click.Option):
+    """An option under a heading.
+
+    Args:
+        under: The heading in the full help.
+        first: Whether the short help shows it.
+        sets: The group of the field that it is.
+    """
+
+    def __init__(
+        self, *names: Any, under: str = EVERYWHERE, first: bool = False, sets: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__(*names, **settings)
+        self.under, self.first, self.sets = under, first, sets
+
+
+def option(*names: str, under: str, first: bool = False, **settings: Any) -> Callable[[Any], Any]:
+    """An option with a heading; its default is shown if it has one."""
+    settings.setdefault("show_default", settings.get("default") is not None and not settings.get("multiple"))
+    return click.option(*names, cls=Option, under=under, first=first, **settings)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of an object that a command builds.
+
+    Args:
+        group: What stands before the dot in ``--set solver.steps=20``; empty for none.
+        what: The noun for messages.
+        table: The names that it may have, and what they stand for.
+        option: The parameter of the command that chooses the name; without one, it is the only entry of the table, or
+            what the library chooses.
+        hidden: Fields that are not the user's to set.
+    """
+
+    group: str
+    what: str
+    table: Mapping[str, str]
+    option: str | None = None
+    hidden: tuple[str, ...] = ()
+
+    def factory(self, name: str | None) -> Any:
+        """What a name stands for; None if the library chooses."""
+        if self.option is None:
+            return self._get(next(iter(self.table))) if len(self.table) == 1 else None
+        return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
+
+    def of(self, name: str | None, everywhere: bool = False) -> dict[str, inspect.Parameter]:
+        """The fields of what a name stands for, or with ``everywhere`` those of all names."""
+        factories = [self._get(key) for key in self.table] if everywhere else [self.factory(name)]
+        found = {k: p for factory in factories if factory is not None for k, p in fields_of(factory).items()}
+        return {k: p for k, p in found.items() if k not in self.hidden}
+
+    def read(self, name: str | None, texts: Mapping[str, str]) -> dict[str, Any]:
+        """What was typed, by the types of the fields.
+
+        Raises:
+            UsageError: If a field is unknown or a value not of its type.
+        """
+        factory = self.factory(name)
+        try:
+            if factory is not None:
+                shown = "" if self.option is None else str(name)
+                return read_options(factory, self.what, shown, texts, self.table if self.option else None)
+            found: dict[str, Any] = {}  # chosen by the library, which refuses what it does not know
+            for field, text in texts.items():
+                owner = next((f for f in map(self._get, self.table) if field in fields_of(f)), None)
+                found |= {field: parse_value(text)} if owner is None else read_options(owner, "", "", {field: text})
+            return found
+        except UsageError as error:
+            if error.parameter is not None:  # an option of the command may have the same name
+                error.parameter = ".".join(filter(None, (self.group, error.parameter)))
+            raise
+
+    def spelled(self, field: str, value: object = None) -> str:
+        """``--set solver.steps=20``."""
+        return f"--set {self.group}{'.' * bool(self.group)}{field}={'VALUE' if value is None else value}"
+
+    def _get(self, name: str) -> Any:
+        return resolve(name, self.table, self.what, typed=True)
+
+
+def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """``("sde.beta_max=18", "clip=2")`` to ``{"sde": {"beta_max": "18"}, "": {"clip": "2"}}``."""
+    found: dict[str, dict[str, str]] = {g: {} for g in groups}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        group, _, name = key.strip().rpartition(".")
+        name = name.replace("-", "_")
+        if not equals or group not in found or not name:
+            kinds = ", ".join(f"{g}.NAME=VALUE" if g else "NAME=VALUE" for g in groups)
+            near = difflib.get_close_matches(group, groups, n=1, cutoff=0.5)
+            meant = f"{near[0]}.{name}={value}" if near else f"{groups[0]}.{text}" if len(groups) == 1 else ""
+            hint = f"; did you mean --set {meant}?" if equals and meant and group not in found else ""
+            raise UsageError(f"--set {text}: it takes {kinds}{hint}")
+        found[group][name] = value
+    return found
+
+
+class Command(click.Command):
+    """A command with short help, with fields as options, and with the flags for a library's error."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.fields: tuple[Fields, ...] = getattr(self.callback, "fields", ())
+        self._everything = Option(
+            ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=self._help_all,
+            help="Show every option and exit.",
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------------- parsing
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["scoresde.line"] = args
+        return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
+
+    def _with_settings(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with each option that is a field of something, ``--snr 0.2``, as ``--set solver.snr=0.2``."""
+        out: list[str] = []
+        rest = list(args)
+        chosen: dict[str, str] | None = None
+        while rest:
+            word = rest.pop(0)
+            flag, equals, value = word.partition("=")
+            known = self._known(ctx).get(flag)
+            if word == "--":
+                return [*out, word, *rest]
+            if known is not None or not word.startswith("--"):
+                count = 0 if known is None or known.is_flag or equals else known.nargs
+                out += [word, *rest[:count]]
+                del rest[:count]
+                continue
+            chosen = self._chosen(ctx, args) if chosen is None else chosen
+            fields, field, flagged = self._field(ctx, flag, chosen)
+            if flagged:
+                value = ("yes" if field == _plain(flag) else "no") if not equals else value
+            elif not equals:
+                if not rest:
+                    raise click.BadOptionUsage(flag, f"Option {flag!r} requires an argument.", ctx)
+                value = rest.pop(0)
+            out += fields.spelled(field, value).split(" ", 1)
+        return out
+
+    def _known(self, ctx: click.Context) -> dict[str, click.Option]:
+        """The command's own options by every spelling."""
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
+
+    def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
+        """The name that each of the command's objects was given on this line, or has by default."""
+        known, deciding = self._known(ctx), {f.option for f in self.fields}
+        found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            flag, equals, value = word.partition("=")
+            if flag in known and known[flag].name in deciding:
+                found[known[flag].name] = value if equals else following
+        return {str(k): v for k, v in found.items()}
+
+    def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
+        """Whose field an unknown option is, its name, and whether it is a flag."""
+        names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
+        for everywhere in (False, True):
+            found = []
+            for fields in self.fields:
+                try:
+                    known = fields.of(chosen.get(fields.option or ""), everywhere)
+                except ScoresdeError:
+                    continue  # a name that is misspelt is said when it is built
+                found += [(fields, name, is_flag(known[name])) for name in names if name in known]
+            found = [(fields, name, flagged) for fields, name, flagged in found if flagged or name == names[0]]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                several = " or ".join(fields.spelled(name) for fields, name, _ in found)
+                whose = " and of the ".join(fields.what for fields, _, _ in found)
+                raise UsageError(f"{flag} could be of the {whose}: say {several}")
+        self._refuse(ctx, flag, chosen)
+
+    def _refuse(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> NoReturn:
+        """There is no such option; the near ones."""
+        names = {*self._known(ctx)}
+        for fields in self.fields:
+            try:
+                names |= {_dashed(name) for name in fields.of(chosen.get(fields.option or ""), everywhere=True)}
+            except ScoresdeError:
+                continue
+        raise click.NoSuchOption(flag, possibilities=difflib.get_close_matches(flag, sorted(names)), ctx=ctx)
+
+    # ---------------------------------------------------------------------------------------------------------- help
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *params, help_option = super().get_params(ctx)
+        return [*params, self._everything, help_option]
+
+    def _help_all(self, ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            click.echo(self.full_help(ctx))
+            ctx.exit()
+
+    def full_help(self, ctx: click.Context) -> str:
+        """The help with every option under its heading, and the fields of what the command builds."""
+        ctx.meta["scoresde.full"] = True
+        try:
+            return self.get_help(ctx)
+        finally:
+            del ctx.meta["scoresde.full"]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option) and not p.hidden]
+        own: list[click.Option] = options[:-2]
+        everything, help_option = options[-2:]
+        if not ctx.meta.get("scoresde.full"):
+            short = [p for p in own if isinstance(p, Option) and p.first]
+            _section(ctx, formatter, "Options", [*short, help_option])
+            if len(short) < len(own) or self.fields:
+                formatter.write_paragraph()
+                formatter.write_text(f"All options:  {ctx.command_path} --help-all")
+            return
+        headings = list(dict.fromkeys(p.under if isinstance(p, Option) else EVERYWHERE for p in own))
+        for heading in [*(h for h in headings if h != EVERYWHERE), EVERYWHERE]:
+            shown = [p for p in own if (p.under if isinstance(p, Option) else EVERYWHERE) == heading]
+            last = [everything, help_option] if heading == EVERYWHERE else []
+            _section(ctx, formatter, heading, [*shown, *last])
+        chosen = self._chosen(ctx, ctx.meta.get("scoresde.line", [])) if self.fields else {}
+        for fields in self.fields:
+            self._format_fields(ctx, formatter, fields, chosen.get(fields.option or ""))
+
+    def _format_fields(
+        self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
+    ) -> None:
+        """A row for each field of the chosen object, and a row for each other name with its fields."""
+        factory = fields.factory(name)
+        taken = self._known(ctx)
+        if factory is not None:
+            docs = _described(factory)
+            rows = []
+            for field, parameter in fields.of(name).items():
+                own = taken.get(_dashed(field))
+                if own is not None and (fields.group == "" or getattr(own, "sets", None) == fields.group):
+                    continue  # it is an option of its own
+                flag = _dashed(field) if own is None else fields.spelled(field)
+                if own is None:
+                    flag += f" / {_dashed(f'no_{field}')}" if is_flag(parameter) else " VALUE"
+                default = "" if parameter.default is parameter.empty else f"[default: {_short(parameter.default)}]"
+                rows.append((flag, "  ".join(filter(None, (docs.get(field, ""), default)))))
+            of = f" {name}" if fields.option is not None else ""
+            if rows:
+                also = fields.spelled("NAME")
+                with formatter.section(f"Fields of the {fields.what}{of}, also typed as {also}"):
+                    formatter.write_dl(rows)
+        others = [key for key in fields.table if key != name] if factory is None or fields.option else []
+        rows = [(key, " ".join(k for k in fields_of(fields._get(key)) if k not in fields.hidden)) for key in others]
+        rows = [row for row in rows if row[1]]
+        if rows:
+            other = "other " * (factory is not None)
+            with formatter.section(f"Fields of each {other}{fields.what}, as {fields.spelled('NAME')}"):
+                formatter.write_dl(rows)
+
+    # -------------------------------------------------------------------------------------------------------- errors
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ScoresdeError, Stopped) as error:
+            error.args = (told(ctx, error),)
+            error.parameter = None  # it is told
+            raise
+
+
+def told(ctx: click.Context | None, message: ScoresdeError | Stopped | Advice) -> str:
+    """What the library says, and how what would put it right is typed in this command."""
+    typed = None
+    if ctx is not None and message.parameter is not None:
+        typed = spelled(ctx, message.parameter, message.value)
+    return str(message) if typed is None else f"{message} (here: {typed})"
+
+
+def warned(message: Warning | str) -> str:
+    """A warning, as a line."""
+    ctx = click.get_current_context(silent=True)
+    return f"warning: {told(ctx, message) if isinstance(message, Advice) else message}"
+
+
+def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
+    """How a parameter of the library is typed in this command or, if it is one of training, there."""
+    end = "" if value is None else f" {value}"
+    if parameter in CALLS:
+        given = f" --data{end}" if parameter == "train_classifier" and end else end
+        return f"{CALLS[parameter]}{given}"
+    group = ctx.find_root().command
+    train = group.commands.get("train") if isinstance(group, click.Group) else None
+    for command in (ctx.command, train):
+        if not isinstance(command, Command):
+            continue
+        start = "" if command is ctx.command else "scoresde train "
+        for param in command.params:
+            if parameter == param.name and isinstance(param, click.Option):
+                return f"{start}{param.opts[0]}{'' if param.is_flag else end}"
+        of, _, field = parameter.rpartition(".")
+        for fields in command.fields:
+            name = ctx.params.get(fields.option) if fields.option and command is ctx.command else None
+            known = {**fields.of(None, everywhere=True), **fields.of(name)}
+            if of in ("", fields.group) and field in known:
+                return f"{start}{fields.spelled(field, value)}"
+    return None
+
+
+class Group(click.Group):
+    """A group that helps with a misspelt command."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}; {closest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a :class:`Command` of a function; the lines of examples in its epilog stay as they are."""
+    if settings.get("epilog", "").startswith("Example"):
+        settings["epilog"] = f"\b\n{settings['epilog']}"
+    return click.command(name, cls=Command, **settings)
+
+
+def _section(
+    ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: list[click.Option]
+) -> None:
+    rows = [row for p in options if (row := p.get_help_record(ctx)) is not None]
+    with formatter.section(heading):
+        formatter.write_dl(rows)
+
+
+def _plain(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _dashed(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def first_line(thing: Any) -> str:
+    """The first line of a docstring, without its markup."""
+    return _bare((thing.__doc__ or "").strip().partition("\n")[0]).rstrip(".")
+
+
+def _bare(text: str) -> str:
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text)
+    return re.sub(r"`+", "", text)
+
+
+def _described(factory: Any) -> dict[str, str]:
+    """What the docstrings of a class and its bases, or of what a function makes, say of each field."""
+    made = factory if inspect.isclass(factory) else type(factory())
+    found: dict[str, str] = {}
+    for kind in made.__mro__:
+        for name, text in _arguments(kind):
+            if name not in found and not text.startswith("See "):
+                found[name] = text
+    return found
+
+
+def _arguments(kind: type) -> Iterator[tuple[str, str]]:
+    """The entries under ``Args:`` in a docstring."""
+    doc = inspect.getdoc(kind) if "__doc__" in vars(kind) and kind.__doc__ else ""
+    block = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", f"{doc}\n", re.M)
+    for entry in re.split(r"^ {4}(?=\w)", block[1], flags=re.M)[1:] if block else ():
+        names, _, text = entry.partition(":")
+        for name in names.split(","):
+            yield name.strip(), re.sub(r"\bNone\b", "none", _bare(" ".join(text.split())))

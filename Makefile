@@ -33,8 +33,9 @@ demo: venv  ## train a small model, sample from it, measure its likelihood: pict
 	run scoresde likelihood; \
 	printf '\nThe pictures, in demo/:\n'; find . -name '*.png' | sort | sed 's|^\./|  |'
 
+# A process for each core, and one thread in each: without the limit they would fight for the cores.
 test: venv  ## run the tests
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
 lint: venv  ## check the style
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Paths and exact models that several test files share."""
+"""Paths and exact models that several test files share; what solvers share is in ``solving``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,20 @@
-"""Run folders as other versions and other hands left them."""
+"""Run folders: cut off, compared, and as other versions and other hands left them."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde.checkpoint import newest_checkpoint
+from scoresde.files import read_tensors
+from scoresde.progress import Progress
 
 
 def edit(file: str | Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
@@ -23,3 +32,29 @@ def older(folder: str | Path) -> None:
     for path in folder.rglob("*.json"):
         if path.name in ("config.json", "state.json"):
             edit(path, lambda stored: {**stored, "format": 1})
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Have the operating system send a signal to this process in the middle of a step."""
+    real = Progress.update
+
+    def update(self: Progress, n: int = 1, fields: object = None) -> None:
+        real(self, n, fields)  # type: ignore[arg-type]
+        if self.done == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "update", update)
+
+
+def contents(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the newest checkpoint."""
+    checkpoint = newest_checkpoint(folder)
+    files = sorted(checkpoint.glob("*.safetensors"))
+    assert [f.stem for f in files] == ["ema", "model", "optim"]
+    return {f"{f.stem}/{k}": v for f in files for k, v in read_tensors(f).items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        assert torch.equal(a[name], b[name]), name

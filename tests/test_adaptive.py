@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from models import ALL, F64, Poisoned, gaussian, normals, ring, watched
+from solving import prior
 
 from scoresde import VESDE, VPSDE, Noise
 from scoresde.errors import UsageError
@@ -16,28 +17,21 @@ from scoresde.metrics import sliced_wasserstein
 from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
 from scoresde.solvers import AdaptiveSDE, sample
 
-FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
-
-
-def prior(name, *shape):
-    return ALL[name].prior_std * normals(*shape)
-
-
 # ----------------------------------------------------------------------------------------------------------------- law
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
 def test_moments_of_a_gaussian(name):
-    n, model = 500, gaussian(ALL[name], dims=4)
-    solved = AdaptiveSDE(rtol=0.1, atol=0.1)(model, prior(name, n, 4), noise=Noise.of(n, 3))
+    n, model = 60, gaussian(ALL[name], dims=32)
+    solved = AdaptiveSDE(rtol=0.1, atol=0.1)(model, prior(name, n, 32), noise=Noise.of(n, 3))
     assert bool(solved.ok.all())
-    assert float(solved.x.mean()) == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(4 * n))
+    assert float(solved.x.mean()) == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(32 * n))
     assert float(solved.x.std()) == pytest.approx(0.5, rel=0.06)
 
 
 @pytest.mark.parametrize("options", [{}, {"eta": 0.5}, {"level": "sigma"}], ids=str)
 def test_the_ring_at_any_noise_level(options):
-    n, model = 500, ring(VPSDE())
+    n, model = 200, ring(VPSDE())
     solver = AdaptiveSDE(rtol=0.1, atol=0.1, **options)
     x = sample(model, solver, (2,), Noise.of(n, 3), dtype=F64, batch=n).x
     floor = sliced_wasserstein(*(model.sample(n, torch.Generator().manual_seed(k)) for k in (1, 2)))
@@ -47,8 +41,8 @@ def test_the_ring_at_any_noise_level(options):
 
 def test_a_smaller_tolerance_costs_more_and_errs_less():
     # On one path: against the solution at the smallest tolerance.
-    model, z, noise = ring(VPSDE(), std=0.3), normals(24, 2), Noise.of(24, 3)
-    solved = [AdaptiveSDE(rtol=r, atol=r)(model, z, noise=noise) for r in (0.5, 0.15, 0.03)]
+    model, z, noise = ring(VPSDE(), std=0.3), normals(12, 2), Noise.of(12, 3)
+    solved = [AdaptiveSDE(rtol=r, atol=r)(model, z, noise=noise) for r in (0.5, 0.15, 0.04)]
     nfe = [float(s.nfe.double().mean()) for s in solved]
     assert nfe[0] < nfe[1] < nfe[2]
     off = [float((s.x - solved[2].x).norm(dim=1).median()) for s in solved[:2]]
@@ -110,11 +104,11 @@ def test_a_rejected_step_is_done_again_on_the_same_path():
 
 @pytest.mark.parametrize("name", ["vp", "flow"])
 def test_a_sample_alone_is_the_sample_in_a_batch(name):
-    model, z, noise = ring(ALL[name]), prior(name, 24, 2), Noise.of(24, 3)
+    model, z, noise = ring(ALL[name]), prior(name, 8, 2), Noise.of(8, 3)
     solver = AdaptiveSDE(rtol=0.15, atol=0.15)
     batch = solver(model, z, noise=noise)
     assert len(set(batch.nfe.tolist())) > 1
-    for row in (0, 11, 23):
+    for row in (0, 5):
         index = torch.tensor([row])
         alone = solver(model, z[index], noise=noise.rows(index))
         assert float((alone.x[0] - batch.x[row]).abs().max()) < 1e-12
@@ -122,10 +116,9 @@ def test_a_sample_alone_is_the_sample_in_a_batch(name):
             assert int(getattr(alone, count)) == int(getattr(batch, count)[row])
 
 
-@pytest.mark.parametrize("name", ["vp", "flow"])
-def test_rounding_does_not_choose_another_sample(name):
+def test_rounding_does_not_choose_another_sample():
     # What another batch size, device or BLAS does to the last digit.
-    model, z, noise = ring(ALL[name]), prior(name, 16, 2), Noise.of(16, 3)
+    model, z, noise = ring(VPSDE()), normals(8, 2), Noise.of(8, 3)
     solver = AdaptiveSDE(rtol=0.15, atol=0.15)
     one, other = (solver(model, x, noise=noise) for x in (z, z * (1 + 1e-13)))
     assert torch.equal(one.nfe, other.nfe) and float((one.x - other.x).abs().max()) < 1e-8
@@ -140,7 +133,7 @@ def test_evaluations_are_counted_for_each_sample():
     assert int(solved.nfe.sum()) == sum(model.evaluations)
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
 def test_it_arrives_and_stays_in_the_domain(name):
     model = watched(ring(ALL[name]))
     low, high = model.domain.interval("sample")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import F64, OnNodes, normals, ring
-from test_train import assert_same, contents, signal_at
+from runs import assert_same, contents, signal_at
 
 from scoresde import DDPM, SMLD, VPSDE, Eps, Guided, Multistep, Noise, ScoreModel, TrainConfig, fit, load
 from scoresde import loss as objective
@@ -279,7 +279,7 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["smld", "given", "digits"])
 def test_train_save_load_sample(name, tmp_path, monkeypatch):
     config = RUNS[name]
     if name != "given":  # shorter than the 16 steps of the pictures during training

@@ -83,9 +83,8 @@ def test_the_model_is_asked_as_often_as_counted(steps, divergence):
 
 
 # Gaussian probes of few dimensions are skewed, by 0.6 at D = 8: intervals of 4 of them cover 92.7 % of 20,000 trials.
-@pytest.mark.parametrize("redraw", [False, True])
-@pytest.mark.parametrize(("probe", "dims", "count"), [
-    ("rademacher", 8, 4), ("rademacher", 8, 8), ("rademacher", 32, 4), ("gaussian", 32, 4), ("gaussian", 32, 16),
+@pytest.mark.parametrize(("probe", "dims", "count", "redraw"), [
+    ("rademacher", 8, 4, False), ("rademacher", 8, 8, True), ("gaussian", 32, 4, True), ("gaussian", 32, 16, False),
 ])  # fmt: skip
 def test_student_intervals_cover_the_truth(redraw, probe, dims, count):
     model = full_covariance(VPSDE(), dims)
@@ -111,7 +110,7 @@ def test_an_error_is_reported_only_where_it_is_known():
 
 @pytest.mark.parametrize("method", ["coupled", "quadrature"])
 def test_new_probes_on_the_way_are_unbiased_and_spread_less(method):
-    model, rows = small_network(dims=6), 400
+    model, rows = small_network(dims=6), 200
     x = normals(1, 6).expand(rows, 6).clone()
     options = {"method": method, "rtol": 1e-3, "atol": 1e-3, "batch": rows, "check": False}
     exact = float(density(model, x[:1], divergence="exact", **options).log_prob)

@@ -9,18 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 from models import ALL, F64, gaussian, normals, ring, watched
-from test_convergence import FOUR_AND_COSINE
-from test_stochastic import excess
+from solving import FIVE, FOUR_AND_COSINE, excess, prior
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, RungeKutta
 from scoresde.errors import UsageError
 from scoresde.solvers import EDMHeun, sample
-
-FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
-
-
-def prior(name, *shape):
-    return ALL[name].prior_std * normals(*shape)
 
 
 def levels(low: float, high: float, n: int, rho: float = 7.0) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def mean_bound(sde, factor):
     return exact_bound(sde, STD) + (factor - 1) ** 2 / 2 * (rest[0] - rest[1])
 
 
+@cache
 def sde_nll(sde, factor):
     """Mean negative log-likelihood, over N(0, STD^2), of the reverse SDE whose score is ``factor`` times the exact one.
 
@@ -73,7 +75,7 @@ def sde_nll(sde, factor):
     # in log t, where the variance settles late
     solved = solve_ivp(
         lambda s, v: [math.exp(s) * rate(math.exp(s), v)[0]],
-        (math.log(high), math.log(low)), [sde.prior_std**2], "LSODA", rtol=1e-9, atol=1e-12,
+        (math.log(high), math.log(low)), [sde.prior_std**2], "LSODA", rtol=1e-7, atol=1e-9,
     )  # fmt: skip
     assert solved.success
     a0, s0 = marginals(sde)[0]
@@ -91,7 +93,7 @@ def test_an_exact_score_leaves_the_ends_only(name):
         assert exact_bound(ALL[name], 0.2) == pytest.approx(cross_entropy(STD**2, 0.2**2), abs=2e-3)
 
 
-@pytest.mark.parametrize("factor", [0.8, 1.1, 1.5])
+@pytest.mark.parametrize("factor", [0.8, 1.1])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_wrong_score_leaves_a_bound_for_the_sde(name, factor):
     # The bound is quadratic in x, so that its mean over N(0, STD^2) is that over x = -STD and STD.

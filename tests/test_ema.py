@@ -1,6 +1,9 @@
-"""The moving average against its own recursion."""
+"""The moving average: the share that each update has in it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -9,16 +12,35 @@ from torch import nn
 from scoresde.ema import EMA
 
 
-def test_recursion_with_warm_up():
-    module = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(module.weight, 5.0)
-    ema, expected = EMA(module, decay=0.9), 5.0
-    for n in range(1, 200):
-        nn.init.constant_(module.weight, float(n))
+def averaged(decay: float, weights: Iterable[float], start: float = 0.0) -> list[float]:
+    """The average after each of a series of weights."""
+    module, found = nn.Linear(1, 1, bias=False, dtype=torch.float64), []
+    nn.init.constant_(module.weight, start)
+    ema = EMA(module, decay)
+    for weight in weights:
+        nn.init.constant_(module.weight, weight)
         ema.update(module)
-        decay = min(0.9, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * n
-        assert float(ema.state_dict()["weight"]) == pytest.approx(expected, rel=1e-5)
+        found.append(float(ema.state_dict()["weight"]))
+    return found
+
+
+def test_in_the_warm_up_the_past_has_the_weights_of_a_power_law() -> None:
+    # With d = (1 + n)/(10 + n) the products telescope: update k of n has the share C(k + 9, 8)/C(n + 10, 9), about the
+    # eighth power of k/n, and the start has what is left of one, 10/C(n + 10, 9).
+    history = [math.sin(k) for k in range(1, 41)]
+    found = averaged(0.9999, history, start=5.0)
+    for n in (1, 2, 7, 40):
+        total = math.comb(n + 10, 9)
+        shares = [math.comb(k + 9, 8) / total for k in range(1, n + 1)]
+        assert sum(shares) + 10 / total == pytest.approx(1)
+        expected = 5 * 10 / total + sum(share * w for share, w in zip(shares, history, strict=False))
+        assert found[n - 1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_beyond_the_warm_up_a_weight_fades_at_the_rate_of_the_decay() -> None:
+    # 0.9 is reached with update 80; a single weight of 1 then counts a tenth, and a tenth less with each update.
+    found = averaged(0.9, [0.0] * 100 + [1.0] + [0.0] * 6)
+    assert found[100:] == pytest.approx([0.1 * 0.9**k for k in range(7)], rel=1e-12)
 
 
 def test_a_short_run_forgets_its_start():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +31,6 @@ from scipy.stats import norm
 
 from scoresde import (
     EDM,
-    EDMSDE,
     VDMSDE,
     VPSDE,
     X0,
@@ -69,7 +67,7 @@ def gaussian_log_likelihood(sde, x, mean, std):
 def test_c13_gaussian(name):
     expected, x = CHECKS["C13"]["expected"][name], torch.tensor(CHECKS["C13"]["inputs"]["x"], dtype=F64)
     exact = torch.tensor(expected["logp_nats_with_prior"], dtype=F64)
-    for tolerance, allowed in ((1e-5, 3e-4), (1e-9, 1e-5)):
+    for tolerance, allowed in ((1e-5, 3e-4), (1e-8, 1e-5)):
         solved = log_likelihood(gaussian(PUBLISHED[name]), x, Likelihood(rtol=tolerance, atol=tolerance), check=False)
         assert float((solved.log_prob - exact).abs().max()) <= allowed
     assert torch.allclose(solved.z, torch.tensor(expected["latent"], dtype=F64), rtol=1e-6, atol=1e-6)
@@ -84,7 +82,7 @@ def test_c14_mixture(name):
     expected, model = CHECKS["C14"]["expected"][name], mixture_1d(PUBLISHED[name])
     x = torch.tensor(expected["likelihood"]["x"], dtype=F64)[:, None]
     exact = torch.tensor(expected["likelihood"]["logp_nats_with_prior"], dtype=F64)
-    for tolerance, allowed in ((1e-5, 1e-3), (1e-10, 1e-6)):
+    for tolerance, allowed in ((1e-5, 1e-3), (1e-8, 1e-6)):
         solved = log_likelihood(model, x, Likelihood(rtol=tolerance, atol=tolerance), check=False)
         assert float((solved.log_prob - exact).abs().max()) <= allowed
     latent = torch.tensor(expected["likelihood"]["latent"], dtype=F64)
@@ -129,16 +127,17 @@ def check_closed_form(name, kind, method):
         assert float((solved.z - latent(model, x)).abs().max()) <= 1e-3 * model.domain.sde.prior_std
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Every path by both methods, and every kind of data on one path.
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "full-8") for name in SIX), *(("vp", kind) for kind in KINDS if kind != "full-8")]
+)
 def test_closed_forms(name, method, kind):
     check_closed_form(name, kind, method)
 
 
 @pytest.mark.parametrize(("name", "method", "kind"), [
-    ("vp", "coupled", "full-64"), ("ve", "coupled", "isotropic-64"),
-    ("flow", "quadrature", "full-64"), ("subvp", "quadrature", "isotropic-64"),
+    ("vp", "coupled", "full-64"), ("flow", "quadrature", "full-64"),
 ])  # fmt: skip
 def test_closed_forms_in_64_dimensions(name, method, kind):
     check_closed_form(name, kind, method)
@@ -153,7 +152,7 @@ def test_closed_forms_in_many_dimensions(name, method, kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("name", ["vp", "flow"])
 def test_error_falls_with_the_tolerance_on_closed_forms(name, method):
     # The mean over three decades and all kinds. A single factor may be anything from 1 to 400: the error of a few rows
     # passes through zero, and the rule of the quadrature, often far better than asked for, doubles at once.
@@ -209,19 +208,6 @@ def test_full_covariance_and_its_probes(name):
     assert float((probed.log_prob - expected).abs().max()) < 1e-4
 
 
-def test_error_falls_with_the_tolerance():
-    model = ring(VPSDE())
-    x = model.sample(64, torch.Generator().manual_seed(0))
-    best = density(model, x, rtol=1e-9, atol=1e-9, **EXACT).log_prob
-    errors = [
-        float((density(model, x, rtol=t, atol=t, **EXACT).log_prob - best).abs().mean())
-        for t in (1e-3, 1e-4, 1e-5, 1e-6)
-    ]
-    for a, b in pairwise(errors):
-        assert 3 < a / b < 40
-    assert errors[2] < 1e-3
-
-
 def test_the_log_determinant_is_held_to_the_tolerance():
     # Left out of the error norm its error is ten times as large.
     model = ring(VPSDE())
@@ -270,9 +256,9 @@ def test_differences_have_the_traces_of_derivatives():
 
 
 @pytest.mark.parametrize(("dtype", "allowed", "options"), [
-    *((F64, 1e-7, o) for o in ({}, {"probes": 3}, {"redraw": False}, {"method": "quadrature"}, {"probe": "gaussian"})),
+    *((F64, 1e-7, o) for o in ({"probe": "gaussian"}, {"method": "quadrature", "redraw": False})),
     # a network is rough: where rounding moves the steps, it moves the figure by more than that
-    (F64, 1e-8, {"steps": 12}), (torch.float32, 1e-4, {"steps": 12}), (torch.float32, 1e-4, {"steps": 6, "probes": 2}),
+    (F64, 1e-8, {"steps": 6}), (torch.float32, 1e-4, {"steps": 6, "probes": 2}),
 ], ids=str)  # fmt: skip
 def test_differences_give_the_figure_of_derivatives(dtype, allowed, options):
     network = small_network().to(dtype)
@@ -304,8 +290,8 @@ class NoBackward(Wrapped):
 def test_differences_need_no_backward_pass():
     model = small_network()
     x = normals(4, 3)
-    found = log_likelihood(NoBackward(model), x, Likelihood(divergence="difference", rtol=1e-4), memory=2**24)
-    best = log_likelihood(model, x, Likelihood(divergence="hutchinson", rtol=1e-4))
+    found = log_likelihood(NoBackward(model), x, Likelihood(divergence="difference", steps=4), memory=2**24)
+    best = log_likelihood(model, x, Likelihood(divergence="hutchinson", steps=4))
     assert torch.allclose(found.log_prob, best.log_prob, rtol=0, atol=1e-6)
     assert torch.allclose(found.change, best.change, rtol=0, atol=1e-6)
 
@@ -325,11 +311,11 @@ def test_the_check_takes_narrower_differences(monkeypatch):
 @pytest.mark.parametrize("method", ["coupled", "quadrature"])
 def test_many_differences(method):
     # The limit is on points of the path: as many probes as one likes.
-    x = 0.3 + 0.5 * normals(2, 20)
+    x = 0.3 + 0.5 * normals(2, 6)
     options = {"rtol": 1e-4, "atol": 1e-4, "check": False, "method": method, "max_nfe": 150}
-    found = density(gaussian(VPSDE(), 20), x, divergence="difference", probes=128, **options)
+    found = density(gaussian(VPSDE(), 6), x, divergence="difference", probes=12, **options)
     assert bool(found.ok.all()) and int(found.nfe.max()) > 150
-    exact = density(gaussian(VPSDE(), 20), x, divergence="exact", **options)
+    exact = density(gaussian(VPSDE(), 6), x, divergence="exact", **options)
     assert torch.allclose(found.log_prob, exact.log_prob, rtol=0, atol=1e-4)  # signs are exact for a diagonal Jacobian
 
 
@@ -340,7 +326,7 @@ def test_narrow_data_are_held_to_the_tolerance_with_probes_as_well(name):
     x = 0.3 + 0.0023 * normals(8, 20)
     truth = gaussian_log_likelihood(model.domain.sde, x, 0.3, 0.0023)[0]
     for divergence in ("hutchinson", "difference"):
-        for tolerance in (1e-3, 1e-4, 1e-5):
+        for tolerance in (1e-3, 1e-5):
             options = {"divergence": divergence, "rtol": tolerance, "atol": tolerance, "check": False}
             assert float((density(model, x, **options).log_prob - truth).abs().max()) / 20 <= 10 * tolerance
 
@@ -476,25 +462,25 @@ def test_no_data_are_refused(shape):
 # ------------------------------------------------------------------------------------------------------ fixed steps
 
 
-@pytest.mark.parametrize(("scheme", "order", "steps"), [("euler", 1, 64), ("heun", 2, 32), ("rk4", 4, 16)])
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize(("name", "scheme", "order", "steps"), [
+    ("vp", "euler", 1, 128), ("vp", "heun", 2, 64), ("vp", "rk4", 4, 32), ("ve", "rk4", 4, 32), ("flow", "heun", 2, 64),
+])  # fmt: skip
 def test_fixed_steps_have_their_order(name, scheme, order, steps):
     model = full_covariance(FOUR[name], 3)
     x = model.sample(4, torch.Generator().manual_seed(0))
     exact = flow_log_prob(model, x, latent(model, x))
     errors = [
         float((log_likelihood(model, x, Likelihood(steps=n, scheme=scheme), check=False).log_prob - exact).abs().mean())
-        for n in (steps, 2 * steps, 4 * steps)
+        for n in (steps, 2 * steps)
     ]
-    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.35)
-    assert errors[0] > errors[1] > errors[2]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_eight_euler_steps_are_no_figure_and_say_so(divergence):
     model = ring(VPSDE())
     x = model.sample(20, torch.Generator().manual_seed(0))
-    options = {"divergence": divergence, "probes": 2}
+    options = {"divergence": divergence, "probes": 2, "rtol": 1e-4}
     with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*use more steps, or a tolerance"):
         coarse = density(model, x, steps=8, scheme="euler", **options)
     assert int((~coarse.change.isnan()).sum()) == 16
@@ -549,8 +535,10 @@ def test_the_gradient_in_the_data_is_the_score_of_the_flow(name, scheme, steps, 
     assert float((found - expected).norm() / expected.norm()) < allowed
 
 
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson", "difference"])
-@pytest.mark.parametrize("scheme", ["euler", "rk4"])
+@pytest.mark.parametrize(
+    ("scheme", "divergence"),
+    [("euler", "exact"), ("euler", "hutchinson"), ("euler", "difference"), ("rk4", "hutchinson")],
+)
 def test_the_gradient_in_the_parameters_is_that_of_the_value(scheme, divergence):
     model = small_network(dims=2)
     x = normals(3, 2).requires_grad_()
@@ -622,8 +610,7 @@ class _Ticket:
             self.kept.now -= self.size
 
 
-@pytest.mark.parametrize("probes", [1, 3])
-@pytest.mark.parametrize("how", ["coupled", "quadrature", "differentiable"])
+@pytest.mark.parametrize(("how", "probes"), [("coupled", 3), ("quadrature", 1), ("differentiable", 3)])
 def test_what_autograd_keeps_stays_within_the_budget(how, probes):
     torch.manual_seed(0)
     network = UNet(1, channels=8, multipliers=(1, 2), blocks=1)
@@ -672,15 +659,13 @@ def test_a_row_that_does_not_fit_is_refused():
 # -------------------------------------------------------------------------------------------------------- any model
 
 
-@pytest.mark.parametrize("method", ["coupled", "quadrature"])
-def test_a_converted_model_has_the_same_likelihood(method):
+def test_a_converted_model_has_the_same_likelihood_by_quadrature():
+    # By the coupled solve: test_paths.py.
     model = ring(VPSDE())
     x = model.sample(4, torch.Generator().manual_seed(0))
-    options = {"method": method, "divergence": "exact", "rtol": 1e-7, "atol": 1e-7, "check": False}
-    own = density(model, x, **options)
-    for path in (FlowMatching(), UserCosine(), EDMSDE(sigma_min=1e-4, sigma_max=1000.0)):
-        other = density(convert(model, path), x, **options)
-        assert float((other.log_prob - own.log_prob).abs().max()) < 1e-5
+    both = model, convert(model, FlowMatching())
+    own, other = (density(m, x, method="quadrature", rtol=1e-6, **EXACT) for m in both)
+    assert float((other.log_prob - own.log_prob).abs().max()) < 1e-5
 
 
 @dataclass(frozen=True)
@@ -732,11 +717,11 @@ def test_another_beginning_of_a_converted_model():
     model = gaussian(VPSDE(), 3)
     other = convert(model, FlowMatching())
     x, low = 0.4 * normals(4, 3), 0.2
-    solved = log_likelihood(other, x, Likelihood(t_min=low, rtol=1e-8, atol=1e-8))
+    solved = log_likelihood(other, x, Likelihood(t_min=low, rtol=1e-7), check=False)
     alpha, sigma = (float(c) for c in other.sde.coefficients(torch.tensor(low, dtype=F64)))
     clock = float(model.domain.sde.t_of_log_snr(torch.tensor(2 * math.log(alpha / sigma), dtype=F64)))
     unit = float(model.domain.sde.coefficients(torch.tensor(clock, dtype=F64))[0]) / alpha
-    own = log_likelihood(model, unit * x, Likelihood(t_min=clock, rtol=1e-8, atol=1e-8))
+    own = log_likelihood(model, unit * x, Likelihood(t_min=clock, rtol=1e-7), check=False)
     assert torch.allclose(solved.log_prob, own.log_prob + 3 * math.log(unit), atol=1e-6)
 
 

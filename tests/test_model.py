@@ -163,6 +163,8 @@ def test_networks_are_counted_and_not_calls(name):
     solver, model, x = build(name, SOLVERS, typed=True), ring(VPSDE()), normals(4, 2)
     if "steps" in options_of(solver):
         solver = replace(solver, steps=24)
+    if name == "adaptive-sde":
+        solver = replace(solver, rtol=0.3, atol=0.3)
     once = solver(model, x)
     two = Guided(model, ring(VPSDE()), 1.5)
     assert two(x, 0.5).calls == 2
@@ -201,16 +203,16 @@ def test_a_bound_says_whose_it_is():
 
 def test_one_meaning_of_rtol():
     # A tolerance for both: with the old absolute one of 1e-5 the error stayed at 4e-7.
-    model, z = ring(VPSDE()), normals(16, 2)
-    exact = ProbabilityFlow(rtol=1e-12)(model, z).x
+    model, z = ring(VPSDE()), normals(4, 2)
+    exact = ProbabilityFlow(rtol=1e-11)(model, z).x
     assert float((ProbabilityFlow(rtol=1e-9)(model, z).x - exact).abs().max()) < 1e-8
     assert torch.equal(ProbabilityFlow(rtol=1e-7)(model, z).x, ProbabilityFlow(rtol=1e-7, atol=1e-7)(model, z).x)
     assert not torch.equal(ProbabilityFlow(rtol=1e-7)(model, z).x, ProbabilityFlow(rtol=1e-7, atol=1e-3)(model, z).x)
     x = model.sample(2, torch.Generator().manual_seed(0))
-    both = [Likelihood(rtol=1e-7, atol=atol)(model, x, check=False).log_prob for atol in (None, 1e-7)]
+    both = [Likelihood(rtol=1e-6, atol=atol)(model, x, check=False).log_prob for atol in (None, 1e-6)]
     assert torch.equal(*both)
-    noise = Noise.of(16)
-    both = [AdaptiveSDE(rtol=0.1, atol=atol)(model, z, noise=noise).x for atol in (None, 0.1)]
+    noise = Noise.of(4)
+    both = [AdaptiveSDE(rtol=0.2, atol=atol)(model, z, noise=noise).x for atol in (None, 0.2)]
     assert torch.equal(*both)
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from scoresde import plot
 from scoresde.errors import UsageError
@@ -35,11 +34,20 @@ def lines(ax):
 
 
 def test_schedules_show_each_sde_in_each_panel():
-    figure = plot.schedules([curve("one"), curve("two")])
+    one, two = curve("one"), replace(curve("two"), sigma=1.5 * curve().sigma)
+    figure = plot.schedules([one, two])
     assert len(figure.axes) == 8
-    for ax in figure.axes[:2]:
-        assert set(lines(ax)) >= {"one", "two"}
-    np.testing.assert_allclose(lines(figure.axes[0])["one"].get_ydata(), curve().alpha)
+    t, levels = one.t, one.log_snr.clip(-60, 60)
+    shown = [(t, "alpha"), (t, "sigma"), None, (t, "log_snr"), (levels, "alpha"), (levels, "sigma")]
+    for ax, panel in zip(figure.axes, shown, strict=False):
+        for each in (one, two):
+            drawn = lines(ax)[each.name]
+            if panel is not None:
+                np.testing.assert_allclose(drawn.get_xdata(), panel[0])
+                np.testing.assert_allclose(drawn.get_ydata(), getattr(each, panel[1]).clip(-60, 60))
+    heads = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [head[0] for head in heads] == ["α", "σ", "β", "l", "α", "σ", "s", "n"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
     # From data on the left to noise on the right, on all axes of the lower row alike.
     assert len({ax.get_xlim() for ax in figure.axes[4:]}) == 1
     left, right = figure.axes[4].get_xlim()
@@ -147,6 +155,25 @@ def test_paths_are_drawn_in_the_same_colours_on_both_sides(rng):
         plot.trajectories(t, {"flow": flow[:5]})
 
 
+def test_the_histograms_beside_the_paths_are_of_their_first_and_last_states(rng):
+    # Noise about -3 on the left, two modes about 3 on the right, the data in grey behind these alone.
+    first, last, data = rng.normal(-3, 0.3, 200), rng.normal(3, 0.3, 200), rng.normal(3.5, 0.2, 100)
+    x = np.linspace(first, last, 6)
+    start, panel, end = plot.trajectories(np.linspace(1, 0, 6), {"flow": x}, data=data, label="value").axes
+    assert start.get_ylabel() == "value" and panel.get_title(loc="left") == "flow"
+
+    def middle(patch):
+        """The height about which a histogram that lies on its side is drawn."""
+        width, height = patch.get_xy().T
+        return float((width * height).sum() / width.sum())
+
+    assert middle(start.patches[-1]) == pytest.approx(-3, abs=0.2)
+    assert middle(end.patches[-1]) == pytest.approx(3, abs=0.2)
+    assert not start.containers and len(end.containers) == 1
+    behind = [(bar.get_y() + bar.get_height() / 2, bar.get_width()) for bar in end.containers[0]]
+    assert sum(y * w for y, w in behind) / sum(w for _, w in behind) == pytest.approx(3.5, abs=0.1)
+
+
 def test_the_shade_behind_the_paths_is_their_law(rng):
     """On a law of two spikes the shade is darkest at both, at each time."""
     x = np.where(np.arange(200) % 2, 2.0, -2.0)[None].repeat(5, axis=0) + 0.05 * rng.normal(size=(5, 200))
@@ -219,15 +246,3 @@ def test_a_pair_moves_side_by_side(rng, kind, shape):
 def test_refused_pairs(left, kind):
     with pytest.raises(UsageError):
         plot.animate_pair(left, np.zeros((2, 3, left.shape[2])), [("a", "b")] * 2, kind, -1, 1)
-
-
-def test_all_can_be_written(rng, tmp_path):
-    figures = [
-        plot.schedules([curve()]),
-        plot.strips({"a": rng.normal(size=(2, 3, 1, 4, 4))}, ["1", "2"], "image", note="below"),
-        plot.trajectories([1, 0.5, 0], {"a": rng.normal(size=(3, 9))}),
-    ]
-    for i, figure in enumerate(figures):
-        assert isinstance(figure, Figure)
-        plot.save_figure(tmp_path / f"{i}.png", figure, dpi=40)
-        assert (tmp_path / f"{i}.png").stat().st_size > 500

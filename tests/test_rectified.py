@@ -6,14 +6,38 @@ import pytest
 import torch
 from models import F64, gaussian, ring
 
-from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise, ProbabilityFlow, TrainConfig, fit, load, straightness
+from scoresde import (
+    VPSDE,
+    FlowMatching,
+    GaussianMixture,
+    Noise,
+    ProbabilityFlow,
+    Run,
+    TrainConfig,
+    fit,
+    load,
+    straightness,
+)
 from scoresde.data import load_data
 from scoresde.errors import UsageError
 from scoresde.files import read_tensors
 from scoresde.rectified import draw_pairs, reflow
 from scoresde.solvers import EulerMaruyama
+from scoresde.train import loop
 
 TINY = TrainConfig(data="moons", sde="flow", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A teacher."""
+    return fit(TINY, out=tmp_path_factory.mktemp("teacher") / "run", quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than all the rest."""
+    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
 
 
 def test_one_gaussian_in_closed_form():
@@ -33,8 +57,7 @@ def test_it_does_not_depend_on_the_path():
     assert a == pytest.approx(b, rel=0.03)  # VP starts at r = 0.9935
 
 
-def test_a_pair_is_the_noise_and_the_sample_it_came_from(tmp_path):
-    run = fit(TINY, out=tmp_path / "run", quiet=True)
+def test_a_pair_is_the_noise_and_the_sample_it_came_from(run):
     pairs = draw_pairs(run, 5, batch=2, quiet=True)
     low = run.model.domain.sde.times("sample")[0]
     solved = ProbabilityFlow(1e-4, 1e-4)(run.model, pairs.eps)
@@ -44,8 +67,7 @@ def test_a_pair_is_the_noise_and_the_sample_it_came_from(tmp_path):
         draw_pairs(run, 5, EulerMaruyama(3))
 
 
-def test_a_rectified_run_keeps_its_pairs_starts_from_the_weights_and_resumes(tmp_path):
-    run = fit(TINY, out=tmp_path / "run", quiet=True)
+def test_a_rectified_run_keeps_its_pairs_starts_from_the_weights_and_resumes(run, tmp_path):
     straight = reflow(run, pairs=32, steps=4, out=tmp_path / "straight", quiet=True)
     again = load(tmp_path / "straight")
     assert not again.model.domain.has_score and again.config.coupling == "reflow" and again.config.steps == 4

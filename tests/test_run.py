@@ -199,7 +199,7 @@ def test_continuous_data_is_scored_in_its_own_units(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", rng.normal([1000.0, -2.0], [50.0, 0.01], (200, 2)))
     run = exact_run(str(tmp_path / "x.npy"), 0.7)
     x = torch.tensor([[1000.0, -2.0], [1100.0, -1.99], [930.0, -2.02]])
-    scores = run.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7))
+    scores = run.log_likelihood(x, Likelihood(rtol=1e-6))
     assert scores.unit == "nats" and scores.bits_per_dim is None
     t = as_affine(run.codec, "the data")
     truth = torch.distributions.Normal(t.shift, 0.7 * t.scale).log_prob(x.double()).sum(1)
@@ -217,8 +217,8 @@ def test_log_density_does_not_depend_on_the_units_of_the_model(tmp_path: Path) -
     other = Run(mixture, wide, run.info, dtype=torch.float64)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        other.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7)).log_prob,
-        run.log_likelihood(x, Likelihood(rtol=1e-7, atol=1e-7)).log_prob,
+        other.log_likelihood(x, Likelihood(rtol=1e-6)).log_prob,
+        run.log_likelihood(x, Likelihood(rtol=1e-6)).log_prob,
         rtol=0,
         atol=2e-3,
     )
@@ -227,14 +227,14 @@ def test_log_density_does_not_depend_on_the_units_of_the_model(tmp_path: Path) -
 def test_scores_of_parts_join_to_the_scores_of_the_whole(bytes_file: str) -> None:
     run = exact_run(bytes_file, 0.5)
     x = load_data(bytes_file).train[:7]
-    whole = run.log_likelihood(x, Likelihood(rtol=1e-4, atol=1e-4))
-    parts = [run.log_likelihood(x[i : i + 3], Likelihood(rtol=1e-4, atol=1e-4), start=i) for i in (0, 3, 6)]
+    whole = run.log_likelihood(x, Likelihood(rtol=1e-3))
+    parts = [run.log_likelihood(x[i : i + 3], Likelihood(rtol=1e-3), start=i) for i in (0, 3, 6)]
     joined = join(parts)
     assert joined.log_prob.shape == (7,) and joined.model.z.shape == (7, 1, 3, 3) and joined.unit == "bits/dim"
     torch.testing.assert_close(joined.log_prob, whole.log_prob)
     torch.testing.assert_close(joined.values, whole.values)
     assert joined.mean() == pytest.approx(whole.mean()) and joined.stderr_mean() == pytest.approx(whole.stderr_mean())
-    shifted = run.log_likelihood(x[3:6], Likelihood(rtol=1e-4, atol=1e-4), start=0)
+    shifted = run.log_likelihood(x[3:6], Likelihood(rtol=1e-3), start=0)
     assert not torch.allclose(shifted.log_prob, whole.log_prob[3:6]), "start addresses the dequantisation"
 
 
@@ -255,11 +255,11 @@ def test_the_bound_of_an_exact_model_is_its_probability(bytes_file: str) -> None
     assert abs(float((bare.log_prob - known + 9 * math.log(128)).mean())) < 3 * expected / 4
 
 
-def test_the_bound_of_a_chain_is_the_sum_of_its_terms(tmp_path: Path) -> None:
+def test_the_bound_of_a_chain_is_the_sum_of_its_terms() -> None:
     config = TrainConfig(
         data="digits", sde="ddpm", sde_options={"steps": 40}, steps=2, batch=8, network_options={"channels": 4}
     )
-    run = fit(config, out=tmp_path / "r", quiet=True)
+    run = fit(config, save=False, quiet=True)
     x = load_data("digits").test[:3]
     terms = run.elbo(x, seed=5)
     u = Noise.of(3, 5).uniform((1, 8, 8), dtype=torch.float64)
@@ -286,9 +286,9 @@ def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
 def test_a_brownian_path_is_for_stochastic_solvers(moons: Run) -> None:
     with pytest.raises(UsageError, match="draws no noise"):
         moons.sample(2, "heun", brownian=True)
-    a = moons.sample(8, MultistepSDE(steps=30), brownian=True)
-    b = moons.sample(8, MultistepSDE(steps=60), brownian=True)
-    c = moons.sample(8, MultistepSDE(steps=60))
+    a = moons.sample(8, MultistepSDE(steps=10), brownian=True)
+    b = moons.sample(8, MultistepSDE(steps=20), brownian=True)
+    c = moons.sample(8, MultistepSDE(steps=20))
     assert float((a.x - b.x).abs().median()) < float((a.x - c.x).abs().median())
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +14,6 @@ from models import (
     FOUR,
     PUBLISHED,
     REFERENCE,
-    Poisoned,
     dop853,
     gaussian,
     gaussian_flow,
@@ -29,12 +26,9 @@ from scipy.special import ndtri
 
 from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
 from scoresde.errors import UsageError
-from scoresde.grids import default_grid, make_grid
 from scoresde.nn import MLP
 from scoresde.ode import FAILED_NONFINITE, OK
 from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
-from scoresde.solvers.level import auto_level
-from scoresde.solvers.stochastic import reverse_diffusion_step
 
 SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
 
@@ -80,21 +74,9 @@ def test_there_and_back(name):
     model = ring(ALL[name])
     low, high = model.domain.interval("sample")
     x = model.sample(32, torch.Generator().manual_seed(0))
-    for tolerance in (1e-4, 1e-6):
-        solver = ProbabilityFlow(rtol=tolerance, atol=tolerance)
-        z = solver(model, x, t0=low, t1=high).x
-        assert float((solver(model, z, t0=high, t1=low).x - x).abs().median()) <= 10 * tolerance
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_heun_is_second_order(name):
-    model = gaussian(ALL[name], dims=1, std=0.3)
-    z = prior(model.domain.sde, 64, 1)
-    low, high = model.domain.interval("sample")
-    exact = gaussian_flow(model, z, high, low)
-    errors = [float((RungeKutta(steps=n)(model, z).x - exact).abs().median()) for n in (80, 160, 320)]
-    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
-    assert slopes[-1] == pytest.approx(2.0, abs=0.15)
+    solver = ProbabilityFlow(rtol=1e-5)
+    z = solver(model, x, t0=low, t1=high).x
+    assert float((solver(model, z, t0=high, t1=low).x - x).abs().median()) <= 1e-4
 
 
 @pytest.mark.parametrize("grid", ["uniform", "sqrt", "logsnr", "karras"])
@@ -102,111 +84,9 @@ def test_heun_converges_on_every_grid(grid):
     for sde in FOUR.values():
         model = gaussian(sde, dims=1, std=0.3)
         z = prior(sde, 16, 1)
-        exact = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, z).x
+        low, high = model.domain.interval("sample")
+        exact = gaussian_flow(model, z, high, low)
         assert float((RungeKutta(steps=400, grid=grid)(model, z).x - exact).abs().max()) < 5e-3
-
-
-# ------------------------------------------------------------------------------------------------ moments of SDEs
-
-
-def affine_moments(sde, std, mean, solver_step, times):
-    """Mean and variance of a sampler whose step is x <- A x + C + b z, from the prior."""
-    m, v = 0.0, sde.prior_std**2
-    for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        a, c, b = solver_step(t, s)
-        m, v = a * m + c, a * a * v + b * b
-    return m, v
-
-
-@pytest.mark.parametrize("name", FOUR)
-def test_euler_maruyama_has_the_moments_of_its_own_recursion(name):
-    # For Gaussian data every step is affine, so the sampler's moments are known without Monte Carlo.
-    sde, mu, s0, steps = FOUR[name], 0.3, 0.15, 50
-    model = gaussian(sde, dims=1, mean=mu, std=s0)
-
-    low, high = model.domain.interval("sample")
-    times = make_grid(default_grid(sde), sde, steps, high, low)
-
-    def step(t, s):
-        # velocity = alpha' x0 + sigma' eps with x0, eps affine in x: probe it at two points.
-        x = torch.tensor([[0.0], [1.0]], dtype=F64)
-        tt = torch.tensor(t, dtype=F64)
-        e = model(x, tt)
-        level = float(auto_level(sde, tt))
-        y = x - (t - s) * (e.velocity - level**2 / 2 * e.score)
-        return float(y[1] - y[0]), float(y[0]), level * math.sqrt(t - s)
-
-    m, v = affine_moments(sde, s0, mu, step, times)
-    solved = EulerMaruyama(steps=steps)(model, prior(sde, 20_000, 1), noise=Noise.of(20_000, 1))
-    assert float(solved.x.mean()) == pytest.approx(m, abs=4 * math.sqrt(v / 20_000))
-    assert float(solved.x.var()) == pytest.approx(v, rel=0.04)
-
-
-@pytest.mark.parametrize(("steps", "ratio"), [(50, 1.06803), (200, 1.00981)])
-def test_euler_maruyama_variance_on_a_uniform_grid(steps, ratio):
-    # Deterministic recursion for VP, data std 0.15, uniform grid from 1 to 1e-3.
-    model = gaussian(VPSDE(), dims=1, mean=0.0, std=0.15)
-    solved = EulerMaruyama(steps=steps, grid="uniform")(model, prior(VPSDE(), 40_000, 1), noise=Noise.of(40_000))
-    assert float(solved.x.std()) / 0.15 == pytest.approx(ratio, rel=0.012)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("name", ALL)
-def test_every_eta_has_the_right_marginals(name, eta):
-    model = gaussian(ALL[name], dims=2, mean=0.3, std=0.5)
-    solved = EulerMaruyama(steps=300, eta=eta)(model, prior(model.domain.sde, 4000, 2), noise=Noise.of(4000, 2))
-    assert float(solved.x.mean()) == pytest.approx(0.3, abs=0.03)
-    # Euler's rule on the flow (eta = 0) is 6 % off for VE, whose noise spans 50 to 0.01.
-    assert float(solved.x.std()) == pytest.approx(0.5, rel=0.05 if eta else 0.07)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_predictor_corrector_samples_the_mixture(name):
-    model = ring(ALL[name])
-    n = 4000
-    x = sample(model, PredictorCorrector(steps=150), (2,), Noise.of(n, 3), dtype=F64, batch=n).x
-    distance = (x[:, None] - model.means).norm(dim=2)
-    nearest, k = distance.min(1)
-    assert float((torch.bincount(k, minlength=8) / n - 1 / 8).abs().max()) < 0.03
-    within = nearest.square().mean().sqrt() / math.sqrt(2)
-    assert float(within) == pytest.approx(0.15, rel=0.12)
-
-
-def test_reverse_diffusion_step_is_the_published_one():
-    # VP on neighbouring nodes: A = sqrt(1 - beta_i), S^2 = beta_i; Song et al. 2021, eq. 46.
-    sde, model = VPSDE(), gaussian(VPSDE(), dims=3)
-    t, s = torch.tensor(0.5, dtype=F64), torch.tensor(0.499, dtype=F64)
-    beta = 1 - (sde.alpha(t) / sde.alpha(s)) ** 2
-    x, z = normals(4, 3), normals(4, 3, seed=1)
-    expected = (2 - torch.sqrt(1 - beta)) * x + beta * model(x, t).score + torch.sqrt(beta) * z
-    assert torch.allclose(reverse_diffusion_step(model, x, t, s, z), expected, rtol=1e-10)
-
-
-def test_langevin_step_is_the_published_one_up_to_the_norms():
-    # Where |z| / |score| is sigma the step is that of Song et al. 2021, alg. 4: VE, and a score of pure noise.
-    sde, snr = FOUR["ve"], 0.16
-    model = GaussianMixture(sde, torch.zeros(1, 4096, dtype=F64), torch.zeros(1, dtype=F64))
-    t, s = torch.tensor(0.62, dtype=F64), torch.tensor(0.6, dtype=F64)
-    x, z = float(sde.sigma(s)) * normals(4, 4096), normals(4, 4096, seed=1)
-    score = model(x, s).score
-    e = 2 * (snr * z.norm(dim=1) / score.norm(dim=1)) ** 2
-    published = x + e[:, None] * score + (2 * e[:, None]).sqrt() * z
-    ours = PredictorCorrector(snr=snr).correct(model, x, t, s, z, at=s)
-    assert float((ours - published).norm() / (published - x).norm()) < 0.05
-
-
-def test_langevin_corrector_leaves_the_marginal_alone():
-    # V <- (1 - e/v)^2 V + 2e has the stationary variance v / (1 - e / (2v)).
-    sde = VPSDE()
-    model = gaussian(sde, dims=1, mean=0.0, std=0.5)
-    t, s = torch.tensor(0.31, dtype=F64), torch.tensor(0.3, dtype=F64)
-    alpha, sigma = (float(c) for c in sde.coefficients(s))
-    v = alpha**2 * 0.25 + sigma**2
-    e = 2 * float(sde.alpha(t) / sde.alpha(s)) ** 2 * (0.3 * sigma) ** 2
-    x, noise = normals(40_000, 1) * v**0.5, Noise.of(40_000)
-    for step in range(60):
-        x = PredictorCorrector(snr=0.3).correct(model, x, t, s, noise.normal((1,), step, "corrector", F64), at=s)
-    assert float(x.var()) == pytest.approx(v / (1 - e / (2 * v)), rel=0.025)
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -258,41 +138,21 @@ def conditional_model():
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_a_conditional_batch_equals_each_row_alone(solver):
     # Rows finish at different times under the adaptive solver; labels must stay with their rows.
-    model, labels = conditional_model(), torch.tensor([0, 2, 1, 1, 0, 2])
+    model, labels = conditional_model(), torch.tensor([0, 2, 1, 1])
+    solver = replace(solver, rtol=1e-2) if isinstance(solver, ProbabilityFlow) else replace(solver, steps=8)
+    noise = Noise.of(4, seed=4)
     for bound in (model.given(labels), Guided(model.given(labels), model.given(3), 2.5)):
-        noise = Noise.of(6, seed=4)
         together = sample(bound, solver, (2,), noise, dtype=F64)
-        for i in range(6):
+        for i in range(4):
             index = torch.tensor([i])
             alone = sample(bound.rows(index), solver, (2,), noise.rows(index), dtype=F64)
             assert torch.allclose(alone.x[0], together.x[i], rtol=1e-10, atol=1e-10)
             assert int(alone.nfe) == int(together.nfe[i])
-    swapped = sample(model.given(labels.flip(0)), solver, (2,), Noise.of(6, seed=4), dtype=F64)
+    swapped = sample(model.given(labels.flip(0)), solver, (2,), noise, dtype=F64)
     assert not torch.allclose(swapped.x[0], sample(model.given(labels), solver, (2,), noise, dtype=F64).x[0])
 
 
 # ------------------------------------------------------------------------------------------------ domain, counts
-
-
-@pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("name", ALL)
-def test_no_call_outside_the_domain_in_either_direction(name, batch):
-    for solver in (*SOLVERS, ProbabilityFlow(rtol=1e-3, atol=1e-3), ProbabilityFlow(method="bosh3", rtol=1e-2)):
-        model = watched(ring(ALL[name]))
-        low, high = model.domain.interval("sample")
-        x = solver(model, prior(model.domain.sde, batch, 2)).x
-        if not solver.stochastic:
-            solver(model, x, t0=low, t1=high)
-        times = torch.cat(model.times)
-        assert float(times.min()) >= low and float(times.max()) <= high
-        assert bool(torch.isfinite(x).all())
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
-def test_reported_evaluations_are_the_calls(solver):
-    model = watched(ring(VPSDE()))
-    solved = sample(model, solver, (2,), Noise.of(20), dtype=F64)
-    assert int(solved.nfe.sum()) == sum(model.evaluations)
 
 
 @pytest.mark.parametrize("event", [(), (3,), (2, 5), (1, 4, 6), (2, 2, 3, 2)])
@@ -304,15 +164,6 @@ def test_any_event_shape_not_only_images(solver, event):
     assert solved.x.shape == (2, *event) and bool(solved.ok.all())
     if not solver.stochastic:
         assert float(solved.x.std(correction=0)) < 1e-12
-
-
-def test_a_failed_row_is_reported_and_the_others_finish():
-    bad = torch.tensor([False, True, False])
-    for solver in SOLVERS:
-        solved = solver(Poisoned(ring(VPSDE()), bad), prior(VPSDE(), 3, 2), noise=Noise.of(3))
-        assert solved.status.tolist() == [OK, FAILED_NONFINITE, OK]
-        assert bool(torch.isfinite(solved.x[[0, 2]]).all())
-        assert "1 of 3 samples failed (1)" in solved.failures()[0]
 
 
 def test_refusals_come_before_the_first_call():

@@ -19,6 +19,7 @@ from scoresde.codec import Affine
 from scoresde.data import Dataset
 from scoresde.errors import CheckpointError, DataError, UsageError
 from scoresde.spec import ModelSpec
+from scoresde.train import loop
 
 SMALL = {"width": 8, "blocks": 1}
 
@@ -79,8 +80,11 @@ def test_a_model_that_is_missing_is_not_guessed(copied: Callable[[str], str]) ->
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["digits", "classes", "moons"])
-def test_a_run_of_format_1_loads_samples_and_goes_on(trained: Path, copied: Callable[[str], str], name: str) -> None:
+@pytest.mark.parametrize("name", ["classes", "moons"])
+def test_a_run_of_format_1_loads_samples_and_goes_on(
+    copied: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)  # takes longer than all the rest
     old, new = copied(name, "old"), copied(name, "new")
     older(old)
     assert load(old).spec.codec == load(new).spec.codec and torch.equal(drawn(load(old)), drawn(load(new)))

@@ -1,74 +1,25 @@
 """Stochastic solvers on a fixed grid: published steps, exact moments, weak order, and one Brownian path.
 
-On one Gaussian every step is affine in the state and the noise, x <- A x + C + b z, and so is the whole solver. Fed
-with a batch of impulses, a row with x = 1 and rows with one of the z = 1, it shows its own gains, and with them mean
-and variance of its samples without any Monte Carlo.
+Moments are those of ``solving.moments``, without any Monte Carlo.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from models import ALL, F64, gaussian, normals, ring
 from scipy.integrate import quad
-from test_convergence import FOUR_AND_COSINE
+from solving import FEW_AND_ALL, FIVE, excess, marginal, moments
 
 from scoresde import VPSDE, EulerMaruyama, Noise
 from scoresde.grids import make_grid
 from scoresde.solvers import DDIM, Ancestral, EDMHeun, MultistepSDE, StochasticHeun
 from scoresde.solvers.exponential import er_sde, sa_solver, sde_dpm
 from scoresde.solvers.pc import reverse_diffusion
-
-FIVE = ("vp", "subvp", "ve", "user_cosine", "flow")
-
-
-@dataclass(frozen=True)
-class Impulses(Noise):
-    """Noise for rows that answer one question each: the first two have none, row 2 + k has z = 1 in draw k alone.
-
-    A solver's own draws come first, then those of its corrector.
-    """
-
-    steps: int = 0
-
-    def _row(self, row, shape, dtype):
-        z = torch.zeros(len(self.indices), *shape, dtype=dtype)
-        z[2 + row] = 1
-        return z
-
-    def between(self, t, s, shape, step, dtype=torch.float32):
-        return self._row(step, shape, dtype)
-
-    def normal(self, shape, step=0, stream="solver", dtype=torch.float32):
-        return self._row(self.steps + step if stream == "corrector" else step, shape, dtype)
-
-
-def moments(solver, model, start: tuple[float, float], draws: int | None = None, **ends) -> tuple[float, float]:
-    """Mean and variance at the end of a solver on 1-D Gaussian data, given those at the start."""
-    draws = solver.steps if draws is None else draws
-    x = torch.zeros(2 + draws, 1, dtype=F64)
-    x[1] = 1
-    noise = Impulses(0, torch.arange(len(x)), steps=solver.steps)
-    end = solver(model, x, noise=noise, **ends).x[:, 0]
-    gains = end[1:] - end[0]
-    mean, variance = start
-    return float(end[0] + gains[0] * mean), float(gains[0] ** 2 * variance + gains[1:].square().sum())
-
-
-def marginal(model, t: float) -> tuple[float, float]:
-    """Mean and variance of p_t for 1-D Gaussian data."""
-    alpha, sigma = model.domain.sde.coefficients(torch.tensor(t, dtype=F64))
-    return float(alpha * model.means[0, 0]), float((alpha * model.stds[0]) ** 2 + sigma**2)
-
-
-def excess(solver, model, steps: int) -> float:
-    """Relative error of the variance at the end, from the right one at the start."""
-    low, high = model.domain.interval("sample")
-    return moments(replace(solver, steps=steps), model, marginal(model, high))[1] / marginal(model, low)[1] - 1
 
 
 def test_impulses_give_the_moments_of_samples():
@@ -98,7 +49,7 @@ WEAK = {
 
 
 @pytest.mark.parametrize("solver", WEAK)
-@pytest.mark.parametrize("name", FOUR_AND_COSINE)
+@pytest.mark.parametrize("name", FEW_AND_ALL)
 def test_weak_order(name, solver):
     """How the error of the variance falls. A noise level that is constant over a step is a level like any other, and
     costs no order; what a multistep solver makes of a rough path is of weak order 2, whatever the polynomial's."""
@@ -113,8 +64,7 @@ def test_weak_order(name, solver):
 @pytest.mark.parametrize(
     ("steps", "std", "ratio"),
     [
-        (50, 0.15, 1.06803), (100, 0.15, 1.02371), (200, 0.15, 1.00981), (500, 0.15, 1.00347), (1000, 0.15, 1.00167),
-        (50, 1.0, 1.01423), (100, 1.0, 1.00705), (200, 1.0, 1.00351), (500, 1.0, 1.00140), (1000, 1.0, 1.00070),
+        (50, 0.15, 1.06803), (100, 0.15, 1.02371), (200, 0.15, 1.00981), (50, 1.0, 1.01423), (200, 1.0, 1.00351),
     ],
 )  # fmt: skip
 def test_variance_of_euler_maruyama_on_a_uniform_grid(steps, std, ratio):
@@ -173,15 +123,6 @@ def test_one_step_of_ddim_has_the_posterior_of_the_path(name, eta):
     z = noise.normal((2,), 0, "solver", F64)
     solved = DDIM(1, eta=eta)(model, x, t0=0.5, t1=0.4, noise=noise).x
     assert float((solved - (mean + eta * torch.sqrt(variance) * z)).abs().max()) < 1e-12
-
-
-def test_spread_of_one_step_of_ddim():
-    a, sig, a_s, sig_s, _ = step_of_vp()
-    deviation = float(sig_s / sig * torch.sqrt(sig**2 - (a / a_s) ** 2 * sig_s**2))
-    model, x, noise = ring(VPSDE()), torch.zeros(200_000, 1, 2, dtype=F64)[:, 0], Noise.of(200_000, 6)
-    for eta in (0.5, 1.0):
-        solved = DDIM(1, eta=eta)(model, x, t0=0.5, t1=0.4, noise=noise).x
-        assert float(solved.std()) == pytest.approx(eta * deviation, rel=5e-3)
 
 
 def test_sde_dpm_solver_1_is_the_published_formula():
@@ -285,9 +226,9 @@ def test_ancestral_sampling_is_ddim_with_eta_one(name):
 def test_on_a_brownian_path_the_sample_converges(solver):
     # The change of a sample halves as the steps double; other normals for other steps would make another sample of it.
     # Nodes at multiples of 2^-9 and t down to 1/16 spare the path most of its 20 levels.
-    model, x, changes = ring(VPSDE(), std=0.3), normals(64, 2), {}
+    model, x, changes = ring(VPSDE(), std=0.3), normals(20, 2), {}
     for brownian in (True, False):
-        noise = Noise.of(64, 4, brownian=brownian)
+        noise = Noise.of(20, 4, brownian=brownian)
         ends = [
             replace(solver, steps=n, grid="uniform")(model, x, t1=0.0625, noise=noise).x
             for n in ((30, 60, 120) if brownian else (30, 60))

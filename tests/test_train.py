@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import assert_same, contents, signal_at
 from torch import Tensor
 
 from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
@@ -29,6 +29,7 @@ from scoresde.loss import denoising_loss
 from scoresde.noise import keyed
 from scoresde.progress import Progress
 from scoresde.train import loop, prepared
+from scoresde.train.state import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,37 +43,11 @@ TINY = TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8,
 DROPOUT = TrainConfig(steps=5, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
 
 
-def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Have the operating system send a signal to this process in the middle of a step."""
-    real = Progress.update
-
-    def update(self: Progress, n: int = 1, fields: object = None) -> None:
-        real(self, n, fields)  # type: ignore[arg-type]
-        if self.done == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Progress, "update", update)
-
-
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a few steps of training."""
     monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
     monkeypatch.setattr(loop, "_loss_figure", lambda folder: None)
-
-
-def contents(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the newest checkpoint."""
-    checkpoint = newest_checkpoint(folder)
-    files = sorted(checkpoint.glob("*.safetensors"))
-    assert [f.stem for f in files] == ["ema", "model", "optim"]
-    return {f"{f.stem}/{k}": v for f in files for k, v in read_tensors(f).items()}
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys() and a
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 # ------------------------------------------------------------------------------------------------------------ resume
@@ -442,6 +417,32 @@ def test_metrics(trained: Path) -> None:
         for line in lines:
             assert set(line) == {"step", "loss", "lr", "grad_norm", "seconds"}
             assert all(math.isfinite(v) for v in line.values()) and line["loss"] > 0
+
+
+def displayed(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[float]:
+    """What the line of progress shows beside each of a series of losses."""
+    shown: list[float] = []
+
+    def records(*_: object, **__: object) -> Iterator[Record]:
+        for i, loss in enumerate(losses):
+            yield Record(i + 1, loss, 1e-3, 1.0)
+
+    monkeypatch.setattr(loop, "steps", records)
+    monkeypatch.setattr(Progress, "update", lambda self, n, fields: shown.append(fields["loss"]))
+    fit(dataclasses.replace(TINY, steps=len(losses)), save=False, quiet=True)
+    assert len(shown) == len(losses)
+    return shown
+
+
+def test_the_loss_beside_the_progress_is_an_average_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of equal losses it is their value, from the first step on; noise it takes out; and it follows a trend.
+    assert displayed(monkeypatch, [3.0] * 40) == pytest.approx([3.0] * 40)
+    noisy = displayed(monkeypatch, [1.0, 3.0] * 100)
+    assert noisy[0] == 1 and all(1 <= value <= 3 for value in noisy)
+    assert noisy[60:] == pytest.approx([2.0] * 140, abs=0.15)
+    # Over the last tenth of a short run, over the last fifty steps of a long one.
+    rising = displayed(monkeypatch, [float(step) for step in range(1, 1001)])
+    assert 0.85 * 100 < rising[99] < 0.95 * 100 and 930 < rising[-1] < 970
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

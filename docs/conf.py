@@ -133,7 +133,7 @@ def plain_signature(
 
 
 def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
-    """Docstrings refer to ``scoresde.sde.SDE``; the manual documents it as ``scoresde.SDE``."""
+    """Docstrings refer to ``scoresde.sde.base.SDE``; the manual documents it as ``scoresde.SDE``."""
     head, _, name = node.get("reftarget", "").rpartition(".")
     if node.get("refdomain") != "py" or not (name in scoresde._HOME or head == ""):
         return None

@@ -21,8 +21,8 @@ from peers import PEERS, missing
 from torch import Tensor
 
 from scoresde import Multistep, Noise, ProbabilityFlow, RungeKutta, load
-from scoresde.estimate import Denoiser
-from scoresde.grids import default_grid
+from scoresde.model.estimate import Denoiser
+from scoresde.sde.grids import default_grid
 from scoresde.solvers import DDIM, EDMHeun, Solver
 
 BUDGETS = (5, 10, 20, 50)

@@ -18,7 +18,16 @@ import math
 
 import torch
 
-from scoresde import VESDE, VPSDE, FlowMatching, GaussianMixture, Likelihood, ProbabilityFlow, SubVPSDE, log_likelihood
+from scoresde import (
+    VESDE,
+    VPSDE,
+    FlowMatching,
+    GaussianMixture,
+    Likelihood,
+    ProbabilityFlow,
+    SubVPSDE,
+    log_likelihood,
+)
 
 F64 = torch.float64
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(), "flow": FlowMatching()}

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from scoresde import Likelihood, Multistep, ProbabilityFlow, TrainConfig, fit, load, load_data
-from scoresde.classifier import train_classifier
 from scoresde.metrics import frechet
 from scoresde.solvers import Ancestral
+from scoresde.study.classifier import train_classifier
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ import argparse
 import torch
 
 from scoresde import TrainConfig, fit, load, load_data
-from scoresde.classifier import train_classifier
 from scoresde.metrics import frechet_distance
+from scoresde.study.classifier import train_classifier
 
 
 def main() -> None:

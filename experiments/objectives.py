@@ -20,33 +20,41 @@ import torch
 
 from scoresde import EDM, EDMSDE, VPSDE, CosineSDE, Eps, FlowMatching, GaussianMixture, SubVPSDE, Velocity
 from scoresde.data import eight_gaussians
-from scoresde.times import Importance, LogitNormal, LogNormal, LossSecondMoment, Setting, Uniform, independent
-from scoresde.weighting import Likelihood, MinSNR, Native, Sigmoid, noise_factor
+from scoresde.objective.times import (
+    Importance,
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    LowDiscrepancy,
+    Setting,
+    independent,
+)
+from scoresde.objective.weighting import LikelihoodWeight, MinSNR, Native, Sigmoid, noise_factor
 
 PATHS = {
     "vp": VPSDE(), "subvp": SubVPSDE(), "flow": FlowMatching(), "cosine": CosineSDE(), "edm": EDMSDE(),
 }  # fmt: skip
 SAMPLERS = {
     "`uniform`": independent(),
-    "`low-discrepancy`": Uniform(),
+    "`low-discrepancy`": LowDiscrepancy(),
     "`loss-second-moment`": LossSecondMoment(),
     "`importance`": Importance(),
     "`importance`, `error` edm": Importance(error="edm"),
 }
 RECIPES = {
-    "DDPM": (VPSDE(), Eps(), Native(), Uniform()),
-    "DDPM, min-SNR 5": (VPSDE(), Eps(), MinSNR(), Uniform()),
-    "likelihood": (VPSDE(), EDM(), Likelihood(), Uniform()),
+    "DDPM": (VPSDE(), Eps(), Native(), LowDiscrepancy()),
+    "DDPM, min-SNR 5": (VPSDE(), Eps(), MinSNR(), LowDiscrepancy()),
+    "likelihood": (VPSDE(), EDM(), LikelihoodWeight(), LowDiscrepancy()),
     "EDM": (EDMSDE(), EDM(0.5), Native(), LogNormal()),
-    "flow matching": (FlowMatching(), Velocity(), Native(), Uniform()),
+    "flow matching": (FlowMatching(), Velocity(), Native(), LowDiscrepancy()),
     "SD3": (FlowMatching(), Velocity(), Native(), LogitNormal()),
-    "sigmoid, bias 0": (CosineSDE(0.0), Velocity(), Sigmoid(), Uniform()),
+    "sigmoid, bias 0": (CosineSDE(0.0), Velocity(), Sigmoid(), LowDiscrepancy()),
 }
 
 
 def scatter(sde, sampler, batches: int, size: int = 128) -> float:
     """Standard deviation over mean of the batch losses of the exact model."""
-    weighting, prediction = Likelihood(), EDM()
+    weighting, prediction = LikelihoodWeight(), EDM()
     means, std = eight_gaussians()
     model = GaussianMixture(sde, means, torch.full((len(means),), std, dtype=torch.float64))
     times = sampler.over(Setting(sde, *sde.times("train"), prediction, weighting))

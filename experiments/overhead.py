@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from scoresde import VPSDE, GaussianMixture, Multistep, Noise
-from scoresde.estimate import Estimate
-from scoresde.grids import make_grid
-from scoresde.ode import integrate
-from scoresde.shapes import expand
+from scoresde.core.shapes import expand
+from scoresde.model.estimate import Estimate
+from scoresde.ode.engines import scipy, torchdiffeq
+from scoresde.ode.integrate import integrate
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, EulerMaruyama, MultistepSDE
-from scoresde.solvers.engines import scipy, torchdiffeq
 
 F64 = torch.float64
 STD = 0.3

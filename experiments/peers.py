@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.errors import UsageError
-from scoresde.estimate import Denoiser
-from scoresde.shapes import expand
+from scoresde.core.errors import UsageError
+from scoresde.core.shapes import expand
+from scoresde.model.estimate import Denoiser
 
 F64 = torch.float64
 BUDGETS = (5, 10, 20, 50)

@@ -10,38 +10,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from .core.version import __version__
 
 _HOME = {
-    "SDE": "sde",
-    "VPSDE": "sdes",
-    "SubVPSDE": "sdes",
-    "VESDE": "sdes",
-    "FlowMatching": "sdes",
-    "CosineSDE": "sdes",
-    "EDMSDE": "sdes",
-    "VDMSDE": "sdes",
-    "Shifted": "paths",
-    "DDPM": "discrete",
-    "SMLD": "discrete",
-    "Estimate": "estimate",
-    "Denoiser": "estimate",
-    "Domain": "estimate",
-    "Parametrization": "estimate",
-    "Eps": "estimate",
-    "X0": "estimate",
-    "V": "estimate",
-    "Score": "estimate",
-    "Velocity": "estimate",
-    "EDM": "estimate",
-    "ScoreModel": "model",
-    "Guided": "model",
-    "convert": "model",
-    "GaussianMixture": "exact",
-    "Noise": "noise",
-    "Condition": "condition",
+    "SDE": "sde.base",
+    "VPSDE": "sde.continuous",
+    "SubVPSDE": "sde.continuous",
+    "VESDE": "sde.continuous",
+    "FlowMatching": "sde.continuous",
+    "CosineSDE": "sde.continuous",
+    "EDMSDE": "sde.continuous",
+    "VDMSDE": "sde.continuous",
+    "Shifted": "sde.modified",
+    "DDPM": "sde.chains",
+    "SMLD": "sde.chains",
+    "Estimate": "model.estimate",
+    "Denoiser": "model.estimate",
+    "Domain": "model.estimate",
+    "Parametrization": "model.parametrization",
+    "Eps": "model.parametrization",
+    "X0": "model.parametrization",
+    "V": "model.parametrization",
+    "Score": "model.parametrization",
+    "Velocity": "model.parametrization",
+    "EDM": "model.parametrization",
+    "ScoreModel": "model.network",
+    "Guided": "guidance.classifier_free",
+    "convert": "model.convert",
+    "GaussianMixture": "model.mixture",
+    "Noise": "core.noise",
+    "Condition": "core.condition",
     "Codec": "codec",
-    "denoising_loss": "loss",
+    "denoising_loss": "objective.loss",
     "Solver": "solvers",
     "Solution": "solvers",
     "EulerMaruyama": "solvers",
@@ -60,12 +60,12 @@ _HOME = {
     "elbo": "likelihood",
     "Dataset": "data",
     "load_data": "data",
-    "Run": "run",
-    "load": "run",
-    "TrainConfig": "config",
+    "Run": "run.run",
+    "load": "run.run",
+    "TrainConfig": "run.config",
     "fit": "train",
-    "reflow": "rectified",
-    "straightness": "rectified",
+    "reflow": "train.reflow",
+    "straightness": "train.reflow",
 }
 _MODULES = ("data", "metrics", "nn", "plot", "solvers")
 
@@ -74,21 +74,23 @@ __all__ = ["__version__", *_HOME, *_MODULES]
 if TYPE_CHECKING:
     from . import data, metrics, nn, plot, solvers
     from .codec import Codec
-    from .condition import Condition
-    from .config import TrainConfig
+    from .core.condition import Condition
+    from .core.noise import Noise
     from .data import Dataset, load_data
-    from .discrete import DDPM, SMLD
-    from .estimate import EDM, X0, Denoiser, Domain, Eps, Estimate, Parametrization, Score, V, Velocity
-    from .exact import GaussianMixture
+    from .guidance.classifier_free import Guided
     from .likelihood import Elbo, Likelihood, LogLikelihood, Scores, bits_per_dim, elbo, log_likelihood
-    from .loss import denoising_loss
-    from .model import Guided, ScoreModel, convert
-    from .noise import Noise
-    from .paths import Shifted
-    from .rectified import reflow, straightness
-    from .run import Run, load
-    from .sde import SDE
-    from .sdes import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
+    from .model.convert import convert
+    from .model.estimate import Denoiser, Domain, Estimate
+    from .model.mixture import GaussianMixture
+    from .model.network import ScoreModel
+    from .model.parametrization import EDM, X0, Eps, Parametrization, Score, V, Velocity
+    from .objective.loss import denoising_loss
+    from .run.config import TrainConfig
+    from .run.run import Run, load
+    from .sde.base import SDE
+    from .sde.chains import DDPM, SMLD
+    from .sde.continuous import EDMSDE, VDMSDE, VESDE, VPSDE, CosineSDE, FlowMatching, SubVPSDE
+    from .sde.modified import Shifted
     from .solvers import (
         EulerMaruyama,
         FixedStep,
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
         sample,
     )
     from .train import fit
+    from .train.reflow import reflow, straightness
 
 
 def __getattr__(name: str) -> Any:

@@ -25,9 +25,9 @@ from scoresde import (
     SubVPSDE,
     log_likelihood,
 )
-from scoresde.estimate import Denoiser, Domain, Estimate, Wrapped
+from scoresde.core.shapes import expand
+from scoresde.model.estimate import Denoiser, Domain, Estimate, Wrapped
 from scoresde.nn import MLP
-from scoresde.shapes import expand
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "score_sde.json").read_text())
 CHECKS = REFERENCE["checks"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde.checkpoint import newest_checkpoint
-from scoresde.files import read_tensors
-from scoresde.progress import Progress
+from scoresde.core.files import read_tensors
+from scoresde.core.progress import Progress
+from scoresde.run.files import newest_checkpoint
 
 
 def edit(file: str | Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:

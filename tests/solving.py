@@ -21,8 +21,8 @@ from models import ALL, F64, normals
 from torch import Tensor
 
 from scoresde import GaussianMixture, Noise, ProbabilityFlow
-from scoresde.build import resolve
-from scoresde.tables import SOLVERS
+from scoresde.core.registry import resolve
+from scoresde.core.tables import SOLVERS
 
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 from few_steps import problem

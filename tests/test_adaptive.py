@@ -11,10 +11,10 @@ from models import ALL, F64, Poisoned, gaussian, normals, ring, watched
 from solving import prior
 
 from scoresde import VESDE, VPSDE, Noise
-from scoresde.errors import UsageError
-from scoresde.estimate import Estimate, Wrapped
+from scoresde.core.errors import UsageError
 from scoresde.metrics import sliced_wasserstein
-from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
+from scoresde.model.estimate import Estimate, Wrapped
+from scoresde.ode.integrate import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK
 from scoresde.solvers import AdaptiveSDE, sample
 
 # ----------------------------------------------------------------------------------------------------------------- law

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, Run, TrainConfig, load, load_data
-from scoresde.bench import Bench, Floor, Row, bench, plan, solvers_by_name, table, write_bench
 from scoresde.cli import cli, main
+from scoresde.core.errors import DataError, NumericalError, UsageError
 from scoresde.data import Dataset
-from scoresde.errors import DataError, NumericalError, UsageError
-from scoresde.estimate import Wrapped
 from scoresde.metrics import sliced_wasserstein
+from scoresde.model.estimate import Wrapped
 from scoresde.plot import work_precision
 from scoresde.solvers import DDIM, FixedStep, ProbabilityFlow, RungeKutta, Solution, Solver, TorchSDE
+from scoresde.study.bench import Bench, BenchRow, Floor, bench, bench_table, plan, solvers_by_name, write_bench
 
 F64 = torch.float64
 
@@ -146,7 +146,7 @@ def test_seconds_are_those_of_the_solver_alone(gaussian: Run, moons: Dataset, mo
             ticks[0] += len(x)
             return self.model(x, t)
 
-    monkeypatch.setattr("scoresde.bench.time.monotonic", lambda: ticks[0])
+    monkeypatch.setattr("scoresde.study.bench.time.monotonic", lambda: ticks[0])
     run = replace(gaussian, base=Ticking(gaussian.base))
     found = bench(run, {"ddim": DDIM(), "heun": RungeKutta()}, (4, 8), n=6, data=moons)
     for row in (found.converged, *found.rows):
@@ -171,7 +171,7 @@ def test_budgets() -> None:
 
 
 def test_rows_say_what_was_asked_and_what_was_taken(gaussian: Run) -> None:
-    told: list[Row] = []
+    told: list[BenchRow] = []
     solvers = solvers_by_name(["heun", "sde", "ode", "dpm++3s"])
     found = bench(gaussian, solvers, (1, 5), n=4, on_row=told.append)
     assert told == [found.converged, *found.rows]
@@ -225,7 +225,7 @@ def test_failed_samples_are_counted_and_left_out(gaussian: Run, moons: Dataset) 
     found = bench(gaussian, solvers, n=6, data=moons)
     assert [r.failed for r in found.rows][-1] == 6
     assert found.rows[-1].rms is None and found.rows[-1].sliced_w2 is None
-    assert "failed samples" in table(found) and "6 of the samples failed" in str(found.rows[-1])
+    assert "failed samples" in bench_table(found) and "6 of the samples failed" in str(found.rows[-1])
 
 
 def test_without_a_converged_solution_there_is_nothing_to_compare_with(gaussian: Run) -> None:
@@ -237,19 +237,19 @@ def test_without_a_converged_solution_there_is_nothing_to_compare_with(gaussian:
 # ------------------------------------------------------------------------------------------------- table, CSV, figure
 
 ROWS = (
-    Row("ddim", 5, None, 5.0, 0.25, 0.5, 0.1),
-    Row("ddim", 10, None, 10.0, 0.00125, 0.25, 0.2, failed=2),
-    Row("heun", 5, None, 4.0, 0.5, 0.75, 0.1),
-    Row("heun", 10, note="too few, or, \"so\""),
-    Row("sde", 5, None, 5.0, None, 1.5, 0.1),
-    Row("sde", 10, None, 10.0, None, 0.3, 0.2),
-    Row("ode", None, 0.1, 14.5, 1e-5, 0.2, 0.3),
+    BenchRow("ddim", 5, None, 5.0, 0.25, 0.5, 0.1),
+    BenchRow("ddim", 10, None, 10.0, 0.00125, 0.25, 0.2, failed=2),
+    BenchRow("heun", 5, None, 4.0, 0.5, 0.75, 0.1),
+    BenchRow("heun", 10, note="too few, or, \"so\""),
+    BenchRow("sde", 5, None, 5.0, None, 1.5, 0.1),
+    BenchRow("sde", 10, None, 10.0, None, 0.3, 0.2),
+    BenchRow("ode", None, 0.1, 14.5, 1e-5, 0.2, 0.3),
 )  # fmt: skip
-FOUND = Bench(ROWS, Row("converged", None, 1e-6, 99.5, None, 0.21, 2.0), Floor(0.15, 0.125, 0.175, 64, 50))
+FOUND = Bench(ROWS, BenchRow("converged", None, 1e-6, 99.5, None, 0.21, 2.0), Floor(0.15, 0.125, 0.175, 64, 50))
 
 
 def test_table() -> None:
-    assert table(FOUND) == """\
+    assert bench_table(FOUND) == """\
 distance to the converged solution (rms per dimension)
 evaluations           5        10
 ddim              0.250   0.00125

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scoresde import VPSDE, ProbabilityFlow, RungeKutta
-from scoresde.build import READ, build, closest, fields_of, name_of, options_of, parse_value, resolve
-from scoresde.errors import CheckpointError, UsageError
-from scoresde.tables import SDES, SOLVERS
+from scoresde.core.errors import CheckpointError, UsageError
+from scoresde.core.registry import READ, build, closest, fields_of, name_of, options_of, parse_value, resolve
+from scoresde.core.tables import SDES, SOLVERS
 
 OWN = """
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def test_unknown_names_get_the_near_ones() -> None:
     with pytest.raises(UsageError) as error:
         build("qqqq", SDES, "SDE", typed=True)
     assert "did you mean" not in str(error.value) and ", ".join(sorted(SDES)) in str(error.value)
-    for name in (":VPSDE", "scoresde.sde:", ":", ""):
+    for name in (":VPSDE", "scoresde.sde.base:", ":", ""):
         with pytest.raises(UsageError, match="unknown SDE"):
             build(name, SDES, "SDE", typed=True)
     assert closest("x", []).endswith("(none)")
@@ -115,7 +115,7 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
 
 def test_names_from_files_are_only_looked_up(own: Path) -> None:
     assert resolve("vp", SDES, "SDE") is VPSDE  # read is the default
-    for name in ("own_sde:Own", "os:system", "scoresde.sdes:VPSDE"):
+    for name in ("own_sde:Own", "os:system", "scoresde.sde.continuous:VPSDE"):
         for typed in (READ, False, ["another:Own"]):
             with pytest.raises(CheckpointError, match="never imported") as error:
                 resolve(name, SDES, "SDE", typed=typed)

@@ -13,9 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.checkpoint import find_run, load_weights, make_run_folder, newest_checkpoint, read_config, save_checkpoint
-from scoresde.errors import CheckpointError, UsageError
-from scoresde.files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json
+from scoresde.core.errors import CheckpointError, UsageError
+from scoresde.core.files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json
+from scoresde.run.files import (
+    find_run,
+    load_weights,
+    make_run_folder,
+    newest_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor([1, 2])}
 

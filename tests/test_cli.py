@@ -22,11 +22,11 @@ from shell import Shell
 
 from scoresde import load
 from scoresde import train as training
-from scoresde.checkpoint import newest_checkpoint
 from scoresde.cli import main
-from scoresde.files import read_json
-from scoresde.progress import Progress
-from scoresde.tables import SDES, SOLVERS
+from scoresde.core.files import read_json
+from scoresde.core.progress import Progress
+from scoresde.core.tables import SDES, SOLVERS
+from scoresde.run.files import newest_checkpoint
 
 COMMAND = [sys.executable, "-m", "scoresde"]
 
@@ -296,7 +296,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --t-sampler lognorm", ["'lognorm'", "did you mean 'lognormal'"]),
         ("train --t-sampler mode --set t_sampler.s=1", ["no option 's'", "k, stratified"]),
         ("train --weighting p2 --set weighting.gama=1", ["no option 'gama'", "did you mean 'gamma'"]),
-        ("train --weighting likelihood --t-sampler mode", ["Likelihood()", "uniform in t", "importance"]),
+        ("train --weighting likelihood --t-sampler mode", ["LikelihoodWeight()", "uniform in t", "importance"]),
         ("train --set gamma=1", ["no setting 'gamma'"]),
         ("train --set test_fraction=0", ["test_fraction", "0"]),
         ("train --set sde.beta_max=abc", ["SDE 'vp'", "beta_max is 'abc'", "a number", "--set sde.beta_max=VALUE"]),

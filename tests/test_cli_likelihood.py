@@ -205,7 +205,7 @@ def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
 
 
 def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scoresde.run import Run
+    from scoresde.run.run import Run
 
     original = Run.log_likelihood
 

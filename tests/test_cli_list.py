@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shell import Shell
 
-from scoresde import tables
 from scoresde.cli.list import KINDS
+from scoresde.core import tables
 
 
 def test_list_knows_every_table_and_every_name(shell: Shell) -> None:

@@ -16,7 +16,7 @@ from test_cli import OWN
 
 from scoresde import load
 from scoresde.cli import cli
-from scoresde.single_image import EXAMPLE, read_picture
+from scoresde.study.single_image import EXAMPLE, read_picture
 
 
 def drawn(path: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.codec import Affine, Codec, Composed, Levels, as_affine, digest, from_dict, to_dict
-from scoresde.errors import CheckpointError, DataError, UsageError
+from scoresde.core.errors import CheckpointError, DataError, UsageError
 
 LEVELS = [(0, 255, 256), (0, 16, 17), (-3, 4, 8), (0, 65535, 65536), (0, 1, 5)]
 

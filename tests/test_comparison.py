@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from scoresde import Elbo, LogLikelihood
-from scoresde.comparison import Scored, check_kinds, write_scores
-from scoresde.errors import CheckpointError, UsageError
+from scoresde.core.errors import CheckpointError, UsageError
+from scoresde.core.files import check_kinds
 from scoresde.likelihood import Likelihood, Scores
+from scoresde.study.report import KINDS, Scored, write_scores
 
 DIMS = 4
 BITS = DIMS * math.log(2)
@@ -131,7 +132,7 @@ def test_sets_of_one_name_are_told_apart_and_densities_have_no_bits(tmp_path: Pa
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot save 'gif'; choose from: png, csv, npz"):
-        check_kinds(["csv", "gif"])
+        check_kinds(["csv", "gif"], KINDS)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write .*likelihood\.csv: .*file is a file"):
         write_scores(tmp_path / "file", [scored([1.0])], {}, ["csv"])

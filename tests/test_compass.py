@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import VESDE, VPSDE, Estimate, FlowMatching, GaussianMixture, load, load_data
-from scoresde import compass as module
 from scoresde.codec import as_affine
-from scoresde.compass import TrainingSet, exact_score, known_mixture, measure, score_grid
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
+from scoresde.model import empirical as module
+from scoresde.model.empirical import TrainingSet
+from scoresde.study.compass import exact_score, known_mixture, measure, score_grid
 
 
 @pytest.fixture

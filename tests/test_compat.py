@@ -10,10 +10,10 @@ from models import CHECKS, F64, PUBLISHED, OnNodes, normals, ring
 from torch import nn
 
 from scoresde import DDPM, SMLD, VESDE, VPSDE, FlowMatching, Noise, ScoreModel, TrainConfig, fit
-from scoresde.compat import OriginalEps, OriginalLevelEps, OriginalLevelScore, OriginalScore, original_loss
-from scoresde.errors import UsageError
-from scoresde.loss import denoising_loss
-from scoresde.shapes import expand
+from scoresde.core.errors import UsageError
+from scoresde.core.shapes import expand
+from scoresde.objective.loss import denoising_loss
+from scoresde.run.foreign import OriginalEps, OriginalLevelEps, OriginalLevelScore, OriginalScore, original_loss
 from scoresde.solvers import Ancestral, Original, sample
 from scoresde.solvers.original import Levels
 
@@ -145,7 +145,7 @@ def test_a_network_trained_there_is_used_here(sde, p, time):
 
 def test_it_is_named_on_the_command_line_and_trains():
     config = TrainConfig(
-        data="moons", sde="ddpm", predict="scoresde.compat:OriginalLevelEps", steps=2, batch=8,
+        data="moons", sde="ddpm", predict="scoresde.run.foreign:OriginalLevelEps", steps=2, batch=8,
         network_options={"width": 8, "blocks": 1},
     )  # fmt: skip
     run = fit(config, save=False, quiet=True)

@@ -9,9 +9,9 @@ from torch.utils import _pytree
 
 from scoresde import VPSDE, Eps, ScoreModel
 from scoresde.codec import Affine
-from scoresde.condition import SLOTS, Condition
+from scoresde.core.condition import SLOTS, Condition
+from scoresde.core.errors import UsageError
 from scoresde.data.batch import Batch
-from scoresde.errors import UsageError
 
 
 def full() -> Condition:

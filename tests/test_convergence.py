@@ -67,14 +67,15 @@ from scoresde import (
     Velocity,
     log_likelihood,
 )
-from scoresde.estimate import Estimate, Parametrization, Wrapped
-from scoresde.grids import make_grid
+from scoresde.core.shapes import expand
+from scoresde.core.tables import SOLVERS
+from scoresde.model.estimate import Estimate, Wrapped
+from scoresde.model.parametrization import Parametrization
 from scoresde.nn import MLP
-from scoresde.ode import FAILED_NONFINITE, OK, TABLEAUS
-from scoresde.shapes import expand
+from scoresde.ode.integrate import FAILED_NONFINITE, OK, TABLEAUS
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, EDMHeun, Multistep, MultistepSDE, Singlestep, sample
 from scoresde.solvers.exponential import unipc
-from scoresde.tables import SOLVERS
 
 TARGETS = [Eps(), X0(), Score(), V(), Velocity(), EDM(0.5)]
 

@@ -9,10 +9,10 @@ import torch
 from models import F64, normals, ring
 
 from scoresde import FlowMatching, TrainConfig, fit
-from scoresde.config import TrainConfig as Config
-from scoresde.coupling import check_coupling, optimal_transport
+from scoresde.core.errors import UsageError
 from scoresde.data import load_data
-from scoresde.errors import UsageError
+from scoresde.objective.coupling import check_coupling, optimal_transport
+from scoresde.run.config import TrainConfig as Config
 from scoresde.solvers import EulerMaruyama
 from scoresde.train import prepared
 

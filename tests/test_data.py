@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from scoresde.core.errors import DataError, UsageError
 from scoresde.data import NAMES, DataInfo, eight_gaussians, load_data, split
 from scoresde.data.dataset import old_codec
 from scoresde.data.toys import DENSITIES, TOYS, sample_toy
-from scoresde.errors import DataError, UsageError
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -14,11 +14,11 @@ from models import F64, OnNodes, normals, ring
 from runs import assert_same, contents, signal_at
 
 from scoresde import DDPM, SMLD, VPSDE, Eps, Guided, Multistep, Noise, ScoreModel, TrainConfig, fit, load
-from scoresde import loss as objective
 from scoresde.cli import main
-from scoresde.errors import Preempted, UsageError
-from scoresde.loss import denoising_loss
+from scoresde.core.errors import Preempted, UsageError
 from scoresde.nn import MLP, UNet
+from scoresde.objective import loss as objective
+from scoresde.objective.loss import denoising_loss
 from scoresde.solvers import DDIM, Ancestral, MultistepSDE, sample
 from scoresde.solvers.pc import PredictorCorrector, annealed_langevin
 from scoresde.train import loop

@@ -29,13 +29,13 @@ from scoresde import (
     Shifted,
     convert,
 )
-from scoresde.build import construct, options_of
-from scoresde.config import TrainConfig, build_sde
-from scoresde.discrete import forward_step, posterior
-from scoresde.errors import UsageError
-from scoresde.grids import GRIDS, make_grid, nearest, snap
-from scoresde.loss import denoising_loss
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import construct, options_of
 from scoresde.nn import MLP
+from scoresde.objective.loss import denoising_loss
+from scoresde.run.config import TrainConfig, build_sde
+from scoresde.sde.grids import GRIDS, make_grid, nearest_node, snap
+from scoresde.sde.marginal import forward_step, posterior
 from scoresde.solvers import DDIM, AdaptiveSDE, Ancestral, MultistepSDE, sample
 from scoresde.solvers.base import grid_of
 
@@ -308,7 +308,7 @@ def test_uniform_times_become_uniform_nodes(n):
     nodes = DDPM(n, "cosine").nodes
     u = (torch.arange(20 * n, dtype=F64) + 0.37) / (20 * n)
     t = nodes[0] + (1 - nodes[0]) * u
-    counts = torch.bincount(nearest(snap(t, nodes), nodes), minlength=n)
+    counts = torch.bincount(nearest_node(snap(t, nodes), nodes), minlength=n)
     assert counts.tolist() == [20] * n and set(snap(t, nodes).tolist()) == set(nodes.tolist())
     assert torch.equal(snap(nodes[[0, -1]], nodes), nodes[[0, -1]])
     assert snap(t, None) is t
@@ -316,7 +316,7 @@ def test_uniform_times_become_uniform_nodes(n):
 
 def test_training_draws_every_node_as_often(monkeypatch):
     from scoresde import fit
-    from scoresde import loss as module
+    from scoresde.objective import loss as module
 
     seen = []
 
@@ -328,7 +328,7 @@ def test_training_draws_every_node_as_often(monkeypatch):
     config = TrainConfig(data="moons", sde=DDPM(30), steps=4, batch=60, network_options={"width": 8, "blocks": 1})
     run = fit(config, save=False, quiet=True)
     for t in seen:
-        assert torch.bincount(nearest(t, run.model.domain.nodes), minlength=30).tolist() == [2] * 30
+        assert torch.bincount(nearest_node(t, run.model.domain.nodes), minlength=30).tolist() == [2] * 30
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, "auto"])

@@ -10,9 +10,9 @@ from models import F64, density, full_covariance, normals, ring, small_network, 
 from scipy.stats import t as student
 
 from scoresde import VPSDE, Noise, log_likelihood
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 from scoresde.likelihood.divergence import PLACES, Probes, slope_and_traces
-from scoresde.likelihood.frame import Frame
+from scoresde.likelihood.problem import Problem
 
 MATRIX = normals(8, 8, seed=1)
 
@@ -152,7 +152,7 @@ def test_steps_of_a_solve_have_probes_of_their_own():
     from scoresde.likelihood.coupled import by_fixed_steps
 
     x = torch.zeros(1, 2, dtype=F64).expand(64, 2).clone()
-    by_fixed_steps(Frame(model, x), Noted("rademacher", 1, Noise.of(64)), "rk4", 3)
+    by_fixed_steps(Problem(model, x), Noted("rademacher", 1, Noise.of(64)), "rk4", 3)
     assert len(seen) == 12
     assert all(torch.equal(seen[i], seen[4 * (i // 4)]) for i in range(12))
     assert not torch.equal(seen[0], seen[4]) and not torch.equal(seen[4], seen[8])

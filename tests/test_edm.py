@@ -12,7 +12,7 @@ from models import ALL, F64, gaussian, normals, ring, watched
 from solving import FIVE, FOUR_AND_COSINE, excess, prior
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, RungeKutta
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 from scoresde.solvers import EDMHeun, sample
 
 

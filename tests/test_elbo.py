@@ -12,8 +12,8 @@ from models import ALL, F64, PUBLISHED, Louder, gaussian, normals, small_network
 from scipy.integrate import solve_ivp
 
 from scoresde import VPSDE, FlowMatching, GaussianMixture, Noise, convert, elbo, log_likelihood
-from scoresde.errors import UsageError
-from scoresde.estimate import Wrapped
+from scoresde.core.errors import UsageError
+from scoresde.model.estimate import Wrapped
 
 STD = 0.5
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.ema import EMA
+from scoresde.train.averages import EMA
 
 
 def averaged(decay: float, weights: Iterable[float], start: float = 0.0) -> list[float]:

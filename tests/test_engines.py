@@ -9,7 +9,7 @@ import torch
 from models import ALL, F64, FOUR, gaussian, normals, ring, watched
 
 from scoresde import VPSDE, Noise
-from scoresde.errors import NumericalError, UsageError
+from scoresde.core.errors import NumericalError, UsageError
 from scoresde.solvers import ProbabilityFlow, TorchSDE, sample
 
 

@@ -9,8 +9,8 @@ import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 
 from scoresde import EDM, VESDE, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
-from scoresde.loss import denoising_loss
-from scoresde.shapes import expand
+from scoresde.core.shapes import expand
+from scoresde.objective.loss import denoising_loss
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(), EDM(data_std=0.4)]
 

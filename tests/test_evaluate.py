@@ -12,17 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde import features, load_data
-from scoresde.classifier import ClassifierConfig, train_classifier
+from scoresde import load_data
 from scoresde.cli import main
+from scoresde.core.errors import DataError, UsageError
+from scoresde.core.tables import METRICS
 from scoresde.data import Dataset
-from scoresde.errors import DataError, UsageError
-from scoresde.evaluate import compare, described, evaluate, metrics_by_name, table, write_evaluation
-from scoresde.features import Reference, pixels
-from scoresde.gallery import read_samples
 from scoresde.metrics import Measurement, frechet, frechet_distance, jackknife, kernel_distance, neighbourhoods
 from scoresde.plot import neighbour_sheet
-from scoresde.tables import METRICS
+from scoresde.run.samples import read_samples
+from scoresde.study import features
+from scoresde.study.classifier import ClassifierConfig, train_classifier
+from scoresde.study.evaluate import compare, described, evaluate, evaluation_table, metrics_by_name, write_evaluation
+from scoresde.study.features import Reference, pixels
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +113,23 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
     found = evaluate(x, digits, by, {}, copies=by)
     assert found.copies is not None and found.copies.flagged.tolist() == [31]
     assert int(found.copies.nearest[31]) == 777 and found.copies.exact == 1
-    assert "1 flagged: sample 31 (of training row 777); 1 exact (of held-out data: 0)" in table(found)
+    assert "1 flagged: sample 31 (of training row 777); 1 exact (of held-out data: 0)" in evaluation_table(found)
     clean = evaluate(digits.test.float(), digits, by, {}, copies=by)
     assert clean.copies is not None and len(clean.copies.flagged) == 0 and clean.copies.exact == 0
-    assert clean.copies.closer.value == 0.5 and "none of the samples" in table(clean)
+    assert clean.copies.closer.value == 0.5 and "none of the samples" in evaluation_table(clean)
 
 
 def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
     by, few = pixels(small.codec), replace(small, test=small.test[:19])
     with pytest.warns(UserWarning, match="no check for copies: it needs 20 held-out rows, and digits has 19"):
         found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
-    assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in table(found)
+    assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in evaluation_table(found)
 
 
 def test_the_table_states_numbers_and_features(small: Dataset) -> None:
     by = pixels(small.codec)
-    text = table(evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by))
+    found = evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by)
+    text = evaluation_table(found)
     lines = text.splitlines()
     assert lines[0].split() == ["samples", "real", "data"]
     assert [line.split()[0] for line in lines[1:6]] == ["frechet", "without", "mmd", "closer", "authenticity"]

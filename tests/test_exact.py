@@ -7,7 +7,7 @@ import torch
 from models import ALL, F64, mixture_1d, normals, ring, skewed
 
 from scoresde import VPSDE, GaussianMixture
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 
 
 @pytest.mark.parametrize("name", ALL)

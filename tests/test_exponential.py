@@ -11,9 +11,9 @@ import torch
 from models import ALL, F64, FOUR, gaussian, gaussian_flow, normals, ring, watched
 
 from scoresde import VPSDE, FlowMatching, Noise
-from scoresde.errors import UsageError
-from scoresde.estimate import Wrapped
-from scoresde.grids import make_grid
+from scoresde.core.errors import UsageError
+from scoresde.model.estimate import Wrapped
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, Ancestral, EulerMaruyama, Multistep, MultistepSDE, ProbabilityFlow, RungeKutta
 from scoresde.solvers.exponential import deis, dpmpp_2m
 

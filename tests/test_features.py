@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde import features, load_data
-from scoresde.classifier import ClassifierConfig, TrainedClassifier, load_classifier, train_classifier
+from scoresde import load_data
 from scoresde.codec import Affine, as_affine
+from scoresde.core.errors import CheckpointError, DataError, UsageError
 from scoresde.data import Dataset
-from scoresde.errors import CheckpointError, DataError, UsageError
-from scoresde.features import (
+from scoresde.metrics import Moments, frechet_distance
+from scoresde.nn import Classifier
+from scoresde.study import features
+from scoresde.study.classifier import ClassifierConfig, TrainedClassifier, load_classifier, train_classifier
+from scoresde.study.features import (
     Extractor,
     Reference,
     classifier_features,
@@ -29,8 +32,6 @@ from scoresde.features import (
     pixels,
     read_features,
 )
-from scoresde.metrics import Moments, frechet_distance
-from scoresde.nn import Classifier
 
 QUICK = ClassifierConfig(steps=40, batch=64)
 
@@ -164,7 +165,7 @@ def test_hashes_stand_for_weights_options_and_transform(digits: Dataset, trained
 
 def test_a_hash_is_the_same_in_another_process(digits: Dataset) -> None:
     code = (
-        "from scoresde import load_data; from scoresde.features import pixels\n"
+        "from scoresde import load_data; from scoresde.study.features import pixels\n"
         "print(pixels(load_data('digits').codec).hash)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -18,11 +18,11 @@ from shell import Shell
 
 from scoresde import TrainConfig, fit, load, reflow
 from scoresde.cli import cli
-from scoresde.errors import CheckpointError, ScoresdeError
+from scoresde.core.errors import CheckpointError, ScoresdeError
+from scoresde.objective.times import Sqrt
+from scoresde.objective.weighting import EpsWeight
 from scoresde.solvers import RungeKutta
-from scoresde.times import Sqrt
 from scoresde.train import loop
-from scoresde.weighting import Eps
 
 # Each field of a configuration, as it would be if a file could choose code; a table of options in several ways.
 MAPPINGS = ("sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options")
@@ -187,7 +187,7 @@ def test_data_json_names_no_code(moons: str, trap: None) -> None:
 
 
 @dataclass(frozen=True)
-class Heavy(Eps):
+class Heavy(EpsWeight):
     """A weighting of the user's."""
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from models import ALL, normals, ring, watched
 
-from scoresde.errors import UsageError
-from scoresde.grids import (
+from scoresde.core.errors import UsageError
+from scoresde.core.tables import GRIDS
+from scoresde.sde.grids import (
     Discrete,
-    Given,
+    GivenGrid,
     Grid,
     Karras,
     LogSNR,
@@ -23,7 +24,6 @@ from scoresde.grids import (
     trailing,
 )
 from scoresde.solvers import DDIM, RungeKutta
-from scoresde.tables import GRIDS
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -111,7 +111,9 @@ def test_discrete_grids_of_another_number_of_nodes_and_of_a_part_of_the_way():
 # ---------------------------------------------------------------------------------------------------------- given times
 
 
-@pytest.mark.parametrize("given", [(1.0, 0.5, 0.001), [1, 0.5, 1e-3], "1,0.5,0.001", Given((1.0, 0.5, 0.001))], ids=str)
+@pytest.mark.parametrize(
+    "given", [(1.0, 0.5, 0.001), [1, 0.5, 1e-3], "1,0.5,0.001", GivenGrid((1.0, 0.5, 0.001))], ids=str
+)
 def test_a_grid_may_be_its_times(given):
     assert make_grid(given, ALL["vp"], 99, 1.0, 1e-3).tolist() == [1.0, 0.5, 0.001]
     model = watched(ring(ALL["vp"]))

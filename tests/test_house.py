@@ -18,34 +18,11 @@ import pytest
 from torch import nn
 
 import scoresde
-from scoresde import tables
-from scoresde.build import fields_of, options_of, resolve
+from scoresde.core import tables
+from scoresde.core.registry import fields_of, options_of, resolve
 
 ROOT = Path(scoresde.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-
-# A module imports from floors below its own; on floor 0 also from its neighbours, without cycles. A folder is one unit.
-FLOORS = (
-    {
-        "errors", "progress", "shapes", "noise", "build", "tables", "version", "ode", "ema", "metrics", "plot",
-        "files", "tableaus", "codec", "condition", "fixed", "dense",
-    },
-    {"sde", "nn", "data"},
-    {"sdes", "estimate", "paths", "discrete"},
-    {"model", "exact", "compat", "weighting", "grids"},
-    {"solvers", "likelihood", "coupling", "times", "spec", "vlb"},
-    {"config", "draw"},
-    {"loss"},
-    {"checkpoint"},
-    {"run"},
-    {"train"},
-    {"classifier", "single_image"},
-    {"gallery", "bench", "features", "pictures", "compass", "comparison"},
-    {"rectified", "evaluate"},
-    {"cli"},
-    {"__init__", "__main__"},
-)
-FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 PUBLIC = """
     SDE VPSDE SubVPSDE VESDE CosineSDE EDMSDE VDMSDE FlowMatching Shifted DDPM SMLD
@@ -58,14 +35,29 @@ PUBLIC = """
 """.split()
 
 
-def unit_of(path: Path) -> str:
-    """The unit a file belongs to: its folder inside the package, or its own name."""
+ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| (.*) \|$", re.M)
+
+
+def read_floors() -> dict[str, tuple[int, list[str]]]:
+    """Floor and files of each folder, from the table in the manual's page on the design."""
+    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    return {folder: (int(floor), re.findall(r"`(\w+)`", files)) for floor, folder, files in ROW.findall(text)}
+
+
+FLOORS = read_floors()
+
+
+def module_of(path: Path) -> str:
+    """``sde.base`` for ``scoresde/sde/base.py``, ``sde`` for its ``__init__``, and "" for that of the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and unit of everything a file imports from this package, also inside functions, at run time."""
+    """Line and module of everything a file imports from this package, also inside functions, at run time."""
     package = ["scoresde", *path.relative_to(ROOT).parent.parts]
 
     def visit(node: ast.AST) -> Iterator[tuple[int, str]]:
@@ -82,32 +74,35 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             targets = [[*base, alias.name] for alias in node.names]
         for target in targets:
             if target[0] == "scoresde":
-                yield node.lineno, target[1] if len(target) > 1 else "__init__"
+                whole, parent = ".".join(target[1:]), ".".join(target[1:-1])
+                yield node.lineno, whole if whole in MODULES else parent
         for child in ast.iter_child_nodes(node):
             yield from visit(child)
 
     yield from visit(ast.parse(path.read_text(encoding="utf-8")))
 
 
-def test_every_module_has_a_floor() -> None:
-    assert {unit_of(f) for f in FILES} == set(FLOOR)
+def test_every_file_has_a_floor() -> None:
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+    found = {f"{folder}.{name}" for folder, (_, files) in FLOORS.items() for name in files}
+    known = {module for module in MODULES if "." in module}
+    assert {m for m in known if not m.startswith("cli.")} == {m for m in found if not m.startswith("cli.")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
-    unit = unit_of(path)
+    module = module_of(path)
+    folder, _, name = module.partition(".")
+    if folder in ("", "__main__"):
+        return
+    floor, files = FLOORS[folder]
     for line, other in imports(path):
-        assert other in FLOOR, f"{path}:{line}: {other!r} is no module; import from the module that defines it"
-        fine = other == unit or FLOOR[other] < FLOOR[unit] or FLOOR[other] == FLOOR[unit] == 0
-        assert fine, f"{path}:{line}: {unit} (floor {FLOOR[unit]}) imports {other} (floor {FLOOR[other]})"
-
-
-def test_the_ground_floor_has_no_cycles() -> None:
-    needs = {u: {o for f in FILES if unit_of(f) == u for _, o in imports(f) if o != u} for u in FLOOR}
-    done: list[str] = []
-    while ready := [u for u, others in needs.items() if u not in done and others <= set(done)]:
-        done += ready
-    assert set(done) == set(needs), f"in a cycle: {set(needs) - set(done)}"
+        theirs, _, part = other.partition(".")
+        assert theirs in FLOORS, f"{path}:{line}: {other!r} is not a module; import from the module that defines it"
+        if theirs != folder:
+            assert FLOORS[theirs][0] < floor, f"{path}:{line}: {module} (floor {floor}) imports {other}"
+        elif name in files and part:
+            assert files.index(part) < files.index(name), f"{path}:{line}: {name} comes before {part} in {folder}"
 
 
 def test_the_import_reader_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,36 +110,36 @@ def test_the_import_reader_sees_what_it_should(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "nn").mkdir()
     path = tmp_path / "nn" / "x.py"
     path.write_text(
-        "from ..sde import SDE\nfrom .mlp import MLP\nif TYPE_CHECKING:\n    from ..train import fit\n"
+        "from ..sde.base import SDE\nfrom .mlp import MLP\nif TYPE_CHECKING:\n    from ..train import fit\n"
         "def f():\n    from .. import run\n    import scoresde.cli, torch\n    from scoresde import load\n"
     )
-    assert list(imports(path)) == [(1, "sde"), (2, "nn"), (6, "run"), (7, "cli"), (8, "load")]
+    assert list(imports(path)) == [(1, "sde.base"), (2, "nn.mlp"), (6, "run"), (7, "cli"), (8, "")]
 
 
 # The log-SNR and the ratio are a clock: they choose times, and the arithmetic of a step does without. Who reads them:
 CLOCK = {"log_snr", "t_of_log_snr", "ratio", "t_of_ratio"}
 READS_THE_CLOCK = {
-    "sde.py": "defines it",
-    "sdes.py": "closed forms of it",
-    "paths.py": "a path read at another log-SNR",
-    "grids.py": "grids are uniform in a clock",
-    "times.py": "training times are drawn on it",
-    "estimate.py": "the noise label of a network",
-    "model.py": "converting a model finds the noise levels that two paths share",
+    "sde/base.py": "defines it",
+    "sde/continuous.py": "closed forms of it",
+    "sde/modified.py": "a path read at another log-SNR",
+    "sde/grids.py": "grids are uniform in a clock",
+    "objective/times.py": "training times are drawn on it",
+    "model/parametrization.py": "the noise label of a network",
+    "model/convert.py": "converting a model finds the noise levels that two paths share",
     "solvers/flow.py": "steps of Runge-Kutta are taken in the clock of the frame",
     "solvers/level.py": "the middle of a step",
     "solvers/singlestep.py": "a stage lies at a clock time",
     "solvers/edm.py": "nodes of its own, in sigma/alpha",
     "solvers/trajectory.py": "interpolates in the straight frame",
-    "likelihood/frame.py": "its variable of integration is a clock",
+    "likelihood/problem.py": "its variable of integration is a clock",
     "likelihood/elbo.py": "an integral over the clock",
     "likelihood/dequantise.py": "where the path begins, as a noise level",
-    "rectified.py": "how straight a path is says the straight frame",
-    "compass.py": "levels are spread over it",
-    "pictures.py": "frames are spread over it",
+    "train/reflow.py": "how straight a path is says the straight frame",
+    "study/compass.py": "levels are spread over it",
+    "study/figures.py": "frames are spread over it",
     "plot/schedules.py": "an axis",
     "cli/plot/run.py": "an axis",
-    "evaluate.py": "another ratio",
+    "study/evaluate.py": "another ratio",
     "metrics/copies.py": "another ratio",
 }
 
@@ -333,6 +328,6 @@ def test_presets_name_networks_and_their_options() -> None:
 
 
 def test_tables_are_plain_and_import_nothing() -> None:
-    tree = ast.parse((ROOT / "tables.py").read_text())
+    tree = ast.parse((ROOT / "core" / "tables.py").read_text())
     assert [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)] == ["__future__"]
     assert not any(isinstance(n, ast.Import | ast.Call | ast.FunctionDef) for n in ast.walk(tree))

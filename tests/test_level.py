@@ -11,9 +11,9 @@ from models import ALL, F64, FOUR, gaussian, mixture_1d, normals, ring, watched
 from solving import FEW_AND_ALL, FIVE, marginal, moments, start
 
 from scoresde import VPSDE, EulerMaruyama, FlowMatching, Noise
-from scoresde.errors import UsageError
-from scoresde.grids import make_grid
+from scoresde.core.errors import UsageError
 from scoresde.metrics import sliced_wasserstein
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import MultistepSDE, StochasticHeun
 from scoresde.solvers.exponential import er_sde, sa_solver
 from scoresde.solvers.level import LEVELS, level_of, ratios

@@ -45,10 +45,10 @@ from scoresde import (
     elbo,
     log_likelihood,
 )  # fmt: skip
-from scoresde.errors import UsageError
-from scoresde.estimate import Wrapped
+from scoresde.core.errors import UsageError
 from scoresde.likelihood.divergence import slope_and_differences, slope_and_traces
 from scoresde.likelihood.memory import _Alive, default_budget, rows_within
+from scoresde.model.estimate import Wrapped
 from scoresde.nn import MLP, UNet
 
 SIX = {**ALL, "cosine": CosineSDE()}

@@ -10,11 +10,11 @@ from models import ALL, CHECKS, F64, PUBLISHED, normals
 from torch import nn
 
 from scoresde import EDM, VPSDE, X0, Eps, Score, ScoreModel, V, Velocity
-from scoresde.errors import UsageError
-from scoresde.loss import denoising_loss
+from scoresde.core.errors import UsageError
+from scoresde.core.shapes import expand
 from scoresde.nn import MLP
-from scoresde.shapes import expand
-from scoresde.times import Setting, Uniform
+from scoresde.objective.loss import denoising_loss
+from scoresde.objective.times import LowDiscrepancy, Setting
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(data_std=0.5)]
 
@@ -96,7 +96,7 @@ def test_c11_loss_floor(name):
     eps = torch.randn(n, 1, generator=generator, dtype=F64)
     expected = check["expected"][name]
 
-    t, _ = Uniform().over(Setting(sde, 1e-5, 1.0)).draw(n, generator)
+    t, _ = LowDiscrepancy().over(Setting(sde, 1e-5, 1.0)).draw(n, generator)
     losses = denoising_loss(model, x0, t, eps)
     error = float(losses.std()) / math.sqrt(n)
     assert float(losses.mean()) == pytest.approx(expected["min_std_weighted_per_dim"], abs=3 * error)

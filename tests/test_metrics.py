@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu, wasserstein_distance
 
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 from scoresde.metrics import (
     Moments,
     find_copies,

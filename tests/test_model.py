@@ -23,13 +23,13 @@ from scoresde import (
     convert,
     elbo,
 )
-from scoresde.build import build, options_of
 from scoresde.codec import Affine
-from scoresde.errors import UsageError
-from scoresde.estimate import Wrapped
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import build, options_of
+from scoresde.core.tables import SOLVERS
+from scoresde.model.estimate import Wrapped
 from scoresde.nn import MLP
 from scoresde.solvers import AdaptiveSDE
-from scoresde.tables import SOLVERS
 
 
 @pytest.fixture

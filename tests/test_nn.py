@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde.condition import Condition
+from scoresde.core.condition import Condition
 from scoresde.nn import MLP, UNet
 
 

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from scoresde import Noise
-from scoresde.errors import UsageError
-from scoresde.noise import philox
+from scoresde.core.errors import UsageError
+from scoresde.core.noise import philox
 
 
 @pytest.mark.parametrize(

@@ -38,22 +38,22 @@ from scoresde import (
     V,
     Velocity,
 )
-from scoresde import weighting as w
-from scoresde.loss import denoising_loss
+from scoresde.core.shapes import expand, mean_flat
 from scoresde.nn import MLP
-from scoresde.shapes import expand, mean_flat
-from scoresde.times import (
+from scoresde.objective import weighting as w
+from scoresde.objective.loss import denoising_loss
+from scoresde.objective.times import (
     Importance,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
+    LowDiscrepancy,
     Mode,
     Setting,
     Times,
     TimeSampler,
-    Uniform,
 )
-from scoresde.weighting import Native, Weight
+from scoresde.objective.weighting import Native, Weight
 
 PAGE = Path(__file__).parent.parent / "docs" / "objectives.md"
 
@@ -73,7 +73,7 @@ class Recipe:
     sde: SDE
     predict: Parametrization = field(default_factory=EDM)
     weighting: Weight = field(default_factory=Native)
-    sampler: TimeSampler = field(default_factory=Uniform)
+    sampler: TimeSampler = field(default_factory=LowDiscrepancy)
 
     def times(self) -> Times:
         low, high = self.sde.times("train")
@@ -141,38 +141,42 @@ def span(sde: SDE) -> float:
 
 
 SAME_TIMES = [
-    Row("predict `eps`, `native`", "`eps`", "any path", "1", on(ANY, (Eps(), Native()), (ANY_OUTPUT, w.Eps()))),
-    Row("predict `x0`, `native`", "`x0`", "any path", "1", on(ANY, (X0(), Native()), (ANY_OUTPUT, w.X0()))),
-    Row("predict `score`, `native`", "`score`", "any path", "1", on(ANY, (Score(), Native()), (ANY_OUTPUT, w.Score()))),
+    Row("predict `eps`, `native`", "`eps`", "any path", "1", on(ANY, (Eps(), Native()), (ANY_OUTPUT, w.EpsWeight()))),
+    Row("predict `x0`, `native`", "`x0`", "any path", "1", on(ANY, (X0(), Native()), (ANY_OUTPUT, w.X0Weight()))),
+    Row("predict `score`, `native`", "`score`", "any path", "1",
+        on(ANY, (Score(), Native()), (ANY_OUTPUT, w.ScoreWeight()))),
     Row("predict `edm`, `native`", "`edm`, same `data_std`", "any path", "1",
-        on(ANY, (EDM(0.4), Native()), (V(), w.EDM(0.4)))),
+        on(ANY, (EDM(0.4), Native()), (V(), w.EDMWeight(0.4)))),
     Row("predict `v`, `native`", "`v`", "$\\alpha^2 + \\sigma^2 = 1$: `vp`, `cosine`, `vdm`", "1",
-        on(UNIT, (V(), Native()), (ANY_OUTPUT, w.V()))),
-    Row("`v`", "`edm`, `data_std` 1", "any path", "1", on(ANY, (ANY_OUTPUT, w.V()), (X0(), w.EDM(1.0)))),
+        on(UNIT, (V(), Native()), (ANY_OUTPUT, w.VWeight()))),
+    Row("`v`", "`edm`, `data_std` 1", "any path", "1", on(ANY, (ANY_OUTPUT, w.VWeight()), (X0(), w.EDMWeight(1.0)))),
     Row("predict `velocity`, `native`", "predict `v`, `native`", "`cosine`, `offset` 0", "$(\\pi/2)^2$",
         on([TRIG], (Velocity(), Native()), (V(), Native()), (math.pi / 2) ** 2)),
     Row("predict `velocity`, `native`", "`p2`, `k` 1, `gamma` 1", "`vdm`", "$R^2/4$",
         on([VDM], (Velocity(), Native()), (Eps(), w.P2(1.0, 1.0)), lambda sde: span(sde) ** 2 / 4)),
     Row("predict `velocity`, `native`", "`x0`", "`ve`", "$R^2/4$",
-        on([VE], (Velocity(), Native()), (Eps(), w.X0()), lambda sde: span(sde) ** 2 / 4)),
+        on([VE], (Velocity(), Native()), (Eps(), w.X0Weight()), lambda sde: span(sde) ** 2 / 4)),
     Row("predict `velocity`, `native`", "`likelihood`", "`vp`, constant $\\beta$", "$\\beta/4$",
-        on([CONSTANT_BETA], (Velocity(), Native()), (Eps(), w.Likelihood()), 8.0 / 4)),
+        on([CONSTANT_BETA], (Velocity(), Native()), (Eps(), w.LikelihoodWeight()), 8.0 / 4)),
     Row("`likelihood`", "`score`", "`vp`, constant $\\beta$", "$\\beta$",
-        on([CONSTANT_BETA], (V(), w.Likelihood()), (Eps(), w.Score()), 8.0)),
-    Row("`likelihood`", "`eps`", "`vdm`, `ve`", "$R$", on([VDM, VE], (V(), w.Likelihood()), (Eps(), w.Eps()), span)),
+        on([CONSTANT_BETA], (V(), w.LikelihoodWeight()), (Eps(), w.ScoreWeight()), 8.0)),
+    Row("`likelihood`", "`eps`", "`vdm`, `ve`", "$R$",
+        on([VDM, VE], (V(), w.LikelihoodWeight()), (Eps(), w.EpsWeight()), span)),
     Row("`sigmoid`, `bias` $b$", "`p2`, `k` $e^b$, `gamma` 1", "`vdm`, `ve`", "$R\\, e^b$",
         on([VDM, VE], (V(), w.Sigmoid(-1.5)), (Eps(), w.P2(math.exp(-1.5), 1.0)),
            lambda sde: span(sde) * math.exp(-1.5))),
     Row("`sigmoid`, `bias` $\\to \\infty$", "`likelihood`", "any path", "1",
-        on(ANY, (V(), w.Sigmoid(60.0)), (EDM(), w.Likelihood()))),
-    Row("`p2`, `gamma` 0", "`eps`", "any path", "1", on(ANY, (X0(), w.P2(1.0, 0.0)), (V(), w.Eps()))),
-    Row("`p2`, `k` 0, `gamma` 1", "`x0`", "any path", "1", on(ANY, (V(), w.P2(0.0, 1.0)), (Eps(), w.X0()))),
-    Row("`min-snr`, `gamma` $\\infty$", "`eps`", "any path", "1", on(ANY, (X0(), w.MinSNR(math.inf)), (V(), w.Eps()))),
+        on(ANY, (V(), w.Sigmoid(60.0)), (EDM(), w.LikelihoodWeight()))),
+    Row("`p2`, `gamma` 0", "`eps`", "any path", "1", on(ANY, (X0(), w.P2(1.0, 0.0)), (V(), w.EpsWeight()))),
+    Row("`p2`, `k` 0, `gamma` 1", "`x0`", "any path", "1", on(ANY, (V(), w.P2(0.0, 1.0)), (Eps(), w.X0Weight()))),
+    Row("`min-snr`, `gamma` $\\infty$", "`eps`", "any path", "1",
+        on(ANY, (X0(), w.MinSNR(math.inf)), (V(), w.EpsWeight()))),
     Row("`min-snr`, `gamma` $\\gamma$ below all SNRs", "`x0`", "`vp`, `ve`, `edm`, `vdm`", "$\\gamma$",
-        on([VP, VE, PATHS["edm"], VDM], (V(), w.MinSNR(1e-6)), (Eps(), w.X0()), 1e-6)),
-    Row("`edm`, `data_std` $\\to \\infty$", "`eps`", "any path", "1", on(ANY, (V(), w.EDM(1e9)), (X0(), w.Eps()))),
+        on([VP, VE, PATHS["edm"], VDM], (V(), w.MinSNR(1e-6)), (Eps(), w.X0Weight()), 1e-6)),
+    Row("`edm`, `data_std` $\\to \\infty$", "`eps`", "any path", "1",
+        on(ANY, (V(), w.EDMWeight(1e9)), (X0(), w.EpsWeight()))),
     Row("`edm`, `data_std` $s \\to 0$", "`x0`", "any path", "$1/s^2$",
-        on(ANY, (V(), w.EDM(1e-9)), (Eps(), w.X0()), 1e18)),
+        on(ANY, (V(), w.EDMWeight(1e-9)), (Eps(), w.X0Weight()), 1e18)),
 ]  # fmt: skip
 
 
@@ -180,32 +184,32 @@ def mixed(left: Recipe, right: Recipe, constant: float = 1.0) -> tuple[Recipe, R
     return left, right, constant
 
 
-PER_SNR = [w.Eps(), w.X0(), w.V(), w.P2(0.5, 0.7), w.MinSNR(), w.EDM(0.5)]
+PER_SNR = [w.EpsWeight(), w.X0Weight(), w.VWeight(), w.P2(0.5, 0.7), w.MinSNR(), w.EDMWeight(0.5)]
 WIDE = LogNormal(0.0, 1e6)
 
 OTHER_TIMES = [
     Row("`likelihood`", "`likelihood` on another path", "any two paths", "1",
-        [mixed(Recipe(VP, V(), w.Likelihood()), Recipe(sde, Velocity(), w.Likelihood()))
+        [mixed(Recipe(VP, V(), w.LikelihoodWeight()), Recipe(sde, Velocity(), w.LikelihoodWeight()))
          for sde in (FLOW, VE, TRIG, PATHS["edm"], VDM)]),
     Row("`sigmoid`", "`sigmoid` on another path", "any two paths", "1",
         [mixed(Recipe(VP, V(), w.Sigmoid(-2.0)), Recipe(sde, Velocity(), w.Sigmoid(-2.0)))
          for sde in (FLOW, VE, TRIG, PATHS["edm"], VDM)]),
     Row("`likelihood` on `vp`", "`eps` on `vdm` with the ends of `vp`", "", "$R$",
-        [mixed(Recipe(VP, V(), w.Likelihood()), Recipe(LIKE_VP, Eps(), w.Eps()), RANGE)]),
+        [mixed(Recipe(VP, V(), w.LikelihoodWeight()), Recipe(LIKE_VP, Eps(), w.EpsWeight()), RANGE)]),
     Row("`likelihood`", "`eps`, `lognormal` with `std` $\\to \\infty$", "any path, `vp` for one", "$R$",
-        [mixed(Recipe(VP, V(), w.Likelihood()), Recipe(VP, V(), w.Eps(), WIDE), RANGE)]),
+        [mixed(Recipe(VP, V(), w.LikelihoodWeight()), Recipe(VP, V(), w.EpsWeight(), WIDE), RANGE)]),
     Row("`likelihood`, `importance`", "`likelihood`, `low-discrepancy`", "any path", "1",
-        [mixed(Recipe(sde, V(), w.Likelihood(), Importance()), Recipe(sde, V(), w.Likelihood()))
+        [mixed(Recipe(sde, V(), w.LikelihoodWeight(), Importance()), Recipe(sde, V(), w.LikelihoodWeight()))
          for sde in (VP, VE, SubVPSDE(), PATHS["edm"])]),
     Row("any weighting, `loss-second-moment`", "the same, `low-discrepancy`", "any path", "1",
         [mixed(Recipe(sde, V(), weight, Learned()), Recipe(sde, V(), weight))
-         for sde in (VP, FLOW) for weight in (Native(), w.Likelihood(), w.MinSNR())]),
+         for sde in (VP, FLOW) for weight in (Native(), w.LikelihoodWeight(), w.MinSNR())]),
     Row("`eps`, `x0`, `v`, `p2`, `min-snr` or `edm`, `lognormal`", "the same on another path", "any two paths", "1",
         [mixed(Recipe(PATHS["edm"], EDM(), weight, LogNormal()), Recipe(sde, Velocity(), weight, LogNormal()))
          for sde in (VP, FLOW, VESDE(0.002, 80.0)) for weight in PER_SNR]),
     Row("any weighting, `lognormal` with $m$, $s$", "the same, `logit-normal` with $m$, $s$", "`flow`", "1",
         [mixed(Recipe(FLOW, Velocity(), weight, LogNormal(-0.4, 0.8)),
-               Recipe(FLOW, Velocity(), weight, LogitNormal(-0.4, 0.8))) for weight in (Native(), w.EDM(0.5))]),
+               Recipe(FLOW, Velocity(), weight, LogitNormal(-0.4, 0.8))) for weight in (Native(), w.EDMWeight(0.5))]),
     Row("any weighting, `logit-normal` with $m$, $s$, shifted by $k$",
         "the same, `logit-normal` with $m + \\log k$, $s$", "`flow`", "1",
         [mixed(Recipe(FLOW, Velocity(), Native(), Shifted(LogitNormal(0.1, 0.9), 3.0)),
@@ -292,10 +296,10 @@ def test_the_same_gradient_at_the_same_noise_level(row: Row) -> None:
 
 def test_what_is_not_the_same_is_told_apart() -> None:
     for left, right in (
-        (Recipe(VP, Eps(), w.Eps()), Recipe(VP, Eps(), w.Likelihood())),
-        (Recipe(PATHS["edm"], V(), Native()), Recipe(PATHS["edm"], V(), w.V())),
-        (Recipe(FLOW, V(), w.Eps(), LogNormal()), Recipe(FLOW, V(), w.Eps(), LogitNormal())),
-        (Recipe(VP, V(), w.Eps(), LogNormal()), Recipe(VP, V(), w.Eps())),
+        (Recipe(VP, Eps(), w.EpsWeight()), Recipe(VP, Eps(), w.LikelihoodWeight())),
+        (Recipe(PATHS["edm"], V(), Native()), Recipe(PATHS["edm"], V(), w.VWeight())),
+        (Recipe(FLOW, V(), w.EpsWeight(), LogNormal()), Recipe(FLOW, V(), w.EpsWeight(), LogitNormal())),
+        (Recipe(VP, V(), w.EpsWeight(), LogNormal()), Recipe(VP, V(), w.EpsWeight())),
     ):
         found = ratios(left, right)
         assert float(found.max() / found.min()) > 1.5
@@ -354,7 +358,7 @@ def test_sampler_equivalences_by_their_quantiles(mean: float, std: float) -> Non
         t = LogNormal(mean, std).quantile(u, Setting(sde, 0.0, 1.0))
         ratios.append(sde.log_snr(t))
     torch.testing.assert_close(*ratios, rtol=1e-9, atol=1e-9)
-    domain = Setting(VP, 1e-5, 1.0, V(), w.Likelihood())
+    domain = Setting(VP, 1e-5, 1.0, V(), w.LikelihoodWeight())
     flat, importance = LogNormal(0.0, 1e6).quantile(u, domain), Importance().over(domain).quantile(u)
     torch.testing.assert_close(flat, importance, rtol=1e-6, atol=0)
 
@@ -393,9 +397,9 @@ PUBLISHED = [
               "$\\mathrm{sech}(\\lambda/2)/(2 \\pi)$",
               Recipe(TRIG, Eps()), lambda s: 1 / (2 * math.pi * torch.cosh(s / 2))),
     Published("VE score matching (Song et al. 2021)", "`ve`, predict `score`, weighting `eps`", "$1/R$",
-              Recipe(VE, Score(), w.Eps()), lambda s: 0 * s + 1 / (2 * math.log(5000))),
+              Recipe(VE, Score(), w.EpsWeight()), lambda s: 0 * s + 1 / (2 * math.log(5000))),
     Published("likelihood (Song, Durkan et al. 2021; VDM)", "any path, weighting `likelihood`", "$1$",
-              Recipe(VP, EDM(), w.Likelihood()), lambda s: 0 * s + 1),
+              Recipe(VP, EDM(), w.LikelihoodWeight()), lambda s: 0 * s + 1),
     Published("v-prediction (Salimans and Ho 2022)", "`cosine`, `offset` 0, predict `v`", "$e^{-\\lambda/2}/\\pi$",
               Recipe(TRIG, V()), lambda s: torch.exp(-s / 2) / math.pi),
     Published("EDM (Karras et al. 2022)", "`edm`, predict `edm` with `data_std` $s$, `lognormal`",

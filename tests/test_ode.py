@@ -11,8 +11,8 @@ import torch
 from models import F64
 from scipy.integrate import RK23, RK45
 
-from scoresde.errors import UsageError
-from scoresde.ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, TABLEAUS, coarse, integrate
+from scoresde.core.errors import UsageError
+from scoresde.ode.integrate import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, TABLEAUS, coarse, integrate
 
 RATES = torch.linspace(0.5, 3.0, 6, dtype=F64)
 
@@ -75,7 +75,7 @@ def test_one_step_has_the_order_of_the_method(method, order, monkeypatch):
     def whole(self, y, k, t0, t1, index):
         return np.full(len(y), abs(t1 - t0)), np.ones(len(y), dtype=bool)
 
-    monkeypatch.setattr("scoresde.ode._Attempt.first_step", whole)
+    monkeypatch.setattr("scoresde.ode.integrate._Attempt.first_step", whole)
 
     def f(y, t, index):
         return y * torch.cos(t)[:, None]
@@ -198,7 +198,7 @@ def test_events_of_any_shape(shape):
 
 
 def test_a_device_without_float64_gets_float32_times(monkeypatch):
-    monkeypatch.setattr("scoresde.ode.time_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("scoresde.ode.integrate.time_dtype", lambda device: torch.float32)
     seen, shown = [], []
 
     def f(y, t, index):

@@ -10,11 +10,11 @@ import torch
 from models import CHECKS, F64, PUBLISHED, gaussian, mixture_1d, normals, ring, watched
 
 from scoresde import VPSDE, FlowMatching, Noise
-from scoresde.build import build
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import build
+from scoresde.core.tables import SOLVERS
 from scoresde.solvers import Original, PredictorCorrector, Solver, sample
 from scoresde.solvers.original import CORRECTORS, Levels, discretise, level_index, predictor_weights
-from scoresde.tables import SOLVERS
 
 N = 1000
 NAMES = {

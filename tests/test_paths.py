@@ -27,8 +27,8 @@ from scoresde import (
     log_likelihood,
     sample,
 )
-from scoresde.errors import UsageError
-from scoresde.paths import Stretch
+from scoresde.core.errors import UsageError
+from scoresde.sde.modified import Stretch
 from scoresde.solvers import Multistep, MultistepSDE
 
 T = torch.linspace(0.01, 0.99, 99, dtype=F64)

@@ -11,13 +11,13 @@ from models import ALL, F64, gaussian, normals, ring, watched
 from solving import FEW_AND_ALL, marginal, moments
 
 from scoresde import VESDE, VPSDE, Noise
-from scoresde.build import resolve
-from scoresde.errors import UsageError
-from scoresde.grids import make_grid
-from scoresde.ode import FAILED_NONFINITE, OK
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import resolve
+from scoresde.core.tables import SOLVERS
+from scoresde.ode.integrate import FAILED_NONFINITE, OK
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import PredictorCorrector, sample
 from scoresde.solvers.pc import PREDICTORS, annealed_langevin, reverse_diffusion
-from scoresde.tables import SOLVERS
 
 
 def law(model, x) -> tuple[float, float]:

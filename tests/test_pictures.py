@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from scoresde import VESDE, VPSDE, CosineSDE, FlowMatching, Noise, Shifted, load, load_data, plot
-from scoresde.build import build
-from scoresde.errors import NumericalError
-from scoresde.pictures import (
+from scoresde.core.errors import NumericalError
+from scoresde.core.registry import build
+from scoresde.core.tables import SDES, SOLVERS
+from scoresde.study.figures import (
     DRAWS,
     Undone,
     dissolve,
@@ -25,7 +26,6 @@ from scoresde.pictures import (
     undo,
     write_reverse,
 )
-from scoresde.tables import SDES, SOLVERS
 
 ALL = [VPSDE(), VESDE(), CosineSDE(), FlowMatching(), Shifted(FlowMatching(), 3.0)]
 

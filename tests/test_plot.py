@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scoresde import plot
-from scoresde.errors import CheckpointError, UsageError
+from scoresde.core.errors import CheckpointError, UsageError
 
 
 @pytest.fixture
@@ -212,15 +212,6 @@ def test_a_loss_is_drawn_at_its_step_and_a_gap_where_it_is_not_finite():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["each record", "running mean"]
 
 
-def test_a_strip_shows_each_picture_under_its_label(rng):
-    colour = plot.image_grid(rng.uniform(-1, 1, (1, 3, 8, 8)))
-    figure = plot.forward_strip([colour, np.eye(4)], ["t = 0", "t = 1"])
-    assert [ax.get_title() for ax in figure.axes] == ["t = 0", "t = 1"]
-    for ax, picture in zip(figure.axes, (colour, np.eye(4)), strict=True):
-        np.testing.assert_array_equal(ax.images[0].get_array(), picture)
-    assert figure.axes[1].images[0].get_clim() == (0, 1), "floats are from black to white"
-
-
 def test_the_density_lies_under_the_arrows(rng):
     # A pixel for each node, around it, the first row at the bottom.
     x, y, density = np.linspace(-1, 1, 5), np.linspace(0, 6, 4), rng.uniform(size=(4, 5))
@@ -260,8 +251,7 @@ settings = lambda: {{k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k
 before = settings()
 plot.save_figure({str(tmp_path / "a.png")!r}, plot.scatter(np.eye(2), np.eye(2)))
 plot.save_figure({str(tmp_path / "b.png")!r}, plot.samples_figure(np.zeros((2, 1, 4, 4)), "image", -1, 1))
-for figure in (plot.signals(np.zeros((2, 1, 9))), plot.vectors(np.eye(3)), plot.loss_curve([1, 2], [3, 4]),
-               plot.forward_strip([np.eye(2)], ["a"])):
+for figure in (plot.signals(np.zeros((2, 1, 9))), plot.vectors(np.eye(3)), plot.loss_curve([1, 2], [3, 4])):
     figure.canvas.draw()
 assert "matplotlib.pyplot" not in sys.modules
 assert settings() == before
@@ -330,7 +320,6 @@ def test_score_arrows_point_along_the_score():
         lambda: plot.vectors(np.zeros((3, 4)), np.zeros((3, 5))),
         lambda: plot.samples_figure(np.zeros((3, 4)), "sound", -1, 1),
         lambda: plot.loss_curve([1, 2], [1.0]),
-        lambda: plot.forward_strip([np.eye(2)], []),
         lambda: plot.score_field(None, np.arange(3), np.arange(2), np.zeros((3, 2)), np.zeros((3, 2)), None),
         lambda: plot.save_image_grid("never.png", np.zeros((1, 1, 2, 2)), -1, 1, magnify=0),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scoresde import plot
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 from scoresde.plot.strips import SECTORS, sectors
 
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from scoresde import progress as module
-from scoresde.progress import Progress
+from scoresde.core import progress as module
+from scoresde.core.progress import Progress
 
 
 class Clock:

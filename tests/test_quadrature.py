@@ -12,10 +12,10 @@ import torch
 from models import F64, FOUR, PUBLISHED, density, gaussian, normals, ring, small_network, watched
 
 from scoresde import VPSDE, GaussianMixture, Likelihood, log_likelihood
-from scoresde.dense import Knots
 from scoresde.likelihood import quadrature
 from scoresde.likelihood.clock import clock, r_of_clock
 from scoresde.likelihood.quadrature import clenshaw_curtis
+from scoresde.ode.dense import Knots
 
 
 def knots(f, df, places):

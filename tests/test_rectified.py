@@ -18,12 +18,12 @@ from scoresde import (
     load,
     straightness,
 )
+from scoresde.core.errors import UsageError
+from scoresde.core.files import read_tensors
 from scoresde.data import load_data
-from scoresde.errors import UsageError
-from scoresde.files import read_tensors
-from scoresde.rectified import draw_pairs, reflow
 from scoresde.solvers import EulerMaruyama
 from scoresde.train import loop
+from scoresde.train.reflow import draw_pairs, reflow
 
 TINY = TrainConfig(data="moons", sde="flow", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
 
@@ -91,7 +91,7 @@ def test_labels_go_with_their_pairs(tmp_path):
 
 
 def test_the_coupling_reflow_needs_pairs(tmp_path):
-    with pytest.raises(UsageError, match="scoresde reflow RUN"):
+    with pytest.raises(UsageError, match="trains on given pairs; reflow makes them"):
         fit(TrainConfig(coupling="reflow"), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -33,11 +33,11 @@ from scoresde import (
     load_data,
 )
 from scoresde.codec import Affine, as_affine
+from scoresde.core.errors import CheckpointError, DataError, UsageError
 from scoresde.data import DataInfo
-from scoresde.errors import CheckpointError, DataError, UsageError
+from scoresde.likelihood.chain import bound
 from scoresde.likelihood.data import join
 from scoresde.solvers import MultistepSDE
-from scoresde.vlb import bound
 
 SOLVERS = [
     ProbabilityFlow(rtol=1e-2, atol=1e-2),

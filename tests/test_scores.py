@@ -25,10 +25,10 @@ from scoresde import (
     convert,
 )
 from scoresde.codec import Affine, Codec, Composed, Levels, as_affine
-from scoresde.errors import UsageError
-from scoresde.estimate import Estimate
+from scoresde.core.errors import UsageError
 from scoresde.likelihood.data import _stderr, join
 from scoresde.likelihood.dequantise import log_mean_exp, start_time
+from scoresde.model.estimate import Estimate
 
 TIGHT = {"rtol": 1e-5, "check": False}
 

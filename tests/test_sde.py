@@ -25,8 +25,8 @@ from scoresde import (
     log_likelihood,
     sample,
 )
-from scoresde.errors import UsageError
-from scoresde.grids import make_grid
+from scoresde.core.errors import UsageError
+from scoresde.sde.grids import make_grid
 from scoresde.solvers.level import auto_level
 
 T = torch.linspace(1e-5, 1 - 1e-9, 1001, dtype=F64)

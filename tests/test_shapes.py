@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde.errors import UsageError
-from scoresde.shapes import align, all_rows, as_time, at, expand, flat, mean_flat, rms_flat, select, sum_flat
+from scoresde.core.errors import UsageError
+from scoresde.core.shapes import align, all_rows, as_time, at, expand, flat, mean_flat, rms_flat, select, sum_flat
 
 
 def test_expand():

@@ -11,13 +11,13 @@ from models import ALL, normals, ring, watched
 from torch import Tensor
 
 from scoresde import VPSDE, FlowMatching, RungeKutta
-from scoresde.build import resolve
-from scoresde.errors import UsageError
-from scoresde.estimate import Wrapped
-from scoresde.grids import make_grid
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import resolve
+from scoresde.core.tables import SOLVERS
+from scoresde.model.estimate import Wrapped
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, Multistep, Singlestep
 from scoresde.solvers.singlestep import dpm_2s, dpm_3s, dpmpp_2s, dpmpp_3s
-from scoresde.tables import SOLVERS
 
 VARIABLES = ("x0", "eps", "straight", "v", "gauss")
 

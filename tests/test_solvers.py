@@ -25,9 +25,9 @@ from models import (
 from scipy.special import ndtri
 
 from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
-from scoresde.errors import UsageError
+from scoresde.core.errors import UsageError
 from scoresde.nn import MLP
-from scoresde.ode import FAILED_NONFINITE, OK
+from scoresde.ode.integrate import FAILED_NONFINITE, OK
 from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
 
 SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]

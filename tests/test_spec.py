@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,16 @@ import torch
 from runs import edit, older
 from safetensors.torch import load_file
 
-from scoresde import Run, TrainConfig, fit, load, load_data, tables
-from scoresde.checkpoint import newest_checkpoint
+from scoresde import Run, TrainConfig, fit, load, load_data
 from scoresde.codec import Affine
+from scoresde.core import tables
+from scoresde.core.errors import CheckpointError, DataError, UsageError
+from scoresde.core.registry import moved
+from scoresde.core.tables import MOVED
 from scoresde.data import Dataset
-from scoresde.errors import CheckpointError, DataError, UsageError
-from scoresde.spec import ModelSpec
+from scoresde.run.files import newest_checkpoint
+from scoresde.run.foreign import OriginalScore
+from scoresde.run.spec import ModelSpec
 from scoresde.train import loop
 
 SMALL = {"width": 8, "blocks": 1}
@@ -141,3 +146,28 @@ def test_data_that_were_an_array_are_asked_for_again(tmp_path: Path) -> None:
     run = fit(TrainConfig(steps=1, batch=8, network_options=SMALL), data=data, save=False, quiet=True)
     with pytest.raises(DataError, match=r"'mine'.*passed as an array are not kept in a run: pass them again"):
         run.data()
+
+
+def test_a_class_that_has_moved_is_still_the_one_that_a_run_names(copied: Callable[[str], str]) -> None:
+    # An earlier version named its own classes outside the tables by the modules they were in then.
+    config = TrainConfig(data="moons", steps=2, batch=8, predict=OriginalScore(), network_options=SMALL)
+    copied("moons")
+    run = fit(config, out="runs/old", quiet=True)
+    older("runs/old")
+    text = Path("runs/old/config.json").read_text()
+    assert "scoresde.run.foreign:OriginalScore" in text
+    Path("runs/old/config.json").write_text(text.replace("scoresde.run.foreign", "scoresde.compat"))
+    with pytest.raises(CheckpointError, match="never imported"):
+        load("runs/old")
+    again = load("runs/old", parametrization=OriginalScore())
+    assert torch.equal(drawn(again), drawn(run))
+    config = replace(again.config, steps=3, predict=OriginalScore())
+    assert fit(config, out="runs/old", resume=True, quiet=True).step == 3
+
+
+def test_what_has_moved_is_there() -> None:
+    for old, new in MOVED.items():
+        module, _, name = new.partition(":")
+        found = importlib.import_module(module)
+        assert not name or hasattr(found, name), new
+        assert moved(old if ":" in old else f"{old}:X") == (new if name else f"{new}:X")

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scoresde import TrainConfig, fit
-from scoresde.checkpoint import newest_checkpoint
 from scoresde.codec import Composed
+from scoresde.core.errors import CheckpointError, NumericalError
 from scoresde.data.batch import Batch, Batches, Rows
-from scoresde.draw import Draws, NoiseDraw
-from scoresde.ema import EMA
-from scoresde.errors import CheckpointError, NumericalError
-from scoresde.loss import Objective
+from scoresde.objective.draw import Draws, NoiseDraw
+from scoresde.objective.loss import Objective
+from scoresde.run.files import newest_checkpoint
 from scoresde.train import loop
+from scoresde.train.averages import EMA
 from scoresde.train.state import Record, TrainState, steps
 
 

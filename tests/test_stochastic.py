@@ -16,7 +16,7 @@ from scipy.integrate import quad
 from solving import FEW_AND_ALL, FIVE, excess, marginal, moments
 
 from scoresde import VPSDE, EulerMaruyama, Noise
-from scoresde.grids import make_grid
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, Ancestral, EDMHeun, MultistepSDE, StochasticHeun
 from scoresde.solvers.exponential import er_sde, sa_solver, sde_dpm
 from scoresde.solvers.pc import reverse_diffusion

@@ -24,26 +24,28 @@ from scoresde import (
     Velocity,
     load_data,
 )
-from scoresde import weighting as w
-from scoresde.errors import CheckpointError, UsageError
-from scoresde.grids import snap
-from scoresde.tables import TIME_SAMPLERS
-from scoresde.times import (
+from scoresde.core.errors import CheckpointError, UsageError
+from scoresde.core.tables import TIME_SAMPLERS
+from scoresde.objective import weighting as w
+from scoresde.objective.times import (
     Importance,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
+    LowDiscrepancy,
     Mode,
     Setting,
     Sqrt,
     TimeSampler,
-    Uniform,
     independent,
     make_times,
 )
+from scoresde.sde.grids import snap
 
 PATHS = {**ALL, "cosine": CosineSDE(), "edm": EDMSDE(), "vdm": VDMSDE()}
-SAMPLERS = [independent(), Uniform(), Sqrt(), LogNormal(), LogitNormal(), Mode(), Importance(), LossSecondMoment()]
+SAMPLERS = [
+    independent(), LowDiscrepancy(), Sqrt(), LogNormal(), LogitNormal(), Mode(), Importance(), LossSecondMoment(),
+]  # fmt: skip
 LEVELS = torch.linspace(0.002, 0.998, 250, dtype=F64)
 
 
@@ -52,7 +54,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def domain(sde, weighting=None, parametrization=None) -> Setting:
-    return Setting(sde, *sde.times("train"), parametrization or Velocity(), weighting or w.Likelihood())
+    return Setting(sde, *sde.times("train"), parametrization or Velocity(), weighting or w.LikelihoodWeight())
 
 
 def free(sde, low: float = 1e-5, high: float = 1.0) -> Setting:
@@ -65,7 +67,7 @@ def free(sde, low: float = 1e-5, high: float = 1.0) -> Setting:
 # The distribution functions of the papers: of t, or of log(sigma/alpha).
 CDFS = {
     "uniform": (independent(), lambda t, ratio: t),
-    "low-discrepancy": (Uniform(), lambda t, ratio: t),
+    "low-discrepancy": (LowDiscrepancy(), lambda t, ratio: t),
     "sqrt": (Sqrt(), lambda t, ratio: t**0.5),
     "lognormal": (LogNormal(), lambda t, ratio: stats.norm.cdf(ratio, -1.2, 1.2)),
     "lognormal-edm2": (LogNormal(-0.4, 1.0), lambda t, ratio: stats.norm.cdf(ratio, -0.4, 1.0)),
@@ -102,7 +104,7 @@ def test_mode_has_the_density_of_its_map() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_draws_follow_the_quantile(sampler) -> None:
     """Independent draws pass the Kolmogorov test; stratified ones have exactly one in each cell."""
-    where = domain(VPSDE(), w.Likelihood() if not sampler.emphasis else w.Native(), EDM())
+    where = domain(VPSDE(), w.LikelihoodWeight() if not sampler.emphasis else w.Native(), EDM())
     at_work = sampler.over(where)
     grid = at_work.quantile(torch.linspace(1e-9, 1 - 1e-9, 20_001, dtype=F64))
     count = 500
@@ -117,7 +119,7 @@ def test_draws_follow_the_quantile(sampler) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 def test_draws_are_float64_in_the_domain_and_the_generators(path, sampler) -> None:
-    where = domain(PATHS[path], w.Native() if sampler.emphasis else w.Likelihood())
+    where = domain(PATHS[path], w.Native() if sampler.emphasis else w.LikelihoodWeight())
     at_work = sampler.over(where)
     t, weight = at_work.draw(64, generator(3))
     assert t.dtype == weight.dtype == F64 and t.shape == weight.shape == (64,) and t.device.type == "cpu"
@@ -125,14 +127,14 @@ def test_draws_are_float64_in_the_domain_and_the_generators(path, sampler) -> No
     assert torch.isfinite(weight).all() and (weight > 0).all()
     assert torch.equal(at_work.draw(64, generator(3))[0], t)
     assert not torch.equal(at_work.draw(64, generator(4))[0], t)
-    if sampler.emphasis or isinstance(sampler, Uniform):
+    if sampler.emphasis or isinstance(sampler, LowDiscrepancy):
         assert torch.equal(weight, torch.ones_like(t))
 
 
 def test_a_cell_end_at_zero_or_one_is_in_the_domain() -> None:
     """u = 0 is drawn once in 2^53 times, and u = 1 never; the quantiles there are the ends."""
     for sampler in SAMPLERS:
-        where = domain(VPSDE(), w.Native() if sampler.emphasis else w.Likelihood())
+        where = domain(VPSDE(), w.Native() if sampler.emphasis else w.LikelihoodWeight())
         ends = sampler.over(where).quantile(torch.tensor([0.0, 1.0], dtype=F64)).clamp(where.low, where.high)
         torch.testing.assert_close(ends, where.ends, rtol=1e-6, atol=1e-12)
 
@@ -163,7 +165,9 @@ def test_importance_of_vp_in_closed_form() -> None:
     torch.testing.assert_close(at_work.weight(t) * w.log_snr_speed(sde, t) * (1 - 1e-5), at_work.total + 0 * t)
 
 
-@pytest.mark.parametrize("weighting", [w.Likelihood(), w.Score(), w.MinSNR(), w.X0(), w.Sigmoid(1.0)], ids=str)
+@pytest.mark.parametrize(
+    "weighting", [w.LikelihoodWeight(), w.ScoreWeight(), w.MinSNR(), w.X0Weight(), w.Sigmoid(1.0)], ids=str
+)
 @pytest.mark.parametrize("path", ["vp", "ve", "edm", "user_ve"])
 def test_the_tabulated_density_is_the_weight(path, weighting) -> None:
     """du/dt = w/int w, by differences of the quantile; here w is the weight on the residual of EDM."""
@@ -203,7 +207,7 @@ def test_importance_changes_no_expectation(path, sampler) -> None:
         assert float(found.mean()) == pytest.approx(mean, abs=5 * error + 1e-4)
 
 
-@pytest.mark.parametrize("sampler", [Uniform(), Importance(), LossSecondMoment(history=1)], ids=str)
+@pytest.mark.parametrize("sampler", [LowDiscrepancy(), Importance(), LossSecondMoment(history=1)], ids=str)
 def test_on_a_chain_the_nodes_are_weighted_to_be_alike(sampler) -> None:
     """Draws are moved to nodes after they are weighted: each node counts 1/N, with more bins than nodes too."""
     chain = DDPM(steps=20, start=0.005, end=0.4)
@@ -314,7 +318,7 @@ def test_losses_that_are_all_zero_change_nothing() -> None:
 def test_names_and_options() -> None:
     where = free(VPSDE())
     for name in TIME_SAMPLERS:
-        assert isinstance(make_times(name, {}, domain(VPSDE(), w.Eps())).sampler, TimeSampler)
+        assert isinstance(make_times(name, {}, domain(VPSDE(), w.EpsWeight())).sampler, TimeSampler)
     assert make_times("lognormal", {"mean": -0.4}, where).sampler == LogNormal(-0.4)
     assert make_times("sqrt", {"stratified": False}, where).sampler == Sqrt(stratified=False)
     assert make_times(Sqrt(), {}, where).sampler == Sqrt()
@@ -322,7 +326,7 @@ def test_names_and_options() -> None:
         ("gamma", {}, "unknown time sampler 'gamma'; .*low-discrepancy"),
         ("mode", {"s": 1}, "no option 's'; choose from: k, stratified"),
         ("uniform", {"stratified": True}, "no option"),
-        ("scoresde.sdes:VPSDE", {}, "no time sampler: derive"),
+        ("scoresde.sde.continuous:VPSDE", {}, "not a time sampler: derive"),
         ("mode", {"k": 2.0}, "k is 2.0; it must lie between -1 and"),
         ("lognormal", {"std": 0.0}, "std is 0.0; it must be > 0"),
         ("loss-second-moment", {"bins": 1}, "1 bins of 10 losses"),
@@ -333,7 +337,7 @@ def test_names_and_options() -> None:
             make_times(name, options, where, typed=True)
 
 
-@pytest.mark.parametrize("weighting", [w.Likelihood(), w.Sigmoid()], ids=str)
+@pytest.mark.parametrize("weighting", [w.LikelihoodWeight(), w.Sigmoid()], ids=str)
 def test_a_weight_per_log_snr_wants_uniform_times(weighting) -> None:
     for sampler in SAMPLERS:
         if sampler.emphasis:
@@ -343,11 +347,11 @@ def test_a_weight_per_log_snr_wants_uniform_times(weighting) -> None:
             sampler.over(domain(VDMSDE(), weighting))
 
 
-@pytest.mark.parametrize("weighting", [w.X0(), w.EDM(), w.V(), w.Native()], ids=str)
+@pytest.mark.parametrize("weighting", [w.X0Weight(), w.EDMWeight(), w.VWeight(), w.Native()], ids=str)
 def test_importance_that_would_raise_the_variance_is_refused(weighting) -> None:
     """Their weight on the noise is largest at t = 1, where there is hardly a noise error to weigh."""
     where = domain(VPSDE(), weighting, EDM())
-    with pytest.raises(UsageError, match=r"scatters the loss .* times as much as uniform times .*error=edm"):
+    with pytest.raises(UsageError, match=r"scatters the loss .* times as much as uniform times .*error='edm'"):
         Importance().over(where)
     Importance(error="edm").over(where)
 
@@ -367,7 +371,7 @@ def test_a_path_that_is_learned_has_no_density_of_its_own() -> None:
     learned = VDMSDE(learn=True)
     with pytest.raises(UsageError, match="the path is learned"):
         Importance().over(domain(learned))
-    for sampler in (Uniform(), LossSecondMoment()):
+    for sampler in (LowDiscrepancy(), LossSecondMoment()):
         t, weight = sampler.over(domain(learned)).draw(4, generator())
         assert not t.requires_grad and not weight.requires_grad
 
@@ -408,7 +412,7 @@ def test_the_loss_floor_of_the_published_paths_with_importance() -> None:
         t, weight = Importance().over(domain(sde, parametrization=Eps())).draw(n, generator(2))
         alpha, sigma = sde.coefficients(t)
         eps_hat = sigma * (alpha * x0 + sigma * eps - alpha * mu) / (alpha**2 * s0**2 + sigma**2)
-        losses = weight * w.Likelihood()(sde, Eps(), t) * (eps_hat - eps) ** 2
+        losses = weight * w.LikelihoodWeight()(sde, Eps(), t) * (eps_hat - eps) ** 2
         expected = check["expected"][name]["min_likelihood_weighted_per_dim"]
         assert float(losses.mean()) == pytest.approx(expected, abs=4 * float(losses.std()) / math.sqrt(n))
         assert float(losses.std()) / math.sqrt(n) < 0.01 * expected

@@ -10,9 +10,9 @@ from models import ALL, F64, gaussian, gaussian_flow, normals, ring
 from solving import FIVE, OURS, case, prior, small
 
 from scoresde import VPSDE, EulerMaruyama, Multistep, Noise, ProbabilityFlow, RungeKutta
-from scoresde.errors import UsageError
-from scoresde.grids import make_grid
-from scoresde.ode import FAILED_LIMIT
+from scoresde.core.errors import UsageError
+from scoresde.ode.integrate import FAILED_LIMIT
+from scoresde.sde.grids import make_grid
 from scoresde.solvers import AdaptiveSDE, MultistepSDE, PredictorCorrector, sample
 from scoresde.solvers.base import Solution
 

@@ -9,12 +9,12 @@ import torch
 from models import F64, normals
 
 from scoresde import EDM, VDMSDE, ScoreModel, TrainConfig, fit, load
-from scoresde.checkpoint import newest_checkpoint
+from scoresde.core.errors import UsageError
+from scoresde.core.files import read_tensors
 from scoresde.data import load_data
-from scoresde.errors import UsageError
-from scoresde.files import read_tensors
-from scoresde.loss import denoising_loss, end_terms
 from scoresde.nn import MLP
+from scoresde.objective.loss import denoising_loss, end_terms
+from scoresde.run.files import newest_checkpoint
 from scoresde.train import prepared
 
 TINY = TrainConfig(

@@ -13,14 +13,9 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from scoresde import DDPM, EDM, SMLD, VPSDE, X0, Eps, Noise, ScoreModel
-from scoresde.discrete import forward_step, posterior
-from scoresde.errors import UsageError
-from scoresde.estimate import Denoiser, Domain, Estimate, Wrapped
-from scoresde.grids import nearest
-from scoresde.loss import denoising_loss
-from scoresde.nn import MLP
-from scoresde.shapes import expand
-from scoresde.vlb import (
+from scoresde.core.errors import UsageError
+from scoresde.core.shapes import expand
+from scoresde.likelihood.chain import (
     HYBRID_WEIGHT,
     bound,
     decoder_nll,
@@ -29,6 +24,11 @@ from scoresde.vlb import (
     step_kl,
     variance_loss,
 )  # fmt: skip
+from scoresde.model.estimate import Denoiser, Domain, Estimate, Wrapped
+from scoresde.nn import MLP
+from scoresde.objective.loss import denoising_loss
+from scoresde.sde.grids import nearest_node
+from scoresde.sde.marginal import forward_step, posterior
 
 CHAINS = {"ddpm": DDPM(30), "cosine": DDPM(20, "cosine"), "given": DDPM(betas=(0.1, 0.3, 0.6)), "smld": SMLD(12)}
 
@@ -45,7 +45,7 @@ class Fixed(Wrapped):
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         e = self.model(x, t)
-        frac = self.fracs[nearest(torch.as_tensor(t, dtype=F64), self.domain.nodes)]
+        frac = self.fracs[nearest_node(torch.as_tensor(t, dtype=F64), self.domain.nodes)]
         return replace(e, frac=expand(frac, x).expand(x.shape))
 
     def rows(self, index: Tensor) -> Denoiser:
@@ -209,7 +209,7 @@ def test_the_bound_with_levels_and_without_nodes():
     assert torch.equal(density.steps, bins.steps) and bool((bins.data > 0).all())
     lowest = model(chain.perturb(x0, chain.nodes[0], Noise.of(2).normal((2,), 0, "user", F64)), chain.nodes[0])
     assert torch.allclose(bins.data, discretised_nll(lowest, x0, chain.nodes, 2 / 16))
-    with pytest.raises(UsageError, match=r"a model on VPSDE has none; train with --sde ddpm"):
+    with pytest.raises(UsageError, match=r"a model on VPSDE has none; train with the SDE ddpm"):
         bound(ring(VPSDE()), x0)
 
 

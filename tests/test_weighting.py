@@ -10,10 +10,10 @@ from models import ALL, F64, UserCosine
 from torch import Tensor
 
 from scoresde import EDM, EDMSDE, VDMSDE, VPSDE, X0, CosineSDE, Eps, FlowMatching, Score, V, Velocity
-from scoresde import weighting as w
-from scoresde.errors import UsageError
-from scoresde.tables import WEIGHTINGS
-from scoresde.weighting import check_weight, make_weighting, noise_factor
+from scoresde.core.errors import UsageError
+from scoresde.core.tables import WEIGHTINGS
+from scoresde.objective import weighting as w
+from scoresde.objective.weighting import check_weight, make_weighting, noise_factor
 
 PARAMETRIZATIONS = [Eps(), X0(), V(), Score(), Velocity(), EDM(data_std=0.5)]
 PATHS = {**ALL, "cosine": CosineSDE(), "edm": EDMSDE(), "vdm": VDMSDE()}
@@ -71,7 +71,9 @@ def test_native_is_plain_regression() -> None:
     assert torch.equal(w.Native()(VPSDE(), V(), T), torch.ones_like(T))
 
 
-@pytest.mark.parametrize("weighting", [w.X0(), w.V(), w.P2(), w.MinSNR(), w.EDM(0.5), w.Eps()], ids=str)
+@pytest.mark.parametrize(
+    "weighting", [w.X0Weight(), w.VWeight(), w.P2(), w.MinSNR(), w.EDMWeight(0.5), w.EpsWeight()], ids=str
+)
 def test_min_snr_and_its_like_see_the_snr_alone(weighting) -> None:
     """On another path, at the time of the same SNR, the weight on the noise is the same."""
     other = FlowMatching()
@@ -169,7 +171,7 @@ def test_weights_that_cannot_be_trained_with() -> None:
         r"returns shape \(\)": lambda sde, p, t: torch.tensor(1.0),
         "returns float": lambda sde, p, t: 1.0,
         # The data's error weighs infinitely much where there is no noise.
-        "e.* at t = 0 ": lambda sde, p, t: w.Eps()(sde, X0(), t),
+        "e.* at t = 0 ": lambda sde, p, t: w.EpsWeight()(sde, X0(), t),
     }
     for message, weight in bad.items():
         with pytest.raises(UsageError, match=message):

@@ -1,7 +1,7 @@
 """The command line: parse, call, print. No mathematics here, and no torch before a command runs.
 
 One file a verb; :mod:`.common` has what they share. Standard output carries results, standard error talks. Exit codes
-are those of :mod:`scoresde.errors`.
+are those of :mod:`scoresde.core.errors`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from ..errors import ScoresdeError, Stopped
-from ..version import __version__
+from ..core.errors import ScoresdeError, Stopped
+from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
 from .command import Group, warned

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from ..errors import DataError
-from ..tables import GRIDS, SOLVERS
+from ..core.errors import DataError
+from ..core.tables import GRIDS, SOLVERS
 from .command import option, verb
 from .common import Condition, Session, conditioning, in_list, out_option, session, whole_numbers
 
@@ -43,14 +43,14 @@ def bench(
     budgets = sorted(set(whole_numbers("--nfe", nfe)))
     from dataclasses import asdict
 
-    from ..bench import bench as measure
-    from ..bench import plan, solvers_by_name, table, write_bench
+    from ..study.bench import bench as measure
+    from ..study.bench import bench_table, plan, solvers_by_name, write_bench
 
     built = solvers_by_name(in_list(solvers), grid)
     count = len(plan(built, budgets)) + 1
     run = session.loaded
-    from ..files import new_folder
-    from ..progress import Progress
+    from ..core.files import new_folder
+    from ..core.progress import Progress
 
     asked = condition.of(run)
     try:
@@ -78,5 +78,5 @@ def bench(
     files = write_bench(folder, found, facts)
     session.print(
         {**facts, "rows": [asdict(row) for row in found.rows], "files": [str(f) for f in files]},
-        f"{table(found)}\n\n{files[0]}  {n} samples  {facts['seconds']:.1f} s  seed {session.seed}",
+        f"{bench_table(found)}\n\n{files[0]}  {n} samples  {facts['seconds']:.1f} s  seed {session.seed}",
     )

@@ -33,10 +33,10 @@ def classifier(
     `scoresde evaluate --features classifier:FOLDER` compares samples by its features.
     """
     chosen = session.on
-    from ..classifier import ClassifierConfig, train_classifier
+    from ..core.files import new_folder
+    from ..core.progress import Progress
     from ..data import load_data
-    from ..files import new_folder
-    from ..progress import Progress
+    from ..study.classifier import ClassifierConfig, train_classifier
 
     dataset = load_data(data, session.seed, test_fraction)
     session.say(dataset.info.describe())

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import click
 
-from ..build import closest, fields_of, is_flag, parse_value, read_options, resolve
-from ..errors import Advice, ScoresdeError, Stopped, UsageError
+from ..core.errors import Advice, ScoresdeError, Stopped, UsageError
+from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
 
 __all__ = ["Command", "Fields", "Group", "Option", "first_line", "option", "settings", "spelled", "verb", "warned"]
 
@@ -183,7 +183,7 @@ class Command(click.Command):
         """The name that each of the command's objects was given on this line, or has by default."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
-        for word, following in zip(args, [*args[1:], ""], strict=True):
+        for word, following in zip(args, [*args[1:], ""], strict=False):
             flag, equals, value = word.partition("=")
             if flag in known and known[flag].name in deciding:
                 found[known[flag].name] = value if equals else following

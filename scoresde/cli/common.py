@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..build import build, resolve
-from ..errors import UsageError
-from ..tables import SDES, SOLVERS
+from ..core.errors import UsageError
+from ..core.registry import build, resolve
+from ..core.tables import SDES, SOLVERS
 from .command import EVERYWHERE, Fields, option, settings
 
 if TYPE_CHECKING:
     import torch
 
-    from ..progress import Progress
-    from ..run import Run
+    from ..core.progress import Progress
+    from ..run.run import Run
     from ..solvers import Solver, Step
 
 __all__ = [
@@ -128,7 +128,7 @@ class Session:
     @cached_property
     def loaded(self) -> Run:
         """The run that was named (none: the newest), on its device."""
-        from ..run import load
+        from ..run.run import load
 
         given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
         return load(self.run, sde=given, device=self.on, dtype=self.precision)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..tables import SOLVERS
+from ..core.tables import SOLVERS
 from .command import Group, option
 from .common import Session, out_option, sde_option, session
 
@@ -43,11 +43,11 @@ def single_image(
     takes them for, and a GIF of both. A few minutes on a CPU. The run is like any other: scoresde sample draws from it.
     """
     chosen = session.on
-    from ..build import build
-    from ..checkpoint import make_run_folder
+    from ..core.registry import build
     from ..data import load_data
-    from ..pictures import frames_between, undo, write_reverse
-    from ..single_image import EXAMPLE, picture_config, read_picture, save_picture
+    from ..run.files import make_run_folder
+    from ..study.figures import frames_between, undo, write_reverse
+    from ..study.single_image import EXAMPLE, picture_config, read_picture, save_picture
     from ..train import fit
 
     picture = read_picture(file or EXAMPLE, size)

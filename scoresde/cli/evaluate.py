@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..build import options_of
-from ..errors import DataError, NumericalError, UsageError
-from ..tables import METRICS
+from ..core.errors import DataError, NumericalError, UsageError
+from ..core.registry import options_of
+from ..core.tables import METRICS
 from .command import option, verb
 from .common import Session, SolverChoice, counted, in_list, out_option, session, solver_options
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Dataset
-    from ..features import Extractor
     from ..solvers import Solver
+    from ..study.features import Extractor
 
 __all__ = ["evaluate"]
 
@@ -68,10 +68,10 @@ def evaluate(
     began = time.monotonic()
     chosen = session.on
     facts: dict[str, Any]
-    from ..evaluate import described, evaluate_features, metrics_by_name, table, write_evaluation
-    from ..evaluate import evaluate as measure
-    from ..features import Reference, extractor_by_name
-    from ..files import new_folder
+    from ..core.files import new_folder
+    from ..study.evaluate import described, evaluate_features, evaluation_table, metrics_by_name, write_evaluation
+    from ..study.evaluate import evaluate as measure
+    from ..study.features import Reference, extractor_by_name
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
     known = None if reference is None else Reference.load(reference)  # before the samples, which take longer
@@ -110,7 +110,7 @@ def evaluate(
     files = write_evaluation(folder, found, facts, pictures)
     session.print(
         {**facts, **described(found), "files": [str(f) for f in files]},
-        f"{table(found)}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",
+        f"{evaluation_table(found)}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",
     )
 
 
@@ -126,10 +126,10 @@ class _Source:
 
 def _source(session: Session, samples: Path | None, data: str | None) -> _Source:
     """The data, and the run or the samples. Samples from a file need no model, and with --data no run either."""
-    from ..checkpoint import find_run, read_config
-    from ..config import TrainConfig
     from ..data import load_data
-    from ..gallery import read_samples
+    from ..run.config import TrainConfig
+    from ..run.files import find_run, read_config
+    from ..run.samples import read_samples
 
     if samples is not None and data is not None and session.run is None:
         dataset = load_data(data)
@@ -152,7 +152,7 @@ def _draw(
     session: Session, n: int, built: Solver, solver: SolverChoice, batch: int
 ) -> tuple[Tensor, dict[str, Any]]:
     """Samples of the run that succeeded, in data units, and how they were made."""
-    from ..progress import Progress
+    from ..core.progress import Progress
 
     run = session.loaded
     session.say(f"sampling {n} with {solver.name} from {session.whence}")

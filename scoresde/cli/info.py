@@ -18,12 +18,12 @@ __all__ = ["info"]
 @session(first=("json",), only=("json",))
 def info(run: str | None, session: Session) -> None:
     """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
-    from ..checkpoint import find_run, newest_checkpoint, read_config
-    from ..files import read_json, read_lines, read_tensors
+    from ..core.files import read_json, read_lines, read_tensors
+    from ..run.files import find_run, newest_checkpoint, read_config
 
     folder = find_run(run)
-    from ..config import TrainConfig
     from ..data import DataInfo
+    from ..run.config import TrainConfig
 
     config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_json(folder / "data.json")
     described = DataInfo.from_dict(data).describe()

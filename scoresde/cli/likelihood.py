@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import NumericalError
+from ..core.errors import NumericalError
 from .command import Fields, option, settings, verb, warned
 from .common import Condition, Session, conditioning, in_list, out_option, session, set_option, together
 
@@ -69,12 +69,12 @@ def likelihood(
 
     Several data sets share one figure.
     """
-    from ..comparison import check_kinds, choose, write_scores
-    from ..files import new_folder
+    from ..core.files import check_kinds, new_folder
+    from ..core.progress import Progress
     from ..likelihood.memory import default_budget
-    from ..progress import Progress
+    from ..study.report import KINDS, choose, write_scores
 
-    kinds = check_kinds(in_list(save))
+    kinds = check_kinds(in_list(save), KINDS)
     run, seed = session.loaded, session.seed
     asked = condition.of(run)
     asked.model  # noqa: B018  # what cannot be bound is said before the data are read

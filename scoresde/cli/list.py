@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from .. import tables
-from ..build import closest, fields_of, resolve
-from ..errors import UsageError
+from ..core import tables
+from ..core.errors import UsageError
+from ..core.registry import closest, fields_of, resolve
 from .command import first_line, verb
 from .common import Session, session
 

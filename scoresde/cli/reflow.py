@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..build import options_of
+from ..core.registry import options_of
 from .command import option, verb
 from .common import Session, SolverChoice, out_option, session, solver_options
 
@@ -43,9 +43,9 @@ def reflow(
     """
     built = solver.build()
     run = session.loaded
-    from ..noise import Noise
-    from ..rectified import reflow as straighten
-    from ..rectified import straightness
+    from ..core.noise import Noise
+    from ..train.reflow import reflow as straighten
+    from ..train.reflow import straightness
 
     def bent(of: Any) -> float:
         noise = Noise.of(256, session.seed, device=of.device)

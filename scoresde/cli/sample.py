@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ..build import options_of
-from ..errors import NumericalError, UsageError
-from ..tables import SDES
+from ..core.errors import NumericalError, UsageError
+from ..core.registry import options_of
+from ..core.tables import SDES
 from .command import option, verb
 from .common import (
     Condition,
@@ -50,11 +50,11 @@ def sample(
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     built = solver.build()
     run = session.loaded
-    from ..files import new_folder
-    from ..gallery import check_kinds, write_samples
-    from ..progress import Progress
+    from ..core.files import check_kinds, new_folder
+    from ..core.progress import Progress
+    from ..run.samples import KINDS, write_samples
 
-    kinds = check_kinds(in_list(save))
+    kinds = check_kinds(in_list(save), KINDS)
     given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
     if given and not {"gif", "path"} & set(kinds):
         raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {save},gif")

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..build import build, closest, resolve
-from ..errors import UsageError
-from ..tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.errors import UsageError
+from ..core.registry import build, closest, resolve
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, option, settings, verb
 from .common import Session, builds, out_option, sde_option, session, set_option
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from ..run.config import TrainConfig
 
 __all__ = ["train"]
 
 # What TrainConfig's own fields are called; those that hold the options of others have a group each.
 SETTINGS = Fields(
-    "", "training configuration", {"": "scoresde.config:TrainConfig"},
+    "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
     hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
 )  # fmt: skip
 PARTS = (
@@ -72,10 +72,10 @@ def train(
     from dataclasses import replace
 
     chosen = session.on
-    from ..checkpoint import find_run, newest_checkpoint, read_config
-    from ..config import TrainConfig, build_sde
+    from ..objective.weighting import make_weighting
+    from ..run.config import TrainConfig, build_sde
+    from ..run.files import find_run, newest_checkpoint, read_config
     from ..train import fit
-    from ..weighting import make_weighting
 
     if resume is not None:
         _refuse_new_settings(resume)

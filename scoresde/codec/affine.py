@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UsageError
-from ..shapes import time_dtype
+from ..core.errors import DataError, UsageError
+from ..core.shapes import time_dtype
 from .base import Codec
 
 __all__ = ["Affine", "as_affine"]

@@ -22,10 +22,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..build import name_of, options_of, resolve
-from ..errors import CheckpointError, ScoresdeError, UsageError
-from ..shapes import dims
-from ..tables import CODECS
+from ..core.errors import CheckpointError, ScoresdeError, UsageError
+from ..core.registry import name_of, options_of, resolve
+from ..core.shapes import dims
+from ..core.tables import CODECS
 
 __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 

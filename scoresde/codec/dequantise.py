@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from ..shapes import dims, time_dtype
+from ..core.errors import DataError
+from ..core.shapes import dims, time_dtype
 from .base import Codec
 
 __all__ = ["Levels"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
-from ..condition import Condition
-from ..noise import keyed
+from ..core.condition import Condition
+from ..core.noise import keyed
 
 __all__ = ["Batch", "Batches", "Rows", "Source"]
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
-from ..errors import DataError, UsageError
+from ..core.errors import DataError, UsageError
 from .readers import READABLE, Array, Raw, raw_of, read_digits, read_path
 from .toys import DENSITIES, TOYS, sample_toy
 

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..core.errors import DataError
 
 __all__ = ["IMAGE_SUFFIXES", "READABLE", "Raw", "raw_of", "read_digits", "read_path"]
 

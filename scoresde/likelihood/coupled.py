@@ -2,10 +2,10 @@
 
 The state is  (y, log-det / D of each probe, int power).  Adaptive: besides y, the log-determinant is held to the
 tolerance if it is exact, so that ``rtol`` means nats per dimension. The estimate of a few probes is no smooth function
-to control steps by. In its place stands the integrated power (:mod:`scoresde.likelihood.frame`), in nats per dimension
-as well: the steps do not depend on the probes (but for the error of differences), and given the steps the estimate is
-unbiased. The log-determinant acts on nothing else, so that a stage without a weight in the solution, the second of
-Dormand and Prince, needs no trace.
+to control steps by. In its place stands the integrated power (:mod:`scoresde.likelihood.problem`), in nats per
+dimension as well: the steps do not depend on the probes (but for the error of differences), and given the steps the
+estimate is unbiased. The log-determinant acts on nothing else, so that a stage without a weight in the solution, the
+second of Dormand and Prince, needs no trace.
 
 A probe is the same through a step (but for the step's first stage, which is the last one of the step before) and new
 for the next. The errors of the probes then average out along the path: on the digits' network the standard deviation
@@ -35,24 +35,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..fixed import RULES, rule_step
-from ..ode import FAILED_NONFINITE, OK, TABLEAUS, integrate
-from ..shapes import sum_flat
+from ..core.shapes import sum_flat
+from ..ode.fixed import RULES, rule_step
+from ..ode.integrate import FAILED_NONFINITE, OK, TABLEAUS, integrate
 from .divergence import Probes
-from .frame import Frame
+from .problem import Problem
 from .repeat import leaves, repeated
 from .result import LogLikelihood, settled
 
 __all__ = ["by_fixed_steps", "coupled"]
 
 
-def _start(frame: Frame, probes: Probes) -> Tensor:
+def _start(frame: Problem, probes: Probes) -> Tensor:
     """The state at t0, shape ``(B, D + K + 1)``: y, log-det / D of each probe, and the integrated power."""
     return torch.cat([frame.start, frame.start.new_zeros(len(frame.x), probes.columns + 1)], dim=1)
 
 
 def _derivative(
-    frame: Frame, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
+    frame: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
 ) -> Tensor:
     """The derivative of the state ``(P, D + K + 1)`` of the rows ``rows: (P,)`` at ``u: (P,)``."""
     slope, traces, power = frame.with_traces(state[:, : frame.dims], u, rows, probes, place)
@@ -60,7 +60,7 @@ def _derivative(
 
 
 def _finish(
-    frame: Frame, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
+    frame: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
 ) -> LogLikelihood:
     z, log_prob = frame.finish(state[:, : frame.dims], state[:, frame.dims : -1] * frame.dims)
     # A row that failed stopped on its way: what it has there is no likelihood.
@@ -72,7 +72,7 @@ def _finish(
 
 
 def coupled(
-    frame: Frame, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
+    frame: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
 ) -> LogLikelihood:
     """Solve the system with a step size for each row.
 
@@ -80,7 +80,7 @@ def coupled(
         frame: Data, model and interval.
         probes: The probes of its rows.
         rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
-        scheme: A Runge-Kutta method of :mod:`scoresde.ode`.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of points at which a row is evaluated.
     """
     dims, exact = frame.dims, probes.kind == "exact"
@@ -112,13 +112,13 @@ def coupled(
     return _finish(frame, probes, result.y, result.nfe, divergences, result.status)
 
 
-def by_fixed_steps(frame: Frame, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
+def by_fixed_steps(frame: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
     """Solve the system in equal steps of the clock; differentiable if the frame keeps its graph.
 
     Args:
         frame: Data, model and interval.
         probes: The probes of its rows.
-        scheme: A key of :data:`scoresde.fixed.RULES`.
+        scheme: A key of :data:`scoresde.ode.fixed.RULES`.
         steps: Number of steps.
     """
     rows = torch.arange(len(frame.x), device=frame.x.device)

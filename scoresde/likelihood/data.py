@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec, Levels, as_affine
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..noise import Noise
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..model.estimate import Denoiser
 from .dequantise import log_mean_exp, start_time, truncated_normal
 from .result import ALLOWED, LogLikelihood, bits_per_dim
 

@@ -35,8 +35,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..sde import SDE
-from ..shapes import sum_flat
+from ..core.shapes import sum_flat
+from ..sde.base import SDE
 
 __all__ = ["DEQUANTISATIONS", "log_mean_exp", "start_time", "truncated_normal"]
 

@@ -42,8 +42,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..noise import Noise
+from ..core.errors import UsageError
+from ..core.noise import Noise
 
 __all__ = ["PROBES", "SHORTEST", "Probes", "slope_and_differences", "slope_and_traces", "width"]
 

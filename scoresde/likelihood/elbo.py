@@ -39,11 +39,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Counted, Denoiser, Tally
-from ..noise import Noise
-from ..shapes import as_tensor, dims, expand, sum_flat, time_dtype
-from .frame import Frame
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import as_tensor, dims, expand, sum_flat, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from .problem import Problem
 
 __all__ = ["Elbo", "elbo", "whose"]
 
@@ -129,7 +129,7 @@ def elbo(
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     sde, count = model.domain.sde, len(x)
-    t0, t1 = Frame(model, x, t_min).ends
+    t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
 
     values, counted = [], Counted(model, Tally(x))

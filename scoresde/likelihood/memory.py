@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..shapes import dims
-from .frame import Frame
+from ..core.errors import UsageError
+from ..core.shapes import dims
+from ..model.estimate import Denoiser
+from .problem import Problem
 
 __all__ = ["default_budget", "rows_within"]
 
@@ -73,7 +73,7 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
 def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
     """What an evaluation of ``count`` rows returns."""
     index = torch.zeros(count, dtype=torch.int64, device=x.device)
-    frame = Frame(model.rows(index), x.detach()[index])
+    frame = Problem(model.rows(index), x.detach()[index])
     u = frame.scales.new_full((count,), frame.interval[1])
     with torch.set_grad_enabled(grad):
         return frame.field(frame.start.detach().requires_grad_(grad), u, torch.arange(count, device=x.device))

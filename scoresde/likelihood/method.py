@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..fixed import RULES
-from ..noise import Noise
-from ..ode import TABLEAUS, check_tolerances
-from ..shapes import as_tensor, dims
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import as_tensor, dims
+from ..model.estimate import Denoiser
+from ..ode.fixed import RULES
+from ..ode.integrate import TABLEAUS, check_tolerances
 from .coupled import by_fixed_steps, coupled
 from .data import Scores, begins, score
 from .dequantise import DEQUANTISATIONS
 from .divergence import Probes, width
-from .frame import Frame
 from .memory import rows_within
+from .problem import Problem
 from .quadrature import by_quadrature
 from .result import ALLOWED, LogLikelihood
 
@@ -59,8 +59,8 @@ class Likelihood:
             The samples of one importance-weighted bound share theirs, and so it is off for more than one.
         rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
         atol: Absolute tolerance in the same units; ``None`` for that of ``rtol``.
-        scheme: A Runge-Kutta method of :mod:`scoresde.ode` (``auto``: ``dopri5``); with ``steps``, one of ``euler``,
-            ``midpoint``, ``heun`` and ``rk4`` (``auto``: ``rk4``).
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto``: ``dopri5``); with ``steps``, one of
+            ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto``: ``rk4``).
         steps: Number of fixed steps; ``None`` to follow the tolerance.
         t_min: Where the path begins, the time at which the density is taken; ``None`` for the beginning of the model's
             domain, or with ``truncated-normal`` for the time at which the path's own noise fills a cell.
@@ -246,7 +246,7 @@ class Likelihood:
         wide = narrow * width(x.dtype) if self.divergence == "difference" else 0.0
         pieces = []
         for rows in torch.split(torch.arange(len(x), device=x.device), batch):
-            frame = Frame(model.rows(rows), x[rows], self.t_min, graph)
+            frame = Problem(model.rows(rows), x[rows], self.t_min, graph)
             probes = Probes(kind, self.probes, noise.rows(rows), draw * self.probes, not self.redraw, wide)
             with _single_precision(), torch.set_grad_enabled(graph):
                 pieces.append(self._piece(frame, probes, batch, finer))
@@ -254,7 +254,7 @@ class Likelihood:
                 watch(pieces[-1])
         return LogLikelihood.join(pieces)
 
-    def _piece(self, frame: Frame, probes: Probes, batch: int, finer: bool) -> LogLikelihood:
+    def _piece(self, frame: Problem, probes: Probes, batch: int, finer: bool) -> LogLikelihood:
         if self.steps is not None:
             return by_fixed_steps(frame, probes, self.scheme, self.steps)
         assert self.atol is not None

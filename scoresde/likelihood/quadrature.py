@@ -7,7 +7,7 @@ fewer evaluations than the path has, at nodes that have nothing to do with the s
 
 It pays where the divergence is what costs: an exact one, or many probes. With one probe, the path must be solved for
 more than the coupled system at equal error, because an error of the path enters log p in first order, times the
-score. The power (:mod:`scoresde.likelihood.frame`) in the norm of the path keeps it small. Every node has probes of
+score. The power (:mod:`scoresde.likelihood.problem`) in the norm of the path keeps it small. Every node has probes of
 its own.
 
 The rule is Clenshaw and Curtis's, exact for polynomials of degree n: nodes  u_k = -cos(k pi/n),  k = 0, ..., n,  scaled
@@ -36,10 +36,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..dense import Knots, Path
-from ..ode import OK, integrate
+from ..ode.dense import Knots, Path
+from ..ode.integrate import OK, integrate
 from .divergence import Probes
-from .frame import Frame
+from .problem import Problem
 from .result import LogLikelihood, settled
 
 __all__ = ["by_quadrature", "clenshaw_curtis"]
@@ -61,7 +61,7 @@ def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
 
 
 def by_quadrature(
-    frame: Frame,
+    frame: Problem,
     probes: Probes,
     rtol: float,
     atol: float,
@@ -76,7 +76,7 @@ def by_quadrature(
         frame: Data, model and interval.
         probes: The probes of its rows.
         rtol, atol: Tolerances of the path, and of (2) and (3) but for a factor of 3.
-        scheme: A Runge-Kutta method of :mod:`scoresde.ode`.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations of a row on its path.
         rows_at_once: States evaluated at once.
         finer: Begin and end with twice as many nodes, for a check.
@@ -138,7 +138,7 @@ class _Nodes:
         rows_at_once: States evaluated at once.
     """
 
-    def __init__(self, frame: Frame, path: Path, probes: Probes, rows_at_once: int) -> None:
+    def __init__(self, frame: Problem, path: Path, probes: Probes, rows_at_once: int) -> None:
         self.frame, self.path, self.probes, self.rows_at_once = frame, path, probes, rows_at_once
         self.slopes: Tensor | None = None  # (nodes, rows, D)
         self.traces: Tensor | None = None  # (nodes, rows, K)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..ode import FAILED_NONFINITE, OK, failures
+from ..ode.integrate import FAILED_NONFINITE, OK, failures
 
 __all__ = ["ALLOWED", "LogLikelihood", "bits_per_dim", "settled"]
 
@@ -33,7 +33,7 @@ class LogLikelihood:
         change: Nats by which ``log_prob`` changes when the tolerance is ten times tighter (looser, where the numbers
             resolve no tighter one), or the steps are doubled; NaN for rows that were not checked, infinite for those
             whose other solve fails.
-        status: A key of :data:`scoresde.ode.STATUS` per row; 0 is success.
+        status: A key of :data:`scoresde.ode.integrate.STATUS` per row; 0 is success.
     """
 
     log_prob: Tensor

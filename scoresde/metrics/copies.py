@@ -45,8 +45,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .measurement import Measurement, jackknife
+from .ranks import share_above
 from .rows import as_rows, nearest
 
 __all__ = ["HELD_OUT", "Copies", "find_copies"]
@@ -160,10 +161,8 @@ def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
 
 
 def _closer(distance: Tensor, held_out: Tensor) -> float:
-    """The Mann-Whitney estimate of P(distance < held_out) + P(equal) / 2."""
-    ordered = held_out.sort().values
-    not_above, below = (torch.searchsorted(ordered, distance, right=right).double() for right in (True, False))
-    return float(1 - (not_above + below).mean() / (2 * len(ordered)))
+    """``P(distance < held_out) + P(equal) / 2``."""
+    return 1 - share_above(distance, held_out)
 
 
 def _share(found: Tensor) -> float:

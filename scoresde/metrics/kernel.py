@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .measurement import BLOCKS, Measurement, deal, from_blocks
 from .rows import pair, slabs, squared_distances
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 __all__ = ["BLOCKS", "Measurement", "deal", "from_blocks", "jackknife"]
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .measurement import BLOCKS, Measurement, deal, from_blocks
 from .rows import nearest, pair, slabs, squared_distances
 

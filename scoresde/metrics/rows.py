@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 __all__ = ["as_rows", "nearest", "pair", "slabs", "squared_distances"]
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .measurement import BLOCKS, Measurement, jackknife
 from .rows import as_rows
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 
 __all__ = ["Classifier"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..condition import Condition
+from ..core.condition import Condition
 
 __all__ = ["NoiseEmbedding", "zero"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..condition import Condition
-from ..errors import UsageError
+from ..core.condition import Condition
+from ..core.errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["MLP"]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..condition import Condition
-from ..errors import UsageError
+from ..core.condition import Condition
+from ..core.errors import UsageError
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["UNet"]

@@ -17,7 +17,7 @@ from .animation import animate, animate_pair, save_gif
 from .base import save_figure
 from .compass import compass
 from .fields import score_field, score_fields
-from .images import forward_strip, image_grid, save_image_grid
+from .images import image_grid, save_image_grid
 from .likelihoods import likelihood_histogram
 from .neighbours import neighbour_sheet
 from .paths import trajectories
@@ -32,7 +32,6 @@ __all__ = [
     "animate",
     "animate_pair",
     "compass",
-    "forward_strip",
     "image_grid",
     "likelihood_histogram",
     "loss_curve",

@@ -1,6 +1,6 @@
 """Moving pictures of sampling: noise on its way to data, as a GIF.
 
-A trajectory's frames, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.Run.frames`), become pictures as
+A trajectory's frames, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.run.Run.frames`), become pictures as
 :mod:`scoresde.plot` draws still ones: sheets of images, clouds of points in the plane on fixed axes, or signals.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UsageError
-from ..files import atomic
+from ..core.errors import UsageError
+from ..core.files import atomic
 from .base import Array, Pixels, finite, new_figure, plain, set_title, show_picture, tidy
 from .images import image_grid
 from .samples import scatter, signals, vectors

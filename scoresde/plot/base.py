@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
-from ..files import atomic
+from ..core.errors import UsageError
+from ..core.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import BLUE, GREY, INK, VERMILION, Array, finite, new_figure, plain, tidy
 
 if TYPE_CHECKING:

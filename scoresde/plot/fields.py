@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import BLUE, INK, Array, canvas, finite, new_figure
 
 if TYPE_CHECKING:

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
-from ..files import atomic
-from .base import INK, Array, Pixels, finite, new_figure, plain, show_picture
+from ..core.errors import UsageError
+from ..core.files import atomic
+from .base import Array, Pixels, finite
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-__all__ = ["GAP", "forward_strip", "image_grid", "save_image_grid"]
+__all__ = ["GAP", "image_grid", "save_image_grid"]
 
 GAP = 224  # The grey between the images of a grid: visible beside black and beside white.
 SHEET = 600  # A saved grid is at least this wide, in pixels.
@@ -105,22 +104,3 @@ def save_image_grid(
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)  # nearest neighbour: pixels stay pixels
     with atomic(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
-
-
-def forward_strip(images: Sequence[Array], labels: Sequence[str]) -> Figure:
-    """A row of pictures, for example one image on its way to noise.
-
-    Args:
-        images: Each ``(H, W)`` grey or ``(H, W, 3)``, uint8 as :func:`image_grid` returns, or floats
-            in [0, 1].
-        labels: A line above each.
-    """
-    if len(images) == 0 or len(images) != len(labels):
-        raise UsageError(f"one label for each of at least one image: got {len(images)} and {len(labels)}")
-    pictures = [np.asarray(plain(image)) for image in images]
-    figure = new_figure(1.5 * len(pictures), 1.75)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        ax = figure.add_subplot(1, len(pictures), i + 1)
-        show_picture(ax, picture)
-        ax.set_title(label, fontsize=9, color=INK)
-    return figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import COLOURS, INK, Array, Floats, canvas, finite, legend_above, tidy
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import BLUE, COLOURS, GREY, INK, Array, Floats, finite, new_figure, tidy
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import COLOURS, GREY, INK, Array, Floats, canvas, new_figure, plain, tidy
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import COLOURS, GREY, INK, Array, Floats, new_figure, plain, show_picture, tidy
 from .images import image_grid
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .base import BLUE, INK, SKY, Array, Floats, canvas, legend_above, plain
 
 if TYPE_CHECKING:

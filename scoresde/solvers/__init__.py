@@ -36,13 +36,13 @@ name                   class                    what it integrates              
 from .adaptive import AdaptiveSDE
 from .base import FixedStep, Solution, Solver, sample
 from .edm import EDMHeun
-from .engines import TorchSDE
 from .exponential import Multistep, MultistepSDE
 from .flow import ProbabilityFlow, RungeKutta
 from .original import Original
 from .pc import PredictorCorrector
 from .singlestep import Singlestep
 from .stochastic import DDIM, Ancestral, EulerMaruyama, StochasticHeun
+from .torchsde import TorchSDE
 from .trajectory import Step, Trajectory
 
 __all__ = [

@@ -22,11 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Counted, Denoiser, Tally
-from ..noise import Noise
-from ..ode import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, Bools, Floats, Ints, check_tolerances, coarse
-from ..shapes import expand, rms_flat, sum_flat, to_device
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import expand, rms_flat, sum_flat, to_device
+from ..model.estimate import Counted, Denoiser, Tally
+from ..ode.integrate import (
+    FAILED_LIMIT,
+    FAILED_NONFINITE,
+    FAILED_UNDERFLOW,
+    OK,
+    Bools,
+    Floats,
+    Ints,
+    check_tolerances,
+    coarse,
+)
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
 from .stochastic import drift, drift_weights

@@ -1,6 +1,6 @@
 """What a solver is: options in, ``solver(model, x, t0=, t1=, noise=) -> Solution`` out.
 
-A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.estimate.Denoiser`. It
+A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.model.estimate.Denoiser`. It
 states what it needs (a score, say) and is refused before the first evaluation where the model has none. Rows do not
 mix, noise comes with an address, and evaluations are counted where the call happens.
 
@@ -18,12 +18,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Counted, Denoiser, Tally
-from ..grids import Given, Grid, as_grid, make_grid
-from ..noise import Noise
-from ..ode import FAILED_NONFINITE, OK, failures
-from ..shapes import sum_flat, time_dtype
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import sum_flat, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from ..ode.integrate import FAILED_NONFINITE, OK, failures
+from ..sde.grids import GivenGrid, Grid, as_grid, make_grid
 from .trajectory import Step, Trajectory
 
 __all__ = ["FixedStep", "Solution", "Solver", "Watch", "fixed_solution", "sample", "unwatched"]
@@ -43,7 +43,7 @@ class Solution:
         x: Where the rows ended, shape ``(B, *event)``.
         nfe: Networks asked per row: evaluations of the model, each with its :attr:`~scoresde.Estimate.calls`.
         accepted, rejected: Steps per row (a fixed-step solver rejects none).
-        status: Per row, a key of :data:`scoresde.ode.STATUS`; 0 is success.
+        status: Per row, a key of :data:`scoresde.ode.integrate.STATUS`; 0 is success.
         trajectory: Every step of every row, if it was recorded.
     """
 
@@ -155,8 +155,8 @@ class FixedStep(Solver):
 
     Args:
         steps: Number of steps.
-        grid: A time grid of :mod:`scoresde.grids` by name or as an object, the times themselves (which then give the
-            number of steps), or ``auto`` for the SDE's own.
+        grid: A time grid of :mod:`scoresde.sde.grids` by name or as an object, the times themselves (which then give
+            the number of steps), or ``auto`` for the SDE's own.
     """
 
     steps: int = 20
@@ -166,7 +166,7 @@ class FixedStep(Solver):
         if not isinstance(self.steps, int) or self.steps < 1:
             raise UsageError(f"steps is {self.steps}; a solver needs at least 1")
         made = as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
-        if isinstance(made, Given):
+        if isinstance(made, GivenGrid):
             object.__setattr__(self, "steps", len(made.times) - 1)
 
     @abstractmethod
@@ -191,7 +191,7 @@ class FixedStep(Solver):
     def within(self, nfe: int) -> Self | None:
         """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
         steps = nfe // self.evaluations
-        return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), Given) else None
+        return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         times = grid_of(self.grid, model, self.steps, t0, t1).to(device=x.device, dtype=time_dtype(x.device))

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..fixed import rule_step
-from ..grids import Grid
-from ..noise import Noise
-from ..shapes import expand
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import expand
+from ..model.estimate import Denoiser
+from ..ode.fixed import rule_step
+from ..sde.grids import Grid
 from .base import FixedStep
 from .exponential import log_ratio
 

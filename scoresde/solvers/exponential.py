@@ -59,11 +59,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Denoiser, Estimate
-from ..noise import Noise
-from ..sde import SDE
-from ..shapes import add_scaled
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import add_scaled
+from ..model.estimate import Denoiser, Estimate
+from ..sde.base import SDE, informative
 from .base import FixedStep
 from .level import Level, check_level, ratios
 
@@ -145,8 +145,8 @@ VARIABLES = {
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
-    """``l = log(alpha/sigma)``, infinite where nothing is left of the data (cos(pi/2) is 6e-17) or of the noise."""
-    if alpha <= 1e-6 * sigma:
+    """``l = log(alpha/sigma)``, infinite where nothing is left of the data or of the noise."""
+    if not informative(alpha, sigma):
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
 

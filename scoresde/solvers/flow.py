@@ -1,7 +1,7 @@
 """Deterministic solvers: Runge-Kutta methods on the probability flow.
 
-With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma)  every path is straight (:mod:`scoresde.sde`), and the
-probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, reads
+With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma)  every path is straight (:mod:`scoresde.sde.base`), and
+the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, reads
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t),                                                     frame "straight"
 
@@ -21,15 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NumericalError, UsageError
-from ..estimate import Counted, Denoiser, Tally
-from ..fixed import RULES, rule_step
-from ..noise import Noise
-from ..ode import TABLEAUS, check_tolerances, integrate
-from ..sde import SDE, informative
-from ..shapes import at, expand, time_dtype
+from ..core.errors import NumericalError, UsageError
+from ..core.noise import Noise
+from ..core.shapes import at, expand, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from ..ode.engines import ENGINES
+from ..ode.fixed import RULES, rule_step
+from ..ode.integrate import TABLEAUS, check_tolerances, integrate
+from ..sde.base import SDE, informative
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
-from .engines import ENGINES
 from .trajectory import Step
 
 __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "slope"]
@@ -98,7 +98,7 @@ class ProbabilityFlow(Solver):
         atol: Absolute tolerance; ``None`` for that of ``rtol``.
         method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); with another engine one of its methods.
         max_nfe: Largest number of evaluations of a sample.
-        engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.solvers.engines`).
+        engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.ode.engines`).
         frame: ``straight``, or ``t`` to integrate the velocity in time, as the original does.
     """
 

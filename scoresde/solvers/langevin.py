@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..shapes import expand, flat
+from ..core.errors import UsageError
+from ..core.shapes import expand, flat
 
 __all__ = ["check_corrector", "langevin_step", "norm_ratio"]
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..build import resolve
-from ..errors import UsageError
-from ..sde import SDE, informative
+from ..core.errors import UsageError
+from ..core.registry import resolve
+from ..sde.base import SDE, informative
 
 __all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
 

@@ -43,13 +43,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..build import closest
-from ..errors import UsageError
-from ..estimate import Counted, Denoiser, Tally
-from ..noise import Noise
-from ..sde import SDE
-from ..sdes import VESDE, VPSDE, SubVPSDE
-from ..shapes import expand, time_dtype
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.registry import closest
+from ..core.shapes import expand, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from ..sde.base import SDE
+from ..sde.continuous import VESDE, VPSDE, SubVPSDE
 from .base import Solution, Solver, Watch, fixed_solution
 from .langevin import check_corrector, langevin_step, norm_ratio
 from .trajectory import Step

@@ -36,10 +36,10 @@ from typing import Self
 
 from torch import Tensor
 
-from ..build import closest, resolve
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..noise import Noise
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.registry import closest, resolve
+from ..model.estimate import Denoiser
 from .base import FixedStep
 from .langevin import check_corrector, langevin_step, norm_ratio
 from .level import auto_level

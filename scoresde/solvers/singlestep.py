@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from ..estimate import Denoiser
-from ..noise import Noise
-from ..shapes import add_scaled
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import add_scaled
+from ..model.estimate import Denoiser
 from .base import FixedStep
 from .exponential import RULES, VARIABLES, weights
 

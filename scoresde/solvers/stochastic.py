@@ -21,9 +21,9 @@ from the continuous coefficients, so that all is finite for any number of steps.
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
 
-with a and b of the posterior, (5) of :mod:`scoresde.discrete`; f = 0 is its variance, f = 1 that of the step up. DDIM's
-eta is the paper's, a factor on the standard deviation of ancestral sampling with f = 0, which eta = 1 is; 0 and 1 mean
-the same in both conventions, docs/mathematics.md converts the others.
+with a and b of the posterior, (2) of :mod:`scoresde.sde.marginal`; f = 0 is its variance, f = 1 that of the step up.
+DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampling with f = 0, which eta = 1 is; 0 and
+1 mean the same in both conventions, docs/mathematics.md converts the others.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..build import closest
-from ..discrete import forward_step, posterior
-from ..errors import UsageError
-from ..estimate import VARIANCES, Denoiser, Estimate
-from ..noise import Noise
-from ..sde import SDE
-from ..shapes import align, all_rows, at, expand
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.registry import closest
+from ..core.shapes import align, all_rows, at, expand
+from ..model.estimate import VARIANCES, Denoiser, Estimate
+from ..sde.base import SDE
+from ..sde.marginal import forward_step, posterior
 from .base import FixedStep
 from .level import Level, auto_level, check_level, level_of
 

@@ -1,8 +1,8 @@
 """What happened on the way: the states of every row after each of its steps.
 
 Rows of an adaptive solver stop at times of their own. Between two stops a row is read off in the straight frame,
-y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde`), where paths hardly bend: by the cubic
-Hermite polynomial if the solver knows the slopes dy/dr, by a straight line otherwise.
+y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde.base`), where paths hardly bend: by the
+cubic Hermite polynomial if the solver knows the slopes dy/dr, by a straight line otherwise.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dense import hermite
-from ..errors import UsageError
-from ..grids import Grid, make_grid
-from ..sde import SDE
-from ..shapes import expand
+from ..core.errors import UsageError
+from ..core.shapes import expand
+from ..ode.dense import hermite
+from ..sde.base import SDE
+from ..sde.grids import Grid, make_grid
 
 __all__ = ["Step", "Trajectory"]
 
@@ -146,7 +146,7 @@ class Trajectory:
 
         Args:
             count: Number of frames, at least 2.
-            grid: How the times are spaced (see :mod:`scoresde.grids`); ``auto`` is the SDE's own grid.
+            grid: How the times are spaced (see :mod:`scoresde.sde.grids`); ``auto`` is the SDE's own grid.
 
         Returns:
             Times, shape ``(count,)``, and states, shape ``(count, B, *event)``; the last ones are what the rows became

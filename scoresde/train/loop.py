@@ -23,24 +23,33 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import find_run, make_run_folder, newest_checkpoint, read_config
-from ..condition import Condition
-from ..config import TrainConfig, plain
-from ..coupling import Pairs
+from ..core.condition import Condition
+from ..core.errors import NumericalError, Preempted, Stopped, UsageError
+from ..core.files import (
+    FORMAT,
+    append_line,
+    read_json,
+    read_lines,
+    read_tensors,
+    write_json,
+    write_lines,
+    write_tensors,
+)
+from ..core.progress import Progress
 from ..data import Dataset
 from ..data.batch import Batches, Rows
-from ..draw import PathDraw
-from ..ema import EMA
-from ..errors import NumericalError, Preempted, Stopped, UsageError
-from ..files import FORMAT, append_line, read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
-from ..loss import Denoising
-from ..model import ScoreModel
-from ..progress import Progress
-from ..run import Run, described
+from ..model.network import ScoreModel
+from ..objective.coupling import Pairs
+from ..objective.draw import PathDraw
+from ..objective.loss import Denoising
+from ..objective.times import Setting, Times, make_times
+from ..objective.weighting import Weight, check_weight, make_weighting
+from ..run.config import TrainConfig, plain
+from ..run.files import find_run, make_run_folder, newest_checkpoint, read_config
+from ..run.run import Run, described
+from ..run.spec import ModelSpec
 from ..solvers import RungeKutta
-from ..spec import ModelSpec
-from ..times import Setting, Times, make_times
-from ..weighting import Weight, check_weight, make_weighting
+from .averages import EMA
 from .state import Record, TrainState, keyed_rng, steps
 
 __all__ = ["fit"]

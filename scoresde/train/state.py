@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_weights, save_checkpoint
+from ..core.errors import CheckpointError, NumericalError
+from ..core.files import read_json, read_tensors
+from ..core.noise import keyed
 from ..data.batch import Batches
-from ..draw import Draw, Draws
-from ..ema import EMA
-from ..errors import CheckpointError, NumericalError
-from ..files import read_json, read_tensors
-from ..loss import Objective
-from ..model import ScoreModel
-from ..noise import keyed
+from ..model.network import ScoreModel
+from ..objective.draw import Draw, Draws
+from ..objective.loss import Objective
+from ..run.files import load_weights, save_checkpoint
+from .averages import EMA
 
 __all__ = ["Record", "TrainState", "keyed_rng", "steps"]
 

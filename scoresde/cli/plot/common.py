@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...build import closest
-from ...errors import UsageError
+from ...core.errors import UsageError
+from ...core.registry import closest
 from ..command import option
 from ..common import Decorator, Session
 

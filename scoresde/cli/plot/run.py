@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...build import build
-from ...errors import UsageError
-from ...tables import SOLVERS
+from ...core.errors import UsageError
+from ...core.registry import build
+from ...core.tables import SOLVERS
 from ..command import option, verb
 from ..common import Condition, Session, SolverChoice, conditioning, session, solver_options
 from .common import picture_option, report, target, write
@@ -17,7 +17,7 @@ from .common import picture_option, report, target, write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...run import Run
+    from ...run.run import Run
 
 __all__ = ["compass", "reverse", "score_field", "trajectories"]
 
@@ -45,7 +45,7 @@ def reverse(
     built = solver.build()
     loaded = session.loaded
     file = target(out, session.folder / "plots" / "reverse.png")
-    from ...pictures import frames_between, undo, write_reverse
+    from ...study.figures import frames_between, undo, write_reverse
 
     count = n or (1000 if loaded.info.kind == "vector" else 4)
     session.say(f"sampling {count} with {solver.name} from {session.whence}")
@@ -78,8 +78,8 @@ def score_field(times: str | None, exact: bool, out: Path | None, session: Sessi
     file = target(out, session.folder / "plots" / "score-field.png")
     data = loaded.data()
     t = _times(loaded, times)
-    from ...compass import score_grid
     from ...plot import score_fields
+    from ...study.compass import score_grid
 
     found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
@@ -122,8 +122,8 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     file = target(out, session.folder / "plots" / "trajectories.png")
     data = loaded.data()
     from ...metrics import sliced_wasserstein
-    from ...pictures import paths, projection
     from ...plot import trajectories as draw
+    from ...study.figures import paths, projection
 
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
@@ -157,8 +157,8 @@ def compass(n: int, levels: int, out: Path | None, session: Session) -> None:
     loaded = session.loaded
     file = target(out, session.folder / "plots" / "compass.png")
     data = loaded.data()
-    from ...compass import measure
     from ...plot import compass as draw
+    from ...study.compass import measure
 
     found = measure(loaded, data, n=n, levels=levels, seed=session.seed)
     figure = draw(

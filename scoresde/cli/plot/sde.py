@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...build import resolve
-from ...errors import UsageError
-from ...tables import GRIDS, SDES
+from ...core.errors import UsageError
+from ...core.registry import resolve
+from ...core.tables import GRIDS, SDES
 from ..command import Fields, option, settings, verb
 from ..common import Session, builds, in_list, sde_option, session, set_option
 from .common import picture_option, target, write
 
 if TYPE_CHECKING:
-    from ...sde import SDE
+    from ...sde.base import SDE
 
 __all__ = ["forward", "schedule"]
 
@@ -41,8 +41,8 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     options = settings(assignments, tuple(names))
     session.on  # noqa: B018  # sets the threads
     built = {name: _sde(name, options[name]) for name in names}
-    from ...pictures import schedule_of
     from ...plot import schedules
+    from ...study.figures import schedule_of
 
     file = target(out, Path("schedule.png"))
     figure = schedules([schedule_of(name, sde, session.seed) for name, sde in built.items()])
@@ -72,11 +72,11 @@ def forward(
     """Data on its way to noise: by the jump x_t = alpha x_0 + sigma eps, and step by step. Needs no run."""
     session.on  # noqa: B018  # sets the threads
     chosen = _sde(sde, settings(assignments, ("sde",))["sde"])
+    from ...core.noise import Noise
     from ...data import load_data
-    from ...grids import make_grid
-    from ...noise import Noise
-    from ...pictures import column_labels, dissolve, shown, size_note
     from ...plot import strips
+    from ...sde.grids import make_grid
+    from ...study.figures import column_labels, dissolve, shown, size_note
 
     dataset = load_data(data, session.seed)
     info, count = dataset.info, n or (1000 if dataset.info.kind == "vector" else 6)
@@ -113,6 +113,6 @@ def _names(option: str, text: str) -> list[str]:
 def _sde(name: str, texts: dict[str, str]) -> SDE:
     """The SDE that a name and the text of its options stand for."""
     resolve(name, SDES, "SDE", typed=True)
-    from ...config import TrainConfig, build_sde
+    from ...run.config import TrainConfig, build_sde
 
     return build_sde(TrainConfig(sde=name, sde_options=PATH.read(name, texts)))

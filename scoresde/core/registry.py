@@ -1,0 +1,308 @@
+"""From a name to an object: ``build("vp", SDES, beta_max=18.0)``, or ``"mymodule:MySDE"``.
+
+A name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`), or it is such a string
+itself. Importing a module runs it, and so this is the only door, and it asks where a name came from. A name that a
+person *typed* may be any ``"module:Class"``, also of a module in the current folder. A name that was *read* from a
+file is looked up in the tables and nowhere else, and so are the names among its options. Read is the default: a caller
+that does not know says nothing and imports nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from .errors import CheckpointError, UsageError
+from .tables import MOVED
+
+__all__ = [
+    "FLAGS", "READ", "Typed", "build", "closest", "construct", "fields_of", "is_flag", "moved", "name_of", "options_of",
+    "parse_value", "read_options", "resolve",
+]  # fmt: skip
+
+# Which names a person typed: all (True), or these; whatever else there is was read from a file.
+Typed = bool | Collection[str]
+READ: Typed = ()
+
+# The parameter of `load`, `fit` and `reflow` in which a name of the user's own is given again.
+_PARAMETERS = {"SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler"}
+
+_FOREIGN = re.compile(r"\s*[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*\s*")
+
+
+def _is_typed(name: str, typed: Typed) -> bool:
+    return typed if isinstance(typed, bool) else name in typed
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """Return a phrase that helps with a misspelt name: the near ones, then all of them."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}choose from: {', '.join(names) or '(none)'}"
+
+
+def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ) -> Any:
+    """Return the class or function that ``name`` stands for.
+
+    Args:
+        name: A key of ``table``, or ``"module:Name"``.
+        table: Names and the ``"module:Name"`` strings they stand for.
+        what: The noun for messages, such as ``"SDE"``.
+        typed: Which names a person typed; only those may import a module that no table lists.
+
+    Raises:
+        UsageError: If a typed name is unknown, or its module or attribute does not exist.
+        CheckpointError: If a name that was read is in no table.
+    """
+    name = moved(name)
+    known = name in table
+    if not known and not _is_typed(name, typed):
+        parameter = _PARAMETERS.get(what)
+        how = f" ({parameter}=)" if parameter else ""
+        raise CheckpointError(
+            f"the run names the {what} {name!r}, which is in no table, and a name that comes from a file is never "
+            f"imported: name it again, or pass the object{how}",
+            parameter=parameter,
+            value=name,
+        )
+    path = table.get(name, name)
+    module, colon, attribute = path.partition(":")
+    if not colon or not module or not attribute:
+        raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
+    try:
+        if known:
+            loaded = importlib.import_module(module)
+        else:
+            here = os.getcwd()
+            sys.path.insert(0, here)
+            try:
+                loaded = importlib.import_module(module)
+            finally:
+                sys.path.remove(here)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        if module.endswith(".py"):
+            raise UsageError(f"{what} {name!r}: leave out the .py: {module[:-3]}:{attribute}") from None
+        raise UsageError(
+            f"{what} {name!r}: there is no module {module!r} in {os.getcwd()} or among the installed packages; "
+            f"run from the folder that holds {module}.py"
+        ) from None
+    if not hasattr(loaded, attribute):
+        public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
+        raise UsageError(f"{what} {name!r}: module {module!r} has no {attribute!r}; {closest(attribute, public)}")
+    return getattr(loaded, attribute)
+
+
+def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
+    """Return the options of a class or function by name."""
+    return {
+        name: p
+        for name, p in inspect.signature(factory).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != "self"
+    }
+
+
+def build(
+    name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, **options: Any
+) -> Any:
+    """Build the object that ``name`` stands for; an object that is not a string is returned as it is.
+
+    Raises:
+        UsageError: If the name or an option is unknown: the message lists the known ones.
+        CheckpointError: If the name, or one among the options, was read and is in no table.
+
+    >>> from scoresde.core.tables import SDES
+    >>> build("vp", SDES, beta_max=18.0)
+    VPSDE(beta_min=0.1, beta_max=18.0)
+    """
+    if not isinstance(name, str):
+        if options:
+            raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
+        return name
+    return construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
+
+
+def construct(
+    factory: Any,
+    what: str,
+    name: str,
+    options: Mapping[str, Any],
+    table: Mapping[str, str] | None = None,
+    *,
+    typed: Typed = READ,
+) -> Any:
+    """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong.
+
+    Options may be names as well (a solver's grid, a sampler's prediction), which the object resolves by itself. It does
+    not know where they came from, so that those of a file are refused here.
+    """
+    _refuse_foreign(options, f"{what} {name!r}", typed)
+    fields = fields_of(factory)
+    _refuse_unknown(options, fields, what, name, table)
+    missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
+    if missing:
+        raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}", parameter=missing[0])
+    try:
+        return factory(**options)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
+        raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
+
+
+def _refuse_unknown(
+    options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
+) -> None:
+    """Refuse an option that is no field, and say whose it is."""
+    for option in options:
+        if option not in fields:
+            # such as a number of steps for an adaptive solver
+            owners = ", ".join(n for n in table or {} if option in fields_of(resolve(n, table or {}, what)))
+            others = f"; {option!r} is one of: {owners}" if owners else ""
+            named = f"{what} {name!r}" if name else what
+            raise UsageError(f"{named} has no option {option!r}; {closest(option, fields)}{others}")
+
+
+def _refuse_foreign(value: Any, where: str, typed: Typed) -> None:
+    """Refuse ``module:Name`` anywhere in options that were read.
+
+    Raises:
+        CheckpointError: With the first such name.
+    """
+    if isinstance(value, str):
+        if _FOREIGN.fullmatch(value) and not _is_typed(value, typed):
+            raise CheckpointError(
+                f"the run gives {where} the option {value!r}, and a name that comes from a file is never imported: "
+                "pass the object with its options"
+            )
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _refuse_foreign(key, where, typed)
+            _refuse_foreign(part, where, typed)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            _refuse_foreign(part, where, typed)
+
+
+def options_of(obj: Any) -> dict[str, Any]:
+    """Return the fields of a frozen dataclass as a plain dict, or ``{}`` for any other object."""
+    if not dataclasses.is_dataclass(obj):
+        return {}
+    return {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj) if f.init}
+
+
+def moved(name: str) -> str:
+    """A name as it is today, for one that an earlier version wrote: ``"scoresde.paths:Shifted"`` and the like.
+
+    >>> moved("scoresde.paths:Shifted"), moved("vp"), moved("mine:SDE")
+    ('scoresde.sde.modified:Shifted', 'vp', 'mine:SDE')
+    """
+    module, colon, attribute = name.partition(":")
+    return MOVED.get(name) or (f"{MOVED.get(module, module)}:{attribute}" if colon else name)
+
+
+def name_of(obj: Any, table: Mapping[str, str]) -> str:
+    """Return the table's name of a class or function, or of an object's class; ``"module:Class"`` where it has none."""
+    named = obj if inspect.isfunction(obj) or inspect.isclass(obj) else type(obj)
+    path = f"{named.__module__}:{named.__qualname__}"
+    return next((name for name, known in table.items() if known == path), path)
+
+
+def parse_value(text: str) -> Any:
+    """Read a value typed as text: yes or no, a whole number, a number, a tuple with commas, ``none``, else the text.
+
+    >>> parse_value("1,2,4"), parse_value("yes"), parse_value("3"), parse_value("abc")
+    ((1, 2, 4), True, 3, 'abc')
+    """
+    lowered = text.strip().lower()
+    if lowered in FLAGS:
+        return FLAGS[lowered]
+    if lowered in ("none", ""):
+        return None
+    if "," in text:
+        return tuple(parse_value(part) for part in text.split(",") if part.strip())
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(lowered)
+    return text
+
+
+# How a flag is typed.
+FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+_NOUNS = {
+    "bool": "yes or no", "int": "a whole number", "float": "a number", "tuple": "values with commas between them",
+    "None": "none",
+}  # fmt: skip
+
+
+def _kinds(field: inspect.Parameter) -> set[str]:
+    """What the annotation of a field allows, ``float | None`` as two names; empty where nothing is said."""
+    if field.annotation is field.empty:
+        return set()
+    text = field.annotation if isinstance(field.annotation, str) else inspect.formatannotation(field.annotation)
+    while "[" in text and (bare := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
+        text = bare
+    return {part.strip() for part in text.split("|")}
+
+
+def is_flag(field: inspect.Parameter) -> bool:
+    """Whether a field is a yes or a no."""
+    return _kinds(field) in ({"bool"}, {"bool", "None"})
+
+
+def read_options(
+    factory: Any, what: str, name: str, texts: Mapping[str, str], table: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Read the options of a class or function that were typed as text, each by the type of its field.
+
+    Args:
+        factory: The class or function.
+        what, name: For messages, as in :func:`construct`.
+        texts: What was typed, by the name of the option.
+        table: Where another that has the option is looked for.
+
+    Raises:
+        UsageError: If there is no such option, or the text is nothing that it takes.
+
+    >>> from scoresde import VPSDE
+    >>> read_options(VPSDE, "SDE", "vp", {"beta_max": "18"})
+    {'beta_max': 18.0}
+    """
+    fields = fields_of(factory)
+    _refuse_unknown(texts, fields, what, name, table)
+    return {option: _read(option, text, fields[option], f"{what} {name!r}: " * bool(name)) for option, text in
+            texts.items()}  # fmt: skip
+
+
+def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
+    kinds, value, lowered = _kinds(field), parse_value(text), text.strip().lower()
+    if "None" in kinds and lowered in ("none", ""):
+        return None
+    if "bool" in kinds and isinstance(value, bool):
+        return value
+    for kind, number in (("int", int), ("float", float)):
+        if kind in kinds:
+            with suppress(ValueError):
+                return number(lowered)
+    numbers = isinstance(value, tuple) and not any(isinstance(part, str) for part in value)
+    if "tuple" in kinds and ("str" not in kinds or numbers):
+        return value if isinstance(value, tuple) else (value,)
+    if "str" in kinds:
+        return value if numbers else text  # a grid may be the times themselves
+    if kinds - set(_NOUNS) or not kinds:
+        return value
+    takes = ", or ".join(noun for kind, noun in _NOUNS.items() if kind in kinds)
+    shown = value if isinstance(value, int | float) and not isinstance(value, bool) else text
+    raise UsageError(f"{where}{option} is {shown!r}; it takes {takes}", parameter=option)

@@ -1,0 +1,1 @@
+"""Models that are steered while they are sampled: denoisers again."""

@@ -1,0 +1,57 @@
+"""Classifier-free guidance: away from what a model says without a condition.
+
+A guided model is a denoiser again, so that no solver knows of guidance.
+
+References:
+    Ho and Salimans (2022), Classifier-free diffusion guidance, arXiv:2207.12598.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..model.estimate import Denoiser, Domain, Estimate, Wrapped
+
+__all__ = ["Guided"]
+
+
+@dataclass(frozen=True)
+class Guided(Wrapped):
+    """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, 0 the other one.
+
+    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``: the model with a condition against the
+    one without. Two networks are asked, but one at scale 0 or 1.
+
+    Args:
+        model: The model to move towards.
+        against: The model to move away from.
+        scale: How far.
+    """
+
+    against: Denoiser
+    scale: float
+
+    @cached_property
+    def domain(self) -> Domain:
+        """Where both may be asked."""
+        a, b = self.model.domain, self.against.domain
+        return replace(
+            a,
+            t_min=max(a.t_min, b.t_min),
+            t_max=min(a.t_max, b.t_max),
+            has_score=a.has_score and b.has_score,
+            consistent=a.consistent and b.consistent and self.scale in (0.0, 1.0),
+        )
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        if self.scale in (0.0, 1.0):
+            return self.model(x, t) if self.scale else self.against(x, t)
+        c, u = self.model(x, t), self.against(x, t)
+        # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them. A learned variance is that of
+        # the conditional model: a fraction that is extrapolated would leave its interval.
+        x0, eps = torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale)
+        return replace(c, x0=x0, eps=eps, calls=c.calls + u.calls)

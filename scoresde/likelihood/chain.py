@@ -1,0 +1,230 @@
+r"""The variational bound of a discrete chain, term by term, in nats per sample.
+
+A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model: the prior at the top node, a step (3) of
+:mod:`scoresde.sde.marginal` from each node to the next, and a decoder from the lowest node to the data. The density
+that it gives a data point is bounded (Ho et al. 2020, arXiv:2006.11239, eq. 5),
+
+    -log p(x_0) <= L_T + sum_i L_i + L_0,                                                                         (1)
+
+    L_T = KL( q(x_T | x_0) | N(0, prior_std^2 I) ),
+    L_i = E KL( q(x_s | x_t, x_0) | p(x_s | x_t) ),      t = t_i, s = t_{i-1}, i = 1 ... N - 1,
+    L_0 = E -log p(x_0 | x_{t_0}).
+
+In L_i both sides are Gaussians whose means differ by a (x_0 - x0_hat), and whose variances are v and v r^f with
+r = sigma_t^2/sigma_s^2 and f the fraction that names the variance (0: the posterior's, 1: the forward step's). Since
+a^2/v = SNR(s) - SNR(t), SNR = alpha^2/sigma^2, the divergence is, summed over the elements,
+
+    KL = 1/2 sum [ f log r + (r^-f - 1) + (SNR(s) - SNR(t)) (x_0 - x0_hat)^2 r^-f ],                              (2)
+
+which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
+
+The decoder is N(x0_hat, w I), the step down to no noise. Its posterior has the variance 0; as published, that of the
+step above stands in for it, so that log w lies between log v(t_1, t_0) and log sigma_{t_0}^2. For continuous, or
+dequantised, data L_0 is its negative log density. For data on levels of width ``bin_width`` it may be the probability
+of the whole bin (Ho et al. 2020, eq. 13), the outermost bins being open.
+
+Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) minimises, at nodes drawn
+uniformly,
+
+    L_hybrid = L_simple + 0.001 L_vlb,      L_vlb = N L_i in bits per dimension,                                  (3)
+
+in whose second term x0_hat is held fixed: it trains the variance alone. The whole is in :mod:`scoresde.objective.loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import dims, expand, sum_flat, time_dtype
+from ..model.estimate import Counted, Denoiser, Estimate, Tally
+from ..sde.base import SDE
+from ..sde.grids import nearest_node
+from ..sde.marginal import posterior
+
+__all__ = [
+    "HYBRID_WEIGHT", "Bound", "bound", "decoder_nll", "discretised_nll", "prior_kl", "step_kl", "variance_loss",
+]  # fmt: skip
+
+# Of L_vlb in (3).
+HYBRID_WEIGHT = 0.001
+
+
+def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
+    """``L_T``: how much the top of the path still knows of the data, ``(B, *event)`` to ``(B,)``."""
+    alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
+    # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
+    excess = (sigma / sde.prior.std).square() - 1
+    shift, constant = (alpha / sde.prior.std).square(), dims(x0) * (excess - torch.log1p(excess))
+    return (sum_flat(x0.square()) * shift.to(x0.dtype) + constant.to(x0.dtype)) / 2
+
+
+def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -> Tensor:
+    """The divergence (2) of the step from ``estimate.t`` down to ``s``, shape ``(B,)``.
+
+    Args:
+        estimate: What the model says at ``x_t``.
+        x0: The data, shape ``(B, *event)``.
+        s: Where the step ends, shape ``()`` or ``(B,)``, below ``estimate.t``.
+        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+    """
+    sde, frac = estimate.sde, estimate.share(variance)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
+    gain = expand((alpha_s / sigma_s).square() - (alpha_t / sigma_t).square(), x0)
+    grown = frac * expand(2 * torch.log(sigma_t / sigma_s), x0)  # f log r
+    each = grown + torch.expm1(-grown) + gain * (x0 - estimate.x0).square() * torch.exp(-grown)
+    return sum_flat(each.expand(x0.shape)) / 2
+
+
+def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
+    """``log w``, in a shape that broadcasts with the data's."""
+    first, second = nodes[:2].to(estimate.t)
+    low = torch.log(posterior(estimate.sde, second, first)[2])
+    high = 2 * torch.log(estimate.sde.coefficients(first)[1])
+    low, high = (v.to(estimate.x) for v in (low, high))
+    return low + estimate.share(variance) * (high - low)
+
+
+def decoder_nll(estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto") -> Tensor:
+    """``L_0`` as a density: ``-log N(x_0; x0_hat, w I)``, shape ``(B,)``.
+
+    Args:
+        estimate: What the model says at the lowest node.
+        x0: The data, shape ``(B, *event)``.
+        nodes: The nodes of the chain, shape ``(N,)``.
+        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+    """
+    log_w = _decoder_log_variance(estimate, nodes, variance)
+    return sum_flat((x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)) / 2
+
+
+def discretised_nll(
+    estimate: Estimate,
+    x0: Tensor,
+    nodes: Tensor,
+    bin_width: float,
+    low: float = -1.0,
+    high: float = 1.0,
+    variance: str = "auto",
+) -> Tensor:
+    """``L_0`` as a probability: minus the log of the decoder's mass in the bin of each element, shape ``(B,)``.
+
+    Args:
+        estimate: What the model says at the lowest node.
+        x0: The data, the middles of their bins, shape ``(B, *event)``.
+        nodes: The nodes of the chain, shape ``(N,)``.
+        bin_width: Of a bin, in model units: 2/255 for 256 levels from -1 to 1.
+        low, high: The lowest and the highest level, whose bins have no other end.
+        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+    """
+    std = torch.exp(_decoder_log_variance(estimate, nodes, variance) / 2)
+    left, right = (x0 - bin_width / 2 - estimate.x0) / std, (x0 + bin_width / 2 - estimate.x0) / std
+    left = torch.where(x0 <= low + bin_width / 4, -torch.inf, left)
+    right = torch.where(x0 >= high - bin_width / 4, torch.inf, right)
+    # log(Phi(right) - Phi(left)) in the lower tail, where neither is near 1: the bin is mirrored if it is above 0.
+    upper = left + right > 0
+    left, right = torch.where(upper, -right, left), torch.where(upper, -left, right)
+    top, bottom = torch.special.log_ndtr(right), torch.special.log_ndtr(left)
+    return -sum_flat(top + torch.log(-torch.expm1(bottom - top)))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The terms of (1) for a batch, in nats per sample; their sum bounds ``-log p(x_0)``.
+
+    Attributes:
+        prior: ``L_T``, shape ``(B,)``.
+        steps: ``L_i`` from the lowest step up, shape ``(B, N - 1)``, each from one draw.
+        data: ``L_0``, shape ``(B,)``, from one draw.
+        nfe: Networks asked, int64 ``(B,)``.
+    """
+
+    prior: Tensor
+    steps: Tensor
+    data: Tensor
+    nfe: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The bound (1), shape ``(B,)``."""
+        return self.prior + self.steps.sum(1) + self.data
+
+
+def bound(
+    model: Denoiser,
+    x0: Tensor,
+    noise: Noise | None = None,
+    *,
+    variance: str = "auto",
+    bin_width: float | None = None,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Bound:
+    """The bound (1), by one draw of the noise for each of its N terms.
+
+    Args:
+        model: A model with nodes.
+        x0: Data in model units, shape ``(B, *event)``.
+        noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
+        variance: Of the steps, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        bin_width, low, high: For the discretised decoder (see :func:`discretised_nll`); without it a density.
+
+    Raises:
+        UsageError: If the model has no nodes.
+
+    Example:
+        >>> from scoresde import DDPM, Eps, ScoreModel
+        >>> from scoresde.nn import MLP
+        >>> model = ScoreModel(MLP(dims=2, width=8, blocks=1), DDPM(30), Eps())
+        >>> terms = bound(model, torch.zeros(5, 2))
+        >>> terms.steps.shape, terms.total.shape
+        (torch.Size([5, 29]), torch.Size([5]))
+    """
+    sde, nodes = model.domain.sde, model.domain.nodes
+    if nodes is None:
+        raise UsageError(
+            f"the variational bound is a sum over the nodes of a chain, and a model on {type(sde).__name__} has none; "
+            "train with the SDE ddpm or smld, or take the likelihood by the probability flow"
+        )
+    noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
+    counted = Counted(model, Tally(x0))
+
+    def at(i: int) -> Estimate:
+        eps = noise.normal(tuple(x0.shape[1:]), i, "user", x0.dtype)
+        t = nodes[i].to(x0.device)
+        return counted(sde.perturb(x0, t, eps), t)
+
+    with torch.no_grad():
+        steps = [step_kl(at(i), x0, nodes[i - 1].to(x0.device), variance) for i in range(1, len(nodes))]
+        lowest = at(0)
+        if bin_width is None:
+            data = decoder_nll(lowest, x0, nodes, variance)
+        else:
+            data = discretised_nll(lowest, x0, nodes, bin_width, low, high, variance)
+    nfe = torch.zeros(len(x0), dtype=torch.int64, device=x0.device) + counted.tally.total
+    return Bound(prior_kl(sde, x0), torch.stack(steps, 1), data, nfe)
+
+
+def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
+    """``L_vlb`` of (3) at one node for each row, with x0_hat held fixed; bits per dimension, shape ``(B,)``.
+
+    Its mean over nodes drawn uniformly is (1) without ``L_T``, which no model changes.
+
+    Args:
+        estimate: What the model says at ``x_t``, ``estimate.t`` being nodes, shape ``(B,)``.
+        x0: The data, shape ``(B, *event)``.
+        nodes: The nodes of the chain, shape ``(N,)``.
+    """
+    estimate = replace(estimate, x0=estimate.x0.detach())
+    index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)
+    lowest = index == 0
+    # A row at the lowest node has no step; it computes another one, finite, and takes the decoder's term.
+    stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
+    kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)])
+    nll = decoder_nll(estimate, x0, nodes)
+    return torch.where(lowest, nll, kl) * (len(nodes) / (dims(x0) * math.log(2)))

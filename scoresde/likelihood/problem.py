@@ -1,0 +1,137 @@
+"""A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
+
+The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is followed in the clock u of
+:mod:`scoresde.likelihood.clock`, with the slope
+
+    f = dy/du = (eps_hat - x0_hat) dr/du,                                                                    (1)
+
+on flat states of shape ``(P, D)`` that name their row.
+
+The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r:  near
+the data, errors that are small in units of y are large in nats. What a solver of the path holds to its tolerance
+besides y is therefore the integral of
+
+    f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.003,                                      (2)
+
+nats per dimension again, without any pass through the network of its own. q keeps the rounding and the roughness of a
+network's eps_hat near the data out of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.shapes import at, dims, expand, flat, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from .clock import clock, r_of_clock
+from .divergence import SHORTEST, Probes, slope_and_differences, slope_and_traces
+
+__all__ = ["Problem"]
+
+SMALL = 0.003  # q of (2)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data, model and interval.
+
+    Args:
+        model: The denoiser, whose conditioning has one row per sample, or one for all.
+        x: Data in model units, shape ``(B, *event)``, the state at ``t0``.
+        t0: Where the path begins; ``None`` for the beginning of the model's domain.
+        graph: Keep the graph of everything.
+    """
+
+    model: Denoiser
+    x: Tensor
+    t0: float | None = None
+    graph: bool = False
+
+    @cached_property
+    def counted(self) -> Counted:
+        """The model, whose calls are counted."""
+        return Counted(self.model, Tally(self.x))
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The interval of t."""
+        low, high = self.model.domain.interval("likelihood")
+        t0 = low if self.t0 is None else self.t0
+        if not low <= t0 < high:
+            raise UsageError(f"t_min is {t0}; the likelihood of this model begins in [{low:g}, {high:g})")
+        return t0, high
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor(self.ends, dtype=time_dtype(self.x.device), device=self.x.device)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The interval of the clock."""
+        r = self.model.domain.sde.ratio(self._ends)
+        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # a float32 clock can round up
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """s at both ends, shape ``(2,)``."""
+        return self.model.domain.sde.scale(self._ends)
+
+    @property
+    def dims(self) -> int:
+        """Numbers in an event, D."""
+        return dims(self.x)
+
+    @cached_property
+    def start(self) -> Tensor:
+        """The state where the path begins, shape ``(B, D)``."""
+        return flat(self.x * expand(self.unit / at(self.scales, 0), self.x))
+
+    @property
+    def unit(self) -> float:
+        """What a unit of ``x`` is on the path: ``data_scale`` where the model begins, and 1 at any other ``t0``."""
+        return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
+
+    def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope (1) ``(P, D)`` and the power (2) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``u: (P,)``."""
+        r, rate = r_of_clock(u)
+        t = self.model.domain.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
+        shaped = y.reshape(-1, *self.x.shape[1:])
+        everyone = len(rows) == len(self.x) and bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        model = self.counted if everyone else self.counted.rows(rows)
+        estimate = model(expand(self.model.domain.sde.scale(t), shaped) * shaped, t)
+        eps, slope = flat(estimate.eps), flat(estimate.eps - estimate.x0) * rate.to(y.dtype)[:, None]
+        # f . score / D
+        inverse = (r / (r.square() + SMALL**2)).to(y.dtype)[:, None]
+        return slope, -(eps.detach() * slope.detach()).mean(1, keepdim=True) * inverse
+
+    def with_traces(
+        self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``; ``place`` addresses the probes."""
+        vectors = probes.vectors(y, rows, place)
+        if probes.width and vectors is not None:
+            twice = u.repeat(2), rows.repeat(2)
+            h = (probes.width * (r_of_clock(u)[0] + SHORTEST)).to(y.dtype)[:, None]
+            both, traces = slope_and_differences(lambda state: torch.cat(self.field(state, *twice), 1), y, vectors, h)
+            return both[:, :-1], traces, both[:, -1:]
+        powers = []
+
+        def slope(state: Tensor) -> Tensor:
+            value, power = self.field(state, u, rows)
+            powers.append(power)
+            return value
+
+        value, traces = slope_and_traces(slope, y, vectors, self.graph)
+        return value, traces, powers[0]
+
+    def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents ``(B, *event)`` and log densities ``(B, K)`` from the state at the end and the integrated traces."""
+        z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
+        # log p(x) = log prior(z) + log-det + D log(s1/s0)
+        growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()
+        return z, self.model.domain.sde.prior.log_prob(z)[:, None] + log_det + growth.to(y.dtype)

@@ -1,0 +1,109 @@
+"""A model on another path.
+
+A model belongs to no path. At one noise level sigma/alpha the states of two paths differ by a factor, which is that of
+their scales  s = alpha + sigma,
+
+    x'_t' / s'(t') = x_t / s(t)        where        sigma'/alpha' (t') = sigma/alpha (t),                      (1)
+
+and the estimates of data and noise are the same. :class:`Converted` asks a model trained on one path for another, such
+as a VP model for the straight path of flow matching: the same samples and likelihoods, solved where that costs less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.shapes import as_time, expand
+from ..sde.base import SDE
+from ..sde.modified import Stretch
+from .estimate import Denoiser, Domain, Estimate, Wrapped
+
+__all__ = ["Converted", "convert"]
+
+
+@dataclass(frozen=True)
+class Converted(Wrapped):
+    """A model asked on another path, at the same noise levels (1); :func:`convert` makes it.
+
+    Args:
+        model: Any denoiser.
+        sde: The stretch of the other path whose noise levels the model knows.
+    """
+
+    sde: Stretch
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The stretch, with those of the model's nodes that lie on it, at its times."""
+        theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
+        nodes = theirs.nodes
+        if nodes is not None:
+            nodes = self.sde.t_of_log_snr(theirs.sde.log_snr(nodes))
+            nodes = nodes[(nodes > low - _CLOSE) & (nodes < high + _CLOSE)]
+        return replace(theirs, sde=self.sde, t_min=low, t_max=high, nodes=nodes)
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        t, theirs, ours = as_time(t, x), self.model.domain, self.domain
+        outside = (t < ours.t_min - _CLOSE) | (t > ours.t_max + _CLOSE)
+        if bool(outside.any()):
+            raise UsageError(
+                f"asked at t = {float(t[outside].flatten()[0]):g}: {_ranges(theirs, self.sde.path)}; what they "
+                f"share is t from {ours.t_min:.6g} to {ours.t_max:.6g}"
+            )
+        at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
+        # x_t = s(t) x'_t' / s'(t')                                                                      (1)
+        estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
+        # A learned variance was learned between the two of the model's own path, and the step up is another here.
+        return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
+
+
+_CLOSE = 1e-12  # what rounding may carry a time over an end
+
+
+def convert(model: Denoiser, path: SDE) -> Converted:
+    """Return ``model`` on another path, for those of the path's times whose noise level the model knows.
+
+    Args:
+        model: Any denoiser.
+        path: The path to ask it on; the prior of the result is the model's, in the scale of the path.
+
+    Raises:
+        UsageError: If the two share no noise level. The result raises it when asked outside those they share. The
+            message names both ranges of log-SNR.
+
+    >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
+    >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
+    >>> straight = convert(model, FlowMatching())
+    >>> round(straight.domain.t_min, 6), round(straight.domain.t_max, 6)
+    (0.000999, 0.993471)
+    """
+    domain, theirs = model.domain, model.domain.sde
+    t = torch.tensor([domain.t_min, theirs.times("sample")[0], domain.t_max], dtype=torch.float64)
+    # Their noise levels, as far as the path has them
+    most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
+    shared = theirs.log_snr(t).clamp(least, most)
+    low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
+    if not low < high:
+        raise UsageError(f"{_ranges(domain, path)}: they share none, and the model cannot be asked on that path")
+    # Where the model's own end is the end, what holds there for it does so in the scale of the path.
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
+    std = end * theirs.prior.std if high < path.t_max else path.prior.std
+    unit = start * theirs.data_scale if low > path.t_min else path.data_scale
+    return Converted(model, Stretch(path, std, low, high, max(stop, path.times("sample")[0]), unit))
+
+
+def _ranges(domain: Domain, path: SDE) -> str:
+    """The log-SNR that a model knows and that a path goes through, in words."""
+
+    def span(sde: SDE, low: float, high: float) -> str:
+        ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))
+        return " to ".join(f"{end:.4g}" for end in ends.tolist())
+
+    known, theirs = span(domain.sde, domain.t_min, domain.t_max), span(path, path.t_min, path.t_max)
+    return f"the model knows the log-SNR from {known}, {type(path).__name__} goes from {theirs}"

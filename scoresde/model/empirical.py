@@ -1,0 +1,68 @@
+"""The exact score of a finite set of points.
+
+It has the closed form of a mixture of Gaussians with components of no width,
+
+    x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
+
+and is the minimiser of the training loss: a network that reached it would give the points back (Karras et al. 2022,
+arXiv:2206.00364, app. B.3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..core.shapes import as_time, expand
+from ..model.estimate import Domain, Estimate
+from ..model.mixture import GaussianMixture
+from ..sde.base import SDE
+
+__all__ = ["CHUNK", "TrainingSet"]
+
+CHUNK = 2**21  # numbers in the largest tensor: rows x points x elements
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The score (1) of a finite set of points, a denoiser that works on a part of the set at a time.
+
+    Args:
+        sde: The path.
+        points: In model units, ``(K, *event)``.
+        std: Standard deviation of the Gaussian that each point stands for.
+    """
+
+    sde: SDE
+    points: Tensor
+    std: float = 0.0
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The whole of the path."""
+        return Domain.of(self.sde)
+
+    def rows(self, index: Tensor) -> TrainingSet:
+        """The set itself: all rows are alike."""
+        return self
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``, in float64."""
+        t, x = as_time(t, x), x.double()
+        best = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+        total, x0, eps = torch.zeros_like(best), torch.zeros_like(x), torch.zeros_like(x)
+        for part in torch.split(self.points, max(1, CHUNK // x.numel())):
+            stds = torch.full((len(part),), self.std, dtype=x.dtype, device=x.device)
+            piece = GaussianMixture(self.sde, part.to(x), stds)
+            # A mixture of mixtures: each part counts by its density and its size, from the largest so far.
+            weight = piece.log_prob(x, t) + math.log(len(part))
+            top = torch.maximum(best, weight)
+            old, new = torch.exp(best - top), torch.exp(weight - top)
+            found = piece(x, t)
+            x0, eps = (expand(old, x) * a + expand(new, x) * b for a, b in ((x0, found.x0), (eps, found.eps)))
+            best, total = top, old * total + new
+        return Estimate(x, t, x0 / expand(total, x), eps / expand(total, x), self.sde)

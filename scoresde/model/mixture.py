@@ -1,0 +1,144 @@
+"""Exact denoisers: data distributions whose perturbed score is known, with the same contract as a trained network.
+
+For  p_0 = sum_k w_k N(mu_k, C_k)  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
+V_k = alpha^2 C_k + sigma^2 I, and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k):
+
+    eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
+    x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
+
+All of it is computed along the axes of C_k = Q_k diag(l_k) Q_k^T, where V_k is diagonal. Every solver, the loss and the
+likelihood are held against this model, not against themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.shapes import as_time, flat
+from ..sde.base import SDE
+from .estimate import Domain, Estimate
+
+__all__ = ["GaussianMixture"]
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """A mixture of Gaussians as data distribution and exact :class:`~scoresde.model.estimate.Denoiser`.
+
+    Args:
+        sde: The path.
+        means: Shape ``(K, *event)``.
+        stds: Standard deviation of each isotropic component, shape ``(K,)``; 0 gives the closed-form score of a finite
+            set.
+        weights: Shape ``(K,)``, adding up to 1; equal if left out.
+        covariances: Instead of ``stds``, shape ``(K, D, D)`` for events of D elements.
+
+    Example:
+        >>> from scoresde import GaussianMixture, VPSDE
+        >>> two = GaussianMixture(VPSDE(), means=torch.tensor([[-1.0], [1.0]]), stds=torch.tensor([0.2, 0.2]))
+        >>> round(abs(float(two(torch.zeros(1, 1), 0.5).score)), 6)
+        0.0
+    """
+
+    sde: SDE
+    means: Tensor
+    stds: Tensor | None = None
+    weights: Tensor | None = None
+    covariances: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count, dims = len(self.means), self.means[0].numel()
+        if (self.stds is None) == (self.covariances is None):
+            raise UsageError("a mixture takes either stds, shape (K,), or covariances, shape (K, D, D)")
+        expected = {"stds": (count,), "weights": (count,), "covariances": (count, dims, dims)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                got = tuple(value.shape)
+                raise UsageError(f"{count} means of {dims} elements need {name} of shape {shape}; got {got}")
+        if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
+            raise UsageError(f"the weights of a mixture add up to 1, not {float(self.weights.sum()):.6g}")
+        if self.covariances is not None and float(self.axes[0].min()) < 0:
+            raise UsageError(f"a covariance has the eigenvalue {float(self.axes[0].min()):.6g}; none may be negative")
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor | None]:
+        """Eigenvalues ``(K, D)`` (``(K, 1)`` if isotropic) and eigenvectors ``(K, D, D)`` (or ``None``) of ``C_k``."""
+        if self.covariances is None:
+            assert self.stds is not None
+            return self.stds.square()[:, None], None
+        values, vectors = torch.linalg.eigh(self.covariances)
+        return values, vectors
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The whole of the path."""
+        return Domain.of(self.sde)
+
+    def rows(self, index: Tensor) -> GaussianMixture:
+        """The mixture itself: all rows are alike."""
+        return self
+
+    def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """Along the axes: residuals ``(B, K, D)``, variances (last axis D or 1), l_k; log densities; alpha, sigma."""
+        alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
+        values, vectors = self.axes
+        values = values.to(x)
+        log_weights = math.log(1 / len(self.means)) if self.weights is None else self.weights.to(x).log()
+        residual = flat(x)[:, None] - alpha * flat(self.means.to(x))
+        if vectors is not None:
+            residual = torch.einsum("bkd,kde->bke", residual, vectors.to(x))
+        variance = alpha.square() * values + sigma.square()
+        # One variance for all axes, or one each.
+        log_volume = torch.log(2 * math.pi * variance).sum(-1) * (residual.shape[-1] / variance.shape[-1])
+        log_joint = log_weights - ((residual.square() / variance).sum(-1) + log_volume) / 2
+        return residual, variance, values, log_joint, alpha, sigma
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        t = as_time(t, x)
+        residual, variance, values, log_joint, alpha, sigma = self._components(x, t)
+        r = torch.softmax(log_joint, dim=1)[..., None]
+        eps, x0 = r * residual / variance, r * values * residual / variance
+        vectors = self.axes[1]
+        if vectors is not None:
+            eps, x0 = (torch.einsum("bke,kde->bkd", v, vectors.to(x)) for v in (eps, x0))
+        eps = sigma[:, 0] * eps.sum(1)
+        x0 = (r * flat(self.means.to(x))).sum(1) + alpha[:, 0] * x0.sum(1)
+        return Estimate(x, t, x0.reshape(x.shape), eps.reshape(x.shape), self.sde)
+
+    def log_prob(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
+        """Log density in nats, ``(B, *event)`` to ``(B,)``: of the data, or of ``p_t`` if ``t`` is given."""
+        if t is not None:
+            return torch.logsumexp(self._components(x, as_time(t, x))[3], dim=1)
+        return replace(self, sde=_Data()).log_prob(x, 0.0)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
+        # Drawn where the generator is, so that a CPU generator gives the same draws whatever the device.
+        drawn_on = torch.device("cpu") if generator is None else generator.device
+        weights = torch.ones(len(self.means)) if self.weights is None else self.weights
+        k = torch.multinomial(weights.double().to(drawn_on), count, replacement=True, generator=generator)
+        z = torch.randn(count, *self.means.shape[1:], generator=generator, dtype=self.means.dtype, device=drawn_on)
+        k, z = k.to(self.means.device), flat(z.to(self.means.device))
+        values, vectors = self.axes
+        z = values[k].sqrt() * z
+        if vectors is not None:
+            z = torch.einsum("nde,ne->nd", vectors[k], z)
+        return self.means[k] + z.reshape(count, *self.means.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Data(SDE):
+    """The identity at t = 0: alpha = 1, sigma = t, so that ``p_0`` is the data itself."""
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t

@@ -1,0 +1,191 @@
+"""A trained model: a network, the path it was trained on, and what its output means.
+
+:class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. What is known of the samples is bound before
+solving, ``model.given(condition)``, which is a denoiser again, so that no solver ever carries a condition. A condition
+keeps its row: ``rows(index)`` selects the rows that a solver still works on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..codec import Codec, Composed
+from ..core.condition import Condition
+from ..core.errors import UsageError
+from ..core.shapes import as_tensor, as_time, expand
+from ..sde.base import SDE
+from .estimate import Domain, Estimate, Wrapped
+from .parametrization import Parametrization
+
+__all__ = ["Given", "ScoreModel", ]
+
+
+class ScoreModel(nn.Module):
+    """``network + sde + parametrization``, called as ``model(x, t) -> Estimate``.
+
+    What of the path is learned (:meth:`scoresde.SDE.parameters`) is among the parameters of the model.
+
+    Args:
+        network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
+            the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``; returns the shape of ``x``.
+        sde: The path. The model of a chain knows its nodes, and fixed-step solvers go from node to node.
+        parametrization: What the output means.
+        classes: Number of classes the network was trained with; class ``classes`` stands for "not given".
+        coupled: Data and noise were paired in training (:mod:`scoresde.objective.coupling`): the flow is right, but
+            there is no score.
+        codec: The map from data units to the model's; the network sees and answers arrays of the shape of the data,
+            ``codec.show(x)``. Without one, they are alike.
+        learn_variance: The network returns twice the channels, ``(B, 2 C, ...)``, and the second half v says where the
+            variance of a reverse step lies: ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+
+    Example:
+        >>> from scoresde import VPSDE, Eps, ScoreModel
+        >>> from scoresde.nn import MLP
+        >>> model = ScoreModel(MLP(dims=2, width=8, blocks=1), VPSDE(), Eps())
+        >>> model(torch.zeros(5, 2), 0.5).score.shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: SDE,
+        parametrization: Parametrization,
+        classes: int = 0,
+        coupled: bool = False,
+        learn_variance: bool = False,
+        codec: Codec | None = None,
+    ) -> None:
+        super().__init__()
+        if learn_variance and sde.nodes is None:
+            raise UsageError(
+                f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
+                "from one node to the next; take the SDE ddpm or smld",
+                parameter="sde",
+                value="ddpm",
+            )
+        if learn_variance and coupled:
+            raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; leave one out")
+        self.network = network
+        self.sde = sde
+        self.parametrization = parametrization
+        self.classes = classes
+        self.learn_variance = learn_variance
+        self.codec = Composed() if codec is None else codec
+        t_max, nodes = parametrization.legal_t_max(sde), sde.nodes
+        if nodes is not None and t_max < sde.t_max:
+            nodes = nodes[nodes <= t_max]  # a chain ends at a node
+            t_max = float(nodes[-1])
+        self.domain = Domain(sde, sde.t_min, t_max, nodes, has_score=not coupled)
+        self.schedule = nn.ParameterDict(sde.parameters())
+
+    @property
+    def learned(self) -> nn.Module:
+        """What training changes: the network, or the network and the path."""
+        return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
+
+    def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """The output F at ``(x_t, t)``, shape of ``x``."""
+        return self.outputs(x, t, cond)[0]
+
+    def outputs(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``."""
+        # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
+        label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
+        shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
+        raw = self._asked(shown, label, self._known(cond, x))
+        frac = None
+        if self.learn_variance:
+            raw, v = raw.chunk(2, dim=1)
+            frac = (v + 1) / 2
+        return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
+
+    def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
+        """What is known of each row; a model that knows classes is told where none is given."""
+        if self.classes and (cond is None or cond.label is None):
+            label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
+            cond = replace(cond or Condition(), label=label, classes=self.classes)
+        return None if cond is None else cond.expand(len(x))
+
+    def _asked(self, x: Tensor, c: Tensor, cond: Condition | None) -> Tensor:
+        """What the network returns, of the right shape."""
+        try:
+            raw: Tensor = self.network(x, c, cond)
+        except (TypeError, AttributeError) as error:
+            if cond is None or "Condition" not in str(error):
+                raise
+            raise UsageError(
+                f"the network {type(self.network).__name__} is given a scoresde.Condition as its third argument and "
+                f"cannot use it ({error}); the classes are its field label, int64 (B,): write cond.label"
+            ) from error
+        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learn_variance else tuple(x.shape)
+        if tuple(raw.shape) != expected:
+            twice = "; to learn the variance it returns twice the channels (B, 2 C, ...)" if self.learn_variance else ""
+            raise UsageError(
+                f"the network {type(self.network).__name__} returns the shape {tuple(raw.shape)} for {tuple(x.shape)}; "
+                f"expected is {expected}{twice}"
+            )
+        return raw
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Estimate:
+        """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``."""
+        t = as_time(t, x)
+        output, frac = self.outputs(x, t, cond)
+        return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
+
+    def rows(self, index: Tensor) -> ScoreModel:
+        """The model itself: without a condition all rows are alike."""
+        return self
+
+    def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
+        """Bind what is known of each row.
+
+        Args:
+            condition: A :class:`~scoresde.Condition`; or a class for all rows, or for each, int64 ``(B,)``, where
+                ``classes`` stands for "not given".
+
+        Raises:
+            UsageError: If the model knows no classes, or not this one.
+        """
+        if not isinstance(condition, Condition):
+            condition = Condition(label=as_tensor(condition).to(torch.int64).reshape(-1))
+        if condition.label is not None:
+            if not self.classes:
+                raise UsageError("this model was trained without classes; train with cond='class' to give it a label")
+            wrong = condition.label[(condition.label < 0) | (condition.label > self.classes)]
+            if len(wrong):
+                raise UsageError(
+                    f"label {int(wrong[0])} is not one of the {self.classes} classes 0 to {self.classes - 1}"
+                )
+        return Given(self, replace(condition, classes=self.classes))
+
+
+@dataclass(frozen=True)
+class Given(Wrapped):
+    """A model with a condition bound to each row.
+
+    Args:
+        model: The model that knows what to do with it.
+        condition: What is known of the rows: of each, or the same of all.
+    """
+
+    model: ScoreModel
+    condition: Condition
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
+        estimate: Estimate = self.model(x, t, self.condition.to(x.device).expand(len(x)))
+        return estimate
+
+
+
+
+
+
+
+
+
+

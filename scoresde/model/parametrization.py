@@ -1,0 +1,159 @@
+"""What the output of a network means: its target, what it is shown, and the noise label.
+
+Whatever a network was trained to output, its target is a combination of the data and the noise,
+
+    F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
+                                     score (0, -1/sigma)   EDM residual, below.                             (1)
+
+With ``x_t = alpha x_0 + sigma eps`` that is a 2 x 2 linear system, and one solve gives both:
+
+    x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
+
+There is no table of converters.
+
+References:
+    Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
+    Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1: EDM.
+    Vincent (2011), A connection between score matching and denoising autoencoders: the score of a Gaussian path.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.shapes import expand
+from ..sde.base import SDE
+from .estimate import Estimate
+
+__all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
+
+
+class Parametrization(ABC):
+    """What a network's output means, and what it is shown: a target (1), an input scale and a noise label.
+
+    Attributes:
+        weighting: The weighting of the loss that suits it (see :mod:`scoresde.objective.loss`).
+    """
+
+    weighting: ClassVar[str] = "native"
+
+    @abstractmethod
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``(a, b)`` of (1), each in the shape of ``t``, or ``()`` for a constant."""
+
+    def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
+        alpha, sigma = sde.coefficients(t)
+        return torch.rsqrt(alpha.square() + sigma.square())
+
+    def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor on the network's raw output that makes it ``F``, in the shape of ``t``."""
+        return torch.ones_like(t)
+
+    def label(self, sde: SDE, t: Tensor) -> Tensor:
+        """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 5]: no network sees t or the SDE.
+
+        On a path that ends at alpha = 0, where the logarithm is infinite, it ends at 1.5: a step that starts there
+        would ask the network at a label that training hardly ever draws, and beyond sigma = e^6 alpha, 400 times the
+        data, all levels look alike.
+        """
+        return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
+
+    def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
+        """Solve the system (2) for the data and the noise; ``output`` has the shape of ``x``, ``(B, *event)``."""
+        alpha, sigma = sde.coefficients(t)
+        a, b = self.target(sde, t)
+        d = a * sigma - b * alpha
+        x0 = expand(sigma / d, x) * output - expand(b / d, x) * x
+        eps = expand(a / d, x) * x - expand(alpha / d, x) * output
+        return Estimate(x, t, x0, eps, sde)
+
+    def legal_t_max(self, sde: SDE) -> float:
+        """The largest t at which (2) can be solved: ``t_max``, or just below it where ``d`` is 0 there.
+
+        An eps- or score-network says nothing about the data where ``alpha = 0``.
+        """
+        t = torch.tensor(sde.t_max, dtype=torch.float64)
+        alpha, sigma = sde.coefficients(t)
+        a, b = self.target(sde, t)
+        size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
+        solvable = bool((torch.isfinite(size) & ((a * sigma - b * alpha).abs() > 1e-6 * size)).all())
+        return sde.t_max if solvable else sde.t_max - 1e-3
+
+
+@dataclass(frozen=True)
+class Eps(Parametrization):
+    """The noise: ``F = eps`` (Ho et al. 2020, arXiv:2006.11239, eq. 11-12)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t.new_zeros(()), t.new_ones(())
+
+
+@dataclass(frozen=True)
+class X0(Parametrization):
+    """The data: ``F = x_0``."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t.new_ones(()), t.new_zeros(())
+
+
+@dataclass(frozen=True)
+class V(Parametrization):
+    """``F = alpha eps - sigma x_0`` (Salimans and Ho 2022, arXiv:2202.00512, app. D)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = sde.coefficients(t)
+        return -sigma, alpha
+
+
+@dataclass(frozen=True)
+class Score(Parametrization):
+    """The score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7).
+
+    The network's raw output is divided by sigma, so that it stays of unit size, and the loss is weighted by
+    ``sigma^2``, as published.
+    """
+
+    weighting = "eps"
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t.new_zeros(()), -1 / sde.coefficients(t)[1]
+
+    def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / sde.coefficients(t)[1]
+
+
+@dataclass(frozen=True)
+class Velocity(Parametrization):
+    """The velocity of the path: ``F = alpha' x_0 + sigma' eps`` (Lipman et al. 2023, arXiv:2210.02747, eq. 8)."""
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        return sde.rates(t)
+
+
+@dataclass(frozen=True)
+class EDM(Parametrization):
+    """The residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
+
+    ``x0_hat = c_skip x + c_out F`` with the skip and scale that make the target of unit variance and amplify the
+    network's error least, for data of standard deviation ``data_std`` per element:
+
+        c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
+    """
+
+    data_std: float = 1.0
+
+    def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        # F = (x_0 - c_skip x) / c_out, and 1 - c_skip alpha = sigma^2 / n.
+        alpha, sigma = sde.coefficients(t)
+        root = torch.hypot(alpha * self.data_std, sigma)
+        return sigma / (self.data_std * root), -alpha * self.data_std / root
+
+    def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
+        alpha, sigma = sde.coefficients(t)
+        return 1 / torch.hypot(alpha * self.data_std, sigma)

@@ -1,0 +1,146 @@
+"""Denoising score matching, in one line whatever the network outputs.
+
+The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for a Gaussian path is
+
+    E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
+
+and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` that *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
+arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
+same error in eps up to a factor known in closed form,
+
+    F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
+
+so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  They differ in what the
+network is asked to get right, not in what it converges to.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..core.condition import Condition
+from ..core.shapes import expand, mean_flat, time_dtype
+from ..data.batch import Batch
+from ..likelihood.chain import HYBRID_WEIGHT, variance_loss
+from ..model.network import ScoreModel
+from .draw import Draws
+from .weighting import Weight, make_weighting
+
+__all__ = ["Denoising", "Objective", "denoising_loss", "end_terms"]
+
+
+class Objective(ABC):
+    """What training minimises: the mean over rows and draws of what it returns."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        """The loss of each row, shape ``(B,)``.
+
+        Args:
+            model: The module in training.
+            batch: The rows.
+            draws: What was drawn for them; its weights are not in the result.
+        """
+
+    def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """What is added to the loss of each row whatever was drawn, shape ``(B,)``, or ``None``."""
+        return None
+
+
+@dataclass(frozen=True)
+class Denoising(Objective):
+    """Denoising score matching: :func:`denoising_loss`, and :func:`end_terms` for a path that is learned.
+
+    Args:
+        weighting: The factor on the squared error.
+    """
+
+    weighting: Weight
+
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        assert isinstance(model, ScoreModel) and draws.t is not None
+        return denoising_loss(
+            model, batch.x0, draws.t, draws.eps, draws.condition, self.weighting, batch.weight
+        )
+
+    def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        assert isinstance(model, ScoreModel)
+        return end_terms(model, batch.x0) if model.sde.parameters() else None
+
+
+def denoising_loss(
+    model: ScoreModel,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    cond: Condition | None = None,
+    weighting: str | Weight = "native",
+    each: Tensor | None = None,
+) -> Tensor:
+    """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
+
+    That is, plus 0.001 times the variational bound with the mean held fixed, (3) of :mod:`scoresde.likelihood.chain`.
+
+    Args:
+        model: The model in training.
+        x0: Data in model units, shape ``(B, *event)``.
+        t: Times, shape ``(B,)``: nodes, if the model has any.
+        noise: Standard normal, shape of ``x0``.
+        cond: What is known of each row, or ``None``.
+        weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
+            :mod:`scoresde.objective.weighting`).
+        each: Factor on each number's squared error, shape of ``x0``; ``None`` for 1.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    sde, parametrization = model.sde, model.parametrization
+    # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
+    a, b = parametrization.target(sde, t)
+    target = expand(a, x0) * x0 + expand(b, x0) * noise
+    x = sde.perturb(x0, t, noise)
+    output, frac = model.outputs(x, t, cond)
+    weight = make_weighting(weighting, typed=True)(sde, parametrization, t)
+    loss = _weighed(weight, (output - target).square(), each)
+    if frac is None or model.domain.nodes is None:
+        return loss
+    estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
+    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.domain.nodes)
+
+
+def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
+    """The mean over the event of squares ``(B, *event)`` that are weighed first; ``(B,)``."""
+    if each is not None:
+        square = each * square
+    if weight.ndim > 1:
+        return mean_flat(expand(weight, square) * square)
+    return weight.to(square.dtype) * mean_flat(square)  # the same for one weight a row
+
+
+def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
+    """What the ends of the path add to the variational bound, of which (1) with ``lambda = g^2`` is the middle.
+
+    Kingma et al. (2021), arXiv:2107.00630, eq. 12, times 2/D as (1) is: the divergence of x at ``t_max`` from the
+    prior, and the negative log density of the data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a path that
+    is learned needs them: without them its ends would run away.
+
+    Args:
+        model: The model in training.
+        x0: Data in model units, shape ``(B, *event)``.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    sde = model.sde
+    (a0, a1), (s0, s1) = sde.coefficients(torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device)))
+    # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
+    square, prior = mean_flat(x0.square()), sde.prior.std**2
+    latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)
+    data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
+    terms: Tensor = (latent + data).to(x0.dtype)
+    return terms

@@ -1,0 +1,493 @@
+"""Training times: where the loss looks.
+
+A time sampler is a quantile function Q on (0, 1): ``t = Q(u)`` with u uniform has the density ``p(t) = 1/Q'(u)``.
+Stratified draws have one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift: the
+expectation of independent draws, and less variance (Kingma et al. 2021, arXiv:2107.00630, app. I.1).
+
+There are two kinds. *Emphasis*: draws count as they come, and p is part of the objective, as a factor on the weighting,
+
+    E_p w(t) L(t) = int p(t) w(t) L(t) dt.                                                                         (1)
+
+*Importance*: draws come with the weight ``1/(p(t) (high - low))``, so that the expected loss is that of times uniform
+on ``[low, high]``, whatever p is,
+
+    E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
+
+and p decides only how far single draws scatter; best is ``p ~ sqrt(E (w L)^2)``.
+
+    ``uniform``              t uniform, draws independent                                            neither
+    ``low-discrepancy``      t uniform, stratified                                                   neither
+    ``sqrt``                 sqrt(t) uniform                                                         emphasis
+    ``lognormal``            log(sigma/alpha) normal; Karras et al. 2022, arXiv:2206.00364, tab. 1   emphasis
+    ``logit-normal``         logit(t) normal; Esser et al. 2024, arXiv:2403.03206, eq. 19            emphasis
+    ``mode``                 heavy tails, more in the middle; the same, eq. 20                       emphasis
+    ``importance``           p ~ weight on |eps_hat - eps|^2; Song, Durkan et al. 2021,              importance
+                             arXiv:2101.09258, sec. 4.3
+    ``loss-second-moment``   p ~ sqrt(E L^2) of the last losses; Nichol and Dhariwal 2021,           importance
+                             arXiv:2102.09672, sec. 3.3
+
+All are confined to the domain ``[low, high]``; a distribution that reaches beyond it is cut off there, not clamped.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CheckpointError, UsageError
+from ..core.registry import READ, Typed, build
+from ..core.tables import PARAMETRIZATIONS, TIME_SAMPLERS
+from ..model.parametrization import Eps, Parametrization
+from ..sde.base import SDE
+from ..sde.grids import finite_log_snr, make_grid
+from .weighting import Native, Weight, log_snr_speed, noise_factor
+
+__all__ = [
+    "Importance",
+    "LogNormal",
+    "LogitNormal",
+    "LossSecondMoment",
+    "LowDiscrepancy",
+    "Mode",
+    "Setting",
+    "Sqrt",
+    "TimeSampler",
+    "Times",
+    "independent",
+    "make_times",
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where times are drawn, and what the loss asks there.
+
+    Args:
+        sde: The path.
+        low, high: The interval of t.
+        parametrization: What the network outputs.
+        weighting: The factor on its squared error (see :mod:`scoresde.objective.weighting`).
+    """
+
+    sde: SDE
+    low: float
+    high: float
+    parametrization: Parametrization = field(default_factory=Eps)
+    weighting: Weight = field(default_factory=Native)
+
+    @property
+    def ends(self) -> Tensor:
+        """``[low, high]``, float64, shape ``(2,)``."""
+        return torch.tensor([self.low, self.high], dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSampler(ABC):
+    """A distribution of training times: derive a frozen dataclass and write ``quantile``.
+
+    Args:
+        stratified: Draw one time in each cell of equal probability, instead of independent ones.
+
+    Attributes:
+        emphasis: Whether the density is part of the objective (1). If not, ``weight`` takes it out again (2).
+    """
+
+    emphasis: ClassVar[bool] = True
+    stratified: bool = True
+
+    @abstractmethod
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        """The time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a domain or a weighting that does not go with it (a :class:`~scoresde.core.errors.UsageError`)."""
+        if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
+            raise UsageError(
+                f"the weighting {setting.weighting} is stated for times uniform in t, and {self} is a factor on it: "
+                "the loss would be another; take the time sampler low-discrepancy or importance"
+            )
+
+    def over(self, setting: Setting) -> Times:
+        """The sampler at work on a setting."""
+        return Times(self, setting)
+
+
+class Times:
+    """A time sampler at work on a setting: what the training loop holds.
+
+    Args:
+        sampler: The distribution.
+        setting: Where it draws.
+    """
+
+    def __init__(self, sampler: TimeSampler, setting: Setting) -> None:
+        sampler.check(setting)
+        self.sampler, self.setting = sampler, setting
+
+    @torch.no_grad()
+    def draw(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """``count`` times and the weight of each draw's loss, both float64 ``(count,)`` on the CPU."""
+        if self.sampler.stratified:
+            shift = torch.rand((), generator=generator, dtype=torch.float64)
+            u = (torch.arange(count, dtype=torch.float64) + shift) / count
+        else:
+            u = torch.rand(count, generator=generator, dtype=torch.float64)
+        t = self.quantile(u).clamp(self.setting.low, self.setting.high)
+        return t, self.weight(t)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time that a share ``u`` of all draws lies below, in the shape of ``u``."""
+        return self.sampler.quantile(u, self.setting)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight (2) of a draw at ``t``, in the shape of ``t``; 1 where draws count as they come."""
+        return torch.ones_like(t)
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses at the times of the last draw, each ``(count,)``, before their weights ``weight``."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it has learned, to be saved with a checkpoint; shapes are its own."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` returned, of any shape that it had."""
+
+
+# ----------------------------------------------------------------------------------------------------- in closed form
+
+
+@dataclass(frozen=True)
+class LowDiscrepancy(TimeSampler):
+    """Uniform in t, as published for most SDEs; stratified."""
+
+    emphasis = False
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return setting.low + (setting.high - setting.low) * u
+
+
+def independent() -> LowDiscrepancy:
+    """Uniform in t, with independent draws: :class:`Uniform` without strata."""
+    return LowDiscrepancy(stratified=False)
+
+
+@dataclass(frozen=True)
+class Sqrt(TimeSampler):
+    """Uniform in sqrt(t), which visits the low noise levels of VP and sub-VP more often.
+
+    Times below 0.01 are a third of their log-SNR range, but 1 % of uniform t.
+    """
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        low, high = math.sqrt(setting.low), math.sqrt(setting.high)
+        return (low + (high - low) * u).square()
+
+
+@dataclass(frozen=True)
+class LogNormal(TimeSampler):
+    """``log(sigma/alpha) ~ N(mean, std^2)``, on any path (Karras et al. 2022, arXiv:2206.00364, tab. 1).
+
+    Args:
+        mean, std: Of the log noise level for data of deviation about 0.5; EDM2 has -0.4 and 1.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _positive(self, "std")
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        z = self.mean + self.std * _cut_normal(u, self._ends(setting))
+        return setting.sde.t_of_log_snr(-2 * z)
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        _reach(self, self._ends(setting), setting)
+
+    def _ends(self, setting: Setting) -> Tensor:
+        return (-setting.sde.log_snr(setting.ends) / 2 - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class LogitNormal(TimeSampler):
+    """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
+
+    On the straight path that is :class:`LogNormal`. Their shift by a factor s, ``t' = s t/(1 + (s - 1) t)``, is
+    ``mean + log(s)``.
+
+    Args:
+        mean, std: Of the logit of t.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "std")
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * _cut_normal(u, self._ends(setting)))
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if not 0 <= setting.low < setting.high <= 1:
+            low, high = setting.low, setting.high
+            raise UsageError(f"logit-normal times lie between 0 and 1, but the domain is {low} to {high}")
+        _reach(self, self._ends(setting), setting)
+
+    def _ends(self, setting: Setting) -> Tensor:
+        return (torch.logit(setting.ends) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Mode(TimeSampler):
+    """More of the middle, and still enough of both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
+
+    Args:
+        k: Their s: from -1 (the ends) over 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+    """
+
+    k: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.k <= 2 / (math.pi - 2):
+            raise UsageError(f"mode: k is {self.k}; it must lie between -1 and 2/(pi - 2) = 1.75, where t rises with u")
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        # f(1 - u), so that it rises, of their f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u)
+        v = u - self.k * (torch.sin(math.pi / 2 * u).square() - u)
+        return setting.low + (setting.high - setting.low) * v
+
+
+# -------------------------------------------------------------------------------------------------------- by the loss
+
+
+@dataclass(frozen=True)
+class Importance(TimeSampler):
+    """The more draws, the more the loss weighs: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
+
+    Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With ``likelihood``, ``w = g^2/sigma^2 = -l'``: uniform in
+    the log-SNR l, and ``int w dt`` is its range. For other weightings the inverse of ``int w dt`` is tabulated.
+
+    Where the log-SNR is infinite (alpha = 0 at t = 1), ``likelihood`` would put all draws there; times end at the
+    log-SNR -20 then.
+
+    Args:
+        error: The output whose error is taken to be as large at all times, a name in
+            :data:`scoresde.core.tables.PARAMETRIZATIONS`. ``eps`` is the published choice; ``edm`` is right for
+            Gaussian data of unit variance, and the choice for weightings that favour high noise.
+    """
+
+    emphasis = False
+    error: str = "eps"
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return self.over(setting).quantile(u)
+
+    def check(self, setting: Setting) -> None:
+        super().check(setting)
+        if setting.sde.parameters():
+            raise UsageError("importance: the path is learned, and the density would not follow; take low-discrepancy")
+
+    def over(self, setting: Setting) -> Times:
+        return _Tabulated(self, setting)
+
+
+class _Tabulated(Times):
+    """Importance sampling by a table of ``W = int w dt`` in steps of the log-SNR l, where ``dW/dl = w/(-l')``."""
+
+    cells = 4096
+
+    def __init__(self, sampler: Importance, setting: Setting) -> None:
+        super().__init__(sampler, setting)
+        # A sampler with options from a file was made by the door, which lets no foreign name through.
+        self.error: Parametrization = build(sampler.error, PARAMETRIZATIONS, "prediction", typed=True)
+        ends = finite_log_snr(setting.sde, setting.ends)
+        self.log_snr = torch.linspace(float(ends[0]), float(ends[1]), self.cells + 1, dtype=torch.float64)
+        t = setting.sde.t_of_log_snr(self.log_snr).clamp(setting.low, setting.high)
+        self.span = float(t[-1] - t[0])
+        speed = log_snr_speed(setting.sde, t)
+        step = (self.log_snr[0] - self.log_snr[-1]) / self.cells
+        slope = self.density(t) / speed
+        self.integral = torch.cat([slope.new_zeros(1), (slope[1:] + slope[:-1]).cumsum(0) * (step / 2)])
+        self.total = float(self.integral[-1])
+        self._check(t, speed)
+
+    def density(self, t: Tensor) -> Tensor:
+        """The weight on the error of the output ``error``, shape of ``t``; p is this over its integral ``total``."""
+        sde, own = self.setting.sde, self.setting.parametrization
+        factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
+        return self.setting.weighting(sde, own, t) / factor
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.setting.sde.t_of_log_snr(_interpolate(u * self.total, self.integral, self.log_snr))
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.total / (self.density(t) * self.span)
+
+    def _check(self, t: Tensor, speed: Tensor) -> None:
+        """Refuse draws that would scatter the loss more than uniform ones do.
+
+        The loss w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) of Gaussian data of unit variance, has the second
+        moment int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
+        """
+        if not 0 < self.total < math.inf:
+            raise UsageError(f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}")
+        sde, own = self.setting.sde, self.setting.parametrization
+        w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
+        square = (w * torch.sigmoid(self.log_snr)).square()
+        mine = torch.where(square > 0, square / self.density(t), 0.0) * (self.total / self.span)
+        ratio = float(torch.trapezoid(mine / speed) / torch.trapezoid(square / speed))
+        if ratio > 1 + 1e-6:
+            raise UsageError(
+                f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
+                f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data): take its option "
+                "error='edm', or the sampler low-discrepancy",
+                parameter="t_sampler.error",
+                value="edm",
+            )
+
+
+@dataclass(frozen=True)
+class LossSecondMoment(TimeSampler):
+    """The more draws, the larger the last losses: ``p(t) ~ sqrt(E L^2)``.
+
+    Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. t is uniform within bins, the cells of the SDE's default
+    grid. Until every bin has its losses, all bins are equally likely.
+
+    Args:
+        bins: How many; published are the nodes of a discrete model.
+        history: How many losses of each bin are remembered, the last ones.
+        uniform: Share of draws that go to all bins alike, so that none is forgotten.
+    """
+
+    emphasis = False
+    bins: int = 64
+    history: int = 10
+    uniform: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.bins < 2 or self.history < 1:
+            raise UsageError(f"loss-second-moment: {self.bins} bins of {self.history} losses; take at least 2 and 1")
+        if not 0 < self.uniform <= 1:
+            raise UsageError(f"loss-second-moment: uniform is {self.uniform}; it must be > 0 and at most 1")
+
+    def quantile(self, u: Tensor, setting: Setting) -> Tensor:
+        return self.over(setting).quantile(u)
+
+    def over(self, setting: Setting) -> Times:
+        return _Remembering(self, setting)
+
+
+class _Remembering(Times):
+    """Draws by the losses it has been told of, the last ones of each bin."""
+
+    sampler: LossSecondMoment
+
+    def __init__(self, sampler: LossSecondMoment, setting: Setting) -> None:
+        super().__init__(sampler, setting)
+        self.edges = make_grid("auto", setting.sde, sampler.bins, setting.low, setting.high)
+        self.losses: list[deque[float]] = [deque(maxlen=sampler.history) for _ in range(sampler.bins)]
+
+    def probabilities(self) -> Tensor:
+        """Of the bins, shape ``(bins,)``."""
+        bins = self.sampler.bins
+        alike = torch.full((bins,), 1 / bins, dtype=torch.float64)
+        if any(len(losses) < self.sampler.history for losses in self.losses):
+            return alike
+        second_moment = torch.tensor([list(losses) for losses in self.losses], dtype=torch.float64).square().mean(1)
+        p = self.edges.diff() * second_moment.sqrt()
+        return torch.lerp(p / p.sum(), alike, self.sampler.uniform) if float(p.sum()) > 0 else alike
+
+    def quantile(self, u: Tensor) -> Tensor:
+        levels = torch.cat([u.new_zeros(1), self.probabilities().cumsum(0)])
+        return _interpolate(u * levels[-1], levels, self.edges)
+
+    def weight(self, t: Tensor) -> Tensor:
+        # 1/(p (high - low)) with p = probability/width of the bin
+        uniform = self.edges.diff() / (self.edges[-1] - self.edges[0])
+        return (uniform / self.probabilities())[self._bin(t)]
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        for i, loss in zip(self._bin(t).tolist(), losses.tolist(), strict=True):
+            self.losses[i].append(loss)
+
+    def state(self) -> dict[str, Tensor]:
+        rows = [[*losses, *[math.nan] * (self.sampler.history - len(losses))] for losses in self.losses]
+        return {"losses": torch.tensor(rows, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        stored = state.get("losses")
+        expected = (self.sampler.bins, self.sampler.history)
+        if stored is None or stored.shape != expected:
+            found = "none" if stored is None else tuple(stored.shape)
+            raise CheckpointError(f"the losses that {self.sampler} remembers have the shape {expected}; found: {found}")
+        self.losses = [deque(row[~row.isnan()].tolist(), maxlen=self.sampler.history) for row in stored]
+
+    def _bin(self, t: Tensor) -> Tensor:
+        return torch.searchsorted(self.edges, t).clamp(1, self.sampler.bins) - 1
+
+
+# ------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The piecewise linear function through ``(xs, ys)``, at ``x``; ``xs`` rises."""
+    i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
+    share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return torch.lerp(ys[i - 1], ys[i], share)
+
+
+def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
+    """The quantile of a standard normal that is cut off at both ends."""
+    below, above = torch.special.ndtr(ends).tolist()
+    z: Tensor = torch.special.ndtri(below + (above - below) * u)
+    return z
+
+
+def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
+    """Refuse a normal distribution of which only a far tail lies in the setting, whose ends are in deviations."""
+    outside = max(float(ends[0]), -float(ends[1]))
+    if outside > 3:
+        raise UsageError(
+            f"the mean of {sampler} lies {outside:.3g} of its deviations outside of where {setting.sde} is trained, "
+            f"t = {setting.low:g} to {setting.high:g}: take another mean"
+        )
+
+
+def _positive(sampler: Any, name: str) -> None:
+    value = getattr(sampler, name)
+    if not value > 0:
+        raise UsageError(f"the time sampler's {name} is {value}; it must be > 0")
+
+
+def make_times(
+    sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ
+) -> Times:
+    """The time sampler that a name stands for, at work on a setting.
+
+    Args:
+        sampler: The name, or the sampler itself.
+        options: Its fields.
+        setting: Where it draws.
+        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+
+    Raises:
+        UsageError: If there is none of that name, it has no such option, or it does not suit the setting.
+        CheckpointError: If the name was read from a file and is in no table.
+    """
+    made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
+    if not isinstance(made, TimeSampler):
+        raise UsageError(
+            f"{sampler!r} is not a time sampler: derive a frozen dataclass from scoresde.objective.times.TimeSampler"
+        )
+    return made.over(setting)

@@ -1,0 +1,309 @@
+"""Weightings of the denoising loss: how much an error counts at each noise level.
+
+An error of any output ``F = a x_0 + b eps`` is the same error of the noise, or of the data, up to a factor, because
+``alpha x0_hat + sigma eps_hat = x_t`` is exact:
+
+    |F - target|^2 = (d/alpha)^2 |eps_hat - eps|^2 = (d/sigma)^2 |x0_hat - x_0|^2,      d = a sigma - b alpha.     (1)
+
+So a weighting is stated once, as a weight ``w`` on ``|eps_hat - eps|^2``, and called for the factor on the loss of
+whatever the network outputs, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
+
+    ``native``      (d/alpha)^2         the factor is 1: plain regression of what the network outputs
+    ``eps``         1                   the simple loss of Ho et al. 2020, eq. 14
+    ``x0``          1/SNR               |x0_hat - x_0|^2
+    ``v``           1 + 1/SNR           (SNR + 1) |x0_hat - x_0|^2, Salimans and Ho 2022, sec. 4
+    ``score``       1/sigma^2           |score - grad log p(x_t | x_0)|^2
+    ``likelihood``  g^2/sigma^2         the same times g^2, Song, Durkan et al. 2021, thm. 1
+    ``p2``          (k + SNR)^-gamma    Choi et al. 2022
+    ``min-snr``     min(1, gamma/SNR)   min(SNR, gamma) |x0_hat - x_0|^2, Hang et al. 2023
+    ``edm``         1 + 1/(s^2 SNR)     Karras et al. 2022, tab. 1; s is ``data_std``
+    ``sigmoid``     sigmoid(bias - l) (-l')     Kingma and Gao 2023, Hoogeboom et al. 2024
+
+Convention. The loss is the mean over times that are drawn with a density p(t), and so
+
+    E_t w |eps_hat - eps|^2 = int w p(t)/(-l') |eps_hat - eps|^2 dl.                                               (2)
+
+What is learned, and how well at each noise level, depends on ``w p/(-l')`` alone, the effective weight per unit of
+log-SNR; neither the path nor its clock have a say (Kingma et al. 2021, sec. 5.1). ``likelihood`` and ``sigmoid`` are
+published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``, and so they carry the factor
+``-l' = g^2/sigma^2``, which makes that true of times uniform in t.
+
+References:
+    Ho et al. (2020), arXiv:2006.11239. Song, Durkan, Murray and Ermon (2021), arXiv:2101.09258. Kingma et al. (2021),
+    arXiv:2107.00630. Salimans and Ho (2022), arXiv:2202.00512. Choi et al. (2022), arXiv:2204.00227. Karras et al.
+    (2022), arXiv:2206.00364. Hang et al. (2023), arXiv:2303.09556. Kingma and Gao (2023), arXiv:2303.00848. Hoogeboom
+    et al. (2024), arXiv:2410.19324.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import isclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.registry import READ, Typed, construct, resolve
+from ..core.tables import WEIGHTINGS
+from ..model.parametrization import Parametrization
+from ..sde.base import SDE
+
+__all__ = [
+    "P2",
+    "EDMWeight",
+    "EpsWeight",
+    "LikelihoodWeight",
+    "MinSNR",
+    "Native",
+    "ScoreWeight",
+    "Sigmoid",
+    "VWeight",
+    "Weight",
+    "Weighting",
+    "X0Weight",
+    "check_weight",
+    "log_snr_speed",
+    "make_weighting",
+    "noise_factor",
+]
+
+# A weighting as the loss sees it: the factor on |F - target|^2, in the shape of t.
+Weight = Callable[[SDE, Parametrization, Tensor], Tensor]
+
+# Neither alpha nor sigma is quite 0 here, so that min(SNR, gamma)/SNR and its like are right at both ends. The squares
+# of the ratio and of its inverse are still numbers in float32.
+_TINY = 1e-18
+
+
+def _levels(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = sde.coefficients(t)
+    return torch.maximum(alpha, _TINY * sigma), torch.maximum(sigma, _TINY * alpha)
+
+
+def _snr(sde: SDE, t: Tensor) -> Tensor:
+    alpha, sigma = _levels(sde, t)
+    return (alpha / sigma).square()
+
+
+def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
+    """``-l' = g^2/sigma^2``, how fast the log-SNR falls, in the shape of ``t``."""
+    # l = 2 log(alpha/sigma): neither g, infinite where alpha = 0, nor a difference of large numbers
+    (alpha, sigma), (d_alpha, d_sigma) = _levels(sde, t), sde.rates(t)
+    return 2 * (alpha * d_sigma - d_alpha * sigma) / (alpha * sigma)
+
+
+def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+    """``(alpha/d)^2`` of (1): what makes ``|F - target|^2`` the error of the noise, in the shape of ``t``."""
+    alpha, sigma = _levels(sde, t)
+    a, b = parametrization.target(sde, t)
+    return (alpha / (a * sigma - b * alpha)).square()
+
+
+class Weighting(ABC):
+    """A weight at each time: derive a frozen dataclass and write ``on_noise``.
+
+    It is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, in the shape
+    of ``t``; a plain function with that signature is a weighting as well.
+
+    Attributes:
+        per_log_snr: Whether it is stated per unit of log-SNR, and so for times uniform in t.
+    """
+
+    per_log_snr: ClassVar[bool] = False
+
+    @abstractmethod
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        """The weight on ``|eps_hat - eps|^2``, in the shape of ``t``."""
+
+    def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+        return self.on_noise(sde, t) * noise_factor(sde, parametrization, t)
+
+
+@dataclass(frozen=True)
+class Native:
+    """Plain regression of what the network outputs: weight 1 on ``|F - target|^2``, shape of ``t``."""
+
+    def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class EpsWeight(Weighting):
+    """``|eps_hat - eps|^2``, the simple loss (Ho et al. 2020, arXiv:2006.11239, eq. 14)."""
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class X0Weight(Weighting):
+    """``|x0_hat - x_0|^2``."""
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / _snr(sde, t)
+
+
+@dataclass(frozen=True)
+class VWeight(Weighting):
+    """``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
+
+    On a path with ``alpha^2 + sigma^2 = 1`` that is the error of ``v = alpha eps - sigma x_0``.
+    """
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 + 1 / _snr(sde, t)
+
+
+@dataclass(frozen=True)
+class ScoreWeight(Weighting):
+    """``|score - grad log p(x_t | x_0)|^2``, score matching with weight 1 (Vincent 2011)."""
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 / _levels(sde, t)[1].square()
+
+
+@dataclass(frozen=True)
+class LikelihoodWeight(Weighting):
+    """``g^2 |score - grad log p(x_t | x_0)|^2``: the loss bounds the likelihood.
+
+    Song, Durkan et al. (2021), arXiv:2101.09258, thm. 1. Per unit of log-SNR the error of the noise has weight 1
+    (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
+    """
+
+    per_log_snr: ClassVar[bool] = True
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return log_snr_speed(sde, t)
+
+
+@dataclass(frozen=True)
+class P2(Weighting):
+    """``|eps_hat - eps|^2 / (k + SNR)^gamma``: less of what is nearly clean (Choi et al. 2022, arXiv:2204.00227).
+
+    Args:
+        k: Where it sets in, as an SNR; >= 0.
+        gamma: How strongly, >= 0; 0 is ``eps``.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least_0(self, "k", "gamma")
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return (self.k + _snr(sde, t)) ** -self.gamma
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
+
+    Args:
+        gamma: The SNR above which the error of the data counts alike, > 0; ``inf`` is ``eps``.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise UsageError(f"min-snr: gamma is {self.gamma}; it must be > 0 (5 is the published value)")
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return (self.gamma / _snr(sde, t)).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class EDMWeight(Weighting):
+    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma, ``1/sqrt(SNR)``, and s, the data's.
+
+    Karras et al. (2022), arXiv:2206.00364, tab. 1: the weight that makes an untrained network's loss the same at all
+    noise levels. It is plain regression of EDM's residual.
+
+    Args:
+        data_std: s, the standard deviation of the data per element, in model units; training fills in the data's own.
+    """
+
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.data_std > 0:
+            raise UsageError(f"edm: data_std is {self.data_std}; it must be > 0")
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 + 1 / (self.data_std**2 * _snr(sde, t))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Weighting):
+    """``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
+
+    Kingma and Gao (2023), arXiv:2303.00848; Hoogeboom et al. (2024), arXiv:2410.19324. For uniform t that is the factor
+    ``-l'`` more.
+
+    Args:
+        bias: The log-SNR at which the weight has fallen to a half; a lower one asks for less detail.
+    """
+
+    per_log_snr: ClassVar[bool] = True
+    bias: float = 0.0
+
+    def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
+        # sigmoid(bias - l) = 1/(1 + SNR e^-bias)
+        return log_snr_speed(sde, t) / (1 + _snr(sde, t) * math.exp(-self.bias))
+
+
+def _at_least_0(weighting: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(weighting, name)
+        if not value >= 0:
+            raise UsageError(f"{type(weighting).__name__.lower()}: {name} is {value}; it must be >= 0")
+
+
+def make_weighting(
+    weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ
+) -> Weight:
+    """The weighting that a name stands for: in the table, or ``module:Class`` or ``module:function`` of your own.
+
+    Args:
+        weighting: The name, or the weighting itself.
+        options: Its fields.
+        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+
+    Raises:
+        UsageError: If there is none of that name, or it has no such option.
+        CheckpointError: If the name was read from a file and is in no table.
+    """
+    if not isinstance(weighting, str):
+        return weighting
+    found = resolve(weighting, WEIGHTINGS, "weighting", typed=typed)
+    if not isclass(found):
+        if options:
+            raise UsageError(f"the weighting {weighting} is a function and has no options; got {sorted(options)}")
+        return found  # type: ignore[no-any-return]
+    return construct(found, "weighting", weighting, options or {}, typed=typed)  # type: ignore[no-any-return]
+
+
+def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:
+    """Check that a weighting can be trained with on ``[low, high]``: one number per time, finite and >= 0.
+
+    Raises:
+        UsageError: With the first time that offends.
+    """
+    t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
+    t[-1] = high
+    values = weight(sde, parametrization, t)
+    if not isinstance(values, Tensor) or values.shape != t.shape:
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
+        raise UsageError(f"the weighting {weight} returns {found} for times of shape (257,); it must be the times'")
+    bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
+    if len(bad):
+        raise UsageError(
+            f"the weighting {weight} is {float(values[bad[0]]):.3g} at t = {float(t[bad[0]]):.3g} for the prediction "
+            f"{parametrization} on {sde}; it must be finite, >= 0 and below 1e15: take another weighting or prediction"
+        )

@@ -1,0 +1,86 @@
+"""Other people's integrators behind our call: torchdiffeq and SciPy.
+
+For cross-checks, for their methods (dopri8, Radau, LSODA), and because a reader may trust them more. They advance the
+whole batch with one step, so that a sample's result depends on its neighbours to within the tolerance, and every row
+reports the same count. torchdiffeq is made to land on the end of the interval and to measure the worst sample; by
+default it steps over the end, to times where there is no model, and averages the batch.
+
+References:
+    Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
+    Virtanen et al. (2020), SciPy 1.0, https://doi.org/10.1038/s41592-019-0686-2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.errors import NumericalError, UsageError
+from ..core.shapes import rms_flat, time_dtype
+
+__all__ = ["ENGINES", ]
+
+Slope = Callable[[float, Tensor], Tensor]  # dy/dr of the whole batch at one r
+
+
+def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
+    """Solve with torchdiffeq (default method: dopri5); shape of ``y``."""
+    from torchdiffeq import odeint
+    from torchdiffeq._impl.odeint import SOLVERS
+
+    method = "dopri5" if method == "auto" else method
+    adaptive = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+    if method not in adaptive:
+        others = ", ".join(m for m in SOLVERS if m in adaptive)
+        raise UsageError(f"torchdiffeq has no adaptive method {method!r}; choose from: {others}")
+    low, high = min(r0, r1), max(r0, r1)
+    ends = torch.tensor([r0, r1], dtype=time_dtype(y.device), device=y.device)
+    options = {
+        "step_t": ends[1:],  # land there instead of interpolating back from beyond
+        "first_step": 0.01 * (high - low),  # the heuristic first step may leave the interval
+        "norm": lambda e: rms_flat(e).max(),  # the worst sample, not the mean of the batch
+    }
+    try:
+        solved = odeint(
+            lambda r, s: f(min(max(float(r), low), high), s),
+            y,
+            ends,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+        )
+    except AssertionError as error:
+        raise NumericalError(
+            f"torchdiffeq gave up: {error}; try a larger rtol, or the engine own", parameter="engine", value="own"
+        ) from None
+    out: Tensor = solved[-1]
+    return out
+
+
+def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
+    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64 (default method: RK45); shape of ``y``."""
+    from scipy.integrate import solve_ivp
+
+    method = "RK45" if method == "auto" else method
+    known = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
+    if method not in known:
+        raise UsageError(f"SciPy has no method {method!r}; choose from: {', '.join(known)}")
+
+    def slope(r: float, flat: object) -> object:
+        state = torch.as_tensor(flat).reshape(y.shape).to(y)
+        return f(r, state).flatten().double().cpu().numpy()
+
+    solved = solve_ivp(slope, (r0, r1), y.flatten().double().cpu().numpy(), method, rtol=rtol, atol=atol)
+    if not solved.success:
+        raise NumericalError(
+            f"SciPy gave up: {solved.message}; try a larger rtol, or the engine own", parameter="engine", value="own"
+        )
+    return torch.as_tensor(solved.y[:, -1]).reshape(y.shape).to(y)
+
+
+ENGINES = {"torchdiffeq": torchdiffeq, "scipy": scipy}
+
+

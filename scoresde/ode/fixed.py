@@ -1,0 +1,63 @@
+"""Classical Runge-Kutta rules, for steps of a given size.
+
+With nodes c_j, stage weights a_jl and weights b_j, a step of size h from y is
+
+    k_j = f(c_j, y + h sum_(l < j) a_jl k_l),        y <- y + h sum_j b_j k_j                                    (1)
+
+(Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations I, II.1), where f is told how far into the
+step it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..core.shapes import add_scaled
+
+__all__ = ["RULES", "Rule", "rule_step"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An explicit rule.
+
+    Attributes:
+        c: Nodes, shares of the step.
+        a: Rows of stage weights.
+        b: Weights of the solution.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+RULES = {
+    "euler": Rule((0,), ((),), (1,)),
+    "midpoint": Rule((0, 1 / 2), ((), (1 / 2,)), (0, 1)),
+    "heun": Rule((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
+    "rk4": Rule((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
+    """One step (1).
+
+    Args:
+        rule: A key of :data:`RULES`.
+        f: The slope at a share of the step and a state, in the shape of ``y``.
+        y: The state, any shape.
+        h: The size of the step, either sign.
+
+    >>> import torch
+    >>> round(float(rule_step("rk4", lambda c, y: y, torch.ones(()), 1.0)), 4)  # 1 + 1 + 1/2 + 1/6 + 1/24
+    2.7083
+    """
+    found = RULES[rule]
+    k: list[Tensor] = []
+    for c, row in zip(found.c, found.a, strict=True):
+        k.append(f(c, add_scaled(y, [h * a for a in row], k)))
+    return add_scaled(y, [h * b for b in found.b], k)

@@ -1,0 +1,377 @@
+"""Adaptive embedded Runge-Kutta with one step size per row.
+
+A batch is many independent initial value problems ``dy/dt = f(t, y)``. Libraries advance all of them with one step
+chosen by the root mean square error of the batch, so that an easy majority hides a hard sample, and a sample's result
+depends on its neighbours. Here every row has its own time and step and leaves the batch when it is done: the
+result alone equals the result in any batch, and nobody waits.
+
+A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  the solution  y + h sum_i b_i k_i  and the
+error estimate  e = h sum_i (b_i - b*_i) k_i.  It is accepted where
+
+    err = rms( e / (atol + rtol max(|y|, |y_new|)) ) <= 1        (the largest over the parts of the state)
+
+and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order, cut to seven
+binary digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and
+that into another error of the size of the tolerance.
+
+The step control of a row is a few numbers, and they stay on the host, in NumPy (:class:`_Rows`): its calls cost a third
+of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round, one attempted step for each row
+on its way, then moves one table of times there and one error for each row back.
+
+References:
+    Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), IV.2 of vol. II
+    (PI control).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..core.errors import Advice, UsageError
+from ..core.shapes import expand, flat, time_dtype, to_device
+from .tableaus import TABLEAUS, Tableau
+
+__all__ = [
+    "FAILED_LIMIT",
+    "FAILED_NONFINITE",
+    "FAILED_UNDERFLOW",
+    "OK",
+    "STATUS",
+    "TABLEAUS",
+    "OdeSolution",
+    "check_tolerances",
+    "coarse",
+    "failures",
+    "integrate",
+]
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)
+Parts = Callable[[Tensor], list[Tensor]]
+OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
+
+OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
+STATUS = {
+    OK: "ok",
+    FAILED_NONFINITE: "the model returned NaN or infinity",
+    FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
+    FAILED_LIMIT: "the limit on evaluations was reached",
+}
+
+
+def failures(status: Tensor, noun: str = "samples") -> list[str]:
+    """One line for each kind of failure in ``status``, shape ``(B,)``: how many rows, which, and why."""
+    lines = []
+    for code, reason in STATUS.items():
+        rows = (status == code).nonzero().flatten().tolist()
+        if code != OK and rows:
+            which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            lines.append(f"{len(rows)} of {len(status)} {noun} failed ({which}): {reason}")
+    return lines
+
+
+@dataclass(frozen=True)
+class OdeSolution:
+    """What :func:`integrate` returns; every count has shape ``(B,)``.
+
+    Attributes:
+        y: The state at ``t1`` (or where a row failed), shape ``(B, *state)``.
+        nfe: Evaluations of f per row.
+        accepted, rejected: Steps per row.
+        status: A key of :data:`STATUS` per row.
+    """
+
+    y: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+
+
+def _whole(y: Tensor) -> list[Tensor]:
+    return [y]
+
+
+@torch.no_grad()
+def integrate(
+    f: Field,
+    y: Tensor,
+    t0: float,
+    t1: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: str = "dopri5",
+    max_nfe: int = 10_000,
+    parts: Parts = _whole,
+    on_step: OnStep | None = None,
+    passing: Field | None = None,
+) -> OdeSolution:
+    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
+
+    Args:
+        f: ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` for the rows ``index`` of the batch.
+        y: Initial state, shape ``(B, *state)``.
+        t0, t1: The interval; both ends are met exactly.
+        rtol, atol: Tolerances on the local error of each row.
+        method: A key of :data:`TABLEAUS`.
+        max_nfe: Largest number of evaluations of a row.
+        parts: Linear views of the state that are each held to the tolerance; the worst one counts.
+        on_step: Called after each round of steps with the rows that moved, ``index: (b,)``, ``t: (b,)``, their state
+            and its slope, ``(b, *state)``, and how much of the way lies behind the slowest row, from 0 to 1.
+        passing: Takes the place of f at stages without a weight in the result (:attr:`Tableau.passing`). A part of the
+            state on which f does not depend, such as an integral along the way, may have any finite slope there.
+
+    Raises:
+        UsageError: If a tolerance or the method cannot be used.
+    """
+    _check(y, rtol, atol, method)
+    ended = _Ended(y)
+    if t0 == t1 or not len(y):
+        return ended.solution()
+    clock, index = time_dtype(y.device), torch.arange(len(y), device=y.device)
+    attempt = _Attempt(f, passing or f, y, method, rtol, atol, parts)
+    k = f(y, torch.full((len(y),), t0, dtype=clock, device=y.device), index)
+    h, sound = attempt.first_step(y, k, t0, t1, index)
+    rows = _Rows(t0, t1, TABLEAUS[method], h)
+    leave: Bools = ~sound
+    status: Ints | int = FAILED_NONFINITE
+
+    # Rounds of one attempted step for each row on its way, until all have left.
+    while True:
+        if leave.any():
+            ended.add(rows, np.flatnonzero(leave), status, y)
+            stay = np.flatnonzero(~leave)
+            if not len(stay):
+                return ended.solution()
+            rows.keep(stay)
+            index, y, k = (v.index_select(0, to_device(stay, y)) for v in (index, y, k))
+        y_new, k_new, error = attempt(y, k, to_device(rows.plan(), y, clock), index)
+        accept = rows.judge(error)
+        if accept.all():
+            y, k = y_new, k_new
+        else:
+            moved = expand(to_device(accept, y), y)
+            y, k = torch.where(moved, y_new, y), torch.where(moved, k_new, k)
+        if on_step is not None and accept.any():
+            at = to_device(np.flatnonzero(accept), y)
+            on_step(index[at], to_device(rows.times(accept), y, clock), y[at], k[at], rows.done)
+        leave, status = rows.verdict(accept, error, max_nfe)
+
+
+def check_tolerances(rtol: float, atol: float | None) -> None:
+    """Refuse tolerances that no step can meet; ``atol`` of ``None`` is that of ``rtol``.
+
+    Raises:
+        UsageError: With the values.
+    """
+    if not rtol > 0 or not (atol is None or atol >= 0):
+        raise UsageError(
+            f"rtol is {rtol} and atol {atol}; use rtol > 0 and atol >= 0, for example 1e-5", parameter="rtol"
+        )
+
+
+def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
+    check_tolerances(rtol, atol)
+    if method not in TABLEAUS:
+        raise UsageError(f"unknown Runge-Kutta method {method!r}; choose from: {', '.join(TABLEAUS)}")
+    if y.dtype == torch.float32 and rtol < 1e-6:
+        warnings.warn(
+            Advice(
+                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains "
+                "nothing; use float64",
+                parameter="dtype",
+                value="float64",
+            ),
+            stacklevel=4,
+        )
+
+
+@lru_cache
+def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """For each stage its weights in the sums of :class:`_Attempt` that it is part of, shape ``(n, 1, ..., 1)``."""
+    tableau = TABLEAUS[method]
+    count = len(tableau.c)
+    rows = [[*row, *[0.0] * (count - len(row))] for row in (*tableau.a[1:], tableau.e)]
+    weights = torch.tensor(rows, dtype=dtype, device=device).reshape(count, count, *[1] * ndim)
+    return tuple(weights[j:, j] for j in range(count))
+
+
+class _Attempt:
+    """A step of the method for each row, whether it will be accepted or not: what happens on the device.
+
+    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to
+    all that need it by one operation, term by term, and is not kept. (A matrix product would round differently in
+    batches of other sizes.)
+    """
+
+    def __init__(
+        self, f: Field, passing: Field, y: Tensor, method: str, rtol: float, atol: float, parts: Parts
+    ) -> None:
+        self.f, self.rtol, self.atol, self.parts = f, rtol, atol, parts
+        self.fields = [passing if passes else f for passes in TABLEAUS[method].passing]
+        self.order = TABLEAUS[method].order
+        self.columns = _columns(method, y.ndim, y.dtype, y.device)
+        self.sums = y.new_empty(len(self.columns), *y.shape)
+
+    def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Floats]:
+        """State and slope at the end of a step with the sizes and times ``plan``, and its error / h."""
+        size, *times = plan.unbind()
+        h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
+        torch.mul(self.columns[0], k, out=sums)
+        for j, t in enumerate(times, start=1):
+            y_new = torch.addcmul(y, h, sums[j - 1])
+            k = self.fields[j](y_new, t, index)
+            sums[j:].addcmul_(self.columns[j], k)
+        return y_new, k, self.norm(sums[-1], self.allowed(y, y_new))
+
+    def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
+        """``atol/rtol + max(|y|, |y_new|)`` for each part."""
+        pairs = zip(self.parts(before), self.parts(after), strict=True)
+        return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
+
+    def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
+        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts; on the host."""
+        norms = [
+            torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
+            for e, s in zip(self.parts(error), allowed, strict=True)
+        ]
+        return reduce(np.maximum, norms)
+
+    def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
+        """The size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
+        sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
+        size, slope = self.norm(y, allowed), self.norm(k, allowed)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            h = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
+            h = np.fmin(np.where(np.isnan(h), 1e-6, h), 0.1 * length)
+            step, t = to_device(np.stack([sign * h, t0 + sign * h]), y, time_dtype(y.device)).unbind()
+            bend = self.norm(self.f(y + expand(step, y) * k, t, index) - k, allowed) / h
+            steepest = np.maximum(np.maximum(slope, bend), 1e-12)
+            found = np.minimum(100 * h, (0.01 / steepest) ** (1 / self.order))
+        return coarse(np.fmin(np.fmax(found, 1e-9 * length), length)), np.isfinite(slope)
+
+
+class _Rows:
+    """Where the rows on their way are, and what they try next: on the host, in float64, each number ``(b,)``.
+
+    Attributes:
+        index: Their numbers in the batch.
+        t, h: Time and next step, in the direction of travel: ``sign * t`` rises.
+        memory: 0.4/q log of the last accepted error.
+        most: How much the step may grow.
+        accepted: Accepted steps.
+        attempts: Steps tried, of every row.
+        last, then: Whether the step being tried is the last one, and where it ends.
+    """
+
+    def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
+        self.sign = 1.0 if t1 > t0 else -1.0
+        self.start, self.end, self.order = self.sign * t0, self.sign * t1, tableau.order
+        self.nodes = np.array([c for c in tableau.c if 0 < c < 1])[:, None]
+        self.cost, self.attempts = len(tableau.c) - 1, 0
+        self.index, self.accepted = np.arange(len(h)), np.zeros(len(h), dtype=np.int64)
+        self.t, self.h = np.full(len(h), self.start), h
+        self.memory, self.most = np.zeros(len(h)), np.full(len(h), 10.0)
+        self.last, self.then = np.zeros(len(h), dtype=bool), self.t
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far, of each row."""
+        return 2 + self.cost * self.attempts
+
+    @property
+    def done(self) -> float:
+        """How much of the way lies behind the slowest row, from 0 to 1."""
+        return float((self.t.min() - self.start) / (self.end - self.start))
+
+    def times(self, which: Bools) -> Floats:
+        """The times of some of the rows."""
+        return self.sign * self.t[which]
+
+    def keep(self, stay: Ints) -> None:
+        """Go on with some of the rows."""
+        for name in ("index", "t", "h", "memory", "most", "accepted"):
+            setattr(self, name, getattr(self, name)[stay])
+
+    def plan(self) -> Floats:
+        """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
+
+        The last step ends at t1 exactly. No other time lies beyond it, because rounding is monotone.
+        """
+        rest = self.end - self.t
+        self.last = rest <= self.h * (1 + 1e-9)
+        np.copyto(self.h, rest, where=self.last)
+        self.then = np.where(self.last, self.end, self.t + self.h)
+        plan, inner = np.empty((1 + self.cost, len(rest))), 1 + len(self.nodes)
+        plan[0], plan[1:inner], plan[inner:] = self.h, self.t + self.nodes * self.h, self.then
+        return self.sign * plan
+
+    def judge(self, error: Floats) -> Bools:
+        """Accept or reject steps by their ``error / h``, and choose the next ones."""
+        error = np.maximum(self.h * error, 1e-10)
+        accept: Bools = error <= 1  # which a NaN is not
+        # The PI rule; by this error alone after a rejection, and without growth in the step after one.
+        log = np.log(error) / self.order
+        power = np.where(accept, self.memory - 0.7 * log, -log)
+        self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
+        np.copyto(self.t, self.then, where=accept)
+        np.copyto(self.memory, 0.4 * log, where=accept)
+        self.most = np.where(accept, 10.0, 1.0)
+        self.accepted += accept
+        self.attempts += 1
+        return accept
+
+    def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
+        """Which rows leave, and their status."""
+        arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
+        spent = self.nfe + self.cost > max_nfe
+        if not spent and not small.any():
+            return arrived, OK
+        stuck = small & ~accept
+        leave = arrived | stuck | spent
+        why = np.where(np.isfinite(error), FAILED_UNDERFLOW, FAILED_NONFINITE)
+        return leave, np.where(arrived, OK, np.where(stuck, why, FAILED_LIMIT))[leave]
+
+
+class _Ended:
+    """The rows that have left: where they were then, and what they cost."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.start = y
+        self.states: list[Tensor] = []
+        self.counts: list[Ints] = []
+
+    def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
+        """Note that rows have left, with their status."""
+        counts = np.empty((5, len(which)), dtype=np.int64)
+        counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
+        counts[3], counts[4] = rows.attempts - counts[2], status
+        self.counts.append(counts)
+        self.states.append(y.index_select(0, to_device(which, y)))
+
+    def solution(self) -> OdeSolution:
+        """All rows in their order; those that never started are where they were."""
+        y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
+        if self.states:
+            found = np.concatenate(self.counts, axis=1)
+            counts[:, found[0]] = found[1:]
+            y[to_device(found[0], y)] = torch.cat(self.states)
+        return OdeSolution(y, *to_device(counts, y).unbind())
+
+
+def coarse(h: Floats) -> Floats:
+    """Step sizes, float64 ``(b,)``, cut to seven binary digits: the last 46 of the 53 they have are cleared."""
+    cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
+    return cut

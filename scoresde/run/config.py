@@ -1,0 +1,360 @@
+"""What a training run is: one frozen dataclass, and the objects it stands for.
+
+``auto`` fields are resolved against the data before training; the resolved configuration is what is printed, saved as
+``config.json`` and built again by :func:`scoresde.load`.
+
+A configuration knows where its names came from (:mod:`scoresde.core.registry`). One that is written in Python counts
+as typed. One that was read from a file does not, and neither does what ``replace`` makes of it: to train on with a
+class of one's own, name it again (``typed``) or put the object itself in the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..codec import Codec
+from ..core.errors import CheckpointError, UsageError
+from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..data import DataInfo, Dataset, load_data
+from ..model.parametrization import Parametrization
+from ..objective.coupling import check_coupling
+from ..objective.times import TimeSampler
+from ..sde.base import SDE
+from ..sde.grids import default_grid
+from ..sde.modified import Shifted
+from .spec import ModelSpec, Part, make_path
+
+__all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
+
+# What a network is asked to output on each path, if nothing else is said.
+_PREDICT = {"flow": "velocity"}
+
+# Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
+_BUDGET: dict[str, tuple[int, int, float]] = {
+    "mlp": (4_000, 512, 2e-3),
+    "tiny": (2_000, 64, 2e-3),
+    "small": (5_000, 32, 1e-3),
+    "base": (100_000, 128, 2e-4),
+    "ddpm++": (500_000, 128, 2e-4),
+}
+
+
+# What may stand in a field in place of a name, and the table of its names.
+_OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
+_TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
+
+
+def stored_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a configuration that a run keeps."""
+    return tuple(f for f in dataclasses.fields(TrainConfig) if f.name != "typed")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run.
+
+    Args:
+        data: A name or a path (see :func:`scoresde.load_data`).
+        sde: A name in :data:`scoresde.core.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its class.
+        sde_options: Its fields, if it is a name.
+        shift: Factor on sigma/alpha at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves the path as it is.
+        predict: What the network outputs, a name in :data:`scoresde.core.tables.PARAMETRIZATIONS`, ``auto``, or a
+            :class:`~scoresde.Parametrization`.
+        predict_options: Its fields, if it is a name; so for the next two.
+        weighting: Weight of the loss, a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
+            :mod:`scoresde.objective.weighting`), ``auto`` (by the prediction), or the weighting itself.
+        weighting_options: Its fields.
+        t_sampler: Where times are drawn, a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
+            :mod:`scoresde.objective.times`), a sampler, or ``auto``: with the weighting ``native``, ``sqrt`` where
+            that is the SDE's grid; ``lognormal`` for EDM's path and loss; else ``low-discrepancy``, because most
+        weightings are stated for uniform times. t_sampler_options: Its fields.
+        coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow``
+        (:mod:`scoresde.objective.coupling`). preset: A size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (by
+        the data). network_options: Fields of the network that replace the preset's; ``network`` names another one.
+        learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
+            the hybrid loss of :mod:`scoresde.likelihood.chain`.
+        cond: ``class`` to train on labels, or ``none``.
+        cond_drop: Probability of leaving a label out, for classifier-free guidance.
+        steps, batch, lr: Budget; 0 takes the preset's.
+        warmup: Steps over which the learning rate rises; 0 takes a twentieth of the run.
+        decay: ``cosine`` (learning rate falls to 0 at the end) or ``none``.
+        clip: Largest norm of the gradient.
+        ema: Largest decay of the weight average.
+        seed: Of everything: split, initial weights, batches, noise.
+        test_fraction: Held out where the data has no split of its own.
+        save_minutes: Longest time between two checkpoints; there is one after each fifth of the run as well.
+        typed: Which names a person typed: all of them, or those listed. It is not stored.
+    """
+
+    data: str = "digits"
+    sde: str | SDE = "vp"
+    sde_options: Mapping[str, Any] = field(default_factory=dict)
+    shift: float = 1.0
+    predict: str | Parametrization = "auto"
+    predict_options: Mapping[str, Any] = field(default_factory=dict)
+    weighting: str | Callable[..., Any] = "auto"
+    weighting_options: Mapping[str, Any] = field(default_factory=dict)
+    t_sampler: str | TimeSampler = "auto"
+    t_sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    coupling: str = "independent"
+    preset: str = "auto"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    learn_variance: bool = False
+    cond: str = "none"
+    cond_drop: float = 0.1
+    steps: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    warmup: int = 0
+    decay: str = "cosine"
+    clip: float = 1.0
+    ema: float = 0.9999
+    seed: int = 0
+    test_fraction: float = 0.1
+    save_minutes: float = 10.0
+    typed: Typed = field(default=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sde, type) and issubclass(self.sde, SDE):
+            made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
+            object.__setattr__(self, "sde", made)
+        if isinstance(self.sde, Shifted):  # stored as what it is made of
+            object.__setattr__(self, "shift", self.shift * self.sde.shift)
+            object.__setattr__(self, "sde", self.sde.path)
+        for name in _TABLES:
+            if not isinstance(getattr(self, name), str):  # an object brings its options with it
+                object.__setattr__(self, f"{name}_options", {})
+        for f in stored_fields():
+            value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
+            kinds = (str, _OBJECTS[f.name]) if f.name in _OBJECTS else (int, float) if kind is float else (kind,)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+                nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+                noun = nouns.get(kind, "a table of options")
+                raise UsageError(f"{f.name} is {value!r}; it must be {noun}")
+        for name in ("steps", "batch", "lr", "warmup"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; take a positive number, or 0 for the preset's")
+        for name, low, high in (("cond_drop", 0, 1), ("ema", 0, 1), ("test_fraction", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}")
+        if not self.clip > 0:
+            raise UsageError(f"clip is {self.clip}; it must be > 0 (inf switches clipping off)")
+        for name, choices in (("cond", ("none", "class")), ("decay", ("cosine", "none"))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), choices)}")
+        if self.preset != "auto" and self.preset not in PRESETS:
+            raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
+
+    def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
+        """Replace every ``auto`` by what it means for this data; ``data_std`` is its spread in model units.
+
+        Raises:
+            UsageError: If the configuration does not suit the data.
+        """
+        preset = self.preset if self.preset != "auto" else _preset_for(info)
+        if self.cond == "class" and not info.classes:
+            raise UsageError(
+                f"cond='class': {info.name} has no labels (class folders, a label file or an array y)",
+                parameter="cond",
+                value="none",
+            )
+        steps, batch, lr = _BUDGET[preset]
+        path, predict, weighting = (self.name(field) for field in ("sde", "predict", "weighting"))
+        options = dict(self.predict_options)
+        if predict == "auto":
+            predict = _PREDICT.get(path, "edm")
+        if predict == "edm" and isinstance(self.predict, str):
+            options.setdefault("data_std", round(data_std, 4))
+        steps, sde = self.steps or steps, build_sde(self)
+        if weighting == "auto":
+            known = self.predict if self.predict != "auto" else predict
+            kind = resolve(known, PARAMETRIZATIONS, "prediction", typed=self.typed) if isinstance(known, str) else known
+            weighting = "likelihood" if sde.parameters() else kind.weighting
+        if sde.parameters() and weighting != "likelihood":
+            raise UsageError(
+                f"the weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
+                "weighting likelihood is its; take that one, or leave out learn",
+                parameter="weighting",
+                value="likelihood",
+            )
+        check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
+        weighting_options = dict(self.weighting_options)
+        if weighting == "edm" and isinstance(self.weighting, str):
+            weighting_options.setdefault("data_std", round(data_std, 4))
+        sampler = "low-discrepancy"
+        if weighting == "native" and default_grid(sde) == "sqrt":
+            sampler = "sqrt"
+        elif path == "edm" and (weighting == "edm" or (weighting, predict) == ("native", "edm")):
+            sampler = "lognormal"
+        return dataclasses.replace(
+            self,
+            preset=preset,
+            predict=predict if self.predict == "auto" else self.predict,
+            weighting=weighting if self.weighting == "auto" else self.weighting,
+            weighting_options=weighting_options,
+            t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
+            predict_options=options,
+            steps=steps,
+            batch=min(self.batch or batch, info.n_train),
+            lr=self.lr or lr,
+            warmup=self.warmup or max(1, min(steps // 20, 5000)),
+        )
+
+    def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
+        """What the model of a resolved configuration is made of.
+
+        Args:
+            info: Of the data.
+            codec: The map from the data's units to the model's.
+            network: Whether the network is built; otherwise it was passed as an object.
+
+        Raises:
+            UsageError: If the network does not suit the data.
+        """
+        classes = len(info.classes) if self.cond == "class" else 0
+        path, predict = (Part(self.name(field), getattr(self, f"{field}_options")) for field in ("sde", "predict"))
+        return ModelSpec(
+            path, self.shift, predict, self._network(info, classes) if network else None, codec, classes,
+            coupled=self.coupling != "independent", learn_variance=self.learn_variance,
+        )  # fmt: skip
+
+    def _network(self, info: DataInfo, classes: int) -> Part:
+        """The preset's network with what the data and ``network_options`` say of it."""
+        options = {**PRESETS[self.preset], **self.network_options}
+        name = str(options.pop("network"))
+        fields = fields_of(resolve(name, NETWORKS, "network", typed=self.typed))
+        from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
+        from_data["outputs"] = 2 if self.learn_variance else 1
+        if "channels_in" in fields:
+            from_data["dims"] = len(info.shape) - 1
+            if info.kind == "vector":
+                raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
+        return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
+
+    def check_spec(self, spec: ModelSpec, folder: Path) -> None:
+        """Refuse a ``model.json`` that says something else than this, the ``config.json`` beside it.
+
+        Raises:
+            CheckpointError: With the first difference.
+        """
+        ours: list[tuple[str, str, Mapping[str, Any], Part]] = [("sde", self.name("sde"), self.sde_options, spec.path)]
+        ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
+        if spec.network is not None:
+            its = dict(self.network_options)
+            ours += [("network", str(its.pop("network", spec.network.name)), its, spec.network)]
+        for where, name, options, part in ours:
+            known = plain(part.options)
+            differing = {k: v for k, v in plain(options).items() if k not in known or v != known[k]}
+            if name != part.name or differing:
+                told = f"{where} {name!r}" + (f" with {differing}" if differing else "")
+                raise CheckpointError(
+                    f"{folder}: config.json has {told}, and model.json has {part.name!r} with {known}; one of the two "
+                    "files was changed after training"
+                )
+
+    def typed_names(self) -> Typed:
+        """The names in this configuration that a person typed."""
+        if not isinstance(self.typed, bool):
+            return self.typed
+        return tuple(_strings(self.to_dict())) if self.typed else READ
+
+    def load_data(self, data: str | None = None) -> Dataset:
+        """The data of the run, or of another name or path, split as the run splits.
+
+        Raises:
+            DataError: If they are gone, or unreadable.
+        """
+        return load_data(data or self.data, self.seed, self.test_fraction)
+
+    def name(self, field: str) -> str:
+        """The name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object there."""
+        value = getattr(self, field)
+        return value if isinstance(value, str) else name_of(value, _TABLES[field])
+
+    def named(self, **given: Any) -> TrainConfig:
+        """The same with names that a person typed, or objects, in some of these four fields, and with their options.
+
+        A name that is there already keeps its options; what replaces another starts with its defaults.
+        """
+        changes = dict(given)
+        for name, value in given.items():
+            if value != self.name(name):
+                changes[f"{name}_options"] = {}
+        if not isinstance(self.typed, bool):
+            changes["typed"] = (*self.typed, *(v for v in given.values() if isinstance(v, str)))
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an object becomes its name and fields."""
+        plain = {f.name: getattr(self, f.name) for f in stored_fields()}
+        for name in _TABLES:
+            if not isinstance(plain[name], str):
+                plain[name], plain[f"{name}_options"] = self.name(name), options_of(plain[name])
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
+        """Rebuild from :meth:`to_dict`; the names in it count as read from a file.
+
+        Raises:
+            CheckpointError: If a field is unknown or cannot be right.
+        """
+        known = {f.name for f in stored_fields()}
+        for name in plain:
+            if name not in known:
+                raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
+        try:
+            return cls(**{name: _today(value) for name, value in plain.items()}, typed=READ)
+        except UsageError as error:
+            raise CheckpointError(f"config.json: {error}") from None
+
+
+def _today(value: Any) -> Any:
+    """Plain values with the names in them as they are today."""
+    if isinstance(value, str):
+        return moved(value)
+    if isinstance(value, Mapping):
+        return {k: _today(v) for k, v in value.items()}
+    return [_today(v) for v in value] if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON would give it back."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.items()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _strings(part)
+
+
+def _preset_for(info: DataInfo) -> str:
+    if info.kind == "vector":
+        return "mlp"
+    longest = max(info.shape[1:])
+    if info.kind == "signal":
+        return "tiny" if longest <= 64 else "small"
+    return "tiny" if longest <= 12 else "small" if longest <= 40 else "base"
+
+
+def build_sde(config: TrainConfig) -> SDE:
+    """Return the SDE of a configuration.
+
+    Raises:
+        UsageError: If there is no such SDE, or it is not one.
+    """
+    given = None if isinstance(config.sde, str) else config.sde
+    return make_path(Part(config.name("sde"), config.sde_options), config.shift, given, typed=config.typed)

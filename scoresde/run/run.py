@@ -1,0 +1,456 @@
+"""A trained run in use: samples and likelihoods in the units of the data.
+
+A :class:`Run` joins a model with the units, levels and classes of its data. What is known of the samples, how strongly
+it is followed and on which path the model is asked is *bound* first,
+
+    run.given("cat").guided(2.0).on("flow").sample(16)
+
+and each of these is a run again, so that sampling and likelihood take none of it. Bindings compose in one order, given,
+guided, on, whatever the order of the calls. :func:`load` reads a run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..codec import Codec
+from ..core.condition import SLOTS, Condition
+from ..core.errors import CheckpointError, DataError, UsageError
+from ..core.files import read_json, read_tensors
+from ..core.noise import Noise
+from ..core.registry import build, closest, resolve
+from ..core.shapes import as_tensor
+from ..core.tables import SDES, SOLVERS
+from ..data import NAMES, DataInfo, Dataset
+from ..data.dataset import old_codec
+from ..guidance.classifier_free import Guided
+from ..likelihood import Elbo, Likelihood, Scores, elbo
+from ..likelihood.chain import bound
+from ..likelihood.elbo import whose
+from ..model.convert import convert
+from ..model.estimate import Denoiser
+from ..model.network import ScoreModel
+from ..model.parametrization import Parametrization
+from ..sde.base import SDE
+from ..solvers import Solution, Solver, sample
+from ..solvers.base import Watch
+from .config import TrainConfig
+from .files import find_run, load_weights, newest_checkpoint, read_config
+from .spec import ModelSpec
+
+__all__ = ["Run", "Samples", "described", "load"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in data units.
+
+    Attributes:
+        x: Shape ``(n, *event)``; on the data's levels if it has any.
+        solution: The solver's statistics, with the samples in model units.
+    """
+
+    x: Tensor
+    solution: Solution
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A model with the units of its data, and what is bound to it.
+
+    Args:
+        base: The model as it was trained, or any other denoiser.
+        codec: The map from the data's units to the model's.
+        info: What is known of the data.
+        config: How it was trained, ``None`` for a model that was not trained here.
+        spec: What it is made of, so that it can be built again; ``None`` likewise.
+        step: Training steps done.
+        folder: The run folder, or ``None``.
+        device, dtype: Where and in which precision the states are; ``None`` for those of the weights.
+        condition: What is known of the samples, bound by :meth:`given`.
+        scale: Of guidance, bound by :meth:`guided`.
+        path: Bound by :meth:`on`.
+    """
+
+    base: Denoiser
+    codec: Codec
+    info: DataInfo
+    config: TrainConfig | None = None
+    spec: ModelSpec | None = None
+    step: int = 0
+    folder: Path | None = None
+    device: torch.device = None  # type: ignore[assignment]  # filled in below
+    dtype: torch.dtype = None  # type: ignore[assignment]
+    condition: Condition | None = None
+    scale: float = 1.0
+    path: SDE | None = None
+
+    def __post_init__(self) -> None:
+        weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
+        if self.device is None:
+            object.__setattr__(self, "device", torch.device("cpu") if weights is None else weights.device)
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", torch.float32 if weights is None else weights.dtype)
+
+    def __repr__(self) -> str:
+        sde = type(self.model.domain.sde).__name__
+        shape = " x ".join(map(str, self.info.shape))
+        bound = [] if self.condition is None else [f"given {self._names()}"]
+        bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
+        bound += [] if self.path is None else [f"on {self.path!r}"]
+        dtype = str(self.dtype).removeprefix("torch.")
+        lines = [
+            f"Run {self.folder or '(not saved)'}: {type(self.base).__name__} on {sde}, step {self.step:,}",
+            f"{self.info.kind}s of {self.info.name}, {shape}, {dtype} on {self.device}",
+            *([", ".join(bound)] if bound else []),
+        ]
+        return "\n".join(lines)
+
+    def _names(self) -> str:
+        """What is bound of the samples, in words."""
+        assert self.condition is not None
+        known = self.condition
+        shapes = {name: getattr(known, name).shape for name in SLOTS[1:] if getattr(known, name) is not None}
+        words = [f"{name} of shape {tuple(shape)}" for name, shape in shapes.items()]
+        if known.label is None:
+            return ", ".join(words)
+        classes, label = (*self.info.classes, "none"), known.label
+        found = [classes[i] if i < len(classes) else str(i) for i in label[:5].tolist()]
+        more = f", ... ({len(label)} rows)" if len(label) > 5 else ""
+        return ", ".join([*found, *words]) + more
+
+    # ------------------------------------------------------------------------------------------------------- binding
+
+    def given(self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
+        """The run given what is known of the samples; ``None`` takes it away again.
+
+        Args:
+            known: A class for all samples, by number or name; or one for each of n, ``(n,)``, where the number of
+                classes stands for "not given"; or a :class:`~scoresde.Condition`.
+
+        Raises:
+            UsageError: If the model knows no classes, or not this one.
+        """
+        if known is None:
+            return replace(self, condition=None)
+        trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
+        if not trained and not (isinstance(known, Condition) and known.label is None):
+            what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without labels, and {what} needs cond='class' in training",
+                parameter="cond",
+                value="class",
+            )
+        if not isinstance(self.base, ScoreModel):
+            raise UsageError(f"{type(self.base).__name__} is not a network and cannot be given anything")
+        if isinstance(known, str):
+            known = [known]
+        if isinstance(known, Sequence):
+            known = [self._number(one) if isinstance(one, str) else one for one in known]
+        return replace(self, condition=self.base.given(known).condition)
+
+    def _number(self, name: str) -> int:
+        names = list(self.info.classes)
+        if name in names:
+            return names.index(name)
+        if name.isdigit() and int(name) < len(names):
+            return int(name)
+        raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
+
+    def guided(self, scale: float) -> Run:
+        """The run guided away from the model without a condition: 1 is the conditional model, 0 the other one."""
+        return replace(self, scale=float(scale))
+
+    def on(self, path: str | SDE | None) -> Run:
+        """The run on another path, at the model's noise levels (:func:`scoresde.convert`); ``None`` for its own.
+
+        Args:
+            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE.
+        """
+        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True))
+
+    def rows(self, index: Tensor) -> Run:
+        """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
+        return self if self.condition is None else replace(self, condition=self.condition.rows(index))
+
+    @cached_property
+    def model(self) -> Denoiser:
+        """The model with all that is bound to it: what solvers and the likelihood are given."""
+        model = self.base
+        if self.condition is not None:
+            assert isinstance(model, ScoreModel)
+            model = model.given(self.condition)
+        if self.scale != 1.0:
+            if self.condition is None:
+                raise UsageError(
+                    f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
+                    parameter="label",
+                )
+            model = Guided(model, self.base, self.scale)
+        return model if self.path is None else convert(model, self.path)
+
+    def _bound(self, count: int) -> Denoiser:
+        """The model for ``count`` rows."""
+        if self.condition is not None:
+            self.condition.expand(count)  # which refuses another number of rows
+        return self.model
+
+    # ---------------------------------------------------------------------------------------------------------- data
+
+    def data(self, data: str | None = None) -> Dataset:
+        """The data that the run was trained on, or of another name or path, split as the run splits.
+
+        Raises:
+            UsageError: If it was not trained here.
+            DataError: If the data are gone, or unreadable.
+        """
+        if self.config is None:
+            raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
+        try:
+            return self.config.load_data(data)
+        except DataError as error:
+            source = data or self.config.data
+            if source in NAMES or Path(source).exists():
+                raise
+            passed = "; data that were passed as an array are not kept in a run: pass them again"
+            raise DataError(f"{error}{'' if data else passed}") from None
+
+    def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
+        """Data ``(n, *event)`` in model units, on the run's device and in its precision.
+
+        Args:
+            x: In data units.
+            u: Uniform numbers in [0, 1), the shape of ``x``, which spread levels over their cells.
+        """
+        noise = None if u is None else u.cpu().double()
+        found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
+        return found.to(device=self.device, dtype=self.dtype)
+
+    def to_data(self, m: Tensor) -> Tensor:
+        """Model units ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU."""
+        return self.codec.to_data(m.cpu(), self.condition)
+
+    # --------------------------------------------------------------------------------------------------------- using
+
+    def sample(
+        self,
+        n: int,
+        solver: str | Solver = "ode",
+        *,
+        seed: int = 0,
+        start: int = 0,
+        denoise: bool = True,
+        brownian: bool = False,
+        batch: int = 256,
+        watch: Watch | None = None,
+        record: bool = False,
+    ) -> Samples:
+        """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
+
+        Args:
+            n: Number of samples; as many as there are bound rows, if there is one for each.
+            solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
+            seed, start: Addresses of the samples: sample i is the same in every call.
+            denoise: End with a noise-free step (see :func:`scoresde.sample`).
+            brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
+            batch: Samples solved at once.
+            watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
+            record: Keep every step, for :meth:`frames`.
+
+        Raises:
+            UsageError: If an option cannot be used.
+        """
+        if n < 1:
+            raise UsageError(f"the number of samples is {n}; draw at least 1", parameter="n")
+        built: Solver = build(solver, SOLVERS, "solver", typed=True)
+        if brownian and not built.stochastic:
+            raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
+        solution = sample(
+            self._bound(n),
+            built,
+            self.codec.model_shape(self.info.shape),
+            Noise.of(n, seed, start, self.device, brownian=brownian),
+            denoise=denoise,
+            batch=batch,
+            dtype=self.dtype,
+            watch=watch,
+            record=record,
+        )
+        return Samples(self.to_data(solution.x), solution)
+
+    def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
+        """Recorded samples on their way, for an animation.
+
+        Args:
+            samples: Drawn with ``record=True``.
+            count: Number of frames.
+
+        Returns:
+            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``; the last are the samples.
+        """
+        trajectory = samples.solution.trajectory
+        if trajectory is None:
+            raise UsageError("these samples have no trajectory; draw them with record=True")
+        times, states = trajectory.frames(count)
+        shown = self.codec.continuous.to_data(states.flatten(0, 1))
+        shown = shown.reshape(*states.shape[:2], *shown.shape[1:])
+        shown[-1] = samples.x
+        return times, shown
+
+    def log_likelihood(
+        self,
+        x: Tensor | npt.ArrayLike,
+        likelihood: Likelihood | None = None,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        batch: int = 256,
+        memory: int | None = None,
+        check: bool = True,
+        watch: Callable[[Scores], object] | None = None,
+    ) -> Scores:
+        """Score data by the probability flow.
+
+        Args:
+            x: Data in data units, shape ``(n, *event)``.
+            likelihood: How (default: ``Likelihood()``).
+            seed, start: Addresses of the draws (dequantisation and probes).
+            batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+
+        Raises:
+            DataError: If the shape is not the model's.
+        """
+        x = self._checked(x)
+        noise = Noise.of(len(x), seed, start, self.device)
+        return (likelihood or Likelihood())(
+            self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+    def elbo(
+        self,
+        x: Tensor | npt.ArrayLike,
+        *,
+        dequantise: bool = True,
+        strata: int = 64,
+        draws: int = 1,
+        t_min: float | None = None,
+        seed: int = 0,
+        start: int = 0,
+        batch: int = 256,
+    ) -> Elbo:
+        """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
+
+        It bounds the density of what the reverse SDE of this very model generates. For a guided model that is neither
+        the density of its flow nor the tilted one; the result says whose it is.
+
+        Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
+        A model with nodes is a chain, whose bound has one draw for each of its nodes
+        (:func:`scoresde.likelihood.chain.bound`); its decoder is the reconstruction here.
+
+        Args:
+            x: Data in data units, shape ``(n, *event)``.
+            dequantise: Whether data with levels are dequantised; the bound is one of a density if not.
+            strata, draws, t_min: See :func:`scoresde.elbo`; without a meaning for a chain.
+            batch: States evaluated at once.
+            seed, start: Addresses of the draws.
+
+        Raises:
+            DataError: If the shape is not the model's.
+        """
+        x = self._checked(x)
+        noise = Noise.of(len(x), seed, start, self.device)
+        if dequantise:
+            u, log_det = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec.log_det(x)
+        else:
+            u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
+        if log_det is None:
+            raise UsageError(f"the data go through {self.codec}, which has no log-determinant, and so no bound")
+        encoded, model = self.to_model(x, u), self._bound(len(x))
+        if model.domain.nodes is None:
+            terms = elbo(model, encoded, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
+        else:
+            pieces = []
+            for rows in torch.split(torch.arange(len(x), device=self.device), batch):
+                chain = bound(model.rows(rows), encoded[rows], noise.rows(rows))
+                nan = torch.full_like(chain.prior, torch.nan)
+                pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, chain.nfe, whose(model, "chain")))
+            terms = Elbo.join(pieces)
+        # -log p(x) = -log p(m) - log_det: part of the decoder
+        return replace(terms, reconstruction=terms.reconstruction - log_det)
+
+    def _checked(self, x: Tensor | npt.ArrayLike) -> Tensor:
+        """Data as a tensor of the right shape, ``(n, *event)``."""
+        x, info = as_tensor(x), self.info
+        if tuple(x.shape[1:]) != info.shape:
+            raise DataError(
+                f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
+            )
+        return x
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    sde: SDE | type[SDE] | str | None = None,
+    network: nn.Module | None = None,
+    parametrization: Parametrization | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """Load a trained run; no code comes from the folder.
+
+    Args:
+        run: A run folder, a name under ``runs/``, or ``None`` for the newest.
+        sde: The SDE, its class, or ``"module:Name"``, if it is in no table.
+        network: The network, if it is in no table.
+        parametrization: What its output means, if that is in no table.
+        device, dtype: Where and in which precision to compute.
+
+    Raises:
+        CheckpointError: If the folder is none, damaged, or needs a class that was not given.
+    """
+    folder = find_run(run)
+    given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
+    config = TrainConfig.from_dict(read_config(folder))
+    info, spec = described(folder, config)
+    checkpoint = newest_checkpoint(folder)
+    state = read_json(checkpoint / "state.json")
+    try:
+        model = spec.build(given, network, parametrization)
+    except (UsageError, CheckpointError) as error:
+        raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
+    source = checkpoint / "ema.safetensors"
+    load_weights(model.learned, read_tensors(source), source)
+    model.to(device=device, dtype=dtype)
+    model.eval().requires_grad_(False)
+    return Run(model, spec.codec, info, config, spec, int(state["step"]), folder)
+
+
+def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
+    """What a run's files say of its data and of its model.
+
+    A run from before ``model.json`` (format 1) has the affine map of its codec in ``data.json``, and its model is what
+    the configuration stands for.
+
+    Raises:
+        CheckpointError: If they are missing, damaged, or contradict each other.
+    """
+    stored = read_json(folder / "data.json")
+    try:
+        info = DataInfo.from_dict(stored)
+        path = folder / "model.json"
+        if not path.is_file() and "transform" not in stored:
+            raise CheckpointError(f"{path} is missing, without which nobody knows the model; restore it")
+        spec = ModelSpec.read(path) if path.is_file() else config.spec(info, old_codec(stored))
+    except (DataError, UsageError) as error:
+        raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
+    config.check_spec(spec, folder)
+    return info, spec

@@ -1,0 +1,208 @@
+"""What a model is made of: the file ``model.json`` of a run.
+
+A configuration (:mod:`scoresde.run.config`) says how a run was trained, and leaves much to a preset and to the data.
+This says what came of it: path, parametrisation, network and codec, each by its name in a table and with *all* of its
+options. A preset is read once, when training starts, and redefining one never changes a run. A run without the file is
+from before it, and is described by its configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..codec import Codec, digest, from_dict, to_dict
+from ..core.errors import CheckpointError, UsageError
+from ..core.files import FORMAT, check_format, read_json
+from ..core.registry import READ, Typed, build, construct, fields_of, moved, name_of, options_of, resolve
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES
+from ..model.network import ScoreModel
+from ..model.parametrization import Parametrization
+from ..sde.base import SDE
+from ..sde.modified import Shifted
+
+__all__ = ["ModelSpec", "Part", "make_path"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: In its table, or ``module:Name``.
+        options: All of its options, plain values.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
+        """Of an object, with ``options`` that it may not show itself."""
+        return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
+
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Part:
+        """From plain values."""
+        return cls(moved(str(stored["name"])), dict(stored["options"]))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The parts of a :class:`~scoresde.ScoreModel`.
+
+    Attributes:
+        path: The SDE.
+        shift: Factor on its sigma/alpha.
+        parametrization: What the network's output means.
+        network: The network; ``None`` if it was passed as an object.
+        codec: The map from data units to the model's.
+        classes: Number of classes that the model knows.
+        coupled: Whether data and noise were paired in training.
+        learn_variance: Whether the network learns the variance of the steps of a chain.
+    """
+
+    path: Part
+    shift: float
+    parametrization: Part
+    network: Part | None
+    codec: Codec
+    classes: int = 0
+    coupled: bool = False
+    learn_variance: bool = False
+
+    def build(
+        self,
+        sde: SDE | type[SDE] | None = None,
+        network: nn.Module | None = None,
+        parametrization: Parametrization | None = None,
+        *,
+        typed: Typed = READ,
+    ) -> ScoreModel:
+        """The untrained model.
+
+        Args:
+            sde, network, parametrization: What is in no table, as objects (or the class of the SDE).
+            typed: Which names a person typed.
+
+        Raises:
+            UsageError: If there is no such part, or it cannot be.
+            CheckpointError: If a name that was read is in no table.
+        """
+        path = make_path(self.path, self.shift, sde, typed=typed)
+        if parametrization is None:
+            name, options = self.parametrization.name, self.parametrization.options
+            parametrization = build(name, PARAMETRIZATIONS, "prediction", typed=typed, **options)
+        if network is None:
+            if self.network is None:
+                raise CheckpointError("the run was trained with a network of your own; pass it", parameter="network")
+            network = build(self.network.name, NETWORKS, "network", typed=typed, **_tuples(self.network, typed))
+        return ScoreModel(
+            network, path, parametrization, self.classes, self.coupled, self.learn_variance, self.codec
+        )  # fmt: skip
+
+    def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
+        """The same with all options of the parts of ``model``, which was built of it."""
+        sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
+        network = self.network
+        if network is not None:
+            known = fields_of(resolve(network.name, NETWORKS, "network", typed=typed))
+            defaults = {name: f.default for name, f in known.items() if f.default is not f.empty}
+            network = Part(network.name, {**defaults, **network.options})
+        return replace(
+            self,
+            path=Part.of(sde, SDES, self.path.options),
+            parametrization=Part.of(model.parametrization, PARAMETRIZATIONS, self.parametrization.options),
+            network=network,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        parts = {name: getattr(self, name) for name in ("path", "parametrization", "network")}
+        return {
+            "format": FORMAT,
+            **{n: None if p is None else {"name": p.name, "options": dict(p.options)} for n, p in parts.items()},
+            **{name: getattr(self, name) for name in ("shift", "classes", "coupled", "learn_variance")},
+            "codec": to_dict(self.codec),
+            "codec_digest": digest(self.codec),
+        }
+
+    @classmethod
+    def read(cls, file: Path) -> ModelSpec:
+        """What :meth:`to_dict` gave, from a file.
+
+        Raises:
+            CheckpointError: If it is malformed, or its codec is not the one that was written.
+        """
+        stored = read_json(file)
+        check_format(file, stored)
+        try:
+            path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))
+            codec = from_dict(stored["codec"])
+            if digest(codec) != stored["codec_digest"]:
+                raise CheckpointError(f"{file}: the codec has not the digest {stored['codec_digest']!r} (damaged?)")
+            return cls(
+                path=path,
+                shift=float(stored["shift"]),
+                parametrization=parametrization,
+                network=None if stored["network"] is None else Part.read(stored["network"]),
+                codec=codec,
+                classes=int(stored["classes"]),
+                coupled=_flag(stored, "coupled"),
+                learn_variance=_flag(stored, "learn_variance"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} does not describe a model: {error!r}") from None
+
+
+def make_path(
+    part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = None, *, typed: Typed = READ
+) -> SDE:
+    """The SDE of a model.
+
+    Args:
+        part: Its name and options.
+        shift: Factor on sigma/alpha.
+        given: The SDE itself, or its class, for one that no table lists.
+        typed: Which names a person typed.
+
+    Raises:
+        UsageError: If there is no such SDE, or it is not one.
+        CheckpointError: If a name that was read is in no table.
+    """
+    name = part.name if given is None else name_of(given, SDES)
+    if name != part.name and SDES.keys() & {name, part.name}:
+        raise UsageError(f"the run was trained with the SDE {part.name!r}, not {name!r}")
+    if given is None:
+        sde: Any = build(part.name, SDES, "SDE", typed=typed, **part.options)
+    elif isinstance(given, type):
+        sde = construct(given, "SDE", given.__name__, part.options, typed=typed)
+    else:
+        sde = given
+    if not isinstance(sde, SDE):
+        raise UsageError(
+            f"{part.name!r} is not an SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma"
+        )
+    sde.check()
+    return sde if shift == 1 else Shifted(sde, shift)
+
+
+def _flag(stored: Mapping[str, Any], name: str) -> bool:
+    if not isinstance(stored[name], bool):
+        raise ValueError(f"{name} is {stored[name]!r}, neither true nor false")
+    return bool(stored[name])
+
+
+def _tuples(part: Part, typed: Typed) -> dict[str, Any]:
+    """Options of a network, where lists of JSON and a single number typed for several are tuples again."""
+    fields = fields_of(resolve(part.name, NETWORKS, "network", typed=typed))
+    found = {}
+    for key, value in part.options.items():
+        several = key in fields and isinstance(fields[key].default, tuple)
+        found[key] = tuple(value) if isinstance(value, list | tuple) else (value,) if several else value
+    return found

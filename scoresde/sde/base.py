@@ -1,0 +1,279 @@
+r"""Linear SDEs, that is, Gaussian paths.
+
+A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
+
+    x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I),                                    (1)
+
+and (1) says everything about it: an :class:`SDE` states ``alpha`` and ``sigma``, and
+
+    f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
+
+follow by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior), everywhere.
+
+The straight frame. Every such path is the straight path in another clock and scale: with
+
+    s = alpha + sigma,      r = sigma / s,      y = x / s:      y = (1 - r) x_0 + r eps,       (3)
+
+so the probability flow is dy/dr = eps_hat - x0_hat, with no f, g, alpha' or sigma', finite at both ends for all of
+them. The ODE solvers and the likelihood work there; r and the log-SNR  2 log(alpha/sigma)  name the same clock.
+
+References:
+    Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
+    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: a path is its log-SNR (sec. 3, 5.1).
+    Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
+
+The SDEs themselves are in :mod:`scoresde.sde.continuous`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
+
+__all__ = ["SDE", "Prior", "informative"]
+
+
+@overload
+def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
+@overload
+def informative(alpha: float, sigma: float) -> bool: ...
+def informative(alpha: Any, sigma: Any) -> Any:
+    """Where some of the data is left, as far as numbers tell (cos(pi/2) is 6e-17); a mask in the shape of ``alpha``."""
+    return alpha > 1e-6 * sigma
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The Gaussian ``N(0, std^2 I)`` at the end of a path, where sampling begins.
+
+    Args:
+        std: Its standard deviation.
+    """
+
+    std: float
+
+    def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """One state for each address of ``noise``, of event shape ``shape``: ``(B, *shape)``."""
+        return self.std * noise.normal(shape, stream="prior", dtype=dtype)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats, ``(B, *event)`` to ``(B,)``."""
+        return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
+
+
+class SDE(ABC):
+    """A linear SDE given by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
+
+    Derive a frozen dataclass and write ``alpha`` and ``sigma`` with torch functions; times arrive as tensors of shape
+    ``()`` or ``(B,)``, usually float64, and a constant may be returned as a plain number. Sampling with every solver,
+    training and likelihood follow.
+
+    Attributes:
+        t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
+        t_sample: Where sampling stops (default: ``t_min``).
+        data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
+
+    Example:
+        >>> import math
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Cosine(SDE):
+        ...     def alpha(self, t):
+        ...         return torch.cos(math.pi / 2 * t)
+        ...     def sigma(self, t):
+        ...         return torch.sin(math.pi / 2 * t)
+        >>> float(Cosine().diffusion(torch.tensor(0.5)) ** 2)  # pi tan(pi t / 2)
+        3.14159...
+    """
+
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    t_sample: float | None = None
+    data_scale: float = 1.0
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor | float:
+        """How much of the data is left at ``t``, in the shape of ``t``."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor | float:
+        """The standard deviation of the noise at ``t``, in the shape of ``t``."""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    # ------------------------------------------------------------------- coefficients: the arithmetic of a step
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``alpha(t), sigma(t)`` as tensors in the shape and dtype of ``t``."""
+        return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
+
+    @staticmethod
+    def _tensor(value: Tensor | float, t: Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        return torch.as_tensor(value, dtype=t.dtype, device=t.device).expand(t.shape)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``alpha'(t), sigma'(t)``, the time derivatives, in the shape of ``t``."""
+        rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
+        return rates
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        """``f(t) = alpha'/alpha``, in the shape of ``t``; infinite where alpha is 0."""
+        return self.rates(t)[0] / self.coefficients(t)[0]
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        """``g(t)^2 = 2 sigma (sigma' - f sigma)``, in the shape of ``t``; infinite where alpha is 0."""
+        (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.rates(t)
+        return 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The drift ``f(t) x`` of the forward SDE, shape of ``x``."""
+        return expand(self.drift_rate(as_time(t, x)), x) * x
+
+    def diffusion(self, t: float | Tensor) -> Tensor:
+        """The diffusion ``g(t)`` of the forward SDE, in the shape of ``t``."""
+        t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+        # g^2 >= 0; rounding can leave -1e-17 where the noise does not grow.
+        return self.diffusion_squared(t).clamp(min=0).sqrt()
+
+    @property
+    def finite_g(self) -> bool:
+        """Whether g is finite up to ``t_max``, that is, whether some of the data is left there."""
+        alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
+        return bool(informative(alpha.detach(), sigma.detach()).all())
+
+    def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t`` given ``x_0``."""
+        alpha, sigma = self.coefficients(as_time(t, x0))
+        return expand(alpha, x0) * x0, sigma
+
+    def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
+        """``x_t = alpha x_0 + sigma eps``: one jump along the path, shape of ``x0``."""
+        alpha, sigma = self.coefficients(as_time(t, x0))
+        return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``, in sampling and likelihood alike."""
+        return float(self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1])
+
+    @property
+    def prior(self) -> Prior:
+        """That Gaussian."""
+        return Prior(self.prior_std)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """``s = alpha + sigma``, the scale of the straight frame (3)."""
+        alpha, sigma = self.coefficients(t)
+        return alpha + sigma
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What of ``(alpha, sigma)`` a change of the log-SNR leaves as it is (see :mod:`scoresde.sde.modified`).
+
+        A path that only mixes, ``alpha^2 + sigma^2 = 1``, keeps the root of that sum, and this is the default; where
+        another function is constant along the path, a subclass names it. Linear in both, in the shape of ``alpha``.
+        """
+        return torch.hypot(alpha, sigma)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What of the path is learned with the network, by name: nothing, unless a subclass says so."""
+        return {}
+
+    # ------------------------------------------------------------------- clock: what only chooses t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """``2 log(alpha/sigma)``, in the shape of ``t``; falls from data to prior."""
+        alpha, sigma = self.coefficients(t)
+        return 2 * (torch.log(alpha) - torch.log(sigma))
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The time at which the log-SNR has a given value, in its shape, clamped to the domain; float64.
+
+        This is a bisection on ``[t_min, t_max]`` down to the last bit, right for any monotone path; a subclass with a
+        closed form overrides it.
+        """
+        target = log_snr.to(time_dtype(log_snr.device))
+        low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = self.log_snr(middle) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (low + high) / 2
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """``r = sigma / (alpha + sigma)``, the clock of the straight frame (3), from about 0 to about 1."""
+        alpha, sigma = self.coefficients(t)
+        return sigma / (alpha + sigma)
+
+    def t_of_ratio(self, r: Tensor) -> Tensor:
+        """The time at which :meth:`ratio` is ``r``, clamped to the domain."""
+        t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r)))
+        return t.clamp(self.t_min, self.t_max)
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """The times of a discrete chain, rising, float64 ``(N,)``; ``None`` for a path in continuous time."""
+        return None
+
+    def times(self, use: str) -> tuple[float, float]:
+        """The interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
+        if use not in ("train", "sample", "likelihood"):
+            raise UsageError(f"unknown use {use!r} of the times; choose from: train, sample, likelihood")
+        if use == "sample" and self.t_sample is not None:
+            return self.t_sample, self.t_max
+        return self.t_min, self.t_max
+
+    # ------------------------------------------------------------------- self-check
+
+    def check(self) -> None:
+        """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.
+
+        Raises:
+            UsageError: With the first t that offends.
+        """
+        name = type(self).__name__
+        if not 0 <= self.t_min < self.t_max:
+            raise UsageError(f"{name}: t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
+        t = self.t_min + (self.t_max - self.t_min) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
+        t[-1] = self.t_max
+        for label, function in (("alpha", self.alpha), ("sigma", self.sigma)):
+            try:
+                values = self._tensor(function(t), t)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{self!r}.{label}(t) fails for a tensor of times: {error}; write it with torch functions "
+                    "(torch.cos, not math.cos)"
+                ) from error
+            if values.shape != t.shape:
+                raise UsageError(
+                    f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
+                    "it must be computed element by element"
+                )
+            bad = ~torch.isfinite(values) | (values < 0)
+            if label == "sigma":
+                bad |= (values == 0) & (t > 0)
+            if bool(bad.any()):
+                i = int(bad.nonzero()[0])
+                raise UsageError(
+                    f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite and "
+                    f"{'>= 0' if label == 'alpha' else '> 0'} on [{self.t_min}, {self.t_max}] (t_min and t_max are "
+                    "class attributes you can set)"
+                )
+        rising = torch.diff(self.log_snr(t)) >= 0
+        if bool(rising.any()):
+            i = int(rising.nonzero()[0])
+            raise UsageError(
+                f"{name}: the log-SNR 2 log(alpha/sigma) must fall from data (t = 0) to prior (t = 1), but it does not "
+                f"between t = {float(t[i]):.6g} and {float(t[i + 1]):.6g}"
+            )

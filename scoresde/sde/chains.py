@@ -1,0 +1,230 @@
+"""Discrete chains: DDPM and SMLD as SDEs with nodes.
+
+A chain has N noise levels. Level i = 0 ... N - 1 gets the time t_i = (i + 1)/N, its *node*, and t = 0 is the data; what
+the chain says at its nodes is exact, and between them a smooth rule fills in, so that a chain is an
+:class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
+
+    DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
+           alpha^2 = prod_{j <= i} (1 - beta_j),  sigma^2 = 1 - alpha^2,        (Ho et al. 2020, eq. 4)            (2)
+           and log alpha is linear in t between nodes;
+    SMLD   alpha = 1,  sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   (Song and Ermon 2019, sec. 4)      (3)
+           and log sigma is linear in t.
+
+The steps between two nodes, up and down, are those of any path (:mod:`scoresde.sde.marginal`); between neighbours of
+DDPM the step up is (1).
+
+With betas from 0.1/N to 20/N the chain goes to VP(0.1, 20) as N grows, with an error of 1/N; SMLD goes to VE.
+
+References:
+    Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, arXiv:2006.11239.
+    Nichol and Dhariwal (2021), Improved denoising diffusion probabilistic models, arXiv:2102.09672: cosine (eq. 17).
+    Rombach et al. (2022), High-resolution image synthesis with latent diffusion, arXiv:2112.10752: scaled-linear.
+    Song and Ermon (2019), arXiv:1907.05600, and (2020), arXiv:2006.09011: noise levels of SMLD.
+    Song et al. (2021), arXiv:2011.13456, app. B: both chains as discretised SDEs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.registry import closest
+from ..core.shapes import time_dtype
+from .base import SDE
+
+__all__ = ["DDPM", "SMLD", ]
+
+# N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
+_ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
+_SCHEDULES = (*_ENDS, "cosine")
+
+
+class _Chain(SDE):
+    """What chains of N = ``steps`` levels share: nodes, and a domain that begins at the first."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 2:
+            raise UsageError(f"{type(self).__name__}: steps is {self.steps}; a chain has at least 2 noise levels")
+        super().__post_init__()
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        """The first node, 1/N."""
+        return 1 / self.steps
+
+    @cached_property
+    def nodes(self) -> Tensor:
+        """``t_i = (i + 1)/N``, float64 ``(N,)``."""
+        return torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
+
+
+@dataclass(frozen=True)
+class DDPM(_Chain):
+    """The chain (1) of denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239).
+
+    Args:
+        steps: N, the number of noise levels.
+        schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root, as in latent diffusion) or
+            ``cosine`` (Nichol and Dhariwal: s = 0.008, betas clipped at 0.999).
+        betas: The betas themselves, which then also give the number of steps; the schedule is not used.
+        start, end: First and last beta of the linear schedules. By default those published for 1000 steps, 1e-4 to
+            0.02 and 8.5e-4 to 0.012, times 1000/N, so that chains of different length go to one SDE.
+
+    Example:
+        >>> chain = DDPM()
+        >>> [f"{float(b):g}" for b in chain.beta[[0, 999]]], f"{float(chain.alpha(chain.nodes[-1])) ** 2:.5g}"
+        (['0.0001', '0.02'], '4.0358e-05')
+        >>> DDPM(betas=(0.1, 0.2, 0.4)).nodes
+        tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
+    """
+
+    steps: int = 1000
+    schedule: str = "linear"
+    betas: tuple[float, ...] | None = None
+    start: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.betas is not None:  # from JSON it is a list
+            object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
+            object.__setattr__(self, "steps", len(self.betas))
+        if self.schedule not in _SCHEDULES:
+            raise UsageError(f"unknown schedule {self.schedule!r} of DDPM; {closest(self.schedule, _SCHEDULES)}")
+        if (self.start, self.end) != (None, None) and (self.betas is not None or self.schedule == "cosine"):
+            kind = "given betas have" if self.betas is not None else "the schedule cosine has"
+            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); leave them out")
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the betas, then the path (see :meth:`SDE.check <scoresde.SDE.check>`).
+
+        Raises:
+            UsageError: With the first step that offends.
+        """
+        wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten()
+        if len(wrong):
+            i = int(wrong[0])
+            raise UsageError(
+                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1. "
+                "The linear schedules grow with 1/steps: take more steps (more than 20), a smaller end, or the "
+                "schedule cosine"
+            )
+        super().check()
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """``beta_i``, the variance that step i adds, float64 ``(N,)``."""
+        if self.betas is not None:
+            return torch.tensor(self.betas, dtype=torch.float64)
+        if self.schedule == "cosine":
+            # abar(t) = cos(u)^2/cos(u_0)^2, and 1 - cos(b)^2/cos(a)^2 = sin(b - a) sin(b + a)/cos(a)^2
+            u = (torch.arange(self.steps + 1, dtype=torch.float64) / self.steps + 0.008) / 1.008 * math.pi / 2
+            a, b = u[:-1], u[1:]
+            return (torch.sin(b - a) * torch.sin(b + a) / torch.cos(a).square()).clamp(max=0.999)
+        first, last = (e / self.steps for e in _ENDS[self.schedule])
+        first, last = first if self.start is None else self.start, last if self.end is None else self.end
+        if self.schedule == "linear":
+            return torch.linspace(first, last, self.steps, dtype=torch.float64)
+        return torch.linspace(math.sqrt(first), math.sqrt(last), self.steps, dtype=torch.float64).square()
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """``log alpha`` at 0, 1/N, ..., 1, float64 ``(N + 1,)``: half of ``log prod (1 - beta_j)``."""
+        return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
+
+    def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``log alpha`` and its slope in t, in the shape of ``t``; at a node the slope is that of the step before."""
+        table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
+        # Rounding leaves 3.0000000000000004 of the node 3, which belongs to the third interval all the same.
+        i = (torch.ceil(position * (1 - 4 * torch.finfo(t.dtype).eps)).long() - 1).clamp(0, self.steps - 1)
+        rise = table[i + 1] - table[i]
+        return table[i] + (position - i) * rise, self.steps * rise
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self._log_alpha(t)[0])
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # 1 - prod (1 - beta_j), which cancels near the data
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)[0]))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha' = alpha (log alpha)',  sigma' = -alpha alpha'/sigma
+        (alpha, sigma), slope = self.coefficients(t), self._log_alpha(t)[1]
+        return alpha * slope, -alpha.square() * slope / sigma
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        # also at t = 0, where sigma' is infinite
+        return -2 * self._log_alpha(t)[1]
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # alpha^2 = sigmoid(log_snr), looked up in the table, which falls
+        target = torch.nn.functional.logsigmoid(log_snr.to(time_dtype(log_snr.device))) / 2
+        table = self._table.to(target)
+        i = (torch.searchsorted(-table, (-target).contiguous()) - 1).clamp(0, self.steps - 1)
+        t = (i + (target - table[i]) / (table[i + 1] - table[i])) / self.steps
+        return t.clamp(self.t_min, self.t_max)
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SMLD(_Chain):
+    """The chain (3) of score matching with Langevin dynamics, also NCSN: N geometric noise levels, nothing is shrunk.
+
+    Song and Ermon (2019), arXiv:1907.05600, had 10 levels from 1 to 0.01; (2020), arXiv:2006.09011, 232 from 50 to 0.01
+    for CIFAR-10; Song et al. (2021), arXiv:2011.13456, 1000.
+
+    Args:
+        steps: N, the number of noise levels.
+        sigma_min, sigma_max: The lowest and the highest.
+
+    Example:
+        >>> chain = SMLD(steps=3, sigma_min=0.1, sigma_max=10.0)
+        >>> [round(float(s), 6) for s in chain.sigma(chain.nodes)]
+        [0.1, 1.0, 10.0]
+    """
+
+    steps: int = 1000
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UsageError(
+                f"SMLD: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; take 0 < sigma_min < sigma_max"
+            )
+        super().__post_init__()
+
+    @property
+    def _rate(self) -> float:
+        """``(log sigma)'``: N/(N - 1) log(sigma_max/sigma_min)."""
+        return math.log(self.sigma_max / self.sigma_min) * self.steps / (self.steps - 1)
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp((t - self.t_min) * self._rate)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), self.sigma(t) * self._rate
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        t = self.t_min - (log_snr / 2 + math.log(self.sigma_min)) / self._rate
+        return t.clamp(self.t_min, self.t_max)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
+
+
+

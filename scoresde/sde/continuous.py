@@ -1,0 +1,290 @@
+"""The SDEs of the papers: each states alpha and sigma (:mod:`scoresde.sde.base`), and what is known in closed form.
+
+References:
+    Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
+        sub-VP (sec. 3.4), and their marginals (eq. 29).
+    Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
+    Nichol and Dhariwal (2021), arXiv:2102.09672: the cosine schedule. Karras et al. (2022), arXiv:2206.00364: EDM.
+    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR linear in t, with learned ends.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import SDE
+
+__all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "FlowMatching", "SubVPSDE"]
+
+
+@dataclass(frozen=True)
+class _LinearBeta(SDE):
+    """What VP and sub-VP share: ``alpha = exp(-B/2)``, ``B(t) = int_0^t beta``, ``beta`` linear in t."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    t_sample = 1e-3
+
+    def integral(self, t: Tensor) -> Tensor:
+        """``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, in the shape of ``t``."""
+        return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
+
+    def t_of_integral(self, integral: Tensor) -> Tensor:
+        """The time at which B has a given value."""
+        # The root of the quadratic in the form that does not cancel.
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+    def beta(self, t: Tensor) -> Tensor:
+        """``beta(t) = beta_min + t (beta_max - beta_min)``, in the shape of ``t``."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.integral(t) / 2)
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class VPSDE(_LinearBeta):
+    """Variance preserving: ``alpha = exp(-B/2)``, ``sigma = sqrt(1 - exp(-B))``, ``B(t) = int_0^t beta``.
+
+    ``beta(t) = beta_min + t (beta_max - beta_min)``; then ``f = -beta/2`` and ``g = sqrt(beta)`` (Song et al. 2021,
+    arXiv:2011.13456, eq. 11 and 29-33).
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # expm1, because 1 - exp(-B) cancels: in float32 at t = 1e-5 its root is 0.6 % off.
+        return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha' = -beta alpha / 2,  sigma' = beta alpha^2 / (2 sigma)
+        (alpha, sigma), beta = self.coefficients(t), self.beta(t)
+        return -beta * alpha / 2, beta * alpha.square() / (2 * sigma)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        # also at t = 0, where sigma' is infinite
+        return self.beta(t)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)).
+        return self.t_of_integral(torch.nn.functional.softplus(-log_snr))
+
+
+@dataclass(frozen=True)
+class SubVPSDE(_LinearBeta):
+    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, the square of VP's.
+
+    ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.integral(t))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha' = -beta alpha / 2,  sigma' = beta alpha^2
+        alpha, beta = self.alpha(t), self.beta(t)
+        return -beta * alpha / 2, beta * alpha.square()
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2).
+        return self.t_of_integral(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))
+
+
+@dataclass(frozen=True)
+class VESDE(SDE):
+    """Variance exploding: ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``.
+
+    ``f = 0`` and ``g = sigma sqrt(2 log(sigma_max/sigma_min))`` (Song et al. 2021, arXiv:2011.13456, eq. 9, 29, 30).
+    At t = 0 the noise is ``sigma_min``, not 0: the path starts at the data blurred by that much.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
+
+@dataclass(frozen=True)
+class FlowMatching(SDE):
+    """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
+
+    Lipman et al. (2023), arXiv:2210.02747, eq. 20 with sigma_min = 0 and time reversed; Liu et al. (2023),
+    arXiv:2209.03003, eq. 1. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data are left; networks that output
+    the velocity, x0 or v are finite there.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha + sigma
+
+
+@dataclass(frozen=True)
+class CosineSDE(SDE):
+    """Variance preserving, with a cosine: ``alpha = cos(u)/cos(u_0)``, ``u = (t + offset)/(1 + offset) pi/2``.
+
+    Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without their clipping. offset = 0 is
+    the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023,
+    arXiv:2209.15571). Nothing of the data is left at t = 1, so that g is infinite there.
+
+    Args:
+        offset: Their s. With it the noise begins like sqrt(t) instead of t.
+    """
+
+    offset: float = 0.008
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) / (1 + self.offset) * (math.pi / 2)
+
+    @property
+    def _start(self) -> float:
+        return self.offset / (1 + self.offset) * math.pi / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t)) / math.cos(self._start)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # cos(u_0)^2 - cos(u)^2 = sin(u - u_0) sin(u + u_0), which does not cancel
+        u = self._angle(t)
+        product = torch.sin(t * (math.pi / 2 / (1 + self.offset))) * torch.sin(u + self._start)
+        return torch.sqrt(product) / math.cos(self._start)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha' = -u' sin(u)/cos(u_0),  (sigma^2)' = 2 u' sin(u) cos(u)/cos(u_0)^2
+        u, rate = self._angle(t), math.pi / 2 / (1 + self.offset)
+        d_alpha = -rate * torch.sin(u) / math.cos(self._start)
+        if self.offset == 0:
+            return d_alpha, rate * torch.cos(u)
+        return d_alpha, rate * torch.sin(u) * torch.cos(u) / (math.cos(self._start) ** 2 * self.sigma(t))
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), by the arc tangent, which is exact at both ends
+        cosine = math.cos(self._start) * torch.sigmoid(log_snr).sqrt()
+        sine = torch.sqrt(math.sin(self._start) ** 2 + math.cos(self._start) ** 2 * torch.sigmoid(-log_snr))
+        return torch.atan2(sine, cosine) * (2 / math.pi * (1 + self.offset)) - self.offset
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class EDMSDE(SDE):
+    """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
+
+    Their time is sigma itself; ours runs through the levels as their sampler does (arXiv:2206.00364, eq. 5),
+    ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``: a grid uniform in t is theirs.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def _root(self, t: Tensor) -> tuple[Tensor, float]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low + t * (high - low), high - low
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._root(t)[0] ** self.rho
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        root, rate = self._root(t)
+        return torch.zeros_like(t), self.rho * rate * root ** (self.rho - 1)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        low, rate = self._root(torch.zeros_like(log_snr))
+        return (torch.exp(-log_snr / (2 * self.rho)) - low) / rate
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
+
+@dataclass(frozen=True)
+class VDMSDE(SDE):
+    """Variance preserving with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
+
+    Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Every noise level gets the same
+    share of the time, so that a uniform grid is uniform in log-SNR.
+
+    Args:
+        log_snr_max, log_snr_min: The ends, at t = 0 and t = 1.
+        learn: Learn the ends with the network, by the variational bound (sec. 5; see
+            :func:`scoresde.objective.loss.end_terms`); the numbers are where they begin.
+    """
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        ends = {"log_snr_max": self.log_snr_max, "log_snr_min": self.log_snr_min}
+        learned = {name: nn.Parameter(torch.tensor(float(end))) for name, end in ends.items()} if self.learn else {}
+        object.__setattr__(self, "_learned", learned)
+        super().__post_init__()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        learned: dict[str, nn.Parameter] = self.__dict__["_learned"]
+        return learned
+
+    def ends(self) -> tuple[float | Tensor, float | Tensor]:
+        """The log-SNR at t = 0 and t = 1: numbers, or tensors of shape ``()`` where they are learned."""
+        learned = self.parameters()
+        return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        high, low = self.ends()
+        return high + t * (low - high)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-self.log_snr(t)).sqrt()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # (log alpha)' = sigma^2 l'/2,  (log sigma)' = -alpha^2 l'/2
+        (alpha, sigma), (high, low) = self.coefficients(t), self.ends()
+        half = (low - high) / 2
+        return half * alpha * sigma.square(), -half * sigma * alpha.square()
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        high, low = self.ends()
+        return (log_snr - high) / (low - high)
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0

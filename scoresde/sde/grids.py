@@ -1,0 +1,293 @@
+"""Time grids: where a solver with a given number of steps puts its nodes.
+
+A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also takes its name. It goes from
+``t0`` to ``t1``, either way, in float64, and both ends are exact. Most are uniform in some monotone clock of the SDE:
+
+    ``uniform``   t itself
+    ``sqrt``      sqrt(t): noise levels of VP grow like sqrt(t) near the data
+    ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
+    ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
+
+Three visit nodes i/N of a discrete model with N noise levels, spaced as in the usage of DDPM samplers (Lin et al. 2024,
+arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. And a grid may be given as its times.
+
+A model of a chain (:mod:`scoresde.sde.chains`) was trained at its nodes only. On any grid its times are moved to the
+nearest nodes, and in training a time drawn from the domain is moved to the node of its cell (:func:`snap`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.registry import build
+from ..core.tables import GRIDS
+from .base import SDE
+from .chains import DDPM, SMLD
+from .continuous import EDMSDE, VDMSDE, VESDE, FlowMatching
+from .modified import Shifted, Stretch
+
+__all__ = [
+    "Discrete", "GivenGrid", "Grid", "Karras", "LogSNR", "SqrtT", "UniformGrid", "as_grid", "default_grid", "make_grid",
+    "nearest_node", "snap",
+]  # fmt: skip
+
+
+# The grid that suits an SDE, by its class, where it is not sqrt. VE's is uniform in t, and better than that of Karras
+# et al. (docs/choosing-a-solver.md). On a chain of N nodes, N - 1 uniform steps visit all of them.
+_SUITED: dict[type[SDE], str] = {
+    VESDE: "logsnr", FlowMatching: "uniform", EDMSDE: "uniform", VDMSDE: "uniform", DDPM: "uniform", SMLD: "uniform",
+}  # fmt: skip
+
+
+def default_grid(sde: SDE) -> str:
+    """The name of the grid that suits an SDE; one of your own may name its own in a class attribute ``default_grid``.
+
+    >>> from scoresde import VPSDE
+    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # in t, a grid is shifted with the path
+    ('uniform', 'sqrt')
+    """
+    if isinstance(sde, Shifted | Stretch):
+        return default_grid(sde.path)
+    listed = next((_SUITED[kind] for kind in type(sde).__mro__ if kind in _SUITED), "sqrt")
+    return str(getattr(sde, "default_grid", listed))
+
+
+class Grid(ABC):
+    """Nodes for a solver: derive a frozen dataclass and write ``__call__``."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        """Times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
+
+
+def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
+    """The log-SNR in the shape of ``t``; where it is infinite, -20 stands for alpha = 0, 20 for sigma = 0."""
+    found = sde.log_snr(t)
+    return torch.where(found.abs() > 60, found.clamp(-20, 20), found)
+
+
+def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
+    return finite_log_snr(sde, torch.tensor([t0, t1], dtype=torch.float64))
+
+
+def _between(ends: Tensor, steps: int) -> Tensor:
+    return torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class UniformGrid(Grid):
+    """Uniform in t."""
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class SqrtT(Grid):
+    """Uniform in sqrt(t)."""
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
+
+
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Uniform in the log-SNR."""
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        return sde.t_of_log_snr(_between(_ends(sde, t0, t1), steps))
+
+
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Uniform in (sigma/alpha)^(1/rho).
+
+    Args:
+        rho: 7 puts most nodes near the data; 1 is uniform in sigma/alpha.
+    """
+
+    rho: float = 7.0
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        roots = torch.exp(-_ends(sde, t0, t1) / (2 * self.rho))
+        return sde.t_of_log_snr(-2 * self.rho * torch.log(_between(roots, steps)))
+
+
+@dataclass(frozen=True)
+class Discrete(Grid):
+    """Nodes i/N of a discrete model, i = 1 ... N, between the ends.
+
+    With the top node n and k steps: ``linspace`` rounds k + 1 equally spaced nodes; ``trailing`` goes down from the top
+    in strides of n/k; ``leading`` goes up from 1 in strides of n//k. As published, leading never visits the top node
+    although it starts there; here the first step leaves from the top.
+
+    Args:
+        spacing: ``linspace``, ``leading`` or ``trailing``.
+        nodes: N, the number of noise levels; that of a chain is its own.
+    """
+
+    spacing: str = "trailing"
+    nodes: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("linspace", "leading", "trailing"):
+            raise UsageError(f"unknown spacing {self.spacing!r}; choose from: linspace, leading, trailing")
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        count = self.nodes if sde.nodes is None else len(sde.nodes)
+        low, high = max(1, round(min(t0, t1) * count)), round(max(t0, t1) * count)
+        if high - low < steps:
+            raise UsageError(f"{steps} steps do not fit between nodes {low} and {high} of {count}: take fewer steps")
+        k = torch.arange(steps + 1, dtype=torch.float64)
+        if self.spacing == "linspace":
+            index = high - (high - low) * k / steps
+        elif self.spacing == "trailing":
+            index = high - high * k / steps
+        else:
+            index = 1 + (steps - k) * (high // steps)
+        times = index.round().clamp(low, high) / count
+        return times if t0 > t1 else times.flip(0)
+
+
+def leading(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with leading spacing."""
+    return Discrete("leading", nodes)
+
+
+def trailing(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with trailing spacing."""
+    return Discrete("trailing", nodes)
+
+
+def linspace(nodes: int = 1000) -> Discrete:
+    """The grid :class:`Discrete` with linspace spacing."""
+    return Discrete("linspace", nodes)
+
+
+@dataclass(frozen=True)
+class GivenGrid(Grid):
+    """A grid given by its times, which also give the number of steps.
+
+    Args:
+        times: From ``t0`` to ``t1``, strictly monotone.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.times) < 2:
+            raise UsageError(f"the given time grid is {self.times}: give both ends, such as 1,0.001")
+
+    def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
+        times = torch.tensor(self.times, dtype=torch.float64)
+        if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
+            raise UsageError(
+                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
+                f"t = {t0:g} to {t1:g}: give both ends, or other t0 and t1"
+            )
+        return times
+
+
+def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
+    """The grid that a name, its times as text (``"1,0.5,0.001"``) or as numbers stand for; ``None`` for ``auto``.
+
+    Raises:
+        UsageError: If it is none; the message lists the names.
+    """
+    if isinstance(grid, str) and grid == "auto":
+        return None
+    if isinstance(grid, str) and "," in grid:
+        try:
+            grid = [float(part) for part in grid.split(",")]
+        except ValueError:
+            raise UsageError(f"the time grid {grid!r} is no list of numbers, such as 1,0.5,0.1,0.001") from None
+    if isinstance(grid, Sequence) and not isinstance(grid, str):
+        return GivenGrid(tuple(float(t) for t in grid))
+    built = build(grid, GRIDS, "time grid", typed=True)
+    if not callable(built):
+        raise UsageError(f"a time grid is a name, a list of times or a Grid; got {built!r}")
+    return built  # type: ignore[no-any-return]
+
+
+def make_grid(
+    grid: str | Grid | Sequence[float], sde: SDE, steps: int, t0: float, t1: float, nodes: Tensor | None = None
+) -> Tensor:
+    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone; ``auto`` is the SDE's own grid.
+
+    Args:
+        grid: A name, an object or the times themselves.
+        sde: The path.
+        steps: Number of steps.
+        t0, t1: Both ends.
+        nodes: The times that a discrete model knows, rising, shape ``(N,)``; each time is moved to the nearest.
+
+    Raises:
+        UsageError: If the grid is unknown, there is no step, the times do not move, or the nodes do not suffice.
+    """
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; a solver needs at least 1")
+    made = as_grid(grid) or as_grid(default_grid(sde))
+    assert made is not None
+    times = made(sde, steps, t0, t1).cpu().clone()
+    times[0], times[-1] = t0, t1
+    wrong = (~((times[1:] - times[:-1]) * (t1 - t0) > 0)).nonzero().flatten()  # a NaN is wrong too
+    if len(wrong):
+        i = int(wrong[0])
+        raise UsageError(
+            f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must move towards its end, "
+            f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
+            "take fewer steps or another grid"
+        )
+    return times if nodes is None else _on_nodes(times, nodes, made, sde)
+
+
+def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
+    """The number of the node nearest to ``t``, int64 in its shape; ``nodes`` are rising, shape ``(N,)``."""
+    nodes = nodes.to(t)
+    return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
+
+
+def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
+    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes; in the shape of ``t``.
+
+    The interval is cut into N cells of the same length, one for each node, so that uniform times become uniform nodes,
+    each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). Without nodes the times stay.
+
+    >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    tensor([0.2500, 0.2500, 0.5000, 1.0000])
+    """
+    if nodes is None:
+        return t
+    nodes = nodes.to(t)
+    cell = (t - nodes[0]) / (nodes[-1] - nodes[0]) * len(nodes)
+    return nodes[cell.floor().long().clamp(0, len(nodes) - 1)]
+
+
+def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
+    """The grid on the nearest nodes; an end that is none, or two times on one node, is an error."""
+    index = nearest_node(times, nodes)
+    moved, steps = nodes[index], len(times) - 1
+    for end in (0, -1):
+        if abs(float(times[end] - moved[end])) > 1e-9:
+            raise UsageError(
+                f"t = {float(times[end]):.6g} is no node of this discrete model; the nearest is "
+                f"{float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
+            )
+    if bool((index.diff() == 0).any()):
+        ends = float(times[0]), float(times[-1])
+        fit = (k for k in range(steps - 1, 0, -1) if bool((nearest_node(grid(sde, k, *ends), nodes).diff() != 0).all()))
+        i = int((index.diff() == 0).nonzero()[0])
+        most = 0 if isinstance(grid, GivenGrid) else next(fit, 0)
+        raise UsageError(
+            f"the time grid {grid} with {steps} steps puts {float(times[i]):.6g} and {float(times[i + 1]):.6g} both on "
+            f"node {int(index[i]) + 1} of {len(nodes)}: "
+            + (f"take at most {most} steps on this grid" if most else "give times that are farther apart")
+            + f" (between these ends there are at most {abs(int(index[0] - index[-1]))}, on the grid uniform)"
+        )
+    return moved

@@ -1,0 +1,48 @@
+"""The steps of a path between two times, up and down.
+
+For *any* path and any two times s < t, the nodes of a chain or not, the step up is
+
+    q(x_t | x_s) = N(A x_s, S^2 I),    A = alpha_t/alpha_s,    S^2 = sigma_t^2 - A^2 sigma_s^2,                    (1)
+
+and Bayes' rule gives the step down (Ho et al. 2020, arXiv:2006.11239, eq. 6-7)
+
+    q(x_s | x_t, x_0) = N(a x_0 + b x_t, v I),
+    a = alpha_s S^2/sigma_t^2,    b = A sigma_s^2/sigma_t^2,    v = S^2 sigma_s^2/sigma_t^2.                       (2)
+
+A model puts x0_hat in the place of x_0. Its variance lies between v, right for a single data point, and S^2, right for
+data N(0, I) (Ho et al. 2020, sec. 3.2), at a fraction f of the way in the logarithm (Nichol and Dhariwal 2021,
+arXiv:2102.09672, eq. 15):
+
+    p(x_s | x_t) = N(a x0_hat + b x_t, S^2 (sigma_s^2/sigma_t^2)^(1 - f) I).                                       (3)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import SDE
+
+__all__ = ["forward_step", "posterior"]
+
+
+def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """``A`` and ``S^2`` of the step (1) from ``s`` up to ``t`` of any path, in the shape of ``t``."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
+    a = alpha_t / alpha_s
+    return a, (sigma_t.square() - (a * sigma_s).square()).clamp(min=0)
+
+
+def posterior(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``a``, ``b`` and ``v`` of the step (2) from ``t`` down to ``s`` of any path, given the data; shape of ``t``.
+
+    >>> import torch
+    >>> from scoresde import DDPM
+    >>> t, s = torch.tensor([1.0, 0.998], dtype=torch.float64)
+    >>> a, b, v = posterior(DDPM(), t, s)
+    >>> f"{float(v):.4f}"  # a little less than beta_t + beta_{t-1}
+    '0.0396'
+    """
+    (_, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
+    step, variance = forward_step(sde, t, s)
+    gain, kept = variance / sigma_t.square(), (sigma_s / sigma_t).square()
+    return alpha_s * gain, step * kept, variance * kept

@@ -1,0 +1,132 @@
+"""Paths made from paths: the same noise levels at other times, or a stretch of them.
+
+A Gaussian path is its log-SNR  l(t) = 2 log(alpha/sigma)  and its scale (Kingma et al. 2021, arXiv:2107.00630, sec.
+5.1), so that one path is turned into another by changing either.
+
+A shift multiplies sigma/alpha by s at every t, that is
+
+    l'(t) = l(t) - 2 log s,                                                                              (1)
+
+and the scale is chosen such that what is constant along the path stays so: alpha^2 + sigma^2 for VP, alpha + sigma for
+flow matching, alpha for VE (:meth:`scoresde.SDE.size`). On the straight path (1) is the shift of the time
+t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23: large images need more noise to hide the
+same amount of structure, by about the root of the number of pixels.
+
+A :class:`Stretch` is what of a path lies between two times, with a prior of its own: a model that knows fewer noise
+levels than the path has (:class:`scoresde.model.convert.Converted`) lives there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import UsageError
+from .base import SDE
+
+__all__ = ["Shifted", "Stretch"]
+
+
+@dataclass(frozen=True)
+class Shifted(SDE):
+    """A path with its log-SNR shifted by ``-2 log(shift)`` (1): more noise at every t for ``shift`` above 1.
+
+    Args:
+        path: The path.
+        shift: The factor s on sigma/alpha.
+
+    >>> from scoresde import FlowMatching
+    >>> [round(float(c), 6) for c in Shifted(FlowMatching(), 3.0).coefficients(torch.tensor(0.5))]  # t' = 0.75
+    [0.25, 0.75]
+    """
+
+    path: SDE
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise UsageError(f"shift is {self.shift}; the factor on sigma/alpha is a number above 0, such as 3")
+        for name in ("t_min", "t_max", "t_sample"):
+            object.__setattr__(self, name, getattr(self.path, name))
+        super().__post_init__()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.path.coefficients(t)
+        keep = self.path.size(alpha, sigma) / self.path.size(alpha, self.shift * sigma)
+        return keep * alpha, keep * self.shift * sigma
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.coefficients(t)[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.coefficients(t)[1]
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.path.log_snr(t) - 2 * math.log(self.shift)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.path.t_of_log_snr(log_snr + 2 * math.log(self.shift))
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.path.size(alpha, sigma)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.path.parameters()
+
+    @property
+    def nodes(self) -> Tensor | None:
+        return self.path.nodes
+
+    @property
+    def prior_std(self) -> float:
+        # At t_max (almost) nothing of the data is left, and sigma grows with the shift as far as the scale lets it.
+        end = torch.tensor(self.t_max, dtype=torch.float64)
+        return self.path.prior_std * float(self.coefficients(end)[1] / self.path.coefficients(end)[1])
+
+
+@dataclass(frozen=True)
+class Stretch(SDE):
+    """A path between two times.
+
+    Args:
+        path: The path.
+        std: Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``.
+        t_min, t_max: The two times.
+        t_sample: Where sampling stops (default: ``t_min``).
+        data_scale: What a unit of the data is at ``t_min``.
+    """
+
+    path: SDE
+    std: float
+    t_min: float = SDE.t_min
+    t_max: float = SDE.t_max
+    t_sample: float | None = None
+    data_scale: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor | float:
+        return self.path.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor | float:
+        return self.path.sigma(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.path.rates(t)
+
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return self.path.diffusion_squared(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.path.log_snr(t)
+
+    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        return self.path.t_of_log_snr(log_snr)
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.path.size(alpha, sigma)
+
+    @property
+    def prior_std(self) -> float:
+        return self.std

@@ -1,0 +1,93 @@
+"""The reverse SDE by torchsde (Li et al. 2020, arXiv:2001.01328), for cross-checks and for its stochastic Runge-Kutta.
+
+It advances the whole batch with one step, and gets a Brownian motion with the step of the grid: its default costs a
+thousand times more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import expand, flat, time_dtype
+from ..model.estimate import Counted, Denoiser, Tally
+from ..sde.grids import make_grid
+from ..solvers.base import Solution, Solver, Watch, fixed_solution
+from ..solvers.level import auto_level
+from ..solvers.trajectory import Step
+
+__all__ = ["TorchSDE"]
+
+
+@dataclass(frozen=True)
+class TorchSDE(Solver):
+    """The reverse SDE by torchsde, on its own grid of equal steps in t.
+
+    Its random numbers come from one generator for each batch, seeded by the seed and the first sample: a batch is
+    reproducible, a sample alone is not. ``reversible_heun`` is refused, because it diverges on the reverse SDE.
+
+    Args:
+        steps: Number of steps.
+        method: ``euler``, ``milstein`` (equal to euler: the noise is additive), ``srk`` (ten evaluations a step).
+        eta: Factor on the noise level of the reverse SDE.
+    """
+
+    steps: int = 200
+    method: str = "srk"
+    eta: float = 1.0
+
+    needs_score = True
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        known = ("euler", "milstein", "srk")
+        if self.method not in known:
+            raise UsageError(f"torchsde's method {self.method!r} cannot be used; choose from: {', '.join(known)}")
+        if not self.eta > 0:
+            raise UsageError(f"eta is {self.eta}; it must be > 0 (the solver ode has no noise)")
+
+    def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
+        import torchsde
+
+        if noise.brownian:
+            raise UsageError("torchsde makes its own Brownian motion, which knows no samples; use the solver sde or em")
+        sde, shape = model.domain.sde, x.shape
+        make_grid("uniform", sde, self.steps, t0, t1)  # refuses what is no grid; torchsde knows no nodes
+        eta, counted = self.eta, Counted(model, Tally(x))
+
+        class Reverse(torch.nn.Module):
+            sde_type, noise_type = "ito", "diagonal"
+
+            def time(self, s: Tensor) -> Tensor:
+                # torchsde runs forward in s = t0 - t; rounding must not leave the model's domain.
+                return (t0 - s.to(time_dtype(x.device))).clamp(t1, t0)
+
+            def f(self, s: Tensor, y: Tensor) -> Tensor:
+                t = self.time(s)
+                estimate = counted(y.reshape(shape), t)
+                level = eta * auto_level(sde, t)
+                return flat(expand(level.square() / 2, x) * estimate.score - estimate.velocity)
+
+            def g(self, s: Tensor, y: Tensor) -> Tensor:
+                return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
+
+        start = flat(x)
+        # One word of the first row's address, so that no two batches share their Brownian motion.
+        entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
+        s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
+        step = (t0 - t1) / self.steps
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bm = torchsde.BrownianInterval(
+                t0=s[0], t1=s[1], size=start.shape, dtype=x.dtype, device=x.device, dt=step,
+                entropy=entropy, levy_area_approximation="space-time" if self.method == "srk" else "none",
+            )  # fmt: skip
+            solved = torchsde.sdeint(Reverse(), start, s, bm=bm, method=self.method, dt=step)
+        end = solved[-1].reshape(shape)
+        watch(Step(torch.arange(len(x), device=x.device), torch.tensor(t1, dtype=time_dtype(x.device)), end, done=1.0))
+        return fixed_solution(end, counted.tally.total, self.steps)

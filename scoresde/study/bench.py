@@ -1,0 +1,373 @@
+"""Which solver, for how many evaluations: solvers at several budgets, all from the same draws of the prior.
+
+Two distances, both in model units. The first is that of the solver from what it solves,
+
+    rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
+
+where x* is the probability flow from the same start at a tolerance of 1e-6 (1e-8 in float64), the *converged*
+solution, before the last noise-free step. A stochastic solver goes elsewhere on purpose and has no such distance.
+
+The second is that of solver and model from the data: the sliced 2-Wasserstein distance (:mod:`scoresde.metrics`) of the
+samples, after the noise-free step, to held-out data, dequantised if they have levels. For few samples it is biased
+upwards and does not fall to 0; what it can fall to is the *floor*, the distance of as many training samples to the same
+held-out data, and what it falls to as the steps shrink is the distance of the converged solution.
+
+A solver with a fixed grid takes as many steps as the evaluations pay for; an adaptive one is run at tolerances and
+reported by the evaluations that it took; any other is run once as it is. Evaluations and seconds are those of the
+solver, without the noise-free step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import DataError, NumericalError, UsageError
+from ..core.files import write_csv, write_json
+from ..core.noise import Noise
+from ..core.registry import build, fields_of, options_of, resolve
+from ..core.tables import SOLVERS
+from ..data import Dataset
+from ..metrics import sliced_wasserstein
+from ..model.estimate import Denoiser
+from ..run.run import Run
+from ..solvers import ProbabilityFlow, Solution, Solver, sample
+
+__all__ = ["Bench", "BenchRow", "Case", "Floor", "bench", "bench_table", "plan", "solvers_by_name", "write_bench"]
+
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+STOCHASTIC_TOLERANCES = (1e-1, 5e-2, 2e-2, 1e-2)  # as published; a path of order 1/2 pays dearly for smaller ones
+DRAWS = 8  # sets of training data behind the floor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solver with its budget; ``solver`` is ``None`` if the evaluations do not pay for a step."""
+
+    name: str
+    solver: Solver | None
+    asked: int | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """What a solver did with a budget; ``None`` where there is nothing to say.
+
+    Attributes:
+        solver: Its name.
+        asked: Evaluations it was given.
+        tolerance: ``rtol`` and ``atol`` it was given instead.
+        nfe: Evaluations it took, mean over the samples.
+        rms: Distance to the converged solution, of the samples that succeeded.
+        sliced_w2: Distance to held-out data.
+        seconds: Of the solver, for all samples.
+        failed: How many samples failed.
+        note: Why there is no result.
+    """
+
+    solver: str
+    asked: int | None = None
+    tolerance: float | None = None
+    nfe: float | None = None
+    rms: float | None = None
+    sliced_w2: float | None = None
+    seconds: float | None = None
+    failed: int = 0
+    note: str = ""
+
+    def __str__(self) -> str:
+        budget = "" if self.tolerance is None else f"tolerance {self.tolerance:g}"
+        head = f"{self.solver:19}{f'{self.asked} evaluations' if self.asked else budget:18}"
+        if self.note:
+            return head + self.note
+        text = f"{head}distance {_short(self.rms):9} sliced W2 {_short(self.sliced_w2):9} {self.seconds:.2f} s"
+        text += "" if self.nfe == self.asked else f"  {self.nfe:.1f} evaluations"
+        return text + (f"  {self.failed} of the samples failed" if self.failed else "")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Sliced W2 of training data to held-out data: mean, least and most of a few draws.
+
+    Attributes:
+        samples, held_out: How many rows were compared, as for the solvers.
+    """
+
+    mean: float
+    least: float
+    most: float
+    samples: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The rows, the converged solution as a row of its own, and the floor if there were data."""
+
+    rows: tuple[BenchRow, ...]
+    converged: BenchRow
+    floor: Floor | None
+
+
+def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
+    """Solvers with their own settings, and with ``grid`` those that have a grid.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    found: dict[str, Solver] = {}
+    for name in names:
+        takes = grid is not None and "grid" in fields_of(resolve(name, SOLVERS, "solver", typed=True))
+        found[name] = build(name, SOLVERS, "solver", typed=True, **({"grid": grid} if takes else {}))
+    return found
+
+
+def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
+    """What will be run, in this order.
+
+    Raises:
+        UsageError: If there is nothing to run.
+    """
+    if not solvers or not nfe or min(nfe) < 1:
+        raise UsageError(f"solvers {list(solvers)} and evaluations {list(nfe)}: take at least one of each, 5,10,20,50")
+    cases: list[Case] = []
+    for name, solver in solvers.items():
+        if {"rtol", "atol"} <= options_of(solver).keys():
+            tolerances = STOCHASTIC_TOLERANCES if solver.stochastic else TOLERANCES
+            cases += [Case(name, _at(solver, tolerance), tolerance=tolerance) for tolerance in tolerances]
+        elif solver.within(10**9) is not None:  # what no number pays for cannot be told one
+            cases += [Case(name, solver.within(count), asked=count) for count in nfe]
+        else:
+            cases.append(Case(name, solver))
+    if all(case.solver is None for case in cases):
+        raise UsageError(
+            f"{max(nfe)} evaluations do not pay for one step of {', '.join(solvers)}; take more", parameter="nfe"
+        )
+    return tuple(cases)
+
+
+def bench(
+    run: Run,
+    solvers: Mapping[str, Solver],
+    nfe: Sequence[int] = (5, 10, 20, 50),
+    *,
+    n: int = 128,
+    seed: int = 0,
+    data: Dataset | None = None,
+    batch: int = 256,
+    on_row: Callable[[BenchRow], None] | None = None,
+) -> Bench:
+    """Run solvers at several budgets and measure what they return.
+
+    Args:
+        run: A trained run, with what is bound to it; bound to one class, it is compared with data of that class.
+        solvers: Solvers, keyed by the name to show.
+        nfe: Budgets of the solvers with a fixed grid.
+        n: Number of samples.
+        seed: Of the prior and the solvers' noise, and of the choice of data.
+        data: What the run was trained on; without it there is no sliced W2.
+        batch: Samples solved at once.
+        on_row: Called with each row, the converged solution first.
+
+    Raises:
+        UsageError: If an option cannot be used, or no solver can run.
+        DataError: If the data are not those of the run.
+    """
+    if n < 2:
+        raise UsageError(f"the number of samples is {n}; distances between distributions need at least 2")
+    cases, model = plan(solvers, nfe), run.model
+    real, floor = (None, None) if data is None else _real(run, data, n, seed)
+    common = _Common(run, model, Noise.of(n, seed, device=run.device), batch, real, floor)
+    told = on_row or (lambda row: None)
+
+    tolerance = 1e-8 if run.dtype == torch.float64 else 1e-6
+    first, converged = common.solve(BenchRow("converged", tolerance=tolerance), _at(ProbabilityFlow(), tolerance))
+    if first.failed == n:
+        raise NumericalError(f"the probability flow at a tolerance of {tolerance:g}: {'; '.join(converged.failures())}")
+    told(first)
+    rows = []
+    for case in cases:
+        row = BenchRow(case.name, case.asked, case.tolerance)
+        try:
+            if case.solver is None:
+                raise UsageError("too few evaluations for a step")
+            row, _ = common.solve(row, case.solver, converged)
+        except (UsageError, NumericalError) as error:
+            row = replace(row, note=str(error))
+        rows.append(row)
+        told(row)
+    if all(row.note for row in rows):
+        raise UsageError(f"no solver could run; {rows[0].solver}: {rows[0].note}")
+    return Bench(tuple(rows), first, floor)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all rows share: the model, the starts and the data."""
+
+    run: Run
+    model: Denoiser
+    noise: Noise
+    batch: int
+    real: Tensor | None
+    floor: Floor | None
+
+    def solve(self, row: BenchRow, solver: Solver, converged: Solution | None = None) -> tuple[BenchRow, Solution]:
+        """Fill in a row; the solution comes without the noise-free step."""
+        model, shape, dtype = self.model, self.run.info.shape, self.run.dtype
+        began = time.monotonic()
+        solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
+        failed = int((~solution.ok).sum())  # waits for the device, too
+        row = replace(row, seconds=time.monotonic() - began, nfe=float(solution.nfe.double().mean()), failed=failed)
+        if converged is not None and not solver.stochastic:
+            row = replace(row, rms=_rms(solution, converged))
+        if self.real is not None and self.floor is not None:
+            x0 = solution.x if solver.denoises else _denoised(model, solution.x, self.batch)
+            x0 = x0[solution.ok & torch.isfinite(x0).flatten(1).all(dim=1)][: self.floor.samples]
+            row = replace(row, sliced_w2=sliced_wasserstein(x0, self.real) if len(x0) > 1 else None)
+        return row, solution
+
+
+def _at(solver: Solver, tolerance: float) -> Solver:
+    """An adaptive solver at a tolerance."""
+    found: Solver = replace(solver, rtol=tolerance, atol=None)  # type: ignore[type-var]
+    return found
+
+
+def _rms(solution: Solution, converged: Solution) -> float | None:
+    """Distance per dimension, over the rows that succeeded in both."""
+    ok = solution.ok & converged.ok
+    gap = (solution.x[ok].double() - converged.x[ok].double()).square()
+    return float(gap.mean().sqrt()) if bool(ok.any()) else None
+
+
+def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
+    """``x0_hat`` where sampling ends, in the shape of ``x``."""
+    t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
+    with torch.no_grad():
+        return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
+
+
+def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
+    """At most ``n`` held-out rows in model units, ``(m, *event)``, and how far training data are from them."""
+    info, theirs = run.info, data.info
+    if (theirs.shape, theirs.levels) != (info.shape, info.levels):
+        raise DataError(
+            f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
+            f"{info.shape} and {info.levels or 'no'} levels: these are not its data"
+        )
+
+    label = None if run.condition is None else run.condition.label
+    only = label if label is not None and len(label) == 1 else None
+
+    def choose(x: Tensor, y: Tensor | None, draw: int) -> Tensor:
+        if only is not None and y is not None:
+            x = x[y == only]
+        if len(x) < 2:
+            raise DataError(f"{theirs.name} has {len(x)} samples to compare with, and a distance needs at least 2")
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
+        u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
+        return run.codec.to_model(x.to(u.dtype), noise=u)
+
+    held_out = choose(data.test, data.test_labels, 0)
+    draws = [choose(data.train, data.train_labels, 1 + k) for k in range(DRAWS)]
+    values = [sliced_wasserstein(draw, held_out) for draw in draws]
+    mean = sum(values) / len(values)
+    return held_out, Floor(mean, min(values), max(values), samples=len(draws[0]), held_out=len(held_out))
+
+
+# ----------------------------------------------------------------------------------------------------------- reports
+
+
+def _short(value: float | None) -> str:
+    """Three digits, or a dash."""
+    if value is None:
+        return "-"
+    if value == 0 or not 1e-4 <= abs(value) < 1e4:
+        return "0" if value == 0 else f"{value:.1e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def bench_table(found: Bench) -> str:
+    """The rows as text: for each quantity, solver x budget."""
+    by_solver: dict[str, list[BenchRow]] = {}
+    for row in found.rows:
+        by_solver.setdefault(row.solver, []).append(row)
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name, rows in by_solver.items():
+        kind = "evaluations" if rows[0].asked else "tolerance" if rows[0].tolerance else "as it is"
+        groups.setdefault((kind, tuple(str(r.asked or r.tolerance or "") for r in rows)), []).append(name)
+    width = max(len(name) for name in (*by_solver, "evaluations")) + 2
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return (name.ljust(width) + "".join(cell.rjust(10) for cell in cells)).rstrip()
+
+    def block(title: str, cell: Callable[[BenchRow], str], names: Iterable[str], *more: str) -> list[str]:
+        lines = [title]
+        for (kind, budgets), members in groups.items():
+            shown = [name for name in members if name in names]
+            lines += [line(kind, budgets)] * bool(shown)
+            lines += [line(name, map(cell, by_solver[name])) for name in shown]
+        return [*lines, *more, ""]
+
+    floor, last = found.floor, found.converged
+    odd = [name for name, rows in by_solver.items() if any(r.nfe not in (None, r.asked) for r in rows)]
+    lost = [name for name, rows in by_solver.items() if any(r.failed for r in rows)]
+    lines = block("distance to the converged solution (rms per dimension)", lambda r: _short(r.rms), by_solver)
+    if floor is not None:
+        lines += block(
+            f"sliced W2 to held-out data ({floor.samples} samples, {floor.held_out} held out)",
+            lambda r: _short(r.sliced_w2),
+            by_solver,
+            line("converged", [_short(last.sliced_w2)]),
+            line("real data", [_short(floor.mean)]) + f"  ({_short(floor.least)} to {_short(floor.most)})",
+        )
+    lines += block("seconds", lambda r: _fixed(r.seconds, 2), by_solver, line("converged", [_fixed(last.seconds, 2)]))
+    if odd:
+        lines += block("evaluations taken", lambda r: _fixed(r.nfe, 1), odd, line("converged", [_fixed(last.nfe, 1)]))
+    if lost:
+        lines += block("failed samples", lambda r: "-" if r.note else str(r.failed), lost)
+    return "\n".join(lines[:-1])
+
+
+def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Path]:
+    """Write ``work-precision.png`` if there is a distance, ``bench.csv`` (the rows) and ``bench.json`` (how they came).
+
+    Returns:
+        The files written.
+    """
+    from ..plot import save_figure, work_precision
+
+    names = [f.name for f in fields(BenchRow)]
+    files = [
+        write_csv(folder / "bench.csv", names, ([getattr(row, name) for name in names] for row in found.rows)),
+        write_json(folder / "bench.json", dict(made)),
+    ]
+    if not any(row.rms or row.sliced_w2 for row in found.rows):
+        return files
+    curves: dict[str, list[list[float]]] = {}
+    for row in found.rows:
+        point = (row.nfe, row.rms, row.sliced_w2)
+        curves.setdefault(row.solver, []).append([math.nan if v is None else v for v in point])
+    floor, picture = found.floor, folder / "work-precision.png"
+    save_figure(
+        picture,
+        work_precision(
+            curves,
+            floor=None if floor is None else (floor.least, floor.most),
+            converged=found.converged.sliced_w2,
+        ),
+    )
+    return [picture, *files]

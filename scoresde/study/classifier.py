@@ -1,0 +1,211 @@
+"""A small classifier trained on the labels of a data set: features for comparing samples, and a judge of classes.
+
+Training is cross-entropy on the training split in model units, with a little Gaussian noise on every picture, which
+keeps features from hanging on single pixels. Every draw comes from the seed. The features, the last hidden layer, are
+scaled to a mean square of 1 on the training split. What is stored is two files,
+
+    classifier.safetensors   classifier.json
+
+weights and everything else; loading them runs no code. The accuracy is that on the held-out split, with its binomial
+standard error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..codec import Codec, from_dict, to_dict
+from ..core.errors import CheckpointError, DataError, UsageError
+from ..core.files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
+from ..data import DataInfo, Dataset
+from ..data.batch import Batch, Batches, Rows
+from ..data.dataset import old_codec
+from ..nn import Classifier
+from ..objective.draw import Draws, NoiseDraw
+from ..objective.loss import Objective
+from ..run.files import load_weights
+from ..train.state import TrainState, keyed_rng, steps
+
+__all__ = ["ClassifierConfig", "TrainedClassifier", "load_classifier", "train_classifier", "weights_digest"]
+
+WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How a classifier is trained.
+
+    Attributes:
+        steps, batch: Steps and batch size.
+        lr: Learning rate of Adam.
+        noise: Standard deviation of the noise on every picture, in model units.
+        width: Number of features.
+        seed: Of weights, batches and noise.
+    """
+
+    steps: int = 600
+    batch: int = 128
+    lr: float = 2e-3
+    noise: float = 0.1
+    width: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.width) < 1 or not self.lr > 0 or not self.noise >= 0:
+            raise UsageError(f"steps, batch, width and lr are above 0, and noise is not negative: got {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedClassifier:
+    """A trained classifier with the units of its data.
+
+    Attributes:
+        network: In evaluation mode.
+        info: The data it was trained on.
+        codec: The map from the data's units to its own.
+        config: How.
+        accuracy: Share of held-out samples that it names rightly; NaN if none has a label.
+        held_out: How many those are.
+    """
+
+    network: Classifier
+    info: DataInfo
+    codec: Codec
+    config: ClassifierConfig
+    accuracy: float
+    held_out: int
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the accuracy."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.held_out) if self.held_out else math.nan
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights, 64 hexadecimal digits."""
+        return weights_digest(self.network.state_dict())
+
+    def features(self, x: Tensor) -> Tensor:
+        """Data units ``(B, *event)`` to the last hidden layer, ``(B, width)``, in the precision of the weights."""
+        return self.network.features(self._encode(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Data units ``(B, *event)`` to log-odds, ``(B, classes)``, in the precision of the weights."""
+        out: Tensor = self.network(self._encode(x))
+        return out
+
+    def _encode(self, x: Tensor) -> Tensor:
+        scale = self.network.scale
+        return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the two files into ``folder``, which is made; returns their paths."""
+        facts = {
+            "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
+            "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
+        }  # fmt: skip
+        make_folder(folder)
+        weights = write_tensors(folder / WEIGHTS, self.network.state_dict())
+        return [weights, write_json(folder / FACTS, facts | ({} if self.held_out else {"accuracy": None}))]
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy of the classes of noisy rows, nats."""
+
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        assert draws.condition is not None and draws.condition.label is not None
+        return functional.cross_entropy(model(batch.x0 + draws.eps), draws.condition.label, reduction="none")
+
+
+def train_classifier(
+    data: Dataset,
+    config: ClassifierConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_step: Callable[[int, float], None] | None = None,
+) -> TrainedClassifier:
+    """Train a classifier on the labels of a data set.
+
+    Args:
+        data: The data; labels of shape ``(n,)``.
+        config: How; the defaults take seconds on the digits.
+        device, dtype: Where, and in which precision.
+        on_step: Called after each step with the steps done and the loss in nats.
+
+    Raises:
+        UsageError: If there are no labels, or fewer than two classes.
+    """
+    config = config or ClassifierConfig()
+    info, labels = data.info, data.train_labels
+    if labels is None or len(info.classes) < 2:
+        raise UsageError(f"{info.name} has {len(info.classes)} classes: a classifier needs the labels of at least 2")
+    with keyed_rng(config.seed, -1, "cpu"):
+        network = Classifier(info.shape, len(info.classes), config.width)
+    network.to(device=device, dtype=dtype)
+    optimiser = torch.optim.Adam(network.parameters(), config.lr)
+    state = TrainState(network, optimiser, NoiseDraw(config.noise))
+    rows = Rows(data.train, data.codec.continuous, labels, len(info.classes))
+    batches = Batches(rows, config.batch, config.seed)
+    for record in steps(state, CrossEntropy(), batches, config.steps, seed=config.seed, rate=lambda n: config.lr):
+        if on_step is not None:
+            on_step(record.step, record.loss)
+    network.eval().requires_grad_(False)
+    trained = TrainedClassifier(network, info, data.codec, config, math.nan, 0)
+    with torch.no_grad():
+        squares = [trained.features(part).double().square().sum() for part in torch.split(data.train, 1024)]
+        network.scale.copy_((torch.stack(squares).sum() / (len(data.train) * config.width)).sqrt())
+        if data.test_labels is None:
+            return trained
+        seen = torch.cat([trained(part).argmax(1).cpu() for part in torch.split(data.test, 1024)])
+    accuracy = float((seen == data.test_labels).double().mean())
+    return TrainedClassifier(network, info, data.codec, config, accuracy, len(data.test_labels))
+
+
+def load_classifier(folder: Path, device: torch.device | str = "cpu") -> TrainedClassifier:
+    """Load what :meth:`TrainedClassifier.save` wrote; no code comes from the folder.
+
+    Raises:
+        CheckpointError: If it holds no classifier, or a damaged one.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no classifier (no {FACTS}); train one and save it there", parameter="train_classifier"
+        )
+    facts = read_json(path)
+    check_format(path, facts)
+    try:
+        info, config = DataInfo.from_dict(facts["data"]), ClassifierConfig(**facts["config"])
+        codec = from_dict(facts["codec"]) if "codec" in facts else old_codec(facts["data"])  # format 1
+        accuracy, held_out, digest = facts["accuracy"], int(facts["held_out"]), facts["sha256"]
+        network = Classifier(info.shape, len(info.classes), config.width)
+    except (KeyError, TypeError, ValueError, DataError, UsageError) as error:
+        raise CheckpointError(f"{path} does not describe a classifier: {error}") from None
+    tensors = read_tensors(folder / WEIGHTS)
+    load_weights(network.to(next(iter(tensors.values())).dtype), tensors, folder / WEIGHTS)
+    network.to(device).eval().requires_grad_(False)
+    accuracy = math.nan if accuracy is None else float(accuracy)
+    trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
+    if trained.digest != digest:
+        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 that {FACTS} says (damaged?)")
+    return trained
+
+
+def weights_digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over the names, shapes and bytes of weights, in the order of the names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,204 @@
+"""The learned score against an exact one, noise level by noise level.
+
+For two kinds of data the exact score is known: of a mixture of Gaussians (:class:`scoresde.GaussianMixture`), and of
+any finite set of points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that reached the
+latter would give the training data back; one that generalises follows it at high noise and departs from it at low
+noise.
+
+Levels are dequantised in training: each point is then a cell of width b. Under noise wider than b a cell is like a
+Gaussian of its variance, b^2/12, which the components get instead of no width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..codec import Codec, Levels, as_affine
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.shapes import flat
+from ..data import DataInfo, Dataset, eight_gaussians
+from ..model.empirical import TrainingSet
+from ..model.estimate import Denoiser
+from ..model.mixture import GaussianMixture
+from ..run.run import Run
+from ..sde.base import SDE
+
+__all__ = ["Compass", "Fields", "exact_score", "known_mixture", "measure", "score_grid"]
+
+FURTHEST = 14.0  # The largest |log-SNR| that is looked at; at alpha = 0 and sigma = 0 it has no end.
+
+
+
+
+def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
+    """The mixture that data is drawn from, in model units, if it is one."""
+    if info.source != "8gaussians":
+        return None
+    means, std = eight_gaussians()
+    covariance = torch.diag((std / as_affine(codec, "the exact score").scale.expand(2)).square())
+    return GaussianMixture(sde, codec.to_model(means), covariances=covariance.expand(8, 2, 2))
+
+
+def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
+    """The exact score of data, whose score it is, and what to keep in mind with it.
+
+    Args:
+        info: What is known of the data.
+        codec: The map from their units to the run's.
+        sde: The path.
+        train: The training set in data units, ``(K, *event)``.
+    """
+    mixture = known_mixture(info, codec, sde)
+    if mixture is not None:
+        return mixture, "the exact score of the density that the data is drawn from", None
+    points, width = codec.to_model(train.double(), noise=torch.full(train.shape, 0.5, dtype=torch.float64)), 0.0
+    if isinstance(codec.levels, Levels):
+        width = codec.levels.width / float(as_affine(codec, "the exact score").scale.mean())
+    note = (
+        "This score has the least training loss: a network that reached it would repeat the training set.\n"
+        "One that generalises departs from it at low noise."
+    )
+    return TrainingSet(sde, points, width / math.sqrt(12)), f"the score of the {len(train):,} training samples", note
+
+
+# ----------------------------------------------------------------------------------------------------------- compass
+
+
+@dataclass(frozen=True)
+class Compass:
+    """How far a model's score is from the exact one; each ``(L, 3)`` has a 10 % quantile, a mean and a 90 % quantile.
+
+    Attributes:
+        log_snr: Noise levels, float64 ``(L,)``, falling.
+        cosine: Of the angle between the two, over rows.
+        error: ``|model - exact| / |exact|`` over rows; the mean is the root of the ratio of the mean squares.
+        against: Whose score the exact one is.
+        note: What to keep in mind with it, or ``None``.
+    """
+
+    log_snr: Tensor
+    cosine: Tensor
+    error: Tensor
+    against: str
+    note: str | None
+
+
+def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
+    """Compare the score at ``n`` held-out samples with noise of each level.
+
+    Args:
+        run: The trained run.
+        data: The data it was trained on.
+        n: Held-out samples, or as many as there are.
+        levels: Noise levels, evenly spaced in log-SNR over the model's interval.
+        seed: Of the noise.
+
+    Raises:
+        UsageError: If the model has no score.
+    """
+    if not run.model.domain.has_score:
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
+    sde, info = run.model.domain.sde, run.info
+    exact, against, note = exact_score(info, run.codec, sde, data.train)
+    rows = data.test[:n]
+    noise = Noise.of(len(rows), seed)
+    u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
+    x0 = run.codec.to_model(rows.double(), noise=u)
+    low, high = run.model.domain.interval("sample")
+    ends = sde.log_snr(torch.tensor([low, high], dtype=torch.float64)).clamp(-FURTHEST, FURTHEST).tolist()
+    log_snr = torch.linspace(ends[0], ends[1], levels, dtype=torch.float64)
+    cosines, errors = [], []
+    for i, t in enumerate(sde.t_of_log_snr(log_snr).clamp(low, high)):
+        x = sde.perturb(x0, t, noise.normal(info.shape, i, "solver", torch.float64))
+        with torch.no_grad():
+            learned = run.model(x.to(run.device, run.dtype), t.to(run.device)).eps.cpu()
+        # The score is -eps_hat / sigma: the factor changes neither the angle nor the ratio.
+        a, b = flat(learned).double(), flat(exact(x, t).eps)
+        off, size = (a - b).norm(dim=1), b.norm(dim=1)
+        cosines.append(_band((a * b).sum(1) / (a.norm(dim=1) * size)))
+        errors.append(_band(off / size, float((off.square().mean() / size.square().mean()).sqrt())))
+    return Compass(log_snr, torch.stack(cosines), torch.stack(errors), against, note)
+
+
+def _band(values: Tensor, middle: float | None = None) -> Tensor:
+    """10 % quantile, mean (or ``middle``) and 90 % quantile, ``(3,)``."""
+    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
+    return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------------------------ fields
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Scores on a grid of the plane, at T times, in the units of :mod:`scoresde.study.figures`.
+
+    Attributes:
+        t: Times, float64 ``(T,)``.
+        x, y: Abscissas ``(G,)`` and ordinates ``(G,)``.
+        learned: ``(T, 2, G, G)``: the gradient of the log density with respect to what is drawn.
+        exact: The same of the density that the data is drawn from, or ``None``.
+        density: That density ``(T, G, G)``, or ``None``.
+        points: Held-out data with noise ``(T, N, 2)``.
+    """
+
+    t: Tensor
+    x: Tensor
+    y: Tensor
+    learned: Tensor
+    exact: Tensor | None
+    density: Tensor | None
+    points: Tensor
+
+
+def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> Fields:
+    """Ask for the score on a grid around the data.
+
+    Args:
+        run: A trained run on data in the plane.
+        data: The data it was trained on.
+        t: Times ``(T,)``.
+        size: Points of the grid along each axis.
+        seed: Of the noise of the points.
+
+    Raises:
+        UsageError: If the data is not in the plane, or the model has no score.
+    """
+    info, sde = run.info, run.model.domain.sde
+    if info.shape != (2,):
+        raise UsageError(
+            f"a score field is drawn in the plane, and {info.name} is {info.kind}s of shape "
+            f"{' x '.join(map(str, info.shape))}; plot compass compares the score in any number of dimensions"
+        )
+    if not run.model.domain.has_score:
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
+    units, rows = as_affine(run.codec, "a score field"), data.test[:1000].double()
+    low, high = rows.amin(0), rows.amax(0)
+    centre, half = (low + high) / 2, 0.62 * float((high - low).max())
+    ticks = torch.linspace(-half, half, size, dtype=torch.float64)
+    x, y = centre[0] + ticks, centre[1] + ticks
+    nodes = units.to_model(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
+    mixture = known_mixture(info, run.codec, sde)
+    noise, x0 = Noise.of(len(rows), seed), units.to_model(rows)
+    learned, exact, density, points = [], [], [], []
+    for s in t:
+        alpha, sigma = sde.coefficients(s)
+        spread = float(torch.hypot(alpha, sigma))
+        # With respect to what is drawn, decode(x_t / spread), the gradient is the score times spread / scale.
+        factor = spread / units.scale
+        at = nodes * spread
+        with torch.no_grad():
+            found = run.model(at.to(run.device, run.dtype), s.to(run.device)).score.cpu().double()
+        learned.append((found * factor).T.reshape(2, size, size))
+        points.append(units.to_data(sde.perturb(x0, s, noise.normal((2,), 0, "prior", torch.float64)) / spread))
+        if mixture is not None:
+            exact.append((mixture(at, s).score * factor).T.reshape(2, size, size))
+            density.append(mixture.log_prob(at, s).exp().reshape(size, size))
+    truth = torch.stack(exact) if exact else None
+    shade = torch.stack(density) if density else None
+    return Fields(t, x, y, torch.stack(learned), truth, shade, torch.stack(points))

@@ -1,0 +1,360 @@
+"""How good are samples? Every metric on one set of features, beside what real data reach.
+
+Samples are compared with *reference* data: the held-out split, or, as published Fréchet distances are, the training
+split. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a figure alone says
+little. Beside each stands the *floor*: the same metric of as many real rows, from the other split, against the same
+reference. Samples that reach the floor cannot be told from data by that metric; figures below it hint at copies.
+
+The check for copies looks at single samples instead: is one so near to a training row as held-out data never are? It
+uses the pixels unless told otherwise, because features are made to forget what tells two similar pictures apart.
+
+What is compared are values as they are written to files: data with levels are not dequantised, and neither are samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import Advice, UsageError
+from ..core.files import write_json
+from ..core.registry import resolve
+from ..core.tables import METRICS
+from ..data import DataInfo, Dataset
+from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
+from ..metrics.copies import HELD_OUT
+from .features import Extractor, Reference, read_features
+
+__all__ = [
+    "Evaluation",
+    "Metric",
+    "MetricRow",
+    "compare",
+    "described",
+    "evaluate",
+    "evaluate_features",
+    "evaluation_table",
+    "metrics_by_name",
+    "write_evaluation",
+]  # fmt: skip
+
+Metric = Callable[..., Measurement | Neighbourhoods | float]
+SUSPECTS = 16
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A metric.
+
+    Attributes:
+        metric: Its name.
+        samples: Of the samples against the reference.
+        real: Of real rows against the same reference: the floor; ``None`` if there were none.
+    """
+
+    metric: str
+    samples: Measurement
+    real: Measurement | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured, and on what.
+
+    Attributes:
+        rows: The metrics.
+        copies: The check for copies, if it was made.
+        reference: What samples were compared with, and its features' name, hash and resizing.
+        n: Number of samples.
+        n_real: Number of real rows behind the floor.
+        copies_by: Name and hash of the features of the check for copies.
+    """
+
+    rows: tuple[MetricRow, ...]
+    copies: Copies | None
+    reference: Reference
+    n: int
+    n_real: int
+    copies_by: tuple[str, str] | None = None
+
+    @property
+    def features(self) -> int:
+        """Number of features."""
+        return len(self.reference.moments.mean)
+
+
+def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
+    """Metrics by their names, or ``module:function`` of features ``(N, d)`` and ``(M, d)``.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    return {name: resolve(name, METRICS, "metric", typed=True) for name in names}
+
+
+def evaluate(
+    x: Tensor,
+    data: Dataset,
+    extractor: Extractor,
+    metrics: Mapping[str, Metric],
+    *,
+    against: str = "test",
+    reference: Reference | None = None,
+    copies: Extractor | None = None,
+    limit: int = 10_000,
+    seed: int = 0,
+    on_metric: Callable[[MetricRow], None] | None = None,
+) -> Evaluation:
+    """Compare samples with data.
+
+    Args:
+        x: Samples in data units, ``(N, *event)``.
+        data: What the model was trained on, with what was held out.
+        extractor: What gives the features.
+        metrics: By name (see :func:`metrics_by_name`).
+        against: The split to compare with, ``"test"`` or ``"train"``; the floor comes from the other.
+        reference: Statistics to compare with instead.
+        copies: The features in which copies are looked for; without them, or with too few held-out rows (of which it
+            warns), there is no such check.
+        limit: The most rows of the reference, drawn at random; 0 takes all.
+        seed: Of the choice of rows.
+        on_metric: Called with each row of the result.
+
+    Raises:
+        UsageError: If an option cannot be used, or the reference is of other features.
+    """
+    splits = {"test": data.test, "train": data.train}
+    if against not in splits:
+        raise UsageError(f"there is no split {against!r} to compare with; choose from: test, train")
+    if reference is None:
+        reference = Reference.of(extractor(_choose(splits[against], limit, seed)), extractor, data.info.name, against)
+    reference.check(extractor)
+    other = "train" if reference.split == "test" else "test"
+    real = _choose(splits[other], len(x), seed + 1)
+    rows = compare(
+        extractor(x), reference, metrics, real=extractor(real) if len(real) > 1 else None, on_metric=on_metric
+    )
+    if copies is not None and len(data.test) < HELD_OUT:
+        warnings.warn(
+            Advice(
+                f"no check for copies: it needs {HELD_OUT} held-out rows, and {data.info.name} has {len(data.test)}; "
+                "hold out more when training",
+                parameter="test_fraction",
+                value=0.2,
+            ),
+            stacklevel=2,
+        )
+        copies = None
+    found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
+    by = None if copies is None else (copies.name, copies.hash)
+    return Evaluation(rows, found, reference, len(x), len(real), by)
+
+
+def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool = True) -> Evaluation:
+    """Compare features that were computed elsewhere (see :func:`~scoresde.study.features.read_features`).
+
+    Args:
+        path: An ``.npz`` of arrays ``samples`` and ``reference``, each ``(N, d)``, and perhaps ``train``: the training
+            rows, among which copies are looked for, with ``reference`` as held-out data.
+        metrics: By name.
+        copies: Look for copies, if there is ``train``.
+    """
+    found = read_features(path)
+    samples, rows, train = found["samples"], found["reference"], found.get("train")
+    if copies and train is None:
+        warnings.warn(f"no check for copies: {path} has no array train", stacklevel=2)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    reference = Reference.of(rows, Extractor(path.name, digest, "unknown", lambda x: x), path.name, "reference")
+    real = None if train is None else _choose(train, len(samples), 1)
+    return Evaluation(
+        compare(samples, reference, metrics, real=real),
+        find_copies(samples, train, rows) if copies and train is not None else None,
+        reference,
+        len(samples),
+        0 if real is None else len(real),
+        (path.name, digest),
+    )
+
+
+def compare(
+    x: Tensor,
+    reference: Reference,
+    metrics: Mapping[str, Metric],
+    *,
+    real: Tensor | None = None,
+    on_metric: Callable[[MetricRow], None] | None = None,
+) -> tuple[MetricRow, ...]:
+    """The metrics of features.
+
+    Args:
+        x: Features of the samples, ``(N, d)``.
+        reference: What to compare with.
+        metrics: By name.
+        real: Features of real rows for the floor, ``(R, d)``.
+        on_metric: Called with each row.
+
+    Raises:
+        UsageError: If a metric needs features, and the reference has moments only.
+    """
+    rows: list[MetricRow] = []
+    for name, metric in metrics.items():
+        against: Tensor | Moments = reference.moments
+        if reference.features is not None:
+            against = reference.features
+        elif metric is not frechet:
+            raise UsageError(
+                f"the metric {name} needs the features of the reference, which kept its moments alone (too many "
+                "numbers): take the metric frechet, or compare with the data",
+                parameter="metrics",
+                value="frechet",
+            )
+        samples = _measure(name, metric, x, against)
+        floor = {} if real is None else _measure(name, metric, real, against)
+        for key, value in samples.items():
+            rows.append(MetricRow(key, value, floor.get(key)))
+            if on_metric is not None:
+                on_metric(rows[-1])
+    return tuple(rows)
+
+
+def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:
+    """What a metric returns, by name; a bare number gets the error of a jackknife."""
+    found = metric(x, y)
+    if isinstance(found, Neighbourhoods):
+        return {f.name: getattr(found, f.name) for f in fields(found)}
+    if isinstance(found, Measurement):
+        return {name: found}
+    assert isinstance(y, Tensor)
+    try:
+        float(found)
+    except (TypeError, ValueError):
+        raise UsageError(f"the metric {name} returned {found!r}; it returns a number or a Measurement") from None
+    return {name: jackknife(lambda a, b: float(metric(a, b)), x, y)}  # type: ignore[arg-type]
+
+
+def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
+    """At most ``limit`` rows (0: all), drawn without replacement."""
+    if not limit or len(x) <= limit:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]]
+
+
+# ----------------------------------------------------------------------------------------------------------- reports
+
+
+def evaluation_table(found: Evaluation) -> str:
+    """The result as text."""
+    reference, copies = found.reference, found.copies
+    head = ("", "samples", "real data")
+    lines = [head] if found.rows else []
+    for row in found.rows:
+        lines.append((row.metric, str(row.samples), "-" if row.real is None else str(row.real)))
+        if row.metric == "frechet":
+            values = ["-" if m is None else f"{m.extrapolated:.4g}" for m in (row.samples, row.real)]
+            lines.append(("  without bias", values[0], values[1]))
+    if copies is not None:
+        lines.append(("closer", str(copies.closer), "0.5"))
+        lines.append(("authenticity", str(copies.authenticity), str(copies.authenticity_held_out)))
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    text = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+    text.append("")
+    text.append(
+        f"{found.n:,} samples against {reference.moments.n:,} of {reference.data} ({reference.split}); real data: "
+        f"{found.n_real:,} of the other split" if found.n_real else
+        f"{found.n:,} samples against {reference.moments.n:,} of {reference.data} ({reference.split})"
+    )  # fmt: skip
+    text.append(
+        f"features: {reference.extractor}, {found.features} of them, hash {reference.hash}, resizing {reference.resize}"
+    )
+    if copies is not None:
+        text.append(_verdict(found, copies))
+    return "\n".join(text)
+
+
+def _verdict(found: Evaluation, copies: Copies) -> str:
+    """One line on copies."""
+    flagged = copies.flagged.tolist()
+    by = "" if found.copies_by is None else f" by {found.copies_by[0]}"
+    exact = f"{copies.exact} exact (of held-out data: {copies.exact_held_out})"
+    if not flagged:
+        return f"copies{by}: none of the samples is nearer to training data than held-out data would be; {exact}"
+    shown = ", ".join(f"{i} (of training row {int(copies.nearest[i])})" for i in flagged[:5])
+    more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
+    return f"copies{by}: {len(flagged)} flagged: sample {shown}{more}; {exact}"
+
+
+def write_evaluation(
+    folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
+) -> list[Path]:
+    """Write ``evaluation.json`` and, with pictures, ``neighbours.png``: the most suspicious samples and training rows.
+
+    Args:
+        folder: Where to.
+        found: What was measured.
+        made: How, plain JSON values.
+        pictures: The data's description, the samples and the training rows, ``(N, *event)`` and ``(T, *event)``.
+
+    Returns:
+        The files written, the picture first.
+    """
+    files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
+    if pictures is None or found.copies is None:
+        return files
+    from ..plot import neighbour_sheet, save_figure
+
+    (info, x, train), copies = pictures, found.copies
+    shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
+    captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
+    framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
+    figure = neighbour_sheet(
+        x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
+        data=train,
+    )
+    save_figure(folder / "neighbours.png", figure)
+    return [folder / "neighbours.png", *files]
+
+
+def described(found: Evaluation) -> dict[str, Any]:
+    """The result as plain JSON values; what is not finite is ``None``."""
+    reference, copies = found.reference, found.copies
+    facts: dict[str, Any] = {
+        "metrics": {
+            row.metric: {"samples": _plain(row.samples), "real": None if row.real is None else _plain(row.real)}
+            for row in found.rows
+        },
+        "n": found.n,
+        "n_real": found.n_real,
+        "reference": {"data": reference.data, "split": reference.split, "n": reference.moments.n},
+        "features": {
+            "name": reference.extractor, "hash": reference.hash, "resize": reference.resize, "count": found.features,
+        },
+        "copies": None,
+    }  # fmt: skip
+    if copies is not None:
+        suspects = copies.suspects[:SUSPECTS].tolist()
+        facts["copies"] = {
+            "features": None if found.copies_by is None else dict(zip(("name", "hash"), found.copies_by, strict=True)),
+            "level": copies.level, "flagged": copies.flagged.tolist(), "closer": _plain(copies.closer),
+            "authenticity": _plain(copies.authenticity), "authenticity_held_out": _plain(copies.authenticity_held_out),
+            "exact": copies.exact, "exact_held_out": copies.exact_held_out,
+            "suspects": [
+                {
+                    "sample": i, "training_row": int(copies.nearest[i]), "distance": float(copies.distance[i]),
+                    "ratio": float(copies.ratio[i]), "p_value": float(copies.p_value[i]),
+                }
+                for i in suspects
+            ],
+        }  # fmt: skip
+    return facts
+
+
+def _plain(measured: Measurement) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in asdict(measured).items()}

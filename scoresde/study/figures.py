@@ -1,0 +1,277 @@
+"""What the pictures of ``scoresde plot`` show: models, data and SDEs in, the arrays of :mod:`scoresde.plot` out.
+
+States are drawn in data units and divided by the size they have on the path,
+
+    shown = decode(x_t / sqrt(alpha^2 + sigma^2)),                                                              (1)
+
+which is x_t itself where the SDE preserves the variance, and keeps the others, whose states grow to 50 or shrink to
+0.7, on one axis. Between data and noise, columns are equally far apart in r = sigma/(alpha + sigma), the clock of the
+straight frame (:mod:`scoresde.sde.base`), in which as much happens early as late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..codec import Codec
+from ..core.errors import NumericalError
+from ..core.noise import Noise
+from ..core.registry import build
+from ..core.shapes import expand, flat
+from ..core.tables import PARAMETRIZATIONS
+from ..data import DataInfo
+from ..objective.times import Setting, make_times
+from ..objective.weighting import make_weighting
+from ..plot.schedules import Schedule
+from ..run.config import TrainConfig
+from ..run.run import Run
+from ..sde.base import SDE
+from ..sde.grids import make_grid, snap
+from ..sde.marginal import forward_step
+from ..solvers import Solver
+from ..solvers.trajectory import Trajectory
+
+__all__ = [
+    "Dissolved", "Paths", "Undone", "column_labels", "dissolve", "even_times", "frames_between", "paths", "projection",
+    "schedule_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
+]  # fmt: skip
+
+POINTS = 513  # on each curve of a schedule
+STEPS = 250  # of the solver whose steps are counted
+DRAWS = 100_000  # of training times
+
+
+def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
+    """States ``(T, N, *event)`` at times ``(T,)``, in the units (1) that are drawn; shape of ``x``, float64."""
+    alpha, sigma = sde.coefficients(t.double())
+    scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
+    decoded = codec.continuous.to_data(scaled.flatten(0, 1))
+    return decoded.reshape(*x.shape[:2], *decoded.shape[1:])
+
+
+def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
+    """``count`` times from ``start`` to ``end`` at equal distances in r, float64 ``(count,)``."""
+    first, last = sde.ratio(torch.tensor([start, end], dtype=torch.float64)).tolist()
+    t = sde.t_of_ratio(torch.linspace(first, last, count, dtype=torch.float64))
+    t[0], t[-1] = start, end
+    return t
+
+
+def column_labels(t: Tensor) -> list[str]:
+    """``t = 0.25`` for each of the times ``(T,)``."""
+    return [f"t = {s:.2f}" if s >= 0.01 else f"t = {s:.1g}" for s in t.tolist()]
+
+
+def size_note(sde: SDE, t: Tensor) -> str:
+    """A sentence on (1) for a picture, where it changes what is seen at the times ``(T,)``."""
+    same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
+    return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
+
+
+def _finite(*states: Tensor) -> None:
+    """Refuse samples, ``(T, n, *event)``, that have no picture."""
+    bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
+    if bad:
+        raise NumericalError(
+            f"{bad} of the samples are not finite: nothing to draw; train longer, or try another solver"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- schedule
+
+
+def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
+    """The curves of an SDE for :func:`scoresde.plot.schedules`."""
+    low, high = sde.times("train")
+    # Quadratic in t: noise levels change fast near the data.
+    t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
+    t[-1] = high
+    alpha, sigma = sde.coefficients(t)
+    start, end = reversed(sde.times("sample"))
+    nodes = sde.log_snr(make_grid("auto", sde, STEPS, start, end))
+    beta = -2 * sde.drift_rate(t)
+    training = training_log_snr(sde, DRAWS, seed)
+    return Schedule(name, t, alpha, sigma, sde.log_snr(t), beta, sde.diffusion_squared(t), nodes, training)
+
+
+def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
+    """The log-SNR at ``count`` times as training draws them for this SDE if nothing else is said, ``(count,)``."""
+    info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
+    config = TrainConfig(sde=sde).resolved(info)
+    parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
+    weighting = make_weighting(config.weighting, config.weighting_options, True)
+    low, high = sde.times("train")[0], min(sde.times("train")[1], parametrization.legal_t_max(sde))
+    domain = Setting(sde, low, high, parametrization, weighting)
+    times = make_times(config.t_sampler, config.t_sampler_options, domain, True)
+    return sde.log_snr(snap(times.draw(count, torch.Generator().manual_seed(seed))[0], sde.nodes))
+
+
+# ----------------------------------------------------------------------------------------------------------- forward
+
+
+@dataclass(frozen=True)
+class Dissolved:
+    """Data on its way to noise, in two ways that have the same law at every time.
+
+    Attributes:
+        t: Times, float64 ``(T,)``.
+        jump: ``x_t = alpha x_0 + sigma eps``, one eps for all times, ``(T, N, *event)`` in model units.
+        chain: ``x_t = A x_s + S z`` from one time to the next, a new z at each, ``(T, N, *event)``.
+        spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, by the jump and by
+            the chain, ``(2, T)``; 1 up to the draws.
+    """
+
+    t: Tensor
+    jump: Tensor
+    chain: Tensor
+    spread: Tensor
+
+
+def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) -> Dissolved:
+    """Dissolve data by the jump, and step by step.
+
+    Args:
+        sde: The path.
+        x0: Data in model units, ``(N, *event)``.
+        t: Times, ascending, ``(T,)``.
+        noise: The random numbers of the N rows.
+    """
+    times, shape = torch.as_tensor(t, dtype=torch.float64), tuple(x0.shape[1:])
+    eps = noise.normal(shape, 0, "prior", x0.dtype)
+    jump = torch.stack([sde.perturb(x0, s, eps) for s in times])
+    states = [jump[0]]
+    (alpha, sigma), draws = sde.coefficients(times), []
+    for i, (s, u) in enumerate(pairwise(times)):
+        a, variance = forward_step(sde, u, s)
+        draws.append(noise.normal(shape, i, "solver", x0.dtype))
+        states.append(expand(a, x0) * states[-1] + expand(variance.sqrt(), x0) * draws[-1])
+    chain = torch.stack(states)
+    residuals = [(x - expand(alpha, x) * x0) / expand(sigma, x) for x in (jump, chain)]
+    return Dissolved(times, jump, chain, torch.stack([flat(r).square().mean(1).sqrt() for r in residuals]))
+
+
+# ----------------------------------------------------------------------------------------------------------- reverse
+
+
+@dataclass(frozen=True)
+class Undone:
+    """Samples on their way from noise to data, and what the model took them for.
+
+    Attributes:
+        t: Times, float64 ``(T,)``, falling.
+        x: The states, ``(T, n, *event)``, in the units (1) that are drawn.
+        x0: ``x0_hat(x_t, t)`` there, ``(T, n, *event)`` in data units.
+        nfe: Evaluations of the model per sample, without those for the picture.
+    """
+
+    t: Tensor
+    x: Tensor
+    x0: Tensor
+    nfe: float
+
+
+def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undone:
+    """Draw ``n`` samples, look at ``count`` times on their way, and ask the model for the data there."""
+    samples = run.sample(n, solver, seed=seed, denoise=False, batch=n, record=True)
+    model, trajectory = run.model, samples.solution.trajectory
+    assert trajectory is not None
+    low, high = model.domain.interval("sample")
+    t = even_times(model.domain.sde, count, high, low)
+    states = trajectory.at(t)
+    with torch.no_grad():
+        x0 = torch.stack([model(x.to(run.device), s.to(run.device)).x0.cpu() for x, s in zip(states, t, strict=True)])
+    guessed = run.codec.continuous.to_data(x0.double().flatten(0, 1))
+    guessed = guessed.reshape(*x0.shape[:2], *guessed.shape[1:])
+    drawn, nfe = shown(model.domain.sde, run.codec, states, t), float(samples.solution.nfe.double().mean())
+    return Undone(t, drawn, guessed, nfe)
+
+
+def frames_between(columns: int, frames: int) -> int:
+    """The least number of times, ``frames`` or more, of which ``columns`` are equally far apart.
+
+    >>> frames_between(9, 40), frames_between(9, 2)
+    (41, 9)
+    """
+    return (columns - 1) * max(1, math.ceil((frames - 1) / (columns - 1))) + 1
+
+
+def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
+    """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it; the files written.
+
+    The number of times is one of :func:`frames_between`.
+
+    Raises:
+        NumericalError: If a state is not finite.
+    """
+    from ..plot import animate_pair, save_figure, save_gif, strips
+
+    _finite(found.x, found.x0)
+    info, state, data = run.info, r"$x_t$", r"$\hat{x}_0(x_t, t)$"
+    some = slice(None, None, (len(found.t) - 1) // (columns - 1))
+    blocks = {f"the state {state}": found.x[some], f"the data that the model sees in it, {data}": found.x0[some]}
+    figure = strips(
+        blocks, column_labels(found.t[some]), info.kind, info.low, info.high,
+        coloured_by=found.x0[-1] if info.kind == "vector" else None,
+        note=size_note(run.model.domain.sde, found.t).strip() or None,
+    )  # fmt: skip
+    save_figure(file, figure)
+    if not gif:
+        return [file]
+    titles = [(f"{state},  {label}", data) for label in column_labels(found.t)]
+    moving = file.with_suffix(".gif")
+    save_gif(moving, animate_pair(found.x, found.x0, titles, info.kind, info.low, info.high))
+    return [file, moving]
+
+
+# ------------------------------------------------------------------------------------------------------ trajectories
+
+
+def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
+    """The direction along which paths are drawn, float64 ``(D,)`` in model units, and what it is.
+
+    The first coordinate of vectors of up to three, or else the direction in which the training data, ``(M, *event)`` in
+    data units, vary most.
+    """
+    if run.info.dims <= 3:
+        return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
+    rows = flat(run.codec.continuous.to_model(train[:4000].double()))
+    return torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[0], "first principal axis"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """One number of each sample on its way by the flow and by the reverse SDE, from the same noise.
+
+    Attributes:
+        t: Times, float64 ``(T,)``, falling.
+        flow: By the probability flow, ``(T, n)``: the number of x_t / sqrt(alpha^2 + sigma^2), in model units.
+        sde: By the reverse SDE, ``(T, n)``; row i starts from the same noise as row i of ``flow``.
+    """
+
+    t: Tensor
+    flow: Tensor
+    sde: Tensor
+
+
+def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
+    """Draw ``n`` samples by each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
+    low, high = run.model.domain.interval("sample")
+    times = make_grid("auto", run.model.domain.sde, frames - 1, high, low)
+    alpha, sigma = run.model.domain.sde.coefficients(times)
+
+    def follow(trajectory: Trajectory | None) -> Tensor:
+        assert trajectory is not None
+        states = trajectory.at(times).double()
+        return states.flatten(2) @ axis / torch.hypot(alpha, sigma)[:, None]
+
+    both = [run.sample(n, s, seed=seed, denoise=False, record=True).solution.trajectory for s in (flow, noisy)]
+    found = Paths(times, follow(both[0]), follow(both[1]))
+    _finite(found.flow, found.sde)
+    return found

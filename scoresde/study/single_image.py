@@ -1,0 +1,70 @@
+"""One picture as a data set: the smallest thing that a generative model can learn, and the one whose success is seen.
+
+The density is a point, so that everything is known: x0_hat is the picture at every noise level, the flow goes straight
+to it from any noise, and all samples are alike. A network has to learn that, and it can be watched: at low noise the
+picture is in the input, at high noise it must come from the weights alone.
+
+It is an ordinary data set, repeated so that a batch holds different noise levels, in an ordinary run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import DataError
+from ..core.files import write_arrays
+from ..run.config import TrainConfig
+
+__all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
+
+EXAMPLE = Path(__file__).parents[1] / "assets" / "lighthouse.png"
+COPIES = 64  # more than a batch
+SMALLEST = 8  # pixels on a side
+
+# Few channels where the pixels are many and many where they are few: at high noise the picture is made from the corners
+# of the coarsest level outward.
+NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "blocks": 1, "attention": ()}
+STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
+
+
+def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """A picture of any kind that Pillow reads, RGB on white, at most ``size`` pixels on its long side; ``(3, H, W)``.
+
+    Raises:
+        DataError: If it cannot be read, or is less than 8 pixels on its short side.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no picture that can be read: {error}") from None
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    if min(picture.size) < SMALLEST:
+        raise DataError(
+            f"{path} becomes {picture.width} x {picture.height} pixels; the short side needs {SMALLEST}: take another "
+            "picture, or a larger size",
+            parameter="size",
+        )
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
+    """Write ``picture``, ``(3, H, W)``, as a data set into ``folder``, and return its file."""
+    arrays = {"x_train": np.repeat(picture[None], COPIES, axis=0), "x_test": picture[None]}
+    return write_arrays(folder / "picture.npz", arrays)
+
+
+def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
+    """What trains on one picture of 64 x 64 pixels in about two minutes on two cores of a CPU."""
+    return TrainConfig(
+        data=str(file), sde=sde, network_options=NETWORK, steps=steps or STEPS, batch=BATCH, lr=RATE, ema=AVERAGE,
+        seed=seed,
+    )  # fmt: skip

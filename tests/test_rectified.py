@@ -22,7 +22,6 @@ from scoresde.core.errors import UsageError
 from scoresde.core.files import read_tensors
 from scoresde.data import load_data
 from scoresde.solvers import EulerMaruyama
-from scoresde.train import loop
 from scoresde.train.reflow import draw_pairs, reflow
 
 TINY = TrainConfig(data="moons", sde="flow", steps=3, batch=16, network_options={"width": 8, "blocks": 1})
@@ -32,12 +31,6 @@ TINY = TrainConfig(data="moons", sde="flow", steps=3, batch=16, network_options=
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A teacher."""
     return fit(TINY, out=tmp_path_factory.mktemp("teacher") / "run", quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than all the rest."""
-    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
 
 
 def test_one_gaussian_in_closed_form():

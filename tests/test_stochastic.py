@@ -220,8 +220,8 @@ def test_ancestral_sampling_is_ddim_with_eta_one(name):
 
 @pytest.mark.parametrize(
     "solver",
-    [EulerMaruyama(), StochasticHeun(), DDIM(eta=1.0), MultistepSDE(), EDMHeun(churn=5.0)],
-    ids=["em", "heun-sde", "ddim", "sde", "edm"],
+    [EulerMaruyama(), StochasticHeun(), MultistepSDE(), EDMHeun(churn=5.0)],
+    ids=["em", "heun-sde", "sde", "edm"],
 )
 def test_on_a_brownian_path_the_sample_converges(solver):
     # The change of a sample halves as the steps double; other normals for other steps would make another sample of it.

@@ -252,14 +252,20 @@ def solver_options(
         unless: By name of a solver, options that it has here unless others are typed.
         what, rtol: The help of ``--solver`` and of ``--rtol``.
     """
+
+    def default_of(name: str) -> str:
+        special = [(solver, options[name]) for solver, options in (unless or {}).items() if name in options]
+        told = ", ".join(f"{value:g} for {solver}" for solver, value in special)
+        return f"  [default: {told}]" if told else ""
+
     numbers = {
         "steps": option(
             "--steps", under="Solver", first="steps" in first, sets="solver", type=click.IntRange(1), default=steps,
-            help="Steps of a fixed-step solver.",
+            help=f"Steps of a fixed-step solver.{default_of('steps')}",
         ),
         "rtol": option(
             "--rtol", under="Solver", first="rtol" in first, sets="solver", type=click.FloatRange(0, min_open=True),
-            help=rtol,
+            help=f"{rtol}{default_of('rtol')}",
         ),
     }  # fmt: skip
 

@@ -29,7 +29,7 @@ __all__ = ["reflow"]
 @option("--t-sampler", under="Training", metavar="NAME",
         help="Training times, again if they are your own: module:Name.  [default: the run's]")  # fmt: skip
 @solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver of the flow that makes the pairs.",
-                rtol="Its tolerance.  [default: 0.0001 for ode]")  # fmt: skip
+                rtol="Its tolerance.")  # fmt: skip
 @out_option("runs/NAME-reflow", "Run folder.")
 @session(run=True)
 def reflow(

@@ -72,10 +72,12 @@ class TrainConfig:
         t_sampler: Where times are drawn, a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
             :mod:`scoresde.objective.times`), a sampler, or ``auto``: with the weighting ``native``, ``sqrt`` where
             that is the SDE's grid; ``lognormal`` for EDM's path and loss; else ``low-discrepancy``, because most
-        weightings are stated for uniform times. t_sampler_options: Its fields.
-        coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow``
-        (:mod:`scoresde.objective.coupling`). preset: A size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (by
-        the data). network_options: Fields of the network that replace the preset's; ``network`` names another one.
+            weightings are stated for uniform times.
+        t_sampler_options: Its fields.
+        coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (see
+            :mod:`scoresde.objective.coupling`).
+        preset: A size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (by the data).
+        network_options: Fields of the network that replace the preset's; ``network`` names another one.
         learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
             the hybrid loss of :mod:`scoresde.likelihood.chain`.
         cond: ``class`` to train on labels, or ``none``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ PATH = Fields("sde", "SDE", SDES, "sde")
 )
 @option("--sde", "sdes", under="Path", first=True, default="vp,cosine,flow", metavar="NAMES",
         help=f"Of {', '.join(SDES)}, or module:Class.")  # fmt: skip
-@set_option("SDE.NAME=VALUE", "An option of one of them, such as vp.beta_max=10.", "Path")
+@set_option("SDE.NAME=VALUE", "An option of one of them: vp.beta_max=10; `scoresde list sdes` has them.", "Path")
 @picture_option("schedule.png")
 @session(first=("json",))
 def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session: Session) -> None:
@@ -40,7 +41,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
     session.on  # noqa: B018  # sets the threads
-    built = {name: _sde(name, options[name]) for name in names}
+    built = {name: _sde(replace(PATH, group=name), name, options[name]) for name in names}
     from ...plot import schedules
     from ...study.figures import schedule_of
 
@@ -71,7 +72,7 @@ def forward(
 ) -> None:  # fmt: skip
     """Data on its way to noise: by the jump x_t = alpha x_0 + sigma eps, and step by step. Needs no run."""
     session.on  # noqa: B018  # sets the threads
-    chosen = _sde(sde, settings(assignments, ("sde",))["sde"])
+    chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
     from ...core.noise import Noise
     from ...data import load_data
     from ...plot import strips
@@ -110,9 +111,9 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def _sde(name: str, texts: dict[str, str]) -> SDE:
+def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
     """The SDE that a name and the text of its options stand for."""
     resolve(name, SDES, "SDE", typed=True)
     from ...run.config import TrainConfig, build_sde
 
-    return build_sde(TrainConfig(sde=name, sde_options=PATH.read(name, texts)))
+    return build_sde(TrainConfig(sde=name, sde_options=fields.read(name, texts)))

@@ -59,7 +59,7 @@ def start(name: str, sde=None) -> tuple[GaussianMixture, Tensor]:
     """The mixture on a path, and draws from its p at the start."""
     model = replace(problem(), sde=ALL[name] if sde is None else sde)
     generator = torch.Generator().manual_seed(0)
-    x0 = model.sample(128, generator)
+    x0 = model.sample(256, generator)
     return model, model.sde.perturb(x0, model.sde.t_max, torch.randn(x0.shape, generator=generator, dtype=F64))
 
 

@@ -213,3 +213,10 @@ def test_no_field_of_the_likelihood_is_listed_again() -> None:
 def test_what_the_library_warns_of_is_told_in_flags(shell: Shell, moons: str) -> None:
     shell(f"sample {moons} --n 1 --rtol 1e-7 --quiet")
     assert "use float64 (here: --dtype float64)\n" in shell.err
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_manual_prints_the_full_help_of_a_command_that_was_not_typed(line: str) -> None:
+    command = COMMANDS[line]
+    assert isinstance(command, Command)
+    assert "--help-all" in command.full_help(click.Context(command, click.Context(cli, info_name="scoresde")))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from shell import Shell
+from shell import OWN, Shell
 
 from scoresde import RungeKutta, TrainConfig, fit
 from scoresde.train import loop
@@ -91,3 +92,11 @@ def classes(shell: Shell, copied: Callable[[str], str]) -> str:
 @pytest.fixture
 def moons(shell: Shell, copied: Callable[[str], str]) -> str:
     return copied("moons")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """A module with an SDE of the user's; importing it leaves the file ``imported``."""
+    (tmp_path / "mysde.py").write_text(OWN)
+    yield tmp_path / "imported"
+    sys.modules.pop("mysde", None)

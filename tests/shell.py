@@ -8,6 +8,22 @@ import pytest
 
 from scoresde.cli import main
 
+# A module of the user's, which leaves a mark when it is imported.
+OWN = """
+import math
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from scoresde import SDE
+
+Path("imported").touch()
+
+@dataclass(frozen=True)
+class MySDE(SDE):
+    def alpha(self, t): return torch.cos(math.pi / 2 * t)
+    def sigma(self, t): return torch.sin(math.pi / 2 * t)
+"""
+
 
 class Shell:
     """``shell("sample --n 4")`` in this process: exit code, standard output and standard error."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +29,6 @@ from scoresde.core.tables import SDES, SOLVERS
 from scoresde.run.files import newest_checkpoint
 
 COMMAND = [sys.executable, "-m", "scoresde"]
-
-OWN = """
-import math
-from dataclasses import dataclass
-from pathlib import Path
-import torch
-from scoresde import SDE
-
-Path("imported").touch()
-
-@dataclass(frozen=True)
-class MySDE(SDE):
-    def alpha(self, t): return torch.cos(math.pi / 2 * t)
-    def sigma(self, t): return torch.sin(math.pi / 2 * t)
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Path]:
-    """A module with an SDE of the user's; importing it leaves the file ``imported``."""
-    (tmp_path / "mysde.py").write_text(OWN)
-    yield tmp_path / "imported"
-    sys.modules.pop("mysde", None)
 
 
 # -------------------------------------------------------------------------------------------------- what should work

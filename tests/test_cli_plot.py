@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from shell import Shell
-from test_cli import OWN
 
 from scoresde import load
 from scoresde.cli import cli
@@ -29,10 +28,9 @@ def drawn(path: str) -> np.ndarray:
 # -------------------------------------------------------------------------------------------------------------- plot
 
 
-def test_schedule_needs_no_run(shell: Shell) -> None:
+def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
     assert shell("plot schedule --sde vp,ve --set vp.beta_max=10") == "schedule.png\n"
     assert drawn("schedule.png").shape[1] > 1000
-    (Path() / "mysde.py").write_text(OWN)
     found = shell.json("plot schedule --sde mysde:MySDE,flow --out a/b.svg")
     assert found["files"] == ["a/b.svg"] and list(found["sdes"]) == ["mysde:MySDE", "flow"]  # type: ignore[call-overload]
     assert Path("a/b.svg").read_text().startswith("<?xml")

@@ -85,7 +85,7 @@ class Rows:
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         x = self.x[index]
         known = None if self.labels is None else Condition(label=self.labels[index], classes=self.classes)
-        x0 = self.codec.to_model(x, known, torch.rand(x.shape, generator=generator))
+        x0 = self.codec.to_model(x, known, torch.rand(x.shape, generator=generator, dtype=torch.float32))
         return Batch(x0.to(dtype), known)
 
 

@@ -74,8 +74,8 @@ def _moons(n: int, generator: Generator) -> Tensor:
     lower = _choice(2, n, generator).double()
     arc = _polar(torch.ones(n, dtype=torch.float64), math.pi * _uniform(n, generator))
     # The lower moon is the upper one turned by half a turn about (0.5, 0.25).
-    points = torch.where(lower[:, None] > 0, torch.tensor([1.0, 0.5]) - arc, arc)
-    return 2 * (points + 0.1 * _normal(n, generator)) - torch.tensor([1.0, 0.2])
+    points = torch.where(lower[:, None] > 0, torch.tensor([1.0, 0.5], dtype=torch.float32) - arc, arc)
+    return 2 * (points + 0.1 * _normal(n, generator)) - torch.tensor([1.0, 0.2], dtype=torch.float32)
 
 
 def _checkerboard(n: int, generator: Generator) -> Tensor:
@@ -106,7 +106,8 @@ def _rings(n: int, generator: Generator) -> Tensor:
 
 def _pinwheel(n: int, generator: Generator) -> Tensor:
     blade = _choice(5, n, generator).double()
-    point = _normal(n, generator) * torch.tensor([0.3, 0.1]) + torch.tensor([1.0, 0.0])
+    widths, centre = torch.tensor([[0.3, 0.1], [1.0, 0.0]], dtype=torch.float32)
+    point = _normal(n, generator) * widths + centre
     turn = 2 * math.pi / 5 * blade + 0.25 * point[:, 0].exp()
     x, y = point.unbind(1)
     return 2 * torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], 1)

@@ -94,7 +94,7 @@ class PathDraw:
         if self.pair:
             eps = optimal_transport(batch.x0, eps, None if known is None else known.label)
         if known is not None:
-            known = known.dropped(torch.rand(len(batch), generator=generator) < self.drop)
+            known = known.dropped(torch.rand(len(batch), generator=generator, dtype=torch.float32) < self.drop)
         return Draws(eps, known, snap(drawn, self.nodes), drawn, weight)
 
     def update(self, draws: Draws, losses: Tensor) -> None:

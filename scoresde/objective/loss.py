@@ -137,7 +137,8 @@ def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
         Shape ``(B,)``.
     """
     sde = model.sde
-    (a0, a1), (s0, s1) = sde.coefficients(torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device)))
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device), device=x0.device)
+    (a0, a1), (s0, s1) = sde.coefficients(ends)
     # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
     square, prior = mean_flat(x0.square()), sde.prior.std**2
     latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)

@@ -252,8 +252,8 @@ class VDMSDE(SDE):
 
     def __post_init__(self) -> None:
         ends = {"log_snr_max": self.log_snr_max, "log_snr_min": self.log_snr_min}
-        learned = {name: nn.Parameter(torch.tensor(float(end))) for name, end in ends.items()} if self.learn else {}
-        object.__setattr__(self, "_learned", learned)
+        learned = {name: nn.Parameter(torch.tensor(float(end), dtype=torch.float32)) for name, end in ends.items()}
+        object.__setattr__(self, "_learned", learned if self.learn else {})
         super().__post_init__()
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -265,8 +265,13 @@ class VDMSDE(SDE):
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
+    def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """The same where ``t`` is: grids are made on the CPU, wherever the model is."""
+        high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
+        return high, low
+
     def log_snr(self, t: Tensor) -> Tensor:
-        high, low = self.ends()
+        high, low = self._ends(t)
         return high + t * (low - high)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -277,12 +282,12 @@ class VDMSDE(SDE):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # (log alpha)' = sigma^2 l'/2,  (log sigma)' = -alpha^2 l'/2
-        (alpha, sigma), (high, low) = self.coefficients(t), self.ends()
+        (alpha, sigma), (high, low) = self.coefficients(t), self._ends(t)
         half = (low - high) / 2
         return half * alpha * sigma.square(), -half * sigma * alpha.square()
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        high, low = self.ends()
+        high, low = self._ends(log_snr)
         return (log_snr - high) / (low - high)
 
     @property

@@ -241,7 +241,7 @@ def _rate(config: TrainConfig, step: int) -> float:
 def _spread(data: Dataset) -> float:
     """Root mean square of the training data in model units (on up to 4,096 rows)."""
     x = data.train[:4096]
-    x = data.codec.to_model(x, noise=torch.full(x.shape, 0.5))
+    x = data.codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float32))
     return float(x.double().square().mean().sqrt())
 
 

@@ -34,7 +34,7 @@ from ..run.files import make_run_folder
 from ..run.run import Run
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
-from . import fit, prepared
+from .loop import fit, prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 

@@ -50,7 +50,6 @@ nb_merge_streams = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
-autodoc_type_aliases = {"Likelihood": "scoresde.Likelihood"}  # one weighting has the same name
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 140
 napoleon_numpy_docstring = False
@@ -101,7 +100,7 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
     """
 
     def escaped(line: str) -> str:
-        parts = re.split(r"(``[^`]*``|`[^`]*`)", line)  # literals stay as they are
+        parts = re.split(r"(``[^`]*``|`[^`]*`|(?<![\w*\\])\*\w[\w' -]*\*(?![\w*]))", line)  # literals and emphasis stay
         return "".join(re.sub(r"(?<!\\)([|*])", r"\\\1", p) if i % 2 == 0 else p for i, p in enumerate(parts))
 
     out: list[str] = []
@@ -133,12 +132,13 @@ def plain_signature(
 
 
 def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
-    """Docstrings refer to ``scoresde.sde.base.SDE``; the manual documents it as ``scoresde.SDE``."""
-    head, _, name = node.get("reftarget", "").rpartition(".")
-    if node.get("refdomain") != "py" or not (name in scoresde._HOME or head == ""):
+    """Docstrings refer to ``scoresde.sde.base.SDE`` or its methods; the manual documents it as ``scoresde.SDE``."""
+    parts = node.get("reftarget", "").split(".")
+    tail = parts[-2:] if parts[-2:-1] and parts[-2] in scoresde._HOME else parts[-1:]
+    if node.get("refdomain") != "py" or not (tail[0] in scoresde._HOME or len(parts) == 1):
         return None
     domain = env.get_domain("py")
-    target = f"scoresde.{name}"
+    target = ".".join(["scoresde", *tail])
     if target not in domain.objects:
         return None
     found = domain.objects[target]

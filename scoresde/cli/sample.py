@@ -59,6 +59,7 @@ def sample(
     if given and not {"gif", "path"} & set(kinds):
         raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {save},gif")
     asked = condition.of(run).on(path)
+    asked.model  # noqa: B018  # what cannot be bound is said before anything else
     session.say(f"sampling {n} with {solver.short} from {session.whence}")
     began = time.monotonic()
     # The folder first: a name that cannot be written should not cost the samples.

@@ -146,7 +146,7 @@ def construct(
     Options may be names as well (a solver's grid, a sampler's prediction), which the object resolves by itself. It does
     not know where they came from, so that those of a file are refused here.
     """
-    _refuse_foreign(options, f"{what} {name!r}", typed)
+    _refuse_unlisted(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
     _refuse_unknown(options, fields, what, name, table)
     missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
@@ -174,7 +174,7 @@ def _refuse_unknown(
             raise UsageError(f"{named} has no option {option!r}; {closest(option, fields)}{others}")
 
 
-def _refuse_foreign(value: Any, where: str, typed: Typed) -> None:
+def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
     """Refuse ``module:Name`` anywhere in options that were read.
 
     Raises:
@@ -188,11 +188,11 @@ def _refuse_foreign(value: Any, where: str, typed: Typed) -> None:
             )
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            _refuse_foreign(key, where, typed)
-            _refuse_foreign(part, where, typed)
+            _refuse_unlisted(key, where, typed)
+            _refuse_unlisted(part, where, typed)
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
-            _refuse_foreign(part, where, typed)
+            _refuse_unlisted(part, where, typed)
 
 
 def options_of(obj: Any) -> dict[str, Any]:

@@ -17,11 +17,11 @@ the density over its cell, and Jensen's inequality (Theis et al. 2016, arXiv:151
 
 For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7: it is derived from the data, not a setting.
 
-In the order of the argument: the straight frame and its clock (``frame``, ``clock``), the divergence and its probes
-(``divergence``), the path between the steps (``dense``), the integral along it (``quadrature``), both as one system
-(``coupled``), the memory they take (``memory``); then what turns levels into a density (``dequantise``), the figure in
-the units of the data (``data``), the options and the check that it has converged (``method``), and the variational
-bound (``elbo``).
+In the order of the argument: the clock of the straight frame and the problem in it (``clock``, ``problem``), the
+divergence and its probes (``divergence``), the integral along a path that was solved (``quadrature``), both as one
+system (``coupled``), the memory they take (``memory``); then what turns levels into a density (``dequantise``), the
+figure in the units of the data (``data``), the options and the check that it has converged (``method``), and the
+variational bounds, in continuous time (``elbo``) and of a chain (``chain``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Networks. They know no SDE: ``forward(x: (B, *event), c: (B,), cond: (B,) | None) -> (B, *event)``.
+"""Networks. They know no SDE: ``forward(x, c, cond)`` returns the shape of ``x: (B, *event)``.
 
-``c`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped), ``cond`` the
-class of each row. Any ``nn.Module`` with this call can take their place. :class:`Classifier` is none of these: it sees
-data without noise, and its features tell samples from data.
+``c: (B,)`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped), ``cond`` a
+:class:`~scoresde.Condition` with a row for each of ``x``, or ``None``; classes are its ``label``. Any ``nn.Module``
+with this call can take their place. :class:`Classifier` is none of these: it sees data without noise, and its features
+tell samples from data.
 """
 
 from .classifier import Classifier

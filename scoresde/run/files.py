@@ -2,7 +2,7 @@
 
 A run folder holds
 
-    config.json   data.json   metrics.jsonl   samples/   plots/
+    config.json   model.json   data.json   metrics.jsonl   samples/   plots/
     checkpoints/LATEST
     checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
 

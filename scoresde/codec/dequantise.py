@@ -1,4 +1,4 @@
-"""Levels as continuous values.
+"""Levels, such as 8-bit pixels and counts, as continuous values.
 
 Numbers that come in levels (8-bit pixels, counts) have no density. They get one by uniform dequantisation: the level k
 spreads over its cell  [k, k + w),

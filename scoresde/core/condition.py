@@ -1,4 +1,4 @@
-"""What is known of a sample: at most four tensors with a row for each sample.
+"""What is known of a sample: the slots of a condition, at most four tensors with a row for each sample.
 
 That something is *not* known is written in the value itself, so that dropping a condition for guidance, a hole in a
 picture and an empty cell of a table are one thing:

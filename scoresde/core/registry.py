@@ -1,10 +1,11 @@
-"""From a name to an object: ``build("vp", SDES, beta_max=18.0)``, or ``"mymodule:MySDE"``.
+"""From a name to an object, and the only door there: a foreign name, which a file chose, is refused.
 
-A name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`), or it is such a string
-itself. Importing a module runs it, and so this is the only door, and it asks where a name came from. A name that a
-person *typed* may be any ``"module:Class"``, also of a module in the current folder. A name that was *read* from a
-file is looked up in the tables and nowhere else, and so are the names among its options. Read is the default: a caller
-that does not know says nothing and imports nothing.
+``build("vp", SDES, beta_max=18.0)`` makes an SDE, and so does ``build("mymodule:MySDE", ...)`` for one who typed it. A
+name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`), or it is such a string itself.
+Importing a module runs it, and so this is the only door, and it asks where a name came from. A name that a person
+*typed* may be any ``"module:Class"``, also of a module in the current folder. A name that was *read* from a file is
+looked up in the tables and nowhere else, and so are the names among its options. Read is the default: a caller that
+does not know says nothing and imports nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The slope of the flow and its divergence, in one evaluation of the network, or in a pair of them.
+"""The slope of the flow and its divergence by random probes, in one evaluation of the network, or in a pair of them.
 
 With J the Jacobian of the slope, one backward pass from the same forward pass gives  e^T J  for a vector e. Then
 

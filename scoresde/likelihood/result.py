@@ -1,4 +1,4 @@
-"""What the likelihood returns, and bits per dimension."""
+"""What the likelihood returns, and bits per dimension from nats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Fréchet distance: the squared 2-Wasserstein distance between two Gaussians with the samples' moments,
+"""The Fréchet distance: the squared 2-Wasserstein distance between two Gaussians with the samples' moments.
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2}).                        (1)
 

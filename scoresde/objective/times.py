@@ -175,7 +175,7 @@ class LowDiscrepancy(TimeSampler):
 
 
 def independent() -> LowDiscrepancy:
-    """Uniform in t, with independent draws: :class:`Uniform` without strata."""
+    """Uniform in t, with independent draws: :class:`LowDiscrepancy` without strata."""
     return LowDiscrepancy(stratified=False)
 
 

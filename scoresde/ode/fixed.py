@@ -1,4 +1,4 @@
-"""Classical Runge-Kutta rules, for steps of a given size.
+"""Classical Runge-Kutta rules (Euler, midpoint, Heun, rk4), for steps of a given size.
 
 With nodes c_j, stage weights a_jl and weights b_j, a step of size h from y is
 

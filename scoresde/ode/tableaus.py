@@ -1,4 +1,4 @@
-"""Embedded Runge-Kutta methods, by name, for the adaptive driver (:mod:`scoresde.ode.integrate`).
+"""Embedded Runge-Kutta methods, by name, for steps of adaptive size (:mod:`scoresde.ode.integrate`).
 
 A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i, of which the first, of order q, is the
 solution and the difference estimates the error (Hairer, Norsett and Wanner 1993, II.4). In all of these the last stage

@@ -1,4 +1,4 @@
-r"""Networks and losses of the original code (Song et al. 2021, arXiv:2011.13456), read as it reads them.
+r"""Weights from elsewhere: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
 
 A network that was trained there is shown x_t itself and a label of its own kind, and its output becomes a score by a
 rule of its SDE:

@@ -1,4 +1,4 @@
-"""Training with all that surrounds it: read :func:`fit` from top to bottom.
+"""Training with the files, signals and pictures that surround it: read :func:`fit` from top to bottom.
 
 What a step is says :mod:`scoresde.train.state`; here are its files, its signals and its pictures.
 """

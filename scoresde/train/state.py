@@ -1,4 +1,4 @@
-"""The state of training, and its steps.
+"""The state of training, how it is saved, and the step that the optimiser takes.
 
 Step n is a function of the state before it and of ``(seed, n)``: batch, times, noise, dequantisation, what is dropped
 of a condition, and dropout. A run that is stopped and resumed therefore goes on as if it had not been, with no

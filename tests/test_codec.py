@@ -108,7 +108,10 @@ def test_parts_of_a_codec() -> None:
     levels, one, two = Levels(0.0, 7.0, 8), affine(0.0, 2.0), affine(1.0, 1.0)
     assert Composed((levels, one)).continuous == one and one.continuous == one
     assert Composed((levels, one, two)).continuous == Composed((one, two)) and Composed((one, two)).levels is None
-    assert Composed((Composed((levels, one)), two)).levels == levels
+    nested = Composed((Composed((levels, one)), two))
+    assert nested == Composed((levels, one, two)) and nested.continuous == Composed((one, two))
+    with pytest.raises(UsageError, match="put them first"):
+        Composed((one, levels))
     with pytest.raises(UsageError, match=r"a chart needs data that are shifted and scaled alone.*Logit"):
         as_affine(Composed((levels, Logit())), "a chart")
 

@@ -12,6 +12,7 @@ from scoresde.codec import Affine
 from scoresde.core.condition import SLOTS, Condition
 from scoresde.core.errors import UsageError
 from scoresde.data.batch import Batch
+from scoresde.nn import MLP
 
 
 def full() -> Condition:
@@ -40,6 +41,8 @@ def test_rows_of_a_condition() -> None:
     assert some.image is not None and some.image.shape == (1, 1, 2, 2)  # one for all stays one
     assert some.expand(2).image.shape == (2, 1, 2, 2)
     assert len(Condition()) == 1 and len(Condition(label=torch.tensor([1])).expand(4)) == 4
+    with pytest.raises(UsageError, match="needs the number of classes"):
+        Condition(label=torch.tensor([1])).dropped(torch.tensor([True]))
     with pytest.raises(UsageError, match="a condition of 3 rows for 2 samples"):
         full().expand(2)
     with pytest.raises(UsageError, match=r"one row for each sample, or one for all; got .*'label': 2, 'vector': 3"):
@@ -57,6 +60,10 @@ def test_what_is_dropped_says_so_in_its_own_value() -> None:
 def test_compilers_take_a_condition_apart() -> None:
     leaves, spec = _pytree.tree_flatten(full())
     assert len(leaves) == 4 and same(_pytree.tree_unflatten(leaves, spec), full())
+    assert _pytree.tree_map(lambda value: 0, full()).label == 0
+    asked = (torch.ones(3, 2), torch.zeros(3), Condition(label=torch.tensor([0, 1, 0]), classes=2))
+    exported = torch.export.export(MLP(dims=2, width=8, blocks=1, classes=2), asked)
+    assert exported.module()(*asked).shape == (3, 2)
 
 
 def test_rows_of_a_batch() -> None:

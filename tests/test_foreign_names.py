@@ -173,6 +173,19 @@ def test_model_json_names_no_code(moons: str, trap: None) -> None:
     assert told >= 2 * 3  # in each of the three parts, by both names
 
 
+@pytest.mark.parametrize("name", ["my-mod:f", "1mod:f", "m\u00fcn:f", "a b:f", " trap:trap", "trap:trap "])
+def test_a_module_need_not_have_the_name_of_one(old: str, trap: None, name: str) -> None:
+    module = Path(f"{name.partition(':')[0].strip()}.py")
+    module.write_text('import pathlib\npathlib.Path("sprung").touch()\ndef f(*a, **k): pass\n')
+    stored = json.loads((Path(old) / "config.json.good").read_text())
+    stored["config"] |= {"t_sampler": "importance", "t_sampler_options": {"error": name}}
+    (Path(old) / "config.json").write_text(json.dumps(stored))
+    run = load(old)
+    for act in (lambda: reflow(run, pairs=4, steps=1, save=False, quiet=True), lambda: fit(run.config, save=False)):
+        with pytest.raises(CheckpointError, match="never imported"):
+            act()
+
+
 def test_data_json_names_no_code(moons: str, trap: None) -> None:
     path = Path(moons) / "data.json"
     good = json.loads(path.read_text())

@@ -14,7 +14,7 @@ from scoresde.core.errors import UsageError
 from scoresde.core.registry import build
 from scoresde.core.tables import SOLVERS
 from scoresde.solvers import Original, PredictorCorrector, Solver, sample
-from scoresde.solvers.original import CORRECTORS, Levels, discretise, level_index, predictor_weights
+from scoresde.solvers.original import CORRECTORS, LevelTables, discretise, level_index, predictor_weights
 
 N = 1000
 NAMES = {
@@ -36,7 +36,7 @@ def close(ours, expected, rel, floor=0.0):
 
 
 def test_c03_tables():
-    expected, vp, ve = CHECKS["C03"]["expected"], *(Levels.of(PUBLISHED[name], N) for name in ("vp", "ve"))
+    expected, vp, ve = CHECKS["C03"]["expected"], *(LevelTables.of(PUBLISHED[name], N) for name in ("vp", "ve"))
     ours = {
         "vp_discrete_betas": vp.betas,
         "vp_alphas_cumprod": vp.alphas_cumprod,
@@ -93,7 +93,7 @@ def test_c07_corrector_step(name, corrector):
     check, sde, t = CHECKS["C07"], PUBLISHED[name], float64(0.5)
     expected = check["expected"][name][corrector]
     x, z = (float64(check["inputs"][k]) for k in ("x", "z"))
-    alpha, sigma = Levels.of(sde, N).alphas[level_index(sde, t, N)], sde.coefficients(t)[1]
+    alpha, sigma = LevelTables.of(sde, N).alphas[level_index(sde, t, N)], sde.coefficients(t)[1]
     ours = Original(corrector=corrector, snr=0.16).correct(x, -x, z, sigma, alpha)
     assert close(ours, float64(expected["x"]), 1e-5)
     assert close(ours - math.sqrt(2 * expected["step_size"]) * z, float64(expected["x_mean"]), 1e-5)

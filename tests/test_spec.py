@@ -62,13 +62,16 @@ def test_a_preset_that_changes_changes_no_run(
     [
         (lambda s: {**s, "path": {"name": "ve", "options": {}}}, r"config\.json has sde 'vp', and .* has 've'"),
         (lambda s: {**s, "codec": [{"name": "affine", "options": {"shift": 0.0, "scale": 9.0}}]}, "not the digest"),
+        (lambda s: {**s, "shift": 3.0}, r"disagree on shift \(1.0 and 3.0\)"),
+        (lambda s: {**s, "classes": -7}, "classes is -7, not a whole number from 0 on"),
+        (lambda s: {**s, "classes": float("inf")}, "does not describe a model: OverflowError"),
         (lambda s: {**s, "coupled": 1}, "coupled is 1, neither true nor false"),
         (lambda s: {**s, "format": 3}, "format 3.*newer"),
         (lambda s: {k: v for k, v in s.items() if k != "classes"}, "does not describe a model: KeyError.'classes'"),
         (lambda s: {**s, "path": {"name": "vp", "options": {"beta": 1}}}, "beta_m"),
         (lambda s: {**s, "network": None}, "a network of your own; pass it"),
     ],
-    ids=["path", "codec", "flag", "format", "missing", "option", "network"],
+    ids=["path", "codec", "shift", "negative", "infinite", "flag", "format", "missing", "option", "network"],
 )
 def test_a_model_that_was_changed_is_refused(copied: Callable[[str], str], change: object, words: str) -> None:
     folder = copied("moons")
@@ -108,7 +111,22 @@ def test_an_array_is_data(copied: Callable[[str], str]) -> None:
     with pytest.raises(DataError, match="array"):
         lost.data()
     again = fit(replace(lost.config, steps=3), data=torch.as_tensor(x), out="runs/own", resume=True, quiet=True)
-    assert again.step == 3 and load("runs/own").config.data == "array"
+    assert again.step == 3 and load("runs/own").config.data == "(array)"
+
+
+def test_a_run_that_is_resumed_keeps_its_data(copied: Callable[[str], str]) -> None:
+    folder = Path(copied("moons"))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    config = replace(load(folder).config, steps=5)
+    for other in (np.zeros((50, 3)) + np.arange(50)[:, None], np.arange(100).reshape(50, 2)):
+        with pytest.raises(DataError, match=r"was trained on moons with .*a resumed run keeps its data"):
+            fit(config, data=other, out=folder, resume=True, quiet=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_an_array_is_not_the_toy_of_its_name() -> None:
+    found = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)), name="8gaussians")
+    assert found.info.name == "8gaussians" and found.info.source == "(array)" and found.log_density is None
 
 
 def test_an_array_is_what_the_file_that_holds_it_is(tmp_path: Path) -> None:
@@ -116,7 +134,7 @@ def test_an_array_is_what_the_file_that_holds_it_is(tmp_path: Path) -> None:
     pixels, names = generator.integers(0, 9, (40, 1, 4, 4)).astype(np.uint8), generator.choice(["cat", "dog"], 40)
     np.savez(tmp_path / "d.npz", x=pixels, y=names)
     file, array = load_data(str(tmp_path / "d.npz")), Dataset.of(pixels, classes=names)
-    assert array.info == replace(file.info, name="array", source="array") and array.codec == file.codec
+    assert array.info == replace(file.info, name="array", source="(array)") and array.codec == file.codec
     assert torch.equal(array.train, file.train) and torch.equal(array.test_labels, file.test_labels)
     held = Dataset.of(pixels[:30], pixels[30:], classes=names[:30], test_classes=names[30:])
     assert (held.info.n_train, held.info.n_test) == (30, 10)
@@ -140,7 +158,7 @@ def test_a_codec_that_could_not_be_read_again_is_refused_before_there_is_a_folde
 def test_data_that_were_an_array_are_asked_for_again(tmp_path: Path) -> None:
     data = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)), name="mine")
     run = fit(TrainConfig(steps=1, batch=8, network_options=SMALL), data=data, save=False, quiet=True)
-    with pytest.raises(DataError, match=r"'mine'.*passed as an array are not kept in a run: pass them again"):
+    with pytest.raises(DataError, match=r"array.*passed as an array are not kept in a run: pass them again"):
         run.data()
 
 

@@ -12,7 +12,7 @@ import click
 from ..core.errors import DataError
 from ..core.tables import GRIDS, SOLVERS
 from .command import option, verb
-from .common import Condition, Session, conditioning, in_list, out_option, session, whole_numbers
+from .common import Conditioning, Session, conditioning, in_list, out_option, session, whole_numbers
 
 __all__ = ["bench"]
 
@@ -32,7 +32,7 @@ __all__ = ["bench"]
 @out_option("RUN/bench")
 @session(run=True)
 def bench(
-    solvers: str, nfe: str, n: int, grid: str | None, batch: int, condition: Condition, out: Path | None,
+    solvers: str, nfe: str, n: int, grid: str | None, batch: int, condition: Conditioning, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
     """Solvers at several budgets on a trained RUN (default: the newest): how far is each from the converged

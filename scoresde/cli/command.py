@@ -29,6 +29,11 @@ CALLS = {
     "resume": "scoresde train --resume",
     "train_classifier": "scoresde classifier",
 }
+# What was settled when a run was trained, and is typed there.
+TRAINED = (
+    "sde", "predict", "network", "weighting", "t_sampler", "coupling", "cond", "cond_drop", "learn_variance",
+    "test_fraction",
+)  # fmt: skip
 
 
 class Option(click.Option):
@@ -322,7 +327,8 @@ def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | N
         return f"{CALLS[parameter]}{given}"
     group = ctx.find_root().command
     train = group.commands.get("train") if isinstance(group, click.Group) else None
-    for command in (ctx.command, train):
+    trained = parameter.partition(".")[0] in TRAINED
+    for command in (ctx.command, train if trained else None):
         if not isinstance(command, Command):
             continue
         start = "" if command is ctx.command else "scoresde train "

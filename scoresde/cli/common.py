@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ..solvers import Solver, Step
 
 __all__ = [
-    "Condition", "Session", "SolverChoice", "builds", "conditioning", "counted", "in_list", "out_option", "sde_option",
-    "session", "set_option", "solver_options", "together", "whole_numbers",
+    "Conditioning", "Session", "SolverChoice", "builds", "conditioning", "counted", "in_list", "out_option",
+    "sde_option", "session", "set_option", "solver_options", "together", "whole_numbers",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -318,7 +318,7 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
 
 
 @dataclass(frozen=True)
-class Condition:
+class Conditioning:
     """What is known of the samples, as it was typed.
 
     Args:
@@ -357,7 +357,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     ]  # fmt: skip
     if labels:
         options.append(option("--labels", under="Conditioning", is_flag=True, help="Each sample's own class."))
-    return together("condition", Condition, *options)
+    return together("condition", Conditioning, *options)
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

@@ -11,7 +11,7 @@ import click
 
 from ..core.errors import NumericalError
 from .command import Fields, option, settings, verb, warned
-from .common import Condition, Session, conditioning, in_list, out_option, session, set_option, together
+from .common import Conditioning, Session, conditioning, in_list, out_option, session, set_option, together
 
 if TYPE_CHECKING:
     from ..likelihood import Likelihood
@@ -63,7 +63,7 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @session(run=True, first=("device",))
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
-    memory: int | None, condition: Condition, save: str, out: Path | None, session: Session,
+    memory: int | None, condition: Conditioning, save: str, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
 

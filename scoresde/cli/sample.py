@@ -12,7 +12,7 @@ from ..core.registry import options_of
 from ..core.tables import SDES
 from .command import option, verb
 from .common import (
-    Condition,
+    Conditioning,
     Session,
     SolverChoice,
     conditioning,
@@ -45,7 +45,7 @@ __all__ = ["sample"]
 @session(run=True, first=("seed",))
 def sample(
     solver: SolverChoice, n: int, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
-    condition: Condition, save: str, frames: int, out: Path | None, session: Session,
+    condition: Conditioning, save: str, frames: int, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     built = solver.build()

@@ -95,6 +95,14 @@ class Composed(Codec):
 
     parts: tuple[Codec, ...] = ()
 
+    def __post_init__(self) -> None:
+        flat: list[Codec] = []
+        for part in self.parts:
+            flat += part.parts if isinstance(part, Composed) else [part]
+        if any(part.levels is not None for part in flat[1:]):
+            raise UsageError("levels are turned into continuous values before anything else; put them first")
+        object.__setattr__(self, "parts", tuple(flat))
+
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
         for part in self.parts:
             x = part.to_model(x, condition, noise)
@@ -184,7 +192,7 @@ def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
         return parts[0] if len(parts) == 1 else Composed(tuple(parts))
     except CheckpointError:
         raise
-    except (ScoresdeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (ScoresdeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"malformed codec: {error}") from None
 
 

@@ -18,8 +18,9 @@ product, because 0 times NaN is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,8 @@ class Condition:
 
     def dropped(self, mask: Tensor) -> Condition:
         """The same with nothing given for the rows where ``mask``, bool ``(B,)``, is true."""
+        if self.label is not None and not self.classes:
+            raise UsageError("a label that may be dropped needs the number of classes, which stands for none: classes=")
         found = self.expand(len(mask))
 
         def hide(value: Tensor | None, nothing: float) -> Tensor | None:
@@ -104,9 +107,18 @@ class Condition:
 
 
 # Compiled and exported networks take a condition apart into its tensors.
+def _made(values: Iterable[Any], classes: Any) -> Condition:
+    """A condition of whatever stands for its tensors, unchecked."""
+    made = object.__new__(Condition)
+    for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
+        object.__setattr__(made, name, value)
+    return made
+
+
 _pytree.register_pytree_node(
     Condition,
     lambda c: ([getattr(c, name) for name in SLOTS], c.classes),
-    lambda values, classes: Condition(**dict(zip(SLOTS, values, strict=True)), classes=classes),
+    _made,
     serialized_type_name="scoresde.Condition",
+    flatten_with_keys_fn=lambda c: ([(_pytree.GetAttrKey(name), getattr(c, name)) for name in SLOTS], c.classes),
 )

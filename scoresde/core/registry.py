@@ -36,8 +36,6 @@ READ: Typed = ()
 # The parameter of `load`, `fit` and `reflow` in which a name of the user's own is given again.
 _PARAMETERS = {"SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler"}
 
-_FOREIGN = re.compile(r"\s*[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*\s*")
-
 
 def _is_typed(name: str, typed: Typed) -> bool:
     return typed if isinstance(typed, bool) else name in typed
@@ -182,7 +180,8 @@ def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
         CheckpointError: With the first such name.
     """
     if isinstance(value, str):
-        if _FOREIGN.fullmatch(value) and not _is_typed(value, typed):
+        # Any colon: what the import system takes for the name of a module need not look like one.
+        if ":" in value and not _is_typed(value, typed):
             raise CheckpointError(
                 f"the run gives {where} the option {value!r}, and a name that comes from a file is never imported: "
                 "pass the object with its options"

@@ -19,8 +19,8 @@ from torch import Tensor
 from .errors import UsageError
 
 __all__ = [
-    "add_scaled", "align", "all_rows", "as_tensor", "as_time", "at", "dims", "expand", "flat", "mean_flat", "rms_flat",
-    "select", "sum_flat", "time_dtype", "to_device",
+    "add_scaled", "align", "all_rows", "as_states", "as_tensor", "as_time", "at", "dims", "expand", "flat", "mean_flat",
+    "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
 ]  # fmt: skip
 
 
@@ -75,7 +75,11 @@ def all_rows(mask: Tensor) -> list[bool]:
 
 
 def dims(x: Tensor) -> int:
-    """D, the numbers in an event of ``x: (B, *event)``; what uses it may be given one for each row, shape ``(B,)``."""
+    """D, the numbers in an event of ``x: (B, *event)``.
+
+    It is one number here. Where rows have numbers of dimensions of their own (:meth:`scoresde.codec.Codec.dims`), the
+    formulas that ask for it take the shape ``(B,)`` as well.
+    """
     return x[0].numel()
 
 
@@ -92,6 +96,12 @@ def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = 
 def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
     """``x`` as a tensor of its shape; arrays are accepted wherever tensors are."""
     return x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+
+
+def as_states(x: Tensor | npt.ArrayLike) -> Tensor:
+    """States ``(B, *event)`` as a tensor of real numbers; whole numbers become float32."""
+    x = as_tensor(x)
+    return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:

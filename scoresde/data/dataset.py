@@ -33,6 +33,7 @@ __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 NAMES = (*TOYS, "digits")
 TOY_POINTS = 20_000
 KINDS = ("image", "signal", "vector")
+ARRAY = "(array)"  # the source of data that no file holds
 EXACT = 2**24  # float32 holds every whole number up to here
 
 
@@ -100,8 +101,10 @@ class DataInfo:
                 n_test=int(stored["n_test"]),
                 channels_last=bool(stored.get("channels_last", False)),
             )
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
+        if not info.shape or min(info.shape) < 1:
+            raise DataError(f"malformed data description: shape {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
             raise DataError(f"malformed data description: {levels} levels from {info.low} to {info.high}")
         if info.kind not in KINDS:
@@ -195,7 +198,7 @@ class Dataset:
         """
         given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
         arrays = {key: np.asarray(value) for key, value in given.items() if value is not None}
-        return _build(raw_of(arrays, name), name, name, seed, test_fraction)
+        return _build(raw_of(arrays, name), name, ARRAY, seed, test_fraction)
 
 
 def load_data(spec: str, seed: int = 0, test_fraction: float = 0.1) -> Dataset:

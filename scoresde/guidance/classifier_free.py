@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..core.errors import UsageError
 from ..model.estimate import Denoiser, Domain, Estimate, Wrapped
 
 __all__ = ["Guided"]
@@ -39,6 +40,10 @@ class Guided(Wrapped):
     def domain(self) -> Domain:
         """Where both may be asked."""
         a, b = self.model.domain, self.against.domain
+        if a.sde != b.sde:
+            raise UsageError(
+                f"guidance mixes two models on one path, and these are on {a.sde!r} and {b.sde!r}; convert one of them"
+            )
         return replace(
             a,
             t_min=max(a.t_min, b.t_min),

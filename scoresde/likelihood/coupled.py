@@ -46,45 +46,45 @@ from .result import LogLikelihood, settled
 __all__ = ["by_fixed_steps", "coupled"]
 
 
-def _start(frame: Problem, probes: Probes) -> Tensor:
+def _start(problem: Problem, probes: Probes) -> Tensor:
     """The state at t0, shape ``(B, D + K + 1)``: y, log-det / D of each probe, and the integrated power."""
-    return torch.cat([frame.start, frame.start.new_zeros(len(frame.x), probes.columns + 1)], dim=1)
+    return torch.cat([problem.start, problem.start.new_zeros(len(problem.x), probes.columns + 1)], dim=1)
 
 
 def _derivative(
-    frame: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
+    problem: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
 ) -> Tensor:
     """The derivative of the state ``(P, D + K + 1)`` of the rows ``rows: (P,)`` at ``u: (P,)``."""
-    slope, traces, power = frame.with_traces(state[:, : frame.dims], u, rows, probes, place)
-    return torch.cat([slope, traces / frame.dims, power], dim=1)
+    slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
+    return torch.cat([slope, traces / problem.dims, power], dim=1)
 
 
 def _finish(
-    frame: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
+    problem: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
 ) -> LogLikelihood:
-    z, log_prob = frame.finish(state[:, : frame.dims], state[:, frame.dims : -1] * frame.dims)
+    z, log_prob = problem.finish(state[:, : problem.dims], state[:, problem.dims : -1] * problem.dims)
     # A row that failed stopped on its way: what it has there is no likelihood.
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
-    nfe = nfe + probes.more * divergences + frame.counted.tally.more
+    nfe = nfe + probes.more * divergences + problem.counted.tally.more
     return LogLikelihood(mean, stderr, z, nfe, divergences, none, none, settled(status, mean))
 
 
 def coupled(
-    frame: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
+    problem: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
 ) -> LogLikelihood:
     """Solve the system with a step size for each row.
 
     Args:
-        frame: Data, model and interval.
+        problem: Data, model and interval.
         probes: The probes of its rows.
         rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of points at which a row is evaluated.
     """
-    dims, exact = frame.dims, probes.kind == "exact"
-    step = torch.zeros(len(frame.x), dtype=torch.int64, device=frame.x.device)
+    dims, exact = problem.dims, probes.kind == "exact"
+    step = torch.zeros(len(problem.x), dtype=torch.int64, device=problem.x.device)
 
     def parts(state: Tensor) -> list[Tensor]:
         return [state[:, :dims], state[:, dims:-1] if exact else state[:, -1:]]
@@ -93,13 +93,13 @@ def coupled(
         step[index] += 1
 
     def without_traces(state: Tensor, u: Tensor, rows: Tensor) -> Tensor:
-        slope, power = frame.field(state[:, :dims], u, rows)
+        slope, power = problem.field(state[:, :dims], u, rows)
         return torch.cat([slope, torch.zeros_like(state[:, dims:-1]), power], dim=1)
 
     result = integrate(
-        lambda state, u, rows: _derivative(frame, probes, state, u, rows, step[rows]),
-        _start(frame, probes),
-        *frame.interval,
+        lambda state, u, rows: _derivative(problem, probes, state, u, rows, step[rows]),
+        _start(problem, probes),
+        *problem.interval,
         rtol=rtol,
         atol=atol,
         method=scheme,
@@ -109,25 +109,25 @@ def coupled(
         passing=without_traces,
     )
     divergences = result.nfe - sum(TABLEAUS[scheme].passing) * (result.accepted + result.rejected)
-    return _finish(frame, probes, result.y, result.nfe, divergences, result.status)
+    return _finish(problem, probes, result.y, result.nfe, divergences, result.status)
 
 
-def by_fixed_steps(frame: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve the system in equal steps of the clock; differentiable if the frame keeps its graph.
+def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
+    """Solve the system in equal steps of the clock; differentiable if the problem keeps its graph.
 
     Args:
-        frame: Data, model and interval.
+        problem: Data, model and interval.
         probes: The probes of its rows.
         scheme: A key of :data:`scoresde.ode.fixed.RULES`.
         steps: Number of steps.
     """
-    rows = torch.arange(len(frame.x), device=frame.x.device)
-    (u0, u1), plain = frame.interval, replace(frame, graph=False)
-    grid = torch.linspace(u0, u1, steps + 1, dtype=torch.float64).to(frame.scales.detach())
+    rows = torch.arange(len(problem.x), device=problem.x.device)
+    (u0, u1), plain = problem.interval, replace(problem, graph=False)
+    grid = torch.linspace(u0, u1, steps + 1, dtype=torch.float64).to(problem.scales.detach())
     h = (u1 - u0) / steps
 
     def step(state: Tensor, graph: bool, i: int) -> Tensor:
-        place, at = torch.full_like(rows, i), frame if graph else plain
+        place, at = torch.full_like(rows, i), problem if graph else plain
 
         def slope(c: float, state: Tensor) -> Tensor:
             u = (grid[i] + c * h).clamp(max=u1).expand(len(rows))
@@ -135,13 +135,13 @@ def by_fixed_steps(frame: Problem, probes: Probes, scheme: str, steps: int) -> L
 
         return rule_step(scheme, slope, state, h)
 
-    with torch.set_grad_enabled(frame.graph):
-        state = _start(frame, probes)
-        if frame.graph:
-            parameters = leaves(frame.field(frame.start.detach(), grid[0].expand(len(rows)), rows)[0])
+    with torch.set_grad_enabled(problem.graph):
+        state = _start(problem, probes)
+        if problem.graph:
+            parameters = leaves(problem.field(problem.start.detach(), grid[0].expand(len(rows)), rows)[0])
         for i in range(steps):
             one = partial(step, i=i)
-            state = repeated(one, state, parameters) if frame.graph else one(state, False)
+            state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
         return _finish(plain, probes, state, nfe, nfe, status)  # whose calls were counted

@@ -189,7 +189,7 @@ def score(
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
     """The scores of ``rows``, int64 ``(b,)``: R draws of K weights each."""
-    codec, model, noise = states.codec, states.model.rows(rows), states.noise.rows(rows)
+    codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
     for r in range(how.draws):

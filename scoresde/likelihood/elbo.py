@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.noise import Noise
-from ..core.shapes import as_tensor, dims, expand, sum_flat, time_dtype
+from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from .problem import Problem
 
@@ -118,7 +118,7 @@ def elbo(
     Raises:
         UsageError: If the model has no score, or an option cannot be used.
     """
-    x = as_tensor(x)
+    x = as_states(x)
     if not model.domain.has_score:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, and so no variational bound")
     if min(strata, draws, batch) < 1:

@@ -73,10 +73,10 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
 def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
     """What an evaluation of ``count`` rows returns."""
     index = torch.zeros(count, dtype=torch.int64, device=x.device)
-    frame = Problem(model.rows(index), x.detach()[index])
-    u = frame.scales.new_full((count,), frame.interval[1])
+    problem = Problem(model.rows(index), x.detach()[index])
+    u = problem.scales.new_full((count,), problem.interval[1])
     with torch.set_grad_enabled(grad):
-        return frame.field(frame.start.detach().requires_grad_(grad), u, torch.arange(count, device=x.device))
+        return problem.field(problem.start.detach().requires_grad_(grad), u, torch.arange(count, device=x.device))
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.errors import UsageError
 from ..core.noise import Noise
-from ..core.shapes import as_tensor, dims
+from ..core.shapes import as_states, as_tensor, dims
 from ..model.estimate import Denoiser
 from ..ode.fixed import RULES
 from ..ode.integrate import TABLEAUS, check_tolerances
@@ -246,21 +246,21 @@ class Likelihood:
         wide = narrow * width(x.dtype) if self.divergence == "difference" else 0.0
         pieces = []
         for rows in torch.split(torch.arange(len(x), device=x.device), batch):
-            frame = Problem(model.rows(rows), x[rows], self.t_min, graph)
+            problem = Problem(model.rows(rows), x[rows], self.t_min, graph)
             probes = Probes(kind, self.probes, noise.rows(rows), draw * self.probes, not self.redraw, wide)
             with _single_precision(), torch.set_grad_enabled(graph):
-                pieces.append(self._piece(frame, probes, batch, finer))
+                pieces.append(self._piece(problem, probes, batch, finer))
             if watch is not None:
                 watch(pieces[-1])
         return LogLikelihood.join(pieces)
 
-    def _piece(self, frame: Problem, probes: Probes, batch: int, finer: bool) -> LogLikelihood:
+    def _piece(self, problem: Problem, probes: Probes, batch: int, finer: bool) -> LogLikelihood:
         if self.steps is not None:
-            return by_fixed_steps(frame, probes, self.scheme, self.steps)
+            return by_fixed_steps(problem, probes, self.scheme, self.steps)
         assert self.atol is not None
         if self.method == "coupled":
-            return coupled(frame, probes, self.rtol, self.atol, self.scheme, self.max_nfe)
-        return by_quadrature(frame, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
+            return coupled(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe)
+        return by_quadrature(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
 
     def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
         """How many rows of ``x``, shape ``(B, *event)``, are solved at once within a budget of ``memory`` bytes."""
@@ -369,7 +369,7 @@ def log_likelihood(
         >>> abs(float(result.log_prob) + math.log(2 * math.pi)) < 1e-3
         True
     """
-    x = as_tensor(x)
+    x = as_states(x)
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
     how = (likelihood or Likelihood()).resolved(model, dims(x))

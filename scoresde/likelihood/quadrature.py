@@ -61,7 +61,7 @@ def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
 
 
 def by_quadrature(
-    frame: Problem,
+    problem: Problem,
     probes: Probes,
     rtol: float,
     atol: float,
@@ -73,7 +73,7 @@ def by_quadrature(
     """Solve the path, then integrate the traces (1) along it.
 
     Args:
-        frame: Data, model and interval.
+        problem: Data, model and interval.
         probes: The probes of its rows.
         rtol, atol: Tolerances of the path, and of (2) and (3) but for a factor of 3.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
@@ -81,15 +81,15 @@ def by_quadrature(
         rows_at_once: States evaluated at once.
         finer: Begin and end with twice as many nodes, for a check.
     """
-    (u0, u1), y0 = frame.interval, frame.start
+    (u0, u1), y0 = problem.interval, problem.start
     everyone = torch.arange(len(y0), device=y0.device)
     state = torch.cat([y0, torch.zeros_like(y0[:, :1])], dim=1)
 
     def f(state: Tensor, u: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat(frame.field(state[:, :-1], u, rows), dim=1)
+        return torch.cat(problem.field(state[:, :-1], u, rows), dim=1)
 
     with torch.no_grad():
-        start = torch.full((len(y0),), u0, dtype=frame.scales.dtype, device=y0.device)
+        start = torch.full((len(y0),), u0, dtype=problem.scales.dtype, device=y0.device)
         knots = Knots(u0, state, f(state, start, everyone))
         solved = integrate(
             f,
@@ -103,7 +103,7 @@ def by_quadrature(
             parts=lambda s: [s[:, :-1], s[:, -1:]],
             on_step=knots,
         )
-    nodes = _Nodes(frame, knots.path(), probes, rows_at_once)
+    nodes = _Nodes(problem, knots.path(), probes, rows_at_once)
     log_det = y0.new_full((len(y0), probes.columns), torch.nan)
     residual, count = y0.new_full((len(y0),), torch.nan), torch.zeros_like(solved.nfe)
     rows, n, most = everyone[solved.status == OK], FEWEST << finer, MOST << finer
@@ -117,14 +117,14 @@ def by_quadrature(
             break
         rough = (off / allowed[rows])[:, :-1].square().mean(1).sqrt() > 1
         if probes.kind == "exact":
-            size = log_det[rows, 0].abs() / frame.dims
-            rough |= doubt[:, 0] / frame.dims > FACTOR * (atol + rtol * size)
+            size = log_det[rows, 0].abs() / problem.dims
+            rough |= doubt[:, 0] / problem.dims > FACTOR * (atol + rtol * size)
         rows, n = rows[rough], 2 * n
         nodes.keep(rough)
-    z, log_prob = frame.finish(solved.y[:, :-1], log_det)
+    z, log_prob = problem.finish(solved.y[:, :-1], log_det)
     mean, stderr = probes.summary(log_prob)
     unchecked = torch.full_like(residual, torch.nan)
-    nfe = solved.nfe + 1 + (1 + probes.more) * count + frame.counted.tally.more
+    nfe = solved.nfe + 1 + (1 + probes.more) * count + problem.counted.tally.more
     return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(solved.status, mean))
 
 
@@ -132,14 +132,14 @@ class _Nodes:
     """Slopes and traces at the nodes of the rows that are still open, which a finer rule takes over.
 
     Args:
-        frame: Data, model and interval.
+        problem: Data, model and interval.
         path: Its path.
         probes: The probes of its rows.
         rows_at_once: States evaluated at once.
     """
 
-    def __init__(self, frame: Problem, path: Path, probes: Probes, rows_at_once: int) -> None:
-        self.frame, self.path, self.probes, self.rows_at_once = frame, path, probes, rows_at_once
+    def __init__(self, problem: Problem, path: Path, probes: Probes, rows_at_once: int) -> None:
+        self.problem, self.path, self.probes, self.rows_at_once = problem, path, probes, rows_at_once
         self.slopes: Tensor | None = None  # (nodes, rows, D)
         self.traces: Tensor | None = None  # (nodes, rows, K)
 
@@ -150,7 +150,7 @@ class _Nodes:
 
     def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Integrals of the traces ``(b, K)`` and the slope ``(b, D)`` of ``rows: (b,)``, and (3) of the traces."""
-        interval = self.frame.interval
+        interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
@@ -174,7 +174,7 @@ class _Nodes:
         for pair in torch.split(pairs, self.rows_at_once):
             node, row = pair[:, 0], rows[pair[:, 1]]
             y = self.path(row, u[node])[:, :-1]
-            slope, traces, power = self.frame.with_traces(y, u[node], row, self.probes, place[node])
+            slope, traces, power = self.problem.with_traces(y, u[node], row, self.probes, place[node])
             found.append((torch.cat([slope, power], dim=1), traces))
         slopes, traces = (torch.cat(v).reshape(len(u), len(rows), -1) for v in zip(*found, strict=True))
         return slopes, traces

@@ -25,7 +25,7 @@ class LogLikelihood:
         stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom; 0 if the
             divergence is exact, NaN for one probe, which says nothing about its own error.
         z: Latents at ``t_max``, shape ``(B, *event)``.
-        nfe: Evaluations of the model per row.
+        nfe: Networks evaluated per row.
         divergences: At how many points with the divergence, that is, with K backward passes (D if it is exact), or
             with K pairs of evaluations for ``difference``.
         residual: How far the rule of the quadrature is from closing the path, root mean square per dimension in the

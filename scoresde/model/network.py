@@ -152,7 +152,12 @@ class ScoreModel(nn.Module):
             UsageError: If the model knows no classes, or not this one.
         """
         if not isinstance(condition, Condition):
-            condition = Condition(label=as_tensor(condition).to(torch.int64).reshape(-1))
+            label = as_tensor(condition)
+            if label.is_floating_point() or label.is_complex() or label.ndim > 1:
+                raise UsageError(
+                    f"labels are whole numbers, one for all or (B,); got {label.dtype} of shape {tuple(label.shape)}"
+                )
+            condition = Condition(label=label.to(torch.int64).reshape(-1))
         if condition.label is not None:
             if not self.classes:
                 raise UsageError("this model was trained without classes; train with cond='class' to give it a label")

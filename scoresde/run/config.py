@@ -249,6 +249,18 @@ class TrainConfig:
         if spec.network is not None:
             its = dict(self.network_options)
             ours += [("network", str(its.pop("network", spec.network.name)), its, spec.network)]
+        flags = {
+            "shift": (self.shift, spec.shift),
+            "coupling": (self.coupling != "independent", spec.coupled),
+            "learn_variance": (self.learn_variance, spec.learn_variance),
+            "cond": (self.cond == "class", spec.classes > 0),
+        }
+        for where, (config, model) in flags.items():
+            if config != model:
+                raise CheckpointError(
+                    f"{folder}: config.json and model.json disagree on {where} ({config!r} and {model!r}); one of the "
+                    "two files was changed after training"
+                )
         for where, name, options, part in ours:
             known = plain(part.options)
             differing = {k: v for k, v in plain(options).items() if k not in known or v != known[k]}

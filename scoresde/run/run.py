@@ -100,7 +100,7 @@ class Run:
             object.__setattr__(self, "dtype", torch.float32 if weights is None else weights.dtype)
 
     def __repr__(self) -> str:
-        sde = type(self.model.domain.sde).__name__
+        sde = type(self.base.domain.sde).__name__
         shape = " x ".join(map(str, self.info.shape))
         bound = [] if self.condition is None else [f"given {self._names()}"]
         bound += [] if self.scale == 1.0 else [f"guided {self.scale:g}"]
@@ -178,7 +178,8 @@ class Run:
 
     def rows(self, index: Tensor) -> Run:
         """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
-        return self if self.condition is None else replace(self, condition=self.condition.rows(index))
+        known = None if self.condition is None else self.condition.rows(index)
+        return replace(self, codec=self.codec.rows(index), condition=known)
 
     @cached_property
     def model(self) -> Denoiser:

@@ -152,11 +152,13 @@ class ModelSpec:
                 parametrization=parametrization,
                 network=None if stored["network"] is None else Part.read(stored["network"]),
                 codec=codec,
-                classes=int(stored["classes"]),
+                classes=_count(stored, "classes"),
                 coupled=_flag(stored, "coupled"),
                 learn_variance=_flag(stored, "learn_variance"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{file} does not describe a model: {error!r}") from None
 
 
@@ -190,6 +192,12 @@ def make_path(
         )
     sde.check()
     return sde if shift == 1 else Shifted(sde, shift)
+
+
+def _count(stored: Mapping[str, Any], name: str) -> int:
+    if isinstance(stored[name], bool) or int(stored[name]) != stored[name] or stored[name] < 0:
+        raise ValueError(f"{name} is {stored[name]!r}, not a whole number from 0 on")
+    return int(stored[name])
 
 
 def _flag(stored: Mapping[str, Any], name: str) -> bool:

@@ -54,14 +54,14 @@ from .base import Solution, Solver, Watch, fixed_solution
 from .langevin import check_corrector, langevin_step, norm_ratio
 from .trajectory import Step
 
-__all__ = ["Levels", "Original", "discretise", "level_index", "predictor_weights"]
+__all__ = ["LevelTables", "Original", "discretise", "level_index", "predictor_weights"]
 
 PREDICTORS = ("euler-maruyama", "reverse-diffusion", "ancestral", "none")
 CORRECTORS = ("langevin", "ald", "none")
 
 
 @dataclass(frozen=True)
-class Levels:
+class LevelTables:
     """The tables (1) of N noise levels, from the data up; each is float64 with shape ``(N,)``.
 
     Attributes:
@@ -69,7 +69,7 @@ class Levels:
         betas: ``beta_i``, the variance that it adds.
         sigmas: ``sigma_i``, the standard deviation of all noise at the level.
 
-    >>> levels = Levels.of(VPSDE(), 1000)
+    >>> levels = LevelTables.of(VPSDE(), 1000)
     >>> [round(float(b), 6) for b in levels.betas[[0, 999]]], round(float(levels.alphas_cumprod[999]), 9)
     ([0.0001, 0.02], 4.0358e-05)
     """
@@ -79,7 +79,7 @@ class Levels:
     sigmas: Tensor
 
     @classmethod
-    def of(cls, sde: VPSDE | VESDE, count: int) -> Levels:
+    def of(cls, sde: VPSDE | VESDE, count: int) -> LevelTables:
         """The ``count`` levels of an SDE."""
         if isinstance(sde, VPSDE):
             betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
@@ -104,7 +104,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
     """``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, in the shape of ``t``."""
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
-    levels, i = Levels.of(sde, count), level_index(sde, t, count)
+    levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
     return levels.alphas[i].sqrt() - 1, levels.betas[i].sqrt()
 
 
@@ -120,7 +120,7 @@ def predictor_weights(
         return 1 - f, g.square(), g
     keep, spread = 1 / (1 + f), g
     if isinstance(sde, VESDE):
-        levels, i = Levels.of(sde, count), level_index(sde, t, count)
+        levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
         # The posterior of one level given the next; no noise is left below the lowest.
         spread = g * torch.sqrt(1 - levels.betas / levels.sigmas.square())[i]
     return keep, g.square() * keep, spread
@@ -244,7 +244,7 @@ class Original(Solver):
         """``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector that would ask."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
-        return Levels.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
+        return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
 
     def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
         """The SDE, if the original can sample it with these options over this interval."""

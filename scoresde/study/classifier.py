@@ -188,13 +188,15 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Trained
         info, config = DataInfo.from_dict(facts["data"]), ClassifierConfig(**facts["config"])
         codec = from_dict(facts["codec"]) if "codec" in facts else old_codec(facts["data"])  # format 1
         accuracy, held_out, digest = facts["accuracy"], int(facts["held_out"]), facts["sha256"]
+        accuracy = math.nan if accuracy is None else float(accuracy)
         network = Classifier(info.shape, len(info.classes), config.width)
-    except (KeyError, TypeError, ValueError, DataError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, DataError, UsageError) as error:
         raise CheckpointError(f"{path} does not describe a classifier: {error}") from None
     tensors = read_tensors(folder / WEIGHTS)
+    if not tensors:
+        raise CheckpointError(f"{folder / WEIGHTS} holds no weights (damaged?)")
     load_weights(network.to(next(iter(tensors.values())).dtype), tensors, folder / WEIGHTS)
     network.to(device).eval().requires_grad_(False)
-    accuracy = math.nan if accuracy is None else float(accuracy)
     trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
     if trained.digest != digest:
         raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 that {FACTS} says (damaged?)")

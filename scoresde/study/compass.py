@@ -28,7 +28,7 @@ from ..model.mixture import GaussianMixture
 from ..run.run import Run
 from ..sde.base import SDE
 
-__all__ = ["Compass", "Fields", "exact_score", "known_mixture", "measure", "score_grid"]
+__all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", "score_grid"]
 
 FURTHEST = 14.0  # The largest |log-SNR| that is looked at; at alpha = 0 and sigma = 0 it has no end.
 
@@ -135,7 +135,7 @@ def _band(values: Tensor, middle: float | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Fields:
+class ScoreFields:
     """Scores on a grid of the plane, at T times, in the units of :mod:`scoresde.study.figures`.
 
     Attributes:
@@ -156,7 +156,7 @@ class Fields:
     points: Tensor
 
 
-def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> Fields:
+def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> ScoreFields:
     """Ask for the score on a grid around the data.
 
     Args:
@@ -201,4 +201,4 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
             density.append(mixture.log_prob(at, s).exp().reshape(size, size))
     truth = torch.stack(exact) if exact else None
     shade = torch.stack(density) if density else None
-    return Fields(t, x, y, torch.stack(learned), truth, shade, torch.stack(points))
+    return ScoreFields(t, x, y, torch.stack(learned), truth, shade, torch.stack(points))

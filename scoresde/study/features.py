@@ -294,7 +294,7 @@ class Reference:
                 moments=Moments(int(facts["n"]), tensors["mean"], tensors["covariance"]),
                 features=tensors.get("features"),
             )  # fmt: skip
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"{path} holds no reference statistics ({error}); save some there first",
                 parameter="save_reference",

@@ -30,13 +30,13 @@ from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.ranks import share_above
 from ..run.run import Run
 
-__all__ = ["KINDS", "Part", "Scored", "choose", "write_scores"]
+__all__ = ["KINDS", "Chosen", "Scored", "choose", "write_scores"]
 
 KINDS = ("png", "csv", "npz")
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Chosen:
     """Samples to score.
 
     Attributes:
@@ -93,7 +93,7 @@ class Part:
         return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
 
 
-def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False) -> Part:
+def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False) -> Chosen:
     """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws.
 
     Args:
@@ -133,7 +133,7 @@ def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_
             f"{', '.join(ours.classes) or '(none)'}",
             parameter="labels",
         )
-    return Part(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
+    return Chosen(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ..core.condition import Condition
-from ..core.errors import NumericalError, Preempted, Stopped, UsageError
+from ..codec import Codec
+from ..core.condition import SLOTS, Condition
+from ..core.errors import CheckpointError, DataError, NumericalError, Preempted, Stopped, UsageError
 from ..core.files import (
     FORMAT,
     append_line,
@@ -36,7 +37,7 @@ from ..core.files import (
     write_tensors,
 )
 from ..core.progress import Progress
-from ..data import Dataset
+from ..data import DataInfo, Dataset
 from ..data.batch import Batches, Rows
 from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
@@ -106,6 +107,8 @@ def fit(
             data = Dataset.of(data, seed=config.seed, test_fraction=config.test_fraction)
         # What is not read from a file keeps the name it has, so that nobody reads another in its place.
         config = replace(config, data=data.info.source if folder is None else read_config(folder)["data"])
+    if folder is not None:
+        _same_data(folder, data.info)
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -187,8 +190,8 @@ def prepared(
     The model is untrained, or that of ``start``; what a run that is resumed is made of says its folder, ``resumed``.
     """
     if start is not None:
-        config = _continued(config, start)
-    config = config.resolved(data.info, data_std=_spread(data))
+        config = _continued(config, start, network, data)
+    config = config.resolved(data.info, data_std=_spread(data, data.codec if start is None else start.codec))
     if start is not None:
         assert isinstance(start.base, ScoreModel)
         spec = start.spec or config.spec(data.info, start.codec)
@@ -209,8 +212,12 @@ def prepared(
     return config, model, spec
 
 
-def _continued(config: TrainConfig, start: Run) -> TrainConfig:
+def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
     """The budget of ``config`` with the network, path and parametrisation of a run."""
+    if network is not None:
+        raise UsageError("training that goes on from a run keeps its network; leave network out")
+    if data.info.shape != start.info.shape:
+        raise DataError(f"the run was trained on events of shape {start.info.shape}, and these have {data.info.shape}")
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training goes on from a run that was trained here; this one says nothing of its training")
     return replace(
@@ -238,10 +245,10 @@ def _rate(config: TrainConfig, step: int) -> float:
     return config.lr * factor
 
 
-def _spread(data: Dataset) -> float:
+def _spread(data: Dataset, codec: Codec) -> float:
     """Root mean square of the training data in model units (on up to 4,096 rows)."""
     x = data.train[:4096]
-    x = data.codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float32))
+    x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float32))
     return float(x.double().square().mean().sqrt())
 
 
@@ -316,13 +323,29 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
     state.load(checkpoint)
 
 
+def _same_data(folder: Path, info: DataInfo) -> None:
+    """Refuse data that a run which is resumed cannot have been trained on, before anything is written."""
+    known = DataInfo.from_dict(read_json(folder / "data.json"))
+    for name in ("kind", "shape", "levels", "classes"):
+        theirs, ours = getattr(known, name), getattr(info, name)
+        if theirs != ours:
+            raise DataError(
+                f"{folder} was trained on {known.name} with {name} {theirs!r}, and these data have {ours!r}; a resumed "
+                "run keeps its data"
+            )
+
+
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     """Write the pairs of a new run to its folder, or read them again for one that is resumed."""
     if pairs is None:
         stored = read_tensors(path)
+        if not {"x0", "eps"} <= set(stored):
+            raise CheckpointError(f"{path} has {', '.join(sorted(stored))}, and pairs are x0 and eps (damaged?)")
         known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
         return Pairs(stored["x0"], stored["eps"], known)
     labels = None if pairs.condition is None else pairs.condition.label
+    if pairs.condition is not None and any(getattr(pairs.condition, name) is not None for name in SLOTS[1:]):
+        raise UsageError("pairs are kept with their labels alone; train on other conditions without a run folder")
     write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
     return pairs
 

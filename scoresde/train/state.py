@@ -72,7 +72,7 @@ class TrainState:
         """Take up what :meth:`save` wrote into the folder ``checkpoint``.
 
         Raises:
-            CheckpointError: If it belongs to another model, or lacks the moments of a parameter.
+            CheckpointError: If it belongs to another model, or has no moments at all.
         """
         state = read_json(checkpoint / "state.json")
         load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)

@@ -11,7 +11,7 @@ from ...core.errors import UsageError
 from ...core.registry import build
 from ...core.tables import SOLVERS
 from ..command import option, verb
-from ..common import Condition, Session, SolverChoice, conditioning, session, solver_options
+from ..common import Conditioning, Session, SolverChoice, conditioning, session, solver_options
 from .common import picture_option, report, target, write
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 @picture_option("RUN/plots/reverse.png")
 @session(run=True, first=("seed",))
 def reverse(
-    solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Condition, out: Path | None,
-    session: Session,
+    solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Conditioning,
+    out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Samples of a RUN (default: the newest) on their way from noise: the states x_t, and below them the data x0_hat
     that the model sees in them. Equal distances between the columns in sigma/(alpha + sigma). And a GIF of both.

@@ -15,7 +15,7 @@ from scoresde.core.shapes import expand
 from scoresde.objective.loss import denoising_loss
 from scoresde.run.foreign import OriginalEps, OriginalLevelEps, OriginalLevelScore, OriginalScore, original_loss
 from scoresde.solvers import Ancestral, Original, sample
-from scoresde.solvers.original import Levels
+from scoresde.solvers.original import LevelTables
 
 CONTINUOUS = {"vp": OriginalEps(), "subvp": OriginalEps(), "ve": OriginalScore()}
 DISCRETE = {"vp": OriginalLevelEps(), "subvp": OriginalEps(), "ve": OriginalLevelScore()}
@@ -61,7 +61,7 @@ def test_c09_on_the_chain(name):
     labels = DISCRETE[name].label(CHAINS[name], CHAINS[name].nodes)
     ascending = torch.arange(1000, dtype=F64)
     assert torch.allclose(labels, ascending if name == "vp" else ascending.flip(0), atol=1e-9)
-    table = Levels.of(PUBLISHED[name], 1000).sigmas
+    table = LevelTables.of(PUBLISHED[name], 1000).sigmas
     assert torch.allclose(CHAINS[name].coefficients(CHAINS[name].nodes)[1], table, rtol=1e-12)
 
 
@@ -72,7 +72,7 @@ def test_levels_on_the_continuous_path_are_the_original_table(n):
     t = torch.linspace(1e-3, 1, 41, dtype=F64)
     x = normals(41, 2)
     estimate = ScoreModel(Spy(), vp, p)(x, t)
-    table = Levels.of(vp, n).sigmas[(t * (n - 1) + 1e-9).long()]
+    table = LevelTables.of(vp, n).sigmas[(t * (n - 1) + 1e-9).long()]
     assert torch.allclose(estimate.score, -1 / expand(table, x).expand(41, 2), rtol=1e-12)
     alpha, sigma = (expand(c, x) for c in vp.coefficients(t))
     assert torch.allclose(alpha * estimate.x0 + sigma * estimate.eps, x, rtol=1e-9)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from models import F64, normals, ring
 
-from scoresde import FlowMatching, TrainConfig, fit
+from scoresde import Condition, FlowMatching, TrainConfig, fit
 from scoresde.core.errors import UsageError
 from scoresde.data import load_data
-from scoresde.objective.coupling import check_coupling, optimal_transport
+from scoresde.objective.coupling import Pairs, check_coupling, optimal_transport
 from scoresde.run.config import TrainConfig as Config
 from scoresde.solvers import EulerMaruyama
 from scoresde.train import prepared
@@ -83,3 +83,10 @@ def test_a_coupled_run_says_so_and_refuses_what_needs_a_score(tmp_path):
     with pytest.raises(UsageError, match="needs the score"):
         run.sample(4, EulerMaruyama(4))
     assert run.sample(4, "ode").solution.ok.all()
+
+
+def test_pairs_bring_what_is_known_of_their_rows():
+    eps = torch.arange(8.0).reshape(4, 2)
+    pairs = Pairs(torch.zeros(4, 2), eps, Condition(label=torch.tensor([3, 1, 2, 0]), classes=4))
+    batch = pairs(torch.tensor([2, 0]), torch.Generator(), torch.float32)
+    assert batch.condition.label.tolist() == [2, 3] and torch.equal(batch.eps, eps[[2, 0]])

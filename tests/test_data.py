@@ -584,3 +584,18 @@ def test_object_arrays_are_refused_and_run_nothing(tmp_path: Path) -> None:
     assert not fuse.exists()
     with pickle.loads((tmp_path / "raw.npy").read_bytes()):  # the bomb does work when it is let off
         assert fuse.exists()
+
+
+def test_a_plain_file_comes_before_its_archive(tmp_path: Path) -> None:
+    x = np.arange(12 * 6, dtype=np.uint8).reshape(12, 2, 3) + 7
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(x + 90)))
+    data = load_data(str(tmp_path))
+    assert int(torch.cat([data.train, data.test]).min()) == 7
+
+
+def test_the_arms_of_the_pinwheel_turn_with_the_radius() -> None:
+    # Five arms, each at the angle that its point would have without the turn of a quarter of e^r.
+    x = sample_toy("pinwheel", 100_000, 0).double() / 2
+    r, a = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
+    assert float(torch.exp(5j * (a - 0.25 * r.exp())).mean().abs()) > 0.8

@@ -331,3 +331,11 @@ def test_the_verb_classifier(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert stored["sha256"] == facts["sha256"] and stored["config"]["width"] == 6
     _, err = shell("classifier --data moons", 2)
     assert "moons has 0 classes" in err
+
+
+def test_a_stored_reference_of_the_training_split_is_compared_with_the_test_split(small: Dataset) -> None:
+    by, x, metric = pixels(small.codec), noisy(small.train[:60]), metrics_by_name(["frechet"])
+    first = evaluate(x, small, by, metric, against="train")
+    again = evaluate(x, small, by, metric, reference=first.reference)
+    assert again.n_real == 60
+    assert again.rows[0].real.value == frechet_distance(by(small.test), by(small.train))

@@ -182,6 +182,8 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(by(x), torch.ones(2, 9)) and by.resize == "its own"
     assert by.hash == function_features("my_features_a:edges").hash
     assert by.hash != function_features("my_features_b:edges").hash
+    Path("my_features_a.py").write_text(source + "# another comment\n")
+    assert by.hash != function_features("my_features_a:edges").hash
     with pytest.raises(UsageError, match=r"events \(2, 1, 3, 4\) became \(2, 1, 3, 4\)"):
         function_features("my_features_a:flat")(x)
     with pytest.raises(UsageError, match="did you mean 'edges'"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import ALL, normals, ring, watched
 
+from scoresde import VPSDE, FlowMatching, convert
 from scoresde.core.errors import UsageError
 from scoresde.core.tables import GRIDS
 from scoresde.sde.grids import (
@@ -191,3 +192,7 @@ def test_a_solver_asks_at_the_nodes_of_its_grid_and_nowhere_else(name, grid):
     asked = torch.cat(model.times)
     assert torch.equal(asked, make_grid(grid, ALL[name], 12, high, low)[:-1])
     assert float(asked[0]) == high and bool((torch.diff(ALL[name].log_snr(asked)) > 0).all())
+
+
+def test_a_converted_model_has_the_grid_of_the_path_it_is_asked_on():
+    assert default_grid(convert(ring(VPSDE()), FlowMatching()).domain.sde) == default_grid(FlowMatching()) == "uniform"

@@ -538,3 +538,12 @@ def test_refused_options():
             mmd(x, x, bandwidths=widths)
     with pytest.raises(UsageError, match="all rows are equal"):
         mmd(torch.ones(10, 2), torch.ones(10, 2))
+
+
+def test_a_set_is_at_no_distance_from_itself_and_never_below():
+    assert min(frechet_distance(normal(30, 64, seed=s), normal(30, 64, seed=s)) for s in range(6)) >= 0
+
+
+def test_the_length_of_a_kernel_is_that_of_the_whole_set_and_not_of_its_head():
+    x = torch.arange(4000.0)[:, None]
+    assert median_distance(x, x, limit=1000) == pytest.approx(1172, rel=0.01)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scoresde.core.condition import Condition
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, NoiseEmbedding, UNet
+from scoresde.nn.unet import _ResBlock
 
 
 def randomised(network, std=0.1):
@@ -67,3 +68,14 @@ def test_dropout_is_off_in_evaluation():
     assert not torch.equal(network(x, c), network(x, c))
     network.eval()
     assert torch.equal(network(x, c), network(x, c))
+
+
+def test_a_block_that_has_learned_nothing_halves_the_power_of_its_input():
+    x, c = torch.randn(2, 4, 3, 3), torch.randn(2, 8)
+    torch.testing.assert_close(_ResBlock(2, 4, 4, 8, 0.0)(x, c), x / 2**0.5)
+
+
+def test_the_frequencies_of_the_noise_label():
+    # They are in no checkpoint, so that trained networks hang on these very numbers.
+    found = NoiseEmbedding(8).frequencies
+    assert [float(f) for f in found[[0, -1]]] == [0.5, 32.0] and len(found) == 16

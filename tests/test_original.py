@@ -333,3 +333,16 @@ def test_euler_maruyama_needs_no_table_and_few_steps():
 def test_options_that_cannot_be(options, words):
     with pytest.raises(UsageError, match=words):
         Original(**options)
+
+
+def test_each_correction_draws_its_own_noise(monkeypatch):
+    steps, normal = [], Noise.normal
+
+    def spy(self, shape, step=0, stream="solver", dtype=torch.float32):
+        if stream == "corrector":
+            steps.append(step)
+        return normal(self, shape, step, stream, dtype)
+
+    monkeypatch.setattr(Noise, "normal", spy)
+    Original(50, "reverse-diffusion", "ald", corrections=2)(ring(VPSDE()), normals(2, 2))
+    assert len(steps) == len(set(steps)) == 100

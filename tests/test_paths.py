@@ -12,6 +12,7 @@ from models import ALL, F64, FOUR, dop853, normals, ring, watched
 from scoresde import (
     DDPM,
     EDMSDE,
+    SMLD,
     VDMSDE,
     VESDE,
     VPSDE,
@@ -193,3 +194,9 @@ def test_the_likelihood_is_the_same_on_every_path(target):
     assert float((a.log_prob - b.log_prob).abs().max()) < (2e-4 if target == "ddpm" else 1e-7)
     if target != "ddpm":
         assert torch.allclose(a.z, b.z / other.sde.prior_std, atol=1e-7)
+
+
+def test_two_conversions_are_one():
+    model = ring(SMLD(50, sigma_min=0.1))
+    twice, once = convert(convert(model, FlowMatching()), VPSDE()), convert(model, VPSDE())
+    assert twice.sde.data_scale == pytest.approx(once.sde.data_scale, rel=1e-6) != 1

@@ -144,3 +144,17 @@ def test_no_more_states_at_once_than_allowed():
         warnings.simplefilter("error")
         log_likelihood(model, x, Likelihood(method="quadrature"), batch=3)
     assert max(model.evaluations) == 3
+
+
+def test_every_node_of_every_rule_has_probes_of_its_own(monkeypatch):
+    places, evaluate = [], quadrature._Nodes._evaluate
+
+    def spy(self, rows, u, place):
+        places.append(place.tolist())
+        return evaluate(self, rows, u, place)
+
+    monkeypatch.setattr(quadrature._Nodes, "_evaluate", spy)
+    how = Likelihood(method="quadrature", divergence="hutchinson", rtol=1e-6)
+    how(ring(VPSDE()), normals(4, 2), check=False)
+    found = [place for rule in places for place in rule]
+    assert len(places) > 2 and len(set(found)) == len(found)

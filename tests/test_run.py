@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from scoresde.core.errors import CheckpointError, DataError, UsageError
 from scoresde.data import DataInfo
 from scoresde.likelihood.chain import bound
 from scoresde.likelihood.data import join
+from scoresde.ode.integrate import FAILED_LIMIT, OK
+from scoresde.run.samples import write_samples
 from scoresde.solvers import MultistepSDE
 
 SOLVERS = [
@@ -435,3 +438,13 @@ def test_a_data_description_that_cannot_be_right(bait: str) -> None:
     with pytest.raises(CheckpointError, match=r"data\.json is missing"):
         load(bait)
     assert isinstance(DataInfo.from_dict(stored), DataInfo)
+
+
+def test_the_way_of_samples_that_failed_is_not_written(moons: Run, tmp_path: Path) -> None:
+    samples = moons.sample(3, "heun")
+    status = torch.tensor([OK, FAILED_LIMIT, OK])
+    samples = dataclasses.replace(samples, solution=dataclasses.replace(samples.solution, status=status))
+    states = torch.arange(12.0).reshape(2, 3, 2)
+    write_samples(tmp_path, samples, moons.info, {}, ("path",), (torch.tensor([1.0, 0.0]), states))
+    with np.load(tmp_path / "path.npz") as found:
+        assert found["index"].tolist() == [0, 2] and np.array_equal(found["x"], states[:, [0, 2]].numpy())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import F64, normals
 
-from scoresde import EDM, VDMSDE, ScoreModel, TrainConfig, fit, load
+from scoresde import EDM, VDMSDE, ScoreModel, Shifted, TrainConfig, fit, load
 from scoresde.core.errors import UsageError
 from scoresde.core.files import read_tensors
 from scoresde.data import load_data
@@ -83,3 +83,7 @@ def test_the_ends_are_learned_by_the_bound_or_not_at_all():
         prepared(TrainConfig(data="moons", sde="vdm", sde_options={"learn": True}, weighting="eps"), data)
     plain = prepared(TrainConfig(data="moons", sde="vdm"), data)
     assert plain[0].weighting == "native" and not plain[1].sde.parameters()
+
+
+def test_what_a_shifted_path_learns_is_what_the_path_learns():
+    assert sorted(Shifted(VDMSDE(learn=True), 2.0).parameters()) == ["log_snr_max", "log_snr_min"]

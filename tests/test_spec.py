@@ -118,10 +118,17 @@ def test_a_run_that_is_resumed_keeps_its_data(copied: Callable[[str], str]) -> N
     folder = Path(copied("moons"))
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     config = replace(load(folder).config, steps=5)
-    for other in (np.zeros((50, 3)) + np.arange(50)[:, None], np.arange(100).reshape(50, 2)):
+    scaled = load(folder).data().train * 1000
+    for other in (np.zeros((50, 3)) + np.arange(50)[:, None], np.arange(100).reshape(50, 2), scaled):
         with pytest.raises(DataError, match=r"was trained on moons with .*a resumed run keeps its data"):
             fit(config, data=other, out=folder, resume=True, quiet=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_tensor_is_data_whatever_is_asked_of_it() -> None:
+    x = torch.arange(40.0).reshape(20, 2)
+    for given in (x.requires_grad_(), x.detach().bfloat16()):
+        assert torch.equal(Dataset.of(given).train, Dataset.of(x.detach().numpy()).train)
 
 
 def test_an_array_is_not_the_toy_of_its_name() -> None:

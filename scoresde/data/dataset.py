@@ -197,8 +197,16 @@ class Dataset:
         ('vector', 90, 10)
         """
         given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
-        arrays = {key: np.asarray(value) for key, value in given.items() if value is not None}
+        arrays = {key: _array(value) for key, value in given.items() if value is not None}
         return _build(raw_of(arrays, name), name, ARRAY, seed, test_fraction)
+
+
+def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
+    """An array of a tensor wherever it is and whatever is asked of it, or of what NumPy takes."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
 def load_data(spec: str, seed: int = 0, test_fraction: float = 0.1) -> Dataset:

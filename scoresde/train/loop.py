@@ -326,7 +326,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
 def _same_data(folder: Path, info: DataInfo) -> None:
     """Refuse data that a run which is resumed cannot have been trained on, before anything is written."""
     known = DataInfo.from_dict(read_json(folder / "data.json"))
-    for name in ("kind", "shape", "levels", "classes"):
+    for name in ("kind", "shape", "levels", "classes", "low", "high"):
         theirs, ours = getattr(known, name), getattr(info, name)
         if theirs != ours:
             raise DataError(

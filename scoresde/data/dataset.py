@@ -25,14 +25,16 @@ from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.errors import DataError, UsageError
-from .readers import READABLE, Array, Raw, raw_of, read_digits, read_path
+from .arrays import raw_of
+from .raw import AS_IS, Array, Raw, Reading
+from .readers import READABLE, read_digits, read_path
 from .toys import DENSITIES, TOYS, sample_toy
 
 __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 
 NAMES = (*TOYS, "digits")
 TOY_POINTS = 20_000
-KINDS = ("image", "signal", "vector")
+KINDS = ("image", "volume", "signal", "vector")
 ARRAY = "(array)"  # the source of data that no file holds
 EXACT = 2**24  # float32 holds every whole number up to here
 
@@ -53,6 +55,10 @@ class DataInfo:
         n_train: Number of training samples.
         n_test: Number of test samples.
         channels_last: The source had its channels last; samples can be written back the same way.
+        names: Of the columns of a table, or empty.
+        wide: Values need float64, and samples are written in it.
+        n_validation: Number of samples held out of the training ones, to choose between checkpoints.
+        trained: Number of training samples of each class; empty without labels, or if the run is older than this.
     """
 
     name: str
@@ -66,6 +72,10 @@ class DataInfo:
     n_train: int
     n_test: int
     channels_last: bool = False
+    names: tuple[str, ...] = ()
+    wide: bool = False
+    n_validation: int = 0
+    trained: tuple[int, ...] = ()
 
     @property
     def dims(self) -> int:
@@ -78,6 +88,8 @@ class DataInfo:
         return plain | {
             "shape": list(self.shape),
             "classes": list(self.classes),
+            "names": list(self.names),
+            "trained": list(self.trained),
         }
 
     @classmethod
@@ -100,6 +112,10 @@ class DataInfo:
                 n_train=int(stored["n_train"]),
                 n_test=int(stored["n_test"]),
                 channels_last=bool(stored.get("channels_last", False)),
+                names=tuple(str(c) for c in stored.get("names", ())),
+                wide=bool(stored.get("wide", False)),
+                n_validation=int(stored.get("n_validation", 0)),
+                trained=tuple(int(n) for n in stored.get("trained", ())),
             )
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
@@ -178,6 +194,8 @@ class Dataset:
         name: str = "array",
         seed: int = 0,
         test_fraction: float = 0.1,
+        layout: str = "auto",
+        split: str = "content",
     ) -> Dataset:
         """The data set of an array, as :func:`load_data` makes it of a file that holds it.
 
@@ -187,7 +205,8 @@ class Dataset:
             test: Samples to hold out; without them a share of ``train`` is.
             classes, test_classes: The class of each sample, numbers or names, shape ``(N,)``.
             name: For titles and folders.
-            seed, test_fraction: Of the split.
+            seed, test_fraction, split: Of the split (see :func:`load_data`).
+            layout: Where the channels are, ``first`` or ``last``, if the shape does not tell.
 
         Raises:
             DataError: If it cannot be data.
@@ -198,7 +217,8 @@ class Dataset:
         """
         given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
-        return _build(raw_of(arrays, name), name, ARRAY, seed, test_fraction)
+        raw = raw_of(arrays, name, Reading(layout=layout))
+        return _build(raw, name, ARRAY, seed, test_fraction, split)
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
@@ -209,13 +229,23 @@ def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
-def load_data(spec: str, seed: int = 0, test_fraction: float = 0.1) -> Dataset:
+def load_data(
+    spec: str,
+    seed: int = 0,
+    test_fraction: float = 0.1,
+    *,
+    reading: Reading = AS_IS,
+    split: str = "content",
+) -> Dataset:
     """Load a data set.
 
     Args:
         spec: One of ``NAMES``, or the path of a file or folder (``./digits`` for a path that is also a name).
         seed: Draws the toys, and splits what comes without a test part.
         test_fraction: Share of samples held out, in (0, 1); unused where the source has a test part.
+        reading: How files are read, where they do not say so themselves.
+        split: ``content``: what a sample is decides whether it is held out, so that more data, or another order, moves
+            none; or ``rows``, a permutation of the rows. Toys and digits are split by rows.
 
     Raises:
         DataError: If ``spec`` is neither, or if the data is unreadable or inconsistent.
@@ -225,9 +255,9 @@ def load_data(spec: str, seed: int = 0, test_fraction: float = 0.1) -> Dataset:
         raise UsageError(f"test_fraction must lie between 0 and 1, got {test_fraction:g}; 0.1 is usual")
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
-        return _build(raw, spec, spec, seed, test_fraction)
+        return _build(raw, spec, spec, seed, test_fraction, "rows")
     if spec == "digits":
-        return _build(read_digits(), spec, spec, seed, test_fraction)
+        return _build(read_digits(), spec, spec, seed, test_fraction, "rows")
     path = Path(spec).expanduser()
     if not spec or not path.exists():
         near = difflib.get_close_matches(spec.lower(), NAMES, n=3)
@@ -237,7 +267,8 @@ def load_data(spec: str, seed: int = 0, test_fraction: float = 0.1) -> Dataset:
             f"{', '.join(NAMES)}. Paths: {READABLE}"
         )
     name = path.resolve().name
-    return _build(read_path(path), name if path.is_dir() else name.split(".")[0], spec, seed, test_fraction)
+    name = name if path.is_dir() else name.split(".")[0]
+    return _build(read_path(path, reading), name, spec, seed, test_fraction, split)
 
 
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -247,7 +278,7 @@ def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[n_test:], order[:n_test]
 
 
-def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float) -> Dataset:
+def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float, how: str) -> Dataset:
     """Split what is not split yet, find the range and the codec, and put everything into tensors."""
     low, high, levels = _range(raw, source)
     train, y = _tensor(raw.train), _label_tensor(raw.train_labels)
@@ -302,9 +333,7 @@ def _range(raw: Raw, source: str) -> tuple[float, float, int | None]:
         return 0.0, 1.0, 2
     low, high = float(min(p.min() for p in parts)), float(max(p.max() for p in parts))
     if low == high and (raw.kind == "image" or dtype.kind != "f"):
-        raise DataError(
-            f"{source}: every value is {low:g}: a constant has no density, look at how it was saved"
-        )
+        raise DataError(f"{source}: every value is {low:g}: a constant has no density, look at how it was saved")
     if dtype.kind == "f":
         return low, high, None
     if max(abs(low), abs(high)) >= EXACT:
@@ -315,9 +344,7 @@ def _range(raw: Raw, source: str) -> tuple[float, float, int | None]:
     return low, high, int(high - low) + 1
 
 
-def _affine(
-    kind: str, train: Tensor, low: float, high: float, levels: int | None, source: str
-) -> Affine:
+def _affine(kind: str, train: Tensor, low: float, high: float, levels: int | None, source: str) -> Affine:
     if kind == "image" or levels is not None:
         top = high if levels is None else high + (high - low) / (levels - 1)
         half = torch.tensor((top - low) / 2, dtype=torch.float64)
@@ -349,9 +376,7 @@ def _label_tensor(y: Array | None) -> Tensor | None:
 
 def _check_keys(what: str, stored: Any, required: set[str], optional: set[str]) -> None:
     if not isinstance(stored, Mapping):
-        raise DataError(
-            f"malformed {what}: a table of keys and values is expected, got {type(stored).__name__}"
-        )
+        raise DataError(f"malformed {what}: a table of keys and values is expected, got {type(stored).__name__}")
     missing, unknown = sorted(required - set(stored)), sorted(set(stored) - required - optional)
     if missing or unknown:
         raise DataError(

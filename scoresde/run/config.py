@@ -20,7 +20,7 @@ from ..codec import Codec
 from ..core.errors import CheckpointError, UsageError
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
-from ..data import DataInfo, Dataset, load_data
+from ..data import DataInfo, Dataset, Reading, load_data
 from ..model.parametrization import Parametrization
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
@@ -89,6 +89,9 @@ class TrainConfig:
         ema: Largest decay of the weight average.
         seed: Of everything: split, initial weights, batches, noise.
         test_fraction: Held out where the data has no split of its own.
+        split: ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs from before it have ``rows``.
+        size, fit, layout, on_bad: How files are read (:class:`scoresde.data.Reading`).
+        sample_every: Steps from one picture of samples to the next; 0 for 1, 2, 5, 10, 20, 50 and 100 % of the run.
         save_minutes: Longest time between two checkpoints; there is one after each fifth of the run as well.
         typed: Which names a person typed: all of them, or those listed. It is not stored.
     """
@@ -118,6 +121,12 @@ class TrainConfig:
     ema: float = 0.9999
     seed: int = 0
     test_fraction: float = 0.1
+    split: str = "content"
+    size: int = 0
+    fit: str = ""
+    layout: str = "auto"
+    on_bad: str = "stop"
+    sample_every: int = 0
     save_minutes: float = 10.0
     typed: Typed = field(default=True, repr=False, compare=False)
 
@@ -138,7 +147,7 @@ class TrainConfig:
                 nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
                 noun = nouns.get(kind, "a table of options")
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}")
-        for name in ("steps", "batch", "lr", "warmup"):
+        for name in ("steps", "batch", "lr", "warmup", "sample_every"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; take a positive number, or 0 for the preset's")
         for name, low, high in (("cond_drop", 0, 1), ("ema", 0, 1), ("test_fraction", 0, 1)):
@@ -146,7 +155,9 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}")
         if not self.clip > 0:
             raise UsageError(f"clip is {self.clip}; it must be > 0 (inf switches clipping off)")
-        for name, choices in (("cond", ("none", "class")), ("decay", ("cosine", "none"))):
+        self.reading  # noqa: B018  # which refuses what it cannot be
+        choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), choices)}")
         if self.preset != "auto" and self.preset not in PRESETS:
@@ -283,7 +294,14 @@ class TrainConfig:
         Raises:
             DataError: If they are gone, or unreadable.
         """
-        return load_data(data or self.data, self.seed, self.test_fraction)
+        return load_data(
+            data or self.data, self.seed, self.test_fraction, reading=self.reading, split=self.split
+        )  # fmt: skip
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(self.size, self.fit, self.layout, self.on_bad)
 
     def name(self, field: str) -> str:
         """The name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object there."""
@@ -323,7 +341,8 @@ class TrainConfig:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
         try:
-            return cls(**{name: _today(value) for name, value in plain.items()}, typed=READ)
+            # What a run from before a field did.
+            return cls(**{"split": "rows"} | {name: _today(value) for name, value in plain.items()}, typed=READ)
         except UsageError as error:
             raise CheckpointError(f"config.json: {error}") from None
 

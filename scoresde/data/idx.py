@@ -1,0 +1,98 @@
+"""IDX files, such as MNIST's: magic, big-endian sizes, payload.
+
+References:
+    LeCun, Cortes and Burges, The MNIST database.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from ..core.errors import DataError
+from .raw import Array, Raw, index_labels
+
+__all__ = ["IDX_NAME", "looks_like_idx", "read_idx_file", "read_idx_folder"]
+
+IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?", re.IGNORECASE)
+
+
+def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """Open, decompressing when the content (whatever the name says) is gzip."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if zipped else path.open("rb")
+
+
+def looks_like_idx(path: Path) -> bool:
+    try:
+        with _open_idx(path) as file:
+            return file.read(3) == b"\x00\x00\x08"
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def _read_idx(path: Path, ndim: int) -> Array:
+    """Read an IDX file of unsigned bytes with ``ndim`` dimensions: magic, big-endian sizes, payload."""
+    header_size = 4 + 4 * ndim
+    try:
+        with _open_idx(path) as file:
+            header = file.read(header_size)
+            if header[:4] != bytes([0, 0, 8, ndim]):
+                what = {1: "labels", 3: "images"}[ndim]
+                raise DataError(
+                    f"{path}: not an IDX file of {what}: it starts with bytes "
+                    f"{header[:4].hex(' ') or '(none)'}, "
+                    f"expected 00 00 08 {ndim:02x} ({ndim} dimensions of unsigned bytes)"
+                )
+            if len(header) < header_size:
+                raise DataError(f"{path}: truncated inside its header: download it again")
+            shape = struct.unpack(f">{ndim}I", header[4:])
+            payload = file.read(math.prod(shape) + 1)  # no more than promised, whatever a .gz unpacks to
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or truncated gzip file ({error}): download it again") from error
+    if len(payload) != math.prod(shape):
+        raise DataError(
+            f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes and "
+            f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
+            f"follow: the file is truncated or damaged, download it again"
+        )
+    return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
+
+
+def _read_idx_pair(images: Path, labels: Path | None) -> tuple[Array, Array | None]:
+    x = _read_idx(images, 3)
+    y = None if labels is None else _read_idx(labels, 1)
+    if labels is not None and y is not None and len(y) != len(x):
+        raise DataError(f"{labels}: {len(y)} labels for the {len(x)} images of {images}: files of two data sets?")
+    return x[:, None], y
+
+
+def read_idx_folder(folder: Path, names: dict[str, re.Match[str]]) -> Raw:
+    # Sorted in reverse so that of a file and its .gz the plain one wins.
+    found = sorted(names.items(), reverse=True)
+    role = {(m[1].lower() != "train", m[2].lower()): folder / name for name, m in found}
+    if (False, "images") not in role:
+        raise DataError(f"{folder}: IDX files {sorted(names)} but no train-images-idx3-ubyte[.gz] among them")
+    x, y = _read_idx_pair(role[False, "images"], role.get((False, "labels")))
+    test_x, test_y = None, None
+    if (True, "images") in role:
+        test_x, test_y = _read_idx_pair(role[True, "images"], role.get((True, "labels")))
+    (y, test_y), classes = index_labels(folder, y, test_y)
+    return Raw("image", x, test_x, y, test_y, classes)
+
+
+def read_idx_file(path: Path) -> Raw:
+    name = path.name.removesuffix(".gz")
+    partner = name.replace("images", "labels").replace("idx3", "idx1")
+    beside = [p for p in (path.with_name(partner), path.with_name(partner + ".gz")) if p.is_file()]
+    x, y = _read_idx_pair(path, beside[0] if beside and partner != name else None)
+    (y,), classes = index_labels(path, y)
+    return Raw("image", x, train_labels=y, classes=classes)

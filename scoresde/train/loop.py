@@ -106,7 +106,11 @@ def fit(
         torch.Size([4, 2])
     """
     folder = find_run(out) if resume and save else None
-    same, stored = True, None if folder is None else TrainConfig.from_dict(read_config(folder))
+    same, stored = True, None
+    if folder is not None:
+        stored = TrainConfig.from_dict(read_config(folder))
+        if "split" not in read_config(folder):  # a run from before there was a choice
+            config = replace(config, split=stored.split)
     if data is None:
         data = config.load_data() if folder is None else config.load_data(found(folder, config))
         config = placed(config)

@@ -78,7 +78,7 @@ def train(
     from ..objective.weighting import make_weighting
     from ..run.config import TrainConfig, build_sde
     from ..run.files import find_run, newest_checkpoint, read_config
-    from ..run.origin import found
+    from ..run.origin import read_again
     from ..train import fit
 
     if resume is not None:
@@ -110,7 +110,7 @@ def train(
             build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
-    dataset = config.load_data() if resume is None or out is None else config.load_data(found(out, config))
+    dataset = config.load_data() if resume is None or out is None else read_again(out, config)
     session.say(dataset.describe())
     if dry_run:
         _dry_run(config, dataset, session)

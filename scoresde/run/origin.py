@@ -21,7 +21,7 @@ from ..data import NAMES, DataInfo, Dataset
 from ..data.content import Identity
 from .config import TrainConfig
 
-__all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed"]
+__all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
 
 FILE = "rows.npz"
 # What must not change for a run that goes on, whatever rows are added: the units and the meaning of a number.
@@ -94,24 +94,28 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
     Raises:
         DataError: If they are gone or unreadable, or are not the run's any more.
     """
-    dataset = _read(folder, config, data or found(folder, config))
+    dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
     return dataset
 
 
-def _read(folder: Path, config: TrainConfig, data: str) -> Dataset:
-    """Read data as the run did; one that kept no hashes may be older than the rules by which axes are told apart."""
-    if (folder / FILE).is_file() or config.layout != "auto" or data in NAMES:
-        return config.load_data(data)
+def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
+    """Read the data of a run, or others by name or path, as the run did, without a word about what became of them.
+
+    A run that kept no hashes may be older than the rules by which axes are told apart, and keeps its own.
+    """
+    source = data or found(folder, config)
+    if (folder / FILE).is_file() or config.layout != "auto" or source in NAMES:
+        return config.load_data(source)
     known = DataInfo.from_dict(read_json(folder / "data.json"))
     try:
-        dataset = config.load_data(data)
-        if dataset.info.shape == known.shape:
+        dataset = config.load_data(source)
+        if dataset.info.shape == known.shape or data is not None:
             return dataset
     except DataError as error:
         if error.parameter != "layout":
             raise
-    return replace(config, layout="last" if known.channels_last else "first").load_data(data)
+    return replace(config, layout="last" if known.channels_last else "first").load_data(source)
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:

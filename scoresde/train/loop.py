@@ -48,7 +48,7 @@ from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
 from ..run.config import TrainConfig, plain
 from ..run.files import find_run, make_run_folder, newest_checkpoint, read_config
-from ..run.origin import UNITS, became, beside, found, keep_identity, placed
+from ..run.origin import UNITS, became, beside, keep_identity, placed, read_again
 from ..run.run import Run, described
 from ..run.spec import ModelSpec
 from ..solvers import RungeKutta
@@ -112,7 +112,7 @@ def fit(
         if "split" not in read_config(folder):  # a run from before there was a choice
             config = replace(config, split=stored.split)
     if data is None:
-        data = config.load_data() if folder is None else config.load_data(found(folder, config))
+        data = config.load_data() if folder is None else read_again(folder, config)
         config = placed(config)
     else:
         if not isinstance(data, Dataset):
@@ -215,6 +215,11 @@ def fit(
         lines.append(sentence(choice))
         if choice["used"] == "best":
             run = trained(validation.best.weights, validation.best.step)
+    elif data.identity is not None and pairs is None:
+        lines.append(
+            f"validation: none, {len(data.train)} training samples are too few to spare any: overfitting shows only in "
+            "the likelihood of the test samples"
+        )
     if folder is not None:
         with optional("no picture of the loss"):
             _loss_figure(folder)

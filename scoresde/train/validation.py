@@ -129,7 +129,7 @@ def sentence(told: Mapping[str, Any]) -> str:
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["best_step"] == told["last_step"]:
         return f"validation: the last weights are the best ({last}, loss {told['last_loss']:.4g}); they are used"
-    error = "" if told["stderr"] is None else f" ± {told['stderr']:.2g}"
+    error = ", of one row alone" if told["stderr"] is None else f" ± {told['stderr']:.2g}"
     difference = f"the loss at {last} is {told['difference']:.2g}{error} above that at {best}"
     if told["used"] == "best":
         return f"validation: {difference}: the model overfits after it, and the weights of {best} are used"

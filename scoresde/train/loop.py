@@ -429,7 +429,7 @@ def _sample_sheet(folder: Path, run: Run, data: Dataset) -> None:
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path = run.info, folder / f"step-{run.step:06d}.png"
-    n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
+    n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
     nodes = run.model.domain.nodes
     x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x

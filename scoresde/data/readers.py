@@ -14,15 +14,16 @@ import numpy as np
 
 from ..core.errors import DataError
 from .arrays import read_numpy
+from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
-from .pictures import IMAGE_SUFFIXES, read_image_folder
+from .pictures import read_image_folder
 from .raw import AS_IS, Raw, Reading
 
 __all__ = ["READABLE", "read_digits", "read_path"]
 
 READABLE = (
-    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), flat, with class folders, or with train/ and test/; "
-    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file"
+    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), at any depth, flat, with class folders, or with "
+    "train/ and test/; a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file"
 )
 
 

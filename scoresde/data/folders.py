@@ -7,6 +7,7 @@ those that are left out; only what operating systems leave behind is passed over
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def find_pictures(folder: Path) -> Found:
     """Find all pictures in and below a folder."""
     search = _Search(folder)
     parts: dict[str, list[Path]] = {}
-    for path in search.visible(folder):
-        if path.name.lower() in PARTS and path.is_dir():
+    for path, is_folder in search.visible(folder):
+        if is_folder and path.name.lower() in PARTS:
             parts.setdefault(PARTS[path.name.lower()], []).append(path)
     if "train" not in parts:
         if parts:
@@ -63,7 +64,7 @@ def find_pictures(folder: Path) -> Found:
     chosen = _held_out(search, parts)
     test = search.classed(chosen) if chosen is not None else []
     used = {path for several in parts.values() for path in several}
-    beside = [p for top in search.visible(folder) if top not in used for p in search.pictures(top)]
+    beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
     if beside:
         search.refuse(
             f"pictures lie beside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): rename "
@@ -106,35 +107,38 @@ class _Search:
     def shown(self, paths: Sequence[Path]) -> str:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
-    def visible(self, folder: Path) -> list[Path]:
-        inside = (p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in JUNK)
-        return sorted(inside, key=lambda path: path.name)
+    def visible(self, folder: Path) -> list[tuple[Path, bool]]:
+        """What lies in a folder by the order of the names, and whether each is a folder."""
+        with os.scandir(folder) as inside:
+            seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
+        return [(folder / name, is_folder) for name, is_folder in seen]
 
-    def walk(self, path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        """The file itself, or every file in and below a folder, by the order of the names."""
-        if not path.is_dir():
+    def walk(self, path: Path, is_folder: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+        """Every file in and below a folder, or the file itself."""
+        if not is_folder:
             yield path
             return
         here = path.resolve()
         if here not in above:  # a link may lead back to where it lies
-            for inside in self.visible(path):
-                yield from self.walk(inside, (*above, here))
+            for inside, folded in self.visible(path):
+                yield from self.walk(inside, folded, (*above, here))
 
-    def pictures(self, path: Path) -> list[Path]:
-        """The pictures in and below a folder; the other files are remembered."""
-        files = list(self.walk(path))
-        self.others += [p for p in files if not _is_picture(p)]
-        return [p for p in files if _is_picture(p)]
+    def pictures(self, path: Path, is_folder: bool) -> list[Path]:
+        """The pictures in and below a folder, or the picture itself; the other files are remembered."""
+        found: list[Path] = []
+        for file in self.walk(path, is_folder):
+            (found if _is_picture(file) else self.others).append(file)
+        return found
 
     def classed(self, part: Path) -> Classed:
         """Every picture of a part with its class."""
         flat: list[Path] = []
         inside: dict[str, list[Path]] = {}
-        for path in self.visible(part):
-            if path.is_dir():
-                inside[path.name] = self.pictures(path)
+        for path, is_folder in self.visible(part):
+            if is_folder:
+                inside[path.name] = self.pictures(path, True)
             else:
-                flat += self.pictures(path)
+                flat += self.pictures(path, False)
         empty = [name for name, pictures in inside.items() if not pictures]
         classes = {name: pictures for name, pictures in inside.items() if pictures}
         where = "" if part == self.folder else f"{part.name}/ has "
@@ -177,7 +181,8 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
     return ", ".join(f"{len(of)} {suffix} ({search.shown(of)})" for suffix, of in most_first)
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """``a, b, c and 9 more``."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
+    """``a, b, c and 9 more``; the first names will do if it is said of how many they are."""
+    rest = max(of, len(names)) - most
+    more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(names[:most])}{more}"

@@ -41,7 +41,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
 KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # with one colour, or some of a palette, transparent
-UPRIGHT, TURNED = 0x0112, (5, 6, 7, 8)  # the tag of EXIF, and its values that exchange width and height
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # a tag of EXIF, and its values that exchange width and height
 BITS = 258  # the tag of TIFF
 SUGGESTED = (64, 32, 16, 8)  # sides of a picture that train on a CPU
 # What may be wrong with a file: of one, of several, and what to do.
@@ -113,17 +113,19 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
     """What is to be said of files that are equal byte for byte."""
     first: dict[bytes, int] = {}
-    copies, apart = [], 0
+    copies: list[tuple[int, int]] = []
+    apart = 0
     for row, i in enumerate(pile.kept):
         of = first.setdefault(pile.hashes[i], row)
         if of != row:
-            copies.append(f"{pile.name(i)} of {pile.name(pile.kept[of])}")
+            copies.append((i, pile.kept[of]))
             ours, theirs = rows[row][1], rows[of][1]
             apart += bool(ours and theirs and ours != theirs)
     if not copies:
         return []
     classes = f"; {apart:,} of them in another class" if apart else ""
-    return [f"{_number(len(copies))} with the same bytes as another: {some(sorted(copies))}{classes}"]
+    named = some([f"{pile.name(i)} of {pile.name(of)}" for i, of in copies[:3]], of=len(copies))
+    return [f"{_number(len(copies))} with the same bytes as another: {named}{classes}"]
 
 
 # ------------------------------------------------------------------------------------------------------------ one file
@@ -180,14 +182,16 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     if image.format == "PNG":
         _check_sums(data)
     sixteen = image.mode == "I" or image.mode.startswith("I;16")
-    if not sixteen and (bits := _bits(image, data)) > 8 and image.mode != "F":
-        raise _Fault("deep", f"{bits} bits")
+    if not sixteen and image.mode != "F" and _bits(image, data) > 8:
+        raise _Fault("deep", "")
     width, height = image.size
-    if image.getexif().get(UPRIGHT) in TURNED:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if orientation in TURNED:
         width, height = height, width
     if reading.size:
         image.draft(None, (2 * reading.size, 2 * reading.size))  # a JPEG is decoded at a half, quarter or eighth
-    ImageOps.exif_transpose(image, in_place=True)
+    if orientation != 1:
+        ImageOps.exif_transpose(image, in_place=True)
     opaque = False
     if sixteen:
         levels = np.asarray(image)
@@ -324,6 +328,9 @@ def _common(a: int, b: int) -> int:
 def _promote(x: Array, out: Array) -> None:
     """Write pictures ``(..., C, H, W)`` into more channels: grey into each colour, and an opaque alpha."""
     have, want = x.shape[-3], out.shape[-3]
+    if have == want:
+        out[...] = x
+        return
     alpha = want % 2 == 0
     out[..., : want - alpha, :, :] = x[..., : have - (have % 2 == 0), :, :]
     if alpha:
@@ -438,7 +445,7 @@ class _Pile:
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
             if files:
-                named = some(sorted(f"{self.name(i)} ({reason})" for i, reason in files))
+                named = some(sorted(f"{self.name(i)}{f' ({reason})' * bool(reason)}" for i, reason in files))
                 is_so = one if len(files) == 1 else several
                 found.append((kind, f"{len(files):,} of {len(self.paths):,} files {is_so}: {named}"))
         return found

@@ -7,6 +7,7 @@ reported with the name of the file. A format has a module of its own.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -29,6 +30,16 @@ READABLE = (
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
     """Read the file or folder ``path`` in whichever of the known layouts it has; ``reading`` says what it does not."""
+    raw = _read_path(path, reading)
+    pictures, unused = bool(raw.hashes), []
+    if reading.size and not pictures:
+        unused.append("size and fit are for folders of pictures, and change nothing here")
+    if reading.layout != "auto" and pictures:
+        unused.append("layout is for arrays, and changes nothing here")
+    return replace(raw, notes=(*raw.notes, *unused))
+
+
+def _read_path(path: Path, reading: Reading) -> Raw:
     try:
         if path.is_dir():
             files = {m[0]: m for p in path.iterdir() if (m := IDX_NAME.fullmatch(p.name))}

@@ -46,7 +46,7 @@ DROPOUT = TrainConfig(steps=5, batch=8, network_options={"channels": 4, "dropout
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a few steps of training."""
-    monkeypatch.setattr(loop, "_sample_sheet", lambda folder, run: None)
+    monkeypatch.setattr(loop, "_sample_sheet", lambda *_: None)
     monkeypatch.setattr(loop, "_loss_figure", lambda folder: None)
 
 

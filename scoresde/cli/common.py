@@ -89,6 +89,7 @@ class Session:
         quiet: Say nothing of data and progress.
         run: The run that was named; ``None`` for the newest.
         sde: The run's SDE, if it is in no table.
+        changed_data: Take the run's data as they are, whatever has become of them.
     """
 
     seed: int
@@ -99,6 +100,7 @@ class Session:
     quiet: bool
     run: str | None = None
     sde: str | None = None
+    changed_data: bool = False
 
     @cached_property
     def on(self) -> torch.device:
@@ -132,7 +134,9 @@ class Session:
         from ..run.run import load
 
         given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
-        return load(self.run, sde=given, device=self.on, dtype=self.precision)
+        return load(
+            self.run, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -181,7 +185,7 @@ def session(run: bool = False, first: tuple[str, ...] = ("seed", "device"), only
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
-        chosen = [click.argument("run", required=False), _own_sde, *chosen]
+        chosen = [click.argument("run", required=False), _own_sde, _changed_data, *chosen]
     return together("session", lambda **given: Session(**(absent | given)), *chosen)
 
 
@@ -194,6 +198,10 @@ def sde_option(command: F) -> F:
 
 
 _own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is your own: module:Class.")
+
+_changed_data = option(
+    "--changed-data", under=EVERYWHERE, is_flag=True, help="Take the run's data as they are, though they have changed."
+)
 
 
 def _strict(value: Any) -> Any:

@@ -73,7 +73,7 @@ def _listed(path: str, problems: list[dict[str, Any]]) -> str:
 def _described(found: Look) -> list[str]:
     """What the data are."""
     assert found.dataset is not None
-    lines = [getattr(found.dataset, "describe", found.dataset.info.describe)()]
+    lines = [found.dataset.describe()]
     if found.classes:
         counts = [f"{name} ({n} + {m})" for name, (n, m) in found.classes.items()]
         more = ", ..." if len(counts) > 10 else ""

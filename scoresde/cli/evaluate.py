@@ -129,6 +129,7 @@ def _source(session: Session, samples: Path | None, data: str | None) -> _Source
     from ..data import load_data
     from ..run.config import TrainConfig
     from ..run.files import find_run, read_config
+    from ..run.origin import data_of
     from ..run.samples import read_samples
 
     if samples is not None and data is not None and session.run is None:
@@ -137,7 +138,7 @@ def _source(session: Session, samples: Path | None, data: str | None) -> _Source
     folder = find_run(session.run)
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
-    dataset = config.load_data(data)
+    dataset = data_of(folder, config, data, changed=session.changed_data)
     theirs = dataset.info
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(

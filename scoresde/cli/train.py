@@ -60,6 +60,9 @@ PARTS = (
 @set_option("NAME=VALUE", "Any other setting: clip=2, sde.beta_max=18, network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint (with its own settings).")  # fmt: skip
+@option("--changed-data", under="Training", is_flag=True, help="Resume even if the data are not those of the run.")
+@option("--sample-every", under="Training", type=click.IntRange(1),
+        help="Steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 %]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, sizes and a time estimate; train nothing.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Run folder.")
@@ -68,7 +71,8 @@ PARTS = (
 def train(
     data: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str, weighting: str,
     t_sampler: str, steps: int | None, batch: int | None, lr: float | None, assignments: tuple[str, ...],
-    resume: str | None, dry_run: bool, out: Path | None, session: Session, reading: Reading,
+    resume: str | None, changed_data: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session,
+    reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
@@ -77,6 +81,7 @@ def train(
     from ..objective.weighting import make_weighting
     from ..run.config import TrainConfig, build_sde
     from ..run.files import find_run, newest_checkpoint, read_config
+    from ..run.origin import read_again
     from ..train import fit
 
     if resume is not None:
@@ -100,7 +105,7 @@ def train(
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
                 "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
                 "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
-                **typed, **options, **SETTINGS.read(None, texts[""]),
+                "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip
         # What is misspelt is said before the data are read.
@@ -109,8 +114,8 @@ def train(
             build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
-    dataset = config.load_data()
-    session.say(getattr(dataset, "describe", dataset.info.describe)())
+    dataset = config.load_data() if resume is None or out is None else read_again(out, config)
+    session.say(dataset.describe())
     if dry_run:
         _dry_run(config, dataset, session)
         return
@@ -120,7 +125,7 @@ def train(
     began = time.monotonic()
     run = fit(
         config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
-        quiet=session.quiet,
+        quiet=session.quiet, changed_data=changed_data,
     )  # fmt: skip
     seconds = time.monotonic() - began
     more = f", {run.step:,} in all" if before else ""
@@ -142,7 +147,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 def _refuse_new_settings(run: str) -> None:
     """A resumed run keeps its settings: an option that would be ignored is refused."""
     named = ("sde", "predict", "weighting", "t_sampler")
-    allowed = (*named, "resume", "steps", "dry_run", "device", "dtype", "threads", "json", "quiet")
+    allowed = (*named, "changed_data", "resume", "steps", "dry_run", "device", "dtype", "threads", "json", "quiet")
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(f"{param.opts[0]} cannot change a run that is resumed; {run} keeps its settings")

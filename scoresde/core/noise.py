@@ -227,7 +227,7 @@ class Noise:
 
 
 # Purposes of the generators of training.
-_PURPOSES = {"step": 0, "epoch": 1, "dropout": 2}
+_PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
 
 
 def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:

@@ -17,6 +17,9 @@ from .raw import AS_IS, Array, Raw, Reading, index_labels
 
 __all__ = ["raw_of", "read_numpy"]
 
+COLOURS = (1, 3, 4)  # channels of a picture
+SPACE = 8  # the least height and width of a picture whose channels are last
+
 
 def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
     try:
@@ -44,7 +47,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
     if not known and len(data_keys) != 1:
         raise DataError(f"{path}: arrays {list(arrays)}: name the data x, images, data or x_train (with x_test)")
     key = known[0] if known else data_keys[0]
-    kind, channels_last = _layout(path, key, arrays[key])
+    kind, channels_last = _layout(path, key, arrays[key], reading)
     train = _checked(path, key, arrays[key], kind, channels_last)
     train_y = _labels(path, label_keys[0], arrays, len(train)) if label_keys else None
     test, test_y = None, None
@@ -68,8 +71,12 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
     return y.reshape(n)
 
 
-def _layout(path: Path | str, key: str, x: Array) -> tuple[str, bool]:
-    """Decide by rank, dtype and sizes what an array holds: its kind, and whether its channels are last."""
+def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
+    """Decide by rank, dtype and sizes what an array holds: its kind, and whether its channels are last.
+
+    Channels first is the rule. They are last where the last axis has 1, 3 or 4 channels, as pictures have, and all
+    others are at least :data:`SPACE` long; of a signal, where the last axis is at most 4 and the first at least 16.
+    """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}: real numbers are expected, convert with astype(np.float32)")
@@ -77,28 +84,49 @@ def _layout(path: Path | str, key: str, x: Array) -> tuple[str, bool]:
         raise DataError(
             f"{where} is {'a single number' if x.ndim == 0 else f'empty, shape {x.shape}'}: (N, ...) needed"
         )
-    if x.ndim in (1, 2):
+    if x.ndim > 5:
+        raise DataError(
+            f"{where} has shape {x.shape}: 1 to 5 dimensions are read, (N, D), (N, C, L), (N, C, H, W) or "
+            "(N, C, D, H, W)"
+        )
+    if x.ndim < 3:
         return "vector", False
-    if x.ndim == 3:
-        if x.dtype.kind != "f":
-            return "image", False
-        return "signal", x.shape[2] < x.shape[1] and x.shape[2] <= 16
-    if x.ndim == 4:
-        return "image", x.shape[3] <= 4 < x.shape[1]
-    raise DataError(f"{where} has shape {x.shape}: 1 to 4 dimensions are read, (N, D), (N, C, L) or (N, C, H, W)")
+    event = x.shape[1:]
+    if x.ndim == 3 and x.dtype.kind != "f" and reading.layout == "auto" and not _traces(event):
+        return "image", False  # (N, H, W) of bytes or counts
+    kind = {3: "signal", 4: "image", 5: "volume"}[x.ndim]
+    if reading.layout != "auto":
+        return kind, reading.layout == "last"
+    if kind == "signal":
+        last, either = event[1] <= 4 and event[0] >= 16, event[1] <= 4 < event[0] < 16
+    else:
+        coloured = event[-1] in COLOURS
+        last = coloured and min(event[:-1]) >= SPACE
+        either = coloured and not last and event[0] <= 4 and min(event[1:-1]) >= SPACE
+    if either:
+        raise DataError(
+            f"{where} has events of shape {event}, whose channels could be the first axis or the last: say which",
+            parameter="layout",
+            value="first",
+        )
+    return kind, last
+
+
+def _traces(event: tuple[int, ...]) -> bool:
+    """Whether whole numbers of this shape are channels of a signal rather than a picture, which is not so thin."""
+    return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 
 def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: bool) -> Array:
-    """Bring an array to ``(N, *event)``, channels first, floats as finite float32."""
+    """Bring an array to ``(N, *event)``, channels first, of finite numbers."""
     if x.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32, copy=False)
+        x = x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32, copy=False)
         bad = ~np.isfinite(x)
         if bad.any():
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
-                f"{path}: array {key!r} has {int(bad.sum())} values that are NaN or infinite (in float32), "
-                f"the first in row {row}: drop those rows or fill them in"
+                f"{path}: array {key!r} has {int(bad.sum())} values that are NaN or infinite, the first in row {row}: "
+                "drop those rows or fill them in"
             )
     if x.ndim == 1:
         x = x[:, None]

@@ -18,6 +18,8 @@ from ..core.noise import keyed
 
 __all__ = ["Batch", "Batches", "Rows", "Source"]
 
+WIDE = (torch.float64, torch.int64)  # data that float32 would round
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -85,7 +87,8 @@ class Rows:
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         x = self.x[index]
         known = None if self.labels is None else Condition(label=self.labels[index], classes=self.classes)
-        x0 = self.codec.to_model(x, known, torch.rand(x.shape, generator=generator, dtype=torch.float32))
+        u = torch.rand(x.shape, generator=generator, dtype=torch.float32)
+        x0 = self.codec.to_model(x, known, u.double() if x.dtype in WIDE else u)
         return Batch(x0.to(dtype), known)
 
 

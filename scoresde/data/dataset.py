@@ -1,9 +1,8 @@
 """Data: what a set of samples is, in its own units, and the codec that takes it to those of a model.
 
-Everything a model sees is an *event*, channels first: an image ``(C, H, W)``, a signal ``(C, L)`` or a vector
-``(D,)``. Data units become model units, of order one, by a codec (:mod:`scoresde.codec`). Levels are dequantised, and
-their model units are [-1, 1). Continuous images map their range to [-1, 1]; signals and vectors are standardised with
-the mean and standard deviation of the training rows.
+Everything a model sees is an *event*, channels first: an image ``(C, H, W)``, a volume ``(C, D, H, W)``, a signal
+``(C, L)`` or a vector ``(D,)``. Data units become model units, of order one, by a codec (:mod:`.units`). Which rows are
+held out is decided by what they are (:mod:`.content`).
 
 :class:`DataInfo` holds what is known of the data without the data, so that a trained model can sample and score when
 the data is gone. :func:`load_data` reads a toy, the bundled digits, or a path; nothing that is read is ever executed.
@@ -26,9 +25,11 @@ from torch import Tensor
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.errors import DataError, UsageError
 from .arrays import raw_of
+from .content import LARGE, Identity, contents, held_out, known_again
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
 from .toys import DENSITIES, TOYS, sample_toy
+from .units import units_of
 
 __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 
@@ -36,7 +37,6 @@ NAMES = (*TOYS, "digits")
 TOY_POINTS = 20_000
 KINDS = ("image", "volume", "signal", "vector")
 ARRAY = "(array)"  # the source of data that no file holds
-EXACT = 2**24  # float32 holds every whole number up to here
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,17 @@ class Dataset:
     Attributes:
         info: The description that outlives the data.
         codec: The map to model units.
-        train: ``(n_train, *event)``; uint8 for 8-bit sources, int32 for other whole numbers, else float32.
+        train: ``(n_train, *event)``; uint8 for 8-bit sources, int32 for other whole numbers, else float32;
+            int64 and float64 where these would round.
         test: ``(n_test, *event)``, the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: ``(n_test,)`` int64, or None.
         log_density: True log density in nats and data units, ``(N, *event)`` to ``(N,)``, where one is known.
+        validates: Which of the training rows are not trained on, but choose between checkpoints; int64
+            ``(n_validation,)``.
+        identity: What the data are, by their content; ``None`` for toys, digits and a split by rows.
+        known_again: Number of test rows that have an equal training row.
+        notes: What a reader did that a person should know.
     """
 
     info: DataInfo
@@ -182,6 +188,19 @@ class Dataset:
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     log_density: Callable[[Tensor], Tensor] | None = None
+    validates: Tensor | None = None
+    identity: Identity | None = None
+    known_again: int = 0
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """A few lines for people: those of the description, how the data were split, and what the reader says."""
+        lines = [self.info.describe()]
+        if self.info.n_validation:
+            lines.append(f"{self.info.n_validation} of the training samples choose between checkpoints, untrained on")
+        if self.known_again:
+            lines.append(f"{self.known_again} of the test samples equal a training sample")
+        return "\n".join([*lines, *self.notes])
 
     @classmethod
     def of(
@@ -279,94 +298,94 @@ def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float, how: str) -> Dataset:
-    """Split what is not split yet, find the range and the codec, and put everything into tensors."""
-    low, high, levels = _range(raw, source)
-    train, y = _tensor(raw.train), _label_tensor(raw.train_labels)
-    test_y = _label_tensor(raw.test_labels)
-    if raw.test is not None:
-        test = _tensor(raw.test)
-        if test.shape[1:] != train.shape[1:]:
-            raise DataError(
-                f"{source}: training events are {tuple(train.shape[1:])}, test events "
-                f"{tuple(test.shape[1:])}: both must have one shape"
-            )
-    else:
-        keep, held_out = split(len(train), test_fraction, seed)
-        train, test = train[keep], train[held_out]
-        if y is not None:
-            y, test_y = y[keep], y[held_out]
-    if len(train) < 2 or len(test) < 1:
+    """Split what is not split yet, find levels and units, and put everything into tensors."""
+    units = units_of(raw, source)
+    if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
-            f"{source}: {len(train)} training and {len(test)} test samples: at least 2 and 1 are needed, "
-            "give more data or another test fraction"
+            f"{source}: training events are {raw.train.shape[1:]}, test events {raw.test.shape[1:]}: both must have "
+            "one shape"
+        )
+    x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
+    parts = _by_content(raw, seed, test_fraction) if how == "content" else None
+    if parts is not None:
+        keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
+    elif raw.test is None:
+        keep, test = split(len(x), test_fraction, seed)
+    if raw.test is not None:
+        test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
+    else:
+        test_x, test_y = x[test], None if y is None else y[test]
+        x, y = x[keep], None if y is None else y[keep]
+    validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
+    if len(x) - len(validates) < 2 or len(test_x) < 1:
+        raise DataError(
+            f"{source}: {len(x)} training and {len(test_x)} test samples: at least 2 and 1 are needed, give more data "
+            "or hold out another share",
+            parameter="test_fraction",
+            value=0.1 if len(x) < 2 else 0.3,
         )
     info = DataInfo(
         name=name,
         source=source,
         kind=raw.kind,
-        shape=tuple(train.shape[1:]),
-        low=low,
-        high=high,
-        levels=levels,
+        shape=tuple(x.shape[1:]),
+        low=units.low,
+        high=units.high,
+        levels=units.count,
         classes=raw.classes,
-        n_train=len(train),
-        n_test=len(test),
+        n_train=len(x),
+        n_test=len(test_x),
         channels_last=raw.channels_last,
+        names=raw.names,
+        wide=units.wide,
+        n_validation=len(validates),
+        trained=() if y is None else tuple(torch.bincount(y, minlength=len(raw.classes)).tolist()),
     )
-    codec: Codec = _affine(raw.kind, train, low, high, levels, source)
-    if levels is not None:
-        codec = Composed((Levels(low, high, levels), codec))
-    return Dataset(info, codec, train, test, y, test_y, DENSITIES.get(source))
+    codec = units.codec(raw.kind, x, source)
+    return Dataset(
+        info, codec, x, test_x, y, test_y, DENSITIES.get(source), validates,
+        None if parts is None else parts.identity, 0 if parts is None else parts.known_again, raw.notes,
+    )  # fmt: skip
 
 
-def _range(raw: Raw, source: str) -> tuple[float, float, int | None]:
-    """Lowest value, highest value and number of levels, over training and test rows together."""
-    if raw.levels is not None:
-        return float(raw.levels[0]), float(raw.levels[1]), raw.levels[2]
-    parts = [raw.train] if raw.test is None or not raw.test.size else [raw.train, raw.test]
-    if not raw.train.size:
-        raise DataError(f"{source}: no samples (shape {raw.train.shape})")
-    dtype = raw.train.dtype
-    if dtype == np.uint8 and raw.kind == "image":
-        return 0.0, 255.0, 256
-    if dtype == np.bool_:
-        return 0.0, 1.0, 2
-    low, high = float(min(p.min() for p in parts)), float(max(p.max() for p in parts))
-    if low == high and (raw.kind == "image" or dtype.kind != "f"):
-        raise DataError(f"{source}: every value is {low:g}: a constant has no density, look at how it was saved")
-    if dtype.kind == "f":
-        return low, high, None
-    if max(abs(low), abs(high)) >= EXACT:
-        raise DataError(
-            f"{source}: whole numbers from {low:.0f} to {high:.0f} do not fit float32 exactly (below "
-            f"{EXACT}): convert to floating point (continuous data), or subtract an offset"
-        )
-    return low, high, int(high - low) + 1
+@dataclass(frozen=True)
+class _Parts:
+    """A split by content: rows of the source in training and test, which of the former validate, and what it all is."""
+
+    train: Array
+    test: Array
+    validates: Array
+    identity: Identity
+    known_again: int
 
 
-def _affine(kind: str, train: Tensor, low: float, high: float, levels: int | None, source: str) -> Affine:
-    if kind == "image" or levels is not None:
-        top = high if levels is None else high + (high - low) / (levels - 1)
-        half = torch.tensor((top - low) / 2, dtype=torch.float64)
-        return Affine(low + half, half)
-    # Per feature of a vector (D,), per channel of a signal (C, 1).
-    axes = (0,) if kind == "vector" else (0, 2)
-    constant = (train.amin(axes) == train.amax(axes)).nonzero().flatten().tolist()
-    if constant:
-        what = "feature" if kind == "vector" else "channel"
-        listed = ", ".join(map(str, constant[:10])) + (", ..." if len(constant) > 10 else "")
-        raise DataError(
-            f"{source}: {what} {listed} (counted from 0) is the same in every training sample: a constant "
-            f"has no density, drop it"
-        )
-    std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
-    return Affine(mean[0], std[0])
+def _by_content(raw: Raw, seed: int, test_fraction: float) -> _Parts:
+    """Split by (1) of :mod:`scoresde.data.content`; the source's own test part stays what it is."""
+    n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
+    rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
+    if raw.test is not None:
+        rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
+    large = sum(path.stat().st_size for path in raw.files) > LARGE
+    identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
+    # Copies of a picture share a side whatever class each is in.
+    alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
+    train, validates, test = held_out(alike, seed, test_fraction, copies_apart=not raw.hashes, test=not own_test)
+    held = rows[n:] if own_test else [rows[i] for i in test]
+    return _Parts(train, test, validates, identity, known_again([rows[i] for i in train], held))
 
 
-def _tensor(x: Array) -> Tensor:
-    """Compact storage: uint8 stays, other whole numbers become int32, floats float32."""
+def _names(labels: Array | None, classes: tuple[str, ...]) -> list[str] | None:
+    return None if labels is None else [classes[i] for i in labels]
+
+
+def _tensor(x: Array, wide: bool) -> Tensor:
+    """Compact storage: uint8 stays, other whole numbers become int32, floats float32; twice that where it is needed."""
     small = x.dtype in (np.uint8, np.bool_)
-    dtype: type[np.generic] = np.float32 if x.dtype.kind == "f" else np.uint8 if small else np.int32
+    dtype: type[np.generic]
+    if x.dtype.kind == "f":
+        dtype = np.float64 if wide else np.float32
+    else:
+        dtype = np.uint8 if small else np.int64 if wide else np.int32
     return torch.from_numpy(np.ascontiguousarray(x, dtype=dtype))
 
 

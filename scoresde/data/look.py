@@ -50,8 +50,7 @@ class Look:
         """What the data are, as plain numbers, strings and lists; without data, empty."""
         if self.dataset is None:
             return {}
-        notes = getattr(self.dataset, "notes", ())
-        return self.dataset.info.to_dict() | {"class_counts": self.classes, "notes": list(notes)}
+        return self.dataset.info.to_dict() | {"class_counts": self.classes, "notes": list(self.dataset.notes)}
 
 
 def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: float = 0.1) -> Look:

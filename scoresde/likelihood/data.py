@@ -130,8 +130,14 @@ def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "n
     low = model.domain.interval("likelihood")[0]
     if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
-    scale = as_affine(codec, "truncated-normal dequantisation").scale
-    return start_time(model.domain.sde, low, codec.levels.width / float(scale.max()))
+    width = torch.as_tensor(codec.levels.width) / as_affine(codec, "truncated-normal dequantisation").scale
+    if not codec.levels.everywhere:
+        raise UsageError(
+            "truncated-normal dequantisation needs levels in every column; take uniform, which leaves the others alone",
+            parameter="dequantisation",
+            value="uniform",
+        )
+    return start_time(model.domain.sde, low, float(width.min()))
 
 
 def score(
@@ -208,7 +214,9 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
     )
     x = states.x[rows.cpu()].double()
     log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
-    bits = None if how.dequantisation == "none" else bits_per_dim(log_prob, dims)
+    # Where only some columns are levels, an event has a density: in nats, with the probability of those levels in it.
+    density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
+    bits = None if density else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
     return Scores(log_prob, bits, _stderr(solved, torch.stack(log_w)), merged, how, scale, dims)
 

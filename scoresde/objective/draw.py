@@ -42,6 +42,12 @@ class Draws:
     drawn: Tensor | None = None
     weight: Tensor | None = None
 
+    def rows(self, index: Tensor) -> Draws:
+        """The draws of the rows ``index``, int64 ``(B',)``."""
+        known = None if self.condition is None else self.condition.rows(index)
+        t, drawn, weight = (None if v is None else v[index] for v in (self.t, self.drawn, self.weight))
+        return Draws(self.eps[index], known, t, drawn, weight)
+
     def to(self, device: torch.device | str) -> Draws:
         """The same on a device; ``drawn`` stays where it is."""
         known = None if self.condition is None else self.condition.to(device)

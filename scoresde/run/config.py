@@ -213,7 +213,7 @@ class TrainConfig:
             t_sampler=sampler if self.t_sampler == "auto" else self.t_sampler,
             predict_options=options,
             steps=steps,
-            batch=min(self.batch or batch, info.n_train),
+            batch=min(self.batch or batch, info.n_train - info.n_validation),
             lr=self.lr or lr,
             warmup=self.warmup or max(1, min(steps // 20, 5000)),
         )

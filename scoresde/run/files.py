@@ -2,9 +2,10 @@
 
 A run folder holds
 
-    config.json   model.json   data.json   metrics.jsonl   samples/   plots/
+    config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
     checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
+    checkpoints/best/{ema,validation}.safetensors  state.json
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so that it exists whole or not at all;
 ``state.json`` carries the size and SHA-256 of each file beside it. A reader takes the newest checkpoint that is whole.
@@ -25,7 +26,13 @@ from torch import Tensor
 from ..core.errors import CheckpointError, UsageError
 from ..core.files import FORMAT, atomic, check_format, make_folder, read_json, write_json, write_tensors
 
-__all__ = ["find_run", "load_weights", "make_run_folder", "newest_checkpoint", "read_config", "save_checkpoint"]
+__all__ = [
+    "BEST", "CHOICE", "chosen_checkpoint", "find_run", "load_weights", "make_run_folder", "newest_checkpoint",
+    "read_config", "save_best", "save_checkpoint",
+]  # fmt: skip
+
+BEST = "best"  # the checkpoint with the lowest validation loss
+CHOICE = "validation.json"  # says at the end of a training whether it is used
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -109,13 +116,7 @@ def save_checkpoint(
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
-    with atomic(final) as temporary:
-        temporary.mkdir()
-        files = {}
-        for group, content in tensors.items():
-            path = write_tensors(temporary / f"{group}.safetensors", content)
-            files[path.name] = _digest(path)
-        write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state, "files": files})
+    _write(final, step, tensors, state)
     with atomic(root / "LATEST") as pointer:
         pointer.write_text(final.name + "\n", encoding="utf-8")
     for old in sorted(root.glob("step-*"))[:-keep]:
@@ -123,6 +124,25 @@ def save_checkpoint(
     for stale in root.glob(".step-*.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Save averaged weights as the best so far, in place of those before; see :func:`save_checkpoint`."""
+    return _write(folder / "checkpoints" / BEST, step, tensors, {})
+
+
+def _write(
+    checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Write the files of a checkpoint and what is known of them."""
+    with atomic(checkpoint) as temporary:
+        temporary.mkdir()
+        files = {}
+        for group, content in tensors.items():
+            path = write_tensors(temporary / f"{group}.safetensors", content)
+            files[path.name] = _digest(path)
+        write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state, "files": files})
+    return checkpoint
 
 
 def _fault(checkpoint: Path) -> str | None:
@@ -165,6 +185,23 @@ def newest_checkpoint(folder: Path) -> Path:
             return checkpoint
         faults.append(fault)
     raise CheckpointError(f"{folder} has no whole checkpoint: {'; '.join(faults)}")
+
+
+def chosen_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose that.
+
+    Raises:
+        CheckpointError: If there is none that is whole.
+    """
+    path = folder / CHOICE
+    if not path.is_file() or read_json(path).get("used") != "best":
+        return newest_checkpoint(folder)
+    best = folder / "checkpoints" / BEST
+    fault = f"{best} is missing" if not best.is_dir() else _fault(best)
+    if fault is None:
+        return best
+    warnings.warn(f"using the last weights, not the best ones: {fault}", stacklevel=2)
+    return newest_checkpoint(folder)
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -42,7 +42,8 @@ from ..sde.base import SDE
 from ..solvers import Solution, Solver, sample
 from ..solvers.base import Watch
 from .config import TrainConfig
-from .files import find_run, load_weights, newest_checkpoint, read_config
+from .files import chosen_checkpoint, find_run, load_weights, read_config
+from .origin import data_of, found
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load"]
@@ -77,6 +78,8 @@ class Run:
         condition: What is known of the samples, bound by :meth:`given`.
         scale: Of guidance, bound by :meth:`guided`.
         path: Bound by :meth:`on`.
+        changed_data: Read its data again whatever has become of them; otherwise data that shrank, or are others, are
+            refused.
     """
 
     base: Denoiser
@@ -91,6 +94,7 @@ class Run:
     condition: Condition | None = None
     scale: float = 1.0
     path: SDE | None = None
+    changed_data: bool = False
 
     def __post_init__(self) -> None:
         weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
@@ -215,9 +219,13 @@ class Run:
         if self.config is None:
             raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
         try:
-            return self.config.load_data(data)
+            if self.folder is None:
+                return self.config.load_data(data)
+            return data_of(self.folder, self.config, data, changed=self.changed_data)
         except DataError as error:
             source = data or self.config.data
+            if self.folder is not None and data is None:
+                source = found(self.folder, self.config)
             if source in NAMES or Path(source).exists():
                 raise
             passed = "; data that were passed as an array are not kept in a run: pass them again"
@@ -235,8 +243,11 @@ class Run:
         return found.to(device=self.device, dtype=self.dtype)
 
     def to_data(self, m: Tensor) -> Tensor:
-        """Model units ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU."""
-        return self.codec.to_data(m.cpu(), self.condition)
+        """Model units ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU.
+
+        In the dtype of ``m``, or float64 for data that need it.
+        """
+        return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
 
     # --------------------------------------------------------------------------------------------------------- using
 
@@ -300,6 +311,7 @@ class Run:
         if trajectory is None:
             raise UsageError("these samples have no trajectory; draw them with record=True")
         times, states = trajectory.frames(count)
+        states = states.double() if self.info.wide else states
         shown = self.codec.continuous.to_data(states.flatten(0, 1))
         shown = shown.reshape(*states.shape[:2], *shown.shape[1:])
         shown[-1] = samples.x
@@ -405,6 +417,7 @@ def load(
     parametrization: Parametrization | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    changed_data: bool = False,
 ) -> Run:
     """Load a trained run; no code comes from the folder.
 
@@ -414,6 +427,7 @@ def load(
         network: The network, if it is in no table.
         parametrization: What its output means, if that is in no table.
         device, dtype: Where and in which precision to compute.
+        changed_data: See :class:`Run`.
 
     Raises:
         CheckpointError: If the folder is none, damaged, or needs a class that was not given.
@@ -422,7 +436,7 @@ def load(
     given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = chosen_checkpoint(folder)
     state = read_json(checkpoint / "state.json")
     try:
         model = spec.build(given, network, parametrization)
@@ -432,7 +446,7 @@ def load(
     load_weights(model.learned, read_tensors(source), source)
     model.to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
-    return Run(model, spec.codec, info, config, spec, int(state["step"]), folder)
+    return Run(model, spec.codec, info, config, spec, int(state["step"]), folder, changed_data=changed_data)
 
 
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:

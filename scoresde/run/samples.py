@@ -100,7 +100,7 @@ def read_samples(path: Path, data: Dataset) -> Tensor:
         raise DataError(f"{path} has samples of shape {tuple(x.shape[1:])}, {info.name} has shape {info.shape}")
     if levels is None:
         return x
-    top = info.high + (levels.width if isinstance(levels, Levels) else 0.0)
+    top = info.high + (float(torch.as_tensor(levels.width).max()) if isinstance(levels, Levels) else 0.0)
     if len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
         raise DataError(
             f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "

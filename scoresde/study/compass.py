@@ -58,7 +58,7 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
         return mixture, "the exact score of the density that the data is drawn from", None
     points, width = codec.to_model(train.double(), noise=torch.full(train.shape, 0.5, dtype=torch.float64)), 0.0
     if isinstance(codec.levels, Levels):
-        width = codec.levels.width / float(as_affine(codec, "the exact score").scale.mean())
+        width = float(torch.as_tensor(codec.levels.width).mean() / as_affine(codec, "the exact score").scale.mean())
     note = (
         "This score has the least training loss: a network that reached it would repeat the training set.\n"
         "One that generalises departs from it at low noise."

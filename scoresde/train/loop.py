@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import math
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,7 +38,7 @@ from ..core.files import (
     write_tensors,
 )
 from ..core.progress import Progress
-from ..data import DataInfo, Dataset
+from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
 from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
@@ -47,11 +48,13 @@ from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
 from ..run.config import TrainConfig, plain
 from ..run.files import find_run, make_run_folder, newest_checkpoint, read_config
+from ..run.origin import UNITS, became, beside, keep_identity, placed, read_again
 from ..run.run import Run, described
 from ..run.spec import ModelSpec
 from ..solvers import RungeKutta
 from .averages import EMA
 from .state import Record, TrainState, keyed_rng, steps
+from .validation import Validation, sentence
 
 __all__ = ["fit"]
 
@@ -69,6 +72,7 @@ def fit(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
+    changed_data: bool = False,
 ) -> Run:
     """Train a model by denoising score matching.
 
@@ -84,9 +88,11 @@ def fit(
         resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
         device, dtype: Where to train, and in which precision.
         quiet: Print no progress.
+        changed_data: Resume even if rows of the run's data are missing or others.
 
     Returns:
-        The trained run, with averaged weights.
+        The trained run, with averaged weights: the last ones, or those with the lowest validation loss
+        (:mod:`scoresde.train.validation`).
 
     Raises:
         NumericalError: If the loss is not finite, with the step and where to look.
@@ -100,15 +106,26 @@ def fit(
         torch.Size([4, 2])
     """
     folder = find_run(out) if resume and save else None
+    same, stored = True, None
+    if folder is not None:
+        stored = TrainConfig.from_dict(read_config(folder))
+        if "split" not in read_config(folder):  # a run from before there was a choice
+            config = replace(config, split=stored.split)
     if data is None:
-        data = config.load_data()
+        data = config.load_data() if folder is None else read_again(folder, config)
+        config = placed(config)
     else:
         if not isinstance(data, Dataset):
-            data = Dataset.of(data, seed=config.seed, test_fraction=config.test_fraction)
+            data = Dataset.of(
+                data, seed=config.seed, test_fraction=config.test_fraction, layout=config.layout, split=config.split
+            )
         # What is not read from a file keeps the name it has, so that nobody reads another in its place.
-        config = replace(config, data=data.info.source if folder is None else read_config(folder)["data"])
-    if folder is not None:
-        _same_data(folder, data.info)
+        config = placed(replace(config, data=data.info.source))
+    if folder is not None and stored is not None:
+        _same_units(folder, data.info)
+        same = became(folder, data, changed=changed_data) == "same"
+        if not {config.data, stored.data} & set(NAMES):  # by its content: it may have another name or place
+            config = replace(config, data=stored.data)
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -118,64 +135,121 @@ def fit(
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
+    objective = Denoising(weighting)
+    train, validating = _parts(data, spec, model.classes, pairs is None)
+    validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
     if save:
         made_of = spec.to_dict()  # which refuses what could not be read again, before there is a folder
+        new = folder is None
         if folder is not None:
             _restore(folder, config, state)
+            if validation is not None and same:
+                validation.resume(folder, state.step)
         else:
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
-        stored = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
+        facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
         write_json(folder / "model.json", made_of)
-        write_json(folder / "data.json", info.to_dict())
-        write_json(folder / "config.json", stored)
+        if new:  # what a run was trained on is never written again
+            write_json(folder / "data.json", info.to_dict())
+            keep_identity(folder, data)
+            facts["data_beside"] = beside(folder, config)
+        elif "data_beside" in (before := read_json(folder / "config.json")):
+            facts["data_beside"] = before["data_beside"]
+        write_json(folder / "config.json", facts)
         metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
-    rows = Rows(data.train, spec.codec, data.train_labels if model.classes else None, model.classes)
-    batches = Batches(rows if pairs is None else pairs, config.batch, config.seed)
+    batches = Batches(train if pairs is None else pairs, config.batch, config.seed)
 
-    def trained() -> Run:
-        return Run(_averaged(state), spec.codec, info, config, spec, state.step, folder)
+    def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
+        return Run(_averaged(state, weights), spec.codec, info, config, spec, step or state.step, folder)
 
-    every = max(1, config.steps // 5)
-    log_every = max(1, config.steps // 200)
+    save_every, look_every, log_every = (max(1, config.steps // parts) for parts in (5, 20, 200))
+    shown_at = previews(config.steps, config.sample_every)
     first, average, began = state.step, 0.0, time.monotonic()
     saved = began
+    losses: Tensor | None = None
     model.train()
     records = steps(
-        state, Denoising(weighting), batches, config.steps, seed=config.seed, rate=partial(_rate, config),
-        clip=config.clip,
-    )  # fmt: skip
+        state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip
+    )
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
         for record in _explained(records, folder):
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
             n = record.step - 1 - first
             keep = min(0.98, n / (n + 9))
             average = keep * average + (1 - keep) * record.loss
-            progress.update(1, {"loss": average})
             last = record.step == config.steps
+            shown, line = {"loss": average}, {"step": record.step, "loss": record.loss, "lr": record.lr}
+            looked = validation is not None and (record.step % look_every == 0 or last)
+            if looked:
+                assert validation is not None and state.average is not None
+                losses = validation.look(_averaged(state), state.average.state_dict(), record.step, folder)
+                line["validation"] = float(losses.mean())
+            if losses is not None:
+                shown["validation"] = float(losses.mean())
+            progress.update(1, shown)
             if folder is not None:
-                if record.step % log_every == 0 or last:
-                    line = {"step": record.step, "loss": record.loss, "lr": record.lr, "grad_norm": record.grad_norm}
-                    append_line(folder / "metrics.jsonl", line | {"seconds": round(time.monotonic() - began, 2)})
-                due = record.step % every == 0 or last
+                if record.step % log_every == 0 or last or looked:
+                    line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - began, 2)}
+                    append_line(folder / "metrics.jsonl", line)
+                due = record.step % save_every == 0 or last
                 if due or interrupts.signal is not None or time.monotonic() - saved > 60 * config.save_minutes:
                     state.save(folder)
                     saved = time.monotonic()
-                if due:
-                    with _preview(f"no picture at step {record.step}"):
-                        _sample_sheet(folder / "samples", trained())
+                if record.step in shown_at:
+                    with optional(f"no picture at step {record.step}"):
+                        _sample_sheet(folder / "samples", trained(), data)
             if interrupts.signal is not None and not last:
                 kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
                 told = f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}"
                 stopped: type[Stopped | Preempted] = Stopped if interrupts.signal == signal.SIGINT else Preempted
                 raise stopped(told, parameter="resume" if folder else None, value=folder)
+    run, lines = trained(), []
+    if validation is not None and validation.best is not None:
+        if losses is None:  # a run that had done all its steps
+            losses = validation.losses(_averaged(state))
+        choice = validation.choose(losses, state.step, folder)
+        lines.append(sentence(choice))
+        if choice["used"] == "best":
+            run = trained(validation.best.weights, validation.best.step)
+    elif data.identity is not None and pairs is None:
+        lines.append(
+            f"validation: none, {len(data.train)} training samples are too few to spare any: overfitting shows only in "
+            "the likelihood of the test samples"
+        )
     if folder is not None:
-        with _preview("no picture of the loss"):
+        with optional("no picture of the loss"):
             _loss_figure(folder)
-    return trained()
+    if not quiet:
+        for line_ in lines:
+            print(line_, file=sys.stderr)
+    return run
+
+
+def previews(total: int, every: int = 0) -> set[int]:
+    """The steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or after each ``every``."""
+    if every:
+        return {*range(every, total + 1, every), total}
+    return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
+
+
+def _parts(data: Dataset, spec: ModelSpec, classes: int, split: bool) -> tuple[Rows, Rows | None]:
+    """The rows to train on, and those that validate, if there are any."""
+
+    def rows(index: Tensor | None) -> Rows:
+        x, y = data.train, data.train_labels if classes else None
+        if index is not None:
+            x, y = x[index], None if y is None else y[index]
+        return Rows(x, spec.codec, y, classes)
+
+    if not split or data.validates is None or not len(data.validates):
+        return rows(None), None
+    trains = torch.ones(len(data.train), dtype=torch.bool)
+    trains[data.validates] = False
+    return rows(trains.nonzero().flatten()), rows(data.validates)
 
 
 def prepared(
@@ -248,15 +322,15 @@ def _rate(config: TrainConfig, step: int) -> float:
 def _spread(data: Dataset, codec: Codec) -> float:
     """Root mean square of the training data in model units (on up to 4,096 rows)."""
     x = data.train[:4096]
-    x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float32))
+    x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     return float(x.double().square().mean().sqrt())
 
 
-def _averaged(state: TrainState) -> ScoreModel:
-    """A copy of the model with averaged weights, for evaluation."""
+def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
+    """A copy of the model with averaged weights, for evaluation: those of the state, or others."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
     averaged = copy.deepcopy(state.model)
-    averaged.learned.load_state_dict(state.average.state_dict())
+    averaged.learned.load_state_dict(state.average.state_dict() if weights is None else dict(weights))
     return averaged.eval().requires_grad_(False)
 
 
@@ -271,7 +345,7 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
 
 
 @contextmanager
-def _preview(what: str) -> Iterator[None]:
+def optional(what: str) -> Iterator[None]:
     """Pictures on the way: what fails there is a warning, and never ends a run."""
     try:
         yield
@@ -323,10 +397,10 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
     state.load(checkpoint)
 
 
-def _same_data(folder: Path, info: DataInfo) -> None:
-    """Refuse data that a run which is resumed cannot have been trained on, before anything is written."""
+def _same_units(folder: Path, info: DataInfo) -> None:
+    """Refuse data in other units than those of a run which is resumed, before anything is written."""
     known = DataInfo.from_dict(read_json(folder / "data.json"))
-    for name in ("kind", "shape", "levels", "classes", "low", "high"):
+    for name in UNITS:
         theirs, ours = getattr(known, name), getattr(info, name)
         if theirs != ours:
             raise DataError(
@@ -350,7 +424,7 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     return pairs
 
 
-def _sample_sheet(folder: Path, run: Run) -> None:
+def _sample_sheet(folder: Path, run: Run, data: Dataset) -> None:
     """A picture of a few samples, always of the same noise."""
     from ..plot import samples_figure, save_figure, save_image_grid
 

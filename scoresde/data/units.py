@@ -1,0 +1,207 @@
+"""The units of data: their levels and range, and the codec that takes them to numbers of order one.
+
+Columns of a table, channels of a signal, and channels of a picture that differ in kind (an age beside an income, a
+temperature beside a humidity) have a shift and a scale each, the mean and the standard deviation of the training rows.
+Pictures whose channels are alike, as all colours are, map their range to [-1, 1].
+
+Whole numbers are levels. A column of levels has levels of its own, the whole numbers from its lowest to its highest;
+their standard deviation is that of the dequantised values, so that even a column of two rare values has order one. All
+of it is computed in float64 from the values as they were stored, and nothing is rounded before it is scaled.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codec import Affine, Codec, Composed, Levels
+from ..core.errors import DataError
+from .raw import Array, Raw
+
+__all__ = ["Units", "axes_of", "units_of"]
+
+EXACT = 2**24  # float32 holds every whole number up to here
+LARGEST = 2**53  # and float64
+ROUNDED = 1e-5  # of a standard deviation: what float32 may cost
+UNLIKE = 4.0  # ratio of spreads, and distance of centres in spreads, at which channels differ in kind
+SQUEEZED = 10.0  # how many times wider than the bulk of the values their range may be
+TAIL = 0.005  # share of the values on each side that is not the bulk
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the values of data are.
+
+    Attributes:
+        low, high: The smallest and the largest value.
+        levels: The codec of what is levels, or ``None``.
+        each: Whether every column or channel has a shift and a scale of its own.
+        wide: Values need float64.
+    """
+
+    low: float
+    high: float
+    levels: Levels | None
+    each: bool
+    wide: bool
+
+    @property
+    def count(self) -> int | None:
+        """Number of levels from ``low`` to ``high``, or ``None`` unless all values are levels."""
+        levels = self.levels
+        if levels is None or not isinstance(levels.count, int):
+            whole = levels is not None and bool((torch.as_tensor(levels.count) > 0).all())
+            return int(self.high - self.low) + 1 if whole else None
+        return levels.count
+
+    def codec(self, kind: str, train: Tensor, source: str) -> Codec:
+        """The map to model units.
+
+        Args:
+            kind: Of the data.
+            train: The training rows in data units, ``(n, *event)``.
+            source: For messages.
+
+        Raises:
+            DataError: If a column has one value in all of them.
+        """
+        affine = self._standardised(kind, train, source) if self.each else self._ranged()
+        return affine if self.levels is None else Composed((self.levels, affine))
+
+    def _ranged(self) -> Affine:
+        """The range, with all of the highest cell, to [-1, 1]."""
+        assert self.levels is None or isinstance(self.levels.width, float)
+        top = self.high if self.levels is None else self.high + self.levels.width
+        half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
+        return Affine(self.low + half, half)
+
+    def _standardised(self, kind: str, train: Tensor, source: str) -> Affine:
+        """Mean 0 and standard deviation 1 of each column, or channel, over the training rows."""
+        axes = axes_of(kind, train.ndim)
+        std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
+        std, mean = std[0], mean[0]
+        width = torch.zeros_like(std)
+        if self.levels is not None:
+            width = torch.as_tensor(self.levels.width, dtype=torch.float64).expand(std.shape)
+        # A value of level k is spread over [k, k + w).
+        mean, std = mean + width / 2, (std.square() + width.square() / 12).sqrt()
+        constant = (std == 0) | (train.amin(axes) == train.amax(axes)).reshape(std.shape) & (width == 0)
+        if bool(constant.any()):
+            raise DataError(constant_column(kind, constant.flatten(), source))
+        if not bool((mean.isfinite() & std.isfinite()).all()):
+            raise DataError(f"{source}: values are too large to be squared; divide them by a constant first")
+        return Affine(mean, std)
+
+
+def units_of(raw: Raw, source: str) -> Units:
+    """Levels and range of what was read, over all rows; whether its columns differ in kind.
+
+    Raises:
+        DataError: If there are no values, one value alone, or whole numbers that no float holds.
+    """
+    if not raw.train.size:
+        raise DataError(f"{source}: no samples (shape {raw.train.shape})")
+    parts = [raw.train] if raw.test is None or not raw.test.size else [raw.train, raw.test]
+    dtype, axes = raw.train.dtype, axes_of(raw.kind, raw.train.ndim)
+    if raw.levels is not None:
+        given = Levels(*raw.levels)
+        return Units(float(raw.levels[0]), float(raw.levels[1]), given, each=False, wide=False)
+    if dtype == np.uint8 and raw.kind in ("image", "volume"):
+        return Units(0.0, 255.0, Levels(0, 255, 256), each=False, wide=False)
+    lows = np.min([p.min(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
+    highs = np.max([p.max(axes, keepdims=True)[0] for p in parts], axis=0).astype(np.float64)
+    low, high = float(lows.min()), float(highs.max())
+    whole = np.full(lows.shape, dtype.kind != "f")
+    if raw.whole:
+        whole = np.array(raw.whole).reshape(lows.shape)
+    if low == high and (raw.kind in ("image", "volume") or whole.all()):
+        raise DataError(f"{source}: every value is {low:g}: a constant has no density, look at how it was saved")
+    largest = float(np.abs(np.where(whole, np.maximum(np.abs(lows), np.abs(highs)), 0)).max())
+    if largest >= LARGEST:
+        raise DataError(
+            f"{source}: whole numbers up to {largest:.0f} do not fit float64 exactly (below {LARGEST}): subtract an "
+            "offset, or convert them to floating point (continuous data)"
+        )
+    each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
+    wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
+    if dtype.kind == "f" or each:
+        _name_the_absurd(raw, axes, source)
+    if dtype.kind == "f" and not wide:  # as they will be stored
+        low, high = float(np.float32(low)), float(np.float32(high))
+    levels = None
+    if whole.any():
+        levels = Levels(0, 1, 2) if dtype == np.bool_ else _levels(whole, lows, highs, each)
+    return Units(low, high, levels, each, wide)
+
+
+def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
+    """All axes but that of the columns of a table, or of the channels."""
+    return (0,) if kind == "vector" else (0, *range(2, ndim))
+
+
+def constant_column(kind: str, constant: Tensor, source: str) -> str:
+    """That columns have one value alone, and which."""
+    found = constant.nonzero().flatten().tolist()
+    what = "feature" if kind == "vector" else "channel"
+    listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
+    return (
+        f"{source}: {what} {listed} (counted from 0) is the same in every training sample: a constant has no density, "
+        "drop it"
+    )
+
+
+def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
+    """Whole numbers: of each column its own, or one range for all."""
+    if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
+        low, high = float(lows.min()), float(highs.max())
+        return Levels(low, high, int(high - low) + 1)
+    counts = np.where(whole, highs - lows + 1, 0).astype(np.int64)
+    return Levels(torch.from_numpy(lows), torch.from_numpy(highs), torch.from_numpy(counts))
+
+
+def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
+    """Whether the channels of pictures differ in kind: in spread, or in place by more than their spread."""
+    if lows.size < 2 or lows.min() == highs.max():
+        return False
+    std, mean = x.std(axes, dtype=np.float64), x.mean(axes, dtype=np.float64)
+    return bool(std.max() > UNLIKE * std.min() or np.ptp(mean) > UNLIKE * std.max())
+
+
+def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
+    """Whether float32 would cost a column more than :data:`ROUNDED` of its standard deviation."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
+        return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
+
+
+def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
+    """Warn of a value so far from all others that it squeezes them into a small part of the range."""
+    x = raw.train
+    channels = x.reshape(len(x), -1) if raw.kind == "vector" else np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+    for c in range(channels.shape[1]):
+        values = channels[:, c].astype(np.float64)
+        some = np.sort(values[:: max(1, len(values) // 100_000)])
+        tail = max(1, int(TAIL * len(some)))
+        if len(some) < 20 or len(np.unique(some)) < 3:
+            continue
+        bulk, middle = float(some[-1 - tail] - some[tail]), float(some[len(some) // 2])
+        furthest = int(np.abs(values - middle).argmax())
+        if np.ptp(values) > SQUEEZED * bulk:
+            row = furthest // (len(values) // len(x))
+            what = "" if channels.shape[1] == 1 else f" of {_column(raw, c)}"
+            warnings.warn(
+                f"{source}: a value{what} is {values[furthest]:g} (row {row}, counted from 0), and nearly all others "
+                f"lie between {some[tail]:g} and {some[-1 - tail]:g}: they are squeezed into a small part of the "
+                "range; look at that row, or drop it",
+                stacklevel=2,
+            )
+
+
+def _column(raw: Raw, c: int) -> str:
+    if raw.names:
+        return f"the column {raw.names[c]!r}"
+    return f"{'feature' if raw.kind == 'vector' else 'channel'} {c}"

@@ -1,0 +1,178 @@
+"""The data of a run, found again and held against what it was trained on.
+
+A run keeps a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``, so that whatever reads its
+data again can say what has become of them: the same, sorted otherwise, grown (both are right, because rows are split
+by their content), shrunk, or other data (both refused). An older run is held against what ``data.json`` says: number,
+range, levels and classes.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import Advice, DataError
+from ..core.files import read_json, write_arrays
+from ..data import NAMES, DataInfo, Dataset
+from ..data.content import Identity
+from .config import TrainConfig
+
+__all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
+
+FILE = "rows.npz"
+# What must not change for a run that goes on, whatever rows are added: the units and the meaning of a number.
+UNITS = ("kind", "shape", "levels", "classes", "names")
+
+
+def placed(config: TrainConfig) -> TrainConfig:
+    """The same with the path of its data written so that it is found from any folder."""
+    if config.data in NAMES or not Path(config.data).expanduser().exists():
+        return config
+    return replace(config, data=str(Path(config.data).expanduser().resolve()))
+
+
+def found(folder: Path, config: TrainConfig) -> str:
+    """The name or the path of a run's data, where they are now.
+
+    They are looked for where they were, then beside the run as they lay beside it (both were moved), and then, for an
+    older run with a relative path, from each of the folders above it.
+    """
+    data = config.data
+    if data in NAMES or Path(data).expanduser().exists():
+        return data
+    beside = read_json(folder / "config.json").get("data_beside")
+    places = [folder / beside] if isinstance(beside, str) else []
+    if not Path(data).is_absolute():
+        places += [above / data for above in folder.resolve().parents]
+    return next((str(place) for place in places if place.exists()), data)
+
+
+def beside(folder: Path, config: TrainConfig) -> str | None:
+    """The path of the data from the run folder, if they have a path."""
+    if config.data in NAMES or not Path(config.data).exists():
+        return None
+    try:
+        return os.path.relpath(Path(config.data).resolve(), folder.resolve())
+    except ValueError:  # on another drive
+        return None
+
+
+def keep_identity(folder: Path, data: Dataset) -> None:
+    """Write what the data are, if they are split by content."""
+    if data.identity is not None:
+        known = data.identity
+        write_arrays(
+            folder / FILE, {"hashes": known.hashes, "order": np.uint64(known.order), "large": np.bool_(known.large)}
+        )
+
+
+def kept_identity(folder: Path) -> Identity | None:
+    """What :func:`keep_identity` wrote, or ``None``."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
+    except Exception as error:  # a damaged file raises nearly anything
+        raise DataError(f"{path} cannot be read: {error}; restore it, or remove it to go on without") from None
+
+
+def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
+    """The data of a run, or others by name or path, split as the run splits, and held against those it knows.
+
+    Args:
+        folder: The run folder.
+        config: Of the run.
+        data: Another name or path than the run's.
+        changed: Take the run's data as they are, whatever has become of them.
+
+    Raises:
+        DataError: If they are gone or unreadable, or are not the run's any more.
+    """
+    dataset = read_again(folder, config, data)
+    became(folder, dataset, changed=changed, named=data is not None)
+    return dataset
+
+
+def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
+    """Read the data of a run, or others by name or path, as the run did, without a word about what became of them.
+
+    A run that kept no hashes may be older than the rules by which axes are told apart, and keeps its own.
+    """
+    source = data or found(folder, config)
+    if (folder / FILE).is_file() or config.layout != "auto" or source in NAMES:
+        return config.load_data(source)
+    known = DataInfo.from_dict(read_json(folder / "data.json"))
+    try:
+        dataset = config.load_data(source)
+        if dataset.info.shape == known.shape or data is not None:
+            return dataset
+    except DataError as error:
+        if error.parameter != "layout":
+            raise
+    return replace(config, layout="last" if known.channels_last else "first").load_data(source)
+
+
+def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
+    """What has become of the data of a run: ``same``, or a warning or an error that says it.
+
+    Args:
+        folder: The run folder.
+        data: As they are now.
+        changed: Warn of what would be an error.
+        named: They were named for this, and may well be others.
+
+    Raises:
+        DataError: If rows are missing, or these are other data, and they were not named.
+    """
+    known, info = kept_identity(folder), DataInfo.from_dict(read_json(folder / "data.json"))
+    if known is None:
+        return _by_description(folder, info, data.info, changed=changed, named=named)
+    if data.identity is None:  # toys and digits named in their place
+        state, new, missing = "other", 0, 0
+    else:
+        state, new, missing = known.compared(data.identity)
+    split = "rows are held out by their content, and those held out then are held out now"
+    told = {
+        "re-sorted": f"the data of {folder} are in another order than in training; {split}",
+        "grown": f"the data of {folder} have grown by {new:,} rows since training; {split}",
+    }
+    if state in told:
+        warnings.warn(told[state], stacklevel=3)
+    elif state != "same" and not named:
+        gone = f"{missing:,} of the {len(known.hashes):,} rows it was trained and tested with are missing"
+        what = gone if state == "shrunk" else "these are other data" if known.large or not missing else (
+            f"{gone}, and {new:,} are new"
+        )  # fmt: skip
+        _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)
+    elif state == "shrunk":
+        warnings.warn(f"{missing:,} rows of the data of {folder} are missing here; {split}", stacklevel=3)
+    return state
+
+
+def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
+    """The same for a run that kept no hashes: what can be told from counts and ranges."""
+    if named:
+        return "unknown"
+    for name in ("n_train", "n_test", "low", "high", *UNITS):
+        was, today = (np.float32(v) if isinstance(v := getattr(i, name), float) else v for i in (known, now))
+        if was != today:
+            _refuse(
+                f"{now.source} has changed since {folder} was trained on it ({name} {was} then, {today} "
+                "now), and this run is split by the numbers of rows, so that rows it was trained "
+                "on may count as held out",
+                changed,
+            )
+            return "other"
+    return "same"
+
+
+def _refuse(told: str, changed: bool) -> None:
+    if not changed:
+        raise DataError(f"{told}. Restore the data, or take them as they are", parameter="changed_data", value=None)
+    warnings.warn(Advice(f"{told}. They are taken as they are"), stacklevel=4)

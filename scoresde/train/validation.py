@@ -1,0 +1,136 @@
+"""Which weights to use: the loss of the averaged weights on rows that were not trained on.
+
+At intervals the averaged weights are asked about the same rows, times and noise, so that two of these losses differ by
+the weights alone. The checkpoint with the lowest is kept beside the last one, and takes its place only if it is better
+by more than chance: by two standard errors of the difference, row by row. A minimum over many noisy losses would
+otherwise be taken for an improvement. What is left over, the test rows, chooses nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError
+from ..core.files import FORMAT, read_json, read_tensors, write_json
+from ..core.noise import keyed
+from ..data.batch import Batch, Rows
+from ..objective.draw import Draw, Draws
+from ..objective.loss import Objective
+from ..run.files import BEST, CHOICE, save_best
+
+__all__ = ["Best", "Validation"]
+
+DRAWS = 1024  # pairs of a time and a noise at least, as long as each row has at most
+EACH = 64
+ERRORS = 2.0  # standard errors by which the best must be better than the last
+CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The weights with the lowest loss so far.
+
+    Attributes:
+        step: Of training.
+        losses: Of each row, float64 ``(n,)``.
+        weights: Averaged, by name.
+    """
+
+    step: int
+    losses: Tensor
+    weights: Mapping[str, Tensor]
+
+    def against(self, losses: Tensor, step: int) -> dict[str, Any]:
+        """Hold them against the last weights, of which the ``losses`` are; plain values, with which are to be used."""
+        difference = losses - self.losses
+        error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
+        mean = float(difference.mean())
+        return {
+            "rows": len(losses), "best_step": self.step, "best_loss": float(self.losses.mean()), "last_step": step,
+            "last_loss": float(losses.mean()), "difference": mean, "stderr": error if math.isfinite(error) else None,
+            "used": "best" if step != self.step and mean > ERRORS * error else "last",
+        }  # fmt: skip
+
+
+class Validation:
+    """Fixed rows, times and noise, and the best weights by their loss.
+
+    Args:
+        source: The rows.
+        draw: How a step draws, before it has learned anything.
+        objective: What is minimised.
+        seed: Of the draws.
+        dtype: Of the states.
+    """
+
+    def __init__(self, source: Rows, draw: Draw, objective: Objective, seed: int, dtype: torch.dtype) -> None:
+        self.count, self.objective = len(source), objective
+        # One copy of all rows after the other: times that are spread over a batch are so over each row's copies.
+        copies = max(1, min(EACH, math.ceil(DRAWS / self.count)))
+        generator = keyed(seed, 0, "validation")
+        self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
+        self.draws: Draws = draw(self.batch, generator)
+        self.best: Best | None = None
+
+    @torch.no_grad()
+    def losses(self, model: nn.Module) -> Tensor:
+        """The loss of each row, the mean over its copies; float64 ``(n,)``, on the CPU."""
+        device = next(model.parameters()).device
+        found = []
+        for rows in torch.split(torch.arange(len(self.batch)), CHUNK):
+            batch, draws = self.batch.rows(rows).to(device), self.draws.rows(rows).to(device)
+            loss = self.objective(model, batch, draws)
+            loss = loss if draws.weight is None else draws.weight.to(loss) * loss
+            ends = self.objective.ends(model, batch)
+            found.append((loss if ends is None else loss + ends).double().cpu())
+        return torch.cat(found).reshape(-1, self.count).mean(0)
+
+    def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
+        """The losses of the averaged ``model`` after ``step`` steps; its ``weights`` are kept if they are the best."""
+        losses = self.losses(model)
+        if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
+            self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
+            if folder is not None:
+                save_best(folder, step, {"ema": self.best.weights, "validation": {"losses": losses}})
+        return losses
+
+    def resume(self, folder: Path, step: int) -> None:
+        """Take up the best weights of a run that goes on after ``step`` steps."""
+        kept = folder / "checkpoints" / BEST
+        if not kept.is_dir():
+            return
+        done = int(read_json(kept / "state.json")["step"])
+        losses = read_tensors(kept / "validation.safetensors").get("losses")
+        if losses is None or losses.shape != (self.count,):
+            raise CheckpointError(
+                f"{kept} has not one loss for each of {self.count} validation rows; remove it to go on"
+            )
+        if done <= step:
+            self.best = Best(done, losses, read_tensors(kept / "ema.safetensors"))
+
+    def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
+        """Decide between the best and the last weights, whose ``losses`` are given, and write it down."""
+        assert self.best is not None
+        told = self.best.against(losses, step)
+        if folder is not None:
+            write_json(folder / CHOICE, {"format": FORMAT, **told})
+        return told
+
+
+def sentence(told: Mapping[str, Any]) -> str:
+    """The line at the end of a training."""
+    best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
+    if told["best_step"] == told["last_step"]:
+        return f"validation: the last weights are the best ({last}, loss {told['last_loss']:.4g}); they are used"
+    error = ", of one row alone" if told["stderr"] is None else f" ± {told['stderr']:.2g}"
+    difference = f"the loss at {last} is {told['difference']:.2g}{error} above that at {best}"
+    if told["used"] == "best":
+        return f"validation: {difference}: the model overfits after it, and the weights of {best} are used"
+    return f"validation: {difference}, which may be chance; the last weights are used"

@@ -1,0 +1,113 @@
+"""Rows by content: the split against its own formula, and what has become of data against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde.core.errors import DataError
+from scoresde.data import Dataset, load_data
+from scoresde.data.content import MOST, Identity, contents, held_out, known_again
+
+
+def rows(part: torch.Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in part.flatten(1).tolist()}
+
+
+def table(n: int = 400, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 3))
+
+
+def test_equal_values_are_equal_rows_whatever_their_type() -> None:
+    x = np.array([[0.0, 1.0], [2.0, 3.0], [0.5, -1.0]])
+    for other in (x.astype(">f8"), x.astype("f4"), np.asfortranarray(x), np.array([[-0.0, 1.0], [2, 3], [0.5, -1]])):
+        assert contents(other) == contents(x)
+    assert contents(x[:2].astype(int)) == contents(x[:2]) and contents(x[:2].astype("u1")) == contents(x[:2])
+    one, other = np.array([[np.nan]]), np.frombuffer(b"\x01\x00\x00\x00\x00\x00\xf8\xff", "<f8")[None]
+    assert contents(one) == contents(other) != contents(np.array([[0.0]]))
+    assert len({*contents(x), *contents(x, ["a", "b", "c"]), *contents(x, ["b", "a", "c"])}) == 8  # c is the same twice
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_share_held_out_and_the_validation_share(seed: int) -> None:
+    found = held_out(contents(table(20_000)), seed, 0.2)
+    train, validates, test = found
+    assert abs(len(test) - 4_000) < 4 * np.sqrt(20_000 * 0.2 * 0.8)
+    assert abs(len(validates) - 800) < 4 * np.sqrt(16_000 * 0.05)
+    assert sorted([*train, *test]) == list(range(20_000)) and validates.max() < len(train)
+
+
+def test_validation_is_bounded_and_empty_data_have_none() -> None:
+    assert len(held_out([i.to_bytes(16, "little") for i in range(60_000)], 0, 0.1)[1]) == MOST
+    assert [len(part) for part in held_out([], 0, 0.1)] == [0, 0, 0]
+
+
+def test_no_row_crosses_the_split_when_data_grow_or_are_sorted() -> None:
+    x = table()
+    before = Dataset.of(x)
+    more = np.concatenate([table(50, seed=1), x[np.lexsort(x.T)]])
+    after = Dataset.of(more)
+    assert not rows(before.train) & rows(after.test) and not rows(before.test) & rows(after.train)
+    assert not rows(Dataset.of(x, seed=1).test) <= rows(before.test)  # another seed, another split
+
+
+def test_a_few_rows_many_times_have_a_test_part() -> None:
+    x = np.repeat(table(6), 20, axis=0)
+    data = Dataset.of(x)
+    assert 2 <= len(data.test) <= 30 and data.known_again == len(data.test)
+    assert f"{len(data.test)} of the test samples equal a training sample" in data.describe()
+    assert not Dataset.of(table()).known_again
+
+
+def test_equal_rows_are_told_apart_by_their_label() -> None:
+    x = np.zeros((200, 1)) + np.arange(200)[:, None] % 2
+    one, other = (Dataset.of(x, classes=np.arange(200) % k) for k in (2, 4))
+    assert one.identity is not None and other.identity is not None
+    assert one.identity.compared(other.identity)[0] == "other"
+    assert known_again(contents(x[:2], ["a", "b"]), contents(x[:2], ["b", "a"])) == 0
+
+
+def test_copies_of_a_file_share_a_side() -> None:
+    files = [bytes([i % 40]) * 8 for i in range(400)]
+    train, _, test = held_out(files, 0, 0.3, copies_apart=False)
+    assert len(test) and not {files[i] for i in train} & {files[i] for i in test}
+
+
+def test_an_empty_test_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 test samples") as caught:
+        Dataset.of(table(8), test_fraction=1e-9)
+    assert caught.value.parameter == "test_fraction"
+
+
+def test_what_has_become_of_data() -> None:
+    x = contents(np.repeat(table(30), 2, axis=0))
+    same = Identity.of(x)
+    assert same.compared(Identity.of(list(x))) == ("same", 0, 0)
+    assert same.compared(Identity.of(x[::-1])) == ("re-sorted", 0, 0)
+    assert same.compared(Identity.of([*x, x[0]])) == ("grown", 1, 0)
+    assert same.compared(Identity.of(x[3:])) == ("shrunk", 0, 3)
+    assert same.compared(Identity.of([*x[3:], b"0" * 16])) == ("other", 1, 3)
+    assert same.compared(Identity.of(x, own_test=1))[0] == "other"  # the same row on another side
+    assert same.compared(Identity.of_files([]))[0] == "other"
+
+
+def test_large_files_are_known_by_size_and_ends(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"x" * 200_000)
+    other.write_bytes(b"x" * 200_000)
+    known = Identity.of_files([path])
+    assert known.compared(Identity.of_files([other]))[0] == "same"  # whatever its name
+    for change in (b"y" + b"x" * 199_999, b"x" * 199_999 + b"y", b"x" * 200_001):
+        other.write_bytes(change)
+        assert known.compared(Identity.of_files([other]))[0] == "other"
+
+
+def test_toys_and_digits_keep_their_permutation() -> None:
+    digits = load_data("digits")
+    assert (digits.info.n_train, digits.info.n_test, digits.identity) == (1617, 180, None)
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    everything = load_data("digits", split="rows")
+    assert torch.equal(digits.test, everything.test) and len(order[:180]) == len(digits.test)

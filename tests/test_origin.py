@@ -1,0 +1,169 @@
+"""The data of a run that moved, grew, were sorted again, or are others: what each reader of them says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import edit, older
+from shell import Shell
+
+from scoresde import TrainConfig, fit, load
+from scoresde.core.errors import DataError, UsageError
+
+SMALL = {"width": 8, "blocks": 1}
+LINE = "likelihood runs/own --limit 4 --rtol 1e-2 --no-check --save csv"
+
+
+def table(n: int = 120, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 2))
+
+
+@pytest.fixture
+def own(shell: Shell) -> Path:
+    """A run of two steps on x.npy, in the current folder."""
+    np.save("x.npy", table())
+    fit(TrainConfig(data="x.npy", steps=2, batch=8, network_options=SMALL), out="runs/own", quiet=True)
+    return Path("runs/own")
+
+
+def test_a_run_finds_its_data_from_another_folder(
+    own: Path, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.save("x.npy", table(seed=1))  # other data under the name that was typed
+    shell(f"likelihood {tmp_path / 'runs/own'} --limit 4 --rtol 1e-2 --no-check --save csv")
+    assert "changed" not in shell.err and "grown" not in shell.err
+
+
+def test_data_that_moved_with_the_run_are_found(own: Path, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    shutil.move("x.npy", "project/x.npy")
+    shutil.move("runs", "project/runs")
+    assert len(load("project/runs/own").data().test)
+
+
+def test_data_that_are_gone_are_asked_for(own: Path, shell: Shell) -> None:
+    Path("x.npy").rename("y.npy")
+    shell.refuses(LINE, 3, "x.npy", "no such file")
+    shell(LINE + " --data y.npy")  # the same under another name: nothing to say
+    assert "rows" not in shell.err
+
+
+def test_an_older_run_finds_a_relative_path_beside_the_folders_above_it(own: Path, shell: Shell) -> None:
+    edit(own / "config.json", lambda s: {k: v for k, v in s.items() if k != "data_beside"})
+    edit(own / "config.json", lambda s: s | {"config": s["config"] | {"data": "x.npy"}})
+    Path("elsewhere").mkdir()
+    run = load(own.resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("elsewhere")
+        assert len(run.data().test)
+
+
+# What stands in the file then, what every reader says of it, and whether it goes on.
+CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, bool]] = {
+    "re-sorted": (lambda x: x[::-1], "another order", True),
+    "grown": (lambda x: np.concatenate([table(5, seed=3), x]), "grown by 5 rows", True),
+    "shrunk": (lambda x: x[3:], "3 of the 120 rows", False),
+    "edited": (lambda x: np.where(np.arange(len(x))[:, None] < 2, x + 1, x), "2 of the 120 rows", False),
+    "scaled": (lambda x: x * 100, "120 are new", False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_verb_says_what_has_become_of_the_data(own: Path, shell: Shell, name: str) -> None:
+    change, told, right = CHANGES[name]
+    np.save("x.npy", change(table()))
+    before = (own / "data.json").read_bytes(), (own / "rows.npz").read_bytes()
+    for line in (
+        LINE,
+        "evaluate runs/own --n 20 --solver euler --steps 2 --metrics frechet",
+        "train --resume runs/own --steps 3",
+    ):
+        if right:
+            shell(line)
+            assert told in shell.err, line
+        else:
+            shell.refuses(line, 3, told, "--changed-data")
+    if not right:
+        shell(LINE + " --changed-data")
+        assert told in shell.err and "taken as they are" in shell.err
+    assert before == ((own / "data.json").read_bytes(), (own / "rows.npz").read_bytes())
+
+
+def test_test_rows_stay_the_same_when_data_grow(own: Path) -> None:
+    held = {tuple(row) for row in load(own).data().test.tolist()}
+    trained = {tuple(row) for row in load(own).data().train.tolist()}
+    np.save("x.npy", np.concatenate([table(60, seed=2), table()[::-1]]))
+    with pytest.warns(UserWarning, match="grown by 60"):
+        now = load(own).data()
+    assert held <= {tuple(row) for row in now.test.tolist()} and not trained & {tuple(r) for r in now.test.tolist()}
+
+
+def test_a_resumed_run_keeps_its_units(own: Path, shell: Shell) -> None:
+    np.savez("z.npz", x=table(), y=np.arange(120) % 3)
+    config = TrainConfig(data="z.npz", steps=2, batch=8, network_options=SMALL)
+    fit(config, out="runs/named", quiet=True)
+    np.savez("z.npz", x=table(), y=np.arange(120) % 3 + 1)  # other classes of the same rows
+    with pytest.raises(DataError, match="classes"):
+        fit(replace(config, steps=3), out="runs/named", resume=True, quiet=True)
+    with pytest.raises(DataError, match="shape"):
+        fit(
+            replace(load(own).config, steps=3),
+            data=np.tile(table(50), 2),
+            out=own,
+            resume=True,
+            quiet=True,
+            changed_data=True,
+        )
+    with pytest.raises(UsageError, match="data"):
+        fit(replace(load(own).config, data="moons", steps=3), out=own, resume=True, quiet=True, changed_data=True)
+
+
+def test_a_resumed_run_goes_on_with_grown_data_in_its_own_units(own: Path) -> None:
+    codec = json.loads((own / "model.json").read_text())["codec"]
+    np.save("x.npy", np.concatenate([table(), 50 + table(40, seed=5)]))
+    with pytest.warns(UserWarning, match="grown by 40"):
+        run = fit(replace(load(own).config, steps=4), out=own, resume=True, quiet=True)
+    assert run.step == 4 and json.loads((own / "model.json").read_text())["codec"] == codec
+
+
+def test_an_older_run_keeps_its_rows_and_says_when_they_changed(own: Path) -> None:
+    older(own)
+    (own / "rows.npz").unlink()
+    edit(own / "config.json", lambda s: s | {"config": {k: v for k, v in s["config"].items() if k != "split"}})
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    known = {"n_train": 108, "n_test": 12, "n_validation": 0}
+    edit(own / "data.json", lambda s: s | known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load(own).data().test, torch.from_numpy(table().astype("f4"))[order[:12]])
+    np.save("x.npy", table(130))
+    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*numbers of rows") as caught:
+        load(own).data()
+    assert caught.value.parameter == "changed_data"
+    with pytest.warns(UserWarning, match="taken as they are"):
+        assert len(load(own, changed_data=True).data().test) == 13
+
+
+def test_an_older_run_keeps_the_axes_it_read(own: Path) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 16, 4, 4)).astype("f4"))
+    config = TrainConfig(data="x.npy", steps=2, batch=8, split="rows", layout="last", network_options={"channels": 4})
+    fit(config, out="runs/old", quiet=True)
+    Path("runs/old/rows.npz").unlink(missing_ok=True)
+    edit("runs/old/config.json", lambda s: s | {"config": {k: v for k, v in s["config"].items() if k != "layout"}})
+    assert load("runs/old").data().info.shape == (4, 16, 4)
+
+
+def test_damaged_hashes_are_named(own: Path) -> None:
+    (own / "rows.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"rows\.npz cannot be read"):
+        load(own).data()

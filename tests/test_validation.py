@@ -1,0 +1,144 @@
+"""Validation: the same rows, times and noise each time, the best weights kept, and used only if that is no chance."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from runs import contents, signal_at
+
+from scoresde import Likelihood, TrainConfig, fit, load
+from scoresde.core.errors import CheckpointError, Preempted
+from scoresde.core.files import read_lines, read_tensors
+from scoresde.data import Dataset
+from scoresde.run.files import BEST
+from scoresde.run.spec import ModelSpec
+from scoresde.train.loop import _parts, previews
+from scoresde.train.validation import Best, sentence
+
+SMALL = {"width": 8, "blocks": 1}
+CONFIG = TrainConfig(steps=8, batch=16, network_options=SMALL)
+
+
+def table(n: int = 200, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 2))
+
+
+WIDE = TrainConfig(steps=120, batch=64, lr=1e-2, network_options={"width": 128, "blocks": 1})
+
+
+def many() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(80, 12))
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wide network on a few points in many dimensions, which it learns by heart."""
+    folder = tmp_path_factory.mktemp("overfitted") / "r"
+    fit(WIDE, data=many(), out=folder, quiet=True)
+    return folder
+
+
+def test_the_paired_difference_decides() -> None:
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    best = Best(10, losses, {})
+    told = best.against(losses + torch.tensor([1.0, 1.1, 0.9, 1.0]), 40)
+    assert told["used"] == "best" and told["difference"] == pytest.approx(1.0)
+    assert told["stderr"] == pytest.approx(np.std([1.0, 1.1, 0.9, 1.0], ddof=1) / 2)
+    noisy = best.against(losses + torch.tensor([4.0, -3.0, 4.0, -1.0]), 40)  # the same mean, by chance
+    assert noisy["difference"] == pytest.approx(1.0) and noisy["used"] == "last" and "chance" in sentence(noisy)
+    assert best.against(losses, 10)["used"] == "last" and "the last weights are the best" in sentence(
+        best.against(losses, 10)
+    )
+    alone = Best(1, losses[:1], {}).against(losses[1:2], 2)
+    assert alone["used"] == "last" and alone["stderr"] is None and "one row alone" in sentence(alone)
+
+
+def test_the_losses_are_of_the_same_draws_each_time(tmp_path: Path) -> None:
+    fit(CONFIG, data=table(), out=tmp_path / "a", quiet=True)
+    fit(CONFIG, data=table(), out=tmp_path / "b", quiet=True)
+    seen = [
+        [line["validation"] for line in read_lines(tmp_path / n / "metrics.jsonl") if "validation" in line]
+        for n in "ab"
+    ]
+    assert seen[0] == seen[1] and len(seen[0]) == 8 and all(math.isfinite(v) for v in seen[0])
+
+
+def test_validation_rows_are_not_trained_on() -> None:
+    data = Dataset.of(table())
+    train, validating = _parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec)), 0, True)
+    assert validating is not None and len(train) + len(validating) == len(data.train) and len(validating) > 2
+    assert not {tuple(r) for r in train.x.tolist()} & {tuple(r) for r in validating.x.tolist()}
+    assert torch.equal(validating.x, data.train[data.validates])
+    assert fit(replace(CONFIG, batch=400), data=data, save=False, quiet=True).config.batch == len(train)
+
+
+def test_a_model_that_overfits_uses_its_best_weights(overfitted: Path, tmp_path: Path) -> None:
+    told = json.loads((overfitted / "validation.json").read_text())
+    loaded = load(overfitted)
+    assert told["used"] == "best" and loaded.step == told["best_step"] < 120 and "overfits" in sentence(told)
+    best = read_tensors(overfitted / "checkpoints" / BEST / "ema.safetensors")
+    assert all(torch.equal(best[k], v) for k, v in loaded.base.learned.state_dict().items())
+    lines = [line for line in read_lines(overfitted / "metrics.jsonl") if "validation" in line]
+    assert min(lines, key=lambda line: line["validation"])["step"] == loaded.step
+    shutil.copytree(overfitted, tmp_path / "r")
+    (tmp_path / "r" / "validation.json").unlink()
+    last, test = load(tmp_path / "r"), Dataset.of(many()).test
+    how = Likelihood(rtol=1e-3)
+    assert last.step == 120 and last.log_likelihood(test, how).mean() < loaded.log_likelihood(test, how).mean()
+
+
+def test_without_a_folder_the_best_weights_are_used_too(overfitted: Path) -> None:
+    run = fit(WIDE, data=many(), save=False, quiet=True)
+    assert torch.equal(run.sample(4, "euler").x, load(overfitted).sample(4, "euler").x)
+
+
+def test_damaged_best_weights_are_passed_over(overfitted: Path, tmp_path: Path) -> None:
+    shutil.copytree(overfitted, tmp_path / "r")
+    (tmp_path / "r" / "checkpoints" / BEST / "ema.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="not the best ones"):
+        assert load(tmp_path / "r").step == 120
+
+
+def test_a_resumed_run_chooses_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, steps=20)
+    fit(config, data=table(), out=tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        signal_at(patch, 11, 15)
+        fit(config, data=table(), out=tmp_path / "cut", quiet=True)
+    fit(config, data=table(), out=tmp_path / "cut", resume=True, quiet=True)
+    one, other = ((tmp_path / n / "validation.json").read_text() for n in ("whole", "cut"))
+    assert one == other
+    one, other = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_best_weights_of_other_rows_are_refused(tmp_path: Path) -> None:
+    fit(CONFIG, data=table(), out=tmp_path / "r", quiet=True)
+    from safetensors.torch import save_file
+
+    save_file({"losses": torch.zeros(1)}, tmp_path / "r" / "checkpoints" / BEST / "validation.safetensors")
+    with pytest.raises(CheckpointError, match="validation rows"):
+        fit(replace(CONFIG, steps=9), data=table(), out=tmp_path / "r", resume=True, quiet=True)
+
+
+def test_what_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(CONFIG, data=table(), save=False)
+    assert "validation: " in capsys.readouterr().err
+    fit(CONFIG, data=table(12, seed=6), save=False)
+    assert "too few to spare any" in capsys.readouterr().err
+    fit(replace(CONFIG, data="moons"), save=False)  # toys and digits have none
+    assert "validation" not in capsys.readouterr().err
+
+
+def test_when_samples_are_shown() -> None:
+    assert previews(1000) == {10, 20, 50, 100, 200, 500, 1000} and previews(3) == {1, 2, 3}
+    assert previews(10, 4) == {4, 8, 10}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["data"]
 
 FEW = 5_000  # pictures, below which a network repeats them
-LARGE = 128  # pixels of a side, above which training on a CPU takes days
+LARGE = 40  # pixels of a side, above which the network wants a GPU
 
 
 @click.group(cls=Group)
@@ -47,7 +47,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     answered = None if found.answers is None else _command(context, path, reading, found.answers)
     lines = [_listed(path, problems)] if problems else _described(found)
     if found.dataset is not None:
-        lines += [f"note: {advice}" for advice in _advised(found.dataset.info, reading)]
+        lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
     lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
     facts = {"data": path, "problems": problems, "command": answered, "found": found.facts()}
     session.print(facts, *lines)
@@ -81,7 +81,7 @@ def _described(found: Look) -> list[str]:
     return lines
 
 
-def _advised(info: DataInfo, reading: Reading) -> list[str]:
+def _advised(info: DataInfo) -> list[str]:
     """What might suit pictures of this number and size."""
     if info.kind != "image":
         return []
@@ -91,7 +91,6 @@ def _advised(info: DataInfo, reading: Reading) -> list[str]:
             f"fewer than {FEW:,} pictures: --augment of scoresde train shows them flipped, shifted and scaled as well, "
             "and samples are not"
         )
-    if max(info.shape[1:]) > LARGE and not reading.size:
-        size = f"{info.shape[2]}x{info.shape[1]}"
-        advice.append(f"{size} pixels train slowly without a GPU: --size 64 makes the pictures smaller")
+    if max(info.shape[1:]) > LARGE:
+        advice.append(f"pictures of more than {LARGE} pixels train slowly without a GPU: --size 32 makes them smaller")
     return advice

@@ -119,6 +119,7 @@ class _Search:
             yield path
             return
         here = path.resolve()
+        above = above or (path.parent.resolve(), *path.parent.resolve().parents)
         if here not in above:  # a link may lead back to where it lies
             for inside, folded in self.visible(path):
                 yield from self.walk(inside, folded, (*above, here))

@@ -43,7 +43,7 @@ MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
 KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # with one colour, or some of a palette, transparent
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # a tag of EXIF, and its values that exchange width and height
 BITS = 258  # the tag of TIFF
-SUGGESTED = (64, 32, 16, 8)  # sides of a picture that train on a CPU
+SUGGESTED = (32, 16, 8)  # sides of pictures whose networks train without a GPU
 # What may be wrong with a file: of one, of several, and what to do.
 FAULTS = {
     "unreadable": (
@@ -427,7 +427,8 @@ class _Pile:
             found.append(f"{grey:,} grey and {colour:,} colour pictures: all are read as colour")
         holes = self.main.channels[2] + self.main.channels[4]
         if holes:
-            found.append(f"{_number(holes)} of {len(self.kept):,} with transparent parts: the last channel is alpha")
+            others = ", opaque in the others" if holes < len(self.kept) else ""
+            found.append(f"{_number(holes)} with transparent parts: the last channel is alpha{others}")
         elif self.opaque:
             found.append(f"{_number(self.opaque)} with an alpha channel that is opaque throughout, which is dropped")
         side = self.reading.size

@@ -41,7 +41,12 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
 KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # with one colour, or some of a palette, transparent
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # a tag of EXIF, and its values that exchange width and height
+ORIENTATION = 0x0112  # a tag of EXIF, and what puts a picture upright by its value
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # width and height are exchanged
 BITS = 258  # the tag of TIFF
 SUGGESTED = (32, 16, 8)  # sides of pictures whose networks train without a GPU
 # What may be wrong with a file: of one, of several, and what to do.
@@ -173,7 +178,6 @@ def _decoded(data: bytes, reading: Reading) -> _Picture:
 
 def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     from PIL import Image as Images
-    from PIL import ImageOps
 
     # A second picture in a JPEG (MPO) is a preview; in other formats it is data that would be lost.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -185,13 +189,12 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     if not sixteen and image.mode != "F" and _bits(image, data) > 8:
         raise _Fault("deep", "")
     width, height = image.size
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation in TURNED:
-        width, height = height, width
-    if reading.size:
-        image.draft(None, (2 * reading.size, 2 * reading.size))  # a JPEG is decoded at a half, quarter or eighth
-    if orientation != 1:
-        ImageOps.exif_transpose(image, in_place=True)
+    part = (float(width), float(height))  # the rest, to the right and below, is what a decoder filled up
+    if reading.size:  # a JPEG is decoded at a half, a quarter or an eighth
+        drafted = image.draft(None, (2 * reading.size, 2 * reading.size))
+        part = part if drafted is None else drafted[1][2:]
+    image.load()  # turns a TIFF, and takes the tag away
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     opaque = False
     if sixteen:
         levels = np.asarray(image)
@@ -208,17 +211,20 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
         if mode.endswith("A") and image.getchannel("A").getextrema() == (255, 255):
             image, opaque = image.convert(mode.removesuffix("A")), True
     if reading.size and (reading.fit or width == height):
-        image = _squared(image, reading.size, reading.fit)
+        image = _squared(image, part, reading.size, reading.fit)
+    if turn is not None:
+        image = image.transpose(Images.Transpose[turn])
     x = np.asarray(image)
-    return _Picture((width, height), x[None] if x.ndim == 2 else x.transpose(2, 0, 1), opaque)
+    size = (height, width) if turn in TURNED else (width, height)
+    return _Picture(size, x[None] if x.ndim == 2 else x.transpose(2, 0, 1), opaque)
 
 
-def _squared(image: Image.Image, side: int, fit: str) -> Image.Image:
-    """A picture as a square of ``side`` pixels, smoothed as it shrinks; one of that size stays as it is."""
+def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
+    """The upper left part of a picture as a square of ``side`` pixels, smoothed as it shrinks."""
     from PIL import Image as Images
 
-    width, height = image.size
-    box = (0.0, 0.0, float(width), float(height))
+    width, height = part
+    box = (0.0, 0.0, width, height)
     inner = (side, side)
     if fit == "crop":
         left, top = max(0, width - height) / 2, max(0, height - width) / 2

@@ -379,7 +379,7 @@ def bad_data(name: str, where: Path) -> None:
         ("missing", "no/such/folder", ["no/such/folder", "8gaussians, 2spirals", ".npz"]),
         ("missing", "mooons", ["mooons", "Did you mean moons"]),
         ("empty", "bad", ["bad", "no images", ".png"]),
-        ("text.png", "bad", ["bad/notes.png"]),
+        ("text.png", "bad", ["bad: 1 of 4 files", "notes.png (text)"]),
         ("two sizes", "bad", ["7x5", "4x4", "2.png", "resize"]),
         ("nan", "bad.npy", ["bad.npy", "NaN", "row 4"]),
         ("objects", "bad.npy", ["bad.npy", "Python objects"]),

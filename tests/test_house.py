@@ -239,11 +239,12 @@ def test_import_loads_nothing() -> None:
 
 
 VERBS = [
-    "train", "sample", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info", "list", "demo",
+    "data", "train", "sample", "bench", "likelihood", "evaluate", "classifier", "plot", "reflow", "info", "list",
+    "demo",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", *VERBS, "plot schedule", "demo single-image"])
+@pytest.mark.parametrize("command", ["", *VERBS, "data inspect", "plot schedule", "demo single-image"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import atexit, sys\n"

@@ -17,6 +17,7 @@ from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
 from .command import Group, warned
+from .data import data
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
@@ -43,7 +44,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _verb in (train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names, demo):
+for _verb in (data, train, sample, bench, likelihood, evaluate, classifier, plot, reflow, info, list_names, demo):
     cli.add_command(_verb)
 
 

@@ -16,10 +16,13 @@ from typing import Any, NoReturn
 
 import click
 
-from ..core.errors import Advice, ScoresdeError, Stopped, UsageError
+from ..core.errors import Advice, Problems, ScoresdeError, Stopped, UsageError
 from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
 
-__all__ = ["Command", "Fields", "Group", "Option", "first_line", "option", "settings", "spelled", "verb", "warned"]
+__all__ = [
+    "Command", "Fields", "Group", "Option", "first_line", "flags", "option", "settings", "spelled", "told", "verb",
+    "warned",
+]  # fmt: skip
 
 EVERYWHERE = "Everywhere"  # the last heading
 
@@ -307,6 +310,12 @@ class Command(click.Command):
 
 def told(ctx: click.Context | None, message: ScoresdeError | Stopped | Advice) -> str:
     """What the library says, and how what would put it right is typed in this command."""
+    if ctx is not None and isinstance(message, Problems):
+        ways = [flags(ctx, problem.answers) for problem in message.problems]
+        texts = [f"{p.message}{f' (here: {way})' * bool(way)}" for p, way in zip(message.problems, ways, strict=True)]
+        several = {k: v for problem in message.problems for k, v in problem.answers.items()}
+        together = f"\nall at once: {flags(ctx, several)}" if len(texts) > 1 and all(ways) else ""
+        return f"{message.listed(texts)}{together}"
     typed = None
     if ctx is not None and message.parameter is not None:
         typed = spelled(ctx, message.parameter, message.value)
@@ -320,11 +329,22 @@ def warned(message: Warning | str) -> str:
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """How a parameter of the library is typed in this command or, if it is one of training, there."""
-    end = "" if value is None else f" {value}"
+    """How a parameter of the library is typed in this command or, if it is one of training, there; or how a function of
+    it is called."""
     if parameter in CALLS:
+        end = "" if value is None else f" {value}"
         given = f" --data{end}" if parameter == "train_classifier" and end else end
         return f"{CALLS[parameter]}{given}"
+    return _spelled(ctx, parameter, value)
+
+
+def flags(ctx: click.Context, answers: Mapping[str, object]) -> str:
+    """How several parameters are typed: ``--size 64 --fit crop``."""
+    return " ".join(filter(None, (_spelled(ctx, name, value) for name, value in answers.items())))
+
+
+def _spelled(ctx: click.Context, parameter: str, value: object) -> str | None:
+    end = "" if value is None else f" {value}"
     group = ctx.find_root().command
     train = group.commands.get("train") if isinstance(group, click.Group) else None
     trained = parameter.partition(".")[0] in TRAINED

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.progress import Progress
+    from ..data import Reading
     from ..run.run import Run
     from ..solvers import Solver, Step
 
 __all__ = [
     "Conditioning", "Session", "SolverChoice", "builds", "conditioning", "counted", "in_list", "out_option",
-    "sde_option", "session", "set_option", "solver_options", "together", "whole_numbers",
+    "reading_options", "sde_option", "session", "set_option", "solver_options", "together", "whole_numbers",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -320,6 +321,30 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
         progress.update(max(0, now - progress.done))
 
     return watch
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def reading_options(first: bool = False) -> Decorator:
+    """Pass ``reading``, how files are read where they do not say so themselves."""
+
+    def make(fit: str | None, **given: Any) -> Reading:
+        from ..data import Reading
+
+        return Reading(fit=fit or "", **given)
+
+    return together(
+        "reading", make,
+        option("--size", under="Data", first=first, type=click.IntRange(0), default=0, show_default=False,
+               help="Bring all pictures to squares of this many pixels.  [default: as they are]"),
+        option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
+               help="With --size, other shapes: their middle, on black borders, or drawn out of shape."),
+        option("--layout", under="Data", first=first, type=click.Choice(["auto", "first", "last"]), default="auto",
+               help="Where an array has its channels."),
+        option("--on-bad", under="Data", first=first, type=click.Choice(["stop", "skip"]), default="stop",
+               help="At files that cannot be read: stop, or leave them out."),
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- conditioning

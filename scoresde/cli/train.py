@@ -13,9 +13,10 @@ from ..core.errors import UsageError
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, option, settings, verb
-from .common import Session, builds, out_option, sde_option, session, set_option
+from .common import Session, builds, out_option, reading_options, sde_option, session, set_option
 
 if TYPE_CHECKING:
+    from ..data import Reading
     from ..run.config import TrainConfig
 
 __all__ = ["train"]
@@ -40,6 +41,7 @@ PARTS = (
 )
 @option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npy.")
 @option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
+@reading_options()
 @sde_option
 @option("--shift", under="Path", type=click.FloatRange(0, min_open=True), default=1.0,
         help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
@@ -70,6 +72,7 @@ def train(
     data: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str, weighting: str,
     t_sampler: str, steps: int | None, batch: int | None, lr: float | None, assignments: tuple[str, ...],
     resume: str | None, changed_data: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session,
+    reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
@@ -101,6 +104,7 @@ def train(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
                 "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
+                "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
                 "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip

@@ -6,12 +6,17 @@ A message says what went wrong, where, with the value, and what to try. Codes: 0
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
 __all__ = [
     "Advice",
     "CheckpointError",
     "DataError",
     "NumericalError",
     "Preempted",
+    "Problem",
+    "Problems",
     "ScoresdeError",
     "Stopped",
     "UsageError",
@@ -44,6 +49,38 @@ class DataError(ScoresdeError, ValueError):
     """A data set that is missing, unreadable or inconsistent."""
 
     exit_code = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One of the things that are wrong with a data set.
+
+    Attributes:
+        message: What is wrong, and with which of the data, in the words of the library.
+        answers: The parameters that would put it right, and what to give each; empty if the data must be changed.
+    """
+
+    message: str
+    answers: Mapping[str, object] = field(default_factory=dict)
+
+
+class Problems(DataError):
+    """All that is wrong with a data set, at once.
+
+    Args:
+        where: The file or folder.
+        problems: At least one.
+    """
+
+    def __init__(self, where: object, problems: Sequence[Problem]) -> None:
+        self.where, self.problems = where, tuple(problems)
+        super().__init__(self.listed([problem.message for problem in problems]))
+
+    def listed(self, texts: Sequence[str]) -> str:
+        """The message, with a text for each problem."""
+        if len(texts) == 1:
+            return f"{self.where}: {texts[0]}"
+        return "\n".join([f"{self.where}: {len(texts)} problems", *(f"{i}. {t}" for i, t in enumerate(texts, 1))])
 
 
 class CheckpointError(ScoresdeError, ValueError):

@@ -42,9 +42,11 @@ class Reading:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 told = ", ".join(v for v in values if v)
-                raise UsageError(f"{name} is {getattr(self, name)!r}; choose from: {told}", parameter=name)
+                raise UsageError(f"{name} is {getattr(self, name)!r}; choose from: {told}")
         if self.size < 0:
             raise UsageError(f"size is {self.size}; take the side of a picture in pixels", parameter="size")
+        if self.fit and not self.size:
+            raise UsageError(f"fit is {self.fit!r} without a size to fit pictures to", parameter="size", value=64)
 
 
 AS_IS = Reading()

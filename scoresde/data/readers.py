@@ -7,6 +7,7 @@ reported with the name of the file. A format has a module of its own.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -14,20 +15,31 @@ import numpy as np
 
 from ..core.errors import DataError
 from .arrays import read_numpy
+from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
-from .pictures import IMAGE_SUFFIXES, read_image_folder
+from .pictures import read_image_folder
 from .raw import AS_IS, Raw, Reading
 
 __all__ = ["READABLE", "read_digits", "read_path"]
 
 READABLE = (
-    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), flat, with class folders, or with train/ and test/; "
-    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file"
+    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), at any depth, flat, with class folders, or with "
+    "train/ and test/; a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file"
 )
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
     """Read the file or folder ``path`` in whichever of the known layouts it has; ``reading`` says what it does not."""
+    raw = _read_path(path, reading)
+    pictures, unused = bool(raw.hashes), []
+    if reading.size and not pictures:
+        unused.append("size and fit are for folders of pictures, and change nothing here")
+    if reading.layout != "auto" and pictures:
+        unused.append("layout is for arrays, and changes nothing here")
+    return replace(raw, notes=(*raw.notes, *unused))
+
+
+def _read_path(path: Path, reading: Reading) -> Raw:
     try:
         if path.is_dir():
             files = {m[0]: m for p in path.iterdir() if (m := IDX_NAME.fullmatch(p.name))}

@@ -1,0 +1,189 @@
+"""Folders of pictures: which files are pictures, and of which split and class each is.
+
+Pictures may lie at any depth. The folders of the first level are classes, below ``train`` and ``test`` if there are
+such folders, and whatever lies in or below one of them belongs to it. Every file is either a picture, or named among
+those that are left out; only what operating systems leave behind is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import Problem
+
+__all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "some"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
+JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # and all names that begin with a dot
+
+Classed = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pictures of a folder.
+
+    Attributes:
+        train: File and class of each training picture, or of all if the folder has no split; the class is "" if there
+            are none. They are in the order in which they are read.
+        test: The same for the test part.
+        problems: What keeps the folder from being read so.
+        notes: What is left out, a sentence each.
+    """
+
+    train: Classed
+    test: Classed
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_pictures(folder: Path) -> Found:
+    """Find all pictures in and below a folder."""
+    search = _Search(folder)
+    parts: dict[str, list[Path]] = {}
+    for path, is_folder in search.visible(folder):
+        if is_folder and path.name.lower() in PARTS:
+            parts.setdefault(PARTS[path.name.lower()], []).append(path)
+    if "train" not in parts:
+        if parts:
+            search.note(
+                f"there is no train/: {_names(p for several in parts.values() for p in several)} count as classes"
+            )
+        return search.found(search.classed(folder), [])
+    for several in parts.values():
+        if len(several) > 1:
+            search.refuse(f"{_names(several)} could each be the same part: rename or move all but one")
+    train = search.classed(parts["train"][0])
+    chosen = _held_out(search, parts)
+    test = search.classed(chosen) if chosen is not None else []
+    used = {path for several in parts.values() for path in several}
+    beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
+    if beside:
+        search.refuse(
+            f"pictures lie beside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): rename "
+            "that folder if it is a class, or move the others"
+        )
+    if train and test and bool(train[0][1]) != bool(test[0][1]):
+        which = "test" if train[0][1] else "training"
+        search.note(f"only one part has class folders: the {which} pictures have no labels")
+    return search.found(train, test)
+
+
+def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
+    """The folder with the test part: that for validation if there is no other, or none with pictures in it."""
+    folders = [parts[part][0] for part in ("test", "validation") if part in parts]
+    if not folders:
+        return None
+    counts = [sum(_is_picture(p) for p in search.walk(folder)) for folder in folders]
+    chosen = folders[0] if counts[0] or not any(counts) else folders[1]
+    for path, count in zip(folders, counts, strict=True):
+        if path is not chosen:
+            search.note(f"{path.name}/ is left out, {count:,} pictures: {chosen.name}/ is the test part")
+    return chosen
+
+
+class _Search:
+    """A folder that is searched, with what was found in it besides pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.others: list[Path] = []
+
+    def refuse(self, text: str) -> None:
+        self.problems.append(Problem(text))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def shown(self, paths: Sequence[Path]) -> str:
+        return some([path.relative_to(self.folder).as_posix() for path in paths])
+
+    def visible(self, folder: Path) -> list[tuple[Path, bool]]:
+        """What lies in a folder by the order of the names, and whether each is a folder."""
+        with os.scandir(folder) as inside:
+            seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
+        return [(folder / name, is_folder) for name, is_folder in seen]
+
+    def walk(self, path: Path, is_folder: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+        """Every file in and below a folder, or the file itself."""
+        if not is_folder:
+            yield path
+            return
+        here = path.resolve()
+        above = above or (path.parent.resolve(), *path.parent.resolve().parents)
+        if here not in above:  # a link may lead back to where it lies
+            for inside, folded in self.visible(path):
+                yield from self.walk(inside, folded, (*above, here))
+
+    def pictures(self, path: Path, is_folder: bool) -> list[Path]:
+        """The pictures in and below a folder, or the picture itself; the other files are remembered."""
+        found: list[Path] = []
+        for file in self.walk(path, is_folder):
+            (found if _is_picture(file) else self.others).append(file)
+        return found
+
+    def classed(self, part: Path) -> Classed:
+        """Every picture of a part with its class."""
+        flat: list[Path] = []
+        inside: dict[str, list[Path]] = {}
+        for path, is_folder in self.visible(part):
+            if is_folder:
+                inside[path.name] = self.pictures(path, True)
+            else:
+                flat += self.pictures(path, False)
+        empty = [name for name, pictures in inside.items() if not pictures]
+        classes = {name: pictures for name, pictures in inside.items() if pictures}
+        where = "" if part == self.folder else f"{part.name}/ has "
+        if flat and classes:
+            name, pictures = next(iter(classes.items()))
+            self.refuse(
+                f"{where}images both directly in it ({len(flat):,}: {self.shown(flat)}) and in folders "
+                f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}): a folder is a class; move the "
+                "former into one, or elsewhere"
+            )
+        if not (flat or classes):
+            held = f"; other files: {_by_suffix(self, self.others)}" if self.others else ""
+            self.refuse(f"{where}no images in it nor below it; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
+        elif empty:
+            self.note(f"no pictures in {some([f'{name}/' for name in empty])}")
+        rows = [(p, "") for p in flat] + [(p, name) for name, pictures in classes.items() for p in pictures]
+        # File names are often sorted by content: shuffle once, always the same way, so that the first rows are a fair
+        # sample of the whole.
+        return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+
+    def found(self, train: Classed, test: Classed) -> Found:
+        others = [f"left out: {_by_suffix(self, self.others)}"] if self.others and train else []
+        return Found(train, test, tuple(self.problems), (*self.notes, *others))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _names(folders: Iterable[Path]) -> str:
+    return ", ".join(f"{path.name}/" for path in folders)
+
+
+def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
+    """``12 .gif (a.gif, b.gif, c.gif and 9 more), 1 .txt (notes.txt)``."""
+    kinds: dict[str, list[Path]] = {}
+    for path in paths:
+        kinds.setdefault(path.suffix.lower() or "without a suffix", []).append(path)
+    most_first = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    return ", ".join(f"{len(of)} {suffix} ({search.shown(of)})" for suffix, of in most_first)
+
+
+def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
+    """``a, b, c and 9 more``; the first names will do if it is said of how many they are."""
+    rest = max(of, len(names)) - most
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return f"{', '.join(names[:most])}{more}"

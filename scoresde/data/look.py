@@ -1,0 +1,72 @@
+"""A look at data before anything is trained on them: all that is wrong with them, or else what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import DataError, Problem, Problems
+from .dataset import Dataset, load_data
+from .raw import AS_IS, Reading
+
+__all__ = ["Look", "look"]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was seen.
+
+    Attributes:
+        problems: All that keeps the data from being read; empty if they were.
+        dataset: The data, if they were.
+    """
+
+    problems: tuple[Problem, ...]
+    dataset: Dataset | None
+
+    @property
+    def answers(self) -> Mapping[str, object] | None:
+        """The parameters that answer all problems together, and what to give each; ``None`` if they do not."""
+        if not all(problem.answers for problem in self.problems):
+            return None
+        return {name: value for problem in self.problems for name, value in problem.answers.items()}
+
+    @property
+    def classes(self) -> dict[str, tuple[int, int]]:
+        """Number of training and of test samples of each class; without labels, empty."""
+        if self.dataset is None or self.dataset.train_labels is None:
+            return {}
+        names, held_out = self.dataset.info.classes, self.dataset.test_labels
+        counts = [
+            [0] * len(names) if labels is None else torch.bincount(labels, minlength=len(names)).tolist()
+            for labels in (self.dataset.train_labels, held_out)
+        ]
+        return {name: (n, m) for name, n, m in zip(names, *counts, strict=True)}
+
+    def facts(self) -> dict[str, Any]:
+        """What the data are, as plain numbers, strings and lists; without data, empty."""
+        if self.dataset is None:
+            return {}
+        return self.dataset.info.to_dict() | {"class_counts": self.classes, "notes": list(self.dataset.notes)}
+
+
+def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: float = 0.1) -> Look:
+    """Read data as training does, and say everything that is wrong with them at once.
+
+    Args:
+        data: A name or a path (see :func:`scoresde.load_data`).
+        reading: How files are read, where they do not say so themselves.
+        seed, test_fraction: Of the split.
+
+    >>> look("digits").problems, look("digits").classes["0"]
+    ((), (161, 17))
+    """
+    try:
+        return Look((), load_data(data, seed, test_fraction, reading=reading))
+    except Problems as error:
+        return Look(error.problems, None)
+    except DataError as error:
+        return Look((Problem(str(error), {} if error.parameter is None else {error.parameter: error.value}),), None)

@@ -81,7 +81,7 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         found["x"] = [key for key in arrays if key not in known]
         if len(found["x"]) != 1:
             raise DataError(
-                f"{path}: arrays {', '.join(arrays) or '(none)'}: name the data x, images, data or x_train (with x_test)"
+                f"{path}: arrays {', '.join(arrays) or '(none)'}: name the data x, images, data, or x_train with x_test"
             )
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
         found["x"] += found.pop("y")
@@ -95,7 +95,7 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
         raise DataError(
-            f"{path}: {chosen['x']} beside {chosen['x_test']}: are these the samples to train on? Then name them x_train"
+            f"{path}: {chosen['x']} stands beside {chosen['x_test']}: name it x_train if it is to train on"
         )
     return chosen
 
@@ -111,11 +111,8 @@ def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Ar
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
         return arrays, []
-    listed = " and ".join(keys)
-    note = (
-        f"{listed} {'hold' if keys[1:] else 'holds'} numbers and no classes, and {'are' if keys[1:] else 'is'} left out; "
-        "to model them too, make them columns of the data"
-    )
+    said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers and no classes"
+    note = f"{said}: left out; to model them too, make them columns of the data"
     return {key: a for key, a in arrays.items() if key not in keys}, [note]
 
 

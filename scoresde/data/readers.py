@@ -30,7 +30,7 @@ ARRAYS = (".npy", ".npz")
 # What people have and is not read, and what to do about it.
 INSTEAD = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
-    (".parquet", ".feather", ".arrow", ".h5", ".hdf5", ".mat", ".sav", ".dta"): "save it as CSV, or as .npy or .npz",
+    (".parquet", ".feather", ".arrow", ".h5", ".hdf5", ".mat", ".sav", ".dta"): "a table or an array of another kind: save it as CSV, .npy or .npz",
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): "a pickle, which can run code and is never loaded: save its numbers "
                                                    "with np.save or np.savez",
     (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and give the folder or the file in it",
@@ -56,7 +56,7 @@ def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
         raise DataError(f"{path}: cannot be read: {error}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
-            raise DataError(f"{path}: is not read, {told}. What can be read: {READABLE}")
+            raise DataError(f"{path}: not a kind of file that can be read, but {told}. What can be read: {READABLE}")
     raise DataError(f"{path}: not a kind of file that can be read. What can be read: {READABLE}")
 
 

@@ -135,7 +135,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     )
 
 
-# --------------------------------------------------------------------------------------------------------- text to cells
+# ------------------------------------------------------------------------------------------------------ text to cells
 
 
 def _text(path: Path) -> str:
@@ -218,7 +218,9 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
         return [""] * width, rows, lines
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
-        raise DataError(f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}: rename all but one")
+        raise DataError(
+            f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}: rename all but one"
+        )
     if len(rows) == 1:
         raise DataError(f"{path}: has names of columns and no line below them")
     return names, rows[1:], lines[1:]
@@ -235,7 +237,7 @@ def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------ cells to numbers
+# --------------------------------------------------------------------------------------------------- cells to numbers
 
 
 def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], notes: list[str]) -> None:
@@ -276,9 +278,7 @@ def _parsed(column: _Column) -> _Column:
     return column
 
 
-def _without_index(
-    path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]
-) -> list[_Column]:
+def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
     """The columns without those that a data frame or a spreadsheet adds."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
@@ -367,8 +367,8 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
             f"{lines[at[0]]}, {name}: write a number, or leave out such lines or columns (a later version fills them)"
         )
     if found:
-        more = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
-        raise DataError(f"{path}: " + "; ".join([*found[:8], *more]))
+        others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
+        raise DataError(f"{path}: " + "; ".join([*found[:8], *others]))
 
 
 def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:

@@ -119,5 +119,5 @@ def _behind(run: Run, session: Session) -> Tensor | None:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]
         return x[order] if len(x) and tuple(x.shape[1:]) == run.info.shape else None
     except Exception as error:
-        session.say(f"the figure is without the data: {error}")
+        session.say(f"the figure is without the data: {str(error).partition('. ')[0]}")
         return None

@@ -94,9 +94,7 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
-        raise DataError(
-            f"{path}: {chosen['x']} stands beside {chosen['x_test']}: name it x_train if it is to train on"
-        )
+        raise DataError(f"{path}: {chosen['x']} stands beside {chosen['x_test']}: name it x_train if it is to train on")
     return chosen
 
 

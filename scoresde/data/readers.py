@@ -30,11 +30,13 @@ ARRAYS = (".npy", ".npz")
 # What people have and is not read, and what to do about it.
 INSTEAD = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
-    (".parquet", ".feather", ".arrow", ".h5", ".hdf5", ".mat", ".sav", ".dta"): "a table or an array of another kind: save it as CSV, .npy or .npz",
-    (".pt", ".pth", ".pkl", ".pickle", ".joblib"): "a pickle, which can run code and is never loaded: save its numbers "
-                                                   "with np.save or np.savez",
+    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table of another kind: save it as CSV",
+    (".h5", ".hdf5", ".mat"): "arrays of another kind: save them with np.save or np.savez",
+    (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
+        "a pickle, which can run code and is never loaded: save its numbers with np.save or np.savez"
+    ),
     (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and give the folder or the file in it",
-}  # fmt: skip
+}
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:

@@ -47,7 +47,7 @@ HINTS = (
     (re.compile(r"[+-]?\d{1,3}([,'\s_]\d{3})+(\.\d*)?"), "with thousands separators: write it without them"),
     (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "with thousands separators: write it without them"),
     (COMMA, "with a decimal comma: write a point, or separate the columns by semicolons"),
-    (re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
+    (re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
      "a date or a time: write a number, such as days since the first"),
     (re.compile(r"true|false|yes|no", re.I), "true or false in words: write 1 and 0"),
     (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "an amount with its currency: write the number alone"),
@@ -234,7 +234,7 @@ def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         below = next((row[i].strip() for row in rows if row[i].strip().lower() not in MISSING), None)
         if below is None or below[0] in FIRST:
             return True
-    return False
+    return not any(map(NUMBER.fullmatch, first)) and any(name.lower() in LABELS[1:] for name in first)
 
 
 # --------------------------------------------------------------------------------------------------- cells to numbers

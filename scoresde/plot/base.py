@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -123,6 +124,8 @@ def _import() -> None:
         asked = os.environ.pop("MPLBACKEND", None)
         if asked is None:
             raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # what was imported before it failed
         try:
             import_module("matplotlib")
         finally:

@@ -205,7 +205,7 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
         shape = None if below is None else below.shape
         raise UsageError(f"vectors have shape (N, D), the reference (M, D): got {values.shape} and {shape}")
     count = min(values.shape[1], COORDINATES)
-    columns = min(count, 3 if count <= 6 else 4)
+    columns = min(count, 2 if count == 4 else 3 if count <= 6 else 4)
     rows = math.ceil(count / columns)
     figure = new_figure(max(2.3 * columns, 3.6), 1.7 * rows + 0.4)
     titles = column_names(names, values.shape[1])
@@ -249,7 +249,7 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
         first, last = math.floor(least), math.ceil(most)
         step = 1 if last - first < 50 else math.ceil((last - first + 1) / bins)
         edges = first - 0.5 + step * np.arange(math.ceil((last - first + 1) / step) + 1)
-        return edges.tolist(), 0.85 if len(edges) <= 26 else 1.0
+        return edges.tolist(), 0.85 if step == 1 and len(edges) <= 26 else 1.0
     if least == most:
         least, most = least - 0.5, most + 0.5
     return np.linspace(least, most, bins + 1).tolist(), 1.0

@@ -113,8 +113,8 @@ def write_samples(
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """The cells of a table ``(n, D)``: whole numbers where a column has levels, else the shortest that are read back
-    as they are.
+    """The cells of a table ``(n, D)``: whole numbers where a column has levels, else as
+    :func:`_shortest` has them.
     """
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
@@ -123,10 +123,19 @@ def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
         counts = 0 if levels is None else getattr(levels, "count", 1)
         whole &= np.broadcast_to(np.asarray(counts) > 0, whole.shape)
     columns = [
-        column.astype(np.int64).astype(str) if is_whole else column.astype(str)
+        [str(v) for v in column.astype(np.int64)] if is_whole else [_shortest(v) for v in column]
         for column, is_whole in zip(values.T, whole, strict=True)
     ]
-    return zip(*(column.tolist() for column in columns), strict=True)
+    return zip(*columns, strict=True)
+
+
+def _shortest(value: np.floating) -> str:
+    """The fewest digits that are read back as the value, in its own precision; without an exponent unless it is far
+    from one.
+    """
+    if 1e-4 <= abs(value) < 1e16:
+        return np.format_float_positional(value, trim="0")
+    return str(value)
 
 
 def read_samples(path: Path, data: Dataset) -> Tensor:

@@ -169,7 +169,7 @@ def test_unknown_name_lists_near_ones(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused_with_what_can_be_read(tmp_path: Path) -> None:
-    for name, content in (("table.csv", b"1,2\n"), ("empty", b""), ("x.pkl", pickle.dumps([1]))):
+    for name, content in (("table.doc", b"1,2\n"), ("empty", b""), ("x.pkl", pickle.dumps([1]))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=r"What can be read.*\.npz"):
             load_data(str(tmp_path / name))
@@ -524,7 +524,6 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
         ({"a": x, "b": x}, "name the data"),
         ({"x": x, "y": np.arange(19)}, "is \\(19,\\) for 20 samples"),
-        ({"x": x, "y": np.linspace(0, 1, 20)}, "labels are float64"),
         ({"x_train": x, "x_test": x[:, :2]}, "one event shape"),
         ({"x_train": x, "x_test": x.astype(int)}, "one event shape"),
         ({"x": np.float64(3)}, "single number"),

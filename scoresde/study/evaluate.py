@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core.errors import Advice, UsageError
 from ..core.files import write_json
+from ..core.optional import optional
 from ..core.registry import resolve
 from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
@@ -295,6 +296,7 @@ def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
     """Write ``evaluation.json`` and, with pictures, ``neighbours.png``: the most suspicious samples and training rows.
+    The picture may fail.
 
     Args:
         folder: Where to.
@@ -308,18 +310,20 @@ def write_evaluation(
     files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:
         return files
-    from ..plot import neighbour_sheet, save_figure
+    picture, (info, x, train), copies = folder / "neighbours.png", pictures, found.copies
+    with optional(str(picture), f"the figures are in {files[0]}"):
+        from ..plot import neighbour_sheet, save_figure
 
-    (info, x, train), copies = pictures, found.copies
-    shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
-    captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
-    framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
-    figure = neighbour_sheet(
-        x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
-        data=train,
-    )
-    save_figure(folder / "neighbours.png", figure)
-    return [folder / "neighbours.png", *files]
+        shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
+        captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
+        framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
+        figure = neighbour_sheet(
+            x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
+            data=train if info.kind == "vector" else None, names=info.names,
+        )  # fmt: skip
+        save_figure(picture, figure)
+        files.insert(0, picture)
+    return files
 
 
 def described(found: Evaluation) -> dict[str, Any]:

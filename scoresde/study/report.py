@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core.errors import DataError, UsageError
 from ..core.files import write_arrays, write_csv, write_json
+from ..core.optional import optional
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.ranks import share_above
 from ..run.run import Run
@@ -228,7 +229,7 @@ def _number(value: float) -> float | None:
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write the histogram, one row for each sample, and ``likelihood.json``.
+    """Write one row for each sample, ``likelihood.json``, and last the histogram, which may fail.
 
     Args:
         folder: Where to.
@@ -252,11 +253,12 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
     shown = {_label(s, sets): s.scores.values[s.scores.model.ok].cpu() for s in sets}
     shown = {name: values for name, values in shown.items() if len(values)}
     if "png" in kinds and shown:
-        from ..plot import likelihood_histogram, save_figure
-
         picture = folder / "likelihood.png"
-        save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
-        files.insert(0, picture)
+        with optional(str(picture), f"the figures are in {files[0]}"):
+            from ..plot import likelihood_histogram, save_figure
+
+            save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
+            files.insert(0, picture)
     return files
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Levels
 from ..core.errors import DataError
 from ..core.files import check_kinds, write_arrays, write_json
 from ..data import DataInfo, Dataset
 from .run import Samples
+from .units import Units, in_data_units
 
 __all__ = ["KINDS", "read_samples", "write_samples"]
 
@@ -77,8 +77,13 @@ def write_samples(
     return files
 
 
-def read_samples(path: Path, data: Dataset) -> Tensor:
+def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
     """Samples from the array ``x`` of an ``.npz`` file, as ``scoresde sample`` writes it, in data units.
+
+    Args:
+        path: The file.
+        data: What they are samples of.
+        units: Of the samples (see :func:`scoresde.run.units.in_data_units`).
 
     Returns:
         Shape ``(N, *event)``; values between the levels of the data are taken to the level below.
@@ -86,7 +91,7 @@ def read_samples(path: Path, data: Dataset) -> Tensor:
     Raises:
         DataError: If the file is none, or its samples are not like the data.
     """
-    info, levels = data.info, data.codec.levels
+    info = data.info
     try:
         with np.load(path, allow_pickle=False) as file:
             if "x" not in file.files:
@@ -98,12 +103,4 @@ def read_samples(path: Path, data: Dataset) -> Tensor:
         raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}") from None
     if tuple(x.shape[1:]) != info.shape:
         raise DataError(f"{path} has samples of shape {tuple(x.shape[1:])}, {info.name} has shape {info.shape}")
-    if levels is None:
-        return x
-    top = info.high + (levels.width if isinstance(levels, Levels) else 0.0)
-    if len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
-        raise DataError(
-            f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
-            f"{info.high:g}: samples come in data units"
-        )
-    return levels.to_data(x)
+    return in_data_units(x, data, units, str(path))

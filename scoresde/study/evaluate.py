@@ -31,6 +31,7 @@ from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
 from ..metrics.copies import HELD_OUT
+from ..run.units import check_units
 from .features import Extractor, Reference, read_features
 
 __all__ = [
@@ -111,6 +112,7 @@ def evaluate(
     copies: Extractor | None = None,
     limit: int = 10_000,
     seed: int = 0,
+    check: bool = True,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> Evaluation:
     """Compare samples with data.
@@ -126,14 +128,18 @@ def evaluate(
             warns), there is no such check.
         limit: The most rows of the reference, drawn at random; 0 takes all.
         seed: Of the choice of rows.
+        check: Refuse samples that look as if they were in other units (:mod:`scoresde.run.units`).
         on_metric: Called with each row of the result.
 
     Raises:
+        DataError: If the samples look as if they were in other units.
         UsageError: If an option cannot be used, or the reference is of other features.
     """
     splits = {"test": data.test, "train": data.train}
     if against not in splits:
         raise UsageError(f"there is no split {against!r} to compare with; choose from: test, train")
+    if check:
+        check_units(x, data)
     if reference is None:
         reference = Reference.of(extractor(_choose(splits[against], limit, seed)), extractor, data.info.name, against)
     reference.check(extractor)

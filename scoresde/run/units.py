@@ -2,15 +2,17 @@
 
 Pixels from 0 to 1 beside pixels from 0 to 255 give figures, and wrong ones. Units cannot be seen, but what they do can.
 A set of samples may be as bad as it likes, and still it lies about where the data do: it may be grey, collapsed to one
-picture, or noise that spreads to both sides. In other units it lies elsewhere, or it has the wrong width *and* lies
-where a factor on the data would put it. With m the median and s the spread from the 1 % to the 99 % quantile, samples
-are refused
+picture or to the mean, or noise that spreads to both sides. In other units it lies elsewhere, or it has the wrong width
+and lies where a factor on the data would put it. With m the median and s the spread from the 1 % to the 99 % quantile,
+samples are refused
 
     that overlap nowhere with the data;                                                                        (1)
-    of which  r = s / s_data  is below 1/8 and  |m - r m_data| < s,  while m is not where the data are
-        (|m - m_data| > s_data / 4), or r is below 1/64; and so with both exchanged;                           (2)
-    that fill [-1, 1] where the data lie in [0, 1], or [0, 1] where the data fill [-1, 1];                     (3)
-    of data with levels, that lie in [-1, 1] between the levels.                                               (4)
+    that may be the data times a small number,  s < s_data / 8  and  |m - m_data s / s_data| < s,  if the median is not
+        where that of the data is, or they fill [-1, 1] or [0, 1];                                             (2)
+    of which the data may be a small multiple, if the median is elsewhere, they spread to one side alone, or 4,000 times
+        as far;                                                                                                (3)
+    that fill [-1, 1] where no data are below 0, or [0, 1] where the data fill [-1, 1];                        (4)
+    of data with levels, that lie in [-1, 1] between the levels.                                               (5)
 
 The quantiles are those of each column of a table, of each channel where channels have scales of their own, and else of
 all numbers together. A set that is constant is not judged by (2). Whoever knows better says so: ``units="data"``.
@@ -110,7 +112,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     theirs, ours = _Spread.of(x, axes), _Spread.of(data.train, axes, data.test)
     found = theirs.apart(ours)
     if theirs.count >= FEW:
-        found |= theirs.narrower(ours) | ours.narrower(theirs)
+        found |= theirs.smaller(ours) | theirs.larger(ours)
     if data.info.kind != "vector":
         found |= theirs.other_sign(ours)
     some = _some(x)
@@ -215,17 +217,32 @@ class _Spread:
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
-    def narrower(self, other: _Spread) -> Tensor:
-        """(2): whether this is the other times a small number."""
+    def smaller(self, data: _Spread) -> Tensor:
+        """(2)"""
+        return self._times(data) & (self._moved(data) | (self.within(-1, 1) & (self.size > 0.5)))
+
+    def larger(self, data: _Spread) -> Tensor:
+        """(3)"""
+        room = self.width / 8
+        one_sided = (self.low > data.low - room) | (self.high < data.high + room)
+        return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
+
+    def _times(self, other: _Spread) -> Tensor:
+        """Whether this may be ``other`` times a small number."""
         r = self.width / other.width
-        scaled = (self.middle - r * other.middle).abs() <= self.width
-        moved = (self.middle - other.middle).abs() > other.width / 4
-        return (self.width > 0) & (r < 1 / 8) & scaled & (moved | (r < 1 / 64))
+        return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
+
+    def _moved(self, data: _Spread) -> Tensor:
+        return (self.middle - data.middle).abs() > torch.maximum(self.width, data.width) / 4
+
+    @property
+    def size(self) -> Tensor:
+        return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """(3)"""
+        """(4)"""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
-        wide &= (data.low >= 0) & (data.high <= 1) & (data.high - data.low > 0.5)
+        wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
         return wide | half
 

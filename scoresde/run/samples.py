@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Codec, Levels
+from ..codec import Codec
 from ..core.errors import DataError, UsageError
 from ..core.files import check_kinds, write_arrays, write_csv, write_json
 from ..core.optional import optional
@@ -18,6 +18,7 @@ from ..data import DataInfo, Dataset
 from ..data.arrays import load_arrays, roles
 from ..data.readers import read_path
 from ..data.table import is_table, read_table
+from .plausible import Units, in_data_units
 from .run import Samples
 
 __all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
@@ -138,13 +139,14 @@ def _shortest(value: np.floating) -> str:
     return str(value)
 
 
-def read_samples(path: Path, data: Dataset) -> Tensor:
+def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
     """Samples from a file, in data units, whoever made them.
 
     Args:
         path: An ``.npz`` whose array is called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
             so on, as others do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
         data: What they are samples of.
+        units: Of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
     Returns:
         Shape ``(N, *event)``; values between the levels of the data are taken to the level below.
@@ -152,17 +154,7 @@ def read_samples(path: Path, data: Dataset) -> Tensor:
     Raises:
         DataError: If the file is none, or its samples are not like the data.
     """
-    info, levels = data.info, data.codec.levels
-    x = _array(path, info)
-    if levels is None:
-        return x
-    top = info.high + (float(torch.as_tensor(levels.width).max()) if isinstance(levels, Levels) else 0.0)
-    if len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
-        raise DataError(
-            f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
-            f"{info.high:g}: samples come in data units"
-        )
-    return levels.to_data(x)
+    return in_data_units(_array(path, data.info), data, units, str(path))
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:

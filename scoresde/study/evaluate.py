@@ -32,6 +32,7 @@ from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
 from ..metrics.copies import HELD_OUT
+from ..run.plausible import check_units
 from .features import Extractor, Reference, read_features
 
 __all__ = [
@@ -112,6 +113,7 @@ def evaluate(
     copies: Extractor | None = None,
     limit: int = 10_000,
     seed: int = 0,
+    check: bool = True,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> Evaluation:
     """Compare samples with data.
@@ -127,14 +129,18 @@ def evaluate(
             warns), there is no such check.
         limit: The most rows of the reference, drawn at random; 0 takes all.
         seed: Of the choice of rows.
+        check: Refuse samples that look as if they were in other units (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
+        DataError: If the samples look as if they were in other units.
         UsageError: If an option cannot be used, or the reference is of other features.
     """
     splits = {"test": data.test, "train": data.train}
     if against not in splits:
         raise UsageError(f"there is no split {against!r} to compare with; choose from: test, train")
+    if check:
+        check_units(x, data)
     if reference is None:
         reference = Reference.of(extractor(_choose(splits[against], limit, seed)), extractor, data.info.name, against)
     reference.check(extractor)

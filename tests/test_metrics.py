@@ -62,9 +62,7 @@ def test_one_dimensional_scale():
 
 def test_one_dimensional_normals_approach_the_closed_form():
     x, y = normal(200_000, 1, seed=1), 1.0 + 2.0 * normal(200_000, 1, seed=2)
-    assert sliced_wasserstein(x, y, projections=1) == pytest.approx(
-        math.sqrt(1.0**2 + (2.0 - 1.0) ** 2), abs=0.02
-    )
+    assert sliced_wasserstein(x, y, projections=1) == pytest.approx(math.sqrt(1.0**2 + (2.0 - 1.0) ** 2), abs=0.02)
 
 
 @pytest.mark.parametrize("d", [2, 8, 48])

@@ -27,7 +27,7 @@ SETTINGS = Fields(
 )  # fmt: skip
 PARTS = (
     Fields("sde", "SDE", SDES, "sde"),
-    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs")),
+    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs", "augments")),
     Fields("predict", "prediction", PARAMETRIZATIONS, "predict"),
     Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
@@ -39,6 +39,8 @@ PARTS = (
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npy.")
+@option("--augment", under="Data", default="none", metavar="KINDS",
+        help="Move pictures in training, and tell the network: flip, vflip, scale, shift; all.")  # fmt: skip
 @option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
 @sde_option
 @option("--shift", under="Path", type=click.FloatRange(0, min_open=True), default=1.0,
@@ -64,9 +66,9 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str, weighting: str,
-    t_sampler: str, steps: int | None, batch: int | None, lr: float | None, assignments: tuple[str, ...],
-    resume: str | None, dry_run: bool, out: Path | None, session: Session,
+    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str,
+    weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
+    assignments: tuple[str, ...], resume: str | None, dry_run: bool, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
@@ -96,7 +98,7 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
+                "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
                 **typed, **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip

@@ -134,7 +134,7 @@ def fit(
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
     rows = Rows(data.train, spec.codec, data.train_labels if model.classes else None, model.classes)
-    batches = Batches(rows if pairs is None else pairs, config.batch, config.seed)
+    batches = Batches(rows if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained() -> Run:
         return Run(_averaged(state), spec.codec, info, config, spec, state.step, folder)
@@ -208,6 +208,7 @@ def prepared(
         with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
+    config.check_network(model.network)
     _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
     return config, model, spec
 
@@ -220,6 +221,12 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         raise DataError(f"the run was trained on events of shape {start.info.shape}, and these have {data.info.shape}")
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training goes on from a run that was trained here; this one says nothing of its training")
+    if config.augment not in ("none", start.config.augment):
+        raise UsageError(
+            f"the network of the run was told of the augmentation {start.config.augment!r}, not {config.augment!r}",
+            parameter="augment",
+            value=start.config.augment,
+        )
     return replace(
         config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
         cond=start.config.cond, learn_variance=start.config.learn_variance, preset=start.config.preset,

@@ -43,8 +43,8 @@ SHEET, FIGURE = loop._sample_sheet, loop._loss_figure
 def _no_pictures() -> Iterator[None]:
     """Drawing takes longer than all else of a tiny run, and a picture that fails ends none: see ``pictures``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_sample_sheet", lambda folder, run: None)
-        patch.setattr(loop, "_loss_figure", lambda folder: None)
+        patch.setattr(loop, "_sample_sheet", lambda *_: None)
+        patch.setattr(loop, "_loss_figure", lambda *_: None)
         yield
 
 

@@ -50,7 +50,8 @@ def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
         unused.append("size and fit are for folders of pictures, and change nothing here")
     if reading.layout != "auto" and pictures:
         unused.append("layout is for arrays, and changes nothing here")
-    return replace(raw, notes=(*raw.notes, *unused))
+    files = raw.files or tuple(sorted(path.iterdir()) if path.is_dir() else [path])
+    return replace(raw, notes=(*raw.notes, *unused), files=files)
 
 
 def _read_path(path: Path, reading: Reading) -> Raw:

@@ -33,7 +33,8 @@ class ScoreModel(nn.Module):
     Args:
         network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
             the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``; returns the shape of ``x``.
-            :class:`scoresde.nn.Labelled` wraps one that takes two arguments.
+            :class:`scoresde.nn.Labelled` wraps one that takes two arguments. In training on augmented data it is called
+            as ``network(x, c, cond, augment)``.
         sde: The path. The model of a chain knows its nodes, and fixed-step solvers go from node to node.
         parametrization: What the output means.
         classes: Number of classes the network was trained with; class ``classes`` stands for "not given".
@@ -95,12 +96,17 @@ class ScoreModel(nn.Module):
         """The output F at ``(x_t, t)``, shape of ``x``."""
         return self.outputs(x, t, cond)[0]
 
-    def outputs(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``."""
+    def outputs(
+        self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``.
+
+        ``augment: (B, A)`` is what was done to the rows; only training has it.
+        """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
-        raw = self._asked(shown, label, self._known(cond, x))
+        raw = self._asked(shown, label, self._known(cond, x), augment)
         frac = None
         if self.learn_variance:
             raw, v = raw.chunk(2, dim=1)
@@ -114,10 +120,10 @@ class ScoreModel(nn.Module):
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
-    def _asked(self, x: Tensor, c: Tensor, cond: Condition | None) -> Tensor:
+    def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
         """What the network returns, a tensor of the right shape."""
         try:
-            raw = self.network(x, c, cond)
+            raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
             if cond is None or "Condition" not in str(error):
                 raise

@@ -136,6 +136,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
     ("text", "words"),
     [
         ("", "is empty"),
+        (',,\n"",\n', "is empty"),
         ("a,b\n", "no line below"),
         ("a,b\n1,2\n3\n", "line 3 has 1 cell, and the first has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),

@@ -36,12 +36,29 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+SHEET, FIGURE = loop._sample_sheet, loop._loss_figure
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _short_previews() -> Iterator[None]:
-    """Pictures on the way of training in two steps of the solver: its sixteen take longer than all of a tiny run."""
+def _no_pictures() -> Iterator[None]:
+    """Drawing takes longer than all else of a tiny run, and a picture that fails ends none: see ``pictures``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "RungeKutta", lambda steps: RungeKutta(steps=min(steps, 2)))
+        patch.setattr(loop, "_sample_sheet", lambda *_: None)
+        patch.setattr(loop, "_loss_figure", lambda *_: None)
         yield
+
+
+def draw(patch: pytest.MonkeyPatch) -> None:
+    """Let training draw its pictures, of samples in two steps of the solver in the place of sixteen."""
+    patch.setattr(loop, "_sample_sheet", SHEET)
+    patch.setattr(loop, "_loss_figure", FIGURE)
+    patch.setattr(loop, "RungeKutta", lambda steps: RungeKutta(steps=min(steps, 2)))
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws its pictures, as it does in the runs of ``trained``."""
+    draw(monkeypatch)
 
 
 TINY = {
@@ -55,8 +72,10 @@ TINY = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run for each entry of TINY; not to be written to."""
     root = tmp_path_factory.mktemp("trained")
-    for name, config in TINY.items():
-        fit(config, out=root / name, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        draw(patch)
+        for name, config in TINY.items():
+            fit(config, out=root / name, quiet=True)
     return root
 
 

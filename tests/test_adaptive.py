@@ -20,7 +20,7 @@ from scoresde.solvers import AdaptiveSDE, sample
 # ----------------------------------------------------------------------------------------------------------------- law
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("ve", marks=pytest.mark.slow), "flow"])
 def test_moments_of_a_gaussian(name):
     n, model = 60, gaussian(ALL[name], dims=32)
     solved = AdaptiveSDE(rtol=0.1, atol=0.1)(model, prior(name, n, 32), noise=Noise.of(n, 3))
@@ -29,7 +29,9 @@ def test_moments_of_a_gaussian(name):
     assert float(solved.x.std()) == pytest.approx(0.5, rel=0.06)
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 0.5}, {"level": "sigma"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"eta": 0.5}, {"level": "sigma"}], ids=str
+)
 def test_the_ring_at_any_noise_level(options):
     n, model = 200, ring(VPSDE())
     solver = AdaptiveSDE(rtol=0.1, atol=0.1, **options)
@@ -42,7 +44,7 @@ def test_the_ring_at_any_noise_level(options):
 def test_a_smaller_tolerance_costs_more_and_errs_less():
     # On one path: against the solution at the smallest tolerance.
     model, z, noise = ring(VPSDE(), std=0.3), normals(12, 2), Noise.of(12, 3)
-    solved = [AdaptiveSDE(rtol=r, atol=r)(model, z, noise=noise) for r in (0.5, 0.15, 0.04)]
+    solved = [AdaptiveSDE(rtol=r, atol=r)(model, z, noise=noise) for r in (0.5, 0.2, 0.07)]
     nfe = [float(s.nfe.double().mean()) for s in solved]
     assert nfe[0] < nfe[1] < nfe[2]
     off = [float((s.x - solved[2].x).norm(dim=1).median()) for s in solved[:2]]
@@ -102,7 +104,7 @@ def test_a_rejected_step_is_done_again_on_the_same_path():
         assert torch.allclose(solved.x[row], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize("name", [pytest.param("vp", marks=pytest.mark.slow), "flow"])
 def test_a_sample_alone_is_the_sample_in_a_batch(name):
     model, z, noise = ring(ALL[name]), prior(name, 8, 2), Noise.of(8, 3)
     solver = AdaptiveSDE(rtol=0.15, atol=0.15)
@@ -119,7 +121,7 @@ def test_a_sample_alone_is_the_sample_in_a_batch(name):
 def test_rounding_does_not_choose_another_sample():
     # What another batch size, device or BLAS does to the last digit.
     model, z, noise = ring(VPSDE()), normals(8, 2), Noise.of(8, 3)
-    solver = AdaptiveSDE(rtol=0.15, atol=0.15)
+    solver = AdaptiveSDE(rtol=0.3, atol=0.3)
     one, other = (solver(model, x, noise=noise) for x in (z, z * (1 + 1e-13)))
     assert torch.equal(one.nfe, other.nfe) and float((one.x - other.x).abs().max()) < 1e-8
 
@@ -133,7 +135,7 @@ def test_evaluations_are_counted_for_each_sample():
     assert int(solved.nfe.sum()) == sum(model.evaluations)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("name", [pytest.param("vp", marks=pytest.mark.slow), "ve", "flow"])
 def test_it_arrives_and_stays_in_the_domain(name):
     model = watched(ring(ALL[name]))
     low, high = model.domain.interval("sample")

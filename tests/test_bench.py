@@ -249,7 +249,9 @@ FOUND = Bench(ROWS, BenchRow("converged", None, 1e-6, 99.5, None, 0.21, 2.0), Fl
 
 
 def test_table() -> None:
-    assert bench_table(FOUND) == """\
+    assert (
+        bench_table(FOUND)
+        == """\
 distance to the converged solution (rms per dimension)
 evaluations           5        10
 ddim              0.250   0.00125
@@ -287,6 +289,7 @@ converged          99.5
 failed samples
 evaluations           5        10
 ddim                  0         2"""
+    )
 
 
 def test_files(tmp_path: Path) -> None:

@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import older
+from runs import older, signal_at
 from shell import Shell
 
 from scoresde import load
 from scoresde import train as training
 from scoresde.cli import main
 from scoresde.core.files import read_json
-from scoresde.core.progress import Progress
 from scoresde.core.tables import SDES, SOLVERS
 from scoresde.run.files import newest_checkpoint
 
@@ -34,7 +33,7 @@ COMMAND = [sys.executable, "-m", "scoresde"]
 # -------------------------------------------------------------------------------------------------- what should work
 
 
-def test_three_lines_in_an_empty_folder(shell: Shell) -> None:
+def test_three_lines_in_an_empty_folder(shell: Shell, pictures: None) -> None:
     out = shell("train --sde vp --data digits --steps 3 --set network.channels=4 --threads 1")
     assert out == "runs/digits-vp\n"
     assert "1617 training and 180 test samples" in shell.err and "trained 3 steps" in shell.err
@@ -55,15 +54,15 @@ def test_three_lines_in_an_empty_folder(shell: Shell) -> None:
         assert arrays["index"].tolist() == [0, 1, 2, 3]
     assert json.loads((folder / "samples.json").read_text())["n"] == 4
 
-    out = shell("likelihood --limit 4 --rtol 1e-2")
+    out = shell("likelihood --limit 2 --rtol 1e-1")
     assert re.fullmatch(
-        r"\d+\.\d{4} ± \d+\.\d{4} bits/dim  \(n = 4 of 180, test, NFE mean [\d.]+ max \d+\)(  NOT CONVERGED.*)?\n"
-        r"uniform dequantisation, 1 draw, 1 rademacher probe, coupled, rtol 0\.01, t_min 1e-05, data scale 8\.5\n"
+        r"\d+\.\d{4} ± \d+\.\d{4} bits/dim  \(n = 2 of 180, test, NFE mean [\d.]+ max \d+\)(  NOT CONVERGED.*)?\n"
+        r"uniform dequantisation, 1 draw, 1 rademacher probe, coupled, rtol 0\.1, t_min 1e-05, data scale 8\.5\n"
         rf"{run}/likelihood/likelihood\.png  [\d.]+ s  seed 0\n",
         out,
     )
-    assert "likelihood  4/4  100 %" in shell.err
-    shell("likelihood --limit 4 --rtol 1e-2 --quiet --no-check")
+    assert "likelihood  2/2  100 %" in shell.err
+    shell("likelihood --limit 2 --rtol 1e-1 --quiet --no-check")
     assert shell.err == ""
     assert sorted(p.name for p in Path().iterdir()) == ["runs"]
 
@@ -163,7 +162,7 @@ def test_info(shell: Shell, digits: str) -> None:
 
 
 def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
-    line = f"sample {moons} --n 6 --solver ode --rtol 1e-6 --dtype float64"
+    line = f"sample {moons} --n 3 --solver ode --rtol 1e-5 --dtype float64 --save npz"
     found = [shell.json(f"{line} {more}") for more in ("", "--path flow", "--path edm")]
     # One model, three paths: the same samples, up to where each of them starts and stops.
     x, there, elsewhere = (np.load(next(f for f in facts["files"] if f.endswith(".npz")))["x"] for facts in found)
@@ -220,9 +219,9 @@ def test_own_sde(shell: Shell, own: Path) -> None:
     shell("info")
     assert not own.exists()
 
-    shell("sample --n 2 --rtol 1e-2 --sde mysde:MySDE")
+    shell("sample --n 2 --rtol 1e-1 --sde mysde:MySDE")
     assert own.exists()
-    shell("likelihood --limit 2 --rtol 1e-2 --sde mysde:MySDE --quiet")
+    shell("likelihood --limit 2 --rtol 1e-1 --no-check --sde mysde:MySDE --quiet")
     shell("train --resume runs/moons-mysde --sde mysde:MySDE --steps 4 --quiet")
     run = load("runs/moons-mysde", sde=module.MySDE)
     assert run.step == 4 and run.model.domain.sde == module.MySDE()
@@ -530,21 +529,26 @@ def test_a_bug_is_called_one(shell: Shell, moons: str, monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_is_130_and_leaves_a_checkpoint(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Progress.update
-
-    def update(self: Progress, n: int = 1, fields: object = None) -> None:
-        real(self, n, fields)  # type: ignore[arg-type]
-        if self.done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Progress, "update", update)
+    signal_at(monkeypatch, 3, signal.SIGINT)
     out = shell("train --data moons --steps 11 --batch 8 --set network.width=8 --out r", 130)
     assert out == "" and "after step 3: the checkpoint is saved in r" in shell.err
     assert "(here: scoresde train --resume r)" in shell.err
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
 
 
-def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, tmp_path: Path) -> None:
+def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        signal_at(patch, 3, signal.SIGTERM)
+        out = shell("train --data moons --steps 9 --batch 8 --set network.width=8 --out r", 75)
+    message = r"error: SIGTERM after step 3: the checkpoint is saved in r, .* \(here: scoresde train --resume r\)\n"
+    assert out == "" and re.search(message, shell.err) and "Traceback" not in shell.err
+    assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
+    assert shell("train --resume r --steps 6 --quiet") == "r\n"
+    assert shell.json("info r")["step"] == 6
+
+
+@pytest.mark.slow
+def test_sigterm_reaches_a_program(shell: Shell, tmp_path: Path) -> None:
     line = "train --data moons --steps 100000 --batch 8 --set network.width=8 --set network.blocks=1 --out r".split()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*COMMAND, *line, "--threads", "1"], cwd=tmp_path, **pipes) as p:

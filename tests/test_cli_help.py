@@ -111,7 +111,7 @@ def test_flags_among_the_fields_take_no_value() -> None:
     likelihood = COMMANDS["likelihood"]
     for line, value in (("--redraw", "yes"), ("--no-redraw", "no"), ("--redraw=off", "off")):
         assert likelihood.make_context("x", [line, "runs/a"]).params["assignments"] == (f"likelihood.redraw={value}",)
-        assert likelihood.make_context("x", [line, "runs/a"]).params["run"] == "runs/a"
+        assert likelihood.make_context("x", [line, "runs/a"]).params["run"] == ("runs/a",)
     with pytest.raises(click.NoSuchOption):
         likelihood.make_context("x", ["--no-draws"])
 

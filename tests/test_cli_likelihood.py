@@ -19,7 +19,7 @@ from shell import Shell
 from scoresde import Likelihood, load, load_data
 from scoresde.likelihood.data import join
 
-FAST = "--rtol 0.1 --no-check --threads 1"
+FAST = "--rtol 0.3 --no-check --threads 1"
 
 
 def rows(folder: str | Path) -> list[dict[str, str]]:
@@ -38,7 +38,7 @@ def foreign(path: str = "inverted.npz") -> str:
 
 
 def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> None:
-    found = shell.json(f"likelihood {digits} --limit 3 --rtol 0.1")
+    found = shell.json(f"likelihood {digits} --limit 3 --rtol 0.3")
     assert found.keys() == {
         "run", "step", "sets", "condition", "guidance", "seed", "dtype", "device", "seconds", "files",
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_continuous_data_is_scored_in_nats(shell: Shell, moons: str) -> None:
     )
     out = shell(f"likelihood {moons} --limit 2 {FAST}")
     assert re.match(r"-?\d+\.\d{4} ± \d+\.\d{4} nats  \(n = 2 of 2,000, test, NFE", out), out
-    assert "no dequantisation, exact divergence, coupled, rtol 0.1" in out
+    assert "no dequantisation, exact divergence, coupled, rtol 0.3" in out
 
 
 def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits: str) -> None:
@@ -129,7 +129,7 @@ def arrays_of(run: str) -> np.ndarray:
         ("--dequantisation none", {"unit": "nats"}, "no dequantisation"),
         ("--method quadrature --probes 2", {"method": "quadrature", "probes": 2}, "quadrature"),
         ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, the same along"),
-        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.1 of bosh3, t_min 0.001"),
+        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.3 of bosh3, t_min 0.001"),
         ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps of heun"),
         ("--divergence difference", {"divergence": "difference", "probes": 1}, "1 rademacher probe by differences"),
         ("--divergence exact --steps 1", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
@@ -181,7 +181,7 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
     assert figure(found)["elbo"]["whose"] == "reverse SDE of the guided model"
     for folder, labels, scale in (("a", data.test_labels, 1.5), ("b", None, 1.0)):
         asked = run.given(3 if labels is None else labels[index]).guided(scale)
-        scores = asked.log_likelihood(data.test[index], Likelihood(rtol=0.1), check=False)
+        scores = asked.log_likelihood(data.test[index], Likelihood(rtol=0.3), check=False)
         torch.testing.assert_close(
             torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
         )
@@ -193,9 +193,9 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
 
 def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
     np.save("v.npy", np.random.default_rng(0).normal(8, 3, (40, 1, 8, 8)))
-    shell.refuses(f"likelihood {digits} --data v.npy", 3, "v has continuous values", "17 levels in [0, 16]")
+    shell.refuses(f"likelihood {digits} --data v.npy", 3, "v: ", "are no levels of digits", "17 levels in [0, 16]")
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
-    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x has 256 levels", "17 levels")
+    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x: ", "values from 0 to 249", "17 levels in [0, 16]")
     np.save("y.npy", np.arange(17 * 40).reshape(-1, 34) % 17)
     shell.refuses(f"likelihood {digits} --data y.npy --quiet", 3, "(34,)", "(1, 8, 8)")
     shell.refuses(f"likelihood {digits} --data nowhere.npz", 3, "nowhere.npz")
@@ -211,7 +211,7 @@ def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monk
 
     def spoilt(self: Run, x: torch.Tensor, *how: Any, **options: Any) -> object:
         x = x.clone()
-        x[1] = math.nan
+        x[1] = 1e30
         return original(self, x, *how, **options)
 
     monkeypatch.setattr(Run, "log_likelihood", spoilt)

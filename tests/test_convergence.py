@@ -115,13 +115,17 @@ ORDERS = {
 
 
 # On the flow, where alpha = 0 at the start, one solver of each kind.
-KINDS = ("ddim", "heun", "edm", "dpm++2s", "dpm++2m", "deis", "multistep on v, order 3", "unipc, bh2")
+KINDS = ("ddim", "edm", "dpm++2s", "deis", "unipc, bh2")
+# Whose coefficients another test holds: of the polynomials at a higher order, of the published step, of the tableau.
+HELD = (
+    "euler", "midpoint", "dpm2s", "deis, order 2", "multistep, order 2", "multistep on gauss, order 2", "unipc, bh1",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        *(("vp", solver) for solver in ORDERS),
+        *(("vp", solver) if solver not in HELD else pytest.param("vp", solver, marks=SLOW) for solver in ORDERS),
         *(("flow", solver) for solver in KINDS),
         *(pytest.param(name, solver, marks=SLOW) for name in ("subvp", "ve", "user_cosine") for solver in ORDERS),
         *(pytest.param("flow", solver, marks=SLOW) for solver in ORDERS if solver not in KINDS),
@@ -147,8 +151,8 @@ def test_the_default_multistep_solver_is_beyond_third_order(name):
 def test_unipc_of_order_three_is_beyond_third_order(name):
     # Its corrector is of order 4; how much of that shows is ruled by the lower orders of its start.
     for variable in ("x0", "eps"):
-        e = errors(replace(multistep(variable, 3, "midpoint", True), grid="logsnr"), *case(name), (64, 512))
-        assert math.log2(e[0] / e[1]) / 3 > 3.3
+        e = errors(replace(multistep(variable, 3, "midpoint", True), grid="logsnr"), *case(name), (64, 256))
+        assert math.log2(e[0] / e[1]) / 2 > 3.3
 
 
 @pytest.mark.parametrize("variable", ["straight", *(pytest.param(v, marks=SLOW) for v in ("x0", "eps", "v"))])
@@ -162,7 +166,7 @@ def test_order_four(variable):
     assert started[-1] == pytest.approx(2, abs=0.3)
 
 
-@pytest.mark.parametrize(("variable", "order"), [("straight", 3), ("v", 4)])
+@pytest.mark.parametrize(("variable", "order"), [("straight", 3), pytest.param("v", 4, marks=SLOW)])
 @pytest.mark.parametrize("name", ["flow", pytest.param("user_cosine", marks=SLOW)])
 def test_the_start_bounds_the_order_on_a_uniform_grid(name, variable, order):
     measured = slopes(errors(replace(multistep(variable, order), grid="uniform"), *case(name), (512, 1024)))
@@ -181,10 +185,8 @@ def test_order_on_one_gaussian_in_rms(solver, order):
     assert order - 0.15 < slopes(e)[-1] < order + (0.15 if solver != "dpm++3m" else 0.9)
 
 
-@pytest.mark.parametrize(
-    ("solver", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("rk4", 4), ("dpm++2m", 2)]
-)
-@pytest.mark.parametrize("name", ["vp", "ve", "flow", pytest.param("user_cosine", marks=SLOW)])
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("rk4", 4), ("dpm++2m", 2)])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(name, marks=SLOW) for name in ("ve", "flow", "user_cosine"))])
 def test_order_on_the_sqrt_grid(name, solver, order):
     # Not on sub-VP, where the error of rk4 falls from 4e-10 at 80 steps to rounding before it has a slope.
     model, z = gaussian(ALL[name], dims=1, mean=0.0, std=0.3), ALL[name].prior_std * normals(32, 1)
@@ -469,7 +471,11 @@ CLASSES = (
 
 
 @pytest.mark.parametrize(
-    ("name", "solver"), [*(("vp", s) for s in CLASSES), *(("flow", s) for s in ("heun", "multistep", "sde", "em"))]
+    ("name", "solver"),
+    [
+        *(pytest.param("vp", s, marks=SLOW if s == "adaptive-sde" else ()) for s in CLASSES),
+        *(("flow", s) for s in ("heun", "multistep", "sde", "em")),
+    ],
 )
 def test_every_target_gives_the_same_sample(name, solver):
     # Down to 1e-3, and on the flow from 0.999: nearer to the ends the conversions themselves lose the digits.
@@ -558,7 +564,7 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_of_zero_the_other(so
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 3.0])
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", FOUR_AND_COSINE)
 def test_guided_gaussians_are_a_product_of_powers(name, scale):
     # p_c^s / p_u^(s-1) of two Gaussians is a Gaussian: precisions and their means mix in the same proportion.
     sde = ALL[name]
@@ -641,7 +647,11 @@ def evaluations(solver: str, name: str, steps: int) -> int | None:
 
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [(n, s) for n, s in product(("vp", "ve", "flow"), SOLVERS) if (n, s) != ("flow", "original")],  # which has no flow
+    # On VE as on VP; original has no flow.
+    [
+        *(pytest.param(n, s, marks=SLOW if n == "ve" else ()) for n, s in product(("vp", "ve"), SOLVERS)),
+        *(("flow", s) for s in SOLVERS if s != "original"),
+    ],
 )
 def test_evaluations_are_counted(name, solver):
     # And asked within the domain, both ways.

@@ -115,9 +115,6 @@ def closed_form(kind, sde):
     return model, x, flow_log_prob(model, x, z)
 
 
-KINDS = ("isotropic-1", "full-8", "mixture-1", "collinear-8")
-
-
 def check_closed_form(name, kind, method):
     model, x, exact = closed_form(kind, SIX[name])
     solved = density(model, x, method=method, **EXACT)
@@ -127,17 +124,25 @@ def check_closed_form(name, kind, method):
         assert float((solved.z - latent(model, x)).abs().max()) <= 1e-3 * model.domain.sde.prior_std
 
 
-# Every path by both methods, and every kind of data on one path.
-@pytest.mark.parametrize("method", METHODS)
+# Every path and every kind of data, by both methods on VP and the flow.
+BOTH = [("vp", "full-8"), ("vp", "mixture-1"), ("flow", "full-8")]
+ONE = [(name, "full-8") for name in SIX if name not in ("vp", "flow")] + [("vp", "isotropic-1"), ("vp", "collinear-8")]
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "full-8") for name in SIX), *(("vp", kind) for kind in KINDS if kind != "full-8")]
+    ("name", "kind", "method"),
+    [
+        *((*case, method) for case in BOTH for method in METHODS),
+        *((*case, "quadrature") for case in ONE),
+        *(pytest.param(*case, "coupled", marks=pytest.mark.slow) for case in ONE),
+    ],
 )
-def test_closed_forms(name, method, kind):
+def test_closed_forms(name, kind, method):
     check_closed_form(name, kind, method)
 
 
 @pytest.mark.parametrize(("name", "method", "kind"), [
-    ("vp", "coupled", "full-64"), ("flow", "quadrature", "full-64"),
+    pytest.param("vp", "coupled", "full-64", marks=pytest.mark.slow), ("flow", "quadrature", "full-64"),
 ])  # fmt: skip
 def test_closed_forms_in_64_dimensions(name, method, kind):
     check_closed_form(name, kind, method)
@@ -151,8 +156,10 @@ def test_closed_forms_in_many_dimensions(name, method, kind):
     check_closed_form(name, kind, method)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize(("name", "method"), [
+    ("flow", "coupled"), ("vp", "quadrature"), pytest.param("vp", "coupled", marks=pytest.mark.slow),
+    pytest.param("flow", "quadrature", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_error_falls_with_the_tolerance_on_closed_forms(name, method):
     # The mean over three decades and two kinds. A single factor may be anything from 1 to 400: the error of a few rows
     # passes through zero, and the rule of the quadrature, often far better than asked for, doubles at once.
@@ -186,7 +193,7 @@ def test_mixtures_by_quantiles(name):
     assert float((solved.log_prob - exact).abs().max()) < 2e-4
 
 
-@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize("name", [pytest.param("vp", marks=pytest.mark.slow), "flow"])
 def test_full_covariance_and_its_probes(name):
     # The flow of one Gaussian is linear: along axis i of C it scales by sqrt(v_i(1) / v_i(0)).
     one = full_covariance(FOUR[name], 3)
@@ -211,16 +218,16 @@ def test_full_covariance_and_its_probes(name):
 def test_the_log_determinant_is_held_to_the_tolerance():
     # Left out of the error norm its error is ten times as large.
     model = ring(VPSDE())
-    x = model.sample(128, torch.Generator().manual_seed(3))
-    best = density(model, x, rtol=1e-8, atol=1e-8, **EXACT).log_prob
+    x = model.sample(32, torch.Generator().manual_seed(3))
+    best = density(model, x, rtol=1e-7, atol=1e-8, **EXACT).log_prob
     assert float((density(model, x, rtol=1e-4, atol=1e-4, **EXACT).log_prob - best).abs().mean()) < 5e-4
 
 
 def test_probes_estimate_the_exact_divergence_and_their_spread():
     model = ring(VPSDE())
     x = model.sample(1, torch.Generator().manual_seed(1)).expand(800, 2).clone()
-    exact = float(density(model, x[:1], rtol=1e-4, **EXACT).log_prob)
-    how = {"divergence": "hutchinson", "rtol": 1e-4, "noise": Noise.of(800, 1), "batch": 800, "check": False}
+    exact = float(density(model, x[:1], rtol=1e-3, **EXACT).log_prob)
+    how = {"divergence": "hutchinson", "rtol": 1e-3, "noise": Noise.of(800, 1), "batch": 800, "check": False}
     one = density(model, x, **how)
     assert bool(one.stderr_probes.isnan().all())
     spread = float(one.log_prob.std())
@@ -232,8 +239,8 @@ def test_probes_estimate_the_exact_divergence_and_their_spread():
 
 def test_one_probe_is_exact_for_a_diagonal_jacobian():
     x = 0.3 + 0.5 * normals(5, 32)
-    one = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="hutchinson", steps=8), check=False)
-    all_of_them = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="exact", steps=8), check=False)
+    one = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="hutchinson", steps=3), check=False)
+    all_of_them = log_likelihood(gaussian(VPSDE(), 32), x, Likelihood(divergence="exact", steps=3), check=False)
     assert torch.allclose(one.log_prob, all_of_them.log_prob, rtol=0, atol=1e-10)
 
 
@@ -257,9 +264,10 @@ def test_differences_have_the_traces_of_derivatives():
 
 
 @pytest.mark.parametrize(("dtype", "allowed", "options"), [
-    *((F64, 1e-7, o) for o in ({"probe": "gaussian"}, {"method": "quadrature", "redraw": False})),
+    pytest.param(F64, 1e-7, {"probe": "gaussian"}, marks=pytest.mark.slow),
+    (F64, 1e-7, {"method": "quadrature", "redraw": False}),
     # a network is rough: where rounding moves the steps, it moves the figure by more than that
-    (F64, 1e-8, {"steps": 6}), (torch.float32, 1e-4, {"steps": 6, "probes": 2}),
+    (F64, 1e-8, {"steps": 6, "probe": "gaussian"}), (torch.float32, 1e-4, {"steps": 6, "probes": 2}),
 ], ids=str)  # fmt: skip
 def test_differences_give_the_figure_of_derivatives(dtype, allowed, options):
     network = small_network().to(dtype)
@@ -313,14 +321,14 @@ def test_the_check_takes_narrower_differences(monkeypatch):
 def test_many_differences(method):
     # The limit is on points of the path: as many probes as one likes.
     x = 0.3 + 0.5 * normals(2, 6)
-    options = {"rtol": 1e-4, "atol": 1e-4, "check": False, "method": method, "max_nfe": 150}
+    options = {"rtol": 1e-3, "atol": 1e-3, "check": False, "method": method, "max_nfe": 150}
     found = density(gaussian(VPSDE(), 6), x, divergence="difference", probes=12, **options)
     assert bool(found.ok.all()) and int(found.nfe.max()) > 150
     exact = density(gaussian(VPSDE(), 6), x, divergence="exact", **options)
-    assert torch.allclose(found.log_prob, exact.log_prob, rtol=0, atol=1e-4)  # signs are exact for a diagonal Jacobian
+    assert torch.allclose(found.log_prob, exact.log_prob, rtol=0, atol=1e-3)  # signs are exact for a diagonal Jacobian
 
 
-@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("flow", marks=pytest.mark.slow)])
 def test_narrow_data_are_held_to_the_tolerance_with_probes_as_well(name):
     # A pixel that is always black has the width of its cell: 2/256/sqrt(12) for 256 levels.
     model = gaussian(FOUR[name], 20, std=0.0023)
@@ -372,7 +380,7 @@ def test_rows_and_probes_do_not_depend_on_the_batch(divergence):
     model = ring(VPSDE())
     x = model.sample(128, torch.Generator().manual_seed(0))
     noise = Noise.of(128, 3)
-    kwargs = {"divergence": divergence, "probes": 2, "rtol": 1e-3, "atol": 1e-3, "check": False}
+    kwargs = {"divergence": divergence, "probes": 2, "rtol": 1e-2, "atol": 1e-2, "check": False}
     whole = density(model, x, noise=noise, batch=128, **kwargs)
     for rows in (torch.arange(16), torch.tensor([70])):
         part = density(model, x[rows], noise=noise.rows(rows), **kwargs)
@@ -389,9 +397,9 @@ def test_a_conditional_batch_equals_each_row_alone():
         torch.nn.init.normal_(parameter, std=0.3)
     model = ScoreModel(network, UserCosine(), EDM(), classes=3).double().eval().requires_grad_(False)
     labels, x = torch.tensor([0, 2, 1]), normals(3, 2)
-    together = log_likelihood(model.given(labels), x, Likelihood(rtol=1e-3), check=False)
+    together = log_likelihood(model.given(labels), x, Likelihood(rtol=1e-2), check=False)
     for i in range(3):
-        alone = log_likelihood(model.given(labels[i : i + 1]), x[i : i + 1], Likelihood(rtol=1e-3), check=False)
+        alone = log_likelihood(model.given(labels[i : i + 1]), x[i : i + 1], Likelihood(rtol=1e-2), check=False)
         assert float(alone.log_prob) == pytest.approx(float(together.log_prob[i]), abs=1e-8)
 
 
@@ -464,7 +472,9 @@ def test_no_data_are_refused(shape):
 
 
 @pytest.mark.parametrize(("name", "scheme", "order", "steps"), [
-    ("vp", "euler", 1, 128), ("vp", "heun", 2, 64), ("vp", "rk4", 4, 32), ("ve", "rk4", 4, 32), ("flow", "heun", 2, 64),
+    pytest.param("vp", "euler", 1, 128, marks=pytest.mark.slow),
+    pytest.param("vp", "heun", 2, 64, marks=pytest.mark.slow),
+    pytest.param("vp", "rk4", 4, 32, marks=pytest.mark.slow), ("ve", "rk4", 4, 32), ("flow", "heun", 2, 64),
 ])  # fmt: skip
 def test_fixed_steps_have_their_order(name, scheme, order, steps):
     model = full_covariance(FOUR[name], 3)
@@ -477,7 +487,7 @@ def test_fixed_steps_have_their_order(name, scheme, order, steps):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
 
 
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@pytest.mark.parametrize("divergence", ["exact", pytest.param("hutchinson", marks=pytest.mark.slow)])
 def test_eight_euler_steps_are_no_figure_and_say_so(divergence):
     model = ring(VPSDE())
     x = model.sample(20, torch.Generator().manual_seed(0))
@@ -524,7 +534,8 @@ def test_a_row_that_cannot_be_solved_more_tightly_has_not_converged():
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "steps", "allowed"), [("vp", "rk4", 24, 1e-3), ("flow", "heun", 48, 1e-2)]
+    ("name", "scheme", "steps", "allowed"),
+    [pytest.param("vp", "rk4", 24, 1e-3, marks=pytest.mark.slow), ("flow", "heun", 48, 1e-2)],
 )
 def test_the_gradient_in_the_data_is_the_score_of_the_flow(name, scheme, steps, allowed):
     # z = z0 + A (x - m) for a Gaussian, so that d log p/dx = -A^T z / prior_std^2: by autograd of the closed form
@@ -638,7 +649,7 @@ def test_what_autograd_keeps_stays_within_the_budget(how, probes):
     assert kept.now == 0 and budget / 8 < kept.peak < budget
 
 
-@pytest.mark.parametrize("method", ["coupled", "quadrature"])
+@pytest.mark.parametrize("method", ["coupled", pytest.param("quadrature", marks=pytest.mark.slow)])
 def test_what_differences_keep_alive_stays_within_the_budget(method):
     torch.manual_seed(0)
     network = UNet(1, channels=8, multipliers=(1, 2), blocks=1)
@@ -748,7 +759,9 @@ class BrokenSlope(Wrapped):
         return BrokenSlope(self.model.rows(index))
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "quadrature"}, {"steps": 6}])
+@pytest.mark.parametrize(
+    "options", [{"rtol": 1e-2}, {"method": "quadrature"}, pytest.param({"steps": 6}, marks=pytest.mark.slow)]
+)
 def test_a_divergence_that_is_no_number_is_a_failure(options):
     model = BrokenSlope(ring(VPSDE()))
     x = model.model.sample(3, torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu, wasserstein_distance
 from scoresde.core.errors import UsageError
 from scoresde.metrics import (
     Moments,
+    copies,
     find_copies,
     frechet,
     frechet_distance,
@@ -22,6 +23,7 @@ from scoresde.metrics import (
     kernel_distance,
     median_distance,
     mmd,
+    nearest_line,
     neighbourhoods,
     rows,
     sliced,
@@ -60,9 +62,7 @@ def test_one_dimensional_scale():
 
 def test_one_dimensional_normals_approach_the_closed_form():
     x, y = normal(200_000, 1, seed=1), 1.0 + 2.0 * normal(200_000, 1, seed=2)
-    assert sliced_wasserstein(x, y, projections=1) == pytest.approx(
-        math.sqrt(1.0**2 + (2.0 - 1.0) ** 2), abs=0.02
-    )
+    assert sliced_wasserstein(x, y, projections=1) == pytest.approx(math.sqrt(1.0**2 + (2.0 - 1.0) ** 2), abs=0.02)
 
 
 @pytest.mark.parametrize("d", [2, 8, 48])
@@ -486,6 +486,48 @@ def test_copies_prove_nothing_where_real_data_repeat():
     found = find_copies(x, train, held_out)
     assert len(found.flagged) == 0 and (found.exact, found.exact_held_out) == (1, 1)
     assert float(found.p_value[5]) == pytest.approx(2 / 51)
+
+
+def test_one_line_on_the_nearest_training_samples_against_scipy():
+    x, train, held_out = normal(30, 3, seed=1), normal(800, 3, seed=2), normal(40, 3, seed=3)
+    line = nearest_line(x.reshape(30, 1, 3), train.reshape(800, 1, 3), held_out.reshape(40, 1, 3), lambda z: 2 * z)
+    tree = cKDTree(2 * train.numpy())
+    ours, theirs = (float(torch.tensor(tree.query(2 * z.numpy())[0]).median()) for z in (x, held_out))
+    assert line == (
+        f"nearest training samples: at {ours:.3g} from samples, {theirs:.3g} from held-out ones "
+        "(medians of 30 and 40); none nearer than new data would be"
+    )
+    x[3] = train[17]
+    x[4, 0] = torch.nan
+    x[5] = train[90] + 1e-5
+    line = nearest_line(x, train, held_out)
+    assert "(medians of 29 and 40); exact copies: 1 of samples, 0 of held-out ones; 2 nearer than new data" in line
+
+
+def test_the_line_says_what_few_rows_allow():
+    x, train = normal(5, 3, seed=1), normal(50, 3, seed=2)
+    few = nearest_line(x, train, normal(4, 3, seed=3))
+    assert few.endswith("from held-out ones (medians of 5 and 4)")
+    assert nearest_line(x, train, train[:0]).endswith("from samples (medians of 5)")
+    assert "nothing to say of 0 samples and 50 training ones" in nearest_line(x * torch.nan, train, train)
+    assert "exact copies: 5 of samples, 5 of held-out ones" in nearest_line(train[:5], train[:7], train[:5])
+
+
+def test_the_line_is_that_of_large_data_looked_at_in_part(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randint(0, 256, (600, 1, 40, 40), generator=generator, dtype=torch.uint8)
+    held_out = torch.randint(0, 256, (50, 1, 40, 40), generator=generator, dtype=torch.uint8)
+    x = torch.randint(0, 256, (30, 1, 40, 40), generator=generator).float()
+    x[2] = train[400]  # a copy is found by the numbers that are looked at, and measured by all
+    x[3] = train[401]
+    x[3, 0, 0, 1] += 1  # which is not among those
+    line = nearest_line(x, train, held_out)
+    assert "exact copies: 1 of samples, 0 of held-out ones; 2 nearer than new data would be" in line
+    true = cdist(x.flatten(1), train.flatten(1)).min(1)
+    assert float(line.split(" at ")[1].split()[0]) == pytest.approx(float(np.median(true)), rel=0.02)
+    monkeypatch.setattr(copies, "READ", 200 * 1600)
+    assert "against one in 3 training samples)" in nearest_line(x, train, held_out)
+    assert "exact copies" not in nearest_line(x, train, held_out)  # no. 400 is not among them
 
 
 def test_copies_refuse():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 
@@ -41,12 +42,39 @@ def test_every_pixel_is_where_it_belongs(rng):
     assert (sheet[~inside] == plot.images.GAP).all()
 
 
-def test_grey_and_grey_with_opacity_show_the_first_channel():
+def test_grey_is_grey_in_all_colours():
     x = np.array([0.0, 0.2, 0.6, 1.0]).reshape(1, 1, 2, 2)
-    expected = np.array([[0, 51], [153, 255]])
-    for images in (x, np.concatenate((x, 1 - x), axis=1)):
-        sheet = plot.image_grid(images, low=0, high=1, pad=0)
-        assert (sheet == expected[:, :, None]).all()
+    sheet = plot.image_grid(x, low=0, high=1, pad=0)
+    assert (sheet == np.array([[0, 51], [153, 255]])[:, :, None]).all()
+
+
+@pytest.mark.parametrize("channels", [2, 5, 9])
+def test_channels_that_are_no_colours_stand_side_by_side_each_on_its_own_scale(rng, channels):
+    # As far apart as humidity and pressure: on one scale all but one would be black.
+    x = rng.integers(0, 2, (3, channels, 4, 5)) * 10.0 ** np.arange(channels)[:, None, None] + 7
+    sheet = plot.image_grid(x, columns=1, low=0, high=1)
+    count = min(channels, 6)
+    assert sheet.shape == (3 * 5 + 1, count * 6 + 1 + 2, 3)
+    for n in range(3):
+        for c in range(count):
+            top, left = 1 + 5 * n, 2 + 6 * c
+            shown = sheet[top : top + 4, left : left + 5]
+            assert (shown == 255 * (x[n, c] > x[:, c].min())[..., None]).all()
+            assert (sheet[top : top + 4, [left - 1, left + 5]] == plot.images.GAP).all()
+    square = plot.image_grid(np.repeat(x, 12, axis=0)).shape
+    assert 0.4 < square[0] / square[1] < 2.5
+
+
+def test_a_channel_that_is_constant_is_grey():
+    x = np.zeros((1, 2, 2, 2))
+    x[0, 1, 0, 0] = 1
+    sheet = plot.image_grid(x, pad=0)
+    assert (sheet[:, 1:3] == 128).all() and sheet[0, 4, 0] == 255
+
+
+def test_of_a_volume_the_slice_in_the_middle_is_shown(rng):
+    x = rng.uniform(-1, 1, (4, 3, 5, 6, 7))
+    assert (plot.image_grid(x) == plot.image_grid(x[:, :, 2])).all()
 
 
 def test_opacity_is_composited_on_white():
@@ -77,7 +105,8 @@ def test_a_tensor_with_a_graph_is_an_array():
     "arguments",
     [
         {"x": np.zeros((2, 4, 4))},
-        {"x": np.zeros((2, 5, 4, 4))},
+        {"x": np.zeros((2, 0, 4, 4))},
+        {"x": np.zeros((2, 1, 0, 4, 4))},
         {"x": np.zeros((0, 1, 4, 4))},
         {"x": np.full((1, 1, 2, 2), math.nan)},
         {"x": np.zeros((1, 1, 2, 2)), "low": 1.0, "high": 1.0},
@@ -152,24 +181,48 @@ def test_signals_hang_one_below_the_other_in_a_panel_for_each_channel(rng):
     # As they are, from left to right: all that is changed of a trace is its height.
     x = rng.normal(size=(10, 7, 40)) * np.arange(1, 8)[:, None]
     figure = plot.signals(x, title="eight of ten")
-    assert len(figure.axes) == 6 and figure.axes[0].get_title(loc="left") == "eight of ten"
+    assert len(figure.axes) == 6 and figure.get_suptitle() == "eight of ten"
     for c, ax in enumerate(figure.axes):
-        assert len(ax.lines) == 8 and ax.get_xlim() == (0, 39)
+        assert len(ax.lines) == 8 and ax.get_xlim() == (0, 39) and ax.get_xlabel() == "position"
         drawn = np.stack([line.get_ydata() for line in ax.lines])
         assert all((line.get_xdata() == np.arange(40)).all() for line in ax.lines)
         shift = drawn - x[:8, c]
         np.testing.assert_allclose(shift, shift[:, :1].repeat(40, axis=1), atol=1e-12)
         np.testing.assert_allclose(np.diff(shift[:, 0]), -1.15 * np.ptp(x[:8, c]), rtol=1e-12)
-        assert [t.get_text() for t in ax.get_yticklabels()] == list("01234567")
-        np.testing.assert_allclose(ax.get_yticks(), drawn.mean(axis=1))
-        least, most = x[:8, c].min(), x[:8, c].max()
-        assert ax.get_xlabel() == f"position   (channel {c}: {least:.3g} to {most:.3g})"
+        assert [t.get_text() for t in ax.texts] == [f"no. {i}" for i in range(8)]
+        assert ax.get_title(loc="left") == f"channel {c}"
+    assert plot.signals(x, names=list("abcdefg")).axes[2].get_title(loc="left") == "c"
+    assert plot.signals(x[:, :1], title="one").axes[0].get_title(loc="left") == "one"
+
+
+def test_signals_have_their_values_beside_them(rng):
+    x = 1000 + rng.uniform(-3, 3, (3, 1, 50))
+    ax = plot.signals(x).axes[0]
+    step = 1.15 * np.ptp(x)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    each = len(labels) // 3
+    assert each >= 2 and labels == labels[:each] * 3
+    for i in range(3):  # what is written beside trace i is what the trace has there
+        heights = np.asarray(ax.get_yticks()[each * i : each * (i + 1)]) + i * step
+        np.testing.assert_allclose(heights, [float(v) for v in labels[:each]], rtol=1e-12)
+        assert x.min() <= heights.min() and heights.max() <= x.max()
+    low, high = ax.get_ylim()
+    assert low < x.min() - 2 * step and high > x.max()
+
+
+def test_signals_that_leave_a_scale_that_was_given_cross_no_neighbour(rng):
+    like = rng.uniform(-1, 1, (2, 1, 30))
+    ax = plot.signals(100 * rng.normal(size=(2, 1, 30)), like=like).axes[0]
+    step = 1.15 * np.ptp(like)
+    first, second = (line.get_ydata() for line in ax.lines)
+    assert first.min() > second.max() and np.ptp(first) <= step
 
 
 def test_histograms_of_vectors_are_those_of_their_coordinates(rng):
-    x, reference = rng.normal(size=(400, 9)) + np.arange(9), 2 * rng.normal(size=(300, 9))
+    x, reference = rng.normal(size=(400, 14)) + np.arange(14), 2 * rng.normal(size=(300, 14))
     figure = plot.vectors(x, reference)
-    assert [ax.get_title() for ax in figure.axes] == [f"x[{d}]" for d in range(6)]
+    assert [ax.get_title() for ax in figure.axes] == [f"x{d}" for d in range(12)]
+    assert figure.get_suptitle() == "the first 12 of 14 columns"
     for d, ax in enumerate(figure.axes):
         filled, both = list(ax.containers[0]), np.concatenate((reference[:, d], x[:, d]))
         edges = np.linspace(both.min(), both.max(), len(filled) + 1)  # both from end to end, in the same bins
@@ -178,29 +231,86 @@ def test_histograms_of_vectors_are_those_of_their_coordinates(rng):
         np.testing.assert_allclose([bar.get_height() for bar in filled], heights)
         outline = ax.patches[-1].get_xy()  # up at the first edge, each height from edge to edge, down at the last
         np.testing.assert_allclose(outline[1:-1:2, 1], np.histogram(x[:, d], edges, density=True)[0])
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["reference", "samples"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["data", "samples"]
     assert plot.vectors(x).legends == [] and len(plot.vectors(x[:, :2]).axes) == 2
+
+
+def test_whole_numbers_have_bins_around_them(rng):
+    x, reference = rng.integers(0, 4, (50, 1)), np.array([[0], [3], [3], [1]])
+    bars = list(plot.vectors(x, reference).axes[0].containers[0])
+    assert [b.get_x() + b.get_width() / 2 for b in bars] == pytest.approx([0, 1, 2, 3])
+    np.testing.assert_allclose([b.get_height() for b in bars], [0.25, 0.25, 0, 0.5])
+    # Of many, every bin holds as many of them, or there would be a comb.
+    wide = np.arange(1000.0)[:, None]
+    bars = list(plot.vectors(wide, wide).axes[0].containers[0])
+    heights = [b.get_height() for b in bars]
+    np.testing.assert_allclose(heights[:-1], heights[0])
+    assert len(bars) <= 51 and bars[0].get_x() == -0.5
+
+
+def test_a_value_that_would_squeeze_the_rest_is_left_out_and_counted(rng):
+    x = rng.normal(size=(500, 3))
+    x[7, 1] = 1e6
+    free, squeezed, _ = plot.vectors(x).axes
+    assert free.get_xlim() == pytest.approx((x[:, 0].min(), x[:, 0].max())) and not free.texts
+    assert squeezed.get_xlim()[1] < 10 and squeezed.texts[0].get_text() == "1 outside"
+    ax = plot.scatter(x[:, :2]).axes[0]
+    assert ax.get_ylim()[1] < 10 and ax.texts[0].get_text() == "1 outside"
+    assert len(ax.collections[0].get_offsets()) == 500
+
+
+def test_names_are_drawn_character_by_character(rng, tmp_path):
+    names = ["price in $ (of $ 2020)", "_rank", "a" * 60 + "\nb"]
+    figure = plot.vectors(rng.normal(size=(20, 3)), names=names)
+    plot.save_figure(tmp_path / "a.png", figure)  # a formula that cannot be parsed is found when it is drawn
+    assert [ax.get_title() for ax in figure.axes][:2] == [r"price in \$ (of \$ 2020)", " _rank"]
+    assert len(figure.axes[2].get_title()) == 24 and "\n" not in figure.axes[2].get_title()
+    pair = plot.scatter(rng.normal(size=(20, 2)), names=[r"$\frac{$", "b"]).axes[0]
+    pair.figure.canvas.draw()
+    assert pair.get_ylabel() == "b"
+    both = plot.likelihood_histogram({"$x^{$": [1.0, 2.0], "_y": [1.0]}, "nats")
+    both.canvas.draw()
+    assert [t.get_text()[:3] for t in both.axes[0].get_legend().get_texts()] == [r"\$x", " _y"]
+    plot.compass([1.0, 0.0], np.ones((2, 3)), np.ones((2, 3)), "$_{$", "$ and $ {").canvas.draw()
+    plot.work_precision({"$a_{$": [[1.0, 1.0, 1.0]]}).canvas.draw()
+
+
+def test_columns_of_unlike_size_have_a_scale_each(rng):
+    x = rng.normal(size=(200, 2)) * [1.0, 1e5]
+    ax = plot.scatter(x, names=["age", "income"]).axes[0]
+    for (low, high), values in ((ax.get_xlim(), x[:, 0]), (ax.get_ylim(), x[:, 1])):
+        assert high - low == pytest.approx(1.08 * np.ptp(values))
+    still = plot.animate(np.stack([3 * x, x]), "vector", 0, 1, ["age", "income"])
+    assert still[0].shape == still[1].shape and (still[0] != still[1]).any()
 
 
 def test_samples_are_drawn_as_what_they_are(rng):
     images = rng.uniform(-1, 1, (5, 3, 8, 8))
     for x in (images, torch.from_numpy(images)):
         figure = plot.samples_figure(x, "image", -1, 1, images[:2])
-        assert [ax.get_title(loc="left") for ax in figure.axes] == ["samples", "reference"]
+        assert [ax.get_title(loc="left") for ax in figure.axes] == ["samples", "data"]
         for ax, shown in zip(figure.axes, (images, images[:2]), strict=True):
             np.testing.assert_array_equal(ax.images[0].get_array(), plot.image_grid(shown, None, -1, 1))
     assert len(plot.samples_figure(images, "image", -1, 1).axes) == 1
     traces, others = rng.normal(size=(3, 1, 9)), rng.normal(size=(2, 1, 9))
     figure = plot.samples_figure(traces, "signal", -1, 1, others)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["samples", "reference"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["samples", "data"]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     np.testing.assert_allclose([ax.lines[0].get_ydata() for ax in figure.axes], [traces[0, 0], others[0, 0]])
     assert [len(ax.lines) for ax in figure.axes] == [3, 2]
     points, below = rng.normal(size=(2, 30, 2))
     ax = plot.samples_figure(points, "vector", -1, 1, below).axes[0]
     np.testing.assert_allclose([c.get_offsets() for c in ax.collections], [below, points])
     assert [ax.get_title() for ax in plot.samples_figure(rng.normal(size=(30, 3)), "vector", -1, 1).axes] == [
-        "x[0]", "x[1]", "x[2]"
+        "x0", "x1", "x2"
     ]  # fmt: skip
+    both = rng.normal(size=(2, 3, 2, 9))
+    figure = plot.samples_figure(both[0], "signal", -1, 1, both[1], names=["u", "v"])
+    assert [part.get_suptitle() for part in figure.subfigs] == ["samples", "data"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["u", "v"] * 2
+    volume = rng.uniform(-1, 1, (4, 1, 3, 5, 5))
+    shown = plot.samples_figure(volume, "volume", -1, 1).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, plot.image_grid(volume[:, :, 1]))
 
 
 def test_a_loss_is_drawn_at_its_step_and_a_gap_where_it_is_not_finite():
@@ -210,6 +320,31 @@ def test_a_loss_is_drawn_at_its_step_and_a_gap_where_it_is_not_finite():
     assert each.get_ydata()[0] == 1 and np.isnan(each.get_ydata()[1:]).all()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["each record", "running mean"]
+    assert len(plot.loss_curve([1], [1.0], ([], []), best=3).axes[0].lines) == 2
+
+
+def test_the_validation_loss_is_drawn_beside_the_training_loss():
+    ax = plot.loss_curve([1, 2, 3], [1.0, 0.9, 0.8], ([1, 3], [1.2, math.nan]), best=1).axes[0]
+    held, best = ax.lines[2:]
+    assert held.get_xdata().tolist() == [1, 3] and held.get_ydata()[0] == 1.2 and math.isnan(held.get_ydata()[1])
+    assert list(best.get_xdata()) == [1, 1]
+    labels = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert labels == ["each record", "running mean", "validation", "best, step 1"]
+    assert plot.loss_curve([1], [1.0], ([1], [90.0])).axes[0].get_yscale() == "log"
+    with pytest.raises(UsageError, match="one loss for each step"):
+        plot.loss_curve([1], [1.0], ([1, 2], [1.0]))
+
+
+@pytest.mark.parametrize("backend", ["module://nowhere", "nonsense"])
+def test_figures_need_no_backend(tmp_path, backend):
+    program = f"""
+import os, numpy as np
+from scoresde import plot
+plot.save_figure({str(tmp_path / "a.png")!r}, plot.scatter(np.eye(2)))
+assert os.environ["MPLBACKEND"] == {backend!r}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=os.environ | {"MPLBACKEND": backend})
+    assert Image.open(tmp_path / "a.png").size[0] > 100
 
 
 def test_the_density_lies_under_the_arrows(rng):
@@ -280,7 +415,7 @@ def test_scatter_shares_square_limits(rng):
     assert (x0 + x1) / 2 == pytest.approx(1) and x0 < -4 and x1 > 6
     drawn = [collection.get_offsets() for collection in ax.collections]
     assert (drawn[0] == reference).all() and (drawn[1] == x).all()
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["reference", "samples"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["data", "samples"]
     assert plot.scatter(x, title="alone").axes[0].get_title(loc="left") == "alone"
 
 

@@ -43,19 +43,14 @@ TINY = TrainConfig(data="moons", steps=3, batch=16, network_options={"width": 8,
 DROPOUT = TrainConfig(steps=5, batch=8, network_options={"channels": 4, "dropout": 0.3}, cond="class", cond_drop=0.3)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a few steps of training."""
-    monkeypatch.setattr(loop, "_sample_sheet", lambda *_: None)
-    monkeypatch.setattr(loop, "_loss_figure", lambda folder: None)
-
-
 # ------------------------------------------------------------------------------------------------------------ resume
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda n: n.name
+)
 def test_a_resumed_run_is_the_same_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     torch.manual_seed(1)
     whole = fit(DROPOUT, out=tmp_path / "whole", quiet=True)
@@ -83,7 +78,7 @@ LEARNS = dataclasses.replace(
 )
 
 
-def test_what_the_time_sampler_has_learned_is_resumed(tmp_path: Path, no_pictures: None) -> None:
+def test_what_the_time_sampler_has_learned_is_resumed(tmp_path: Path) -> None:
     """Bit for bit, from a checkpoint before every bin had its losses and from one after."""
     whole = fit(LEARNS, out=tmp_path / "whole", quiet=True)
     stored = read_tensors(newest_checkpoint(tmp_path / "whole") / "times.safetensors")["losses"]
@@ -102,7 +97,7 @@ def test_what_the_time_sampler_has_learned_is_resumed(tmp_path: Path, no_picture
     )
 
 
-def test_a_checkpoint_without_what_was_learned_cannot_be_resumed(tmp_path: Path, no_pictures: None) -> None:
+def test_a_checkpoint_without_what_was_learned_cannot_be_resumed(tmp_path: Path) -> None:
     fit(dataclasses.replace(LEARNS, steps=3), out=tmp_path / "r", quiet=True)
     checkpoint = newest_checkpoint(tmp_path / "r")
     (checkpoint / "times.safetensors").unlink()
@@ -113,7 +108,7 @@ def test_a_checkpoint_without_what_was_learned_cannot_be_resumed(tmp_path: Path,
         fit(LEARNS, out=tmp_path / "r", resume=True, quiet=True)
 
 
-def test_dropout_is_on_in_training(tmp_path: Path, no_pictures: None) -> None:
+def test_dropout_is_on_in_training(tmp_path: Path) -> None:
     """Otherwise the test above would say nothing of it."""
     # The last layers start at zero, so that dropout shows from the second step on.
     plain = dataclasses.replace(DROPOUT, network_options={"channels": 4})
@@ -157,7 +152,7 @@ def test_training_in_a_thread_installs_no_handlers(tmp_path: Path) -> None:
     assert steps == [3]
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path, no_pictures: None) -> None:
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path: Path) -> None:
     fit(TINY, out=tmp_path / "r", quiet=True)
     longer = dataclasses.replace(TINY, steps=5)
     assert fit(longer, out=tmp_path / "r", resume=True, quiet=True).step == 5
@@ -249,7 +244,7 @@ def test_a_batch_depends_on_seed_and_step_alone(rows: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- schedule
 
 
-def test_learning_rate_rises_and_falls(tmp_path: Path, no_pictures: None) -> None:
+def test_learning_rate_rises_and_falls(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, steps=10, warmup=4, lr=0.1)
     fit(config, out=tmp_path / "cosine", quiet=True)
     found = [line["lr"] for line in read_lines(tmp_path / "cosine" / "metrics.jsonl")]
@@ -507,9 +502,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         ({"cond": "class"}, "moons has no labels"),
     ],
 )
-def test_settings_are_checked_before_a_folder_is_made(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
+def test_settings_are_checked_before_a_folder_is_made(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         fit(dataclasses.replace(TINY, **changes), out=tmp_path / "r", quiet=True)  # type: ignore[arg-type]
     assert not (tmp_path / "r").exists()

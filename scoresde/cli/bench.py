@@ -52,7 +52,8 @@ def bench(
     from ..core.files import new_folder
     from ..core.progress import Progress
 
-    asked = condition.of(run)
+    asked = condition.all_of(run, n)
+    asked.model  # noqa: B018  # what cannot be bound is said before the data are read
     try:
         data = run.data()
     except DataError as error:

@@ -90,6 +90,7 @@ class Session:
         run: The run that was named; ``None`` for the newest.
         sde: The run's SDE, if it is in no table.
         changed_data: Take the run's data as they are, whatever has become of them.
+        others: Further runs, of a command that compares them.
     """
 
     seed: int
@@ -101,6 +102,7 @@ class Session:
     run: str | None = None
     sde: str | None = None
     changed_data: bool = False
+    others: tuple[str, ...] = ()
 
     @cached_property
     def on(self) -> torch.device:
@@ -131,12 +133,21 @@ class Session:
     @cached_property
     def loaded(self) -> Run:
         """The run that was named (none: the newest), on its device."""
+        return self._load(self.run)
+
+    @cached_property
+    def all_loaded(self) -> list[Run]:
+        """It and the others, in the order in which they were named."""
+        return [self.loaded, *(self._load(name) for name in self.others)]
+
+    def _load(self, name: str | None) -> Run:
+        from ..run.files import find_run, read_config
         from ..run.run import load
 
         given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
-        return load(
-            self.run, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data
-        )  # fmt: skip
+        if self.others and read_config(find_run(name))["sde"] in SDES:
+            given = None  # it is that of another of them
+        return load(name, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data)
 
     @property
     def folder(self) -> Path:
@@ -159,11 +170,14 @@ class Session:
         click.echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
 
 
-def session(run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = ()) -> Decorator:
+def session(
+    run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False
+) -> Decorator:  # fmt: skip
     """Pass ``session``, made of the options that mean the same everywhere.
 
     Args:
         run: Whether the command takes a run.
+        several: Whether it takes any number of them.
         first: Those that the short help shows.
         only: Leave out all others.
     """
@@ -185,8 +199,16 @@ def session(run: bool = False, first: tuple[str, ...] = ("seed", "device"), only
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
-        chosen = [click.argument("run", required=False), _own_sde, _changed_data, *chosen]
-    return together("session", lambda **given: Session(**(absent | given)), *chosen)
+        argument = click.argument("run", nargs=-1 if several else 1, required=False)
+        chosen = [argument, _own_sde, _changed_data, *chosen]
+
+    def make(**given: Any) -> Session:
+        if several:
+            given["run"], *others = given["run"] or (None,)
+            given["others"] = tuple(others)
+        return Session(**(absent | given))
+
+    return together("session", make, *chosen)
 
 
 def sde_option(command: F) -> F:
@@ -371,6 +393,10 @@ class Conditioning:
     def of(self, run: Run) -> Run:
         """The run given the class, and guided; without a class of its own for each sample."""
         return run.given(self.label).guided(1.0 if self.labels else self.guidance)
+
+    def all_of(self, run: Run, n: int) -> Run:
+        """The same for ``n`` samples of whatever the run knows, of all classes if it cannot do without one."""
+        return self.of(run) if self.label is not None else self.each(run, run.example_labels(n))
 
     def each(self, run: Run, known: Any) -> Run:
         """The run given a class for each sample, and guided."""

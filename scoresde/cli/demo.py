@@ -43,6 +43,7 @@ def single_image(
     takes them for, and a GIF of both. A few minutes on a CPU. The run is like any other: scoresde sample draws from it.
     """
     chosen = session.on
+    from ..core.optional import optional
     from ..core.registry import build
     from ..data import load_data
     from ..run.files import make_run_folder
@@ -61,7 +62,9 @@ def single_image(
     seconds = time.monotonic() - began
     session.say("drawing a sample, and the picture that the network sees in it on the way")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
-    files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
+    files: list[Path] = []
+    with optional("the picture of the sample on its way", f"the run is in {folder}"):
+        files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
     error = float((found.x0[-1, 0] - data.test[0].double()).square().mean().sqrt())
     facts = {
         "run": str(folder), "picture": str(file or EXAMPLE), "shape": list(picture.shape), "step": run.step,
@@ -69,4 +72,4 @@ def single_image(
     }  # fmt: skip
     session.say(f"trained in {seconds:.0f} s; the sample is {error:.1f} levels of 255 from the picture (rms)")
     session.say(f"draw more with: scoresde sample {folder}")
-    session.print(facts, *map(str, files))
+    session.print(facts, *map(str, files or [folder]))

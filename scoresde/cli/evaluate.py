@@ -36,6 +36,8 @@ ALL = ",".join((*METRICS, "copies"))
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
         help="An .npz of samples (array x) to take instead.")  # fmt: skip
+@option("--units", under="Data", default="auto", metavar="LOW,HIGH",
+        help="The samples' numbers for the data's lowest and highest value, such as 0,1; or data, model.")  # fmt: skip
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: what the run was trained on]")
 @option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
         help="Part of the data to compare with.")  # fmt: skip
@@ -54,14 +56,19 @@ ALL = ",".join((*METRICS, "copies"))
 @out_option("RUN/evaluation")
 @session(run=True, first=())
 def evaluate(
-    samples: Path | None, data: str | None, against: str, limit: int, features: str, metrics: str, copies_by: str,
-    n: int, batch: int, solver: SolverChoice, reference: Path | None, save_reference: Path | None, out: Path | None,
-    session: Session,
+    samples: Path | None, units: str, data: str | None, against: str, limit: int, features: str, metrics: str,
+    copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None, save_reference: Path | None,
+    out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """How good are the samples of a trained RUN (default: the newest)? Prints each metric with its error, beside what
     real data reach, and whether samples are copies of training data.
     """
     built = solver.build()
+    from ..run.plausible import in_data_units, read_units
+
+    read_units(units)
+    if units != "auto" and samples is None and data is None:
+        raise UsageError(f"--units {units} is for --samples from a file, or other --data; a run knows its own")
     names = in_list(metrics)
     if not names:
         raise UsageError(f"--metrics is empty; it takes any of {ALL}")
@@ -81,7 +88,7 @@ def evaluate(
         with new_folder(out or Path("evaluation")) as folder:
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
     else:
-        source = _source(session, samples, data)
+        source = _source(session, samples, units, data)
 
         def extractor(spec: str) -> Extractor:
             return extractor_by_name(
@@ -92,14 +99,18 @@ def evaluate(
             by = extractor(features)
             if known is not None:
                 known.check(by)
-            x, facts = source.samples, {"samples": str(samples)}
+            x, facts = source.samples, {"samples": str(samples), "units": units}
             if x is None:
                 x, facts = _draw(session, n, built, solver, batch)
+                known_as = session.loaded.config.data if session.loaded.config is not None else None
+                if data not in (None, known_as):
+                    x = in_data_units(x, source.data, units, f"the samples of {session.folder}")
             session.say(f"comparing {len(x):,} samples with {source.data.info.name}")
             found = measure(
                 x, source.data, by, wanted, against=against, reference=known,
                 copies=(by if copies_by == features else extractor(copies_by)) if copies else None,
-                limit=limit, seed=session.seed, on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
+                limit=limit, seed=session.seed, check=False,
+                on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
             )  # fmt: skip
         pictures = (source.data.info, x, source.data.train)
         facts |= {"data": source.data.info.source, "against": found.reference.split, "limit": limit}
@@ -124,7 +135,7 @@ class _Source:
     samples: Tensor | None
 
 
-def _source(session: Session, samples: Path | None, data: str | None) -> _Source:
+def _source(session: Session, samples: Path | None, units: str, data: str | None) -> _Source:
     """The data, and the run or the samples. Samples from a file need no model, and with --data no run either."""
     from ..data import load_data
     from ..run.config import TrainConfig
@@ -134,7 +145,7 @@ def _source(session: Session, samples: Path | None, data: str | None) -> _Source
 
     if samples is not None and data is not None and session.run is None:
         dataset = load_data(data)
-        return _Source(dataset, samples.parent, None, read_samples(samples, dataset))
+        return _Source(dataset, samples.parent, None, read_samples(samples, dataset, units))
     folder = find_run(session.run)
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
@@ -145,7 +156,7 @@ def _source(session: Session, samples: Path | None, data: str | None) -> _Source
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
             f"{loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
         )
-    given = None if samples is None else read_samples(samples, dataset)
+    given = None if samples is None else read_samples(samples, dataset, units)
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 
 
@@ -156,9 +167,11 @@ def _draw(
     from ..core.progress import Progress
 
     run = session.loaded
+    labels = run.example_labels(n)
+    asked = run.given(labels)
     session.say(f"sampling {n} with {solver.name} from {session.whence}")
     with Progress(n, "sample", quiet=session.quiet) as progress:
-        drawn = run.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
+        drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
     ok = drawn.solution.ok.cpu()
     if int(ok.sum()) < 2:
         raise NumericalError("; ".join(drawn.solution.failures()))
@@ -168,4 +181,5 @@ def _draw(
     return drawn.x[ok], {
         "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
         "nfe_mean": round(float(drawn.solution.nfe.double().mean()), 2), "failed": int((~ok).sum()),
+        "labels": None if labels is None else "in the proportions of the training data",
     }  # fmt: skip

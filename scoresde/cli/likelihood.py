@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @verb(
     short_help="Score data under a run.",
     epilog="Examples:\n  scoresde likelihood runs/photos --probes 4 --elbo\n"
-    "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500",
+    "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500\n"
+    "  scoresde likelihood runs/small runs/large --limit 0",
 )
 @option("--data", under="Data", first=True, multiple=True,
         help="Data to score, or several.  [default: what the run was trained on]")  # fmt: skip
@@ -60,68 +62,87 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
-@session(run=True, first=("device",))
+@session(run=True, first=("device",), several=True)
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
     memory: int | None, condition: Conditioning, save: str, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
 
-    Several data sets share one figure.
+    Several data sets share one figure. Several runs are scored on the same samples, by the split of the first, with the
+    same noise, and compared with it sample by sample.
     """
     from ..core.files import check_kinds, new_folder
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
-    from ..study.report import KINDS, choose, write_scores
+    from ..study.report import KINDS, check_comparable, choose, unfair, write_scores
 
     kinds = check_kinds(in_list(save), KINDS)
-    run, seed = session.loaded, session.seed
-    asked = condition.of(run)
-    asked.model  # noqa: B018  # what cannot be bound is said before the data are read
-    chosen = [choose(run, name, split, limit, seed, by_class=condition.labels) for name in data or (None,)]
-    for part in chosen:
+    runs, seed = session.all_loaded, session.seed
+    first = runs[0]
+    for run in runs:
+        check_comparable(run, first, by_class=condition.labels)
+        if not condition.labels:
+            condition.of(run).model  # noqa: B018  # what cannot be bound is said before the data are read
+    chosen = [
+        choose(first, name, split, limit, seed, by_class=condition.labels, dequantise=how.dequantisation != "none")
+        for name in data or (None,)
+    ]
+    asked = [
+        (run, part, condition.of(run) if part.label is None else condition.each(run, part.label))
+        for part in chosen for run in runs
+    ]  # fmt: skip
+    for run, part, bound in asked:
+        bound.model  # noqa: B018
+        reason = unfair(run, first, part)
+        if reason is not None:
+            warnings.warn(reason, stacklevel=1)
         what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
-        session.say(f"scoring {what} under {session.folder}")
+        session.say(f"scoring {what} under {run.folder}")
     began = time.monotonic()
     with (
         new_folder(out or session.folder / "likelihood") as folder,
         warnings.catch_warnings(record=True) as caught,
-        Progress(sum(len(part.x) for part in chosen), "likelihood", quiet=session.quiet) as progress,
+        Progress(sum(len(part.x) for _, part, _ in asked), "likelihood", quiet=session.quiet) as progress,
     ):
         warnings.simplefilter("always")
         sets = []
-        for part in chosen:
-            model = asked if part.label is None else condition.each(run, part.label)
-            sets.append(
-                part.scored(
-                    model, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
-                    memory=default_budget(run.device) if memory is None else memory * 2**20,
-                    watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
-                )
+        for run, part, bound in asked:
+            scored = part.scored(
+                bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
+                memory=default_budget(run.device) if memory is None else memory * 2**20,
+                watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
             )  # fmt: skip
+            sets.append(replace(scored, run=str(run.folder) if len(runs) > 1 else None))
     for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
         click.echo(text, err=True)
-    summaries = [s.summary(sets[0]) for s in sets]
+    n = len(runs)
+    summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
     facts = {
-        "run": str(session.folder), "step": run.step, "sets": summaries,
+        "run": str(session.folder), "step": first.step, "sets": summaries,
         "condition": "labels" if condition.labels else condition.label, "guidance": condition.guidance, "seed": seed,
-        "dtype": session.dtype, "device": str(run.device), "seconds": round(time.monotonic() - began, 2),
+        "dtype": session.dtype, "device": str(first.device), "seconds": round(time.monotonic() - began, 2),
     }  # fmt: skip
+    if n > 1:
+        facts["runs"] = [{"run": str(run.folder), "step": run.step} for run in runs]
     files = write_scores(folder, sets, facts, kinds)
+    depends = {s.scores.depends_on(): s.run for s in reversed(sets[:n])}
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        *(_lines(found, len(sets) > 1) for found in summaries),
-        sets[0].scores.depends_on(),
+        *(_lines(found, len(chosen) > 1) for found in summaries),
+        *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
         f"{files[0]}  {facts['seconds']:.1f} s  seed {seed}",
     )
-    failures = [f"{s.name}: {line}" for s in sets for line in s.scores.model.failures()]
+    failures = [
+        ": ".join(filter(None, (s.run, s.name, line))) for s in sets for line in s.scores.model.failures()
+    ]
     if failures:
         raise NumericalError("; ".join(failures))
 
 
 def _lines(found: dict[str, Any], several: bool) -> str:
     """What a person reads of a set."""
-    name = f"{found['data']}: " if several else ""
+    name = "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
     text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
     if found["stderr_probes"]:
         text += f", ± {found['stderr_probes']:.4f} each from the probes"
@@ -138,6 +159,11 @@ def _lines(found: dict[str, Any], several: bool) -> str:
         terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))
         figure = _figure({**bound, "unit": found["unit"]})
         text += f"\n{name}{figure} by the variational bound of the {bound['whose']}  ({terms})"
+    if "difference" in found:
+        better = "lower" if found["unit"] == "bits/dim" else "higher"
+        told = {**found, "mean": found["difference"], "stderr_mean": found["stderr_difference"]}
+        text += f"\n{name}{_figure(told)} against {found['against']}, sample by sample  (n = {found['paired']:,}, "
+        text += f"{better} is better)"
     return text
 
 

@@ -49,7 +49,7 @@ def reflow(
 
     def bent(of: Any) -> float:
         noise = Noise.of(256, session.seed, device=of.device)
-        return round(straightness(of.model, noise, of.info.shape, dtype=of.dtype), 4)
+        return round(straightness(of.given(of.example_labels(256)).model, noise, of.info.shape, dtype=of.dtype), 4)
 
     session.say(f"drawing {pairs:,} pairs from {session.whence} with {solver.name}")
     began = time.monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +25,11 @@ from .common import (
     solver_options,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..run.run import Run
+
 __all__ = ["sample"]
 
 
@@ -39,25 +46,26 @@ __all__ = ["sample"]
 @option("--path", under="Samples", metavar="NAME",
         help=f"Another path to sample on: {', '.join(SDES)}, or module:Class.")  # fmt: skip
 @conditioning()
-@option("--save", under="Files", first=True, default="png,npz", help="Files to write: png, npz, gif, path (as arrays).")
+@option("--save", under="Files", first=True,
+        help="Files to write: png, npz, csv, gif, path (as arrays).  [default: png,npz, a table's csv]")  # fmt: skip
 @option("--frames", under="Files", type=click.IntRange(2), default=40, help="Frames of gif and path.")
 @out_option("RUN/samples/SOLVER-seedN")
 @session(run=True, first=("seed",))
 def sample(
     solver: SolverChoice, n: int, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
-    condition: Conditioning, save: str, frames: int, out: Path | None, session: Session,
+    condition: Conditioning, save: str | None, frames: int, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     built = solver.build()
     run = session.loaded
-    from ..core.files import check_kinds, new_folder
+    from ..core.files import new_folder
     from ..core.progress import Progress
-    from ..run.samples import KINDS, write_samples
+    from ..run.samples import kinds_of, write_samples
 
-    kinds = check_kinds(in_list(save), KINDS)
+    kinds = kinds_of(run.info, None if save is None else in_list(save))
     given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
     if given and not {"gif", "path"} & set(kinds):
-        raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {save},gif")
+        raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {','.join(kinds)},gif")
     asked = condition.of(run).on(path)
     asked.model  # noqa: B018  # what cannot be bound is said before anything else
     session.say(f"sampling {n} with {solver.short} from {session.whence}")
@@ -83,8 +91,11 @@ def sample(
     }  # fmt: skip
     # Other people's integrators do not tell how many steps they took.
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
-    moving = run.frames(samples, frames) if samples.solution.trajectory is not None else None
-    files = write_samples(folder, samples, run.info, facts, kinds, moving)
+    files = write_samples(
+        folder, samples, run.info, facts, kinds, codec=run.codec,
+        frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
+        reference=(lambda: _behind(asked, session)) if run.info.kind == "vector" else None,
+    )  # fmt: skip
     session.print(
         {**facts, "files": [str(f) for f in files]},
         f"{files[0] if files else folder}  {n} samples  NFE mean {facts['nfe_mean']:g} max {facts['nfe_max']}  "
@@ -92,3 +103,21 @@ def sample(
     )
     if solution.failures():
         raise NumericalError("; ".join(solution.failures()) + f". The others are in {folder}.")
+
+
+def _behind(run: Run, session: Session) -> Tensor | None:
+    """Training rows for the figure, at most 2,000, of the classes that the run is given; none if they are gone."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the data, which are not what is asked for here
+            data = run.data()
+        x, known = data.train, run.condition
+        if known is not None and known.label is not None and data.train_labels is not None:
+            x = x[torch.isin(data.train_labels, known.label.cpu())]
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]
+        return x[order] if len(x) and tuple(x.shape[1:]) == run.info.shape else None
+    except Exception as error:
+        session.say(f"the figure is without the data: {str(error).partition('. ')[0]}")
+        return None

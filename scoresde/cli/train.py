@@ -28,7 +28,7 @@ SETTINGS = Fields(
 )  # fmt: skip
 PARTS = (
     Fields("sde", "SDE", SDES, "sde"),
-    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs")),
+    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs", "augments")),
     Fields("predict", "prediction", PARAMETRIZATIONS, "predict"),
     Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
@@ -40,6 +40,8 @@ PARTS = (
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npy.")
+@option("--augment", under="Data", default="none", metavar="KINDS",
+        help="Move pictures in training, and tell the network: flip, vflip, scale, shift; all.")  # fmt: skip
 @option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
 @reading_options()
 @sde_option
@@ -69,10 +71,10 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str, weighting: str,
-    t_sampler: str, steps: int | None, batch: int | None, lr: float | None, assignments: tuple[str, ...],
-    resume: str | None, changed_data: bool, sample_every: int | None, dry_run: bool, out: Path | None, session: Session,
-    reading: Reading,
+    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str,
+    weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
+    assignments: tuple[str, ...], resume: str | None, changed_data: bool, sample_every: int | None, dry_run: bool,
+    out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
@@ -103,7 +105,7 @@ def train(
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
-                "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
+                "augment": augment, "steps": steps or 0, "batch": batch or 0, "lr": lr or 0.0, "seed": session.seed,
                 "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
                 "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
             }

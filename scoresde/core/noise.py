@@ -41,7 +41,9 @@ __all__ = ["Noise", "keyed", "philox"]
 _MASK = 0xFFFFFFFF
 
 # One stream for each purpose, so that more steps of one never move the draws of another.
-STREAMS = {"prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7}
+STREAMS = {
+    "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
+}  # fmt: skip
 
 # Levels of the Brownian path: it is straight within a cell of 2^-20.
 _LEVELS = 20

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,38 @@ import numpy as np
 from ..core.errors import DataError
 from .raw import AS_IS, Array, Raw, Reading, index_labels
 
-__all__ = ["raw_of", "read_numpy"]
+__all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
+
+
+# Names of arrays, in any mixture of capitals: of all samples, or of those of one part. arr_0 and arr_1 are what
+# np.savez calls arrays that were given no name, as published samples have them.
+ALL = ("x", "images", "image", "data", "samples", "features", "arr_0")
+TRAIN = ("x_train", "train_x", "train_images", "train_data", "train")
+TEST = ("x_test", "test_x", "test_images", "test_data", "test")
+LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
+TRAIN_LABELS = ("y_train", "train_y", "train_labels")
+TEST_LABELS = ("y_test", "test_y", "test_labels")
+CLASSES = 100  # floats that are whole are classes up to so many different ones
 
 COLOURS = (1, 3, 4)  # channels of a picture
 SPACE = 8  # the least height and width of a picture whose channels are last
 
 
 def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
+    arrays, notes = _without_targets(path, load_arrays(path))
+    left_out = [key for key in arrays if key not in roles(path, arrays).values()]
+    if left_out:
+        notes.append(f"the arrays {', '.join(left_out)} are left out" if left_out[1:] else
+                     f"the array {left_out[0]} is left out")  # fmt: skip
+    return replace(raw_of(arrays, path, reading), notes=tuple(notes))
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a NumPy file by name; that of an ``.npy`` file is called x.
+
+    Raises:
+        DataError: If it is none, damaged, or holds pickled objects.
+    """
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -36,30 +63,84 @@ def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
                 "loaded: save plain numbers of one shape, np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
         raise DataError(f"{path}: damaged or not a NumPy file ({error})") from error
-    return raw_of(arrays, path, reading)
+    return arrays
+
+
+def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
+    """Which array is what: names by the roles ``x``, ``y``, ``x_test`` and ``y_test``, of which the first is there.
+
+    Raises:
+        DataError: If two arrays may be the same, or none the data.
+    """
+
+    def named(*tables: tuple[str, ...]) -> list[str]:
+        return [key for key in arrays if any(key.lower() in table for table in tables)]
+
+    found = {
+        "x": named(ALL, TRAIN), "y": named(LABELS, TRAIN_LABELS), "x_test": named(TEST), "y_test": named(TEST_LABELS)
+    }  # fmt: skip
+    if not found["x"]:
+        known = {key for keys in found.values() for key in keys}
+        found["x"] = [key for key in arrays if key not in known]
+        if len(found["x"]) != 1:
+            raise DataError(
+                f"{path}: arrays {', '.join(arrays) or '(none)'}: name the data x, images, data, or x_train with x_test"
+            )
+    if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
+        found["x"] += found.pop("y")
+    for role, keys in found.items():
+        if len(keys) > 1:
+            what = "labels" if "y" in role else "data"
+            raise DataError(
+                f"{path}: {' and '.join(keys)} may each be the {what}: save one of them, or name the parts x_train, "
+                "y_train, x_test and y_test"
+            )
+    chosen = {role: keys[0] for role, keys in found.items() if keys}
+    if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
+        raise DataError(f"{path}: {chosen['x']} stands beside {chosen['x_test']}: name it x_train if it is to train on")
+    return chosen
+
+
+def _is_data(second: Array, first: Array) -> bool:
+    """Whether an array without a name is more data, and not the labels of the first."""
+    return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
+
+
+def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
+    """The arrays without labels that are no classes but numbers to be predicted, and what was left out."""
+    found = roles(path, arrays)
+    keys = [found[role] for role in ("y", "y_test") if role in found]
+    if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
+        return arrays, []
+    said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers and no classes"
+    note = f"{said}: left out; to model them too, make them columns of the data"
+    return {key: a for key, a in arrays.items() if key not in keys}, [note]
+
+
+def _are_classes(y: Array) -> bool:
+    """Whether floats are whole numbers, few of them, one for each sample."""
+    if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
+        return False
+    return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
     """What arrays by name hold: the data, perhaps with labels and a split of their own; ``path`` is for messages."""
-    label_keys = [k for k in ("y_train", "y", "labels", "label") if k in arrays]
-    data_keys = [k for k in arrays if k not in (*label_keys, "y_test")]
-    known = [k for k in ("x_train", "x", "images", "data") if k in arrays]
-    if not known and len(data_keys) != 1:
-        raise DataError(f"{path}: arrays {list(arrays)}: name the data x, images, data or x_train (with x_test)")
-    key = known[0] if known else data_keys[0]
+    found = roles(path, arrays)
+    key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
     train = _checked(path, key, arrays[key], kind, channels_last)
-    train_y = _labels(path, label_keys[0], arrays, len(train)) if label_keys else None
+    train_y = _labels(path, found["y"], arrays, len(train)) if "y" in found else None
     test, test_y = None, None
-    if key == "x_train" and "x_test" in arrays:
-        a, b = arrays["x_train"], arrays["x_test"]
+    if "x_test" in found:
+        a, b = arrays[key], arrays[found["x_test"]]
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise DataError(
-                f"{path}: x_train is {a.shape} {a.dtype}, x_test is {b.shape} {b.dtype}: both need one "
+                f"{path}: {key} is {a.shape} {a.dtype}, {found['x_test']} is {b.shape} {b.dtype}: both need one "
                 "event shape and dtype"
             )
-        test = _checked(path, "x_test", b, kind, channels_last)
-        test_y = _labels(path, "y_test", arrays, len(test)) if "y_test" in arrays else None
+        test = _checked(path, found["x_test"], b, kind, channels_last)
+        test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
     return Raw(kind, train, test, train_y, test_y, classes, channels_last=channels_last)
 

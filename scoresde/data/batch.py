@@ -6,7 +6,7 @@ next piece of it. Nothing depends on the batches before, so that a run that is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.condition import Condition
+from ..core.errors import UsageError
 from ..core.noise import keyed
+from .augment import Augmentation
 
 __all__ = ["Batch", "Batches", "Rows", "Source"]
 
@@ -30,12 +32,15 @@ class Batch:
         condition: What is known of each row, or ``None``.
         weight: Weight of each number in the loss, shape of ``x0``; 0 where it is unknown. ``None`` for 1 everywhere.
         eps: The noise that each row is paired with, shape of ``x0``; ``None`` to draw it.
+        augment: What was done to each row, as the network is told, ``(B, A)``; ``None`` for nothing. It is never left
+            out as a condition is.
     """
 
     x0: Tensor
     condition: Condition | None = None
     weight: Tensor | None = None
     eps: Tensor | None = None
+    augment: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -43,14 +48,14 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        weight, eps = (None if v is None else v[index] for v in (self.weight, self.eps))
-        return Batch(self.x0[index], known, weight, eps)
+        weight, eps, augment = (None if v is None else v[index] for v in (self.weight, self.eps, self.augment))
+        return Batch(self.x0[index], known, weight, eps, augment)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
         known = None if self.condition is None else self.condition.to(device)
-        weight, eps = (None if v is None else v.to(device) for v in (self.weight, self.eps))
-        return Batch(self.x0.to(device), known, weight, eps)
+        weight, eps, augment = (None if v is None else v.to(device) for v in (self.weight, self.eps, self.augment))
+        return Batch(self.x0.to(device), known, weight, eps, augment)
 
 
 class Source(Protocol):
@@ -98,16 +103,26 @@ class Batches:
     Args:
         source: What is drawn from.
         size: Rows of a batch.
-        seed: Of the orders.
+        seed: Of the orders, and of what is done to the rows.
+        augmentation: What is done to them, if anything is; of pictures without paired noise or weights.
     """
 
-    def __init__(self, source: Source, size: int, seed: int) -> None:
-        self.source, self.size, self.seed = source, size, seed
+    def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:
+        self.source, self.size, self.seed, self.augmentation = source, size, seed, augmentation
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         """The batch of a step, of ``size`` rows."""
-        return self.source(self.index(step), generator, dtype)
+        batch = self.source(self.index(step), generator, dtype)
+        if self.augmentation is None:
+            return batch
+        if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
+            raise UsageError(
+                f"augmentation moves pictures (B, C, H, W), without noise or weights that belong to their pixels; got "
+                f"the shape {tuple(batch.x0.shape)}"
+            )
+        numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
+        return replace(batch, x0=self.augmentation.applied(batch.x0, numbers), augment=numbers.to(dtype))
 
     def index(self, step: int) -> Tensor:
         """Which rows, int64 ``(size,)``."""

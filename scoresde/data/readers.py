@@ -19,13 +19,27 @@ from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
 from .pictures import read_image_folder
 from .raw import AS_IS, Raw, Reading
+from .table import TABLE_SUFFIXES, is_table, read_table
 
 __all__ = ["READABLE", "read_digits", "read_path"]
 
 READABLE = (
     f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), at any depth, flat, with class folders, or with "
-    "train/ and test/; a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file"
+    "train/ and test/; "
+    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file; a table in a file "
+    f"of CSV or TSV ({', '.join(TABLE_SUFFIXES)}, also .gz)"
 )
+ARRAYS = (".npy", ".npz")
+# What people have and is not read, and what to do about it.
+INSTEAD = {
+    (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
+    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table of another kind: save it as CSV",
+    (".h5", ".hdf5", ".mat"): "arrays of another kind: save them with np.save or np.savez",
+    (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
+        "a pickle, which can run code and is never loaded: save its numbers with np.save or np.savez"
+    ),
+    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and give the folder or the file in it",
+}
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
@@ -36,21 +50,39 @@ def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
         unused.append("size and fit are for folders of pictures, and change nothing here")
     if reading.layout != "auto" and pictures:
         unused.append("layout is for arrays, and changes nothing here")
-    return replace(raw, notes=(*raw.notes, *unused))
+    files = raw.files or tuple(sorted(path.iterdir()) if path.is_dir() else [path])
+    return replace(raw, notes=(*raw.notes, *unused), files=files)
 
 
 def _read_path(path: Path, reading: Reading) -> Raw:
     try:
         if path.is_dir():
             files = {m[0]: m for p in path.iterdir() if (m := IDX_NAME.fullmatch(p.name))}
-            return read_idx_folder(path, files) if files else read_image_folder(path, reading)
-        if path.suffix.lower() in (".npy", ".npz"):
+            if files:
+                return read_idx_folder(path, files)
+            _refuse_files(path)
+            return read_image_folder(path, reading)
+        if path.suffix.lower() in ARRAYS:
             return read_numpy(path, reading)
+        if is_table(path):
+            return read_table(path, reading)
         if "-ubyte" in path.name or looks_like_idx(path):
             return read_idx_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    for suffixes, told in INSTEAD.items():
+        if path.suffix.lower() in suffixes:
+            raise DataError(f"{path}: not a kind of file that can be read, but {told}. What can be read: {READABLE}")
     raise DataError(f"{path}: not a kind of file that can be read. What can be read: {READABLE}")
+
+
+def _refuse_files(folder: Path) -> None:
+    """Refuse a folder of tables or arrays without a picture, each of which is a data set."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
+    if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
+        return
+    more = f", which is one of {len(found)}" if len(found) > 1 else ""
+    raise DataError(f"{folder}: a folder without pictures: give the file itself, {found[0]}{more}")
 
 
 def read_digits() -> Raw:

@@ -18,7 +18,7 @@ function                 compares                                        bias at
 
 from __future__ import annotations
 
-from .copies import Copies, find_copies
+from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
 from .measurement import Measurement, jackknife
@@ -37,6 +37,7 @@ __all__ = [
     "kernel_distance",
     "median_distance",
     "mmd",
+    "nearest_line",
     "neighbourhoods",
     "sliced",
     "sliced_wasserstein",

@@ -40,6 +40,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,15 @@ from torch import Tensor
 from ..core.errors import UsageError
 from .measurement import Measurement, jackknife
 from .ranks import share_above
-from .rows import as_rows, nearest
+from .rows import as_rows, nearest, squared_distances
 
-__all__ = ["HELD_OUT", "Copies", "find_copies"]
+__all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
 HELD_OUT = 20  # rows at least, to say how near new data come
+LOOKED_AT = 100  # samples at the end of a training, and as many held-out rows
+READ = 2**28  # numbers of the training data that are read for it
+COARSE = 512  # numbers of a row by which its neighbours are looked for there
+CANDIDATES = 8  # that are measured by all of their numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,3 +172,83 @@ def _closer(distance: Tensor, held_out: Tensor) -> float:
 
 def _share(found: Tensor) -> float:
     return float(found.double().mean())
+
+
+# ------------------------------------------------------------------------------------------------------ in one line
+
+
+def nearest_line(
+    samples: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+    units: Callable[[Tensor], Tensor] = torch.Tensor.float,
+    *,
+    level: float = 0.01,
+) -> str:
+    """How far a few samples are from the training data, beside held-out rows: one line for the end of a training.
+
+    The rule is that of :func:`find_copies` on :data:`LOOKED_AT` samples and held-out rows, in a second or two.
+    Neighbours are looked for by :data:`COARSE` of their numbers and measured by all, and the scale around a training
+    row is the distance to the nearest in every fifth one, which is much the same as that to its fifth neighbour.
+
+    Args:
+        samples: Shape ``(N, *event)``; rows that are not finite are left out.
+        train: Training rows, ``(T, *event)``.
+        held_out: Rows that were not trained on, ``(m, *event)``, perhaps none.
+        units: What takes rows to the units in which they are compared, a slab at a time, such as
+            ``codec.continuous.to_model``: in those of a table one column outweighs the others.
+        level: The chance of a flag if all samples are new.
+    """
+    if samples.is_floating_point():
+        samples = samples[samples.flatten(1).isfinite().all(1)]
+    if not len(samples) or len(train) < 2:
+        return f"nearest training samples: nothing to say of {len(samples)} samples and {len(train)} training ones"
+    size = max(1, train[0].numel())
+    step = -(-len(train) * size // READ)
+    most = min(LOOKED_AT, max(HELD_OUT, 2**24 // size))
+    rows, new = train[::step], samples[:most]
+    kept = held_out[:: max(1, len(held_out) // most)][:most]
+
+    def flat(x: Tensor) -> Tensor:
+        return units(x if x.is_floating_point() else x.float()).flatten(1).to(torch.float32)
+
+    x = torch.cat([flat(part) for part in (new, kept) if len(part)])
+    distance, index = _nearest_in_slabs(x, rows, flat)
+    needed, back = torch.unique(index, return_inverse=True)
+    around = _nearest_in_slabs(flat(rows[needed]), rows[:: 5 if len(rows) > 5 * HELD_OUT else 1], flat, other=True)[0]
+    ratio = torch.where(distance == 0, 0.0, distance / around[back])
+    ours, theirs = distance[: len(new)], distance[len(new) :]
+    text = f"nearest training samples: at {float(ours.median()):.3g} from samples"
+    text += f", {float(theirs.median()):.3g} from held-out ones" if len(theirs) else ""
+    text += f" (medians of {len(ours)}" + (f" and {len(theirs)}" if len(theirs) else "")
+    text += f", against one in {step} training samples)" if step > 1 else ")"
+    exact, exact_new = int((ours == 0).sum()), int((theirs == 0).sum())
+    if exact or exact_new:
+        text += f"; exact copies: {exact} of samples, {exact_new} of held-out ones"
+    if len(theirs) >= HELD_OUT:
+        p = _p_values(ratio[: len(ours)].double(), ratio[len(ours) :].double())
+        text += f"; {int((p * len(p) < level).sum()) or 'none'} nearer than new data would be"
+    return text
+
+
+def _nearest_in_slabs(
+    x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The nearest training row to each row ``x: (N, d)``: its distance and its index, ``(N,)``.
+
+    Only a slab of the training rows is held as floating numbers. Copies have the distance 0, exactly; with ``other``
+    they do not count.
+    """
+    some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
+    centre = flat(train[:slab])[:, some].mean(0)  # so that little cancels in |a|^2 + |b|^2 - 2 a.b
+    moved = x[:, some] - centre
+    best, index = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+    for start in range(0, len(train), slab):
+        table = squared_distances(moved, flat(train[start : start + slab])[:, some] - centre)
+        near = table.topk(min(CANDIDATES, table.shape[1]), largest=False)
+        best, index = torch.cat([best, near.values], 1), torch.cat([index, near.indices + start], 1)
+        keep = best.topk(min(CANDIDATES, best.shape[1]), largest=False).indices
+        best, index = best.gather(1, keep), index.gather(1, keep)
+    exact = torch.stack([(flat(train[j]) - row).norm(dim=1) for row, j in zip(x, index, strict=True)])
+    found = (exact.where(exact > 0, torch.inf) if other else exact).min(1)
+    return found.values, index.gather(1, found.indices[:, None])[:, 0]

@@ -17,11 +17,12 @@ from ..codec import Codec, Composed
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.shapes import as_tensor, as_time, expand
+from ..nn.labelled import check_network
 from ..sde.base import SDE
 from .estimate import Domain, Estimate, Wrapped
 from .parametrization import Parametrization
 
-__all__ = ["Given", "ScoreModel", ]
+__all__ = ["Given", "ScoreModel"]
 
 
 class ScoreModel(nn.Module):
@@ -32,6 +33,8 @@ class ScoreModel(nn.Module):
     Args:
         network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
             the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``; returns the shape of ``x``.
+            :class:`scoresde.nn.Labelled` wraps one that takes two arguments. In training on augmented data it is called
+            as ``network(x, c, cond, augment)``.
         sde: The path. The model of a chain knows its nodes, and fixed-step solvers go from node to node.
         parametrization: What the output means.
         classes: Number of classes the network was trained with; class ``classes`` stands for "not given".
@@ -61,6 +64,7 @@ class ScoreModel(nn.Module):
         codec: Codec | None = None,
     ) -> None:
         super().__init__()
+        check_network(network, classes)
         if learn_variance and sde.nodes is None:
             raise UsageError(
                 f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
@@ -92,12 +96,17 @@ class ScoreModel(nn.Module):
         """The output F at ``(x_t, t)``, shape of ``x``."""
         return self.outputs(x, t, cond)[0]
 
-    def outputs(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``."""
+    def outputs(
+        self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``.
+
+        ``augment: (B, A)`` is what was done to the rows; only training has it.
+        """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
-        raw = self._asked(shown, label, self._known(cond, x))
+        raw = self._asked(shown, label, self._known(cond, x), augment)
         frac = None
         if self.learn_variance:
             raw, v = raw.chunk(2, dim=1)
@@ -111,10 +120,10 @@ class ScoreModel(nn.Module):
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
-    def _asked(self, x: Tensor, c: Tensor, cond: Condition | None) -> Tensor:
-        """What the network returns, of the right shape."""
+    def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
+        """What the network returns, a tensor of the right shape."""
         try:
-            raw: Tensor = self.network(x, c, cond)
+            raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
             if cond is None or "Condition" not in str(error):
                 raise
@@ -122,14 +131,7 @@ class ScoreModel(nn.Module):
                 f"the network {type(self.network).__name__} is given a scoresde.Condition as its third argument and "
                 f"cannot use it ({error}); the classes are its field label, int64 (B,): write cond.label"
             ) from error
-        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learn_variance else tuple(x.shape)
-        if tuple(raw.shape) != expected:
-            twice = "; to learn the variance it returns twice the channels (B, 2 C, ...)" if self.learn_variance else ""
-            raise UsageError(
-                f"the network {type(self.network).__name__} returns the shape {tuple(raw.shape)} for {tuple(x.shape)}; "
-                f"expected is {expected}{twice}"
-            )
-        return raw
+        return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Estimate:
         """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``."""
@@ -169,6 +171,31 @@ class ScoreModel(nn.Module):
         return Given(self, replace(condition, classes=self.classes))
 
 
+def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
+    """The output ``raw`` of a network for ``x: (B, *event)``, in its dtype, if an output can be so.
+
+    It has the shape of ``x``, or ``twice`` the channels.
+    """
+    both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
+    expected = both if twice else tuple(x.shape)
+    if not isinstance(raw, Tensor):
+        several = f" of {len(raw)}" if isinstance(raw, tuple | list) else ""
+        found = f"a {type(raw).__name__}{several}, not a tensor of shape {expected}; return the tensor alone"
+    elif tuple(raw.shape) != expected:
+        found = f"the shape {tuple(raw.shape)} for {tuple(x.shape)}; expected is {expected}"
+        if twice:
+            found += "; to learn the variance it returns twice the channels (B, 2 C, ...)"
+        elif tuple(raw.shape) == both:
+            found += "; twice the channels are for a model that learns the variance, learn_variance=True"
+    elif not raw.is_floating_point():
+        found = f"{raw.dtype} for {x.dtype}; an output is of real numbers"
+    elif raw.device != x.device:
+        found = f"a tensor on {raw.device} for one on {x.device}; keep it where its input is"
+    else:
+        return raw.to(x.dtype)
+    raise UsageError(f"the network {name} returns {found}")
+
+
 @dataclass(frozen=True)
 class Given(Wrapped):
     """A model with a condition bound to each row.
@@ -184,13 +211,3 @@ class Given(Wrapped):
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
         estimate: Estimate = self.model(x, t, self.condition.to(x.device).expand(len(x)))
         return estimate
-
-
-
-
-
-
-
-
-
-

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.condition import Condition
+from ..core.errors import UsageError
 
 __all__ = ["NoiseEmbedding", "zero"]
 
@@ -21,22 +22,38 @@ class NoiseEmbedding(nn.Module):
     Args:
         width: Size of the embedding.
         classes: Number of classes; one more embedding stands for "no class".
+        augments: How many numbers say what was done to a row in training (:mod:`scoresde.data.augment`). They enter
+            linearly and without a bias, so that zeros are the same as none (Karras et al. 2022, arXiv:2206.00364,
+            app. F.2), and with weights 0 at first.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int = 0, features: int = 16) -> None:
+    def __init__(self, width: int, classes: int = 0, features: int = 16, augments: int = 0) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(-1, 5, features, base=2.0), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.classes = nn.Embedding(classes + 1, 2 * features) if classes else None
+        # Nothing is drawn for it, so that the rest of the network starts as it would without.
+        self.augment = nn.Parameter(torch.zeros(augments, 2 * features)) if augments else None
 
-    def forward(self, c: Tensor, cond: Condition | None = None) -> Tensor:
-        """The noise label ``c: (B,)``, and the class of each row if ``cond`` says it, to ``(B, width)``."""
+    def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
+        """The noise label ``c: (B,)``, and the class of each row if ``cond`` says it, to ``(B, width)``.
+
+        ``augment: (B, augments)`` is what was done to each row; ``None`` is zeros, for nothing.
+        """
         angle = c[:, None] * self.frequencies.to(c.dtype)
         features = math.sqrt(2) * torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
         if self.classes is not None and cond is not None and cond.label is not None:
             features = features + self.classes(cond.label)
+        if augment is not None:
+            if self.augment is None or augment.shape[1] != len(self.augment):
+                known = 0 if self.augment is None else len(self.augment)
+                raise UsageError(
+                    f"the network is told {augment.shape[1]} numbers of what was done to each row, and has an input "
+                    f"for {known}: build it with augments={augment.shape[1]}"
+                )
+            features = features + augment @ self.augment
         out: Tensor = self.mlp(features)
         return out
 

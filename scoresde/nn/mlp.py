@@ -37,6 +37,7 @@ class MLP(nn.Module):
         dropout: Dropout probability inside the blocks.
         classes: Number of classes (0: none).
         outputs: How many times the channels (the first axis) of the event are returned; 2 to learn the variance.
+        augments: How many numbers say what was done to a row in training (0: no such input).
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -44,25 +45,33 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, dims: int, width: int = 128, blocks: int = 3, dropout: float = 0.0, classes: int = 0, outputs: int = 1
+        self,
+        dims: int,
+        width: int = 128,
+        blocks: int = 3,
+        dropout: float = 0.0,
+        classes: int = 0,
+        outputs: int = 1,
+        augments: int = 0,
     ) -> None:
         super().__init__()
         if min(dims, width, outputs) < 1 or blocks < 0:
             raise UsageError(
                 f"an MLP has dims, width and outputs of at least 1; got {dims=}, {width=}, {outputs=}, {blocks=}"
             )
-        self.outputs = outputs
-        self.embedding = NoiseEmbedding(width, classes)
+        self.outputs, self.augments = outputs, augments
+        self.embedding = NoiseEmbedding(width, classes, augments=augments)
         self.enter = nn.Linear(dims, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
 
-    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """``x: (B, *event)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
 
+        ``augment: (B, augments)`` is what was done to the rows in training; ``None`` is zeros, for nothing.
         With ``outputs`` above 1, that many times its first axis: ``(B, outputs C, ...)``.
         """
-        embedded = self.embedding(c, cond)
+        embedded = self.embedding(c, cond, augment)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedded)

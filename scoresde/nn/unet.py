@@ -95,6 +95,7 @@ class UNet(nn.Module):
         dropout: Dropout probability inside the blocks.
         classes: Number of classes (0: none).
         outputs: How many times the channels of the event are returned; 2 to learn the variance.
+        augments: How many numbers say what was done to a row in training (0: no such input).
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -113,6 +114,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         outputs: int = 1,
+        augments: int = 0,
     ) -> None:
         super().__init__()
         if dims not in _CONV or min(channels, blocks, outputs, *multipliers) < 1:
@@ -121,7 +123,8 @@ class UNet(nn.Module):
                 f"{dims}, channels {channels}, blocks {blocks}, multipliers {multipliers}, outputs {outputs}"
             )
         width = 4 * channels
-        self.embedding = NoiseEmbedding(width, classes)
+        self.augments = augments
+        self.embedding = NoiseEmbedding(width, classes, augments=augments)
         self.enter = _conv(dims, channels_in, channels)
 
         def stage(ins: int, outs: int, level: int) -> _Stage:
@@ -154,12 +157,13 @@ class UNet(nn.Module):
                 self.upsample.append(_conv(dims, current, current))
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, outputs * channels_in)))
 
-    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """``x: (B, C, *space)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
 
+        ``augment: (B, augments)`` is what was done to the rows in training; ``None`` is zeros, for nothing.
         With ``outputs`` above 1, that many times its channels: ``(B, outputs C, *space)``.
         """
-        embedded = self.embedding(c, cond)
+        embedded = self.embedding(c, cond, augment)
         h = self.enter(x)
         skips = [h]
         for i, stage in enumerate(self.down):

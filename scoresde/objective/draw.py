@@ -98,7 +98,7 @@ class PathDraw:
         if eps is None:
             eps = torch.randn(batch.x0.shape, generator=generator, dtype=batch.x0.dtype)
         if self.pair:
-            eps = optimal_transport(batch.x0, eps, None if known is None else known.label)
+            eps = optimal_transport(batch.x0, eps, _apart(batch))
         if known is not None:
             known = known.dropped(torch.rand(len(batch), generator=generator, dtype=torch.float32) < self.drop)
         return Draws(eps, known, snap(drawn, self.nodes), drawn, weight)
@@ -112,6 +112,19 @@ class PathDraw:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.times.load(state)
+
+
+def _apart(batch: Batch) -> Tensor | None:
+    """Groups of rows whose noise must not tell one from the other, int64 ``(B,)``, or ``None``.
+
+    These are classes, and the rows to which nothing was done in augmentation: the model is asked for those alone, with
+    noise of all kinds.
+    """
+    label = None if batch.condition is None else batch.condition.label
+    if batch.augment is None:
+        return label
+    moved = (batch.augment != 0).any(1).long()
+    return moved if label is None else 2 * label + moved
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Denoising(Objective):
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         assert isinstance(model, ScoreModel) and draws.t is not None
         return denoising_loss(
-            model, batch.x0, draws.t, draws.eps, draws.condition, self.weighting, batch.weight
+            model, batch.x0, draws.t, draws.eps, draws.condition, self.weighting, batch.weight, batch.augment
         )
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
@@ -81,6 +81,7 @@ def denoising_loss(
     cond: Condition | None = None,
     weighting: str | Weight = "native",
     each: Tensor | None = None,
+    augment: Tensor | None = None,
 ) -> Tensor:
     """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
 
@@ -95,6 +96,7 @@ def denoising_loss(
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
         each: Factor on each number's squared error, shape of ``x0``; ``None`` for 1.
+        augment: What was done to each row, as the network is told, ``(B, A)``; ``None`` for nothing.
 
     Returns:
         Shape ``(B,)``.
@@ -104,7 +106,7 @@ def denoising_loss(
     a, b = parametrization.target(sde, t)
     target = expand(a, x0) * x0 + expand(b, x0) * noise
     x = sde.perturb(x0, t, noise)
-    output, frac = model.outputs(x, t, cond)
+    output, frac = model.outputs(x, t, cond, augment)
     weight = make_weighting(weighting, typed=True)(sde, parametrization, t)
     loss = _weighed(weight, (output - target).square(), each)
     if frac is None or model.domain.nodes is None:

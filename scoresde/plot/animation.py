@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import UsageError
 from ..core.files import atomic
-from .base import Array, Pixels, finite, new_figure, plain, set_title, show_picture, tidy
+from .base import Array, Pixels, finite, halves, new_figure, plain, set_title, show_picture, tidy, window
 from .images import image_grid
 from .samples import scatter, signals, vectors
 from .strips import sectors
@@ -21,37 +21,40 @@ from .strips import sectors
 __all__ = ["animate", "animate_pair", "save_gif"]
 
 
-def animate(frames: Array, kind: str, low: float, high: float) -> list[Pixels]:
+def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[str] = ()) -> list[Pixels]:
     """Draw every frame.
 
     Args:
-        frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, signals ``(C, L)`` or vectors ``(D,)``, in data units.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, volumes ``(C, D, H, W)``, signals ``(C, L)`` or vectors
+            ``(D,)``, in data units.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The values of an image that are black and white.
+        names: Of the coordinates of vectors, or of the channels of signals.
 
     Returns:
         One picture per frame, uint8 ``(height, width, 3)``, all of one size.
     """
     values = np.asarray(plain(frames), dtype=np.float64)
-    if kind == "image":
+    if kind in ("image", "volume"):
         sheets = [image_grid(x[:64], None, low, high) for x in values]
         factor = max(1, 400 // sheets[0].shape[1])
         return [sheet.repeat(factor, axis=0).repeat(factor, axis=1) for sheet in sheets]
     if kind not in ("signal", "vector"):
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     pictures = []
     # Axes of the data, with room around it: where the noise is wider, it enters from outside.
-    last = finite(values[-1].reshape(len(values[-1]), -1), "frames", 2)
-    margin = 0.25 * (last.max(0) - last.min(0)) + 1e-9
-    limits = last.min(0) - margin, last.max(0) + margin
+    last = finite(values[-1], "frames", values.ndim - 1)
+    if kind == "vector":
+        least, most = window(last)
+        margin = 0.25 * (most - least) + 1e-9
+        last = np.stack([least - margin, most + margin])
     for x in values:
         if kind == "signal":
-            figure = signals(x[:6])
+            figure = signals(x[:6], names=names, like=last[:6])
         elif x.shape[1] == 2:
-            figure = scatter(x)
-            figure.axes[0].set(xlim=(limits[0][0], limits[1][0]), ylim=(limits[0][1], limits[1][1]))
+            figure = scatter(x, names=names, like=last)
         else:
-            figure = vectors(x)
+            figure = vectors(x, names=names, like=last)
         figure.set_dpi(80)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
@@ -64,10 +67,11 @@ def animate_pair(
     """Draw every frame of two animations side by side, with a title above each.
 
     Args:
-        left, right: Shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, signals ``(C, L)`` or vectors
-            ``(D,)``, of which two coordinates are drawn, coloured by the direction in which the left ones end.
+        left, right: Shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, volumes ``(C, D, H, W)``, signals
+            ``(C, L)``, of which the first channel is drawn, or vectors ``(D,)``, of which two coordinates are, coloured
+            by the direction in which the left ones end.
         titles: Two for each frame.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The values of an image that are black and white.
 
     Returns:
@@ -78,29 +82,31 @@ def animate_pair(
         raise UsageError(
             f"two animations of one shape (F, N, *event): got {[x.shape for x in pair]}, {len(titles)} titles"
         )
-    if kind not in ("image", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
+    if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
         raise UsageError(f"no animation for the kind {kind!r} of shape {pair[0].shape[2:]}")
-    if kind == "image":
+    flat = kind in ("image", "volume")
+    if flat:
         sheet = image_grid(pair[0][0][:64], None, low, high)
         height = 3.2 * sheet.shape[0] / sheet.shape[1]
     else:
         height = 3.2
         last = pair[0][-1].reshape(len(pair[0][-1]), -1)[:, :2]
-        centre, half = np.median(last, axis=0), 0.75 * float(np.ptp(last, axis=0).max()) + 1e-9
-        colours = sectors(last)
+        least, most = window(last)
+        centre, half = np.median(last, axis=0), 1.5 * halves(most - least)
+        colours = sectors((last - centre) / half)
     pictures = []
     for k, names in enumerate(titles):
         figure = new_figure(6.6, height + 0.45)
         figure.set_layout_engine("constrained", h_pad=0.09)  # a hat stands above the height that a title is given
         for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
             tidy(ax)
-            if kind == "image":
+            if flat:
                 show_picture(ax, image_grid(x[k][:64], None, low, high))
             elif kind == "signal":
-                signals(x[k][:6], ax)
+                signals(x[k][:6], ax, like=pair[0][-1][:6])
             else:
                 ax.scatter(x[k][:, 0], x[k][:, 1], s=5, c=colours, alpha=0.75, linewidths=0)
-                ax.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
+                ax.set(xlim=centre[0] + half[0] * np.array([-1, 1]), ylim=centre[1] + half[1] * np.array([-1, 1]))
                 ax.set_box_aspect(1)
             set_title(ax, name)
         figure.set_dpi(80)

@@ -14,6 +14,9 @@ References:
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE", "COLOURS", "GREEN", "GREY", "INK", "ORANGE", "PURPLE", "SKY", "VERMILION", "Array", "Floats", "Pixels",
-    "atomic", "canvas", "finite", "legend_above", "new_figure", "plain", "points_of", "save_figure", "set_title",
-    "show_picture", "tidy",
+    "atomic", "canvas", "column_names", "finite", "halves", "legend_above", "literal", "new_figure", "plain",
+    "points_of", "save_figure", "set_title", "show_picture", "tidy", "window",
 ]  # fmt: skip
 
 Array: TypeAlias = "npt.ArrayLike | Tensor"
@@ -40,6 +43,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
+UNLIKE = (20.0, 3.0)  # times as wide is another scale: for any coordinates, and for those with names
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # of lines, in this order
 
 
@@ -72,11 +76,65 @@ def points_of(x: Array, name: str) -> Floats:
     return points
 
 
+def window(values: Floats) -> tuple[Floats, Floats]:
+    """Lowest and highest value to show of each column, ``(N, D)`` to twice ``(D,)``: all of them, but for those that
+    lie farther outside the middle 98 % than these are wide, and would squeeze the rest.
+    """
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    width = np.where(high > low, high - low, np.inf)
+    inside = (values >= low - width) & (values <= high + width)
+    return np.where(inside, values, np.inf).min(axis=0), np.where(inside, values, -np.inf).max(axis=0)
+
+
+def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
+    """Half the width of a window over two coordinates that have these widths, ``(2,)``: one scale for both, unless they
+    are of unlike size, as are columns of a table, which have names.
+    """
+    most, least = float(widths.max()), float(widths.min())
+    if least > 0 and most > (UNLIKE[1] if len(names) else UNLIKE[0]) * least:
+        return widths / 2
+    return np.full(2, max(most, 1e-9) / 2)
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+def literal(text: str, length: int = 200) -> str:
+    """A name that others chose, as Matplotlib draws it character by character, on one line, cut to a length: a dollar
+    would begin a formula, and a legend leaves out what begins with an underscore.
+    """
+    line = " ".join(text.split())
+    line = line if len(line) <= length else f"{line[: length - 3]}..."
+    return (f" {line}" if line.startswith("_") else line).replace("$", r"\$")
+
+
+def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str]:
+    """Titles of ``count`` columns: their names, or x0, x1, ... if there are none, or not as many."""
+    return [literal(name, length) for name in names] if len(names) == count else [f"x{i}" for i in range(count)]
+
+
 # --- figures ------------------------------------------------------------------------------------------------
+
+
+def _import() -> None:
+    """Import Matplotlib, also where ``MPLBACKEND`` names what it does not know: figures here need no backend."""
+    try:
+        import_module("matplotlib")
+    except ValueError:
+        asked = os.environ.pop("MPLBACKEND", None)
+        if asked is None:
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # what was imported before it failed
+        try:
+            import_module("matplotlib")
+        finally:
+            os.environ["MPLBACKEND"] = asked
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, with a canvas of its own."""
+    _import()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,6 +156,8 @@ def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
 
 def tidy(ax: Axes) -> None:
     ax.tick_params(labelsize=8, colors=INK, width=0.6, length=3)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_offset_text().set(fontsize=8, color=INK)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_linewidth(0.6)

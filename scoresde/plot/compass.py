@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import BLUE, GREY, INK, VERMILION, Array, finite, new_figure, plain, tidy
+from .base import BLUE, GREY, INK, VERMILION, Array, finite, literal, new_figure, plain, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = Non
         ha="right", fontsize=8, color=INK,
     )  # fmt: skip
     if title is not None:
-        figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
+        figure.suptitle(literal(title), fontsize=10, color=INK, x=0.01, ha="left")
     if note is not None:
-        figure.supxlabel(note, fontsize=8.5, color=INK, x=0.01, ha="left")
+        figure.supxlabel(literal(note, 500), fontsize=8.5, color=INK, x=0.01, ha="left")
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import COLOURS, INK, Array, Floats, canvas, finite, legend_above, tidy
+from .base import COLOURS, INK, Array, Floats, canvas, finite, legend_above, literal, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
         first, last = (int((f(v) - low) / width) for f in (np.min, np.max))
         bins = list(low + width * np.arange(first, last + 2))
         bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # whatever the rounding
-        label = f"{name}, mean {v.mean():.4g}"
+        label = f"{literal(name, 40)}, mean {v.mean():.4g}"
         ax.hist(v, bins=bins, density=True, color=colour, alpha=0.3)
         ax.hist(v, bins=bins, density=True, color=colour, histtype="step", linewidth=1.3, label=label)
         ax.axvline(float(v.mean()), color=colour, linewidth=1.0, linestyle="--")

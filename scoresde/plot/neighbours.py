@@ -1,8 +1,9 @@
 """Samples beside their nearest training rows, the most suspicious first: what the eye should judge.
 
 Images stand in pairs, the sample above; signals and vectors are drawn over each other, the sample in blue over the
-training row in grey. What the test for copies flags has a vermilion frame. Points of the plane share one panel, each
-sample with a line to its nearest training row, over the training data; what is flagged is vermilion there.
+training row in grey, each column of a table in standard deviations of the data. What the test for copies flags has a
+vermilion frame. Points of the plane share one panel, each sample with a line to its nearest training row, over the
+training data; what is flagged is vermilion there.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from .base import (
     Array,
     Floats,
     canvas,
+    column_names,
+    finite,
+    halves,
     legend_above,
     new_figure,
     plain,
     points_of,
     show_picture,
     tidy,
+    window,
 )
 from .images import image_grid
 
@@ -49,6 +54,7 @@ def neighbour_sheet(
     high: float,
     flagged: Collection[int] = (),
     data: Array | None = None,
+    names: Sequence[str] = (),
 ) -> Figure:
     """Pairs of a sample and a training row.
 
@@ -56,11 +62,12 @@ def neighbour_sheet(
         samples: Shape ``(N, *event)``, in data units.
         nearest: The training row of each, the same shape.
         captions: A line under each pair.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low: The value of an image that is black.
         high: The value of an image that is white.
         flagged: The pairs, by number, that get a frame.
-        data: The training rows, shape ``(T, 2)``, behind points of the plane.
+        data: The training rows, shape ``(T, *event)``, behind points of the plane, and the scale of other vectors.
+        names: Of the coordinates of points.
 
     Raises:
         UsageError: If the shapes differ, or there is nothing to draw.
@@ -71,21 +78,31 @@ def neighbour_sheet(
             f"samples, nearest rows and captions are as many, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
         )
     if kind == "vector" and a.shape[1:] == (2,):
-        return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data)
+        return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data, names)
+    if kind == "vector" and data is not None:
+        known = finite(data, "data", 2)
+        width = np.maximum(known.std(axis=0), 1e-12)
+        a, b = (a - known.mean(axis=0)) / width, (b - known.mean(axis=0)) / width
+    flat = kind in ("image", "volume")
     columns = min(COLUMNS, len(a))
     rows = math.ceil(len(a) / columns)
-    figure = new_figure(1.25 * columns, (2.75 if kind == "image" else 1.6) * rows + 0.3)
-    figure.suptitle("samples, and below each its nearest training row" if kind == "image" else
+    height = 1.6
+    if flat:
+        shape = image_grid(a[:1], 1, low, high, pad=0).shape
+        height = 2 * max(1.25 * shape[0] / shape[1], 0.25) + 0.25
+    figure = new_figure(1.25 * columns, height * rows + 0.3)
+    figure.suptitle("samples, and below each its nearest training row" if flat else
                     "samples, and in grey the nearest training row", fontsize=9, color=INK)  # fmt: skip
     grid = figure.add_gridspec(rows, columns)
     for i, caption in enumerate(captions):
         cell = grid[i // columns, i % columns]
         colour = VERMILION if i in flagged else GREY
-        if kind == "image":
+        if flat:
             both = cell.subgridspec(2, 1)
             panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
-            for panel, picture in zip(panels, (a[i : i + 1], b[i : i + 1]), strict=True):
-                show_picture(panel, image_grid(picture, 1, low, high, pad=0))
+            sheet = image_grid(np.stack([a[i], b[i]]), 1, low, high, pad=0)  # on one scale
+            for panel, picture in zip(panels, np.split(sheet, 2), strict=True):
+                show_picture(panel, picture)
         else:
             panels = [figure.add_subplot(cell)]
             _lines(panels[0], a[i], b[i])
@@ -95,16 +112,26 @@ def neighbour_sheet(
     return figure
 
 
-def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None) -> Figure:
+def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, names: Sequence[str]) -> Figure:
     """Pairs of points over the data."""
     figure, ax = canvas(None, 4.5, 4.5)
     behind = b if data is None else points_of(data, "data")
+    least, most = window(np.concatenate([behind, a, b]))
     ax.scatter(behind[:, 0], behind[:, 1], s=6, color=GREY, alpha=0.35, linewidths=0, label="training data")
     for i, (sample, nearest) in enumerate(zip(a, b, strict=True)):
         ax.plot(*np.stack([nearest, sample]).T, color=VERMILION if i in flagged else BLUE, linewidth=0.8)
     colours = [VERMILION if i in flagged else BLUE for i in range(len(a))]
     ax.scatter(a[:, 0], a[:, 1], s=16, c=colours, label="samples nearest to a training row")
-    ax.set_aspect("equal")
+    one, other = halves(most - least, names)
+    if one == other:
+        ax.set_aspect("equal")
+    else:
+        ax.set_box_aspect(1)
+        ax.set(xlim=(least[0] - 0.1 * one, most[0] + 0.1 * one), ylim=(least[1] - 0.1 * other, most[1] + 0.1 * other))
+    if len(names) == 2:
+        first, second = column_names(names, 2, 40)
+        ax.set_xlabel(first, fontsize=9, color=INK)
+        ax.set_ylabel(second, fontsize=9, color=INK)
     tidy(ax)
     legend_above(ax, 2)
     return figure

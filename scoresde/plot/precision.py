@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import COLOURS, GREY, INK, Array, Floats, canvas, new_figure, plain, tidy
+from .base import COLOURS, GREY, INK, Array, Floats, canvas, literal, new_figure, plain, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def work_precision(
     Raises:
         UsageError: If a shape is wrong, or there is nothing to draw.
     """
-    found = {name: np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
+    found = {literal(name): np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
     wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
     if wrong:
         raise UsageError(f"a curve has shape (K, 3), evaluations, distance and sliced W2: got {wrong}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from .base import (
     Array,
     Floats,
     canvas,
+    column_names,
     finite,
+    halves,
     legend_above,
     new_figure,
     plain,
@@ -28,6 +31,7 @@ from .base import (
     set_title,
     show_picture,
     tidy,
+    window,
 )  # fmt: skip
 from .images import image_grid
 
@@ -37,138 +41,269 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the most that a figure shows
 
-def scatter(x: Array, reference: Array | None = None, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """Points in the plane, over the reference in grey.
+
+def scatter(
+    x: Array,
+    reference: Array | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+    names: Sequence[str] = (),
+    like: Array | None = None,
+) -> Figure:
+    """Points in the plane, over data in grey.
+
+    Both axes have one scale, unless the coordinates are of unlike size. The few points that would squeeze all others
+    are left out, and counted in the figure.
 
     Args:
         x: Points ``(N, 2)``.
         reference: What they should look like, ``(M, 2)``; both share the limits of their union.
         ax: Where to draw; a new figure when ``None``.
         title: A line above.
+        names: Of the two coordinates.
+        like: Points ``(K, 2)`` that set the limits instead.
     """
     points = points_of(x, "x")
     below = None if reference is None else points_of(reference, "reference")
     figure, ax = canvas(ax, 4.2, 4.2)
     if below is not None:
-        dots(ax, below, GREY, "reference")
+        dots(ax, below, GREY, "data")
     dots(ax, points, BLUE, "samples")
 
     every = points if below is None else np.concatenate((points, below))
-    least, most = every.min(axis=0), every.max(axis=0)
-    centre = (least + most) / 2
-    half = 0.54 * max(float((most - least).max()), 1e-9)  # a square window with a margin
-    ax.set_xlim(centre[0] - half, centre[0] + half)
-    ax.set_ylim(centre[1] - half, centre[1] + half)
-    ax.set_aspect("equal")
+    least, most = window(every if like is None else points_of(like, "like"))
+    centre, half = (least + most) / 2, 1.08 * halves(most - least, names)  # a square window with a margin
+    ax.set_xlim(centre[0] - half[0], centre[0] + half[0])
+    ax.set_ylim(centre[1] - half[1], centre[1] + half[1])
+    if half[0] == half[1]:
+        ax.set_aspect("equal")
+    else:
+        ax.set_box_aspect(1)
+    if len(names) == 2:
+        first, second = column_names(names, 2, 40)
+        ax.set_xlabel(first, fontsize=9, color=INK)
+        ax.set_ylabel(second, fontsize=9, color=INK)
+    if like is None:
+        _outside(ax, int((np.abs(points - centre) > half).any(axis=1).sum()))
     if below is not None:
         legend_above(ax, ncols=2)
     set_title(ax, title)
     return figure
 
 
-def signals(x: Array, ax: Axes | None = None, title: str | None = None) -> Figure:
-    """The first eight signals one above the other, a panel for each of the first six channels, each on its own scale.
+def _outside(ax: Axes, count: int) -> None:
+    """Say how many samples are not shown."""
+    if count:
+        ax.text(
+            0.99, 0.98, f"{count:,} outside", transform=ax.transAxes, ha="right", va="top", fontsize=7, color=VERMILION
+        )
+
+
+def signals(
+    x: Array,
+    ax: Axes | None = None,
+    title: str | None = None,
+    names: Sequence[str] = (),
+    like: Array | None = None,
+) -> Figure:
+    """The first eight signals one above the other, a panel for each of the first six channels.
+
+    All signals of a channel have one scale, in the units of the data, whose values are beside each of them.
 
     Args:
         x: Signals ``(N, C, L)``.
         ax: Where to draw the first channel alone; a new figure when ``None``.
         title: A line above.
+        names: Of the channels.
+        like: Signals ``(K, C, L)`` whose range sets the scale of each channel instead.
     """
-    values = finite(x, "x", 3)
-    if 0 in values.shape:
-        raise UsageError(f"signals have shape (N, C, L): got {values.shape}")
-    shown = values[:8, :6]
+    values = _traces_of(x, "x")
+    span = values[:SIGNALS] if like is None else _traces_of(like, "like")
+    shown = values[:SIGNALS, :PANELS]
     if ax is not None:
         figure, panels = canvas(ax, 0, 0)[0], [ax]
     else:
         count = shown.shape[1]
         figure = new_figure(max(5.6, 2.8 * count), 0.8 + 0.55 * len(shown))
         panels = list(figure.subplots(1, count, squeeze=False)[0])
-    for c, (panel, colour) in enumerate(zip(panels, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY), strict=False)):
-        traces = shown[:, c]
-        # Rows are one range of this channel apart, so that an offset or a large neighbour hides nothing.
-        step = 1.15 * max(float(np.ptp(traces)), 1e-9)
-        for i, trace in enumerate(traces):
-            panel.plot(trace - i * step, color=colour, linewidth=1.0)
-        centres = [float(trace.mean()) - i * step for i, trace in enumerate(traces)]
-        panel.set_yticks(centres, [str(i) for i in range(len(traces))])
-        panel.set_xlim(0, max(values.shape[2] - 1, 1))
-        low, high = float(traces.min()), float(traces.max())
-        name = "" if values.shape[1] == 1 else f"channel {c}: "
-        panel.set_xlabel(f"position   ({name}{low:.3g} to {high:.3g})", fontsize=9, color=INK)
-        panel.tick_params(axis="y", length=0)
-        tidy(panel)
-        panel.spines["left"].set_visible(False)
-    set_title(panels[0], title)
+    _panels(panels, shown, span, names)
+    if ax is not None or (shown.shape[1] == 1 and not names):
+        set_title(panels[0], title)
+    elif title is not None:
+        figure.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 
-def vectors(x: Array, reference: Array | None = None) -> Figure:
-    """Histograms of the first six coordinates, each over that of the reference in grey.
+def _traces_of(x: Array, name: str) -> Floats:
+    values = finite(x, name, 3)
+    if 0 in values.shape:
+        raise UsageError(f"signals have shape (N, C, L): got {values.shape}")
+    return values
+
+
+def _panels(
+    panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
+) -> None:
+    """Signals ``(N, C, L)``, a panel for each channel, on the scale of ``span``, with room for ``rows`` of them."""
+    colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+    several = values.shape[1] > 1 or len(names) == span.shape[1]
+    titles = column_names(names, span.shape[1], 32) if len(names) == span.shape[1] else [
+        f"channel {c}" for c in range(span.shape[1])
+    ]  # fmt: skip
+    for c, panel in enumerate(panels):
+        traces, low, high = values[:, c], float(span[:, c].min()), float(span[:, c].max())
+        # Rows are one range of this channel apart, so that an offset or a large neighbour hides nothing.
+        step = 1.15 * max(high - low, 1e-9)
+        edge = 0.06 * step  # what lies outside of a span that was given ends there, and crosses no neighbour
+        for i, trace in enumerate(np.clip(traces, low - edge, high + edge)):
+            panel.plot(trace - i * step, color=colour or colours[c % len(colours)], linewidth=1.0)
+            panel.annotate(
+                f"no. {i}", (1.0, (low + high) / 2 - i * step), (2, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=7, color=GREY,
+            )  # fmt: skip
+        marks = _marks(low, high)
+        heights = [(v - i * step, f"{v:.10g}") for i in range(len(traces)) for v in marks]
+        panel.set_yticks([h for h, _ in heights], [label for _, label in heights])
+        panel.set_xlim(0, max(values.shape[2] - 1, 1))
+        panel.set_ylim(low - (max(len(traces), rows) - 1 + 0.08) * step, high + 0.08 * step)
+        panel.set_xlabel("position", fontsize=9, color=INK)
+        tidy(panel)
+        panel.tick_params(axis="y", labelsize=7)
+        if several and len(panels) == values.shape[1]:
+            set_title(panel, titles[c])
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """One to three round numbers between two, or these."""
+    from matplotlib.ticker import MaxNLocator
+
+    for most in (2, 3, 4):
+        found = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        inside = [float(v) for v in found if low <= v <= high]
+        if len(inside) > 1:
+            return inside[:3]
+    return [low, high] if high > low else [low]
+
+
+def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
+    """Histograms of the first twelve coordinates, each over that of data in grey, in the same bins.
+
+    Whole numbers have bins around them. The few values that would squeeze all others are left out, and counted in the
+    figure.
 
     Args:
         x: Vectors ``(N, D)``.
         reference: What they should look like, ``(M, D)``.
+        names: Of the coordinates.
+        like: Vectors ``(K, D)`` whose range the bins span instead.
     """
     values = finite(x, "x", 2)
     below = None if reference is None else finite(reference, "reference", 2)
     if 0 in values.shape or (below is not None and (len(below) == 0 or below.shape[1] != values.shape[1])):
         shape = None if below is None else below.shape
         raise UsageError(f"vectors have shape (N, D), the reference (M, D): got {values.shape} and {shape}")
-    count = min(values.shape[1], 6)
-    columns = min(count, 3)
+    count = min(values.shape[1], COORDINATES)
+    columns = min(count, 2 if count == 4 else 3 if count <= 6 else 4)
     rows = math.ceil(count / columns)
     figure = new_figure(max(2.3 * columns, 3.6), 1.7 * rows + 0.4)
+    titles = column_names(names, values.shape[1])
+    every = values if below is None else np.concatenate((values, below))
+    least, most = window(every if like is None else finite(like, "like", 2))
     for d in range(count):
         ax = figure.add_subplot(rows, columns, d + 1)
-        every = values[:, d] if below is None else np.concatenate((values[:, d], below[:, d]))
-        least, most = float(every.min()), float(every.max())
-        if least == most:
-            least, most = least - 0.5, most + 0.5
-        bins = np.linspace(least, most, int(np.clip(math.sqrt(len(values)), 10, 50)) + 1)
-        if below is not None:
-            ax.hist(below[:, d], bins=list(bins), density=True, color=GREY, alpha=0.45, label="reference")
-        ax.hist(values[:, d], bins=list(bins), density=True, histtype="step", color=BLUE, lw=1.3, label="samples")
+        known = values[:, d] if below is None else below[:, d]
+        edges, bar = _edges(known, float(least[d]), float(most[d]), len(values))
+        looks: dict[str, dict[str, Any]] = {
+            "data": {"color": GREY, "alpha": 0.45, "rwidth": bar},
+            "samples": {"color": BLUE, "lw": 1.3, "histtype": "step"},
+        }
+        for label, v in (("data", below), ("samples", values)):
+            if v is not None:  # a density of all values, also of those outside
+                weights = np.full(len(v), 1 / (len(v) * (edges[1] - edges[0])))
+                ax.hist(v[:, d], edges, weights=weights, label=label, **looks[label])
+        ax.set_xlim(edges[0], edges[-1])
+        ax.locator_params(axis="x", nbins=4)
         ax.set_yticks([])
         tidy(ax)
         ax.spines["left"].set_visible(False)
-        ax.set_title(f"x[{d}]", fontsize=9, color=INK)
+        ax.set_title(titles[d], fontsize=9, color=INK)
+        if like is None:
+            _outside(ax, int(((values[:, d] < edges[0]) | (values[:, d] > edges[-1])).sum()))
+    if values.shape[1] > count:
+        text = f"the first {count} of {values.shape[1]:,} columns"
+        figure.suptitle(text, fontsize=9, color=INK, x=0.01, ha="left")
     if below is not None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def samples_figure(x: Array, kind: str, low: float, high: float, reference: Array | None = None) -> Figure:
-    """The usual picture of samples of one kind, beside or over a reference.
+def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
+    """Edges of the bins of ``count`` values, and the share of a bin that a bar fills. Bins are around whole numbers, as
+    many in each, or else equally wide from the least to the most.
+    """
+    bins = int(np.clip(math.sqrt(count), 10, 50))
+    if (values == np.rint(values)).all() and max(abs(least), abs(most)) < 1e15:
+        first, last = math.floor(least), math.ceil(most)
+        step = 1 if last - first < 50 else math.ceil((last - first + 1) / bins)
+        edges = first - 0.5 + step * np.arange(math.ceil((last - first + 1) / step) + 1)
+        return edges.tolist(), 0.85 if step == 1 and len(edges) <= 26 else 1.0
+    if least == most:
+        least, most = least - 0.5, most + 0.5
+    return np.linspace(least, most, bins + 1).tolist(), 1.0
+
+
+def samples_figure(
+    x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
+) -> Figure:
+    """The usual picture of samples of one kind, beside or over data.
 
     Args:
-        x: Samples: images ``(N, C, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``; vectors of two coordinates are drawn as points.
+        x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors of two coordinates are drawn as points.
         low: The value of an image that is black.
         high: The value of an image that is white.
         reference: Data of the same shape but for N.
+        names: Of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":
         values = finite(x, "x", 2)
-        return scatter(values, reference) if values.shape[1] == 2 else vectors(values, reference)
-    if kind not in ("image", "signal"):
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
-    panels = [("samples", x)] if reference is None else [("samples", x), ("reference", reference)]
-    if kind == "image":
-        sheets = [image_grid(plain(images)[:64], None, low, high) for _, images in panels]
-        aspect = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
-        figure = new_figure(4.2 * len(sheets), min(4.2 * aspect, 12) + 0.3)
-    else:
-        figure = new_figure(5.0 * len(panels), 0.9 + 0.55 * min(8, max(len(plain(a)) for _, a in panels)))
-    for i, (title, values_or_images) in enumerate(panels):
+        draw = scatter if values.shape[1] == 2 else vectors
+        return draw(values, reference, names=names)
+    if kind not in ("image", "volume", "signal"):
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+    panels = [("samples", x)] if reference is None else [("samples", x), ("data", reference)]
+    if kind == "signal":
+        return signals(x, names=names) if reference is None else _signal_pair(x, reference, names)
+    sheets = [image_grid(plain(images)[:64], None, low, high) for _, images in panels]
+    aspect = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
+    figure = new_figure(4.2 * len(sheets), min(4.2 * aspect, 12) + 0.3)
+    for i, ((title, _), sheet) in enumerate(zip(panels, sheets, strict=True)):
         ax = figure.add_subplot(1, len(panels), i + 1)
-        if kind == "image":
-            show_picture(ax, sheets[i])
-            set_title(ax, title)
+        show_picture(ax, sheet)
+        set_title(ax, title)
+    return figure
+
+
+def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
+    """Signals and data on the same scales: side by side, or, if there are several channels, above each other."""
+    both = {"samples": _traces_of(x, "x")[:SIGNALS], "data": _traces_of(reference, "reference")[:SIGNALS]}
+    channels = min(both["samples"].shape[1], PANELS)
+    rows = max(len(values) for values in both.values())
+    span = np.concatenate(list(both.values()))
+    beside = channels == 1
+    figure = new_figure(10.0 if beside else max(5.6, 2.8 * channels), (0.9 + 0.55 * rows) * (1 if beside else 2))
+    parts = figure.subfigures(1 if beside else 2, 2 if beside else 1, squeeze=False).ravel()
+    for part, (title, values), colour in zip(parts, both.items(), (None, "#777777"), strict=True):
+        panels = list(part.subplots(1, channels, squeeze=False)[0])
+        named = names if channels == span.shape[1] else ()
+        _panels(panels, values[:, :channels], span[:, :channels], named, colour, rows)
+        if beside:
+            set_title(panels[0], title)
         else:
-            signals(values_or_images, ax, title)
+            part.suptitle(title, fontsize=10, color=INK, x=0.01, ha="left")
     return figure
 
 

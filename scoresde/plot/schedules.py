@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import COLOURS, INK, Array, Floats, finite, new_figure, plain, tidy
+from .base import COLOURS, INK, Array, Floats, finite, literal, new_figure, plain, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,11 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
     exploding = max(float(finite(c.sigma, "sigma", 1).max()) for c in curves) > 2
     for i, curve in enumerate(curves):
         t, a, s, levels = (finite(x, curve.name, 1) for x in (curve.t, curve.alpha, curve.sigma, _bounded(curve)))
-        look = {"color": COLOURS[i % len(COLOURS)], "linewidth": max(3.6 - 0.6 * i, 1.2), "label": curve.name}
+        look = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linewidth": max(3.6 - 0.6 * i, 1.2),
+            "label": literal(curve.name),
+        }
         alpha.plot(t, a, **look)
         sigma.plot(t, s, **look)
         clock.plot(t, levels, **look)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import COLOURS, GREY, INK, Array, Floats, new_figure, plain, show_picture, tidy
+from .base import COLOURS, GREY, INK, Array, Floats, halves, new_figure, plain, show_picture, tidy
 from .images import image_grid
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def strips(
     """Blocks of samples in time.
 
     Args:
-        blocks: For each title the states ``(T, N, *event)`` in data units: images ``(C, H, W)``, signals ``(C, L)``, of
-            which the first channel is drawn, or vectors ``(D,)``, of which the first two coordinates are.
+        blocks: For each title the states ``(T, N, *event)`` in data units: images ``(C, H, W)``, volumes
+            ``(C, D, H, W)``, signals ``(C, L)``, of which the first channel is drawn, or vectors ``(D,)``, of which the
+            first two coordinates are.
         columns: A label for each of the T columns.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The values of an image that are black and white.
         coloured_by: Vectors ``(N, D)`` whose directions colour the points; the last states of the first block if left
             out.
@@ -60,13 +61,13 @@ def strips(
         UsageError: If the shapes do not go together.
     """
     states = {title: np.asarray(plain(x), dtype=np.float64) for title, x in blocks.items()}
-    axes = {"image": 5, "signal": 4, "vector": 3}
+    axes = {"image": 5, "volume": 6, "signal": 4, "vector": 3}
     if kind not in axes:
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'signal' or 'vector'")
+        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     shapes = [x.shape for x in states.values()]
     if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
         raise UsageError(f"a block of a strip has shape (T, N, *event), T = {len(columns)} columns: got {shapes}")
-    if kind == "image":
+    if kind in ("image", "volume"):
         return _image_strips(states, columns, low, high, note)
     if kind == "signal":
         return _signal_strips(states, columns, note)
@@ -133,15 +134,16 @@ def _point_strips(
         raise UsageError("vectors of one element have no picture in the plane; plot trajectories shows them")
     figure, rows = _panels(states, columns, 1.35, note)
     every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])
-    half = 1.15 * float(np.quantile(np.abs(every - np.median(every, axis=0)), 0.995))
     centre = np.median(every, axis=0)
-    colours = sectors(coloured_by[:, :2])
+    half = 1.15 * halves(2 * np.quantile(np.abs(every - centre), 0.995, axis=0))
+    by = coloured_by[:, :2] - np.mean(coloured_by[:, :2], axis=0)
+    colours = sectors(by / halves(np.ptp(by, axis=0)))
     size = 2 + 8 * min(1.0, 200 / len(colours))
     for title, x in states.items():
         for ax, points in zip(rows[title], x, strict=True):
             ax.scatter(points[:, 0], points[:, 1], s=size, c=colours, alpha=0.7, linewidths=0, rasterized=True)
-            ax.set_xlim(centre[0] - half, centre[0] + half)
-            ax.set_ylim(centre[1] - half, centre[1] + half)
+            ax.set_xlim(centre[0] - half[0], centre[0] + half[0])
+            ax.set_ylim(centre[1] - half[1], centre[1] + half[1])
             ax.set_box_aspect(1)
     return figure
 

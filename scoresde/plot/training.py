@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UsageError
-from .base import BLUE, INK, SKY, Array, Floats, canvas, legend_above, plain
+from .base import BLUE, INK, SKY, VERMILION, Array, Floats, canvas, legend_above, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,24 +16,35 @@ if TYPE_CHECKING:
 __all__ = ["loss_curve"]
 
 
-def loss_curve(steps: Array, losses: Array, ax: Axes | None = None) -> Figure:
-    """The loss at each step in light, its running mean in dark.
+def loss_curve(
+    steps: Array,
+    losses: Array,
+    validation: tuple[Array, Array] | None = None,
+    best: int | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """The loss at each step in light, its running mean in dark, and the loss on rows that are not trained on.
 
     Args:
         steps: Step numbers ``(N,)``, ascending.
         losses: Losses ``(N,)``; one that is not finite leaves a gap. The axis is logarithmic when they are
             positive and span more than a decade.
+        validation: Step numbers ``(V,)`` and losses ``(V,)`` of the averaged weights on held-out rows.
+        best: The step at which the validation loss is best.
         ax: Where to draw; a new figure when ``None``.
     """
-    t = np.asarray(plain(steps), dtype=np.float64)
-    y = np.asarray(plain(losses), dtype=np.float64)
-    if t.ndim != 1 or t.shape != y.shape:
-        raise UsageError(f"one loss for each step: got shapes {t.shape} and {y.shape}")
-    y = np.where(np.isfinite(y), y, np.nan)
-    known = y[~np.isnan(y)]
+    t, y = _curve(steps, losses)
+    held = None if validation is None or len(plain(validation[0])) == 0 else _curve(*validation)
     figure, ax = canvas(ax, 5.6, 3.2)
     ax.plot(t, y, color=SKY, linewidth=0.8, alpha=0.55, label="each record")
     ax.plot(t, _running_mean(y, max(3, len(y) // 40)), color=BLUE, linewidth=1.6, label="running mean")
+    if held is not None:
+        marker = "o" if len(held[0]) <= 40 else None
+        ax.plot(*held, color=VERMILION, linewidth=1.4, label="validation", marker=marker, markersize=3)
+        if best is not None:
+            ax.axvline(best, color=INK, linewidth=0.8, linestyle=":", label=f"best, step {best:,}")
+    every = np.concatenate([y] if held is None else [y, held[1]])
+    known = every[~np.isnan(every)]
     if len(known) and known.min() > 0 and known.max() > 10 * known.min():
         ax.set_yscale("log")
     ax.set_xlabel("step", fontsize=9, color=INK)
@@ -41,8 +52,17 @@ def loss_curve(steps: Array, losses: Array, ax: Axes | None = None) -> Figure:
     ax.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.margins(x=0.01)
-    legend_above(ax, ncols=2)
+    legend_above(ax, ncols=4)
     return figure
+
+
+def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
+    """Steps and losses ``(N,)``, NaN where a loss is not finite."""
+    t = np.asarray(plain(steps), dtype=np.float64)
+    y = np.asarray(plain(losses), dtype=np.float64)
+    if t.ndim != 1 or t.shape != y.shape:
+        raise UsageError(f"one loss for each step: got shapes {t.shape} and {y.shape}")
+    return t, np.where(np.isfinite(y), y, np.nan)
 
 
 def _running_mean(y: Floats, window: int) -> Floats:

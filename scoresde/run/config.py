@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..codec import Codec
 from ..core.errors import CheckpointError, UsageError
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
+from ..data.augment import Augmentation
 from ..model.parametrization import Parametrization
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
@@ -80,6 +83,9 @@ class TrainConfig:
         network_options: Fields of the network that replace the preset's; ``network`` names another one.
         learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
             the hybrid loss of :mod:`scoresde.likelihood.chain`.
+        augment: What is done to pictures in training, of which the network is told so that samples are as the data
+            are: a list of ``flip``, ``vflip``, ``scale`` and ``shift``, ``all``, or ``none``
+            (:mod:`scoresde.data.augment`).
         cond: ``class`` to train on labels, or ``none``.
         cond_drop: Probability of leaving a label out, for classifier-free guidance.
         steps, batch, lr: Budget; 0 takes the preset's.
@@ -110,6 +116,7 @@ class TrainConfig:
     preset: str = "auto"
     network_options: Mapping[str, Any] = field(default_factory=dict)
     learn_variance: bool = False
+    augment: str = "none"
     cond: str = "none"
     cond_drop: float = 0.1
     steps: int = 0
@@ -155,6 +162,7 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}")
         if not self.clip > 0:
             raise UsageError(f"clip is {self.clip}; it must be > 0 (inf switches clipping off)")
+        object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # which refuses what it cannot be
         choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}
         for name, choices in choices_of.items():
@@ -196,6 +204,13 @@ class TrainConfig:
                 value="likelihood",
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
+        if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
+            given = f"{info.name} holds {info.kind}s" if info.kind != "image" else "reflow trains on pairs"
+            raise UsageError(
+                f"augment={self.augment!r}: what is mirrored, scaled and shifted are pictures of the data; {given}",
+                parameter="augment",
+                value="none",
+            )
         weighting_options = dict(self.weighting_options)
         if weighting == "edm" and isinstance(self.weighting, str):
             weighting_options.setdefault("data_std", round(data_std, 4))
@@ -243,11 +258,31 @@ class TrainConfig:
         fields = fields_of(resolve(name, NETWORKS, "network", typed=self.typed))
         from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
         from_data["outputs"] = 2 if self.learn_variance else 1
+        from_data["augments"] = 0 if self.augmentation is None else self.augmentation.numbers
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
                 raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
+
+    def check_network(self, network: nn.Module) -> None:
+        """Refuse a network that cannot be told what is done to the data.
+
+        Raises:
+            UsageError: With what it needs.
+        """
+        if self.augmentation is None:
+            return
+        needed, has = self.augmentation.numbers, getattr(network, "augments", 0)
+        if has != needed:
+            raise UsageError(
+                f"augment={self.augment!r}: the network is told {needed} numbers of each row, or samples would be as "
+                f"the augmented data are, and {type(network).__name__} has an input for {has}. A network of your own "
+                f"has an attribute augments = {needed} and is called as network(x, c, cond, augment), with augment of "
+                f"shape (B, {needed}), or without, which means zeros",
+                parameter="augment",
+                value="none",
+            )
 
     def check_spec(self, spec: ModelSpec, folder: Path) -> None:
         """Refuse a ``model.json`` that says something else than this, the ``config.json`` beside it.
@@ -259,6 +294,8 @@ class TrainConfig:
         ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
         if spec.network is not None:
             its = dict(self.network_options)
+            if self.augmentation is not None:
+                its["augments"] = self.augmentation.numbers
             ours += [("network", str(its.pop("network", spec.network.name)), its, spec.network)]
         flags = {
             "shift": (self.shift, spec.shift),
@@ -297,6 +334,11 @@ class TrainConfig:
         return load_data(
             data or self.data, self.seed, self.test_fraction, reading=self.reading, split=self.split
         )  # fmt: skip
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What is done to pictures in training."""
+        return Augmentation.of(self.augment)
 
     @property
     def reading(self) -> Reading:

@@ -11,6 +11,7 @@ guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,6 +45,7 @@ from ..solvers.base import Watch
 from .config import TrainConfig
 from .files import chosen_checkpoint, find_run, load_weights, read_config
 from .origin import data_of, found
+from .plausible import warn_of_units
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load"]
@@ -140,7 +142,7 @@ class Run:
                 classes stands for "not given"; or a :class:`~scoresde.Condition`.
 
         Raises:
-            UsageError: If the model knows no classes, or not this one.
+            UsageError: If the model knows no classes, or not this one, or never saw it in training.
         """
         if known is None:
             return replace(self, condition=None)
@@ -158,7 +160,68 @@ class Run:
             known = [known]
         if isinstance(known, Sequence):
             known = [self._number(one) if isinstance(one, str) else one for one in known]
-        return replace(self, condition=self.base.given(known).condition)
+        condition = self.base.given(known).condition
+        if condition.label is not None:
+            self._check_trained(condition.label)
+        return replace(self, condition=condition)
+
+    @property
+    def _dropped(self) -> float | None:
+        """How often training left the labels out; ``None`` if there are none, or if nobody knows."""
+        knows = isinstance(self.base, ScoreModel) and self.base.classes > 0
+        return self.config.cond_drop if knows and self.config is not None else None
+
+    def _check_trained(self, label: Tensor) -> None:
+        """Refuse labels ``(B,)`` or ``(1,)`` of which the network learned nothing."""
+        assert isinstance(self.base, ScoreModel)
+        classes, who = self.base.classes, self.folder or "this model"
+        for k in sorted(set(label.tolist())):
+            name = f"class {self.info.classes[k]!r}" if k < min(classes, len(self.info.classes)) else f"label {k}"
+            if k < classes and self._dropped == 1:
+                raise UsageError(
+                    f"{who} was trained with cond_drop=1, which leaves every label out, and knows nothing of {name}; "
+                    "leave it out here too, or train with cond_drop=0.1",
+                    parameter="cond_drop",
+                    value=0.1,
+                )
+            if k == classes and self._dropped == 0:
+                raise self._never_without(f"label {k}, which stands for none,")
+            if k < classes and len(self.info.trained) == classes and not self.info.trained[k]:
+                seen = [c for c, n in zip(self.info.classes, self.info.trained, strict=False) if n]
+                raise UsageError(
+                    f"{who} was trained on no sample of {name}, and knows nothing of it; it was trained on "
+                    f"{_listed(seen)}",
+                    parameter="label",
+                    value=seen[0] if seen else None,
+                )
+
+    def _never_without(self, what: str) -> UsageError:
+        """The error for what asks a model without a label that always had one."""
+        return UsageError(
+            f"{self.folder or 'this model'} was trained with cond_drop=0, which leaves no label out, and {what} asks "
+            f"for what it never learned; give it one of its classes, {_listed(self.info.classes)}, without guidance, "
+            "or train with cond_drop=0.1",
+            parameter="cond_drop",
+            value=0.1,
+        )
+
+    def example_labels(self, n: int) -> Tensor | None:
+        """Classes to draw ``n`` samples of everything with, for a run that cannot do without; ``None`` for all others.
+
+        They come in the proportions of the training data, or evenly if the run does not say, and those of a smaller
+        ``n`` are the first ones.
+
+        Returns:
+            int64 ``(n,)``.
+        """
+        if self._dropped != 0:
+            return None
+        assert isinstance(self.base, ScoreModel)
+        counts = self.info.trained if len(self.info.trained) == self.base.classes else ()
+        shares = torch.tensor(counts if sum(counts) else [1] * self.base.classes, dtype=torch.float64).cumsum(0)
+        # Multiples of the golden ratio, modulo 1, fill [0, 1) evenly however many there are.
+        u = ((torch.arange(n, dtype=torch.float64) + 0.5) * (math.sqrt(5) - 1) / 2) % 1
+        return torch.searchsorted(shares, u * shares[-1], right=True)
 
     def _number(self, name: str) -> int:
         names = list(self.info.classes)
@@ -192,12 +255,16 @@ class Run:
         if self.condition is not None:
             assert isinstance(model, ScoreModel)
             model = model.given(self.condition)
+        if self._dropped == 0 and (self.condition is None or self.condition.label is None):
+            raise self._never_without("no label")
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
                     f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
                     parameter="label",
                 )
+            if self._dropped == 0:
+                raise self._never_without(f"guidance {self.scale:g}")
             model = Guided(model, self.base, self.scale)
         return model if self.path is None else convert(model, self.path)
 
@@ -338,11 +405,13 @@ class Run:
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
 
         Raises:
-            DataError: If the shape is not the model's.
+            DataError: For what :meth:`checked` refuses.
         """
-        x = self._checked(x)
+        how = likelihood or Likelihood()
+        x = self.checked(x, dequantise=how.dequantisation != "none")
+        warn_of_units(x, self.codec, self.info)
         noise = Noise.of(len(x), seed, start, self.device)
-        return (likelihood or Likelihood())(
+        return how(
             self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
             dtype=self.dtype,
         )  # fmt: skip
@@ -376,9 +445,10 @@ class Run:
             seed, start: Addresses of the draws.
 
         Raises:
-            DataError: If the shape is not the model's.
+            DataError: For what :meth:`checked` refuses.
         """
-        x = self._checked(x)
+        x = self.checked(x, dequantise=dequantise)
+        warn_of_units(x, self.codec, self.info)
         noise = Noise.of(len(x), seed, start, self.device)
         if dequantise:
             u, log_det = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec.log_det(x)
@@ -399,14 +469,45 @@ class Run:
         # -log p(x) = -log p(m) - log_det: part of the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)
 
-    def _checked(self, x: Tensor | npt.ArrayLike) -> Tensor:
-        """Data as a tensor of the right shape, ``(n, *event)``."""
-        x, info = as_tensor(x), self.info
+    def checked(self, x: Tensor | npt.ArrayLike, name: str = "", *, dequantise: bool = True) -> Tensor:
+        """Data as a tensor, if the model gives them a probability.
+
+        Args:
+            x: In data units, shape ``(n, *event)``.
+            name: Of the data, for messages.
+            dequantise: Whether they are to be levels, if the run's own data are; without it they have a density
+                wherever they lie.
+
+        Raises:
+            DataError: If the shape is not the model's, a value is not finite, or none of the levels of its data.
+        """
+        x, info, whose = as_tensor(x), self.info, f"{name} has samples" if name else "samples"
         if tuple(x.shape[1:]) != info.shape:
             raise DataError(
-                f"samples of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
+                f"{whose} of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
+            )
+        where, levels = name or "the data", self.codec.levels
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
+            raise DataError(
+                f"{where}: {len(bad):,} samples have values that are not finite, the first no. {int(bad[0])}; leave "
+                "them out"
+            )
+        if levels is None or not dequantise:
+            return x
+        off = levels.to_data(x) != x
+        if bool(off.any()):
+            raise DataError(
+                f"{where}: values from {float(x.min()):g} to {float(x.max()):g}, such as {float(x[off][0]):g}, are no "
+                f"levels of {info.name}, on which the model was trained: {info.levels or 'its'} levels in "
+                f"[{info.low:g}, {info.high:g}]; it gives no probability to others"
             )
         return x
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def load(

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Levels
-from ..core.errors import DataError
-from ..core.files import check_kinds, write_arrays, write_json
+from ..codec import Codec
+from ..core.errors import DataError, UsageError
+from ..core.files import check_kinds, write_arrays, write_csv, write_json
+from ..core.optional import optional
 from ..data import DataInfo, Dataset
+from ..data.arrays import load_arrays, roles
+from ..data.readers import read_path
+from ..data.table import is_table, read_table
+from .plausible import Units, in_data_units
 from .run import Samples
 
-__all__ = ["KINDS", "read_samples", "write_samples"]
+__all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
 
-KINDS = ("png", "npz", "gif", "path")
-DEFAULT = ("png", "npz")
+KINDS = ("png", "npz", "csv", "gif", "path")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
+    """The kinds of files to write of samples of some data, checked; without any the usual ones.
+
+    Raises:
+        UsageError: If a kind is unknown, or the data are no table.
+    """
+    if kinds is None:
+        return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
+    if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
+        raise UsageError(
+            f"csv is for tables, and {info.name} has {info.kind}s of shape {info.shape}: write npz", parameter="save"
+        )
+    return kinds
 
 
 def write_samples(
@@ -28,57 +47,106 @@ def write_samples(
     samples: Samples,
     info: DataInfo,
     made: Mapping[str, Any],
-    kinds: Sequence[str] = DEFAULT,
-    frames: tuple[Tensor, Tensor] | None = None,
+    kinds: Sequence[str] | None = None,
+    frames: tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]] | None = None,
+    reference: Tensor | Callable[[], Tensor | None] | None = None,
+    codec: Codec | None = None,
 ) -> list[Path]:
-    """Write the samples that succeeded, in data units.
+    """Write the samples that succeeded, in data units: the numbers first, then what may fail, with a warning.
 
     Args:
         folder: Where to.
         samples: The samples, ``x`` of shape ``(n, *event)``.
         info: What is known of the data.
         made: How the samples were made, plain JSON values, for ``samples.json``.
-        kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``gif``
-            (the samples on their way) and ``path`` (the same as arrays ``t`` and ``x``).
-        frames: Times ``(F,)`` and states ``(F, n, *event)`` for the last two (see :meth:`scoresde.run.run.Run.frames`).
+        kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
+            table with the names of its columns), ``gif`` (the samples on their way) and ``path`` (the same as arrays
+            ``t`` and ``x``); by default ``png`` and ``npz``, and ``csv`` of data whose columns have names.
+        frames: Times ``(F,)`` and states ``(F, n, *event)`` for the last two (see :meth:`scoresde.run.run.Run.frames`),
+            or what finds them once the samples are written.
+        reference: Data ``(m, *event)`` that the figure of points, tables and signals shows beside the samples, or what
+            finds them, likewise.
+        codec: That of the run, which knows the columns that have levels.
 
     Returns:
-        The files written.
+        The files written, the picture first.
     """
-    check_kinds(kinds, KINDS)
+    kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
     x = samples.x[ok]
     if info.levels is not None and info.low >= 0 and info.high <= 255:
         x = x.to(torch.uint8)
-    files = []
+    files, pictures = [], []
     index = ok.nonzero().flatten().numpy()
     if "npz" in kinds:
         files.append(write_arrays(folder / "samples.npz", {"x": x.numpy(), "index": index}))
-    if frames is not None and len(x):
-        times, states = frames[0], frames[1][:, ok]
-        if "path" in kinds:
-            arrays = {"t": times.numpy(), "x": states.float().numpy(), "index": index}
-            files.append(write_arrays(folder / "path.npz", arrays))
-        if "gif" in kinds:
-            from ..plot import animate, save_gif
-
-            save_gif(folder / "samples.gif", animate(states, info.kind, info.low, info.high))
-            files.append(folder / "samples.gif")
-    if "png" in kinds and len(x):
-        from ..plot import samples_figure, save_figure, save_image_grid
-
-        path = folder / ("grid.png" if info.kind == "image" else "samples.png")
-        if info.kind == "image":
-            save_image_grid(path, x.numpy(), info.low, info.high)
-        else:
-            save_figure(path, samples_figure(x.numpy(), info.kind, info.low, info.high))
-        files.insert(0, path)
+    if "csv" in kinds:
+        names = info.names or tuple(f"x{i}" for i in range(x.shape[1]))
+        files.append(write_csv(folder / "samples.csv", names, _lines(x, codec)))
     write_json(folder / "samples.json", dict(made))
-    return files
+    kept = f"the samples are in {files[0]}" if files else ""
+    if not len(x):
+        return files
+    if "png" in kinds:
+        path = folder / ("grid.png" if info.kind in ("image", "volume") else "samples.png")
+        with optional(str(path), kept):
+            from ..plot import samples_figure, save_figure, save_image_grid
+
+            if info.kind in ("image", "volume"):
+                save_image_grid(path, x.numpy(), info.low, info.high)
+            else:
+                behind = reference() if callable(reference) else reference
+                save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
+            pictures.append(path)
+    if frames is not None and {"gif", "path"} & set(kinds):
+        with optional("the way of the samples", kept):
+            times, states = frames() if callable(frames) else frames
+            if "path" in kinds:
+                arrays = {"t": times.numpy(), "x": states[:, ok].float().numpy(), "index": index}
+                files.append(write_arrays(folder / "path.npz", arrays))
+            if "gif" in kinds:
+                from ..plot import animate, save_gif
+
+                path = folder / "samples.gif"
+                save_gif(path, animate(states[:, ok], info.kind, info.low, info.high, info.names))
+                pictures.append(path)
+    return [*pictures, *files]
 
 
-def read_samples(path: Path, data: Dataset) -> Tensor:
-    """Samples from the array ``x`` of an ``.npz`` file, as ``scoresde sample`` writes it, in data units.
+def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
+    """The cells of a table ``(n, D)``: whole numbers where a column has levels, else as
+    :func:`_shortest` has them.
+    """
+    values = x.numpy()
+    whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
+    if codec is not None and values.dtype.kind == "f":
+        levels = codec.levels
+        counts = 0 if levels is None else getattr(levels, "count", 1)
+        whole &= np.broadcast_to(np.asarray(counts) > 0, whole.shape)
+    columns = [
+        [str(v) for v in column.astype(np.int64)] if is_whole else [_shortest(v) for v in column]
+        for column, is_whole in zip(values.T, whole, strict=True)
+    ]
+    return zip(*columns, strict=True)
+
+
+def _shortest(value: np.floating) -> str:
+    """The fewest digits that are read back as the value, in its own precision; without an exponent unless it is far
+    from one.
+    """
+    if 1e-4 <= abs(value) < 1e16:
+        return np.format_float_positional(value, trim="0")
+    return str(value)
+
+
+def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
+    """Samples from a file, in data units, whoever made them.
+
+    Args:
+        path: An ``.npz`` whose array is called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
+            so on, as others do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
+        data: What they are samples of.
+        units: Of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
     Returns:
         Shape ``(N, *event)``; values between the levels of the data are taken to the level below.
@@ -86,24 +154,66 @@ def read_samples(path: Path, data: Dataset) -> Tensor:
     Raises:
         DataError: If the file is none, or its samples are not like the data.
     """
-    info, levels = data.info, data.codec.levels
+    return in_data_units(_array(path, data.info), data, units, str(path))
+
+
+def _array(path: Path, info: DataInfo) -> Tensor:
+    """What a file of samples holds, in the shape of the data: ``(N, *event)``, finite real numbers."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if "x" not in file.files:
-                raise DataError(f"{path} has the arrays {', '.join(file.files) or '(none)'}; samples are the array x")
-            x = torch.from_numpy(file["x"])
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}") from None
-    if tuple(x.shape[1:]) != info.shape:
-        raise DataError(f"{path} has samples of shape {tuple(x.shape[1:])}, {info.name} has shape {info.shape}")
-    if levels is None:
-        return x
-    top = info.high + (float(torch.as_tensor(levels.width).max()) if isinstance(levels, Levels) else 0.0)
-    if len(x) and not (info.low <= float(x.min()) and float(x.max()) < top):
+        if path.suffix.lower() in PICKLES:
+            raise DataError(
+                f"{path}: is a pickle, which can run code and is never loaded: save its numbers with np.savez, as x"
+            )
+        if path.is_dir():
+            found = read_path(path)
+            x = found.train if found.test is None else np.concatenate([found.train, found.test])
+        elif is_table(path):
+            x = _columns(path, info)
+        else:
+            arrays = load_arrays(path)
+            chosen = roles(path, arrays)
+            if "x_test" in chosen:
+                raise DataError(f"{path}: {chosen['x']} and {chosen['x_test']} are parts of data: name the samples x")
+            x = arrays[chosen["x"]]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{path} has samples of dtype {x.dtype}: real numbers are expected")
+    x = _arranged(path, x, info)
+    bad = ~np.isfinite(x).reshape(len(x), -1).all(1) if x.size else np.zeros(0, bool)
+    if bad.any():
         raise DataError(
-            f"{path} has values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
-            f"{info.high:g}: samples come in data units"
+            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite, the first is number "
+            f"{int(bad.argmax())}: leave them out"
         )
-    return levels.to_data(x)
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
+    """An array in the shape of the data, its channels moved to the front, or the only one written out."""
+    event = info.shape
+    if x.shape[1:] == event and x.ndim:
+        return x
+    if event[0] == 1 and x.ndim and x.shape[1:] == event[1:]:
+        return x[:, None]
+    if len(event) > 1 and x.ndim == len(event) + 1 and (x.shape[-1], *x.shape[1:-1]) == event:
+        return np.moveaxis(x, -1, 1)
+    last = f" or, with channels last, {(*event[1:], event[0])}" if len(event) > 1 else ""
+    raise DataError(f"{path} has samples of shape {x.shape[1:]}, {info.name} has shape {event}{last}")
+
+
+def _columns(path: Path, info: DataInfo) -> np.ndarray:
+    """The columns of a table in the order of the data, ``(N, D)``."""
+    if info.kind != "vector":
+        raise DataError(f"{path} is a table, and {info.name} has {info.kind}s of shape {info.shape}")
+    names = info.names or tuple(f"x{i}" for i in range(info.dims))
+    found = read_table(path, keep=names)
+    if found.names and (info.names or set(found.names) == set(names)):
+        missing = [name for name in names if name not in found.names]
+        others = [name for name in found.names if name not in names]
+        if missing or others:
+            told = [f"lacks {', '.join(missing[:5])}"] if missing else []
+            told += [f"has {', '.join(others[:5])} besides"] if others else []
+            raise DataError(f"{path} {' and '.join(told)}: the columns of {info.name} are {', '.join(names[:20])}")
+        return found.train[:, [found.names.index(name) for name in names]]
+    return found.train

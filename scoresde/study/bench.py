@@ -32,6 +32,7 @@ from torch import Tensor
 from ..core.errors import DataError, NumericalError, UsageError
 from ..core.files import write_csv, write_json
 from ..core.noise import Noise
+from ..core.optional import optional
 from ..core.registry import build, fields_of, options_of, resolve
 from ..core.tables import SOLVERS
 from ..data import Dataset
@@ -343,13 +344,12 @@ def bench_table(found: Bench) -> str:
 
 
 def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Path]:
-    """Write ``work-precision.png`` if there is a distance, ``bench.csv`` (the rows) and ``bench.json`` (how they came).
+    """Write ``bench.csv`` (the rows), ``bench.json`` (how they came), and last ``work-precision.png`` if there is a
+    distance, which may fail.
 
     Returns:
         The files written.
     """
-    from ..plot import save_figure, work_precision
-
     names = [f.name for f in fields(BenchRow)]
     files = [
         write_csv(folder / "bench.csv", names, ([getattr(row, name) for name in names] for row in found.rows)),
@@ -362,12 +362,14 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
         point = (row.nfe, row.rms, row.sliced_w2)
         curves.setdefault(row.solver, []).append([math.nan if v is None else v for v in point])
     floor, picture = found.floor, folder / "work-precision.png"
-    save_figure(
-        picture,
-        work_precision(
+    with optional(str(picture), f"the figures are in {files[0]}"):
+        from ..plot import save_figure, work_precision
+
+        figure = work_precision(
             curves,
             floor=None if floor is None else (floor.least, floor.most),
             converged=found.converged.sliced_w2,
-        ),
-    )
-    return [picture, *files]
+        )
+        save_figure(picture, figure)
+        files.insert(0, picture)
+    return files

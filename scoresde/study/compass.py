@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec, Levels, as_affine
-from ..core.errors import UsageError
+from ..core.errors import DataError, UsageError
 from ..core.noise import Noise
 from ..core.shapes import flat
 from ..data import DataInfo, Dataset, eight_gaussians
@@ -79,6 +79,7 @@ class Compass:
         error: ``|model - exact| / |exact|`` over rows; the mean is the root of the ratio of the mean squares.
         against: Whose score the exact one is.
         note: What to keep in mind with it, or ``None``.
+        n: How many held-out samples there were.
     """
 
     log_snr: Tensor
@@ -86,13 +87,14 @@ class Compass:
     error: Tensor
     against: str
     note: str | None
+    n: int = 0
 
 
 def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
     """Compare the score at ``n`` held-out samples with noise of each level.
 
     Args:
-        run: The trained run.
+        run: The trained run; bound to one class, it is compared with the score of the training data of that class.
         data: The data it was trained on.
         n: Held-out samples, or as many as there are.
         levels: Noise levels, evenly spaced in log-SNR over the model's interval.
@@ -100,12 +102,20 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
 
     Raises:
         UsageError: If the model has no score.
+        DataError: If there are no data of the class.
     """
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
     sde, info = run.model.domain.sde, run.info
-    exact, against, note = exact_score(info, run.codec, sde, data.train)
-    rows = data.test[:n]
+    train, rows = data.train, data.test
+    label = None if run.condition is None else run.condition.label
+    only = label.cpu() if label is not None and len(label) == 1 and int(label) < len(info.classes) else None
+    if only is not None and data.train_labels is not None and data.test_labels is not None:
+        train, rows = train[data.train_labels == only], rows[data.test_labels == only]
+        if not len(train) or not len(rows):
+            raise DataError(f"{info.name} has {len(train)} training and {len(rows)} held-out samples of that class")
+    exact, against, note = exact_score(info, run.codec, sde, train)
+    rows = rows[:n]
     noise = Noise.of(len(rows), seed)
     u = noise.uniform(info.shape, stream="dequantise", dtype=torch.float64)
     x0 = run.codec.to_model(rows.double(), noise=u)
@@ -122,7 +132,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         off, size = (a - b).norm(dim=1), b.norm(dim=1)
         cosines.append(_band((a * b).sum(1) / (a.norm(dim=1) * size)))
         errors.append(_band(off / size, float((off.square().mean() / size.square().mean()).sqrt())))
-    return Compass(log_snr, torch.stack(cosines), torch.stack(errors), against, note)
+    return Compass(log_snr, torch.stack(cosines), torch.stack(errors), against, note, len(rows))
 
 
 def _band(values: Tensor, middle: float | None = None) -> Tensor:

@@ -26,11 +26,13 @@ from torch import Tensor
 
 from ..core.errors import Advice, UsageError
 from ..core.files import write_json
+from ..core.optional import optional
 from ..core.registry import resolve
 from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
 from ..metrics.copies import HELD_OUT
+from ..run.plausible import check_units
 from .features import Extractor, Reference, read_features
 
 __all__ = [
@@ -111,6 +113,7 @@ def evaluate(
     copies: Extractor | None = None,
     limit: int = 10_000,
     seed: int = 0,
+    check: bool = True,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> Evaluation:
     """Compare samples with data.
@@ -126,14 +129,18 @@ def evaluate(
             warns), there is no such check.
         limit: The most rows of the reference, drawn at random; 0 takes all.
         seed: Of the choice of rows.
+        check: Refuse samples that look as if they were in other units (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
+        DataError: If the samples look as if they were in other units.
         UsageError: If an option cannot be used, or the reference is of other features.
     """
     splits = {"test": data.test, "train": data.train}
     if against not in splits:
         raise UsageError(f"there is no split {against!r} to compare with; choose from: test, train")
+    if check:
+        check_units(x, data)
     if reference is None:
         reference = Reference.of(extractor(_choose(splits[against], limit, seed)), extractor, data.info.name, against)
     reference.check(extractor)
@@ -295,6 +302,7 @@ def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
     """Write ``evaluation.json`` and, with pictures, ``neighbours.png``: the most suspicious samples and training rows.
+    The picture may fail.
 
     Args:
         folder: Where to.
@@ -308,18 +316,20 @@ def write_evaluation(
     files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:
         return files
-    from ..plot import neighbour_sheet, save_figure
+    picture, (info, x, train), copies = folder / "neighbours.png", pictures, found.copies
+    with optional(str(picture), f"the figures are in {files[0]}"):
+        from ..plot import neighbour_sheet, save_figure
 
-    (info, x, train), copies = pictures, found.copies
-    shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
-    captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
-    framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
-    figure = neighbour_sheet(
-        x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
-        data=train,
-    )
-    save_figure(folder / "neighbours.png", figure)
-    return [folder / "neighbours.png", *files]
+        shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
+        captions = [f"no. {i}  ratio {float(copies.ratio[i]):.2f}" for i in shown.tolist()]
+        framed = [place for place, i in enumerate(shown.tolist()) if i in flagged]
+        figure = neighbour_sheet(
+            x[shown], train[copies.nearest[shown]], captions, info.kind, info.low, info.high, flagged=framed,
+            data=train if info.kind == "vector" else None, names=info.names,
+        )  # fmt: skip
+        save_figure(picture, figure)
+        files.insert(0, picture)
+    return files
 
 
 def described(found: Evaluation) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.errors import NumericalError
 from ..core.noise import Noise
+from ..core.optional import optional
 from ..core.registry import build
 from ..core.shapes import expand, flat
 from ..core.tables import PARAMETRIZATIONS
@@ -203,7 +204,8 @@ def frames_between(columns: int, frames: int) -> int:
 
 
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
-    """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it; the files written.
+    """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it, which may fail; the
+    files written.
 
     The number of times is one of :func:`frames_between`.
 
@@ -225,9 +227,11 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
     if not gif:
         return [file]
     titles = [(f"{state},  {label}", data) for label in column_labels(found.t)]
-    moving = file.with_suffix(".gif")
-    save_gif(moving, animate_pair(found.x, found.x0, titles, info.kind, info.low, info.high))
-    return [file, moving]
+    files, moving = [file], file.with_suffix(".gif")
+    with optional(str(moving), f"the picture is {file}"):
+        save_gif(moving, animate_pair(found.x, found.x0, titles, info.kind, info.low, info.high))
+        files.append(moving)
+    return files
 
 
 # ------------------------------------------------------------------------------------------------------ trajectories

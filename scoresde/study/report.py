@@ -8,12 +8,21 @@ Two sets are compared by the probability that a sample of one is less probable t
 over all pairs of a sample of this set and one of the first. 0.5 says nothing, 1 separates. A likelihood is no detector
 by itself: simpler images than the data are often more probable, and (1) is then below 0.5.
 
+Two runs are compared on the same samples with the same noise. What makes a sample improbable, and an estimate of it
+unlucky, is then much the same for both, and cancels in the differences d_i of their figures,
+
+    difference = mean d_i,      stderr = std(d_i) / sqrt(n),                                                  (2)
+
+whose error is often far below that of either mean. It says nothing of the luck of training itself, for which there are
+other seeds; and it is fair only where neither was trained on the samples, or both were.
+
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +33,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..codec import to_dict
 from ..core.errors import DataError, UsageError
 from ..core.files import write_arrays, write_csv, write_json
+from ..core.optional import optional
 from ..likelihood import Elbo, Likelihood, Scores
+from ..metrics.measurement import Measurement
 from ..metrics.ranks import share_above
 from ..run.run import Run
 
-__all__ = ["KINDS", "Chosen", "Scored", "choose", "write_scores"]
+__all__ = [
+    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "paired", "trained_on", "unfair", "write_scores",
+]  # fmt: skip
 
 KINDS = ("png", "csv", "npz")
 
@@ -93,7 +107,9 @@ class Chosen:
         return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
 
 
-def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False) -> Chosen:
+def choose(
+    run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False, dequantise: bool = True
+) -> Chosen:
     """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws.
 
     Args:
@@ -103,6 +119,7 @@ def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_
         limit: How many, drawn at random; 0 for all.
         seed: Of the choice.
         by_class: Condition each sample on its class.
+        dequantise: Whether data with levels are dequantised.
 
     Raises:
         DataError: If the run gives no probability to the data.
@@ -113,20 +130,9 @@ def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_
     parts = {"test": ["test"], "train": ["train"], "all": ["train", "test"]}[split]
     x = torch.cat([getattr(dataset, part) for part in parts])
     y = torch.cat([getattr(dataset, f"{part}_labels") for part in parts]) if theirs.classes else None
-    if theirs.shape != ours.shape:
-        raise DataError(
-            f"{theirs.name} has samples of shape {theirs.shape}, the run was trained on {ours.name}, shape {ours.shape}"
-        )
     total = len(x)
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
-    x = x[index]
-    levels = run.codec.levels
-    if levels is not None and not bool((levels.to_data(x) == x).all()):
-        kind = f"{theirs.levels} levels" if theirs.levels else "continuous values"
-        raise DataError(
-            f"{theirs.name} has {kind} in [{theirs.low:g}, {theirs.high:g}], the run was trained on {ours.levels} "
-            f"levels in [{ours.low:g}, {ours.high:g}] and gives no probability to other values"
-        )
+    x = run.checked(x[index], theirs.name, dequantise=dequantise)
     if by_class and (y is None or theirs.classes != ours.classes):
         raise UsageError(
             f"{theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
@@ -134,6 +140,108 @@ def choose(run: Run, data: str | None, split: str, limit: int, seed: int, *, by_
             parameter="labels",
         )
     return Chosen(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
+
+
+# ------------------------------------------------------------------------------------------------------- several runs
+
+
+def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
+    """Refuse to compare the likelihoods of two runs that are of different things.
+
+    Args:
+        run, first: Two runs.
+        by_class: Whether each sample is conditioned on its class.
+
+    Raises:
+        UsageError: If their data have other shapes, levels, columns or, ``by_class``, other classes.
+    """
+    for name, of in (
+        ("shape", lambda r: r.info.shape),
+        ("levels", lambda r: None if r.codec.levels is None else to_dict(r.codec.levels)),
+        ("columns", lambda r: r.info.names),
+        ("classes", lambda r: r.info.classes if by_class else ()),
+    ):
+        theirs, ours = of(run), of(first)
+        if theirs != ours and not (name == "columns" and not (theirs and ours)):
+            raise UsageError(
+                f"{run.folder} and {first.folder} cannot be compared: their data have other {name}, "
+                f"{_told(run, name)} and {_told(first, name)}"
+            )
+
+
+def _told(run: Run, name: str) -> str:
+    info = run.info
+    if name == "levels":
+        return f"{info.levels} in [{info.low:g}, {info.high:g}]" if run.codec.levels is not None else "none"
+    if name == "shape":
+        return str(info.shape)
+    return ", ".join(info.names if name == "columns" else info.classes) or "none"
+
+
+def paired(this: Tensor, first: Tensor) -> Measurement:
+    """The mean of ``this`` minus ``first``, each ``(n,)``, and its error (2), over the rows that are finite in both."""
+    if this.shape != first.shape:
+        raise UsageError(f"differences are of the same samples: got {len(this)} and {len(first)} of them")
+    d = this.double().cpu() - first.double().cpu()
+    d = d[d.isfinite()]
+    if not len(d):
+        return Measurement(math.nan)
+    return Measurement(float(d.mean()), float(d.std()) / math.sqrt(len(d)) if len(d) > 1 else math.nan)
+
+
+def trained_on(run: Run, x: Tensor) -> Tensor | None:
+    """Which samples have an equal among the training rows of a run.
+
+    Args:
+        run: A run that was trained here.
+        x: In data units, shape ``(n, *event)``.
+
+    Returns:
+        bool ``(n,)``, or ``None`` if the data of the run cannot be read any more.
+    """
+    try:
+        train = run.data().train
+    except (DataError, UsageError):
+        return None
+    known = set(_hashes(train))
+    return torch.tensor([h in known for h in _hashes(x)], dtype=torch.bool)
+
+
+def _hashes(x: Tensor) -> list[bytes]:
+    """A hash of the values of each row, whatever the dtype they come in."""
+    return [hashlib.blake2b((row.double() + 0.0).numpy().tobytes(), digest_size=16).digest() for row in x.cpu()]
+
+
+def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
+    """Why a comparison of two runs on samples is unfair: one was trained on some of them; ``None`` if it is fair.
+
+    Args:
+        run: The other run.
+        first: The run by whose split the samples were chosen.
+        chosen: The samples.
+    """
+    if chosen.split == "all" or run.config is None or first.config is None:
+        return None
+    fields = ("data", "seed", "test_fraction", "split", "size", "fit", "layout", "on_bad")
+    other = [name for name in fields if getattr(run.config, name) != getattr(first.config, name)]
+    if not other:
+        return None
+    why = ", ".join(f"{name} {getattr(run.config, name)!r}, not {getattr(first.config, name)!r}" for name in other)
+    found, n = trained_on(run, chosen.x), len(chosen.x)
+    if found is None:
+        return f"the data of {run.folder} cannot be read: nobody knows whether it was trained on these samples ({why})"
+    theirs = int(found.sum())
+    if chosen.split == "test" and theirs:
+        return (
+            f"{run.folder} was trained on {theirs:,} of these {n:,} samples, which {first.folder} holds out ({why}): "
+            "the comparison is unfair"
+        )
+    if chosen.split == "train" and theirs < n:
+        return (
+            f"{run.folder} was not trained on {n - theirs:,} of these {n:,} samples, on which {first.folder} was "
+            f"({why}): the comparison is unfair"
+        )
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +256,7 @@ class Scored:
         scores: By the probability flow.
         elbo: By the variational bound, if asked for.
         bound_t_min: Where its diffusion begins, or the lowest node of the chain.
+        run: Which run scored it, if there are several.
     """
 
     name: str
@@ -157,6 +266,7 @@ class Scored:
     scores: Scores
     elbo: Elbo | None = None
     bound_t_min: float | None = None
+    run: str | None = None
 
     @property
     def bound(self) -> Tensor | None:
@@ -174,11 +284,25 @@ class Scored:
             return math.nan
         return share_above(theirs, ours)
 
-    def summary(self, first: Scored) -> dict[str, Any]:
+    def difference(self, other: Scored) -> Measurement:
+        """The paired difference (2) from what another run gives the same samples, in the unit of the scores.
+
+        Raises:
+            UsageError: If the samples, or the units, are not the same.
+        """
+        if self.scores.unit != other.scores.unit or not torch.equal(self.index, other.index):
+            raise UsageError(
+                f"differences are of the same samples in one unit: got {len(self.index)} samples in "
+                f"{self.scores.unit} and {len(other.index)} in {other.scores.unit}"
+            )
+        return paired(_solved(self), _solved(other))
+
+    def summary(self, first: Scored, other: Scored | None = None) -> dict[str, Any]:
         """Plain values, for JSON; ``None`` for what there is no number of.
 
         Args:
             first: The set that this one is compared with; no comparison with itself.
+            other: The same samples under the run that this one is compared with.
         """
         scores, model = self.scores, self.scores.model
         nfe = model.nfe.double()
@@ -194,8 +318,15 @@ class Scored:
             facts["probes"] = 0
         if self.elbo is not None:
             facts["elbo"] = self._elbo(self.elbo)
+        if self.run is not None:
+            facts = {"run": self.run, **facts}
         if self is not first:
             facts["auroc"] = _number(self.auroc(first))
+        if other is not None and other is not self:
+            both = (_solved(self) - _solved(other)).isfinite()
+            facts |= {"against": other.run, "paired": int(both.sum()), **_difference(self.difference(other))}
+            if self.bound is not None and other.bound is not None:
+                facts["elbo"] |= _difference(paired(self.bound, other.bound))
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
@@ -222,17 +353,27 @@ class Scored:
         }  # fmt: skip
 
 
+def _solved(scored: Scored) -> Tensor:
+    """The figure of each sample, float64 ``(n,)``; NaN where it failed."""
+    scores = scored.scores
+    return torch.where(scores.model.ok, scores.values.double(), torch.nan)
+
+
+def _difference(found: Measurement) -> dict[str, float | None]:
+    return {"difference": _number(found.value), "stderr_difference": _number(found.stderr)}
+
+
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write the histogram, one row for each sample, and ``likelihood.json``.
+    """Write one row for each sample, ``likelihood.json``, and last the histogram, which may fail.
 
     Args:
         folder: Where to.
-        sets: The data sets, scored under one model.
+        sets: The data sets, scored under one model, or under several.
         made: The summaries and how they came, plain JSON values.
         kinds: Any of :data:`KINDS`; the JSON is always written.
 
@@ -249,21 +390,30 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
     if "npz" in kinds:
         files.append(write_arrays(folder / "likelihood.npz", columns))
     files.append(write_json(folder / "likelihood.json", dict(made)))
-    shown = {_label(s, sets): s.scores.values[s.scores.model.ok].cpu() for s in sets}
+    shown = {name: s.scores.values[s.scores.model.ok].cpu() for name, s in zip(_titles(sets), sets, strict=True)}
     shown = {name: values for name, values in shown.items() if len(values)}
     if "png" in kinds and shown:
-        from ..plot import likelihood_histogram, save_figure
-
         picture = folder / "likelihood.png"
-        save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
-        files.insert(0, picture)
+        with optional(str(picture), f"the figures are in {files[0]}"):
+            from ..plot import likelihood_histogram, save_figure
+
+            save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
+            files.insert(0, picture)
     return files
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:
-    """The name of a set, with its number if another one has it too."""
-    same = [s for s in sets if s.name == scored.name]
-    return scored.name if len(same) == 1 else f"{scored.name} ({sets.index(scored) + 1})"
+    """The name of a set, with its number if another one of the same run has it too."""
+    peers = [s for s in sets if s.run == scored.run]
+    same = [s for s in peers if s.name == scored.name]
+    return scored.name if len(same) == 1 else f"{scored.name} ({peers.index(scored) + 1})"
+
+
+def _titles(sets: Sequence[Scored]) -> list[str]:
+    """A name for each set: of the data, of the run, or of both, whatever tells them apart."""
+    several = len([s for s in sets if s.run == sets[0].run]) > 1
+    names = [s.run if s.run and not several else ": ".join(filter(None, (s.run, _label(s, sets)))) for s in sets]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
@@ -281,8 +431,10 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             "change": model.change,
             "status": model.status,
         }
+        if scored.run is not None:
+            found.setdefault("run", []).append(np.full(len(scored.index), scored.run))
         found.setdefault("data", []).append(np.full(len(scored.index), _label(scored, sets)))
-        for name, value in row.items():
+        for key, value in row.items():
             if value is not None:
-                found.setdefault(name, []).append(value.cpu().numpy())
+                found.setdefault(key, []).append(value.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}

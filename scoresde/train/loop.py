@@ -11,9 +11,7 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,9 +35,11 @@ from ..core.files import (
     write_lines,
     write_tensors,
 )
+from ..core.optional import optional
 from ..core.progress import Progress
 from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
+from ..metrics.copies import nearest_line
 from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
 from ..objective.draw import PathDraw
@@ -161,7 +161,7 @@ def fit(
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
-    batches = Batches(train if pairs is None else pairs, config.batch, config.seed)
+    batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
         return Run(_averaged(state, weights), spec.codec, info, config, spec, step or state.step, folder)
@@ -171,6 +171,7 @@ def fit(
     first, average, began = state.step, 0.0, time.monotonic()
     saved = began
     losses: Tensor | None = None
+    shown_samples: Tensor | None = None
     model.train()
     records = steps(
         state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip
@@ -200,32 +201,37 @@ def fit(
                     state.save(folder)
                     saved = time.monotonic()
                 if record.step in shown_at:
-                    with optional(f"no picture at step {record.step}"):
-                        _sample_sheet(folder / "samples", trained(), data)
+                    with optional(f"the picture at step {record.step}"):
+                        shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.signal is not None and not last:
                 kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
                 told = f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}"
                 stopped: type[Stopped | Preempted] = Stopped if interrupts.signal == signal.SIGINT else Preempted
                 raise stopped(told, parameter="resume" if folder else None, value=folder)
-    run, lines = trained(), []
+    run, best, lines = trained(), None, []
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had done all its steps
             losses = validation.losses(_averaged(state))
-        choice = validation.choose(losses, state.step, folder)
+        choice, best = validation.choose(losses, state.step, folder), validation.best.step
         lines.append(sentence(choice))
         if choice["used"] == "best":
-            run = trained(validation.best.weights, validation.best.step)
+            run, shown_samples = trained(validation.best.weights, best), None
+            if folder is not None:
+                with optional(f"the picture at step {best}"):
+                    shown_samples = _sample_sheet(folder / "samples", run, data)
     elif data.identity is not None and pairs is None:
         lines.append(
             f"validation: none, {len(data.train)} training samples are too few to spare any: overfitting shows only in "
             "the likelihood of the test samples"
         )
     if folder is not None:
-        with optional("no picture of the loss"):
-            _loss_figure(folder)
+        with optional("the picture of the loss"):
+            _loss_figure(folder, best)
     if not quiet:
-        for line_ in lines:
-            print(line_, file=sys.stderr)
+        with optional("the check for copies"):
+            x = _few_samples(run) if shown_samples is None else shown_samples
+            lines.append(nearest_line(x, data.train, data.test, spec.codec.continuous.to_model))
+        print("\n".join(lines), file=sys.stderr)
     return run
 
 
@@ -282,6 +288,7 @@ def prepared(
         with keyed_rng(config.seed, -1, "cpu"):
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
+    config.check_network(model.network)
     _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
     return config, model, spec
 
@@ -294,6 +301,12 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         raise DataError(f"the run was trained on events of shape {start.info.shape}, and these have {data.info.shape}")
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training goes on from a run that was trained here; this one says nothing of its training")
+    if config.augment not in ("none", start.config.augment):
+        raise UsageError(
+            f"the network of the run was told of the augmentation {start.config.augment!r}, not {config.augment!r}",
+            parameter="augment",
+            value=start.config.augment,
+        )
     return replace(
         config, sde=start.base.sde, sde_options={}, shift=1.0, predict=start.base.parametrization, predict_options={},
         cond=start.config.cond, learn_variance=start.config.learn_variance, preset=start.config.preset,
@@ -342,15 +355,6 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
         saved = folder is not None and any((folder / "checkpoints").glob("step-*"))
         kept = f" The last checkpoint in {folder} is from before." if saved else ""
         raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
-
-
-@contextmanager
-def optional(what: str) -> Iterator[None]:
-    """Pictures on the way: what fails there is a warning, and never ends a run."""
-    try:
-        yield
-    except Exception as error:
-        warnings.warn(f"{what}: {type(error).__name__}: {error}", stacklevel=3)
 
 
 class _Interrupts:
@@ -424,24 +428,32 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     return pairs
 
 
-def _sample_sheet(folder: Path, run: Run, data: Dataset) -> None:
-    """A picture of a few samples, always of the same noise."""
-    from ..plot import samples_figure, save_figure, save_image_grid
-
-    info, path = run.info, folder / f"step-{run.step:06d}.png"
-    n = 36 if info.kind == "image" else 8 if info.kind == "signal" else 1024
+def _few_samples(run: Run) -> Tensor:
+    """A few samples in data units, always of the same noise, ``(n, *event)``."""
+    info, nodes = run.info, run.model.domain.nodes
+    n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
-    nodes = run.model.domain.nodes
-    x = run.sample(n, RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))).x
+    solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))
+    x = run.given(run.example_labels(n)).sample(n, solver).x
     if not bool(torch.isfinite(x).all()):
         raise NumericalError("some samples are not finite")
-    if info.kind == "image":
+    return x
+
+
+def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
+    """A picture of a few samples, before the data if they are no pictures; the samples."""
+    from ..plot import samples_figure, save_figure, save_image_grid
+
+    info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run)
+    if info.kind in ("image", "volume"):
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:
-        save_figure(path, samples_figure(x.numpy(), info.kind, info.low, info.high))
+        behind = data.train[: max(8, len(x))]
+        save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
+    return x
 
 
-def _loss_figure(folder: Path) -> None:
+def _loss_figure(folder: Path, best: int | None) -> None:
     import numpy as np
 
     from ..plot import loss_curve, save_figure
@@ -449,4 +461,6 @@ def _loss_figure(folder: Path) -> None:
     lines = read_lines(folder / "metrics.jsonl")
     if len(lines) > 1:
         steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
-        save_figure(folder / "plots" / "loss.png", loss_curve(steps, losses))
+        looks = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+        validation = None if not looks else (np.array([s for s, _ in looks]), np.array([v for _, v in looks]))
+        save_figure(folder / "plots" / "loss.png", loss_curve(steps, losses, validation, best))

@@ -126,11 +126,13 @@ def reflow(
         raise UsageError("reflow trains a run further, and this one says nothing of its training")
     data = run.data() if data is None else data
     asked = run
-    if run.config.cond == "class" and data.train_labels is not None:
+    if run.config.cond == "class" and run.config.cond_drop < 1 and data.train_labels is not None:
         asked = run.given(data.train_labels[torch.arange(pairs) % len(data.train_labels)])  # in the data's proportions
     named = {"weighting": weighting, "t_sampler": t_sampler}
     config = run.config.named(**{field: value for field, value in named.items() if value is not None})
-    config = replace(config, coupling="reflow", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0)
+    config = replace(
+        config, coupling="reflow", augment="none", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0
+    )
     prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
     drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
     if out is None and save:

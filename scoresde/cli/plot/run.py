@@ -50,8 +50,9 @@ def reverse(
     count = n or (1000 if loaded.info.kind == "vector" else 4)
     session.say(f"sampling {count} with {solver.name} from {session.whence}")
     times = frames_between(columns, frames if gif else columns)
-    found = undo(condition.of(loaded), count, built, times, seed=session.seed)
-    files = write_reverse(loaded, found, file, columns, gif)
+    asked = condition.of(loaded)
+    found = undo(asked, count, built, times, seed=session.seed)
+    files = write_reverse(asked, found, file, columns, gif)
     facts = {
         "run": str(loaded.folder), "solver": repr(built), "n": count, "seed": session.seed, **condition.facts,
         "nfe_mean": round(found.nfe, 2),
@@ -68,13 +69,16 @@ def reverse(
         help="Times t of the panels.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
         help="The exact score below it, where it is known (8gaussians).")  # fmt: skip
+@conditioning(first=False)
 @picture_option("RUN/plots/score-field.png")
 @session(run=True)
-def score_field(times: str | None, exact: bool, out: Path | None, session: Session) -> None:
+def score_field(
+    times: str | None, exact: bool, condition: Conditioning, out: Path | None, session: Session
+) -> None:  # fmt: skip
     """The score that a RUN (default: the newest) on data in the plane has learned, as arrows, over the density where
     it is known and over the data with noise elsewhere. An arrow's length goes as the fourth root of the score's.
     """
-    loaded = session.loaded
+    loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "score-field.png")
     data = loaded.data()
     t = _times(loaded, times)
@@ -95,7 +99,7 @@ def score_field(times: str | None, exact: bool, out: Path | None, session: Sessi
         found.x, found.y, {"learned": found.learned, **known}, labels, found.density,
         found.points if found.density is None else None,
     )  # fmt: skip
-    facts = {"run": str(loaded.folder), "t": t.tolist(), "log_snr": log_snr, "seed": session.seed}
+    facts = {"run": str(loaded.folder), "t": t.tolist(), "log_snr": log_snr, "seed": session.seed, **condition.facts}
     write(session, file, figure, facts)
 
 
@@ -128,7 +132,8 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
     session.say(f"sampling {n} twice from {session.whence}")
-    found = paths(loaded, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
+    asked = loaded.given(loaded.example_labels(n))
+    found = paths(asked, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
     real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis
     ends = {"flow": found.flow[-1], "sde": found.sde[-1]}
     facts = {
@@ -147,14 +152,15 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 @option("--n", under="Samples", first=True, type=click.IntRange(2), default=256,
         help="Held-out samples at each level.")  # fmt: skip
 @option("--levels", under="Picture", first=True, type=click.IntRange(2), default=25, help="Noise levels.")
+@conditioning(first=False)
 @picture_option("RUN/plots/compass.png")
 @session(run=True)
-def compass(n: int, levels: int, out: Path | None, session: Session) -> None:
+def compass(n: int, levels: int, condition: Conditioning, out: Path | None, session: Session) -> None:
     """Does the score of a RUN (default: the newest) point where the exact one does, and is it as long? At held-out
     samples with noise. The exact score is that of the density for 8gaussians, and for all other data that of the
     training set, the minimiser of the training loss, from which a model that generalises departs at low noise.
     """
-    loaded = session.loaded
+    loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")
     data = loaded.data()
     from ...plot import compass as draw
@@ -168,8 +174,8 @@ def compass(n: int, levels: int, out: Path | None, session: Session) -> None:
     rows = {
         "log_snr": found.log_snr.tolist(), "cosine": found.cosine[:, 1].tolist(), "error": found.error[:, 1].tolist(),
     }  # fmt: skip
-    facts = {"run": str(loaded.folder), "against": found.against, "n": min(n, len(data.test)), **rows}
-    write(session, file, figure, {**facts, "seed": session.seed})
+    facts = {"run": str(loaded.folder), "against": found.against, "n": found.n, **rows}
+    write(session, file, figure, {**facts, "seed": session.seed, **condition.facts})
 
 
 def _times(run: Run, text: str | None) -> Tensor:

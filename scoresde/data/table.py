@@ -1,0 +1,398 @@
+"""Tables: CSV and TSV files, a line for each sample and a column for each number, as data frames and spreadsheets write
+them.
+
+Nothing in a cell is guessed at: what is neither a number nor a class is refused with its line and the name of its
+column, all columns at once. What is decided (an index that is left out, the column that is the class) is said in the
+notes.
+
+References:
+    Shafranovich (2005), RFC 4180, Common format and MIME type for comma-separated values.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import DataError
+from .raw import AS_IS, Array, Raw, Reading, index_labels
+
+__all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+LABELS = ("y", "label", "labels", "class", "target")
+UNNAMED = ("", "unnamed: 0")  # the index of a data frame
+MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"))
+NO_CLASS = MISSING - {"none", "-"}
+CLASSES = 100  # whole numbers are classes up to so many different ones
+EXACT = 2**53  # float64 holds every whole number up to here
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)  # 1,5
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)  # 1,500, which is 1500 or 1.5
+FIRST = "0123456789+-.,$€£¥"  # of a number, a date or an amount
+# What is found in cells that are no numbers, and what to do about it.
+HINTS = (
+    (re.compile(r"[+-]?(inf|infinity)", re.I), "an infinite value: leave out its line, or write a finite number"),
+    (re.compile(r"[+-]?[\d.,\s]*\d\s*%"), "a percentage: write it without the sign"),
+    (re.compile(r"[+-]?\d{1,3}([,'\s_]\d{3})+(\.\d*)?"), "with thousands separators: write it without them"),
+    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "with thousands separators: write it without them"),
+    (COMMA, "with a decimal comma: write a point, or separate the columns by semicolons"),
+    (re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
+     "a date or a time: write a number, such as days since the first"),
+    (re.compile(r"true|false|yes|no", re.I), "true or false in words: write 1 and 0"),
+    (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "an amount with its currency: write the number alone"),
+)  # fmt: skip
+TEXT = (
+    "no number: leave the column out, write a column of 0 and 1 for each of its values, or, if it is the class of each "
+    "line, name it label"
+)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a name ends as that of a table, zipped or not."""
+    return path.name.lower().removesuffix(".gz").endswith(TABLE_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column: its name (empty without a header), its place from 1, its cells, and their numbers if all are numbers.
+
+    ``whole`` says whether they were written as whole numbers.
+    """
+
+    name: str
+    place: int
+    cells: Sequence[str]
+    numbers: Array | None = None
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"column {self.name!r}" if self.name else f"column {self.place}"
+
+    @property
+    def classes(self) -> int:
+        """How many different numbers, if all are whole and so few that they may be classes; else 0."""
+        x = self.numbers
+        if x is None or x.dtype == object or not np.array_equal(x, np.rint(x.astype(np.float64))):
+            return 0
+        found = len(np.unique(x))
+        return found if found <= min(CLASSES, len(x) / 2) else 0
+
+
+def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ()) -> Raw:
+    """Read a table, gzipped or not.
+
+    Args:
+        path: The file: UTF-8, cells separated by commas, semicolons or tabs, with or without names in the first line.
+        reading: Has nothing to say of tables.
+        keep: Names of columns that are numbers of the data, whatever else they could be.
+
+    Returns:
+        ``train`` of shape ``(N, D)``, float64, or int64 if all columns are of whole numbers.
+
+    Raises:
+        DataError: With the line and the column of what is neither a number nor a class.
+    """
+    text = _text(path)
+    separator = _separator(text)
+    names, rows, lines = _rows(path, text, separator)
+    cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
+    numbers = sum(bool(NUMBER.fullmatch(name)) for name in names)
+    notes = [f"the first line names the columns, although {numbers} of the names are numbers"] if numbers else []
+    if separator != "," and "," in text:
+        _decimal_commas(path, cells, lines, notes)
+    columns = [_parsed(_Column(name, i + 1, column)) for i, (name, column) in enumerate(zip(names, cells, strict=True))]
+    columns = _without_index(path, columns, keep, notes)
+    classes = _classes(path, columns, keep, notes)
+    columns = [c for c in columns if c is not classes]
+    _check(path, columns, classes, lines)
+    whole = all(c.whole for c in columns)
+    train = np.stack([np.asarray(c.numbers) for c in columns], 1).astype(np.int64 if whole else np.float64, copy=False)
+    labels = None
+    if classes is not None:
+        values = np.array(classes.cells) if classes.numbers is None else classes.numbers
+        labels = values if values.dtype.kind in "iU" else values.astype(np.int64)
+    (labels,), found = index_labels(path, labels)
+    return Raw(
+        "vector",
+        train,
+        train_labels=labels,
+        classes=found,
+        names=tuple(c.name for c in columns) if any(names) else (),
+        whole=tuple(c.whole for c in columns),
+        files=(path,),
+        notes=tuple(notes),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ text to cells
+
+
+def _text(path: Path) -> str:
+    """The whole file as text, without a byte order mark."""
+    data = path.read_bytes()
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or truncated gzip file ({error})") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path}: is in UTF-16: save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8: save the file as UTF-8 (in a "
+            "spreadsheet: CSV UTF-8)"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: has zero bytes and is no text: save it as CSV in UTF-8")
+    if not text.strip():
+        raise DataError(f"{path}: is empty: a table has a line for each sample")
+    return text
+
+
+def _separator(text: str) -> str:
+    """Of comma, semicolon and tab the one that makes columns of one length and of numbers out of the first lines."""
+    start = text[: 1 << 16]
+    cut = len(start) < len(text)
+
+    def merit(separator: str) -> tuple[bool, float, float, int]:
+        rows = []
+        try:
+            for row in islice(csv.reader(io.StringIO(start, newline=""), delimiter=separator), 100):
+                rows += [row] if row else []
+        except csv.Error:
+            return False, 0.0, 0.0, 0
+        rows = rows[:-1] if cut and len(rows) > 1 else rows  # the last may be cut short
+        width, times = Counter(map(len, rows)).most_common(1)[0]
+        cells = [cell.strip() for cell in chain(*rows[1:] or rows)]
+        numbers = sum(bool(NUMBER.fullmatch(c) or COMMA.fullmatch(c) or c.lower() in MISSING) for c in cells)
+        return width > 1, numbers / max(len(cells), 1), times / len(rows), width
+
+    return max(",;\t", key=merit)
+
+
+def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """Names (empty ones without a header), the rows below them, and the line in which each ends."""
+    rows, lines = [], []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is not read as CSV ({error}): look at its quotes") from error
+    while not any(cell.strip() for cell in rows[-1]):  # what a spreadsheet leaves at the end
+        rows.pop()
+    while not rows[0]:
+        rows, lines = rows[1:], lines[1:]
+    width = len(rows[0])
+    if width > 1:
+        kept = [i for i, row in enumerate(rows) if row]
+        rows, lines = [rows[i] for i in kept], [lines[i] for i in kept]
+    else:
+        rows = [row or [""] for row in rows]
+        parts = rows[-1][0].split()
+        if len(parts) > 1 and all(map(NUMBER.fullmatch, parts)):
+            raise DataError(f"{path}: has numbers separated by spaces: separate them by commas")
+    for row, line in zip(rows, lines, strict=False):
+        if len(row) != width:
+            raise DataError(
+                f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, and the first has {width}, "
+                f"separated by {separator!r}: every line needs as many"
+            )
+    names = [" ".join(cell.split()) for cell in rows[0]]
+    names[0] = names[0].removeprefix("#").lstrip()  # as np.savetxt writes it
+    if not _is_header(names, rows[1:]):
+        return [""] * width, rows, lines
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(
+            f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}: rename all but one"
+        )
+    if len(rows) == 1:
+        raise DataError(f"{path}: has names of columns and no line below them")
+    return names, rows[1:], lines[1:]
+
+
+def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names columns: in some column it has a word, and a number stands below it."""
+    for i, name in enumerate(first):
+        if name.lower() in MISSING or name[0] in FIRST:
+            continue
+        below = next((row[i].strip() for row in rows if row[i].strip().lower() not in MISSING), None)
+        if below is None or below[0] in FIRST:
+            return True
+    return not any(map(NUMBER.fullmatch, first)) and any(name.lower() in LABELS[1:] for name in first)
+
+
+# --------------------------------------------------------------------------------------------------- cells to numbers
+
+
+def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], notes: list[str]) -> None:
+    """Write points for the decimal commas of a table whose columns are not separated by commas."""
+    commas = [(i, cell) for column in columns for i, cell in enumerate(column) if "," in cell and COMMA.fullmatch(cell)]
+    if not commas:
+        return
+    if all(GROUPED.fullmatch(cell) for _, cell in commas):
+        i, cell = commas[0]
+        number = cell.replace(",", "")
+        raise DataError(
+            f"{path}: {cell!r} in line {lines[i]} may be {number} or {cell.replace(',', '.')}: write one or the other"
+        )
+    points = [(i, c) for column in columns for i, c in enumerate(column) if "." in c and NUMBER.fullmatch(c)]
+    if points:
+        (i, one), (k, other) = commas[0], points[0]
+        raise DataError(
+            f"{path}: {one!r} in line {lines[i]} has a decimal comma and {other!r} in line {lines[k]} a point: "
+            "write all numbers one way"
+        )
+    for column in columns:
+        column[:] = [cell.replace(",", ".") if COMMA.fullmatch(cell) else cell for cell in column]
+    notes.append(f"{len(commas):,} numbers have a decimal comma, such as {commas[0][1]}")
+
+
+def _parsed(column: _Column) -> _Column:
+    """The column with its numbers, if every cell is one."""
+    letters = set("".join(column.cells))
+    try:
+        if letters <= set("0123456789+-"):
+            numbers = [int(cell) for cell in column.cells]
+            small = -(2**63) <= min(numbers) and max(numbers) < 2**63
+            return replace(column, numbers=np.array(numbers, np.int64 if small else object), whole=True)
+        if letters <= set("0123456789+-.eE"):
+            return replace(column, numbers=np.array([float(cell) for cell in column.cells]))
+    except ValueError:
+        pass
+    return column
+
+
+def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
+    """The columns without those that a data frame or a spreadsheet adds."""
+    named = any(c.name for c in columns)
+    if not named and _counts(columns[0]) and len(columns) > 1:
+        notes.append("column 1 counts the lines; leave it out if it is no part of the data")
+    if not named:
+        return columns
+    kept = []
+    for c in columns:
+        if c.place == 1 and c.name.lower() in UNNAMED and c.name not in keep and _counts(c):
+            notes.append("the first column, which has no name and counts the lines, is left out")
+        elif not c.name and not any(c.cells):
+            notes.append(f"{c}, which has neither a name nor values, is left out")
+        elif not c.name:
+            raise DataError(f"{path}: {c} has no name in the first line: name it, or leave it out")
+        else:
+            if _counts(c) and c.name not in keep:
+                notes.append(f"{c} counts the lines; leave it out if it is no part of the data")
+            kept.append(c)
+    return kept
+
+
+def _counts(column: _Column) -> bool:
+    """Whether a column counts the lines, from 0 or 1."""
+    x = column.numbers
+    if x is None or not column.whole or len(x) < 3 or x[0] not in (0, 1):
+        return False
+    return np.array_equal(x, np.arange(len(x)) + x[0])
+
+
+def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
+    """The column that is the class of each line, if one is."""
+    called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
+    words = [c for c in called if _words(c)]
+    points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are a plane
+    numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
+    if len(words) + len(numbers) > 1:
+        listed = " and ".join(str(c) for c in (*words, *numbers))
+        raise DataError(f"{path}: {listed} may each be the class: rename the one that is not, or leave it out")
+    for c in called:
+        if c.numbers is not None and c not in numbers:
+            notes.append(f"{c} is one of the data, as it " + _why_no_class(c))
+    found = next(iter((*words, *numbers)), None)
+    if found is None:
+        return None
+    values = len(set(found.cells))
+    if found in words and values == len(found.cells) > 1:
+        raise DataError(
+            f"{path}: {found} has another value in each of {values} lines, such as {found.cells[0]!r}, and a class has "
+            "several: leave it out"
+        )
+    if len(columns) == 1:
+        raise DataError(f"{path}: {found} holds classes, and there is no column of numbers beside it")
+    notes.append(f"{found} is the class of each line")
+    return found
+
+
+def _words(column: _Column) -> bool:
+    """Whether a column has cells that are neither numbers nor missing."""
+    if column.numbers is not None:
+        return False
+    return any(not NUMBER.fullmatch(cell) and cell.lower() not in MISSING for cell in column.cells)
+
+
+def _why_no_class(column: _Column) -> str:
+    x = np.asarray(column.numbers)
+    if not np.array_equal(x, np.rint(x.astype(np.float64))):
+        return "holds numbers that are not whole"
+    values = len(np.unique(x))
+    if values <= min(CLASSES, len(x) / 2):
+        return "stands beside x; a class is named label"
+    return f"has {values:,} different values in {len(x):,} lines"
+
+
+def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
+    """Refuse what is not finite numbers that can be kept exactly, every column at once."""
+    found = [fault for c in columns if (fault := _fault(c, lines, all(c.whole for c in columns)))]
+    empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
+    if classes is not None and classes.numbers is None and (at := _missing(classes.cells, NO_CLASS)):
+        empty[str(classes)] = at
+    if empty:
+        name, at = min(empty.items(), key=lambda item: item[1][0])
+        total = sum(map(len, empty.values()))
+        more = f" of {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
+        found.append(
+            f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
+            f"{lines[at[0]]}, {name}: write a number, or leave out such lines or columns (a later version fills them)"
+        )
+    if found:
+        others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
+        raise DataError(f"{path}: " + "; ".join([*found[:8], *others]))
+
+
+def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
+    return [i for i, cell in enumerate(cells) if cell.lower() in marks]
+
+
+def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
+    """What is wrong with the first cell of a column that cannot stay, but for those that are missing."""
+    x, cells = column.numbers, column.cells
+    if x is None:
+        bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]
+        reason = next((hint for form, hint in HINTS if bad and form.fullmatch(cells[bad[0]])), TEXT)
+    elif column.whole:
+        limit = 2**63 - 1 if whole else EXACT
+        bad = [i for i, value in enumerate(x.tolist()) if abs(value) > limit]
+        reason = "with more digits than are kept: leave the column out, or subtract an offset"
+    else:
+        bad = np.flatnonzero(~np.isfinite(x)).tolist()
+        reason = "beyond the range of numbers: write a smaller one"
+    if not bad:
+        return ""
+    others = f" ({len(bad):,} such cells)" if len(bad) > 1 else ""
+    return f"{column} has {_short(cells[bad[0]])!r} in line {lines[bad[0]]}{others}, {reason}"
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= 40 else cell[:37] + "..."

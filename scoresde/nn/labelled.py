@@ -1,0 +1,164 @@
+"""A network of one's own that is called as f(x, t), in the place of one that is called as f(x, c, cond)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..core.condition import Condition
+from ..core.errors import UsageError
+
+__all__ = ["Labelled", "check_network"]
+
+LABELS = (-5.0, 5.0)  # between which the noise label is clamped
+
+
+class Labelled(nn.Module):
+    """A network ``f(x, t)`` that is shown the noise label c in the place of a time.
+
+    The label is what the parametrisation makes of t. Unless it has a label of its own, that is a quarter of the log
+    noise-to-signal ratio, ``c = log(sigma/alpha) / 4``, within [-5, 5], and about -1.7 to 1.3 on the path of
+    :class:`~scoresde.VPSDE`: it grows with the noise, but is neither a time in [0, 1] nor the number of a step. A
+    network that is trained here learns whatever it is shown; one whose embedding was made for numbers up to 1,000
+    tells levels apart better if the label spans as much, ``embed=(0, 999)``. Weights from elsewhere know one label
+    alone, which is the parametrisation's to give: with :class:`scoresde.run.foreign.OriginalEps` c is ``999 t``.
+
+    Args:
+        network: Called as ``network(x, c)`` with ``x: (B, *event)`` and ``c: (B,)``; returns the shape of ``x``.
+        embed: What becomes of the label first: the two numbers that -5 and 5 are taken to, linearly, or a function of
+            ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that wants a column.
+
+    Raises:
+        UsageError: If it is not a module, or told a condition, of which such a network learns nothing.
+
+    >>> Labelled(nn.Bilinear(2, 1, 2), embed=lambda c: c[:, None])(torch.zeros(3, 2), torch.zeros(3)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(
+        self, network: nn.Module, embed: tuple[float, float] | Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        _check_module(network)
+        known = _accepts(network, 2)
+        if known is False:
+            raise UsageError(f"Labelled calls its network as network(x, c); {_named(network)}")
+        if not (embed is None or callable(embed)):
+            embed = (float(embed[0]), float(embed[1])) if len(embed) == 2 else (math.nan, math.nan)
+            if not math.isfinite(embed[1] - embed[0]) or embed[0] == embed[1]:
+                raise UsageError("embed takes two numbers that differ, such as (0, 999), or a function of the label")
+        self.network = network
+        self.embed = embed
+
+    def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
+        """``x: (B, *event)`` and the noise label ``c: (B,)``; returns what the network does."""
+        if cond is not None:
+            raise _blind(self)
+        if isinstance(self.embed, tuple):
+            low, high = self.embed
+            c = low + (c - LABELS[0]) * ((high - low) / (LABELS[1] - LABELS[0]))
+        elif self.embed is not None:
+            c = self.embed(c)
+        out: Tensor = self.network(x, c)
+        return out
+
+
+def check_network(network: object, classes: int = 0) -> None:
+    """Refuse what cannot be called as ``network(x, c, cond)``, before anything is computed.
+
+    Args:
+        network: A network of anybody's.
+        classes: How many classes it is to know.
+
+    Raises:
+        UsageError: If it is not a module, takes another number of arguments, or could not be told a class.
+    """
+    _check_module(network)
+    assert isinstance(network, nn.Module)
+    if classes and isinstance(network, Labelled):
+        raise _blind(network)
+    if _accepts(network, 3) is not False:
+        return
+    cure = "a network takes what it is shown, the noise label and the condition, forward(self, x, c, cond=None)"
+    if _accepts(network, 2):
+        cure = "wrap it, scoresde.nn.Labelled(network), or give it a third argument, forward(self, x, c, cond=None)"
+    raise UsageError(f"a network is called as network(x, c, cond); {_named(network)}: {cure}")
+
+
+def _check_module(network: object) -> None:
+    if isinstance(network, nn.Module):
+        return
+    if isinstance(network, type):
+        raise UsageError(f"the network {network.__name__} is a class; pass an object of it, {network.__name__}(...)")
+    raise UsageError(f"the network is {network!r}; a network is a torch.nn.Module, whose weights are trained and saved")
+
+
+def _blind(network: Labelled) -> UsageError:
+    name = type(network.network).__name__
+    return UsageError(
+        f"Labelled({name}) shows its network the noise label alone, and it cannot be told a class or any other "
+        "condition: train with cond='none', or give the network a third argument, forward(self, x, c, cond=None)",
+        parameter="cond",
+        value="none",
+    )
+
+
+def _named(network: nn.Module) -> str:
+    signature = _signature(network)
+    return f"{type(_inner(network)).__name__} takes {signature or 'other arguments'}"
+
+
+def _inner(network: nn.Module) -> nn.Module:
+    """What a wrapper that hands all of its arguments on, compiled or parallel, calls in the end."""
+    for name in ("_orig_mod", "module"):
+        inside = getattr(network, name, None)
+        if isinstance(inside, nn.Module) and _open(_bare(network)):
+            return _inner(inside)
+    return network
+
+
+def _bare(network: nn.Module) -> inspect.Signature | None:
+    """The arguments by which a network is called; ``None`` if nobody can tell."""
+    own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
+    try:
+        return inspect.signature(network.__call__ if own else network.forward)
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _open(signature: inspect.Signature | None) -> bool:
+    """Whether any number of arguments will do."""
+    kinds = () if signature is None else tuple(p.kind for p in signature.parameters.values())
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _signature(network: nn.Module) -> inspect.Signature | None:
+    inner = _inner(network)
+    found = _bare(inner)
+    schema = getattr(getattr(inner, "forward", None), "schema", None)
+    if found is not None or schema is None:
+        return found
+    # Traced code has a schema and no signature.
+    kind, nothing = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    return inspect.Signature(
+        [
+            inspect.Parameter(a.name, kind, default=a.default_value if a.has_default_value() else nothing)
+            for a in schema.arguments[1:]
+        ]
+    )
+
+
+def _accepts(network: nn.Module, count: int) -> bool | None:
+    """Whether a network takes ``count`` arguments by position; ``None`` if nobody can tell."""
+    signature = _signature(network)
+    if signature is None:
+        return None
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True

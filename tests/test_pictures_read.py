@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -141,7 +142,12 @@ def test_a_picture_of_the_size_keeps_every_pixel(tmp_path: Path) -> None:
         raw = read_image_folder(tmp_path, Reading(size=6, fit=fit))
         for i, x in enumerate(pixels):
             assert np.array_equal(row(raw, f"good{i}.png"), x.transpose(2, 0, 1))
-        assert any(note.startswith("1 picture brought to 6x6") for note in raw.notes)
+        assert f"1 picture brought to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
+    save(tmp_path / "small.png", noise(9, 5, 5, 3))
+    assert (
+        "2 pictures brought to 6x6; 1 of them had a side below that"
+        in read_image_folder(tmp_path, Reading(size=6)).notes
+    )
 
 
 def test_shrinking_averages_and_does_not_pick(tmp_path: Path) -> None:
@@ -378,6 +384,19 @@ def test_a_good_picture_with_a_wrong_suffix_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
+    read = Path.read_bytes
+
+    def checked(path: Path) -> bytes:
+        assert path.name != "pipe.png", "this would never end"
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", checked)
+    assert "pipe.png (there is no such file)" in str(problems(tmp_path))
+
+
 def moving(path: Path) -> None:
     frames = [Image.new("L", (6, 6), 100 * i) for i in range(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -470,6 +489,11 @@ def test_what_will_be_refused_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "other.png", noise(0, 7, 5))
     problems(tmp_path)
     assert [stack.pixels for stack in stacks] == [None, None] and len(stacks[0].at) == 4
+    (tmp_path / "other.png").unlink()
+    first, _ = module.find_pictures(tmp_path).train[0]
+    first.write_bytes(b"")
+    problems(tmp_path)
+    assert stacks[2].pixels is None and len(stacks[2].at) == 2
 
 
 def test_five_kinds_of_problems_are_one_error(tmp_path: Path) -> None:

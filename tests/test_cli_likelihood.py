@@ -217,10 +217,10 @@ def test_runs_are_told_apart_in_words(shell: Shell, copied: Callable[[str], str]
     a, b = copied("digits"), copied("classes")
     out = shell(f"likelihood {a} {b} --data digits --data {foreign()} --limit 3 {FAST} --save png")
     lines = out.splitlines()
-    assert [re.split(r"\d+\.\d{4}", line)[0] for line in lines[:6]] == [
-        f"{a}: digits: ", f"{b}: digits: ", f"{b}: digits: " if "-" not in lines[2] else f"{b}: digits: -",
-        f"{a}: inverted: ", f"{b}: inverted: ", f"{b}: inverted: " if "-" not in lines[5] else f"{b}: inverted: -",
+    assert [line.split(": ")[:2] for line in lines[:6]] == [
+        [run, data] for data in ("digits", "inverted") for run in (a, b, b)
     ]  # fmt: skip
+    assert re.match(rf"{b}: digits: [+-]\d+\.\d{{4}} ± ", lines[2])
     assert re.search(rf"± \d\.\d{{4}} bits/dim against {a}, sample by sample  \(n = 3, lower is better\)$", lines[2])
     assert "AUROC" not in lines[0] and "AUROC" in lines[3] and "AUROC" in lines[4]
     assert lines[6].startswith("lower bound") or "dequantisation" in lines[6]

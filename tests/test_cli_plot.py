@@ -112,7 +112,7 @@ def test_pictures_of_points(shell: Shell, moons: str) -> None:
     assert shell("plot reverse --n 30 --steps 2 --columns 3 --no-gif") == f"{moons}/plots/reverse.png\n"
     found = shell.json("plot score-field --times 0.05,0.5")
     assert found["t"] == [0.05, 0.5] and found["files"] == [f"{moons}/plots/score-field.png"]
-    found = shell.json("plot trajectories --n 20 --steps 5 --paths 3 --out t.png")
+    found = shell.json("plot trajectories --n 20 --steps 3 --paths 3 --out t.png")
     assert found["files"] == ["t.png"] and found["projection"] == "first coordinate"
     assert 0 < found["w2_flow_sde"] < 10  # type: ignore[operator]
     found = shell.json("plot compass --n 8 --levels 4 --out c.png")

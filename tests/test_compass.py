@@ -89,8 +89,8 @@ class Known(nn.Module):
 @pytest.mark.parametrize(
     ("bend", "cosine", "error"),
     [
-        (lambda e: e, 1.0, 0.0),
-        (lambda e: 0.5 * e, 1.0, 0.5),
+        pytest.param(lambda e: e, 1.0, 0.0, marks=pytest.mark.slow),
+        pytest.param(lambda e: 0.5 * e, 1.0, 0.5, marks=pytest.mark.slow),
         (lambda e: -e, -1.0, 2.0),
         (lambda e: torch.stack([-e[:, 1], e[:, 0]], 1), 0.0, 2**0.5),
     ],

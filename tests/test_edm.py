@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from models import ALL, F64, gaussian, normals, ring, watched
-from solving import FIVE, FOUR_AND_COSINE, excess, prior
+from solving import FEW_AND_ALL, FIVE, excess, prior
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, RungeKutta
 from scoresde.core.errors import UsageError
@@ -124,7 +124,7 @@ def test_noise_is_put_in_between_its_levels_only():
     assert float((none - EDMHeun(12)(model, x).x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("name", FOUR_AND_COSINE)
+@pytest.mark.parametrize("name", FEW_AND_ALL)
 def test_churn_leaves_the_law_alone(name):
     # Noise in and out again: the variance is right to the second order of a step, however much there is.
     for churn in (10.0, 60.0):

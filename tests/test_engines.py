@@ -16,9 +16,10 @@ from scoresde.solvers import ProbabilityFlow, TorchSDE, sample
 @pytest.mark.parametrize(
     ("name", "engine", "method"),
     [
-        ("vp", "torchdiffeq", "auto"), ("vp", "torchdiffeq", "bosh3"), ("vp", "scipy", "auto"),
-        ("vp", "scipy", "LSODA"), ("ve", "torchdiffeq", "auto"),
-        ("flow", "torchdiffeq", "dopri8"), ("flow", "scipy", "auto"),
+        pytest.param("vp", "torchdiffeq", "auto", marks=pytest.mark.slow), ("vp", "torchdiffeq", "bosh3"),
+        pytest.param("vp", "scipy", "auto", marks=pytest.mark.slow), ("vp", "scipy", "LSODA"),
+        ("ve", "torchdiffeq", "auto"), pytest.param("flow", "torchdiffeq", "dopri8", marks=pytest.mark.slow),
+        ("flow", "scipy", "auto"),
     ],
 )  # fmt: skip
 def test_engines_agree_with_our_driver(name, engine, method):

@@ -125,8 +125,14 @@ def test_deis_second_order_is_the_closed_form():
     assert float((deis(steps=2, order=2, grid="logsnr")(model, z, t1=0.3).x - expected).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["user_ve", "user_cosine"])
-@pytest.mark.parametrize("solver", [Multistep(correct=True), deis()])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("user_ve", deis()), ("user_cosine", Multistep(correct=True)),
+        pytest.param("user_ve", Multistep(correct=True), marks=pytest.mark.slow),
+        pytest.param("user_cosine", deis(), marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_finite_in_the_domain_and_close_at_any_number_of_steps(name, solver):
     import dataclasses
 
@@ -136,7 +142,7 @@ def test_finite_in_the_domain_and_close_at_any_number_of_steps(name, solver):
         assert bool(torch.isfinite(x).all())
         times = torch.cat(model.times)
         assert float(times.max()) <= 1.0 and float(times.min()) >= ALL[name].times("sample")[0]
-    exact = ProbabilityFlow(rtol=1e-8, atol=1e-8)(model.model, start(ALL[name], 64, 2)).x
+    exact = ProbabilityFlow(rtol=1e-5, atol=1e-5)(model.model, start(ALL[name], 64, 2)).x
     assert float((x - exact).norm(dim=1).median()) < 0.1
 
 
@@ -191,7 +197,7 @@ def test_without_noise_it_is_the_deterministic_solver(name, order):
 
 def test_forty_exponential_steps_beat_two_hundred_of_euler_maruyama():
     # Width of narrow modes (0.02, and the noise left at t = 1e-3), each solver on a uniform grid.
-    n, errors = 4000, []
+    n, errors = 1500, []
     for solver in (MultistepSDE(steps=40), EulerMaruyama(steps=200, grid="uniform")):
         model = ring(VPSDE(), std=0.02)
         x = solver(model, start(VPSDE(), n, 2), noise=Noise.of(n, 3)).x
@@ -199,5 +205,3 @@ def test_forty_exponential_steps_beat_two_hundred_of_euler_maruyama():
         sigma = float(VPSDE().sigma(torch.tensor(1e-3, dtype=F64)))
         errors.append(abs(float(near.square().mean().sqrt()) / math.sqrt(2 * (0.02**2 + sigma**2)) - 1))
     assert errors[0] < 0.5 * errors[1]
-
-

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import ALL, F64, FOUR, gaussian, mixture_1d, normals, ring, watched
-from solving import FEW_AND_ALL, FIVE, marginal, moments, start
+from solving import FEW_AND_ALL, FOUR_AND_COSINE, marginal, moments, start
 
 from scoresde import VPSDE, EulerMaruyama, FlowMatching, Noise
 from scoresde.core.errors import UsageError
@@ -46,7 +46,7 @@ def test_levels_are_their_formulas():
         assert torch.allclose(level_of(VPSDE(), name, 0.5, t), level_of(VPSDE(), name, 1.0, t) / 2)
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", FOUR_AND_COSINE)
 def test_the_level_of_er_sde_is_the_growth_of_its_noise_scale_function(name):
     # Cui et al. 2023, arXiv:2309.06169: 1 + eta^2/g^2 = d log phi / d log s for phi(s) = s (e^(s^0.3) + 10).
     sde, t = ALL[name], TIMES
@@ -123,7 +123,7 @@ def test_every_level_and_eta_has_the_right_marginals(name, level, solver):
     # Exact moments (see solving.py), from the right ones at the start to the right ones at the end.
     made, tolerance = SOLVERS[solver]
     model = gaussian(ALL[name], dims=1, mean=0.3, std=0.5)
-    etas = [0.0, 0.5, 1.0, 2.0] if level == "auto" else [0.5, 2.0]
+    etas = [0.0, 1.0, 2.0] if level == "auto" else [0.5, 2.0]
     low, high = model.domain.interval("sample")
     if name in ("flow", "user_cosine") and level in ("g", "er") and solver in ("em", "heun-sde"):
         high = 0.98  # where these two begin g must be finite
@@ -150,10 +150,10 @@ def draws(model, count: int, low: float, seed: int):
 @pytest.mark.parametrize(
     ("name", "solver"),
     [
-        ("vp", MultistepSDE(400, eta=0.5, grid="logsnr")),
-        ("flow", EulerMaruyama(400)),
-        ("flow", EulerMaruyama(400, level=lambda sde, t: math.sqrt(2) * torch.sin(math.pi * t))),
-        ("flow", MultistepSDE(400)),
+        ("vp", MultistepSDE(200, eta=0.5, grid="logsnr")),
+        pytest.param("flow", EulerMaruyama(400), marks=pytest.mark.slow),
+        ("flow", EulerMaruyama(200, level=lambda sde, t: math.sqrt(2) * torch.sin(math.pi * t))),
+        pytest.param("flow", MultistepSDE(400), marks=pytest.mark.slow),
     ],
     ids=["sde-0.5", "em-sigma", "em-sine", "flow-sde"],
 )

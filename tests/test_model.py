@@ -162,7 +162,7 @@ COUNTED = [
 def test_networks_are_counted_and_not_calls(name):
     solver, model, x = build(name, SOLVERS, typed=True), ring(VPSDE()), normals(4, 2)
     if "steps" in options_of(solver):
-        solver = replace(solver, steps=24)
+        solver = replace(solver, steps=50 if name == "original" else 12)
     if name == "adaptive-sde":
         solver = replace(solver, rtol=0.3, atol=0.3)
     once = solver(model, x)
@@ -184,9 +184,11 @@ def test_networks_are_counted_and_not_calls(name):
 def test_the_likelihood_and_its_bound_count_networks_too():
     model, x = ring(VPSDE()), ring(VPSDE()).sample(3, torch.Generator().manual_seed(0))
     guided = Guided(model, ring(VPSDE()), 1.5)
-    for options in ({}, {"method": "quadrature"}, {"steps": 5}, {"divergence": "difference", "probes": 2}):
+    for options in (
+        {"rtol": 1e-3}, {"method": "quadrature"}, {"steps": 5}, {"divergence": "difference", "probes": 2, "rtol": 1e-3},
+    ):  # fmt: skip
         once, twice = (Likelihood(**options)(m, x, check=False) for m in (model, guided))
-        torch.testing.assert_close(twice.log_prob, once.log_prob, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(twice.log_prob, once.log_prob, rtol=1e-3, atol=1e-3)
         if "divergence" not in options and "method" not in options:
             assert torch.equal(twice.nfe, 2 * once.nfe)
         assert bool((twice.nfe > once.nfe).all())
@@ -206,13 +208,14 @@ def test_one_meaning_of_rtol():
     model, z = ring(VPSDE()), normals(4, 2)
     exact = ProbabilityFlow(rtol=1e-11)(model, z).x
     assert float((ProbabilityFlow(rtol=1e-9)(model, z).x - exact).abs().max()) < 1e-8
-    assert torch.equal(ProbabilityFlow(rtol=1e-7)(model, z).x, ProbabilityFlow(rtol=1e-7, atol=1e-7)(model, z).x)
-    assert not torch.equal(ProbabilityFlow(rtol=1e-7)(model, z).x, ProbabilityFlow(rtol=1e-7, atol=1e-3)(model, z).x)
+    plain = ProbabilityFlow(rtol=1e-4)(model, z).x
+    assert torch.equal(plain, ProbabilityFlow(rtol=1e-4, atol=1e-4)(model, z).x)
+    assert not torch.equal(plain, ProbabilityFlow(rtol=1e-4, atol=1e-2)(model, z).x)
     x = model.sample(2, torch.Generator().manual_seed(0))
-    both = [Likelihood(rtol=1e-6, atol=atol)(model, x, check=False).log_prob for atol in (None, 1e-6)]
+    both = [Likelihood(rtol=1e-3, atol=atol)(model, x, check=False).log_prob for atol in (None, 1e-3)]
     assert torch.equal(*both)
     noise = Noise.of(4)
-    both = [AdaptiveSDE(rtol=0.2, atol=atol)(model, z, noise=noise).x for atol in (None, 0.2)]
+    both = [AdaptiveSDE(rtol=0.4, atol=atol)(model, z, noise=noise).x for atol in (None, 0.4)]
     assert torch.equal(*both)
 
 
@@ -230,5 +233,6 @@ def test_a_likelihood_is_its_own_record():
 
 def test_numpy_is_as_good_as_a_tensor():
     model, x = ring(VPSDE()), normals(3, 2)
-    assert torch.equal(Likelihood()(model, x.numpy()).log_prob, Likelihood()(model, x).log_prob)
+    how = Likelihood(steps=3)
+    assert torch.equal(how(model, x.numpy(), check=False).log_prob, how(model, x, check=False).log_prob)
     assert torch.equal(elbo(model, x.numpy()).log_prob, elbo(model, x).log_prob)

@@ -182,18 +182,17 @@ def test_a_stretch_is_the_path_it_is_part_of():
     assert replace(part, t_sample=0.2).times("sample") == (0.2, 0.9)
 
 
-
-@pytest.mark.parametrize("target", ["flow", "edm", "ddpm"])
+@pytest.mark.parametrize("target", [pytest.param("flow", marks=pytest.mark.slow), "edm", "ddpm"])
 def test_the_likelihood_is_the_same_on_every_path(target):
     path = {**PATHS, "edm": EDMSDE(1e-4, 200.0), "ddpm": DDPM(steps=100_000)}[target]
     vp = ring(VPSDE())
     other = convert(vp, path)
-    x = vp.sample(6, torch.Generator().manual_seed(0))
-    a, b = (log_likelihood(m, x, Likelihood(rtol=1e-8), check=False) for m in (vp, other))
+    x = vp.sample(3, torch.Generator().manual_seed(0))
+    a, b = (log_likelihood(m, x, Likelihood(rtol=1e-6), check=False) for m in (vp, other))
     # `ddpm` begins at 1e-5 as VP does, and a table of 100,000 levels is off by as much.
-    assert float((a.log_prob - b.log_prob).abs().max()) < (2e-4 if target == "ddpm" else 1e-7)
+    assert float((a.log_prob - b.log_prob).abs().max()) < (2e-4 if target == "ddpm" else 1e-5)
     if target != "ddpm":
-        assert torch.allclose(a.z, b.z / other.sde.prior_std, atol=1e-7)
+        assert torch.allclose(a.z, b.z / other.sde.prior_std, atol=1e-5)
 
 
 def test_two_conversions_are_one():

@@ -116,9 +116,9 @@ def test_the_residual_tells_of_a_rule_that_is_too_coarse(monkeypatch):
 def test_quadrature_equals_the_coupled_solve_on_a_network():
     model, x = small_network(), normals(4, 3)
     options = {"divergence": "exact", "check": False}
-    best = density(model, x, rtol=1e-7, **options)
+    best = density(model, x, rtol=1e-6, **options)
     # The embedding of the noise is rough: both methods are off by more than their tolerance.
-    for tolerance, allowed in ((1e-3, 3e-3), (1e-6, 3e-4)):
+    for tolerance, allowed in ((1e-3, 3e-3), (1e-5, 3e-4)):
         coupled = density(model, x, rtol=tolerance, atol=tolerance, **options)
         found = density(model, x, method="quadrature", rtol=tolerance, atol=tolerance, **options)
         assert float((found.log_prob - best.log_prob).abs().max()) <= allowed

@@ -108,15 +108,18 @@ def test_vdm_is_linear_in_log_snr_and_keeps_the_variance():
     assert torch.allclose(2 * torch.log(alpha / sigma), 13.3 - 18.3 * T, rtol=1e-12)
 
 
-@pytest.mark.parametrize("sde", MORE.values(), ids=str)
+@pytest.mark.parametrize(
+    "sde", [pytest.param(sde, marks=pytest.mark.slow if sde == CosineSDE(offset=0.0) else ()) for sde in MORE.values()],
+    ids=str,
+)  # fmt: skip
 def test_the_other_paths_are_sampled_and_scored(sde):
     # The ring, encoded to the prior's end and back, and its likelihood; the prior's own error is small on all of them.
-    model, x = ring(sde), ring(sde).sample(32, torch.Generator().manual_seed(0))
+    model, x = ring(sde), ring(sde).sample(16, torch.Generator().manual_seed(0))
     low, high = sde.times("sample")
-    flow = ProbabilityFlow(rtol=1e-7, atol=1e-7)
+    flow = ProbabilityFlow(rtol=1e-6, atol=1e-6)
     back = flow(model, flow(model, x, t0=low, t1=high).x, t0=high, t1=low).x
     assert float((back - x).abs().max()) < 1e-4
-    error = log_likelihood(model, x, Likelihood(rtol=1e-6, atol=1e-6)).log_prob - model.log_prob(x)
+    error = log_likelihood(model, x, Likelihood(rtol=1e-5, atol=1e-5), check=False).log_prob - model.log_prob(x)
     assert float(error.abs().mean()) < 1e-2
     for steps in (8, 40):
         x0 = sample(model, Multistep(steps), (2,), Noise.of(400, 1), dtype=F64).x

@@ -23,6 +23,7 @@ from models import (
     watched,
 )
 from scipy.special import ndtri
+from solving import FOUR_AND_COSINE
 
 from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
 from scoresde.core.errors import UsageError
@@ -58,7 +59,7 @@ def test_c14_sampling_a_mixture(name):
     assert float((solved.x[:, 0] - torch.tensor(expected["x"], dtype=F64)).abs().max()) <= 3e-4
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*FOUR_AND_COSINE, "user_ve"])
 def test_adaptive_flow_against_dop853(name):
     model = ring(ALL[name])
     low, high = model.domain.interval("sample")
@@ -69,7 +70,7 @@ def test_adaptive_flow_against_dop853(name):
     assert float(error.max()) <= 1e-3
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*FOUR_AND_COSINE, "user_ve"])
 def test_there_and_back(name):
     model = ring(ALL[name])
     low, high = model.domain.interval("sample")
@@ -86,7 +87,7 @@ def test_heun_converges_on_every_grid(grid):
         z = prior(sde, 16, 1)
         low, high = model.domain.interval("sample")
         exact = gaussian_flow(model, z, high, low)
-        assert float((RungeKutta(steps=400, grid=grid)(model, z).x - exact).abs().max()) < 5e-3
+        assert float((RungeKutta(steps=200, grid=grid)(model, z).x - exact).abs().max()) < 5e-3
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import ALL, F64, gaussian, gaussian_flow, normals, ring
-from solving import FIVE, OURS, case, prior, small
+from solving import FIVE, OURS, prior, small, start
 
 from scoresde import VPSDE, EulerMaruyama, Multistep, Noise, ProbabilityFlow, RungeKutta
 from scoresde.core.errors import UsageError
@@ -84,9 +84,9 @@ def test_the_flow_at_any_time(name):
         assert float((x - gaussian_flow(model, z, high, t)).abs().max()) < 2e-4 * scale, t
 
 
-@pytest.mark.parametrize("name", ["vp", "flow"])
+@pytest.mark.parametrize("name", [pytest.param("vp", marks=pytest.mark.slow), "flow"])
 def test_the_flow_of_the_mixture_at_any_time(name):
-    model, z = case(name)[0], case(name)[1][:48]
+    model, z = start(name)[0], start(name)[1][:48]
     path = ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, z, record=True).trajectory
     for t in (0.6, 0.2, 0.05):
         exact = ProbabilityFlow(rtol=1e-8)(model, z, t1=t).x

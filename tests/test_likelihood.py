@@ -472,7 +472,7 @@ def test_no_data_are_refused(shape):
 
 
 @pytest.mark.parametrize(("name", "scheme", "order", "steps"), [
-    pytest.param("vp", "euler", 1, 128, marks=pytest.mark.slow),
+    ("vp", "euler", 1, 64),
     pytest.param("vp", "heun", 2, 64, marks=pytest.mark.slow),
     pytest.param("vp", "rk4", 4, 32, marks=pytest.mark.slow), ("ve", "rk4", 4, 32), ("flow", "heun", 2, 64),
 ])  # fmt: skip

@@ -266,6 +266,37 @@ def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell
     assert bare["metrics"] == facts["metrics"] and bare["copies"] is None and bare["files"] == ["here/evaluation.json"]
 
 
+def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied, shell, digits: Dataset) -> None:
+    copied("digits")
+    x = noisy(digits.train[:40])
+    line = "--features pixels --metrics frechet --json --quiet"
+    np.savez("s.npz", x=x.numpy())
+    right = json.loads(shell(f"evaluate --samples s.npz --data digits {line}")[0])
+    np.savez("s.npz", x=(x / 16).numpy())
+    for source in ("", "--data digits"):
+        out, err = shell(f"evaluate --samples s.npz {source} {line}", 3)
+        assert out == "" and "values from 0 to 1, digits from 0 to 16" in err and "(here: --units 0,1)" in err
+    converted = json.loads(shell(f"evaluate --samples s.npz --data digits --units 0,1 {line}")[0])
+    assert converted["metrics"] == right["metrics"] and converted["units"] == "0,1"
+    as_they_are = json.loads(shell(f"evaluate --samples s.npz --data digits --units data {line}")[0])
+    assert as_they_are["metrics"]["frechet"]["samples"]["value"] > 2 * right["metrics"]["frechet"]["samples"]["value"]
+    np.savez("s.npz", x=(x / 8 - 1).numpy())
+    assert json.loads(shell(f"evaluate --samples s.npz --units -1,1 {line}")[0])["metrics"] == right["metrics"]
+    _, err = shell(f"evaluate --units 0,1 {line}", 2)
+    assert "--units 0,1 is for --samples" in err
+    _, err = shell(f"evaluate --samples s.npz --units bytes {line}", 2)
+    assert "units 'bytes': they are two numbers" in err
+
+
+def test_samples_of_a_run_are_compared_with_other_data_in_its_units(copied: Copied, shell) -> None:
+    copied("moons")
+    np.save("far.npy", 1000 + load_data("moons").test[:200].numpy())
+    line = "evaluate --data far.npy --n 40 --solver heun --steps 2 --metrics sliced --quiet"
+    _, err = shell(line, 3)
+    assert "the samples of runs/moons: values from" in err and "far from" in err and "in column 0" in err
+    shell(f"{line} --units data")
+
+
 def test_evaluate_keeps_and_refuses_references(copied: Copied, shell) -> None:
     copied("digits")
     line = f"evaluate {SHORT} --metrics frechet,kernel --json --quiet"

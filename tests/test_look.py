@@ -75,5 +75,5 @@ def test_a_usage_that_cannot_be_is_no_problem_of_the_data(tmp_path: Path) -> Non
 def test_one_problem_is_a_sentence_and_several_are_a_list() -> None:
     one, two = Problem("a is b"), Problem("c is d", {"size": 3})
     assert str(Problems("x", [one])) == "x: a is b"
-    assert str(Problems("x", [one, two])) == "x: 2 problems\n1. a is b\n2. c is d"
+    assert str(Problems("x", [one, two])) == "x: 2 problems\n1. a is b\n2. c is d (size=3)"
     assert Problems("x", [one, two]).listed(["e", "f"]) == "x: 2 problems\n1. e\n2. f"

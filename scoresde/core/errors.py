@@ -74,7 +74,9 @@ class Problems(DataError):
 
     def __init__(self, where: object, problems: Sequence[Problem]) -> None:
         self.where, self.problems = where, tuple(problems)
-        super().__init__(self.listed([problem.message for problem in problems]))
+        ways = [", ".join(f"{name}={value!r}" for name, value in problem.answers.items()) for problem in problems]
+        texts = [f"{p.message}{f' ({way})' * bool(way)}" for p, way in zip(problems, ways, strict=True)]
+        super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
         """The message, with a text for each problem."""

@@ -97,7 +97,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     elif strangers:
         problems.append(Problem(f"classes in the test split that training lacks: {some(strangers, 5)}"))
     if problems:
-        raise Problems(folder, problems)
+        raise Problems(folder, problems, found.notes)
     x = pile.pixels
     levels = (0, 65535, 65536) if x.dtype == np.uint16 else None
     return Raw(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import edit
 from shell import Shell
 
 from scoresde import Likelihood, load, load_data
@@ -189,6 +190,57 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
     shell.refuses(f"likelihood {plain} --limit 2 --label 3", 2, "without labels", "--cond class")
     shell.refuses(f"likelihood {classes} --label eleven", 2, "'eleven'")
     assert not list(Path(plain).glob("likelihood*")), "an empty folder is left"
+
+
+def test_several_runs_on_the_same_samples_with_the_same_noise(shell: Shell, copied: Callable[[str], str]) -> None:
+    a, b = copied("digits"), copied("classes")
+    line = "--limit 4 --steps 2 --no-check --threads 1 --elbo --strata 2 --save csv,png"
+    found = shell.json(f"likelihood {a} {b} {a} {line}")
+    assert found["run"] == a and [r["run"] for r in found["runs"]] == [a, b, a]
+    assert [s["run"] for s in found["sets"]] == [a, b, a] and Path(found["files"][0]).parent == Path(a, "likelihood")
+    alone = [figure(shell.json(f"likelihood {run} {line} --out {name}")) for name, run in (("a", a), ("b", b))]
+    values = [np.array([float(r["bits_per_dim"]) for r in rows(name)]) for name in ("a", "b")]
+    assert [r["index"] for r in rows("a")] == [r["index"] for r in rows("b")]
+    one, other, again = found["sets"]
+    assert one["mean"] == alone[0]["mean"] and other["mean"] == alone[1]["mean"], "as if each were alone"
+    assert "difference" not in one and other["paired"] == 4 and other["against"] == a
+    d = values[1] - values[0]
+    assert other["difference"] == pytest.approx(d.mean(), rel=1e-4)
+    assert other["stderr_difference"] == pytest.approx(d.std(ddof=1) / 2, rel=1e-3)
+    assert again["difference"] == again["stderr_difference"] == 0, "the same noise"
+    assert other["elbo"]["difference"] == pytest.approx(other["elbo"]["mean"] - one["elbo"]["mean"], abs=1e-5)
+    with (Path(a) / "likelihood/likelihood.csv").open() as file:
+        assert [r["run"] for r in csv.DictReader(file)] == [a] * 4 + [b] * 4 + [a] * 4
+
+
+def test_runs_are_told_apart_in_words(shell: Shell, copied: Callable[[str], str]) -> None:
+    a, b = copied("digits"), copied("classes")
+    out = shell(f"likelihood {a} {b} --data digits --data {foreign()} --limit 3 {FAST} --save png")
+    lines = out.splitlines()
+    assert [line.split(": ")[:2] for line in lines[:6]] == [
+        [run, data] for data in ("digits", "inverted") for run in (a, b, b)
+    ]  # fmt: skip
+    assert re.match(rf"{b}: digits: [+-]\d+\.\d{{4}} ± ", lines[2])
+    assert re.search(rf"± \d\.\d{{4}} bits/dim against {a}, sample by sample  \(n = 3, lower is better\)$", lines[2])
+    assert "AUROC" not in lines[0] and "AUROC" in lines[3] and "AUROC" in lines[4]
+    assert lines[6].startswith("lower bound") or "dequantisation" in lines[6]
+    assert shell.err.count("scoring 3 of") == 4
+    assert not [line for line in lines if line.startswith("warning")] and "unfair" not in shell.err
+
+
+def test_another_split_is_said(shell: Shell, copied: Callable[[str], str]) -> None:
+    a, b = copied("digits"), copied("digits", "other")
+    edit(f"{b}/config.json", lambda stored: {**stored, "config": {**stored["config"], "seed": 1}})
+    shell(f"likelihood {a} {b} --limit 20 {FAST} --save csv")
+    assert re.search(rf"warning: {b} was trained on \d+ of these 20 samples, which {a} holds out \(seed 1", shell.err)
+
+
+def test_runs_that_cannot_be_compared(shell: Shell, copied: Callable[[str], str]) -> None:
+    a, b, c = copied("digits"), copied("moons"), copied("classes")
+    shell.refuses(f"likelihood {a} {b}", 2, "cannot be compared", "shape")
+    shell.refuses(f"likelihood {c} {a} --labels", 2, "without labels")
+    shell.refuses(f"likelihood {a} nowhere", 3, "nowhere")
+    assert not list(Path(a).glob("likelihood*"))
 
 
 def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:

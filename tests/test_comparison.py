@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import Elbo, LogLikelihood
+from scoresde import Elbo, LogLikelihood, load, load_data
+from scoresde.codec import Composed, Levels
 from scoresde.core.errors import CheckpointError, UsageError
 from scoresde.core.files import check_kinds
 from scoresde.likelihood import Likelihood, Scores
-from scoresde.study.report import KINDS, Scored, write_scores
+from scoresde.study.report import (
+    KINDS,
+    Chosen,
+    Scored,
+    _titles,
+    check_comparable,
+    paired,
+    trained_on,
+    unfair,
+    write_scores,
+)
 
 DIMS = 4
 BITS = DIMS * math.log(2)
@@ -128,6 +140,107 @@ def test_sets_of_one_name_are_told_apart_and_densities_have_no_bits(tmp_path: Pa
     with np.load(tmp_path / "likelihood.npz") as arrays:
         assert arrays["data"].tolist() == ["a (1)", "a (1)", "a (2)"]
         assert "bits_per_dim" not in arrays.files and "elbo" not in arrays.files
+
+
+# ------------------------------------------------------------------------------------------------------- several runs
+
+
+def test_the_paired_difference_against_numpy() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 50))
+    a += 5
+    b += 3 + a
+    found = paired(torch.tensor(b), torch.tensor(a))
+    assert found.value == pytest.approx((b - a).mean(), rel=1e-12)
+    assert found.stderr == pytest.approx(np.std(b - a, ddof=1) / math.sqrt(50), rel=1e-12)
+    assert found.stderr < 0.9 * math.hypot(np.std(a), np.std(b)) / math.sqrt(50), "what both share cancels"
+    assert (paired(torch.tensor([1.0]), torch.tensor([3.0])).value, len(b)) == (-2.0, 50)
+    assert math.isnan(paired(torch.tensor([1.0]), torch.tensor([3.0])).stderr)
+    assert math.isnan(paired(torch.tensor([math.nan]), torch.tensor([3.0])).value)
+    with pytest.raises(UsageError, match="got 2 and 1"):
+        paired(torch.zeros(2), torch.zeros(1))
+
+
+def test_failed_rows_are_left_out_pairwise() -> None:
+    first, other = scored([1.0, 2.0, 4.0, 9.0], failed=(1,)), scored([2.0, 7.0, 7.0, 8.0], failed=(3,))
+    found = replace(other, run="b").summary(replace(other, run="b"), replace(first, run="a"))
+    assert (found["run"], found["against"], found["paired"], found["n"]) == ("b", "a", 2, 3)
+    assert (found["difference"], found["stderr_difference"]) == (pytest.approx(2.0), pytest.approx(1.0))
+    assert "difference" not in first.summary(first, first) and "against" not in first.summary(first)
+    nothing = scored([1.0] * 4, failed=(0, 1, 2, 3)).summary(other, first)
+    assert nothing["difference"] is None and nothing["stderr_difference"] is None and nothing["paired"] == 0
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_bounds_are_compared_too() -> None:
+    sets = [
+        scored([1.0, 2.0], density=True, elbo=terms([0.0] * 2, diffusion, [0.0] * 2))
+        for diffusion in ([4.0, 5.0], [5.0, 8.0])
+    ]
+    assert sets[1].summary(sets[0], sets[0])["elbo"]["difference"] == pytest.approx(-2.0)
+    assert sets[1].summary(sets[0], sets[0])["elbo"]["stderr_difference"] == pytest.approx(1.0)
+
+
+def test_differences_are_of_the_same_samples_in_one_unit() -> None:
+    with pytest.raises(UsageError, match="got 2 samples in bits/dim and 2 in nats"):
+        scored([1.0, 2.0]).difference(scored([1.0, 2.0], density=True))
+    other = scored([1.0, 2.0])
+    with pytest.raises(UsageError, match="the same samples"):
+        other.difference(replace(other, index=other.index.flip(0)))
+
+
+def test_runs_have_their_names_in_files(tmp_path: Path) -> None:
+    sets = [replace(scored([1.0, 2.0]), run=run) for run in ("runs/a", "runs/b")]
+    assert _titles(sets) == ["runs/a", "runs/b"]
+    both = [replace(scored([1.0], name), run=run) for name in ("x", "y") for run in ("runs/a", "runs/b")]
+    assert _titles(both) == ["runs/a: x", "runs/b: x", "runs/a: y", "runs/b: y"]
+    assert _titles([sets[0], scored([1.0])][:1]) == ["runs/a"]
+    twice = [replace(scored([1.0]), run="runs/a"), replace(scored([1.0]), run="runs/a")]
+    assert len(set(_titles(twice))) == 2
+    write_scores(tmp_path, both, {}, ["npz", "png"])
+    with np.load(tmp_path / "likelihood.npz") as arrays:
+        assert arrays["run"].tolist() == ["runs/a", "runs/b"] * 2 and arrays["data"].tolist() == ["x", "x", "y", "y"]
+
+
+def test_runs_on_other_data_are_not_compared(trained: Path, tmp_path: Path) -> None:
+    digits, classes, moons = (load(trained / name) for name in ("digits", "classes", "moons"))
+    check_comparable(classes, digits)
+    with pytest.raises(UsageError, match=r"have other shape, \(2,\) and \(1, 8, 8\)"):
+        check_comparable(moons, digits)
+    with pytest.raises(UsageError, match="have other classes, none and 0, 1"):
+        check_comparable(replace(digits, info=replace(digits.info, classes=())), classes, by_class=True)
+    other = replace(digits, codec=Composed((Levels(0, 255, 256), digits.codec.continuous)))
+    with pytest.raises(UsageError, match="have other levels"):
+        check_comparable(other, digits)
+    with pytest.raises(UsageError, match="have other levels, none and 17 in"):
+        check_comparable(replace(digits, codec=digits.codec.continuous), digits)
+    a, b = (replace(moons, info=replace(moons.info, names=names)) for names in (("u", "v"), ("v", "u")))
+    with pytest.raises(UsageError, match="have other columns, v, u and u, v"):
+        check_comparable(b, a)
+    check_comparable(a, moons)  # a run that is older than names
+
+
+def test_rows_that_another_run_was_trained_on(trained: Path) -> None:
+    run, data = load(trained / "digits"), load_data("digits")
+    x = torch.cat([data.train[5:8], data.test[:4]]).float()
+    assert trained_on(run, x).tolist() == [True] * 3 + [False] * 4
+    other = replace(run, config=replace(run.config, seed=1))
+    split = load_data("digits", seed=1)
+    known = {row.numpy().tobytes() for row in split.train}
+    expected = sum(row.numpy().tobytes() in known for row in data.test[:50])
+    chosen = Chosen("digits", "test", 180, torch.arange(50), data.test[:50], None)
+    assert 30 < expected < 50
+    assert unfair(run, run, chosen) is None
+    told = unfair(other, run, chosen)
+    assert told is not None and f"was trained on {expected} of these 50 samples" in told and "(seed 1, not 0)" in told
+    train = Chosen("digits", "train", 1617, torch.arange(50), data.train[:50], None)
+    told = unfair(other, run, train)
+    assert told is not None and "was not trained on" in told
+    assert unfair(other, run, replace(chosen, split="all")) is None
+    gone = replace(other, config=replace(other.config, data="nowhere.npz"))
+    assert trained_on(gone, x) is None
+    assert "cannot be read: nobody knows" in str(unfair(gone, run, chosen))
+    fresh = Chosen("digits", "test", 3, torch.arange(3), 16 - data.test[:3], None)
+    assert unfair(other, run, fresh) is None
 
 
 def test_what_cannot_be_saved(tmp_path: Path) -> None:

@@ -257,3 +257,29 @@ def test_a_pair_moves_side_by_side(rng, kind, shape):
 def test_refused_pairs(left, kind):
     with pytest.raises(UsageError):
         plot.animate_pair(left, np.zeros((2, 3, left.shape[2])), [("a", "b")] * 2, kind, -1, 1)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("signal", (2, 30)), ("vector", (2,)), ("vector", (3,))])
+def test_the_axes_stand_still(rng, kind, shape):
+    # The noise of the first frame is 50 times as wide as the data of the last, whose axes both have.
+    x = rng.normal(size=(2, 40, *shape)) * np.array([50, 1]).reshape(2, *[1] * (len(shape) + 1))
+    first, last = plot.animate(x, kind, 0, 1, ["a", "b", "c"][: shape[0]])
+    strip = np.s_[-18:, :] if shape == (3,) else np.s_[:, :16]  # the numbers below, or on the left
+    assert (first[strip] == last[strip]).all() and (last[strip] != 255).any() and (first != last).any()
+
+
+def test_the_rows_of_a_table_are_compared_in_standard_deviations(rng):
+    data = rng.normal(size=(100, 3)) * [1.0, 1e4, 1e-4] + [5, 0, 0]
+    axes = plot.neighbour_sheet(data[:2], data[2:4], ["a", "b"], "vector", 0, 1, data=data).axes
+    scaled = (data - data.mean(0)) / data.std(0)
+    for i, ax in enumerate(axes):
+        nearest, sample = (line.get_ydata() for line in ax.lines)
+        np.testing.assert_allclose(sample, scaled[i])
+        np.testing.assert_allclose(nearest, scaled[2 + i])
+
+
+def test_a_pair_of_pictures_with_many_channels_has_one_scale(rng):
+    x = rng.uniform(0, 1, (1, 5, 4, 4))
+    sample, nearest = plot.neighbour_sheet(x, 0.5 * x, ["a"], "image", 0, 1).axes
+    whole, half = (float(panel.images[0].get_array()[:, 1:5].mean()) for panel in (sample, nearest))
+    assert half < 0.7 * whole

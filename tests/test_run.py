@@ -303,6 +303,28 @@ def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:
         classes.log_likelihood(torch.zeros(3, 8, 8))
 
 
+def test_values_that_no_level_is_are_refused_in_python_too(classes: Run) -> None:
+    x = load_data("digits").test[:3].float()
+    fast = Likelihood(steps=1, divergence="hutchinson")
+    for bad in (x + 0.25, x / 16, x + 1, -x, x.double() * 0.999):
+        for score in (lambda x: classes.log_likelihood(x, fast, check=False), lambda x: classes.elbo(x, strata=1)):
+            with pytest.raises(DataError, match="are no levels of digits, on which the model was trained: 17"):
+                score(bad)
+    # as a density, they are as good as any
+    assert classes.log_likelihood(x + 0.25, Likelihood(steps=1, dequantisation="none"), check=False).unit == "nats"
+    assert classes.elbo(x + 0.25, strata=1, dequantise=False).log_prob.isfinite().all()
+    assert classes.log_likelihood(x.numpy().astype("uint8"), fast, check=False).log_prob.isfinite().all()
+
+
+def test_values_that_are_not_finite_are_refused(moons: Run) -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        x = torch.zeros(4, 2)
+        x[2, 1] = x[3, 0] = bad
+        for score in (moons.log_likelihood, moons.elbo):
+            with pytest.raises(DataError, match=r"2 samples have values that are not finite, the first no\. 2"):
+                score(x)
+
+
 # -------------------------------------------------------------------------------------------------------------- load
 
 

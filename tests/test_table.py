@@ -47,6 +47,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path, text: str) -> None
 def test_a_table_without_names(tmp_path: Path) -> None:
     found = table(tmp_path, "5.1,3\n4.9,2\n")
     assert found.names == () and found.whole == (False, True) and found.train.tolist() == [[5.1, 3], [4.9, 2]]
+    assert table(tmp_path, "1,5;2,5\n3,5;4,5\n").train.tolist() == [[1.5, 2.5], [3.5, 4.5]], "two columns, not three"
     # A number that is missing, or a class, is no name.
     with pytest.raises(DataError, match="1 empty cell, the first in line 1, column 2"):
         table(tmp_path, "5.1,?\n4.9,2\n")
@@ -135,6 +136,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
     ("text", "words"),
     [
         ("", "is empty"),
+        (',,\n"",\n', "is empty"),
         ("a,b\n", "no line below"),
         ("a,b\n1,2\n3\n", "line 3 has 1 cell, and the first has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),

@@ -162,14 +162,14 @@ def _lines(found: dict[str, Any], several: bool) -> str:
     if "difference" in found:
         better = "lower" if found["unit"] == "bits/dim" else "higher"
         told = {**found, "mean": found["difference"], "stderr_mean": found["stderr_difference"]}
-        text += f"\n{name}{_figure(told)} against {found['against']}, sample by sample  (n = {found['paired']:,}, "
+        text += f"\n{name}{_figure(told, '+')} against {found['against']}, sample by sample  (n = {found['paired']:,}, "
         text += f"{better} is better)"
     return text
 
 
-def _figure(found: dict[str, Any]) -> str:
-    """``1.9020 ± 0.0388 bits/dim``."""
+def _figure(found: dict[str, Any], sign: str = "") -> str:
+    """``1.9020 ± 0.0388 bits/dim``; with the ``sign`` "+" always with its sign."""
     if found["mean"] is None:
         return "no figure"
     error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"
-    return f"{found['mean']:.4f}{error} {found['unit']}"
+    return f"{found['mean']:{sign}.4f}{error} {found['unit']}"

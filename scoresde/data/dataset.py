@@ -197,7 +197,8 @@ class Dataset:
         """A few lines for people: those of the description, how the data were split, and what the reader says."""
         lines = [self.info.describe()]
         if self.info.n_validation:
-            lines.append(f"{self.info.n_validation} of the training samples choose between checkpoints, untrained on")
+            kept = self.info.n_validation
+            lines.append(f"{kept} of the training samples are not trained on: they choose between checkpoints")
         if self.known_again:
             lines.append(f"{self.known_again} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])

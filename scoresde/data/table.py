@@ -157,8 +157,6 @@ def _text(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise DataError(f"{path}: has zero bytes and is no text: save it as CSV in UTF-8")
-    if not text.strip():
-        raise DataError(f"{path}: is empty: a table has a line for each sample")
     return text
 
 
@@ -173,6 +171,8 @@ def _separator(text: str) -> str:
             for row in islice(csv.reader(io.StringIO(start, newline=""), delimiter=separator), 100):
                 rows += [row] if row else []
         except csv.Error:
+            rows = []
+        if not rows:
             return False, 0.0, 0.0, 0
         rows = rows[:-1] if cut and len(rows) > 1 else rows  # the last may be cut short
         width, times = Counter(map(len, rows)).most_common(1)[0]
@@ -193,8 +193,10 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not read as CSV ({error}): look at its quotes") from error
-    while not any(cell.strip() for cell in rows[-1]):  # what a spreadsheet leaves at the end
+    while rows and not any(cell.strip() for cell in rows[-1]):  # what a spreadsheet leaves at the end
         rows.pop()
+    if not rows:
+        raise DataError(f"{path}: is empty: a table has a line for each sample")
     while not rows[0]:
         rows, lines = rows[1:], lines[1:]
     width = len(rows[0])

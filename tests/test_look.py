@@ -32,15 +32,17 @@ def test_a_look_finds_what_training_reads(tmp_path: Path) -> None:
     parts = [sum(part) for part in zip(*found.classes.values(), strict=True)]
     assert parts == [trained.info.n_train, trained.info.n_test]
     facts = found.facts()
-    assert facts["shape"] == [3, 6, 6] and facts["levels"] == 256 and facts["notes"] == list(trained.notes)
+    assert facts["shape"] == [3, 6, 6] and facts["levels"] == 256 and found.notes == trained.notes
 
 
 def test_the_answers_of_all_problems_together_are_enough(tmp_path: Path) -> None:
     path = folder(tmp_path, (6, 9))
     (tmp_path / "a" / "bad.jpg").write_bytes(b"")
+    (tmp_path / "a" / "x.gif").write_bytes(b"")
     Image.new("RGB", (8, 5), 9).save(tmp_path / "a" / "wide.png")
     found = look(path)
-    assert len(found.problems) == 2 and found.dataset is None and found.facts() == {} == found.classes
+    assert len(found.problems) == 2 and found.notes == ("left out: 1 .gif (a/x.gif)",)
+    assert found.dataset is None and found.facts() == {} == found.classes
     assert found.answers == {"on_bad": "skip", "size": 8, "fit": "crop"}
     again = look(path, reading=Reading(**found.answers))  # type: ignore[arg-type]
     assert not again.problems and again.dataset is not None and again.dataset.info.shape == (3, 8, 8)
@@ -75,5 +77,5 @@ def test_a_usage_that_cannot_be_is_no_problem_of_the_data(tmp_path: Path) -> Non
 def test_one_problem_is_a_sentence_and_several_are_a_list() -> None:
     one, two = Problem("a is b"), Problem("c is d", {"size": 3})
     assert str(Problems("x", [one])) == "x: a is b"
-    assert str(Problems("x", [one, two])) == "x: 2 problems\n1. a is b\n2. c is d"
+    assert str(Problems("x", [one, two])) == "x: 2 problems\n1. a is b\n2. c is d (size=3)"
     assert Problems("x", [one, two]).listed(["e", "f"]) == "x: 2 problems\n1. e\n2. f"

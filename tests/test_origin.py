@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import edit, older
 from shell import Shell
 
-from scoresde import TrainConfig, fit, load
+from scoresde import TrainConfig, fit, load, load_data
 from scoresde.core.errors import DataError, UsageError
+from scoresde.data import Reading
 
 SMALL = {"width": 8, "blocks": 1}
 LINE = "likelihood runs/own --limit 4 --rtol 1e-2 --no-check --save csv"
@@ -167,3 +169,23 @@ def test_damaged_hashes_are_named(own: Path) -> None:
     (own / "rows.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"rows\.npz cannot be read"):
         load(own).data()
+
+
+def test_an_older_run_keeps_the_pictures_it_read(own: Path) -> None:
+    """It passed over what lay deeper than in class folders, and kept an opaque alpha channel."""
+    for i in range(40):
+        x = np.random.default_rng(i).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+        x[..., 3] = 255
+        Path(f"photos/{'ab'[i % 2]}/deeper").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(f"photos/{'ab'[i % 2]}/{'deeper/' * (i % 5 == 0)}{i}.png")
+    config = TrainConfig(data="photos", steps=1, batch=8, split="rows", network_options={"channels": 4})
+    then = load_data("photos", reading=Reading(older=True), split="rows")
+    assert then.info.shape == (4, 8, 8) and then.info.n_train + then.info.n_test == 32
+    fit(config, data=then, out="runs/old", quiet=True)
+    Path("runs/old/rows.npz").unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load("runs/old").data().test, then.test)
+    Image.new("RGB", (8, 8)).save("photos/loose.png")  # refused today, and a class of its own then
+    with pytest.raises(DataError, match="directly in it"):
+        load("runs/old").data()

@@ -563,3 +563,24 @@ def test_a_folder_becomes_a_data_set_with_its_notes(tmp_path: Path) -> None:
     data = load_data(str(tmp_path), reading=Reading(size=6, fit="crop"))
     assert data.info.shape == (3, 6, 6) and data.train.dtype == torch.uint8 and len(data.train) + len(data.test) == 30
     assert "15 pictures brought to 6x6 (crop)" in data.notes
+
+
+def test_a_folder_is_read_for_an_older_run_as_it_was_then(tmp_path: Path) -> None:
+    """What that run passed over would otherwise count as held out, and what it read have another shape."""
+    older = Reading(older=True)
+    good(tmp_path / "a", 2, (6, 6, 3))
+    opaque = np.concatenate([noise(5, 6, 6, 3), np.full((6, 6, 1), 255, np.uint8)], 2)
+    save(tmp_path / "a" / "opaque.png", opaque)
+    good(tmp_path / "a" / "deeper", 3)
+    (tmp_path / "a" / "deep.png").write_bytes(deep_png(noise(6, 6, 6, 3, high=60_000)))
+    save(tmp_path / "testing" / "keyed.png", Image.new("RGB", (6, 6), (7, 7, 7)), transparency=(7, 7, 7))
+    raw = read_image_folder(tmp_path, older)
+    assert raw.train.shape == (5, 4, 6, 6) and raw.classes == ("a", "testing") and raw.test is None
+    assert np.array_equal(row(raw, "deep.png")[:3], noise(6, 6, 6, 3, high=60_000).transpose(2, 0, 1) >> 8)
+    assert (raw.train[:, 3] == 255).all()
+    good(tmp_path / "split" / "train", 2)
+    good(tmp_path / "split", 1)
+    assert len(read_image_folder(tmp_path / "split", older).train) == 2
+    good(tmp_path / "flat", 2)
+    good(tmp_path / "flat" / "b" / "c", 2)
+    assert len(read_image_folder(tmp_path / "flat", older).train) == 2

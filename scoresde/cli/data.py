@@ -45,11 +45,13 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
         {"message": p.message, "answers": dict(p.answers), "options": flags(context, p.answers)} for p in found.problems
     ]
     answered = None if found.answers is None else _command(context, path, reading, found.answers)
-    lines = [_listed(path, problems)] if problems else _described(found)
+    lines = [_listed(path, problems), *found.notes] if problems else _described(found)
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
     lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
-    facts = {"data": path, "problems": problems, "command": answered, "found": found.facts()}
+    facts = {
+        "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
+    }  # fmt: skip
     session.print(facts, *lines)
     if problems:
         context.exit(3)

@@ -70,11 +70,14 @@ class Problems(DataError):
     Args:
         where: The file or folder.
         problems: At least one.
+        notes: What else a person should know, a sentence each; not part of the message.
     """
 
-    def __init__(self, where: object, problems: Sequence[Problem]) -> None:
-        self.where, self.problems = where, tuple(problems)
-        super().__init__(self.listed([problem.message for problem in problems]))
+    def __init__(self, where: object, problems: Sequence[Problem], notes: Sequence[str] = ()) -> None:
+        self.where, self.problems, self.notes = where, tuple(problems), tuple(notes)
+        ways = [", ".join(f"{name}={value!r}" for name, value in problem.answers.items()) for problem in problems]
+        texts = [f"{p.message}{f' ({way})' * bool(way)}" for p, way in zip(problems, ways, strict=True)]
+        super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
         """The message, with a text for each problem."""

@@ -21,6 +21,7 @@ __all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "some"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
+OLDER = ("train", "test", "val", "valid")  # those that there were first
 JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # and all names that begin with a dot
 
 Classed = list[tuple[Path, str]]
@@ -44,12 +45,12 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def find_pictures(folder: Path) -> Found:
-    """Find all pictures in and below a folder."""
-    search = _Search(folder)
+def find_pictures(folder: Path, older: bool = False) -> Found:
+    """Find all pictures in and below a folder; ``older``: as :class:`~scoresde.data.Reading` says."""
+    search = _Search(folder, older)
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
-        if is_folder and path.name.lower() in PARTS:
+        if is_folder and path.name.lower() in (OLDER if older else PARTS):
             parts.setdefault(PARTS[path.name.lower()], []).append(path)
     if "train" not in parts:
         if parts:
@@ -65,7 +66,7 @@ def find_pictures(folder: Path) -> Found:
     test = search.classed(chosen) if chosen is not None else []
     used = {path for several in parts.values() for path in several}
     beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
-    if beside:
+    if beside and not search.older:
         search.refuse(
             f"pictures lie beside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): rename "
             "that folder if it is a class, or move the others"
@@ -92,8 +93,8 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
 class _Search:
     """A folder that is searched, with what was found in it besides pictures."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, older: bool) -> None:
+        self.folder, self.older = folder, older
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.others: list[Path] = []
@@ -117,6 +118,7 @@ class _Search:
         """Every file in and below a folder, or the file itself."""
         if not is_folder:
             yield path
+        if not is_folder or (self.older and above):
             return
         here = path.resolve()
         above = above or (path.parent.resolve(), *path.parent.resolve().parents)

@@ -22,10 +22,12 @@ class Look:
     Attributes:
         problems: All that keeps the data from being read; empty if they were.
         dataset: The data, if they were.
+        notes: What else a person should know: what is left out, or was done to the data.
     """
 
     problems: tuple[Problem, ...]
     dataset: Dataset | None
+    notes: tuple[str, ...] = ()
 
     @property
     def answers(self) -> Mapping[str, object] | None:
@@ -50,7 +52,7 @@ class Look:
         """What the data are, as plain numbers, strings and lists; without data, empty."""
         if self.dataset is None:
             return {}
-        return self.dataset.info.to_dict() | {"class_counts": self.classes, "notes": list(self.dataset.notes)}
+        return self.dataset.info.to_dict() | {"class_counts": self.classes}
 
 
 def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: float = 0.1) -> Look:
@@ -65,8 +67,9 @@ def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: f
     ((), (161, 17))
     """
     try:
-        return Look((), load_data(data, seed, test_fraction, reading=reading))
+        dataset = load_data(data, seed, test_fraction, reading=reading)
+        return Look((), dataset, dataset.notes)
     except Problems as error:
-        return Look(error.problems, None)
+        return Look(error.problems, None, error.notes)
     except DataError as error:
         return Look((Problem(str(error), {} if error.parameter is None else {error.parameter: error.value}),), None)

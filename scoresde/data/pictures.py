@@ -82,7 +82,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     Raises:
         Problems: With all that keeps the folder from being read so.
     """
-    found = find_pictures(folder)
+    found = find_pictures(folder, reading.older)
     files = found.train + found.test
     pile = _Pile(folder, [path for path, _ in files], reading)
     pile.read()
@@ -97,7 +97,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     elif strangers:
         problems.append(Problem(f"classes in the test split that training lacks: {some(strangers, 5)}"))
     if problems:
-        raise Problems(folder, problems)
+        raise Problems(folder, problems, found.notes)
     x = pile.pixels
     levels = (0, 65535, 65536) if x.dtype == np.uint16 else None
     return Raw(
@@ -183,10 +183,10 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise _Fault("frames", f"{frames} frames")
-    if image.format == "PNG":
+    if image.format == "PNG" and not reading.older:
         _check_sums(data)
     sixteen = image.mode == "I" or image.mode.startswith("I;16")
-    if not sixteen and image.mode != "F" and _bits(image, data) > 8:
+    if not (sixteen or reading.older) and image.mode != "F" and _bits(image, data) > 8:
         raise _Fault("deep", "")
     width, height = image.size
     part = (float(width), float(height))  # the rest, to the right and below, is what a decoder filled up
@@ -203,12 +203,12 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
         image = Images.fromarray(levels.astype(np.uint16))
     else:
         mode = MODES.get(image.mode)
-        if "transparency" in image.info:
+        if "transparency" in image.info and (image.mode == "P" or not reading.older):
             mode = KEYED.get(image.mode, mode)
         if mode is None:
             raise _Fault("mode", "floating-point numbers" if image.mode == "F" else f"mode {image.mode}")
         image = image if mode == image.mode else image.convert(mode)
-        if mode.endswith("A") and image.getchannel("A").getextrema() == (255, 255):
+        if mode.endswith("A") and not reading.older and image.getchannel("A").getextrema() == (255, 255):
             image, opaque = image.convert(mode.removesuffix("A")), True
     if reading.size and (reading.fit or width == height):
         image = _squared(image, part, reading.size, reading.fit)

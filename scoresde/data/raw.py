@@ -30,12 +30,15 @@ class Reading:
             refuse it.
         layout: Where an array has its channels: ``first``, ``last``, or ``auto``.
         on_bad: What happens at a file that cannot be read: ``stop`` or ``skip``.
+        older: Read a folder of pictures as it was read for runs that kept no hashes of their rows: only what lies
+            directly in a class folder, with colours rounded to 8 bits and any alpha channel.
     """
 
     size: int = 0
     fit: str = ""
     layout: str = "auto"
     on_bad: str = "stop"
+    older: bool = False
 
     def __post_init__(self) -> None:
         known = {"fit": ("", "crop", "pad", "stretch"), "layout": ("auto", "first", "last"), "on_bad": ("stop", "skip")}

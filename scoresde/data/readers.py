@@ -48,7 +48,7 @@ def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
     pictures, unused = bool(raw.hashes), []
     if reading.size and not pictures:
         unused.append("size and fit are for folders of pictures, and change nothing here")
-    if reading.layout != "auto" and pictures:
+    if reading.layout != "auto" and pictures and not reading.older:
         unused.append("layout is for arrays, and changes nothing here")
     files = raw.files or tuple(sorted(path.iterdir()) if path.is_dir() else [path])
     return replace(raw, notes=(*raw.notes, *unused), files=files)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import Advice, DataError
+from ..core.errors import Advice, DataError, Problems
 from ..core.files import read_json, write_arrays
-from ..data import NAMES, DataInfo, Dataset
+from ..data import NAMES, DataInfo, Dataset, load_data
 from ..data.content import Identity
 from .config import TrainConfig
 
@@ -102,20 +102,24 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
     """Read the data of a run, or others by name or path, as the run did, without a word about what became of them.
 
-    A run that kept no hashes may be older than the rules by which axes are told apart, and keeps its own.
+    A run that kept no hashes may be older than the rules by which axes are told apart and pictures found, and keeps its
+    own.
     """
     source = data or found(folder, config)
-    if (folder / FILE).is_file() or config.layout != "auto" or source in NAMES:
+    if (folder / FILE).is_file() or source in NAMES:
         return config.load_data(source)
     known = DataInfo.from_dict(read_json(folder / "data.json"))
+    layout = config.layout if config.layout != "auto" else "last" if known.channels_last else "first"
+    reading = replace(config.reading, layout=layout, older=True)
     try:
         dataset = config.load_data(source)
-        if dataset.info.shape == known.shape or data is not None:
+        now = dataset.info
+        if (now.shape, now.n_train, now.n_test) == (known.shape, known.n_train, known.n_test) or data is not None:
             return dataset
     except DataError as error:
-        if error.parameter != "layout":
+        if error.parameter != "layout" and not isinstance(error, Problems):
             raise
-    return replace(config, layout="last" if known.channels_last else "first").load_data(source)
+    return load_data(source, config.seed, config.test_fraction, reading=reading, split=config.split)
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:

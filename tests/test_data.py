@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from scoresde.core.errors import DataError, UsageError
-from scoresde.data import NAMES, DataInfo, eight_gaussians, split
+from scoresde.data import NAMES, DataInfo, Reading, eight_gaussians, split
 from scoresde.data import load_data as by_content
 from scoresde.data.dataset import old_codec
 from scoresde.data.toys import DENSITIES, TOYS, sample_toy
@@ -592,3 +592,8 @@ def test_the_arms_of_the_pinwheel_turn_with_the_radius() -> None:
     x = sample_toy("pinwheel", 100_000, 0).double() / 2
     r, a = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
     assert float(torch.exp(5j * (a - 0.25 * r.exp())).mean().abs()) > 0.8
+
+
+def test_what_is_no_file_is_not_read_in_any_way() -> None:
+    with pytest.raises(UsageError, match="digits is read from no file, and size and fit would change nothing"):
+        load_data("digits", reading=Reading(size=4, fit="crop"))

@@ -273,6 +273,9 @@ def load_data(
     """
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction must lie between 0 and 1, got {test_fraction:g}; 0.1 is usual")
+    asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
+    if spec in NAMES and asked:
+        raise UsageError(f"{spec} is read from no file, and {' and '.join(asked)} would change nothing; leave it out")
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
         return _build(raw, spec, spec, seed, test_fraction, "rows")

@@ -55,21 +55,21 @@ ASKED: dict[str, Callable[[Run], Any]] = {
 def test_without_dropped_labels_nothing_is_known_without_one(always: Run, ask: Callable[[Run], Any]) -> None:
     nothing = Condition(vector=torch.zeros(1, 2))
     for run, what in (
-        (always, "no label asks"),
-        (always.given(None), "no label asks"),
-        (always.given(nothing), "no label asks"),
-        (always.on("flow"), "no label asks"),
-        (always.given(3).guided(3.0), "guidance 3 asks"),
-        (always.guided(0.0).given(3), "guidance 0 asks"),
+        (always, "an answer without one"),
+        (always.given(None), "an answer without one"),
+        (always.given(nothing), "an answer without one"),
+        (always.on("flow"), "an answer without one"),
+        (always.given(3).guided(3.0), "guidance 3"),
+        (always.guided(0.0).given(3), "guidance 0"),
     ):
-        with pytest.raises(UsageError, match=f"cond_drop=0, which leaves no label out, and {what}.*classes, 0, 1") as e:
+        with pytest.raises(UsageError, match=f"cond_drop=0 and .*, which {what} would need; .*, 0, 1") as e:
             ask(run)
         assert (e.value.parameter, e.value.value) == ("cond_drop", 0.1)
 
 
 def test_what_stands_for_no_label_is_none(always: Run, classes: Run) -> None:
     for known in (10, [3, 10], torch.tensor([10, 1, 2])):
-        with pytest.raises(UsageError, match="label 10, which stands for none, asks for what it never learned"):
+        with pytest.raises(UsageError, match=r"without its label, which label 10 \(none\) would need"):
             always.given(known)
         classes.given(known)
 

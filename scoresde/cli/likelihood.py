@@ -133,9 +133,7 @@ def likelihood(
         *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
         f"{files[0]}  {facts['seconds']:.1f} s  seed {seed}",
     )
-    failures = [
-        ": ".join(filter(None, (s.run, s.name, line))) for s in sets for line in s.scores.model.failures()
-    ]
+    failures = [": ".join(filter(None, (s.run, s.name, line))) for s in sets for line in s.scores.model.failures()]
     if failures:
         raise NumericalError("; ".join(failures))
 

@@ -185,7 +185,7 @@ class Run:
                     value=0.1,
                 )
             if k == classes and self._dropped == 0:
-                raise self._never_without(f"label {k}, which stands for none,")
+                raise self._never_without(f"label {k} (none)")
             if k < classes and len(self.info.trained) == classes and not self.info.trained[k]:
                 seen = [c for c, n in zip(self.info.classes, self.info.trained, strict=False) if n]
                 raise UsageError(
@@ -198,9 +198,9 @@ class Run:
     def _never_without(self, what: str) -> UsageError:
         """The error for what asks a model without a label that always had one."""
         return UsageError(
-            f"{self.folder or 'this model'} was trained with cond_drop=0, which leaves no label out, and {what} asks "
-            f"for what it never learned; give it one of its classes, {_listed(self.info.classes)}, without guidance, "
-            "or train with cond_drop=0.1",
+            f"{self.folder or 'this model'} was trained with cond_drop=0 and never saw a sample without its label, "
+            f"which {what} would need; give it one of its classes, {_listed(self.info.classes)}, without guidance, or "
+            "train with cond_drop=0.1",
             parameter="cond_drop",
             value=0.1,
         )
@@ -256,7 +256,7 @@ class Run:
             assert isinstance(model, ScoreModel)
             model = model.given(self.condition)
         if self._dropped == 0 and (self.condition is None or self.condition.label is None):
-            raise self._never_without("no label")
+            raise self._never_without("an answer without one")
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(

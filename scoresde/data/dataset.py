@@ -199,6 +199,11 @@ class Dataset:
         if self.info.n_validation:
             kept = self.info.n_validation
             lines.append(f"{kept} of the training samples are not trained on: they choose between checkpoints")
+        levels = self.codec.levels
+        if isinstance(levels, Levels) and not levels.everywhere:
+            whole = torch.as_tensor(levels.count).flatten() > 0
+            named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
+            lines.append(f"whole numbers, which have levels: {', '.join(map(str, named[:20]))}")
         if self.known_again:
             lines.append(f"{self.known_again} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])

@@ -113,6 +113,8 @@ def test_how_often_each_is_done_and_how_far() -> None:
     assert torch.allclose(shifted[:, 3:].std(0), torch.ones(2, dtype=torch.float64), atol=0.06)
     assert abs(float(numbers[:, 2][numbers[:, 2] != 0].std()) - 1) < 0.06
     assert float(torch.corrcoef(done.T)[:3, :3].fill_diagonal_(0).abs().max()) < 0.03, "kinds are independent"
+    far = torch.cat([shifted[:, :1], shifted[:, 3:].abs()], 1)
+    assert float(torch.corrcoef(far.T).fill_diagonal_(0).abs().max()) < 0.08, "nor does one tell how far another goes"
 
 
 def test_a_row_is_a_function_of_seed_step_and_place() -> None:

@@ -247,7 +247,7 @@ def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
     np.save("v.npy", np.random.default_rng(0).normal(8, 3, (40, 1, 8, 8)))
     shell.refuses(f"likelihood {digits} --data v.npy", 3, "v: ", "are no levels of digits", "17 levels in [0, 16]")
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
-    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x: ", "values from 0 to 249", "17 levels in [0, 16]")
+    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x: ", "values from 3 to 249", "17 levels in [0, 16]")
     np.save("y.npy", np.arange(17 * 40).reshape(-1, 34) % 17)
     shell.refuses(f"likelihood {digits} --data y.npy --quiet", 3, "(34,)", "(1, 8, 8)")
     shell.refuses(f"likelihood {digits} --data nowhere.npz", 3, "nowhere.npz")

@@ -85,7 +85,7 @@ VERBS = {
     "info": "info {run}",
     "train": "train --resume {run} --steps 4",
 }
-RUNLESS = ("classifier", "list", "demo", "plot schedule", "plot forward")  # which read no run
+RUNLESS = ("classifier", "data", "list", "demo", "plot schedule", "plot forward")  # which read no run
 
 
 def test_every_verb_is_here():

@@ -224,7 +224,7 @@ def test_the_likelihood_and_the_bound_warn() -> None:
     ):
         with pytest.warns(UserWarning, match="in the same units") as caught:
             score(data.test[:3] * 255)
-        assert Path(caught[0].filename).name == "test_units.py"
+        assert Path(caught[0].filename).name == "test_plausible.py"
 
 
 def test_a_codec_of_one_scale_for_each_channel_is_judged_channel_by_channel() -> None:

@@ -34,8 +34,10 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", torch.logspace(-1, 5, features, base=2.0), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.classes = nn.Embedding(classes + 1, 2 * features) if classes else None
-        # Nothing is drawn for it, so that the rest of the network starts as it would without.
-        self.augment = nn.Parameter(torch.zeros(augments, 2 * features)) if augments else None
+        # As large as the embedding of a class: from 0 it was not used after 600 steps of a small network. It comes from
+        # a generator of its own, so that the rest of the network starts as it would without.
+        first = torch.randn(augments, 2 * features, generator=torch.Generator().manual_seed(0))
+        self.augment = nn.Parameter(first) if augments else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """The noise label ``c: (B,)``, and the class of each row if ``cond`` says it, to ``(B, width)``.

@@ -208,10 +208,10 @@ def test_samples_in_other_shapes(digits: Dataset, tmp_path: Path) -> None:
 
 def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
-    path.write_text('grade,age,"price, in $",class\n1,2,3.5,s\n2,3,4.5,v\n3,4,5.5,s\n')
-    assert read_samples(path, table).tolist() == [[2, 3.5, 1], [3, 4.5, 2], [4, 5.5, 3]]
-    path.write_text("1,2,3.5\n2,3,4.5\n")
-    assert read_samples(path, table).tolist() == [[1, 2, 3.5], [2, 3, 4.5]]
+    path.write_text('grade,age,"price, in $",class\n1,2,1000003.5,s\n2,3,1000004.5,v\n3,4,1000005.5,s\n')
+    assert read_samples(path, table).tolist() == [[2, 1000003.5, 1], [3, 1000004.5, 2], [4, 1000005.5, 3]]
+    path.write_text("1,1000003.5,2\n2,1000004.5,3\n")
+    assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
         ("grade,age\n1,2\n", "lacks price, in"),
         ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has more besides: the columns of people are age"),

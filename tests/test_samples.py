@@ -222,13 +222,13 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
             read_samples(path, table)
     plain = replace(table, info=replace(table.info, names=()))
     path.write_text("x2,x0,x1\n1,2,3.5\n")
-    assert read_samples(path, plain).tolist() == [[2, 3.5, 1]]
+    assert read_samples(path, plain, units="data").tolist() == [[2, 3.5, 1]]
     path.write_text("u,v,w\n1,2,3.5\n")
-    assert read_samples(path, plain).tolist() == [[1, 2, 3.5]]
+    assert read_samples(path, plain, units="data").tolist() == [[1, 2, 3.5]]
     # What would be a class in data is a column if the data say so.
     called = replace(table, info=replace(table.info, names=("age", "height", "y")))
     path.write_text("age,height,y\n1.5,2,0\n2,3,1\n3,4,0\n4,5,1\n")
-    assert read_samples(path, called)[:, 2].tolist() == [0, 1, 0, 1]
+    assert read_samples(path, called, units="data")[:, 2].tolist() == [0, 1, 0, 1]
 
 
 def test_a_folder_of_pictures_is_samples(digits: Dataset, tmp_path: Path) -> None:

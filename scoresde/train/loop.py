@@ -106,26 +106,7 @@ def fit(
         torch.Size([4, 2])
     """
     folder = find_run(out) if resume and save else None
-    same, stored = True, None
-    if folder is not None:
-        stored = TrainConfig.from_dict(read_config(folder))
-        if "split" not in read_config(folder):  # a run from before there was a choice
-            config = replace(config, split=stored.split)
-    if data is None:
-        data = config.load_data() if folder is None else read_again(folder, config)
-        config = placed(config)
-    else:
-        if not isinstance(data, Dataset):
-            data = Dataset.of(
-                data, seed=config.seed, test_fraction=config.test_fraction, layout=config.layout, split=config.split
-            )
-        # What is not read from a file keeps the name it has, so that nobody reads another in its place.
-        config = placed(replace(config, data=data.info.source))
-    if folder is not None and stored is not None:
-        _same_units(folder, data.info)
-        same = became(folder, data, changed=changed_data) == "same"
-        if not {config.data, stored.data} & set(NAMES):  # by its content: it may have another name or place
-            config = replace(config, data=stored.data)
+    config, data, same = _data_for(config, data, folder, changed_data)
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -208,16 +189,16 @@ def fit(
                 told = f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}"
                 stopped: type[Stopped | Preempted] = Stopped if interrupts.signal == signal.SIGINT else Preempted
                 raise stopped(told, parameter="resume" if folder else None, value=folder)
-    run, best, lines = trained(), None, []
+    run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had done all its steps
             losses = validation.losses(_averaged(state))
-        choice, best = validation.choose(losses, state.step, folder), validation.best.step
+        choice, best = validation.choose(losses, state.step, folder), validation.best
         lines.append(sentence(choice))
         if choice["used"] == "best":
-            run, shown_samples = trained(validation.best.weights, best), None
+            run, shown_samples = trained(best.weights, best.step), None
             if folder is not None:
-                with optional(f"the picture at step {best}"):
+                with optional(f"the picture at step {best.step}"):
                     shown_samples = _sample_sheet(folder / "samples", run, data)
     elif data.identity is not None and pairs is None:
         lines.append(
@@ -226,13 +207,39 @@ def fit(
         )
     if folder is not None:
         with optional("the picture of the loss"):
-            _loss_figure(folder, best)
+            _loss_figure(folder, None if best is None else best.step)
     if not quiet:
         with optional("the check for copies"):
             x = _few_samples(run) if shown_samples is None else shown_samples
             lines.append(nearest_line(x, data.train, data.test, spec.codec.continuous.to_model))
         print("\n".join(lines), file=sys.stderr)
     return run
+
+
+def _data_for(
+    config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
+) -> tuple[TrainConfig, Dataset, bool]:
+    """The data to train on, the configuration with their name and place, and whether a resumed run has had the same."""
+    stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
+    if folder is not None and stored is not None and "split" not in read_config(folder):
+        config = replace(config, split=stored.split)  # a run from before there was a choice
+    if data is None:
+        data = config.load_data() if folder is None else read_again(folder, config)
+        config = placed(config)
+    else:
+        if not isinstance(data, Dataset):
+            data = Dataset.of(
+                data, seed=config.seed, test_fraction=config.test_fraction, layout=config.layout, split=config.split
+            )
+        # What is not read from a file keeps the name it has, so that nobody reads another in its place.
+        config = placed(replace(config, data=data.info.source))
+    if folder is None or stored is None:
+        return config, data, True
+    _same_units(folder, data.info)
+    same = became(folder, data, changed=changed) == "same"
+    if not {config.data, stored.data} & set(NAMES):  # known by content, whatever its name and place
+        config = replace(config, data=stored.data)
+    return config, data, same
 
 
 def previews(total: int, every: int = 0) -> set[int]:

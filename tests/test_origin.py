@@ -149,7 +149,7 @@ def test_an_older_run_keeps_its_rows_and_says_when_they_changed(own: Path) -> No
         warnings.simplefilter("error")
         assert torch.equal(load(own).data().test, torch.from_numpy(table().astype("f4"))[order[:12]])
     np.save("x.npy", table(130))
-    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*numbers of rows") as caught:
+    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*no rows\.npz to tell") as caught:
         load(own).data()
     assert caught.value.parameter == "changed_data"
     with pytest.warns(UserWarning, match="taken as they are"):
@@ -189,3 +189,21 @@ def test_an_older_run_keeps_the_pictures_it_read(own: Path) -> None:
     Image.new("RGB", (8, 8)).save("photos/loose.png")  # refused today, and a class of its own then
     with pytest.raises(DataError, match="directly in it"):
         load("runs/old").data()
+
+
+def test_levels_of_a_column_are_units_too(own: Path) -> None:
+    """Rows that grow a column of levels beyond its own range, within that of the others."""
+    x = np.stack([np.arange(120) % 100, np.arange(120) % 5], 1)
+    np.save("n.npy", x)
+    config = TrainConfig(data="n.npy", steps=2, batch=8, network_options=SMALL)
+    fit(config, out="runs/n", quiet=True)
+    np.save("n.npy", np.concatenate([x, [[3, 50]]]))
+    with pytest.raises(DataError, match="with levels"):
+        fit(replace(config, steps=3), out="runs/n", resume=True, quiet=True)
+
+
+def test_named_test_rows_that_were_trained_on_are_said(own: Path, shell: Shell) -> None:
+    trained = load(own).data().trained.numpy()
+    np.savez("theirs.npz", x_train=table(50, seed=8), x_test=np.concatenate([trained[:7], table(13, seed=9)]))
+    shell(LINE.replace("--limit 4", "--limit 0") + " --data theirs.npz")
+    assert "was trained on 7 of these 20 samples of theirs" in shell.err

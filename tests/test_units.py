@@ -12,6 +12,7 @@ import torch
 from scoresde.codec import Affine, Levels
 from scoresde.core.errors import DataError
 from scoresde.data import Dataset
+from scoresde.data.batch import Rows
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -113,3 +114,14 @@ def test_heavy_tails_and_rare_flags_are_not_absurd() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Dataset.of(x)
+
+
+def test_a_year_of_time_stamps_is_not_rounded() -> None:
+    data = Dataset.of(1.7e9 + rng().uniform(0, 3.15e7, size=(500, 1)))
+    assert data.info.wide and len(torch.unique(data.train)) == len(data.train)
+
+
+def test_large_whole_numbers_keep_their_dequantisation() -> None:
+    data = Dataset.of(10_000_000 + rng().integers(0, 200, (2000, 1)))
+    x0 = Rows(data.train, data.codec)(torch.arange(len(data.train)), torch.Generator().manual_seed(0), torch.float32).x0
+    assert len(torch.unique(x0)) > 0.95 * len(x0)

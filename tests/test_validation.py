@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +17,13 @@ import torch
 from runs import contents, signal_at
 
 from scoresde import Likelihood, TrainConfig, fit, load
-from scoresde.core.errors import CheckpointError, Preempted
+from scoresde.core.errors import Preempted, UsageError
 from scoresde.core.files import read_lines, read_tensors
-from scoresde.data import Dataset
+from scoresde.data import Dataset, load_data
 from scoresde.run.files import BEST
 from scoresde.run.spec import ModelSpec
 from scoresde.train.loop import _parts, previews
+from scoresde.train.reflow import reflow
 from scoresde.train.validation import Best, sentence
 
 SMALL = {"width": 8, "blocks": 1}
@@ -121,13 +123,52 @@ def test_a_resumed_run_chooses_as_if_it_had_not_stopped(tmp_path: Path, monkeypa
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_best_weights_of_other_rows_are_refused(tmp_path: Path) -> None:
-    fit(CONFIG, data=table(), out=tmp_path / "r", quiet=True)
-    from safetensors.torch import save_file
+@pytest.mark.parametrize("change", [lambda x: x[::-1], lambda x: np.concatenate([x[:1] + 0.1, x])])
+def test_the_best_weights_outlive_other_orders_and_more_rows(
+    overfitted: Path, tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    shutil.copytree(overfitted, tmp_path / "r")
+    grown = change(many())
+    before = json.loads((tmp_path / "r" / "validation.json").read_text())
+    with pytest.warns(UserWarning, match="another order|grown"):
+        run = fit(replace(WIDE, steps=120), data=grown, out=tmp_path / "r", resume=True, quiet=True)
+    assert run.step == before["best_step"] == json.loads((tmp_path / "r" / "validation.json").read_text())["best_step"]
 
-    save_file({"losses": torch.zeros(1)}, tmp_path / "r" / "checkpoints" / BEST / "validation.safetensors")
-    with pytest.raises(CheckpointError, match="validation rows"):
-        fit(replace(CONFIG, steps=9), data=table(), out=tmp_path / "r", resume=True, quiet=True)
+
+def test_a_reflow_run_is_not_validated_by_another_loss(tmp_path: Path) -> None:
+    run = fit(replace(CONFIG, sde="flow"), data=table(), out=tmp_path / "first", quiet=True)
+    straight = reflow(run, pairs=32, steps=4, data=Dataset.of(table()), out=tmp_path / "r", quiet=True)
+    fit(replace(straight.config, steps=10), data=table(), out=tmp_path / "r", resume=True, quiet=True)
+    assert not (tmp_path / "r" / "validation.json").exists() and not (tmp_path / "r" / "checkpoints" / BEST).exists()
+
+
+def test_a_run_goes_on_with_what_the_data_decided_at_first(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", table(60))
+    config = TrainConfig(data=str(tmp_path / "x.npy"), steps=2, network_options=SMALL)
+    first = fit(config, out=tmp_path / "r", quiet=True)
+    np.save(tmp_path / "x.npy", np.concatenate([table(60), table(40, seed=4)]))
+    with pytest.warns(UserWarning, match="grown"):
+        again = fit(replace(config, steps=3), out=tmp_path / "r", resume=True, quiet=True)
+    assert again.config.batch == first.config.batch and again.config.predict_options == first.config.predict_options
+
+
+def test_data_that_were_split_otherwise_are_not_split_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", table())
+    path = str(tmp_path / "x.npy")
+    with pytest.raises(UsageError, match=r"seed 0.*seed 1"):
+        fit(replace(CONFIG, seed=1), data=load_data(path), save=False, quiet=True)
+    fit(CONFIG, data=load_data(path, test_fraction=0.4), out=tmp_path / "r", quiet=True)
+    assert torch.equal(load(tmp_path / "r").data().test, load_data(path, test_fraction=0.4).test)
+
+
+def test_a_class_whose_only_row_validates_was_never_trained() -> None:
+    data = Dataset.of(table(), classes=np.arange(200) % 3)
+    assert sum(data.info.trained) == len(data.train) - data.info.n_validation == len(data.trained)
+
+
+def test_a_run_cannot_be_resumed_without_a_folder() -> None:
+    with pytest.raises(UsageError, match="save=False"):
+        fit(CONFIG, data=table(), save=False, resume=True)
 
 
 def test_what_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:

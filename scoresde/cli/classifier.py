@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .command import option, verb
-from .common import Session, out_option, session
+from .common import Session, out_option, reading_options, session
+
+if TYPE_CHECKING:
+    from ..data import Reading
 
 __all__ = ["classifier"]
 
@@ -20,14 +24,16 @@ __all__ = ["classifier"]
 @option("--data", under="Data", first=True, default="digits", help="digits, or a path: images, IDX, npz, with labels.")
 @option("--test-fraction", under="Data", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
         help="Share held out, where the data has no test part.")  # fmt: skip
+@reading_options()
 @option("--steps", under="Training", first=True, type=click.IntRange(1), default=600, help="Training steps.")
 @option("--batch", under="Training", type=click.IntRange(1), default=128, help="Batch size.")
 @option("--width", under="Training", first=True, type=click.IntRange(1), default=64, help="Number of features.")
 @out_option("runs/DATA-classifier")
 @session()
 def classifier(
-    data: str, test_fraction: float, steps: int, batch: int, width: int, out: Path | None, session: Session
-) -> None:
+    data: str, test_fraction: float, reading: Reading, steps: int, batch: int, width: int, out: Path | None,
+    session: Session,
+) -> None:  # fmt: skip
     """Train a small classifier on the labels of a data set; prints its folder and its accuracy on held-out data.
 
     `scoresde evaluate --features classifier:FOLDER` compares samples by its features.
@@ -38,8 +44,8 @@ def classifier(
     from ..data import load_data
     from ..study.classifier import ClassifierConfig, train_classifier
 
-    dataset = load_data(data, session.seed, test_fraction)
-    session.say(dataset.info.describe())
+    dataset = load_data(data, session.seed, test_fraction, reading=reading)
+    session.say(dataset.describe())
     config = ClassifierConfig(steps=steps, batch=batch, width=width, seed=session.seed)
     began = time.monotonic()
     with Progress(steps, "classifier", quiet=session.quiet) as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from ..core.errors import DataError, NumericalError, UsageError
 from ..core.registry import options_of
 from ..core.tables import METRICS
 from .command import option, verb
-from .common import Session, SolverChoice, counted, in_list, out_option, session, solver_options
+from .common import Session, SolverChoice, counted, in_list, out_option, reading_options, session, solver_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..data import Dataset
+    from ..data import Dataset, Reading
     from ..solvers import Solver
     from ..study.features import Extractor
 
@@ -35,10 +35,11 @@ ALL = ",".join((*METRICS, "copies"))
     "  scoresde evaluate --samples theirs.npz --data photos/ --metrics frechet,copies",
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
-        help="An .npz of samples (array x) to take instead.")  # fmt: skip
+        help="Samples from a file to take instead: npz, npy, csv, or a folder.")  # fmt: skip
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
         help="The samples' numbers for the data's lowest and highest value, such as 0,1; or data, model.")  # fmt: skip
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: what the run was trained on]")
+@reading_options()
 @option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
         help="Part of the data to compare with.")  # fmt: skip
 @option("--limit", under="Data", type=click.IntRange(0), default=10_000,
@@ -56,9 +57,9 @@ ALL = ",".join((*METRICS, "copies"))
 @out_option("RUN/evaluation")
 @session(run=True, first=())
 def evaluate(
-    samples: Path | None, units: str, data: str | None, against: str, limit: int, features: str, metrics: str,
-    copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None, save_reference: Path | None,
-    out: Path | None, session: Session,
+    samples: Path | None, units: str, data: str | None, reading: Reading, against: str, limit: int, features: str,
+    metrics: str, copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None,
+    save_reference: Path | None, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
     """How good are the samples of a trained RUN (default: the newest)? Prints each metric with its error, beside what
     real data reach, and whether samples are copies of training data.
@@ -88,7 +89,7 @@ def evaluate(
         with new_folder(out or Path("evaluation")) as folder:
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
     else:
-        source = _source(session, samples, units, data)
+        source = _source(session, samples, units, data, reading)
 
         def extractor(spec: str) -> Extractor:
             return extractor_by_name(
@@ -135,17 +136,23 @@ class _Source:
     samples: Tensor | None
 
 
-def _source(session: Session, samples: Path | None, units: str, data: str | None) -> _Source:
+def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
     """The data, and the run or the samples. Samples from a file need no model, and with --data no run either."""
     from ..data import load_data
+    from ..data.raw import AS_IS
     from ..run.config import TrainConfig
     from ..run.files import find_run, read_config
     from ..run.origin import data_of
+    from ..run.run import described
     from ..run.samples import read_samples
 
     if samples is not None and data is not None and session.run is None:
-        dataset = load_data(data)
+        dataset = load_data(data, reading=reading)
+        for note in dataset.notes:
+            session.say(note)
         return _Source(dataset, samples.parent, None, read_samples(samples, dataset, units))
+    if reading != AS_IS:
+        raise UsageError("how files are read belongs to the run; leave out --size, --fit, --layout and --on-bad")
     folder = find_run(session.run)
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
@@ -156,6 +163,10 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
             f"{loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
         )
+    # Features, and the units of a model, are those of the run whatever rows the data have gained.
+    info, spec = described(folder, config)
+    if (theirs.shape, theirs.levels) == (info.shape, info.levels):
+        dataset = replace(dataset, codec=spec.codec)
     given = None if samples is None else read_samples(samples, dataset, units)
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 

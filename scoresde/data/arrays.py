@@ -173,8 +173,8 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
     if x.ndim < 3:
         return "vector", False
     event = x.shape[1:]
-    if x.ndim == 3 and x.dtype.kind != "f" and reading.layout == "auto" and not _traces(event):
-        return "image", False  # (N, H, W) of bytes or counts
+    if x.ndim == 3 and x.dtype.kind != "f" and not _traces(event):
+        return "image", False  # (N, H, W) of bytes or counts, which have no axis of channels
     kind = {3: "signal", 4: "image", 5: "volume"}[x.ndim]
     if reading.layout != "auto":
         return kind, reading.layout == "last"

@@ -49,7 +49,7 @@ def contents(x: Array, labels: Sequence[str] | None = None, files: Sequence[byte
     for i, row in enumerate(files or _plain(x)):
         digest = hashlib.blake2b(row, digest_size=16)
         if labels is not None:
-            digest.update(labels[i].encode())
+            digest.update(labels[i].encode("utf-8", "surrogateescape"))
         found.append(digest.digest())
     return found
 
@@ -82,9 +82,9 @@ def held_out(
         Indexes of training rows, indexes *into these* of those that validate, indexes of test rows; int64, in order.
     """
     before: Counter[bytes] = Counter()
-    u = np.empty(len(rows))
+    u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")
     for i, row in enumerate(rows):
-        digest = hashlib.blake2b(seed.to_bytes(8, "little") + row + before[row].to_bytes(8, "little"), digest_size=8)
+        digest = hashlib.blake2b(key + row + before[row].to_bytes(8, "little"), digest_size=8)
         before[row] += copies_apart
         u[i] = int.from_bytes(digest.digest(), "little") / 2**64
     fraction = fraction if test else 0.0

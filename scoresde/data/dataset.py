@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,20 @@ def old_codec(stored: Mapping[str, Any]) -> Codec:
     return Composed((Levels(info.low, info.high, info.levels), affine))
 
 
+@dataclass(frozen=True)
+class How:
+    """How data were read and split, so that it can be done again.
+
+    Attributes:
+        seed, test_fraction, split, reading: See :func:`load_data`.
+    """
+
+    seed: int
+    test_fraction: float
+    split: str
+    reading: Reading = AS_IS
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Samples in memory, in data units.
@@ -179,6 +193,7 @@ class Dataset:
         identity: What the data are, by their content; ``None`` for toys, digits and a split by rows.
         known_again: Number of test rows that have an equal training row.
         notes: What a reader did that a person should know.
+        how: How they were read and split, if they were.
     """
 
     info: DataInfo
@@ -192,6 +207,20 @@ class Dataset:
     identity: Identity | None = None
     known_again: int = 0
     notes: tuple[str, ...] = ()
+    how: How | None = None
+
+    @property
+    def trained(self) -> Tensor:
+        """The rows that are trained on: the training rows but for those that validate, ``(n, *event)``."""
+        return self.train[self.trains]
+
+    @property
+    def trains(self) -> Tensor:
+        """Which of the training rows these are, bool ``(n_train,)``."""
+        mask = torch.ones(len(self.train), dtype=torch.bool)
+        if self.validates is not None:
+            mask[self.validates] = False
+        return mask
 
     def describe(self) -> str:
         """A few lines for people: those of the description, how the data were split, and what the reader says."""
@@ -204,8 +233,8 @@ class Dataset:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
             lines.append(f"whole numbers, which have levels: {', '.join(map(str, named[:20]))}")
-        if self.known_again:
-            lines.append(f"{self.known_again} of the test samples equal a training sample")
+        if self.identity is not None:
+            lines.append(f"{self.known_again or 'none'} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])
 
     @classmethod
@@ -243,7 +272,7 @@ class Dataset:
         given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
         raw = raw_of(arrays, name, Reading(layout=layout))
-        return _build(raw, name, ARRAY, seed, test_fraction, split)
+        return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
@@ -283,11 +312,11 @@ def load_data(
         raise UsageError(f"{spec} is read from no file, and {' and '.join(asked)} would change nothing; leave it out")
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
-        return _build(raw, spec, spec, seed, test_fraction, "rows")
+        return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
     if spec == "digits":
-        return _build(read_digits(), spec, spec, seed, test_fraction, "rows")
+        return _build(read_digits(), spec, spec, How(seed, test_fraction, "rows"))
     path = Path(spec).expanduser()
-    if not spec or not path.exists():
+    if not spec or not there(path):
         near = difflib.get_close_matches(spec.lower(), NAMES, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(
@@ -296,7 +325,15 @@ def load_data(
         )
     name = path.resolve().name
     name = name if path.is_dir() else name.split(".")[0]
-    return _build(read_path(path, reading), name, spec, seed, test_fraction, split)
+    return _build(read_path(path, reading), name, spec, How(seed, test_fraction, split, reading))
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file or folder; what cannot be a path is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -306,7 +343,7 @@ def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[n_test:], order[:n_test]
 
 
-def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float, how: str) -> Dataset:
+def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     """Split what is not split yet, find levels and units, and put everything into tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
@@ -315,16 +352,19 @@ def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float, ho
             "one shape"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
-    parts = _by_content(raw, seed, test_fraction) if how == "content" else None
+    parts = _by_content(raw, how) if how.split == "content" else None
     if parts is not None:
         keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
     elif raw.test is None:
-        keep, test = split(len(x), test_fraction, seed)
+        keep, test = split(len(x), how.test_fraction, how.seed)
     if raw.test is not None:
         test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
     else:
         test_x, test_y = x[test], None if y is None else y[test]
         x, y = x[keep], None if y is None else y[keep]
+    test_y, notes = None if y is None else test_y, raw.notes
+    if y is None and raw.test_labels is not None:
+        notes = (*notes, "the labels of the test samples are left out, because the training samples have none")
     validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
@@ -341,20 +381,22 @@ def _build(raw: Raw, name: str, source: str, seed: int, test_fraction: float, ho
         low=units.low,
         high=units.high,
         levels=units.count,
-        classes=raw.classes,
+        classes=() if y is None else raw.classes,
         n_train=len(x),
         n_test=len(test_x),
         channels_last=raw.channels_last,
         names=raw.names,
         wide=units.wide,
         n_validation=len(validates),
-        trained=() if y is None else tuple(torch.bincount(y, minlength=len(raw.classes)).tolist()),
     )
-    codec = units.codec(raw.kind, x, source)
-    return Dataset(
-        info, codec, x, test_x, y, test_y, DENSITIES.get(source), validates,
-        None if parts is None else parts.identity, 0 if parts is None else parts.known_again, raw.notes,
+    data = Dataset(
+        info, units.codec(raw.kind, x, source), x, test_x, y, test_y, DENSITIES.get(source), validates,
+        None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
     )  # fmt: skip
+    if y is None:
+        return data
+    counts = torch.bincount(y[data.trains], minlength=len(raw.classes))
+    return replace(data, info=replace(info, trained=tuple(counts.tolist())))
 
 
 @dataclass(frozen=True)
@@ -368,7 +410,7 @@ class _Parts:
     known_again: int
 
 
-def _by_content(raw: Raw, seed: int, test_fraction: float) -> _Parts:
+def _by_content(raw: Raw, how: How) -> _Parts:
     """Split by (1) of :mod:`scoresde.data.content`; the source's own test part stays what it is."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
@@ -378,7 +420,9 @@ def _by_content(raw: Raw, seed: int, test_fraction: float) -> _Parts:
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
     # Copies of a picture share a side whatever class each is in.
     alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
-    train, validates, test = held_out(alike, seed, test_fraction, copies_apart=not raw.hashes, test=not own_test)
+    train, validates, test = held_out(
+        alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
+    )  # fmt: skip
     held = rows[n:] if own_test else [rows[i] for i in test]
     return _Parts(train, test, validates, identity, known_again([rows[i] for i in train], held))
 

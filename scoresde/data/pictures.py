@@ -471,9 +471,11 @@ class _Pile:
                 sizes.setdefault(size, []).extend(files)
         apart = {size: files for size, files in sizes.items() if size[0] != size[1]}
         fit = {"fit": "crop"} if apart else {}
+        missing = sum(stack.short for stack in stacks)
+        much = f"{_number(len(self.kept))} of this size take {missing / 1e9:,.1f} GB, more than there is"
         if self.reading.size:
             if not apart or self.reading.fit:
-                return []
+                return [Problem(f"{much}; read them at a smaller one")] if missing else []
             count = sum(map(len, apart.values()))
             text = f"{_number(count)} {'is' if count == 1 else 'are'} not square: {self._sized(apart)}"
             return [Problem(f"{text}; say how they fit: crop, pad or stretch", fit)]
@@ -486,10 +488,8 @@ class _Pile:
             span = f"from {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high"
             text = f"images of {len(sizes):,} sizes, {span}: {self._sized(sizes)}"
             return [Problem(f"{text}; resize them, or read all at one size{how}", answers)]
-        missing = sum(stack.short for stack in stacks)
         if missing:
-            text = f"{_number(len(self.kept))} of this size take {missing / 1e9:,.1f} GB, more than there is"
-            return [Problem(f"{text}; read them at a smaller one{how}", answers)]
+            return [Problem(f"{much}; read them at a smaller one{how}", answers)]
         return []
 
     def _named(self, files: Sequence[int]) -> str:

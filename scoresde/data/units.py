@@ -24,9 +24,9 @@ from .raw import Array, Raw
 
 __all__ = ["Units", "axes_of", "units_of"]
 
-EXACT = 2**24  # float32 holds every whole number up to here
+EXACT = 2**18  # float32 holds every whole number up to here, and 64 values between two of them
 LARGEST = 2**53  # and float64
-ROUNDED = 1e-5  # of a standard deviation: what float32 may cost
+ROUNDED = 1e-6  # of a standard deviation: what float32 may cost
 UNLIKE = 4.0  # ratio of spreads, and distance of centres in spreads, at which channels differ in kind
 SQUEEZED = 10.0  # how many times wider than the bulk of the values their range may be
 TAIL = 0.005  # share of the values on each side that is not the bulk
@@ -167,7 +167,8 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
     """Whether the channels of pictures differ in kind: in spread, or in place by more than their spread."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
-    std, mean = x.std(axes, dtype=np.float64), x.mean(axes, dtype=np.float64)
+    some = x[:: max(1, len(x) // 4096)]
+    std, mean = some.std(axes, dtype=np.float64), some.mean(axes, dtype=np.float64)
     return bool(std.max() > UNLIKE * std.min() or np.ptp(mean) > UNLIKE * std.max())
 
 
@@ -181,20 +182,20 @@ def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
     """Warn of a value so far from all others that it squeezes them into a small part of the range."""
     x = raw.train
-    channels = x.reshape(len(x), -1) if raw.kind == "vector" else np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
-    for c in range(channels.shape[1]):
-        values = channels[:, c].astype(np.float64)
-        some = np.sort(values[:: max(1, len(values) // 100_000)])
+    for c in range(x.shape[1]):
+        values = x[:, c]
+        some = np.sort(values[:: max(1, values.size // 100_000)].astype(np.float64), axis=None)
         tail = max(1, int(TAIL * len(some)))
         if len(some) < 20 or len(np.unique(some)) < 3:
             continue
-        bulk, middle = float(some[-1 - tail] - some[tail]), float(some[len(some) // 2])
-        furthest = int(np.abs(values - middle).argmax())
-        if np.ptp(values) > SQUEEZED * bulk:
-            row = furthest // (len(values) // len(x))
-            what = "" if channels.shape[1] == 1 else f" of {_column(raw, c)}"
+        bulk, middle = some[-1 - tail] - some[tail], some[len(some) // 2]
+        low, high = float(values.min()), float(values.max())
+        if high - low > SQUEEZED * bulk:
+            furthest = int(values.argmax() if high - middle > middle - low else values.argmin())
+            row, value = furthest // (values.size // len(x)), float(values.flat[furthest])
+            what = "" if x.shape[1] == 1 else f" of {_column(raw, c)}"
             warnings.warn(
-                f"{source}: a value{what} is {values[furthest]:g} (row {row}, counted from 0), and nearly all others "
+                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), and nearly all others "
                 f"lie between {some[tail]:g} and {some[-1 - tail]:g}: they are squeezed into a small part of the "
                 "range; look at that row, or drop it",
                 stacklevel=2,

@@ -210,7 +210,7 @@ def nearest_line(
     kept = held_out[:: max(1, len(held_out) // most)][:most]
 
     def flat(x: Tensor) -> Tensor:
-        return units(x if x.is_floating_point() else x.float()).flatten(1).to(torch.float32)
+        return units(x if x.is_floating_point() else x.double()).flatten(1).to(torch.float32)
 
     x = torch.cat([flat(part) for part in (new, kept) if len(part)])
     distance, index = _nearest_in_slabs(x, rows, flat)

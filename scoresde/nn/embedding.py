@@ -24,7 +24,7 @@ class NoiseEmbedding(nn.Module):
         classes: Number of classes; one more embedding stands for "no class".
         augments: How many numbers say what was done to a row in training (:mod:`scoresde.data.augment`). They enter
             linearly and without a bias, so that zeros are the same as none (Karras et al. 2022, arXiv:2206.00364,
-            app. F.2), and with weights 0 at first.
+            app. F.2).
     """
 
     frequencies: Tensor

@@ -5,7 +5,7 @@ A run folder holds
     config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
     checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
-    checkpoints/best/{ema,validation}.safetensors  state.json
+    checkpoints/best/ema.safetensors  state.json
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so that it exists whole or not at all;
 ``state.json`` carries the size and SHA-256 of each file beside it. A reader takes the newest checkpoint that is whole.

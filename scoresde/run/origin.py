@@ -144,7 +144,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     split = "rows are held out by their content, and those held out then are held out now"
     told = {
         "re-sorted": f"the data of {folder} are in another order than in training; {split}",
-        "grown": f"the data of {folder} have grown by {new:,} rows since training; {split}",
+        "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
     }
     if state in told:
         warnings.warn(told[state], stacklevel=3)
@@ -168,8 +168,8 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
         if was != today:
             _refuse(
                 f"{now.source} has changed since {folder} was trained on it ({name} {was} then, {today} "
-                "now), and this run is split by the numbers of rows, so that rows it was trained "
-                "on may count as held out",
+                "now), and the run has no rows.npz to tell its rows by, so that rows it was "
+                "trained on may count as held out",
                 changed,
             )
             return "other"

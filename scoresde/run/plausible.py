@@ -295,8 +295,10 @@ def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
 def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str) -> Tensor:
     """Samples of which two numbers stand for the ends of the data."""
     low, high = units
+    if not len(x):
+        return x
     theirs = float(x.min()), float(x.max())
-    if len(x) and not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
+    if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
             f"{source}: values from {theirs[0]:g} to {theirs[1]:g}, and not from {low:g} to {high:g}, the units that "
             "they were said to have",

@@ -101,14 +101,15 @@ def write_samples(
     if frames is not None and {"gif", "path"} & set(kinds):
         with optional("the way of the samples", kept):
             times, states = frames() if callable(frames) else frames
+            states = states[:, ok] if info.wide else states[:, ok].float()
             if "path" in kinds:
-                arrays = {"t": times.numpy(), "x": states[:, ok].float().numpy(), "index": index}
+                arrays = {"t": times.numpy(), "x": states.numpy(), "index": index}
                 files.append(write_arrays(folder / "path.npz", arrays))
             if "gif" in kinds:
                 from ..plot import animate, save_gif
 
                 path = folder / "samples.gif"
-                save_gif(path, animate(states[:, ok], info.kind, info.low, info.high, info.names))
+                save_gif(path, animate(states, info.kind, info.low, info.high, info.names))
                 pictures.append(path)
     return [*pictures, *files]
 

@@ -107,11 +107,11 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
     sde, info = run.model.domain.sde, run.info
-    train, rows = data.train, data.test
+    train, rows = data.trained, data.test
     label = None if run.condition is None else run.condition.label
     only = label.cpu() if label is not None and len(label) == 1 and int(label) < len(info.classes) else None
     if only is not None and data.train_labels is not None and data.test_labels is not None:
-        train, rows = train[data.train_labels == only], rows[data.test_labels == only]
+        train, rows = data.train[data.trains & (data.train_labels == only)], rows[data.test_labels == only]
         if not len(train) or not len(rows):
             raise DataError(f"{info.name} has {len(train)} training and {len(rows)} held-out samples of that class")
     exact, against, note = exact_score(info, run.codec, sde, train)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,9 +128,13 @@ def choose(
     """
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
-    parts = {"test": ["test"], "train": ["train"], "all": ["train", "test"]}[split]
-    x = torch.cat([getattr(dataset, part) for part in parts])
-    y = torch.cat([getattr(dataset, f"{part}_labels") for part in parts]) if theirs.classes else None
+    # The training part is what was trained on; the rows that validate are of "all" alone.
+    rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
+    known = None if dataset.train_labels is None else dataset.train_labels[rows]
+    pieces = [] if split == "test" else [(dataset.train[rows], known)]
+    pieces += [] if split == "train" else [(dataset.test, dataset.test_labels)]
+    x, labels = torch.cat([x for x, _ in pieces]), [y for _, y in pieces if y is not None]
+    y = torch.cat(labels) if len(labels) == len(pieces) else None
     total = len(x)
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
     x = run.checked(x[index], theirs.name, dequantise=dequantise)
@@ -139,7 +144,21 @@ def choose(
             f"{', '.join(ours.classes) or '(none)'}",
             parameter="labels",
         )
+    if data is not None and split != "train":
+        _warn_of_trained(run, theirs.name, x)
     return Chosen(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
+
+
+def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
+    """Say that samples of data which were named for this were trained on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what has become of the run's own data
+        found = trained_on(run, x)
+    if found is not None and bool(found.any()):
+        warnings.warn(
+            f"{run.folder} was trained on {int(found.sum()):,} of these {len(x):,} samples of {name}, or on equal ones",
+            stacklevel=3,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- several runs
@@ -200,7 +219,7 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
         bool ``(n,)``, or ``None`` if the data of the run cannot be read any more.
     """
     try:
-        train = run.data().train
+        train = run.data().trained
     except (DataError, UsageError):
         return None
     known = set(_hashes(train))

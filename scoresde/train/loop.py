@@ -105,8 +105,10 @@ def fit(
         >>> run.sample(4).x.shape
         torch.Size([4, 2])
     """
-    folder = find_run(out) if resume and save else None
-    config, data, same = _data_for(config, data, folder, changed_data)
+    if resume and not save:
+        raise UsageError("a run that is resumed is in a folder; leave save=False out, or resume")
+    folder = find_run(out) if resume else None
+    config, data = _data_for(config, data, folder, changed_data)
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -117,7 +119,7 @@ def fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    train, validating = _parts(data, spec, model.classes, pairs is None)
+    train, validating = _parts(data, spec, model.classes, config.coupling != "reflow")
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
     if save:
@@ -125,8 +127,8 @@ def fit(
         new = folder is None
         if folder is not None:
             _restore(folder, config, state)
-            if validation is not None and same:
-                validation.resume(folder, state.step)
+            if validation is not None:
+                validation.resume(folder, state.step, lambda weights: _averaged(state, weights))
         else:
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
         facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
@@ -200,7 +202,7 @@ def fit(
             if folder is not None:
                 with optional(f"the picture at step {best.step}"):
                     shown_samples = _sample_sheet(folder / "samples", run, data)
-    elif data.identity is not None and pairs is None:
+    elif validation is None and data.identity is not None and config.coupling != "reflow":
         lines.append(
             f"validation: none, {len(data.train)} training samples are too few to spare any: overfitting shows only in "
             "the likelihood of the test samples"
@@ -218,11 +220,13 @@ def fit(
 
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
-) -> tuple[TrainConfig, Dataset, bool]:
-    """The data to train on, the configuration with their name and place, and whether a resumed run has had the same."""
+) -> tuple[TrainConfig, Dataset]:
+    """The data to train on, and the configuration with their name and place, and how they were split and read."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
-    if folder is not None and stored is not None and "split" not in read_config(folder):
-        config = replace(config, split=stored.split)  # a run from before there was a choice
+    if folder is not None and stored is not None:
+        config = _as_begun(config, stored, DataInfo.from_dict(read_json(folder / "data.json")))
+        if "split" not in read_config(folder):  # a field that it lacks means what was done before
+            config = replace(config, split=stored.split)
     if data is None:
         data = config.load_data() if folder is None else read_again(folder, config)
         config = placed(config)
@@ -233,13 +237,14 @@ def _data_for(
             )
         # What is not read from a file keeps the name it has, so that nobody reads another in its place.
         config = placed(replace(config, data=data.info.source))
+    config = _split_as(config, data)
     if folder is None or stored is None:
-        return config, data, True
-    _same_units(folder, data.info)
-    same = became(folder, data, changed=changed) == "same"
+        return config, data
+    _same_units(folder, data)
+    became(folder, data, changed=changed)
     if not {config.data, stored.data} & set(NAMES):  # known by content, whatever its name and place
         config = replace(config, data=stored.data)
-    return config, data, same
+    return config, data
 
 
 def previews(total: int, every: int = 0) -> set[int]:
@@ -278,7 +283,10 @@ def prepared(
     """
     if start is not None:
         config = _continued(config, start, network, data)
+    given = config.batch
     config = config.resolved(data.info, data_std=_spread(data, data.codec if start is None else start.codec))
+    if resumed is not None:
+        config = replace(config, batch=given)  # however many rows there are by now
     if start is not None:
         assert isinstance(start.base, ScoreModel)
         spec = start.spec or config.spec(data.info, start.codec)
@@ -408,11 +416,44 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
     state.load(checkpoint)
 
 
-def _same_units(folder: Path, info: DataInfo) -> None:
+def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
+    """The configuration of a run that goes on, with what it leaves to the data as it was when the run began.
+
+    Numbers alone are taken over: names in a file are not typed by anybody (:mod:`scoresde.core.registry`).
+    """
+    kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
+    for part in ("predict", "weighting"):
+        spread = getattr(stored, f"{part}_options").get("data_std")
+        if isinstance(spread, int | float) and config.name(part) in ("auto", stored.name(part)):
+            kept[f"{part}_options"] = {"data_std": spread, **getattr(config, f"{part}_options")}
+    batch = min(kept.pop("batch", config.batch), info.n_train - info.n_validation)
+    return replace(config, batch=batch, **kept)
+
+
+def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
+    """The configuration that reads the data as they were read, so that what is held out is held out again."""
+    how = data.how
+    if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
+        return config
+    if how.seed != config.seed:
+        raise UsageError(
+            f"{data.info.source} was split by the seed {how.seed}, and the run has the seed {config.seed}, by which it "
+            "would split it again; split the data by the seed of the run",
+            parameter="seed",
+            value=how.seed,
+        )
+    reading = {name: getattr(how.reading, name) for name in ("size", "fit", "layout", "on_bad")}
+    return replace(config, test_fraction=how.test_fraction, split=how.split, **reading)
+
+
+def _same_units(folder: Path, data: Dataset) -> None:
     """Refuse data in other units than those of a run which is resumed, before anything is written."""
-    known = DataInfo.from_dict(read_json(folder / "data.json"))
-    for name in UNITS:
-        theirs, ours = getattr(known, name), getattr(info, name)
+    known, info = DataInfo.from_dict(read_json(folder / "data.json")), data.info
+    found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
+    if (folder / "rows.npz").is_file():  # an older run has one range for all columns
+        kept = ModelSpec.read(folder / "model.json").codec.levels
+        found.append(("levels", kept, data.codec.levels))
+    for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
                 f"{folder} was trained on {known.name} with {name} {theirs!r}, and these data have {ours!r}; a resumed "
@@ -437,7 +478,7 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
 
 def _few_samples(run: Run) -> Tensor:
     """A few samples in data units, always of the same noise, ``(n, *event)``."""
-    info, nodes = run.info, run.model.domain.nodes
+    info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
     solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))

@@ -9,7 +9,7 @@ otherwise be taken for an improvement. What is left over, the test rows, chooses
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError
 from ..core.files import FORMAT, read_json, read_tensors, write_json
 from ..core.noise import keyed
 from ..data.batch import Batch, Rows
@@ -98,22 +97,21 @@ class Validation:
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
             if folder is not None:
-                save_best(folder, step, {"ema": self.best.weights, "validation": {"losses": losses}})
+                save_best(folder, step, {"ema": self.best.weights})
         return losses
 
-    def resume(self, folder: Path, step: int) -> None:
-        """Take up the best weights of a run that goes on after ``step`` steps."""
+    def resume(self, folder: Path, step: int, built: Callable[[Mapping[str, Tensor]], nn.Module]) -> None:
+        """Take up the best weights of a run that goes on after ``step`` steps; ``built`` makes a model of them.
+
+        Their losses are computed again, because the rows may be in another order, or more, by now.
+        """
         kept = folder / "checkpoints" / BEST
         if not kept.is_dir():
             return
         done = int(read_json(kept / "state.json")["step"])
-        losses = read_tensors(kept / "validation.safetensors").get("losses")
-        if losses is None or losses.shape != (self.count,):
-            raise CheckpointError(
-                f"{kept} has not one loss for each of {self.count} validation rows; remove it to go on"
-            )
         if done <= step:
-            self.best = Best(done, losses, read_tensors(kept / "ema.safetensors"))
+            weights = read_tensors(kept / "ema.safetensors")
+            self.best = Best(done, self.losses(built(weights)), weights)
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
         """Decide between the best and the last weights, whose ``losses`` are given, and write it down."""

@@ -91,7 +91,8 @@ def test_json(shell: Shell, digits: str) -> None:
     assert (sampled["n"], sampled["seed"], sampled["start"], sampled["failed"]) == (3, 5, 7, [])
     assert all(Path(f).is_file() for f in sampled["files"])  # type: ignore[attr-defined]
     told = shell.json(f"info {digits}")
-    assert told.keys() == {"run", "checkpoint", "step", "parameters", "learned", "last_loss", "config", "data"}
+    facts = {"run", "checkpoint", "step", "used_step", "parameters", "learned", "last_loss", "config", "data"}
+    assert told.keys() == facts
     assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]
 
 

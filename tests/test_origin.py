@@ -55,7 +55,7 @@ def test_data_that_moved_with_the_run_are_found(own: Path, shell: Shell, tmp_pat
 
 def test_data_that_are_gone_are_asked_for(own: Path, shell: Shell) -> None:
     Path("x.npy").rename("y.npy")
-    shell.refuses(LINE, 3, "x.npy", "no such file")
+    shell.refuses(LINE, 3, "x.npy", "are gone", "(here: --data)")
     shell(LINE + " --data y.npy")  # the same under another name: nothing to say
     assert "rows" not in shell.err
 
@@ -207,3 +207,14 @@ def test_named_test_rows_that_were_trained_on_are_said(own: Path, shell: Shell) 
     np.savez("theirs.npz", x_train=table(50, seed=8), x_test=np.concatenate([trained[:7], table(13, seed=9)]))
     shell(LINE.replace("--limit 4", "--limit 0") + " --data theirs.npz")
     assert "was trained on 7 of these 20 samples of theirs" in shell.err
+
+
+def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
+    Path("away").mkdir()
+    shutil.move("x.npy", "away/q.npy")
+    shell.refuses("train --resume runs/own --steps 3", 3, "are gone", "(here: --data)")
+    shell("train --resume runs/own --steps 3 --data away/q.npy")
+    assert "trained 1 steps" in shell.err and ", 3 in all" in shell.err
+    shell(LINE)  # and has noted where they are
+    np.save("other.npy", table(seed=4))
+    shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "120 are new")

@@ -329,7 +329,7 @@ def test_the_validation_loss_is_drawn_beside_the_training_loss():
     assert held.get_xdata().tolist() == [1, 3] and held.get_ydata()[0] == 1.2 and math.isnan(held.get_ydata()[1])
     assert list(best.get_xdata()) == [1, 1]
     labels = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert labels == ["each record", "running mean", "validation", "best, step 1"]
+    assert labels == ["each record", "running mean", "validation", "lowest, step 1"]
     assert plot.loss_curve([1], [1.0], ([1], [90.0])).axes[0].get_yscale() == "log"
     with pytest.raises(UsageError, match="one loss for each step"):
         plot.loss_curve([1], [1.0], ([1, 2], [1.0]))

@@ -163,7 +163,7 @@ def test_samples_without_their_data(shell: Shell, moons: str) -> None:
         path = Path(moons) / name
         path.write_text(path.read_text().replace('"moons"', '"gone.csv"'))
     shell(f"sample {moons} --n 5 --solver heun --steps 2")
-    assert "the figure is without the data: no data set called 'gone.csv'" in shell.err and "warning" not in shell.err
+    assert "there is no gone.csv, nor are they beside the run" in shell.err and "warning" not in shell.err
     assert (Path(moons) / "samples/heun-seed0/samples.png").is_file()
 
 

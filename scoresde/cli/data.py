@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +49,8 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     lines = [_listed(path, problems), *found.notes] if problems else _described(found)
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
-    lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
+    if answered or Path(path).exists():
+        lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
     facts = {
         "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
     }  # fmt: skip

@@ -19,7 +19,7 @@ __all__ = ["info"]
 def info(run: str | None, session: Session) -> None:
     """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
     from ..core.files import read_json, read_lines, read_tensors
-    from ..run.files import find_run, newest_checkpoint, read_config
+    from ..run.files import chosen_checkpoint, find_run, newest_checkpoint, read_config
 
     folder = find_run(run)
     from ..data import DataInfo
@@ -27,7 +27,7 @@ def info(run: str | None, session: Session) -> None:
 
     config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_json(folder / "data.json")
     described = DataInfo.from_dict(data).describe()
-    checkpoint = newest_checkpoint(folder)
+    checkpoint, used = newest_checkpoint(folder), chosen_checkpoint(folder)
     lines = read_lines(folder / "metrics.jsonl")
     averaged = read_tensors(checkpoint / "ema.safetensors")
     prefix = "schedule."  # what of the path was learned
@@ -35,6 +35,7 @@ def info(run: str | None, session: Session) -> None:
         "run": str(folder),
         "checkpoint": str(checkpoint),
         "step": read_json(checkpoint / "state.json")["step"],
+        "used_step": read_json(used / "state.json")["step"],
         "parameters": sum(v.numel() for v in averaged.values()),
         "learned": {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)},
         "last_loss": lines[-1]["loss"] if lines else math.nan,
@@ -42,7 +43,7 @@ def info(run: str | None, session: Session) -> None:
         "data": data,
     }
     told = []
-    for key in ("run", "checkpoint", "step", "parameters", "last_loss"):
+    for key in ("run", "checkpoint", "step", "used_step", "parameters", "last_loss"):
         value = facts[key]
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         told.append(f"{key:12} {text}")
@@ -51,5 +52,9 @@ def info(run: str | None, session: Session) -> None:
         told.append(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
     told.append(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
     told.append(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
-    told += [f"{key:12} {config[key]}" for key in ("shift", "coupling", "cond", "steps", "batch", "lr", "seed")]
+    shown = ("shift", "coupling", "cond", "augment", "steps", "batch", "lr", "seed")
+    told += [f"{key:12} {config[key]}" for key in shown]
+    usual = {"size": 0, "fit": "", "layout": "auto", "on_bad": "stop"}
+    reading = [f"{key} {config[key]}" for key, value in usual.items() if config[key] != value]
+    told += [f"{'read with':12} {', '.join(reading)}"] if reading else []
     session.print(facts, *told, described)

@@ -83,7 +83,7 @@ def train(
     chosen = session.on
     from ..objective.weighting import make_weighting
     from ..run.config import TrainConfig, build_sde
-    from ..run.files import find_run, newest_checkpoint, read_config
+    from ..run.files import find_run, newest_checkpoint, read_config, refuse_taken
     from ..run.origin import read_again
     from ..train import fit
 
@@ -117,7 +117,10 @@ def train(
             build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
-    dataset = config.load_data() if resume is None or out is None else read_again(out, config)
+    if resume is None and out is not None and not dry_run:
+        refuse_taken(out)  # before the data are read
+    place = _typed("data") if resume is not None else None
+    dataset = config.load_data() if resume is None or out is None else read_again(out, config, place)
     session.say(dataset.describe())
     if dry_run:
         _dry_run(config, dataset, session)
@@ -131,8 +134,12 @@ def train(
         quiet=session.quiet, changed_data=changed_data,
     )  # fmt: skip
     seconds = time.monotonic() - began
-    more = f", {run.step:,} in all" if before else ""
-    session.say(f"trained {run.step - before:,} steps in {seconds:.0f} s{more}")
+    assert run.folder is not None
+    done = int(newest_checkpoint(run.folder).name.removeprefix("step-"))  # the weights in use may be from before
+    more = f", {done:,} in all" if before else ""
+    session.say(f"trained {done - before:,} steps in {seconds:.0f} s{more}")
+    if done == before:
+        session.say("there was nothing left to do; --steps takes a run further")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
 
@@ -150,7 +157,8 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 def _refuse_new_settings(run: str) -> None:
     """A resumed run keeps its settings: an option that would be ignored is refused."""
     named = ("sde", "predict", "weighting", "t_sampler")
-    allowed = (*named, "changed_data", "resume", "steps", "dry_run", "device", "dtype", "threads", "json", "quiet")
+    everywhere = ("device", "dtype", "threads", "json", "quiet")
+    allowed = {*named, *everywhere, "data", "changed_data", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(f"{param.opts[0]} cannot change a run that is resumed; {run} keeps its settings")

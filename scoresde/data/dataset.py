@@ -224,15 +224,18 @@ class Dataset:
 
     def describe(self) -> str:
         """A few lines for people: those of the description, how the data were split, and what the reader says."""
-        lines = [self.info.describe()]
-        if self.info.n_validation:
-            kept = self.info.n_validation
-            lines.append(f"{kept} of the training samples are not trained on: they choose between checkpoints")
+        info = self.info
+        lines = [info.describe()]
+        if info.n_validation:
+            kept = f"{info.n_validation} of the training samples {'is' if info.n_validation == 1 else 'are'}"
+            lines.append(f"{kept} kept out of training, to choose between checkpoints")
         levels = self.codec.levels
         if isinstance(levels, Levels) and not levels.everywhere:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
             lines.append(f"whole numbers, which have levels: {', '.join(map(str, named[:20]))}")
+        if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
+            lines.append(f"classes without a sample to train on: {', '.join(absent[:10])}")
         if self.identity is not None:
             lines.append(f"{self.known_again or 'none'} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])
@@ -317,7 +320,9 @@ def load_data(
         return _build(read_digits(), spec, spec, How(seed, test_fraction, "rows"))
     path = Path(spec).expanduser()
     if not spec or not there(path):
+        beside = [p.name for p in path.parent.iterdir()] if spec and there(path.parent) and path.parent.is_dir() else []
         near = difflib.get_close_matches(spec.lower(), NAMES, n=3)
+        near += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(
             f"no data set called {spec!r}, and no such file or folder exists.{hint} Names: "
@@ -390,7 +395,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         n_validation=len(validates),
     )
     data = Dataset(
-        info, units.codec(raw.kind, x, source), x, test_x, y, test_y, DENSITIES.get(source), validates,
+        info, units.codec(raw.kind, x, source, raw.names), x, test_x, y, test_y, DENSITIES.get(source), validates,
         None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
     )  # fmt: skip
     if y is None:

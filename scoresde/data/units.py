@@ -12,6 +12,7 @@ of it is computed in float64 from the values as they were stored, and nothing is
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,18 +59,19 @@ class Units:
             return int(self.high - self.low) + 1 if whole else None
         return levels.count
 
-    def codec(self, kind: str, train: Tensor, source: str) -> Codec:
+    def codec(self, kind: str, train: Tensor, source: str, names: Sequence[str] = ()) -> Codec:
         """The map to model units.
 
         Args:
             kind: Of the data.
             train: The training rows in data units, ``(n, *event)``.
             source: For messages.
+            names: Of the columns, likewise.
 
         Raises:
             DataError: If a column has one value in all of them.
         """
-        affine = self._standardised(kind, train, source) if self.each else self._ranged()
+        affine = self._standardised(kind, train, source, names) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
@@ -79,7 +81,7 @@ class Units:
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
         return Affine(self.low + half, half)
 
-    def _standardised(self, kind: str, train: Tensor, source: str) -> Affine:
+    def _standardised(self, kind: str, train: Tensor, source: str, names: Sequence[str]) -> Affine:
         """Mean 0 and standard deviation 1 of each column, or channel, over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
@@ -91,7 +93,7 @@ class Units:
         mean, std = mean + width / 2, (std.square() + width.square() / 12).sqrt()
         constant = (std == 0) | (train.amin(axes) == train.amax(axes)).reshape(std.shape) & (width == 0)
         if bool(constant.any()):
-            raise DataError(constant_column(kind, constant.flatten(), source))
+            raise DataError(constant_column(kind, constant.flatten(), source, names))
         if not bool((mean.isfinite() & std.isfinite()).all()):
             raise DataError(f"{source}: values are too large to be squared; divide them by a constant first")
         return Affine(mean, std)
@@ -143,15 +145,13 @@ def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
-def constant_column(kind: str, constant: Tensor, source: str) -> str:
+def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = ()) -> str:
     """That columns have one value alone, and which."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
-    listed = ", ".join(map(str, found[:10])) + (", ..." if len(found) > 10 else "")
-    return (
-        f"{source}: {what} {listed} (counted from 0) is the same in every training sample: a constant has no density, "
-        "drop it"
-    )
+    listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
+    where = f"column {listed}" if names else f"{what} {listed} (counted from 0)"
+    return f"{source}: {where} is the same in every training sample: a constant has no density, drop it"
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:

@@ -42,7 +42,7 @@ def loss_curve(
         marker = "o" if len(held[0]) <= 40 else None
         ax.plot(*held, color=VERMILION, linewidth=1.4, label="validation", marker=marker, markersize=3)
         if best is not None:
-            ax.axvline(best, color=INK, linewidth=0.8, linestyle=":", label=f"best, step {best:,}")
+            ax.axvline(best, color=INK, linewidth=0.8, linestyle=":", label=f"lowest, step {best:,}")
     every = np.concatenate([y] if held is None else [y, held[1]])
     known = every[~np.isnan(every)]
     if len(known) and known.min() > 0 and known.max() > 10 * known.min():

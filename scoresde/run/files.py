@@ -28,7 +28,7 @@ from ..core.files import FORMAT, atomic, check_format, make_folder, read_json, w
 
 __all__ = [
     "BEST", "CHOICE", "chosen_checkpoint", "find_run", "load_weights", "make_run_folder", "newest_checkpoint",
-    "read_config", "save_best", "save_checkpoint",
+    "read_config", "refuse_taken", "save_best", "save_checkpoint",
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
@@ -63,12 +63,21 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
             folder, n = Path("runs") / f"{name}-{n}", n + 1
     else:
         folder = Path(out)
-        if (folder / "config.json").exists():
-            message = f"{folder} already holds a run; resume it, or choose another folder"
-            raise UsageError(message, parameter="resume", value=folder)
+        refuse_taken(folder)
     for part in ("checkpoints", "samples", "plots"):
         make_folder(folder / part)
     return folder
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse the folder of another run for a new one.
+
+    Raises:
+        UsageError: If ``folder`` already holds a run.
+    """
+    if (folder / "config.json").exists():
+        message = f"{folder} already holds a run; resume it, or choose another folder"
+        raise UsageError(message, parameter="resume", value=folder)
 
 
 def find_run(run: str | Path | None) -> Path:

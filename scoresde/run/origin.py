@@ -19,6 +19,7 @@ from ..core.errors import Advice, DataError, Problems
 from ..core.files import read_json, write_arrays
 from ..data import NAMES, DataInfo, Dataset, load_data
 from ..data.content import Identity
+from ..data.dataset import ARRAY, there
 from .config import TrainConfig
 
 __all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
@@ -106,6 +107,14 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
     own.
     """
     source = data or found(folder, config)
+    if data is None and source not in NAMES and not there(Path(source)):
+        if source == ARRAY:
+            raise DataError(f"{folder} was trained on an array, which is not kept in a run: pass it again")
+        raise DataError(
+            f"the data of {folder} are gone: there is no {source}, nor are they beside the run; name the place where "
+            "they are now",
+            parameter="data",
+        )
     if (folder / FILE).is_file() or source in NAMES:
         return config.load_data(source)
     known = DataInfo.from_dict(read_json(folder / "data.json"))
@@ -178,5 +187,6 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
 
 def _refuse(told: str, changed: bool) -> None:
     if not changed:
-        raise DataError(f"{told}. Restore the data, or take them as they are", parameter="changed_data", value=None)
+        advice = "Restore the data, or take them as they are with changed_data"
+        raise DataError(f"{told}. {advice}", parameter="changed_data")
     warnings.warn(Advice(f"{told}. They are taken as they are"), stacklevel=4)

@@ -29,8 +29,8 @@ from ..core.noise import Noise
 from ..core.registry import build, closest, resolve
 from ..core.shapes import as_tensor
 from ..core.tables import SDES, SOLVERS
-from ..data import NAMES, DataInfo, Dataset
-from ..data.dataset import old_codec
+from ..data import DataInfo, Dataset
+from ..data.dataset import ARRAY, old_codec
 from ..guidance.classifier_free import Guided
 from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
@@ -44,7 +44,7 @@ from ..solvers import Solution, Solver, sample
 from ..solvers.base import Watch
 from .config import TrainConfig
 from .files import chosen_checkpoint, find_run, load_weights, read_config
-from .origin import data_of, found
+from .origin import data_of
 from .plausible import warn_of_units
 from .spec import ModelSpec
 
@@ -276,7 +276,7 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------------------- data
 
-    def data(self, data: str | None = None) -> Dataset:
+    def data(self, data: str | Path | None = None) -> Dataset:
         """The data that the run was trained on, or of another name or path, split as the run splits.
 
         Raises:
@@ -285,18 +285,14 @@ class Run:
         """
         if self.config is None:
             raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
-        try:
-            if self.folder is None:
-                return self.config.load_data(data)
-            return data_of(self.folder, self.config, data, changed=self.changed_data)
-        except DataError as error:
-            source = data or self.config.data
-            if self.folder is not None and data is None:
-                source = found(self.folder, self.config)
-            if source in NAMES or Path(source).exists():
-                raise
-            passed = "; data that were passed as an array are not kept in a run: pass them again"
-            raise DataError(f"{error}{'' if data else passed}") from None
+        if data is not None and not isinstance(data, str | Path):
+            raise UsageError("data are named here, or their path is; an array becomes a data set by Dataset.of")
+        place = None if data is None else str(data)
+        if self.folder is not None:
+            return data_of(self.folder, self.config, place, changed=self.changed_data)
+        if place is None and self.config.data == ARRAY:
+            raise DataError("this run was trained on an array, which it does not keep: pass it again")
+        return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
         """Data ``(n, *event)`` in model units, on the run's device and in its precision.

@@ -155,7 +155,8 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
     Raises:
         DataError: If the file is none, or its samples are not like the data.
     """
-    return in_data_units(_array(path, data.info), data, units, str(path))
+    x = in_data_units(_array(path, data.info), data, units, str(path))
+    return x if data.info.wide or not x.is_floating_point() else x.float()  # as the data are, which copies equal
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:

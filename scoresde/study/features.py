@@ -48,6 +48,8 @@ __all__ = [
     "read_features",
 ]  # fmt: skip
 
+ENOUGH = 20  # training samples of a class, about, from which a classifier learns it
+
 # The weights that torch-fidelity publishes; the name ends with the first digits of their SHA-256.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
@@ -215,7 +217,8 @@ def extractor_by_name(
 
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE``, ``module:function``;
-            ``auto`` is ``classifier`` for data with labels and ``pixels`` for others.
+            ``auto`` is ``classifier`` for pictures and signals with labels, of which there are enough to learn them,
+            and ``pixels`` for others.
         data: The data to compare with.
         folder: Where ``classifier`` is looked for; it is trained, and kept there, if there is none.
         device: Where to compute.
@@ -226,7 +229,8 @@ def extractor_by_name(
     """
     info, (kind, _, path) = data.info, spec.partition(":")
     if spec == "auto":
-        kind = "classifier" if data.train_labels is not None and len(info.classes) > 1 else "pixels"
+        enough = data.train_labels is not None and len(data.train) >= ENOUGH * len(info.classes) > ENOUGH
+        kind = "classifier" if enough and info.kind != "vector" else "pixels"
     if kind == "pixels" and not path:
         return pixels(data.codec)
     if kind == "inception":

@@ -136,9 +136,7 @@ def fit(
         if new:  # what a run was trained on is never written again
             write_json(folder / "data.json", info.to_dict())
             keep_identity(folder, data)
-            facts["data_beside"] = beside(folder, config)
-        elif "data_beside" in (before := read_json(folder / "config.json")):
-            facts["data_beside"] = before["data_beside"]
+        facts["data_beside"] = beside(folder, config)  # wherever they are by now
         write_json(folder / "config.json", facts)
         metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
@@ -242,8 +240,6 @@ def _data_for(
         return config, data
     _same_units(folder, data)
     became(folder, data, changed=changed)
-    if not {config.data, stored.data} & set(NAMES):  # known by content, whatever its name and place
-        config = replace(config, data=stored.data)
     return config, data
 
 
@@ -400,8 +396,11 @@ class _Interrupts:
 def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
     """Load the newest whole checkpoint of a run that is to go on with ``config``."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
+    free = {"steps", "warmup"}
+    if not {config.data, stored["data"]} & set(NAMES):
+        free.add("data")  # known by their content, whatever their name and place
     for name, value in config.to_dict().items():
-        if name not in ("steps", "warmup") and plain(value) != plain(stored[name]):
+        if name not in free and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
     dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
     trained = read_json(folder / "config.json").get("dtype", dtype)

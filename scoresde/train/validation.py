@@ -125,10 +125,11 @@ class Validation:
 def sentence(told: Mapping[str, Any]) -> str:
     """The line at the end of a training."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
+    if told["rows"] == 1:
+        return f"validation: one row alone, which decides nothing; the last weights are used ({last})"
     if told["best_step"] == told["last_step"]:
         return f"validation: the last weights are the best ({last}, loss {told['last_loss']:.4g}); they are used"
-    error = ", of one row alone" if told["stderr"] is None else f" ± {told['stderr']:.2g}"
-    difference = f"the loss at {last} is {told['difference']:.2g}{error} above that at {best}"
+    difference = f"from {best} to {last} the loss rises by {told['difference']:.2g} ± {told['stderr']:.2g}"
     if told["used"] == "best":
-        return f"validation: {difference}: the model overfits after it, and the weights of {best} are used"
+        return f"validation: {difference}: the model overfits, and the weights of {best} are used"
     return f"validation: {difference}, which may be chance; the last weights are used"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scoresde import VPSDE, GaussianMixture, Multistep, Noise
 from scoresde.core.shapes import expand
-from scoresde.model.estimate import Estimate
+from scoresde.model.estimate import Domain, Estimate
 from scoresde.ode.engines import scipy, torchdiffeq
 from scoresde.ode.integrate import integrate
 from scoresde.sde.grids import make_grid
@@ -44,10 +44,10 @@ class Free:
     """The exact model of N(0, STD^2 I): two multiplications."""
 
     sde: VPSDE
-    t_min: float = 1e-5
-    t_max: float = 1.0
-    coupled: bool = False
-    nodes: None = None
+
+    @property
+    def domain(self) -> Domain:
+        return Domain.of(self.sde)
 
     def __call__(self, x: Tensor, t: Tensor) -> Estimate:
         alpha, sigma = self.sde.coefficients(t)

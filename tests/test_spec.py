@@ -40,7 +40,8 @@ def stored(folder: str | Path, name: str) -> dict[str, object]:
 def test_every_option_is_written_and_read_again(trained: Path) -> None:
     found = stored(trained / "moons", "model.json")
     assert found["path"] == {"name": "vp", "options": {"beta_min": 0.1, "beta_max": 20.0}}
-    assert found["network"]["options"] == {**SMALL, "dropout": 0.0, "classes": 0, "outputs": 1, "dims": 2}
+    known = {**SMALL, "dropout": 0.0, "classes": 0, "outputs": 1, "augments": 0, "dims": 2}
+    assert found["network"]["options"] == known
     assert stored(trained / "classes", "model.json")["classes"] == 10
     spec = ModelSpec.read(trained / "moons" / "model.json")
     assert spec.to_dict() == found == load(trained / "moons").spec.to_dict()

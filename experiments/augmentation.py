@@ -56,8 +56,10 @@ def judged(x: Tensor) -> tuple[Tensor, Tensor]:
     """Whether the nearest of all letters is a mirrored one, and how far a pixel is from it, levels; ``(n,)`` each."""
     y = x.double().flatten(1)
     size = BOTH.sum(1)
-    # |y - b m|^2 at the best brightness b = y.m / |m|^2 of a letter m of zeros and ones.
-    nearest = (y.square().sum(1, keepdim=True) - (y @ BOTH.T).square() / size).clamp(min=0).min(1)
+    # |y - b m|^2 at the best brightness b = y.m / |m|^2 of a letter m of zeros and ones, among those of letters.
+    inner = y @ BOTH.T
+    bright = (inner / size).clamp(12, 16)
+    nearest = (y.square().sum(1, keepdim=True) - 2 * bright * inner + bright.square() * size).clamp(min=0).min(1)
     return nearest.indices >= len(PLACES), (nearest.values / y.shape[1]).sqrt()
 
 

@@ -34,7 +34,7 @@ CALLS = {
 }
 # What was settled when a run was trained, and is typed there.
 TRAINED = (
-    "sde", "predict", "network", "weighting", "t_sampler", "coupling", "cond", "cond_drop", "learn_variance",
+    "sde", "predict", "network", "weighting", "t_sampler", "coupling", "cond", "cond_drop", "augment", "learn_variance",
     "test_fraction",
 )  # fmt: skip
 

@@ -116,7 +116,12 @@ class Augmentation:
         Returns:
             Shape ``(B, C, H, W)``.
         """
-        a = numbers.double()
+        done = (numbers != 0).any(1)
+        moved = x.clone()
+        moved[done] = self._moved(x[done], numbers[done].double())
+        return moved
+
+    def _moved(self, x: Tensor, a: Tensor) -> Tensor:
         parts = dict(zip(self.kinds, torch.split(a, [KINDS[kind] for kind in self.kinds], dim=1), strict=True))
         nothing = a.new_zeros(len(a), 1)
         scale = 2 ** (_OCTAVES * parts.get("scale", nothing))
@@ -125,7 +130,9 @@ class Augmentation:
             sign = 1 - 2 * parts.get(mirror, nothing)
             middle = (x.shape[axis] - 1) / 2
             i = torch.arange(x.shape[axis], dtype=torch.float64)
-            x = _read(x, middle + sign * (i - middle - d) / scale, axis)
+            source = middle + sign * (i - middle - d) / scale
+            if bool((source != i).any()):
+                x = _read(x, source, axis)
         return x
 
 

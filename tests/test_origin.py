@@ -218,3 +218,14 @@ def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
     shell(LINE)  # and has noted where they are
     np.save("other.npy", table(seed=4))
     shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "120 are new")
+
+
+def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) -> None:
+    rows = [f"{u:.3f},{i % 7}" for i, u in enumerate(table()[:, 0])]
+    Path("t.csv").write_text("\n".join(["u,n", *rows]))
+    shell("train --data t.csv --steps 2 --batch 8 --out runs/t --quiet --set network.width=8 --set network.blocks=1")
+    Path("t.csv").write_text("\n".join(["u,n", *rows, "99.5,3"]))
+    shell("train --resume runs/t --steps 3")
+    assert "grown by 1 row since" in shell.err
+    Path("t.csv").write_text("\n".join(["u,n", *rows, "0.5,30"]))
+    shell.refuses("train --resume runs/t --steps 4", 3, "levels", "from [0.0, 0.0] to [0.0, 6.0]", "keeps its data")

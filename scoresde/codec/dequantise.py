@@ -65,6 +65,11 @@ class Levels(Codec):
         mine, theirs = ((torch.as_tensor(v) for v in (o.low, o.high, o.count)) for o in (self, other))
         return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
+    def __str__(self) -> str:
+        parts = (self.low, self.high, self.count)
+        low, high, count = (v.flatten().tolist() if isinstance(v, Tensor) else v for v in parts)
+        return f"{count} levels from {low} to {high}"
+
     @property
     def width(self) -> float | Tensor:
         """Distance between two levels, data units; 0 where there are none, and 1 where there is a single one."""

@@ -160,6 +160,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
     counts = np.where(whole, highs - lows + 1, 0).astype(np.int64)
+    lows, highs = np.where(whole, lows, 0.0), np.where(whole, highs, 0.0)  # a continuous column has no ends
     return Levels(torch.from_numpy(lows), torch.from_numpy(highs), torch.from_numpy(counts))
 
 

@@ -455,8 +455,8 @@ def _same_units(folder: Path, data: Dataset) -> None:
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
-                f"{folder} was trained on {known.name} with {name} {theirs!r}, and these data have {ours!r}; a resumed "
-                "run keeps its data"
+                f"{folder} was trained on {known.name} with {name} {theirs}, and these data have {ours}; a resumed run "
+                "keeps its data"
             )
 
 

@@ -182,3 +182,9 @@ def test_tables_are_data(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(DataError, match=f"{told}.*CSV or TSV"):
             read_path(tmp_path / name)
+
+
+def test_whole_numbers_with_a_decimal_point_are_said(tmp_path: Path) -> None:
+    found = table(tmp_path, "age,n,h\n52.0,1,1.5\n33.0,2,1.7\n41.0,5,2.0\n")
+    assert found.whole == (False, True, False)
+    assert [n for n in found.notes if "decimal point" in n and "column 'age';" in n] and "'h'" not in found.notes[-1]

@@ -116,6 +116,13 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     classes = _classes(path, columns, keep, notes)
     columns = [c for c in columns if c is not classes]
     _check(path, columns, classes, lines)
+    pointed = [str(c) for c in columns if not c.whole and (np.asarray(c.numbers) % 1 == 0).all()]
+    if pointed:
+        more = f" and {len(pointed) - 5} more" if pointed[5:] else ""
+        notes.append(
+            f"whole numbers with a decimal point, which are taken as continuous: {', '.join(pointed[:5])}{more}; write "
+            "them without one to have levels"
+        )
     whole = all(c.whole for c in columns)
     train = np.stack([np.asarray(c.numbers) for c in columns], 1).astype(np.int64 if whole else np.float64, copy=False)
     labels = None

@@ -1,13 +1,17 @@
 """Does augmentation help where there are few pictures, and does it leak? 200 digits, and glyphs that have a right way.
 
-    python experiments/augmentation.py digits   # about ten minutes on one CPU core
-    python experiments/augmentation.py glyphs   # about four
+    python experiments/augmentation.py digits   # 25 minutes on one CPU core
+    python experiments/augmentation.py glyphs   # about five
 
 `digits` trains the same network on 200 of the 8x8 digits with and without augmentation, three times with other digits
 and another seed, and prints bits/dim of the same 180 held-out digits: lower is better, and differences are paired.
 `glyphs` trains on letters whose mirror images are no letters, with flips, and counts mirrored ones among 1,000 samples
 by the nearest of all letters and mirrored letters. A network without an input for what was done draws as many mirrored
 ones as it was shown.
+
+Seen: shifts lower the held-out figure by 0.018 +- 0.006 bits/dim, flips by 0.023 +- 0.016, and scales raise it by 0.006
++- 0.002; none of 881 letters is mirrored, and 439 of 838 are where the network is told nothing. The tables are in
+docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from scoresde.nn import MLP
 
 DIGITS = TrainConfig(preset="tiny", network_options={"channels": 16})
 LETTERS = TrainConfig(preset="mlp", network_options={"width": 256}, batch=128)
-KINDS = ("none", "shift", "scale", "scale,shift", "flip")
+KINDS = ("none", "shift", "scale", "scale,shift", "flip", "flip,shift")
 
 GLYPHS = """
     ####  ###.  #...  ###.  ####  ###.

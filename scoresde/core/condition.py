@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from .errors import UsageError
-from .shapes import expand, select
+from .shapes import each, expand, select
 
 __all__ = ["SLOTS", "Condition"]
 
@@ -66,8 +66,7 @@ class Condition:
         return max((len(v) for name in SLOTS if (v := getattr(self, name)) is not None), default=1)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        values = (self.label, self.vector, self.image, self.tokens)
-        label, vector, image, tokens = (None if value is None else function(value) for value in values)
+        label, vector, image, tokens = each(function, self.label, self.vector, self.image, self.tokens)
         return Condition(label, vector, image, tokens, self.classes)
 
     def rows(self, index: Tensor) -> Condition:

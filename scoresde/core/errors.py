@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Advice",
+    "Answered",
     "CheckpointError",
     "DataError",
     "NumericalError",
@@ -23,8 +24,8 @@ __all__ = [
 ]
 
 
-class ScoresdeError(Exception):
-    """Base of every error this package raises on purpose.
+class Answered(BaseException):
+    """What is raised, or warned of, with what would put it right.
 
     Args:
         message: What went wrong, in the words of the library.
@@ -32,11 +33,15 @@ class ScoresdeError(Exception):
             line, which knows how that is typed.
     """
 
-    exit_code = 1
-
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
         super().__init__(message)
         self.parameter, self.value = parameter, value
+
+
+class ScoresdeError(Answered, Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
 
 
 class UsageError(ScoresdeError, ValueError):
@@ -104,25 +109,9 @@ class Preempted(ScoresdeError):
     exit_code = 75
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C in training; the checkpoint is saved and the run can be resumed.
-
-    Args:
-        message, parameter, value: See :class:`ScoresdeError`.
-    """
-
-    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
-        super().__init__(message)
-        self.parameter, self.value = parameter, value
+class Stopped(Answered, KeyboardInterrupt):
+    """Ctrl-C in training; the checkpoint is saved and the run can be resumed."""
 
 
-class Advice(UserWarning):
-    """A warning that says what would put it right.
-
-    Args:
-        message, parameter, value: See :class:`ScoresdeError`.
-    """
-
-    def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
-        super().__init__(message)
-        self.parameter, self.value = parameter, value
+class Advice(Answered, UserWarning):
+    """A warning that says what would put it right."""

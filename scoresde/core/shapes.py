@@ -8,7 +8,7 @@ never mix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 from .errors import UsageError
 
 __all__ = [
-    "add_scaled", "align", "all_rows", "as_states", "as_tensor", "as_time", "at", "dims", "expand", "flat", "mean_flat",
-    "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
+    "add_scaled", "align", "all_rows", "as_states", "as_tensor", "as_time", "at", "dims", "each", "expand", "flat",
+    "mean_flat", "rms_flat", "select", "sum_flat", "time_dtype", "to_device",
 ]  # fmt: skip
 
 
@@ -123,6 +123,11 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
         if factor:
             x = torch.add(x, value, alpha=factor)
     return x
+
+
+def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The function of each value, of any shape, that there is; ``None`` stays ``None``."""
+    return tuple(None if value is None else function(value) for value in values)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:

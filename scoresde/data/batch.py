@@ -16,6 +16,7 @@ from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.noise import keyed
+from ..core.shapes import each
 from .augment import Augmentation
 
 __all__ = ["Batch", "Batches", "Rows", "Source"]
@@ -48,14 +49,12 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        weight, eps, augment = (None if v is None else v[index] for v in (self.weight, self.eps, self.augment))
-        return Batch(self.x0[index], known, weight, eps, augment)
+        return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
         known = None if self.condition is None else self.condition.to(device)
-        weight, eps, augment = (None if v is None else v.to(device) for v in (self.weight, self.eps, self.augment))
-        return Batch(self.x0.to(device), known, weight, eps, augment)
+        return Batch(self.x0.to(device), known, *each(lambda v: v.to(device), self.weight, self.eps, self.augment))
 
 
 class Source(Protocol):

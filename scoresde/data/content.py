@@ -37,19 +37,19 @@ CHUNK = 2**22  # numbers that are hashed at once
 Hashes = NDArray[np.uint64]
 
 
-def contents(x: Array, labels: Sequence[str] | None = None, files: Sequence[bytes] = ()) -> list[bytes]:
+def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[bytes] = ()) -> list[bytes]:
     """A hash of the content of each row, 16 bytes.
 
     Args:
         x: Shape ``(N, *event)``.
-        labels: The class of each row by name.
+        classes: The name of the class of each row.
         files: A hash of the file of each row, which stands for its values.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
         digest = hashlib.blake2b(row, digest_size=16)
-        if labels is not None:
-            digest.update(labels[i].encode("utf-8", "surrogateescape"))
+        if classes is not None:
+            digest.update(classes[i].encode("utf-8", "surrogateescape"))
         found.append(digest.digest())
     return found
 

@@ -432,8 +432,9 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     return _Parts(train, test, validates, identity, known_again([rows[i] for i in train], held))
 
 
-def _names(labels: Array | None, classes: tuple[str, ...]) -> list[str] | None:
-    return None if labels is None else [classes[i] for i in labels]
+def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
+    """The name of the class of each row, from its number."""
+    return None if y is None else [classes[i] for i in y]
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:

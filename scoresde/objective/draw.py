@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.condition import Condition
-from ..core.shapes import time_dtype
+from ..core.shapes import each, time_dtype
 from ..data.batch import Batch
 from ..sde.grids import snap
 from .coupling import optimal_transport
@@ -45,14 +45,13 @@ class Draws:
     def rows(self, index: Tensor) -> Draws:
         """The draws of the rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        t, drawn, weight = (None if v is None else v[index] for v in (self.t, self.drawn, self.weight))
-        return Draws(self.eps[index], known, t, drawn, weight)
+        return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
         """The same on a device; ``drawn`` stays where it is."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
-        t, weight = (None if v is None else v.to(device, dtype) for v in (self.t, self.weight))
+        t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
         return Draws(self.eps.to(device), known, t, self.drawn, weight)
 
 

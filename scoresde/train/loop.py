@@ -261,9 +261,7 @@ def _parts(data: Dataset, spec: ModelSpec, classes: int, split: bool) -> tuple[R
 
     if not split or data.validates is None or not len(data.validates):
         return rows(None), None
-    trains = torch.ones(len(data.train), dtype=torch.bool)
-    trains[data.validates] = False
-    return rows(trains.nonzero().flatten()), rows(data.validates)
+    return rows(data.trains), rows(data.validates)
 
 
 def prepared(

@@ -168,6 +168,14 @@ def test_frechet_singular_covariances():
     assert frechet_distance(constant, constant + 2) == pytest.approx(12)
 
 
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (2, 9), (30, 40)])
+def test_frechet_of_fewer_rows_than_features_is_that_of_their_moments(n, m):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(k, 80, generator=generator, dtype=torch.float64) * 3 + 1 for k in (n, m))
+    # Of moments, eigenvalues that are 0 but for rounding are rooted: half of the digits are left.
+    assert frechet_distance(x, y + 2) == pytest.approx(Moments.of(x).distance(Moments.of(y + 2)), rel=1e-7)
+
+
 def test_frechet_symmetry_zero_permutation_and_rotation():
     x, y = normal(60, 6, seed=1), 1.5 * normal(80, 6, seed=2) + 0.3
     a = frechet_distance(x, y)

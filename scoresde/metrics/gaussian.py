@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,21 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     9.0
     """
     a, b = pair(x, y)
+    if len(a) + len(b) < a.shape[1]:
+        return _of_few(a, b)
     return Moments.of(a).distance(Moments.of(b))
+
+
+def _of_few(x: Tensor, y: Tensor) -> float:
+    """(1) of fewer rows than features, without a table of all pairs of features.
+
+    With rows X about their mean, S = X^T X / (n - 1), and the singular values of S1^{1/2} S2^{1/2} are those of
+    X Y^T / sqrt((n - 1)(m - 1)).
+    """
+    means = [rows.mean(dim=0) for rows in (x, y)]
+    a, b = ((rows - mean) / math.sqrt(len(rows) - 1) for rows, mean in zip((x, y), means, strict=True))
+    shift, cross = float((means[0] - means[1]).square().sum()), float(torch.linalg.svdvals(a @ b.mT).sum())
+    return max(0.0, shift + float(a.square().sum()) + float(b.square().sum()) - 2 * cross)
 
 
 def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurement:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoresde.core.errors import DataError
+from scoresde.core.errors import DataError, UsageError
 from scoresde.data import Dataset, load_data
 from scoresde.data.content import MOST, Identity, contents, held_out, known_again
 
@@ -111,3 +111,16 @@ def test_toys_and_digits_keep_their_permutation() -> None:
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     everything = load_data("digits", split="rows")
     assert torch.equal(digits.test, everything.test) and len(order[:180]) == len(digits.test)
+
+
+def test_rows_of_two_states_are_each_counted_once() -> None:
+    x = contents(table(20))
+    one = Identity.of([*x[:10], x[0]])
+    assert one.joined(Identity.of(x[:5])) is one and one.joined(grown := Identity.of([*x, x[0]])) is grown
+    both = one.joined(Identity.of(x[5:]))
+    assert both.compared(Identity.of([*x, x[0]])) == ("re-sorted", 0, 0)
+
+
+def test_classes_are_not_taken_for_held_out_samples() -> None:
+    with pytest.raises(UsageError, match="given as classes"):
+        Dataset.of(table(30), np.arange(30) % 2)

@@ -152,6 +152,16 @@ class Identity:
             return "grown" if new else "shrunk", new, missing
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
+    def joined(self, now: Identity) -> Identity:
+        """The rows of both, each as often as in the one that has it more often: all that a run has been trained on."""
+        _, new, missing = self.compared(now)
+        if self.large or now.large or not new:
+            return self
+        if not missing:
+            return now
+        counts = Counter(self.hashes.tolist()) | Counter(now.hashes.tolist())
+        return Identity(np.array(sorted(counts.elements()), np.uint64), 0)  # which never stood in one order
+
 
 def _more(these: Hashes, those: Hashes) -> int:
     """How many of these rows are not among those, each counted as often as it is there."""

@@ -274,6 +274,9 @@ class Dataset:
         """
         given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
+        x, held = arrays["x_train"], arrays.get("x_test")
+        if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
+            raise UsageError("test is samples to hold out; the class of each sample is given as classes")
         raw = raw_of(arrays, name, Reading(layout=layout))
         return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 

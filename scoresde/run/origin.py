@@ -63,9 +63,12 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset) -> None:
-    """Write what the data are, if they are split by content."""
-    if data.identity is not None:
-        known = data.identity
+    """Write what the data are, if they are split by content, together with those the run was trained on before."""
+    before, known = kept_identity(folder), data.identity
+    if known is None:
+        return
+    known = known if before is None else before.joined(known)
+    if known is not before:
         write_arrays(
             folder / FILE, {"hashes": known.hashes, "order": np.uint64(known.order), "large": np.bool_(known.large)}
         )
@@ -109,7 +112,11 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
     source = data or found(folder, config)
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
-            raise DataError(f"{folder} was trained on an array, which is not kept in a run: pass it again")
+            raise DataError(
+                f"{folder} was trained on an array, which is not kept in a run: pass it again, or save it as an .npy "
+                "file and name that",
+                parameter="data",
+            )
         raise DataError(
             f"the data of {folder} are gone: there is no {source}, nor are they beside the run; name the place where "
             "they are now",

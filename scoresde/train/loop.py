@@ -135,6 +135,7 @@ def fit(
         write_json(folder / "model.json", made_of)
         if new:  # what a run was trained on is never written again
             write_json(folder / "data.json", info.to_dict())
+        if new or (folder / "rows.npz").is_file():  # an older run, split by the numbers of rows, stays without
             keep_identity(folder, data)
         facts["data_beside"] = beside(folder, config)  # wherever they are by now
         write_json(folder / "config.json", facts)

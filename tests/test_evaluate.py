@@ -210,7 +210,7 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     """``shell("evaluate --n 4")``: what it prints on standard output and standard error. Classifiers train briefly."""
-    quick = ClassifierConfig(steps=3, batch=16, width=8)
+    quick = ClassifierConfig(steps=40, batch=64, lr=1e-2, width=8)
     monkeypatch.setattr(features, "train_classifier", lambda data, device: train_classifier(data, quick, device=device))
 
     def run(line: str, code: int = 0) -> tuple[str, str]:

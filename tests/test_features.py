@@ -194,6 +194,17 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         function_features("math:sin")
 
 
+def test_a_classifier_that_guesses_compares_nothing(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
+    labels = torch.randint(0, 10, digits.train_labels.shape, generator=torch.Generator().manual_seed(0))
+    strange = replace(digits, train_labels=labels)  # as folders are that have nothing to do with what they hold
+    monkeypatch.setattr(features, "train_classifier", lambda data, device: train_classifier(data, QUICK, device=device))
+    told: list[str] = []
+    home = tmp_path / "classifier"
+    assert extractor_by_name("auto", strange, folder=home, told=told.append).name == "pixels"
+    assert "no better than a guess" in told[-1] and not home.exists()
+    assert extractor_by_name("classifier", strange).name == "classifier"  # but for who asks for it
+
+
 def test_names_of_extractors(digits: Dataset, trained: TrainedClassifier, tmp_path: Path, monkeypatch) -> None:
     assert extractor_by_name("pixels", digits).name == "pixels"
     assert extractor_by_name("auto", load_data("moons")).name == "pixels"

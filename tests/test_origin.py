@@ -247,3 +247,12 @@ def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) 
     assert "grown by 1 row since" in shell.err
     Path("t.csv").write_text("\n".join(["u,n", *rows, "0.5,30"]))
     shell.refuses("train --resume runs/t --steps 4", 3, "levels", "from [0.0, 0.0] to [0.0, 6.0]", "keeps its data")
+
+
+def test_named_data_of_the_run_that_have_changed_are_said(own: Path, shell: Shell) -> None:
+    np.save("y.npy", np.concatenate([table()[5:], table(3, seed=5)]))
+    shell(LINE + " --data y.npy")
+    assert "5 rows of the data of runs/own are missing here, and 3 are new" in shell.err
+    np.save("z.npy", table(seed=5))
+    shell(LINE + " --data z.npy")
+    assert "missing" not in shell.err

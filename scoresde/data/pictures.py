@@ -48,6 +48,7 @@ UPRIGHT = {
 }  # fmt: skip
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # width and height are exchanged
 BITS = 258  # the tag of TIFF
+NAMED = 20  # files with a fault that are named
 SUGGESTED = (32, 16, 8)  # sides of pictures whose networks train without a GPU
 # What may be wrong with a file: of one, of several, and what to do.
 FAULTS = {
@@ -452,7 +453,7 @@ class _Pile:
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
             if files:
-                named = some(sorted(f"{self.name(i)}{f' ({reason})' * bool(reason)}" for i, reason in files))
+                named = some(sorted(f"{self.name(i)}{f' ({reason})' * bool(reason)}" for i, reason in files), NAMED)
                 is_so = one if len(files) == 1 else several
                 found.append((kind, f"{len(files):,} of {len(self.paths):,} files {is_so}: {named}"))
         return found

@@ -170,8 +170,9 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
             f"{gone}, and {new:,} are new"
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)
-    elif state == "shrunk":
-        warnings.warn(f"{missing:,} rows of the data of {folder} are missing here; {split}", stacklevel=3)
+    elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
+        more = f", and {new:,} are new" if new else ""
+        warnings.warn(f"{missing:,} rows of the data of {folder} are missing here{more}; {split}", stacklevel=3)
     return state
 
 

@@ -218,7 +218,7 @@ def extractor_by_name(
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE``, ``module:function``;
             ``auto`` is ``classifier`` for pictures and signals with labels, of which there are enough to learn them,
-            and ``pixels`` for others.
+            if it does, and ``pixels`` for others.
         data: The data to compare with.
         folder: Where ``classifier`` is looked for; it is trained, and kept there, if there is none.
         device: Where to compute.
@@ -243,6 +243,11 @@ def extractor_by_name(
         trained = train_classifier(data, device=device)
         if told is not None:
             told(f"the classifier names {trained.accuracy:.1%} of {trained.held_out:,} held-out samples rightly")
+        guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))  # by the commonest class always
+        if spec == "auto" and not trained.accuracy > guessed + 2 * trained.stderr:
+            if told is not None:
+                told(f"that is no better than a guess ({guessed:.1%}): comparing by pixels")
+            return pixels(data.codec)
         if folder is not None:
             trained.save(folder)
         return classifier_features(trained, info)

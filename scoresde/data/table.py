@@ -277,7 +277,8 @@ def _parsed(column: _Column) -> _Column:
     letters = set("".join(column.cells))
     try:
         if letters <= set("0123456789+-"):
-            numbers = [int(cell) for cell in column.cells]
+            # Python reads no whole number of more digits than 4,300; a float of so many is infinite, and refused.
+            numbers: list[float] = [int(cell) if len(cell) <= 4300 else float(cell) for cell in column.cells]
             small = -(2**63) <= min(numbers) and max(numbers) < 2**63
             return replace(column, numbers=np.array(numbers, np.int64 if small else object), whole=True)
         if letters <= set("0123456789+-.eE"):

@@ -102,6 +102,14 @@ def test_pictures_of_one_value_are_not_judged_by_their_spread() -> None:
         check_units(torch.full((20, 1, 8, 8), 600.0), data)
 
 
+def test_numbers_4000_times_as_wide_are_refused_wherever_they_lie() -> None:
+    data = DATA["signals"]()
+    x = data.test.double() - data.test.double().median()
+    check_units(1000 * x, data)
+    with pytest.raises(DataError, match="look like others"):
+        check_units(8000 * x, data)
+
+
 def test_the_column_is_named() -> None:
     data = DATA["table"]()
     kelvin = data.test.clone()

@@ -29,6 +29,7 @@ def test_whole_numbers_of_unlike_columns_are_each_of_order_one() -> None:
     data = Dataset.of(x)
     m = in_model_units(data)
     torch.testing.assert_close(m.std(0), torch.ones(3).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(m.mean(0), torch.zeros(3).double(), atol=0.05, rtol=0)  # with half of each cell
     back = data.codec.to_data(m)
     assert torch.equal(back, data.train.double())  # each value returns to its own level
     extremes = data.codec.to_data(torch.tensor([[-9.0] * 3, [9.0] * 3]))
@@ -68,6 +69,8 @@ def test_channels_that_differ_in_kind_have_units_of_their_own() -> None:
     torch.testing.assert_close(m.std((0, 2, 3)), torch.ones(2).double(), atol=1e-4, rtol=0)
     alike = Dataset.of(rng().uniform(0, 1, (50, 3, 8, 8)).astype("f4") * np.array([1, 0.8, 0.6])[:, None, None])
     assert alike.codec.continuous.scale.ndim == 0  # colours share a range
+    places = rng().normal(0, 1, (50, 2, 8, 8)).astype("f4") + np.array([0, 100], "f4")[:, None, None]
+    assert Dataset.of(places).codec.continuous.scale.numel() == 2  # of one spread, and in two places
     counts = np.stack([rng().integers(0, 4000, (60, 9, 9)), rng(1).integers(0, 6, (60, 9, 9))], 1)
     m = in_model_units(Dataset.of(counts))
     torch.testing.assert_close(m.std((0, 2, 3)), torch.ones(2).double(), atol=0.05, rtol=0)

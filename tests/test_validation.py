@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 import torch
 from runs import contents, signal_at
+from torch import Tensor, nn
 
 from scoresde import Likelihood, TrainConfig, fit, load
 from scoresde.core.errors import Preempted, UsageError
 from scoresde.core.files import read_lines, read_tensors
 from scoresde.data import Dataset, load_data
-from scoresde.run.files import BEST
+from scoresde.data.batch import Batch, Rows
+from scoresde.objective.draw import Draw, Draws
+from scoresde.objective.loss import Objective
+from scoresde.run.files import BEST, save_best
 from scoresde.run.spec import ModelSpec
 from scoresde.train.loop import _parts, previews
 from scoresde.train.reflow import reflow
-from scoresde.train.validation import Best, sentence
+from scoresde.train.validation import Best, Validation, sentence
 
 SMALL = {"width": 8, "blocks": 1}
 CONFIG = TrainConfig(steps=8, batch=16, network_options=SMALL)
@@ -57,6 +61,10 @@ def test_the_paired_difference_decides() -> None:
     assert told["stderr"] == pytest.approx(np.std([1.0, 1.1, 0.9, 1.0], ddof=1) / 2)
     noisy = best.against(losses + torch.tensor([4.0, -3.0, 4.0, -1.0]), 40)  # the same mean, by chance
     assert noisy["difference"] == pytest.approx(1.0) and noisy["used"] == "last" and "chance" in sentence(noisy)
+    for errors, used in ((1.9, "last"), (2.1, "best")):  # of the mean
+        difference = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()
+        difference += errors * difference.std() / 2
+        assert best.against(losses + difference, 40)["used"] == used
     assert best.against(losses, 10)["used"] == "last" and "the last weights are the best" in sentence(
         best.against(losses, 10)
     )
@@ -72,6 +80,35 @@ def test_the_losses_are_of_the_same_draws_each_time(tmp_path: Path) -> None:
         for n in "ab"
     ]
     assert seen[0] == seen[1] and len(seen[0]) == 8 and all(math.isfinite(v) for v in seen[0])
+
+
+class Itself:
+    """An objective whose loss is the first number of a row, as the draws have it."""
+
+    ends = staticmethod(lambda model, batch: None)
+
+    def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        assert torch.equal(draws.eps, batch.x0)
+        return batch.x0[:, 0]
+
+
+def drawn(batch: Batch, generator: torch.Generator) -> Draws:
+    return Draws(batch.x0, weight=torch.linspace(0, 2, len(batch)))
+
+
+def test_the_losses_are_weighted_and_of_each_row(tmp_path: Path) -> None:
+    data = Dataset.of(table())
+    held = Validation(Rows(data.test, data.codec), cast(Draw, drawn), cast(Objective, Itself()), 0, torch.float64)
+    x0, network = data.codec.to_model(data.test.double()), nn.Linear(1, 1)
+    copies = len(held.batch) // len(x0)
+    assert copies > 1
+    weights = torch.linspace(0, 2, copies * len(x0)).reshape(copies, -1).mean(0)
+    torch.testing.assert_close(held.losses(network), weights.double() * x0[:, 0], atol=1e-6, rtol=0)
+    for step in (4, 3):  # what is best after the step of the checkpoint is, and what came after it is not
+        held.best = None
+        save_best(tmp_path, 4, {"ema": network.state_dict()})
+        held.resume(tmp_path, step, lambda weights: network)
+        assert (held.best is not None) == (step == 4)
 
 
 def test_validation_rows_are_not_trained_on() -> None:

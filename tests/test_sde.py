@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from models import ALL, CHECKS, F64, FOUR, PUBLISHED, normals, ring
+from models import ALL, CHECKS, F64, FOUR, PUBLISHED, gaussian, gaussian_flow, normals, ring
 
 from scoresde import (
     EDMSDE,
@@ -22,10 +22,13 @@ from scoresde import (
     Multistep,
     Noise,
     ProbabilityFlow,
+    SubVPSDE,
     log_likelihood,
     sample,
 )
 from scoresde.core.errors import UsageError
+from scoresde.core.registry import resolve
+from scoresde.core.tables import SOLVERS
 from scoresde.sde.grids import make_grid
 from scoresde.solvers.level import auto_level
 
@@ -61,6 +64,86 @@ def test_c02_drift_and_diffusion(name):
         drift = PUBLISHED[name].drift(torch.ones(2, 3, dtype=F64), row["t"])
         assert torch.allclose(drift, torch.tensor(row["drift_over_x"], dtype=F64), rtol=1e-12, atol=1e-15)
         assert float(PUBLISHED[name].diffusion(row["t"])) == pytest.approx(row["diffusion"], rel=1e-12)
+
+
+@dataclass(frozen=True)
+class Steep(SDE):
+    """A user's path on which nothing of the data is left, in floating point, long before t = 1."""
+
+    rate: float = 400.0
+
+    def alpha(self, t):
+        return torch.exp(-self.rate * t.square() / 2)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-self.rate * t.square()))
+
+
+STEEP = [*(kind(beta_max=b) for kind in (VPSDE, SubVPSDE) for b in (100.0, 150.0, 400.0, 1e4)), Steep(), Steep(5e3)]
+
+
+@pytest.mark.parametrize("sde", [*ALL.values(), *STEEP], ids=str)
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_the_clock_and_its_inverse_meet_at_both_ends_and_beyond(sde, dtype):
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=F64)
+    r = sde.ratio(ends).to(dtype)
+    assert sde.t_of_ratio(r)[1] == sde.t_max and sde.finite(sde.t_min, sde.t_max)
+    beyond = sde.t_of_ratio(torch.tensor([0.0, 1.0], dtype=dtype))
+    assert torch.allclose(beyond.to(F64), ends, rtol=torch.finfo(dtype).eps, atol=0)
+    t = torch.linspace(sde.t_min, sde.t_max, 101, dtype=F64)
+    found = sde.t_of_ratio(sde.ratio(t).to(dtype))
+    assert bool((found.diff() >= 0).all())
+    # where r tells times apart, it does so to rounding; where it has come to 1, it cannot
+    assert torch.allclose(sde.ratio(found.to(F64)), sde.ratio(t), rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("sde", STEEP[:-2], ids=str)
+def test_the_log_snr_of_a_steep_path_is_finite_and_comes_back(sde):
+    t = torch.linspace(0.01, 1, 101, dtype=F64)
+    assert bool(sde.log_snr(t).isfinite().all())
+    assert torch.allclose(sde.t_of_log_snr(sde.log_snr(t)), t, rtol=1e-12)
+    assert sde.t_of_log_snr(torch.tensor([-math.inf, math.inf], dtype=F64)).tolist() == pytest.approx([1, 0], abs=1e-9)
+    assert bool(sde.drift_rate(t).isfinite().all()) and bool(sde.diffusion(t).isfinite().all())
+
+
+def test_a_path_whose_noise_does_not_grow_at_first_comes_back_from_no_noise():
+    assert float(VPSDE(beta_min=0.0).t_of_log_snr(torch.tensor(math.inf, dtype=F64))) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("sde", STEEP, ids=str)
+def test_the_flow_of_a_steep_path_is_solved_to_the_closed_form(sde):
+    model, low, z = gaussian(sde, dims=2), sde.times("sample")[0], normals(4, 2)
+    found = ProbabilityFlow(rtol=1e-6)(model, z)
+    assert bool(found.ok.all())
+    assert torch.allclose(found.x, gaussian_flow(model, z, 1.0, low), atol=1e-4)
+    scored = log_likelihood(model, z, Likelihood(rtol=1e-6), check=False)
+    assert torch.allclose(scored.log_prob, model.log_prob(z, sde.t_min), atol=1e-4)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(beta_max=400.0), SubVPSDE(beta_max=1e4), Steep()], ids=str)
+@pytest.mark.parametrize("name", ["multistep", "singlestep", "dpm++3s", "er-sde", "ancestral", "pc"])
+def test_every_solver_comes_through_where_nothing_of_the_data_is_left(sde, name):
+    # Most of 400 steps lie where alpha is 0 or next to it; what is left suffices for a rough law.
+    model, solver, n = gaussian(sde, dims=2), resolve(name, SOLVERS)(steps=400), 100
+    found = sample(model, solver, (2,), Noise.of(n), dtype=F64, batch=n)
+    assert bool(found.ok.all()), found.failures()
+    assert float(found.x.std()) == pytest.approx(0.5, rel=0.25)
+
+
+@dataclass(frozen=True)
+class Lost(Steep):
+    """A user's path with an inverse of its own that is wrong at the noisy end."""
+
+    def t_of_log_snr(self, log_snr):
+        return torch.where(log_snr < -20, torch.nan, SDE.t_of_log_snr(self, log_snr))
+
+
+def test_a_path_that_is_no_number_is_blamed_for_it_and_not_the_model():
+    model, z = gaussian(Lost(), dims=2), normals(2, 2)
+    found = ProbabilityFlow()(model, z, t0=0.4)
+    assert not bool(found.ok.any()) and "the path is NaN" in found.failures()[0]
+    scored = log_likelihood(model, z, check=False)
+    assert not bool(scored.ok.any()) and "the path is NaN" in scored.failures()[0]
 
 
 MORE = {"cosine": CosineSDE(), "trigonometric": CosineSDE(offset=0.0), "edm": EDMSDE(), "vdm": VDMSDE()}

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import overload
 
 import torch
@@ -22,7 +23,7 @@ from ..core.noise import Noise
 from ..core.shapes import as_states, as_tensor, dims
 from ..model.estimate import Denoiser
 from ..ode.fixed import RULES
-from ..ode.integrate import TABLEAUS, check_tolerances
+from ..ode.integrate import TABLEAUS, blamed, check_tolerances
 from .coupled import by_fixed_steps, coupled
 from .data import Scores, begins, score
 from .dequantise import DEQUANTISATIONS
@@ -249,7 +250,9 @@ class Likelihood:
             problem = Problem(model.rows(rows), x[rows], self.t_min, graph)
             probes = Probes(kind, self.probes, noise.rows(rows), draw * self.probes, not self.redraw, wide)
             with _single_precision(), torch.set_grad_enabled(graph):
-                pieces.append(self._piece(problem, probes, batch, finer))
+                piece = self._piece(problem, probes, batch, finer)
+            sound = partial(model.domain.sde.finite, *problem.ends)
+            pieces.append(replace(piece, status=blamed(piece.status, sound)))
             if watch is not None:
                 watch(pieces[-1])
         return LogLikelihood.join(pieces)

@@ -13,16 +13,23 @@ its own.
 The rule is Clenshaw and Curtis's, exact for polynomials of degree n: nodes  u_k = -cos(k pi/n),  k = 0, ..., n,  scaled
 to the interval. Its nodes are every second one of the rule with 2n, so that doubling n wastes nothing.
 
-How many. The slope f is known at the nodes as well, and its integral is known: it is the path. The residual
+How many. The slope f and the power are known at the nodes as well, and so are their integrals: they are the path. The
+residual of each,
 
-    rms( sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)) )                                                        (2)
+    e_n = sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)),        e_n  of the power likewise,                     (2)
 
 tells how well the rule resolves the flow and how good the dense output is, without any noise from probes, which would
-hide the difference of two nested rules for the trace. Each row doubles n from 16 until (2) is below three times its
-tolerance, and, if the traces are exact, until the same holds for the error of their integral, which is taken to fall
-from rule to rule by the same factor:
+hide the difference of two nested rules for the trace. The power is in nats per dimension, as the trace is. Each row
+doubles n from 16 until (2), the root mean square over the dimensions and the power, is below three times its tolerance,
+or e_n - e_(n/2) is: then the rule has converged, and what is left is the error of the path. If the traces are exact,
+the same must hold for the error of their integral, which falls from rule to rule by a factor that itself grows,
 
-    | I_n - I_(n/2) |^2 / | I_(n/2) - I_(n/4) |    per dimension.                                            (3)
+    | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
+
+A row fails that is not there with the last rule, n = 1024, or whose path is off (2) by more than ten tolerances: a
+narrow feature of a rough density, which ``coupled`` follows with its steps. Measured on 774 rows of mixtures of width
+0.01 and more, and of random networks, against n = 1024 on the same path: (3) with the square and without the power
+lets errors of 9 tolerances pass, at 92 nodes in the mean; this, 1.1 at 119.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -37,15 +44,17 @@ import torch
 from torch import Tensor
 
 from ..ode.dense import Knots, Path
-from ..ode.integrate import OK, integrate
+from ..ode.integrate import FAILED_QUADRATURE, OK, integrate
 from .divergence import Probes
 from .problem import Problem
 from .result import LogLikelihood, settled
 
 __all__ = ["by_quadrature", "clenshaw_curtis"]
 
-FEWEST, MOST, FINEST = 16, 128, 256  # n; twice as many for a check
-FACTOR = 3  # of the tolerance that (2) and (3) may be
+FEWEST, MOST = 16, 1024  # n; twice as many for a check
+FACTOR, WORST = 3, 10  # of the tolerance that (2) and (3) may be, and what (2) of a row that succeeded may be
+PLACED = 256  # up to this n, a node has the same probes in every rule that it is part of
+HELD = 2**27  # numbers kept at once of the slopes at nodes
 
 
 def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
@@ -75,7 +84,7 @@ def by_quadrature(
     Args:
         problem: Data, model and interval.
         probes: The probes of its rows.
-        rtol, atol: Tolerances of the path, and of (2) and (3) but for a factor of 3.
+        rtol, atol: Tolerances of the path, and of (2) and (3) but for a factor.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations of a row on its path.
         rows_at_once: States evaluated at once.
@@ -103,29 +112,40 @@ def by_quadrature(
             parts=lambda s: [s[:, :-1], s[:, -1:]],
             on_step=knots,
         )
-    nodes = _Nodes(problem, knots.path(), probes, rows_at_once)
     log_det = y0.new_full((len(y0), probes.columns), torch.nan)
-    residual, count = y0.new_full((len(y0),), torch.nan), torch.zeros_like(solved.nfe)
-    rows, n, most = everyone[solved.status == OK], FEWEST << finer, MOST << finer
+    residual, count, status = y0.new_full((len(y0),), torch.nan), torch.zeros_like(solved.nfe), solved.status.clone()
     moved = solved.y - state
     allowed = FACTOR * (atol + rtol * torch.maximum(state.abs(), solved.y.abs()))
-    while len(rows):
-        log_det[rows], integral, doubt = nodes.integrals(rows, n)
+    open_rows = everyone[status == OK]
+    todo = [(open_rows, FEWEST << finer, _Nodes(problem, knots.path(), probes, rows_at_once))] if len(open_rows) else []
+    while todo:
+        rows, n, nodes = todo.pop()
+        if len(rows) > 1 and n * len(rows) * moved.shape[1] > HELD:
+            halves = torch.arange(len(rows), device=rows.device) < len(rows) // 2
+            todo += [(rows[which], n, nodes.some(which)) for which in (halves, ~halves)]
+            continue
+        log_det[rows], integral, change, doubt = nodes.integrals(rows, n)
         off = integral - moved[rows]
         residual[rows], count[rows] = off[:, :-1].square().mean(1).sqrt(), n + 1
-        if n == most:
-            break
-        rough = (off / allowed[rows])[:, :-1].square().mean(1).sqrt() > 1
+        rough = torch.minimum(_size(off / allowed[rows]), _size(change / allowed[rows])) > 1
         if probes.kind == "exact":
             size = log_det[rows, 0].abs() / problem.dims
             rough |= doubt[:, 0] / problem.dims > FACTOR * (atol + rtol * size)
-        rows, n = rows[rough], 2 * n
-        nodes.keep(rough)
+        strayed = (off / allowed[rows])[:, :-1].square().mean(1).sqrt() > WORST / FACTOR
+        last = n == MOST << finer
+        status[rows[(rough if last else ~rough) & (rough | strayed)]] = FAILED_QUADRATURE
+        if not last and bool(rough.any()):
+            todo.append((rows[rough], 2 * n, nodes.some(rough)))
     z, log_prob = problem.finish(solved.y[:, :-1], log_det)
-    mean, stderr = probes.summary(log_prob)
+    mean, stderr = probes.summary(torch.where((status == FAILED_QUADRATURE)[:, None], torch.nan, log_prob))
     unchecked = torch.full_like(residual, torch.nan)
     nfe = solved.nfe + 1 + (1 + probes.more) * count + problem.counted.tally.more
-    return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(solved.status, mean))
+    return LogLikelihood(mean, stderr, z, nfe, count, residual, unchecked, settled(status, mean))
+
+
+def _size(error: Tensor) -> Tensor:
+    """The larger error, ``(b,)``: rms of the slopes, or the power, the last of ``(b, D + 1)``."""
+    return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
 
 class _Nodes:
@@ -143,18 +163,25 @@ class _Nodes:
         self.slopes: Tensor | None = None  # (nodes, rows, D)
         self.traces: Tensor | None = None  # (nodes, rows, K)
 
-    def keep(self, which: Tensor) -> None:
-        """Go on with the rows ``which``, bool ``(b,)``."""
-        assert self.slopes is not None and self.traces is not None
-        self.slopes, self.traces = self.slopes[:, which], self.traces[:, which]
+    def some(self, which: Tensor) -> _Nodes:
+        """The same for the rows ``which``, bool ``(b,)``."""
+        found = _Nodes(self.problem, self.path, self.probes, self.rows_at_once)
+        if self.slopes is not None and self.traces is not None:
+            found.slopes, found.traces = self.slopes[:, which], self.traces[:, which]
+        return found
 
-    def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Integrals of the traces ``(b, K)`` and the slope ``(b, D)`` of ``rows: (b,)``, and (3) of the traces."""
+    def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of ``rows: (b,)``: integrals of the traces ``(b, K)`` and of the slopes and the power ``(b, D + 1)``.
+
+        And by how much the second have changed since the rule of half as many nodes, and (3) of the first.
+        """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
-        slopes, traces = self._evaluate(rows, u[new], new * (FINEST // n))
+        # The new nodes of a finer rule are odd, and begin where those of the rule before end.
+        place = new * (PLACED // n) if n <= PLACED else n + new
+        slopes, traces = self._evaluate(rows, u[new], place)
         if self.slopes is not None and self.traces is not None:
             slopes, traces = _interleave(self.slopes, slopes), _interleave(self.traces, traces)
         self.slopes, self.traces = slopes, traces
@@ -165,7 +192,8 @@ class _Nodes:
 
         fine, middle, coarse = rule(traces), rule(traces, 2), rule(traces, 4)
         last, before = (fine - middle).abs(), (middle - coarse).abs()
-        return fine, rule(slopes), last * (last / before).nan_to_num(nan=1.0).clamp(max=1)
+        doubt = last * (last / before).nan_to_num(nan=1.0).clamp(max=1).sqrt()
+        return fine, rule(slopes), rule(slopes) - rule(slopes, 2), doubt
 
     def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes ``(m, b, D)`` and traces ``(m, b, K)`` at the m nodes ``u``, in pieces of the size that fits."""

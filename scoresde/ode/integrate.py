@@ -43,11 +43,14 @@ from .tableaus import TABLEAUS, Tableau
 __all__ = [
     "FAILED_LIMIT",
     "FAILED_NONFINITE",
+    "FAILED_PATH",
+    "FAILED_QUADRATURE",
     "FAILED_UNDERFLOW",
     "OK",
     "STATUS",
     "TABLEAUS",
     "OdeSolution",
+    "blamed",
     "check_tolerances",
     "coarse",
     "failures",
@@ -61,12 +64,14 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]  # f(y: (b, *state), t: (b,),
 Parts = Callable[[Tensor], list[Tensor]]
 OnStep = Callable[[Tensor, Tensor, Tensor, Tensor, float], None]
 
-OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT = range(4)
+OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT, FAILED_PATH, FAILED_QUADRATURE = range(6)
 STATUS = {
     OK: "ok",
     FAILED_NONFINITE: "the model returned NaN or infinity",
     FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
     FAILED_LIMIT: "the limit on evaluations was reached",
+    FAILED_PATH: "the path is NaN or infinite, not the model: check alpha, sigma and the inverse of their ratio",
+    FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; take the method coupled",
 }
 
 
@@ -79,6 +84,12 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
             which = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
             lines.append(f"{len(rows)} of {len(status)} {noun} failed ({which}): {reason}")
     return lines
+
+
+def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
+    """``status: (B,)`` with the path, not the model, to blame for numbers that are none, unless the path is sound."""
+    lost = status == FAILED_NONFINITE
+    return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
 
 
 @dataclass(frozen=True)

@@ -217,9 +217,14 @@ class SDE(ABC):
         return sigma / (alpha + sigma)
 
     def t_of_ratio(self, r: Tensor) -> Tensor:
-        """The time at which :meth:`ratio` is ``r``, clamped to the domain."""
-        t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r)))
-        return t.clamp(self.t_min, self.t_max)
+        """The time at which :meth:`ratio` is ``r``, clamped to the domain.
+
+        Both ends are met exactly. On a steep path r rounds to 1 well before ``t_max``; of all those times 1 stands for
+        the last one.
+        """
+        t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
+        first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
+        return torch.where(r >= last, self.t_max, torch.where(r <= first, self.t_min, t))
 
     @property
     def nodes(self) -> Tensor | None:
@@ -235,6 +240,15 @@ class SDE(ABC):
         return self.t_min, self.t_max
 
     # ------------------------------------------------------------------- self-check
+
+    def finite(self, t0: float, t1: float) -> bool:
+        """Whether coefficients and clock are numbers from ``t0`` to ``t1``, forwards and back.
+
+        If not, a solver that fails has the path to blame, not the model. A rate may be infinite, but is a number.
+        """
+        t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
+        values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
+        return all(bool(v.isfinite().all()) for v in values) and not any(bool(v.isnan().any()) for v in self.rates(t))
 
     def check(self) -> None:
         """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.

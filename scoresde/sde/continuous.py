@@ -35,9 +35,11 @@ class _LinearBeta(SDE):
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """The time at which B has a given value."""
-        # The root of the quadratic in the form that does not cancel.
+        """The time at which B has a given value, at most ``t_max``."""
+        # The root of the quadratic in the form that does not cancel; 0/0 and inf/inf are kept out of it.
         slope = self.beta_max - self.beta_min
+        most = float(self.integral(torch.tensor(self.t_max, dtype=torch.float64)))
+        integral = integral.clamp(torch.finfo(integral.dtype).tiny, most)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def beta(self, t: Tensor) -> Tensor:
@@ -46,6 +48,10 @@ class _LinearBeta(SDE):
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-self.integral(t) / 2)
+
+    def drift_rate(self, t: Tensor) -> Tensor:
+        # also where beta is so large that alpha is 0 in floating point
+        return -self.beta(t) / 2
 
     @property
     def prior_std(self) -> float:
@@ -73,9 +79,14 @@ class VPSDE(_LinearBeta):
         # also at t = 0, where sigma' is infinite
         return self.beta(t)
 
+    def log_snr(self, t: Tensor) -> Tensor:
+        # alpha^2/sigma^2 = exp(-B)/(1 - exp(-B)), finite where alpha is 0 in floating point
+        integral = self.integral(t)
+        return -integral - torch.log(-torch.expm1(-integral))
+
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)).
-        return self.t_of_integral(torch.nn.functional.softplus(-log_snr))
+        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)); softplus drops what lies beyond its threshold.
+        return self.t_of_integral(torch.nn.functional.softplus(-log_snr, threshold=40))
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,18 @@ class SubVPSDE(_LinearBeta):
         alpha, beta = self.alpha(t), self.beta(t)
         return -beta * alpha / 2, beta * alpha.square()
 
+    def diffusion_squared(self, t: Tensor) -> Tensor:
+        return -self.beta(t) * torch.expm1(-2 * self.integral(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        # alpha/sigma = exp(-B/2)/(1 - exp(-B)), finite where alpha is 0 in floating point
+        integral = self.integral(t)
+        return -integral - 2 * torch.log(-torch.expm1(-integral))
+
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2).
-        return self.t_of_integral(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))
+        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2), and B is minus the log-SNR to rounding where that is low.
+        near = 2 * torch.asinh(torch.exp(-log_snr.clamp(min=-80) / 2) / 2)
+        return self.t_of_integral(torch.where(log_snr < -80, -log_snr, near))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.registry import build
 from ..core.tables import GRIDS
-from .base import SDE
+from .base import SDE, informative
 from .chains import DDPM, SMLD
 from .continuous import EDMSDE, VDMSDE, VESDE, FlowMatching
 from .modified import Shifted, Stretch
@@ -73,7 +73,10 @@ def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    return finite_log_snr(sde, torch.tensor([t0, t1], dtype=torch.float64))
+    """The log-SNR at both ends, where no nodes are spent on what holds nothing of the data."""
+    t = torch.tensor([t0, t1], dtype=torch.float64)
+    left = informative(*(c.detach() for c in sde.coefficients(t)))
+    return torch.where(left, finite_log_snr(sde, t), -20.0)
 
 
 def _between(ends: Tensor, steps: int) -> Tensor:

@@ -18,6 +18,7 @@ arXiv:2102.09672, eq. 15):
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import SDE
@@ -28,7 +29,8 @@ __all__ = ["forward_step", "posterior"]
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """``A`` and ``S^2`` of the step (1) from ``s`` up to ``t`` of any path, in the shape of ``t``."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
-    a = alpha_t / alpha_s
+    # 0/0 where a steep path has left nothing of the data at either time: then x_t is all noise, whatever x_s.
+    a = torch.where(alpha_s == 0, 0.0, alpha_t / alpha_s)
     return a, (sigma_t.square() - (a * sigma_s).square()).clamp(min=0)
 
 

@@ -22,7 +22,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.shapes import sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
-from ..ode.integrate import FAILED_NONFINITE, OK, failures
+from ..ode.integrate import FAILED_NONFINITE, OK, blamed, failures
 from ..sde.grids import GivenGrid, Grid, as_grid, make_grid
 from .trajectory import Step, Trajectory
 
@@ -146,6 +146,7 @@ class Solver(ABC):
         with torch.no_grad():
             everyone = (lambda step: [w(step) for w in watchers]) if watchers else unwatched
             solution = self.solve(model, x, t0, t1, noise, everyone)
+            solution = replace(solution, status=blamed(solution.status, lambda: model.domain.sde.finite(t0, t1)))
         return replace(solution, trajectory=trajectory)
 
 

@@ -160,6 +160,9 @@ def weights(
     are returned where the step is too long for them.
     """
     start, end = interval
+    # Where the clock stands still, in floating point, values at one node are one value and the newest is known.
+    known = next((j for j in range(1, len(nodes)) if nodes[j] == nodes[j - 1]), len(nodes))
+    nodes = nodes[:known] if span else nodes[:1]
     if len(nodes) == 1 or (slope is not None and abs(end - start) > 2.01 * abs(nodes[0] - nodes[1])):
         return [span]
     if len(nodes) == 2 and rule != "exact":

@@ -104,7 +104,8 @@ def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ..
         return (eta,) * (len(times) - 1)
     log_snr = sde.log_snr(times)
     middle = sde.t_of_log_snr((log_snr[1:] + log_snr[:-1]) / 2)
-    whole = torch.isfinite(log_snr[1:]) & (log_snr[1:].abs() < 60) & (log_snr[:-1].abs() < 60)
-    middle = torch.where(whole, middle, (times[1:] + times[:-1]) / 2)
-    found = level_of(sde, level, eta, middle) / sde.diffusion(middle)
-    return tuple(torch.where(whole, found, torch.zeros_like(found)).tolist())
+    whole = (log_snr.abs() < 60) & informative(*sde.coefficients(times))
+    whole = whole[1:] & whole[:-1]
+    found = torch.zeros_like(middle)
+    found[whole] = level_of(sde, level, eta, middle[whole]) / sde.diffusion(middle[whole])
+    return tuple(found.tolist())

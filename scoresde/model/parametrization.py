@@ -26,6 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.limits import Checked, Range, ranges
 from ..core.shapes import expand
 from ..sde.base import SDE
 from .estimate import Estimate
@@ -33,7 +34,7 @@ from .estimate import Estimate
 __all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
 
 
-class Parametrization(ABC):
+class Parametrization(Checked, ABC):
     """What a network's output means, and what it is shown: a target (1), an input scale and a noise label.
 
     Attributes:
@@ -145,6 +146,8 @@ class EDM(Parametrization):
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """
+
+    limits = ranges(data_std=Range(1e-6, 1e6))
 
     data_std: float = 1.0
 

@@ -33,26 +33,31 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, check_fields, ranges
 from ..core.registry import closest
 from ..core.shapes import time_dtype
 from .base import SDE
+from .continuous import SIGMAS
 
-__all__ = ["DDPM", "SMLD", ]
+__all__ = [
+    "DDPM",
+    "SMLD",
+]
 
 # N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
 _SCHEDULES = (*_ENDS, "cosine")
 
 
+_BETA = Range(0, 1, above=True, below=True)
+
+
 class _Chain(SDE):
     """What chains of N = ``steps`` levels share: nodes, and a domain that begins at the first."""
 
-    steps: int
+    limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 2:
-            raise UsageError(f"{type(self).__name__}: steps is {self.steps}; a chain has at least 2 noise levels")
-        super().__post_init__()
+    steps: int
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -85,6 +90,8 @@ class DDPM(_Chain):
         tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
 
+    limits = ranges(betas=Range(0, 1, above=True), start=_BETA, end=_BETA)
+
     steps: int = 1000
     schedule: str = "linear"
     betas: tuple[float, ...] | None = None
@@ -92,6 +99,7 @@ class DDPM(_Chain):
     end: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.betas is not None:  # from JSON it is a list
             object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
             object.__setattr__(self, "steps", len(self.betas))
@@ -193,11 +201,14 @@ class SMLD(_Chain):
         [0.1, 1.0, 10.0]
     """
 
+    limits = SIGMAS
+
     steps: int = 1000
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"SMLD: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; take 0 < sigma_min < sigma_max"
@@ -224,7 +235,3 @@ class SMLD(_Chain):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha
-
-
-
-

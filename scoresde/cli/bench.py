@@ -7,11 +7,10 @@ import time
 import warnings
 from pathlib import Path
 
-import click
-
 from ..core.errors import DataError
+from ..core.limits import COUNT, SEVERAL
 from ..core.tables import GRIDS, SOLVERS
-from .command import option, verb
+from .command import Whole, option, verb
 from .common import Conditioning, Session, conditioning, in_list, out_option, session, whole_numbers
 
 __all__ = ["bench"]
@@ -24,10 +23,10 @@ __all__ = ["bench"]
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"{', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
 @option("--nfe", under="Solver", first=True, default="5,10,20,50", help="Evaluations of the fixed-step solvers.")
-@option("--n", under="Samples", first=True, type=click.IntRange(2), default=128, help="Number of samples.")
+@option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
-@option("--batch", under="Samples", type=click.IntRange(1), default=256, help="Samples solved at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
 @conditioning()
 @out_option("RUN/bench")
 @session(run=True)

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from .command import option, verb
+from ..core.limits import COUNT, SHARE, TRAINED, Range
+from .command import Real, Whole, option, verb
 from .common import Session, out_option, reading_options, session
 
 if TYPE_CHECKING:
@@ -22,12 +21,12 @@ __all__ = ["classifier"]
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
 @option("--data", under="Data", first=True, default="digits", help="digits, or a path: images, IDX, npz, with labels.")
-@option("--test-fraction", under="Data", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+@option("--test-fraction", under="Data", type=Real(SHARE), default=0.1,
         help="Share held out, where the data has no test part.")  # fmt: skip
 @reading_options()
-@option("--steps", under="Training", first=True, type=click.IntRange(1), default=600, help="Training steps.")
-@option("--batch", under="Training", type=click.IntRange(1), default=128, help="Batch size.")
-@option("--width", under="Training", first=True, type=click.IntRange(1), default=64, help="Number of features.")
+@option("--steps", under="Training", first=True, type=Whole(TRAINED), default=600, help="Training steps.")
+@option("--batch", under="Training", type=Whole(COUNT), default=128, help="Batch size.")
+@option("--width", under="Training", first=True, type=Whole(Range(1, 100_000)), default=64, help="Number of features.")
 @out_option("runs/DATA-classifier")
 @session()
 def classifier(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from typing import Any, NoReturn
 import click
 
 from ..core.errors import Advice, Problems, ScoresdeError, Stopped, UsageError
+from ..core.limits import Range, check_number
 from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
 
 __all__ = [
-    "Command", "Fields", "Group", "Option", "first_line", "flags", "option", "settings", "spelled", "told", "verb",
-    "warned",
+    "Command", "Fields", "Group", "Option", "Real", "Whole", "first_line", "flags", "option", "settings", "spelled",
+    "told", "verb", "warned",
 ]  # fmt: skip
 
 EVERYWHERE = "Everywhere"  # the last heading
@@ -53,6 +55,47 @@ class Option(click.Option):
     ) -> None:
         super().__init__(*names, **settings)
         self.under, self.first, self.sets = under, first, sets
+
+
+class Whole(click.IntRange):
+    """A whole number in a range of the library's.
+
+    Args:
+        within: The range.
+    """
+
+    def __init__(self, within: Range) -> None:
+        super().__init__(min=None if within.low == -math.inf else int(within.low))
+        self.within = within
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _within(self, super().convert(value, param, ctx), "int", param, ctx)
+
+
+class Real(click.FloatRange):
+    """A number in a range of the library's, which NaN is not.
+
+    Args:
+        within: The range.
+    """
+
+    def __init__(self, within: Range) -> None:
+        low = None if within.low == -math.inf else within.low
+        super().__init__(min=low, min_open=within.above and low is not None)
+        self.within = within
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _within(self, super().convert(value, param, ctx), "float", param, ctx)
+
+
+def _within(
+    kind: Whole | Real, value: Any, annotation: str, param: click.Parameter | None, ctx: click.Context | None
+) -> Any:
+    """The number, if it is in the range of an option."""
+    try:
+        return check_number("it", value, kind.within, annotation)
+    except UsageError as error:
+        kind.fail(f"{error}.", param, ctx)
 
 
 def option(*names: str, under: str, first: bool = False, **settings: Any) -> Callable[[Any], Any]:

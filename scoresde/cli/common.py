@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.registry import build, resolve
 from ..core.tables import SDES, SOLVERS
-from .command import EVERYWHERE, Fields, option, settings
+from .command import EVERYWHERE, Fields, Real, Whole, option, settings
 
 if TYPE_CHECKING:
     import torch
@@ -186,13 +187,13 @@ def session(
         return option(*names, under=EVERYWHERE, first=names[0].removeprefix("--") in first, **options)
 
     options = {
-        "seed": common("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed."),
+        "seed": common("--seed", type=Whole(Range(0, 2**63 - 1)), default=0, help="Seed."),
         "device": common("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
         "dtype": common(
             "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
             help="Precision of weights and states.",
         ),
-        "threads": common("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+        "threads": common("--threads", type=Whole(Range(1, 4096)), help="CPU threads.  [default: all cores]"),
         "json": common("--json", is_flag=True, help="Print one JSON object."),
         "quiet": common("--quiet", is_flag=True, help="No progress on standard error."),
     }  # fmt: skip
@@ -291,11 +292,11 @@ def solver_options(
 
     numbers = {
         "steps": option(
-            "--steps", under="Solver", first="steps" in first, sets="solver", type=click.IntRange(1), default=steps,
+            "--steps", under="Solver", first="steps" in first, sets="solver", type=Whole(STEPS), default=steps,
             help=f"Steps of a fixed-step solver.{default_of('steps')}",
         ),
         "rtol": option(
-            "--rtol", under="Solver", first="rtol" in first, sets="solver", type=click.FloatRange(0, min_open=True),
+            "--rtol", under="Solver", first="rtol" in first, sets="solver", type=Real(RTOL),
             help=f"{rtol}{default_of('rtol')}",
         ),
     }  # fmt: skip
@@ -358,7 +359,7 @@ def reading_options(first: bool = False) -> Decorator:
 
     return together(
         "reading", make,
-        option("--size", under="Data", first=first, type=click.IntRange(0), default=0, show_default=False,
+        option("--size", under="Data", first=first, type=Whole(SIZE), default=0, show_default=False,
                help="Bring all pictures to squares of this many pixels.  [default: as they are]"),
         option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
                help="With --size, other shapes: their middle, on black borders, or drawn out of shape."),
@@ -412,7 +413,8 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     options = [
         option("--label", under="Conditioning", first=first, metavar="CLASS",
                help="Class of all samples, by name or number (a run trained with --cond class)."),
-        option("--guidance", under="Conditioning", type=float, default=1.0, help="Scale of classifier-free guidance."),
+        option("--guidance", under="Conditioning", type=Real(SCALE), default=1.0,
+               help="Scale of classifier-free guidance."),
     ]  # fmt: skip
     if labels:
         options.append(option("--labels", under="Conditioning", is_flag=True, help="Each sample's own class."))
@@ -443,4 +445,4 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     parts = in_list(text)
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{flag} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
-    return [int(part) for part in parts]
+    return [check_number(flag, int(part), COUNT, "int") for part in parts]

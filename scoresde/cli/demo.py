@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from ..core.limits import FRAMES, TRAINED
 from ..core.tables import SOLVERS
-from .command import Group, option
+from .command import Group, Whole, option
 from .common import Session, out_option, sde_option, session
 
 __all__ = ["demo"]
@@ -27,11 +28,11 @@ def demo() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @option("--size", under="Training", first=True, type=click.IntRange(8, 256), default=64,
         help="Pixels on the long side.")  # fmt: skip
-@option("--steps", under="Training", first=True, type=click.IntRange(1),
+@option("--steps", under="Training", first=True, type=Whole(TRAINED),
         help="Training steps.  [default: enough for 64 pixels]")  # fmt: skip
 @sde_option
-@option("--columns", under="Picture", first=True, type=click.IntRange(2), default=9, help="Noise levels in the strip.")
-@option("--frames", under="Picture", first=True, type=click.IntRange(2), default=33,
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Noise levels in the strip.")
+@option("--frames", under="Picture", first=True, type=Whole(FRAMES), default=33,
         help="Frames of the GIF, at least.")  # fmt: skip
 @out_option("runs/single-image", "Run folder.")
 @session()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import DataError, NumericalError, UsageError
+from ..core.limits import COUNT, SEVERAL, WHOLE
 from ..core.registry import options_of
 from ..core.tables import METRICS
-from .command import option, verb
+from .command import Whole, option, verb
 from .common import Session, SolverChoice, counted, in_list, out_option, reading_options, session, solver_options
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ ALL = ",".join((*METRICS, "copies"))
 @reading_options()
 @option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
         help="Part of the data to compare with.")  # fmt: skip
-@option("--limit", under="Data", type=click.IntRange(0), default=10_000,
+@option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
         help="Compare with so many rows at most (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
         help="pixels, classifier[:FOLDER], inception[:FILE], module:function, an .npz of features.")  # fmt: skip
 @option("--metrics", under="Metrics", first=True, default=ALL, help="Any of these, or module:function.")
 @option("--copies-by", under="Metrics", default="pixels", help="Features in which copies are looked for.")
-@option("--n", under="Samples", first=True, type=click.IntRange(2), default=500, help="Number of samples to draw.")
-@option("--batch", under="Samples", type=click.IntRange(1), default=256, help="Samples solved at once.")
+@option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
 @solver_options("multistep", "steps", "rtol", first=("solver", "steps"), unless={"multistep": {"steps": 30}})
 @option("--reference", under="Files", type=click.Path(path_type=Path), help="Compare with the statistics in this file.")
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),

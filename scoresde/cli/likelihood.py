@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import NumericalError
-from .command import Fields, option, settings, verb, warned
+from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
+from .command import Fields, Real, Whole, option, settings, verb, warned
 from .common import Conditioning, Session, conditioning, in_list, out_option, session, set_option, together
 
 if TYPE_CHECKING:
@@ -40,24 +41,24 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
         help="Data to score, or several.  [default: what the run was trained on]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
         help="Part of the data to score.")  # fmt: skip
-@option("--limit", under="Data", first=True, type=click.IntRange(0), default=1000,
+@option("--limit", under="Data", first=True, type=Whole(WHOLE), default=1000,
         help="Score so many, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
-    option("--probes", under="Likelihood", first=True, sets="likelihood", type=click.IntRange(1),
+    option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
            help="Random probes of the divergence for each sample.  [default: 1]"),
-    option("--rtol", under="Likelihood", first=True, sets="likelihood", type=click.FloatRange(0, min_open=True),
+    option("--rtol", under="Likelihood", first=True, sets="likelihood", type=Real(RTOL),
            help="Relative tolerance.  [default: 1e-05]"),
     set_option("likelihood.NAME=VALUE", "Any other option of the likelihood.", "Likelihood"),
     fields=(HOW,),
 )  # fmt: skip
 @option("--elbo", under="Likelihood", first=True, is_flag=True,
         help="The variational bound as well, another model's figure.")  # fmt: skip
-@option("--strata", under="Likelihood", type=click.IntRange(1), default=64, help="Evaluations of the bound.")
+@option("--strata", under="Likelihood", type=Whole(STEPS), default=64, help="Evaluations of the bound.")
 @option("--check/--no-check", under="Likelihood", default=True,
         help="Solve 16 samples again, more accurately, and warn if they change.")  # fmt: skip
-@option("--batch", under="Likelihood", type=click.IntRange(1), default=128, help="Most samples at once.")
-@option("--memory", under="Likelihood", type=click.IntRange(1),
+@option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Most samples at once.")
+@option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
         help="Memory for them, MiB.  [default: 2048; half of a GPU's]")  # fmt: skip
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")

@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import click
-
+from ..core.limits import COUNT, LR, TRAINED
 from ..core.registry import options_of
-from .command import option, verb
+from .command import Real, Whole, option, verb
 from .common import Session, SolverChoice, out_option, session, solver_options
 
 __all__ = ["reflow"]
@@ -19,10 +18,10 @@ __all__ = ["reflow"]
     short_help="Straighten a run's paths, so that a few steps follow them.",
     epilog="Example:  scoresde reflow runs/moons-flow --pairs 50000 --steps 10000",
 )
-@option("--pairs", under="Training", first=True, type=click.IntRange(1), default=20_000,
+@option("--pairs", under="Training", first=True, type=Whole(COUNT), default=20_000,
         help="Pairs of noise and sample.")  # fmt: skip
-@option("--steps", under="Training", first=True, type=click.IntRange(1), help="Training steps.  [default: the run's]")
-@option("--lr", under="Training", first=True, type=click.FloatRange(0, min_open=True),
+@option("--steps", under="Training", first=True, type=Whole(TRAINED), help="Training steps.  [default: the run's]")
+@option("--lr", under="Training", first=True, type=Real(LR),
         help="Learning rate.  [default: the run's]")  # fmt: skip
 @option("--weighting", under="Training", metavar="NAME",
         help="Weighting of the loss, again if it is your own: module:Name.  [default: the run's]")  # fmt: skip

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import NumericalError, UsageError
+from ..core.limits import COUNT, FRAMES, WHOLE
 from ..core.registry import options_of
 from ..core.tables import SDES
-from .command import option, verb
+from .command import Whole, option, verb
 from .common import (
     Conditioning,
     Session,
@@ -38,9 +39,9 @@ __all__ = ["sample"]
     epilog="Example:  scoresde sample runs/digits-vp --solver pc --steps 500 --snr 0.16 --n 100",
 )
 @solver_options("ode", "steps", "rtol")
-@option("--n", under="Samples", first=True, type=click.IntRange(1), default=64, help="Number of samples.")
-@option("--start", under="Samples", type=click.IntRange(0), default=0, help="Index of the first sample.")
-@option("--batch", under="Samples", type=click.IntRange(1), default=256, help="Samples solved at once.")
+@option("--n", under="Samples", first=True, type=Whole(COUNT), default=64, help="Number of samples.")
+@option("--start", under="Samples", type=Whole(WHOLE), default=0, help="Index of the first sample.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
 @option("--denoise/--no-denoise", under="Samples", default=True, help="End with a noise-free step.")
 @option("--brownian", under="Samples", is_flag=True, help="Noise that stays the same when the number of steps changes.")
 @option("--path", under="Samples", metavar="NAME",
@@ -48,7 +49,7 @@ __all__ = ["sample"]
 @conditioning()
 @option("--save", under="Files", first=True,
         help="Files to write: png, npz, csv, gif, path (as arrays).  [default: png,npz, a table's csv]")  # fmt: skip
-@option("--frames", under="Files", type=click.IntRange(2), default=40, help="Frames of gif and path.")
+@option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Frames of gif and path.")
 @out_option("RUN/samples/SOLVER-seedN")
 @session(run=True, first=("seed",))
 def sample(

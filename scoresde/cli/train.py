@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
-from .command import Fields, option, settings, verb
+from .command import Fields, Real, Whole, option, settings, verb
 from .common import Session, builds, out_option, reading_options, sde_option, session, set_option
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ PARTS = (
 @option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
 @reading_options()
 @sde_option
-@option("--shift", under="Path", type=click.FloatRange(0, min_open=True), default=1.0,
+@option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
         help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
         help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
@@ -55,16 +56,16 @@ PARTS = (
         help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")  # fmt: skip
 @option("--weighting", under="Loss", default="auto", metavar="NAME", help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
 @option("--t-sampler", under="Loss", default="auto", metavar="NAME", help=f"Times: auto, {', '.join(TIME_SAMPLERS)}.")
-@option("--steps", under="Training", first=True, type=click.IntRange(1),
+@option("--steps", under="Training", first=True, type=Whole(TRAINED),
         help="Training steps.  [default: by the preset]")  # fmt: skip
-@option("--batch", under="Training", type=click.IntRange(1), help="Batch size.  [default: by the preset]")
-@option("--lr", under="Training", type=click.FloatRange(0, min_open=True),
+@option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: by the preset]")
+@option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: by the preset]")  # fmt: skip
 @set_option("NAME=VALUE", "Any other setting: clip=2, sde.beta_max=18, network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint (with its own settings).")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the data are not those of the run.")
-@option("--sample-every", under="Training", type=click.IntRange(1),
+@option("--sample-every", under="Training", type=Whole(COUNT),
         help="Steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 %]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, sizes and a time estimate; train nothing.")  # fmt: skip

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .limits import SEED, WHOLE, check_number, checked, enough_memory
 
 __all__ = ["Noise", "keyed", "philox"]
 
@@ -93,12 +94,12 @@ class Noise:
     brownian: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed is {self.seed}; it must be an integer from 0 to 2^64 - 1")
+        check_number("seed", self.seed, SEED, "int")
         if self.indices.ndim != 1 or self.indices.dtype != torch.int64:
             raise UsageError("the indices of Noise are int64 with shape (B,), one sample number for each row")
 
     @classmethod
+    @checked(count=WHOLE, seed=SEED, start=WHOLE)
     def of(
         cls,
         count: int,
@@ -109,6 +110,7 @@ class Noise:
         brownian: bool = False,
     ) -> Noise:
         """Return the noise of samples ``start`` to ``start + count - 1``."""
+        enough_memory(8 * count, f"the numbers of {count:,} samples", "n")
         return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:

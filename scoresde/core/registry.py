@@ -15,13 +15,13 @@ import difflib
 import importlib
 import inspect
 import os
-import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from .errors import CheckpointError, UsageError
+from .limits import kinds_of
 from .tables import MOVED
 
 __all__ = [
@@ -34,7 +34,9 @@ Typed = bool | Collection[str]
 READ: Typed = ()
 
 # The parameter of `load`, `fit` and `reflow` in which a name of the user's own is given again.
-_PARAMETERS = {"SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler"}
+_PARAMETERS = {
+    "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
+}  # fmt: skip
 
 
 def _is_typed(name: str, typed: Typed) -> bool:
@@ -111,9 +113,7 @@ def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def build(
-    name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, **options: Any
-) -> Any:
+def build(name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, **options: Any) -> Any:
     """Build the object that ``name`` stands for; an object that is not a string is returned as it is.
 
     Raises:
@@ -153,7 +153,9 @@ def construct(
         raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}", parameter=missing[0])
     try:
         return factory(**options)
-    except UsageError:
+    except UsageError as error:
+        if error.parameter in fields and what in _PARAMETERS:  # whose field it is
+            error.parameter = f"{_PARAMETERS[what]}.{error.parameter}"
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
@@ -247,19 +249,9 @@ _NOUNS = {
 }  # fmt: skip
 
 
-def _kinds(field: inspect.Parameter) -> set[str]:
-    """What the annotation of a field allows, ``float | None`` as two names; empty where nothing is said."""
-    if field.annotation is field.empty:
-        return set()
-    text = field.annotation if isinstance(field.annotation, str) else inspect.formatannotation(field.annotation)
-    while "[" in text and (bare := re.sub(r"\[[^\[\]]*\]", "", text)) != text:
-        text = bare
-    return {part.strip() for part in text.split("|")}
-
-
 def is_flag(field: inspect.Parameter) -> bool:
     """Whether a field is a yes or a no."""
-    return _kinds(field) in ({"bool"}, {"bool", "None"})
+    return kinds_of(field.annotation) in ({"bool"}, {"bool", "None"})
 
 
 def read_options(
@@ -287,7 +279,7 @@ def read_options(
 
 
 def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
-    kinds, value, lowered = _kinds(field), parse_value(text), text.strip().lower()
+    kinds, value, lowered = kinds_of(field.annotation), parse_value(text), text.strip().lower()
     if "None" in kinds and lowered in ("none", ""):
         return None
     if "bool" in kinds and isinstance(value, bool):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import FRACTION, Checked, ranges
 from ..core.noise import Noise
 from ..core.registry import closest
 
@@ -40,7 +41,7 @@ _EIGHTH = 0.125  # that of a shift, of the size of the picture
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked):
     """What is done to pictures in training.
 
     Args:
@@ -52,16 +53,17 @@ class Augmentation:
     [2.0, 1.0, 0.0]
     """
 
+    limits = ranges(share=FRACTION)
+
     kinds: tuple[str, ...]
     share: float = 0.12
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for kind in self.kinds:
             if kind not in KINDS:
                 told = f"unknown augmentation {kind!r}; {closest(kind, [*KINDS, 'all'])}"
                 raise UsageError(f"{told}; or none alone", parameter="augment")
-        if not 0 <= self.share <= 1:
-            raise UsageError(f"the share of augmented rows is {self.share}; it must lie between 0 and 1")
         object.__setattr__(self, "kinds", tuple(kind for kind in KINDS if kind in self.kinds))
 
     @classmethod

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.errors import DataError, UsageError
+from ..core.limits import SEED, SHARE, checked
 from .arrays import raw_of
 from .content import LARGE, Identity, contents, held_out, known_again
 from .raw import AS_IS, Array, Raw, Reading
@@ -241,6 +242,7 @@ class Dataset:
         return "\n".join([*lines, *self.notes])
 
     @classmethod
+    @checked(seed=SEED, test_fraction=SHARE)
     def of(
         cls,
         train: Tensor | npt.ArrayLike,
@@ -289,6 +291,7 @@ def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 
+@checked(seed=SEED, test_fraction=SHARE)
 def load_data(
     spec: str,
     seed: int = 0,
@@ -344,6 +347,7 @@ def there(path: Path) -> bool:
         return False
 
 
+@checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split ``range(n)`` at random, by the seed alone, into disjoint training and test indexes (int64)."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

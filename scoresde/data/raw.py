@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, UsageError
+from ..core.limits import SIZE, Checked, ranges
 
 __all__ = ["AS_IS", "Array", "Raw", "Reading", "index_labels"]
 
@@ -21,7 +22,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Checked):
     """How a file or folder is to be read, where it does not say so itself.
 
     Attributes:
@@ -34,6 +35,8 @@ class Reading:
             directly in a class folder, with colours rounded to 8 bits and any alpha channel.
     """
 
+    limits = ranges(size=SIZE)
+
     size: int = 0
     fit: str = ""
     layout: str = "auto"
@@ -41,13 +44,12 @@ class Reading:
     older: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {"fit": ("", "crop", "pad", "stretch"), "layout": ("auto", "first", "last"), "on_bad": ("stop", "skip")}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 told = ", ".join(v for v in values if v)
                 raise UsageError(f"{name} is {getattr(self, name)!r}; choose from: {told}")
-        if self.size < 0:
-            raise UsageError(f"size is {self.size}; take the side of a picture in pixels", parameter="size")
         if self.fit and not self.size:
             raise UsageError(f"fit is {self.fit!r} without a size to fit pictures to", parameter="size", value=64)
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from ..core.limits import COUNT, SEED, checked, enough_memory
+
 __all__ = ["DENSITIES", "TOYS", "eight_gaussians", "sample_toy"]
 
 RADIUS = 2.0  # of the ring of eight Gaussians
@@ -24,8 +26,10 @@ STD = 0.2  # of each of them
 SIDE = 2.0  # of a checkerboard square; the board is 4 x 4 squares about the origin
 
 
+@checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
     """Draw ``n`` points of the toy ``name``: shape ``(n, 2)``, float32, a function of ``seed`` alone."""
+    enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 
 

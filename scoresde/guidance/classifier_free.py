@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import SCALE, Checked, ranges
 from ..model.estimate import Denoiser, Domain, Estimate, Wrapped
 
 __all__ = ["Guided"]
 
 
 @dataclass(frozen=True)
-class Guided(Wrapped):
+class Guided(Checked, Wrapped):
     """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, 0 the other one.
 
     Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``: the model with a condition against the
@@ -32,6 +33,8 @@ class Guided(Wrapped):
         against: The model to move away from.
         scale: How far.
     """
+
+    limits = ranges(scale=SCALE)
 
     against: Denoiser
     scale: float

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, NONNEGATIVE, STEPS, checked, enough_memory
 from ..core.noise import Noise
 from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -93,6 +94,7 @@ def whose(model: Denoiser, process: str = "reverse SDE") -> str:
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
+@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=NONNEGATIVE)
 @torch.no_grad()
 def elbo(
     model: Denoiser,
@@ -121,16 +123,24 @@ def elbo(
     x = as_states(x)
     if not model.domain.has_score:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, and so no variational bound")
-    if min(strata, draws, batch) < 1:
-        raise UsageError(f"strata is {strata}, draws is {draws} and batch is {batch}; each is at least 1")
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data has shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
+    # a number of each stratum, its place and its value, and all of them put together
+    enough_memory(32 * len(x) * draws * strata, f"a bound of {len(x):,} rows with {draws:,} draws of {strata:,} strata",
+                  "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
         raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
     sde, count = model.domain.sde, len(x)
     t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
+    if not bool(sde.log_snr(ends[0]).isfinite()):
+        raise UsageError(
+            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin above, at "
+            "t_min=1e-5, say",
+            parameter="t_min",
+            value=1e-5,
+        )
 
     values, counted = [], Counted(model, Tally(x))
     # every stratum of every draw of every row, in one list

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.errors import UsageError
+from ..core.limits import EVALUATIONS, NONNEGATIVE, STEPS, Checked, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_states, as_tensor, dims
 from ..model.estimate import Denoiser
@@ -41,11 +42,13 @@ DIVERGENCES = ("auto", "exact", "hutchinson", "difference")
 # Up to this many dimensions the exact divergence costs less than the probes that a small error bar would need.
 EXACT_UP_TO = 16
 
+_DRAWS = Range(1, 100_000)
+
 CHECKED = 16  # rows on which convergence is checked
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Checked):
     """How to compute a log-likelihood by the probability flow (:mod:`scoresde.likelihood`, eq. 1 and 2).
 
     Args:
@@ -79,6 +82,9 @@ class Likelihood:
         True
     """
 
+    limits = ranges(probes=_DRAWS, draws=_DRAWS, importance=_DRAWS, steps=STEPS, t_min=NONNEGATIVE,
+        max_nfe=EVALUATIONS)  # fmt: skip
+
     method: str = "coupled"
     divergence: str = "auto"
     probes: int = 1
@@ -95,6 +101,7 @@ class Likelihood:
     importance: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (
             ("method", METHODS), ("divergence", DIVERGENCES), ("dequantisation", ("auto", *DEQUANTISATIONS)),
             ("scheme", ("auto", *(TABLEAUS if self.steps is None else RULES))),
@@ -105,13 +112,12 @@ class Likelihood:
                     f"unknown {name} {getattr(self, name)!r}{given}; choose from: {', '.join(known)}", parameter=name
                 )
         check_tolerances(self.rtol, self.atol)
-        if self.steps is not None and (self.steps < 1 or self.method != "coupled"):
+        if self.steps is not None and self.method != "coupled":
             raise UsageError(
-                f"{self.steps} steps with the method {self.method}; fixed steps are at least 1, and coupled",
-                parameter="steps",
+                f"{self.steps} steps with the method {self.method}; fixed steps are of the method coupled",
+                parameter="method",
+                value="coupled",
             )
-        if self.draws < 1 or self.importance < 1:
-            raise UsageError(f"draws is {self.draws} and importance is {self.importance}; each is at least 1")
         if self.dequantisation == "none" and self.importance > 1:
             raise UsageError("an importance-weighted bound needs a dequantisation; there is nothing else to weigh")
         Probes(self.probe, self.probes, Noise.of(0), (self.draws - 1) * self.probes).check()

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, SHARE, checked
 from .measurement import Measurement, jackknife
 from .ranks import share_above
 from .rows import as_rows, nearest, squared_distances
@@ -99,6 +100,7 @@ class Copies:
         return self.ratio.argsort(stable=True)
 
 
+@checked(k=COUNT, level=SHARE)
 def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level: float = 0.01) -> Copies:
     """Look for copies of training rows among samples.
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import SEVERAL, checked
 from .measurement import BLOCKS, Measurement, jackknife
 from .rows import as_rows, pair
 
@@ -110,6 +111,7 @@ def _of_few(x: Tensor, y: Tensor) -> float:
     return max(0.0, shift + float(a.square().sum()) + float(b.square().sum()) - 2 * cross)
 
 
+@checked(blocks=SEVERAL)
 def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurement:
     """:func:`frechet_distance` with its jackknife error and bias.
 

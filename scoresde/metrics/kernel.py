@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import SEVERAL, Range, checked
 from .measurement import BLOCKS, Measurement, deal, from_blocks
 from .rows import pair, slabs, squared_distances
 
@@ -38,6 +39,7 @@ __all__ = ["kernel_distance", "median_distance", "mmd"]
 Kernel = Callable[[Tensor, Tensor], Tensor]  # rows (N, d) and (M, d) to (N, M)
 
 
+@checked(degree=Range(1, 100), blocks=SEVERAL)
 def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
     """Kernel distance between two sets of features, as KID reports it: MMD^2 with the kernel (2), unbiased.
 
@@ -59,6 +61,7 @@ def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOC
     return _mmd2(*pair(x, y), lambda a, b: (a @ b.T / a.shape[1] + 1) ** degree, blocks)
 
 
+@checked(blocks=SEVERAL)
 def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, blocks: int = BLOCKS) -> Measurement:
     """Squared maximum mean discrepancy with the Gaussian kernel (3), unbiased; between -2 and 2, without unit.
 
@@ -86,6 +89,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
     return _mmd2(a - centre, b - centre, gaussian, blocks)
 
 
+@checked(limit=SEVERAL)
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
     """Median distance between different rows of two sets together; of each at most ``limit`` rows, evenly spaced.
 

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, SEVERAL, checked
 from .measurement import BLOCKS, Measurement, deal, from_blocks
 from .rows import nearest, pair, slabs, squared_distances
 
@@ -52,6 +53,7 @@ class Neighbourhoods:
     coverage: Measurement
 
 
+@checked(k=COUNT, blocks=SEVERAL)
 def neighbourhoods(x: Tensor, y: Tensor, *, k: int = 5, blocks: int = BLOCKS) -> Neighbourhoods:
     """Precision, recall, density and coverage of samples.
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import SEED, SEVERAL, Range, checked
 from .measurement import BLOCKS, Measurement, jackknife
 from .rows import as_rows
 
@@ -30,6 +31,7 @@ __all__ = ["sliced", "sliced_wasserstein"]
 _BLOCK = 64  # Directions projected at once: bounds the memory at 64 (N + M) numbers.
 
 
+@checked(projections=Range(1, 10**6), seed=SEED, p=Range(1, 100))
 def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: int = 0, p: float = 2) -> float:
     """Sliced p-Wasserstein distance between two sets of samples, in the units of the data.
 
@@ -85,6 +87,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
     return float((total / projections) ** (1 / p))
 
 
+@checked(blocks=SEVERAL)
 def sliced(x: Tensor, y: Tensor, *, blocks: int = BLOCKS) -> Measurement:
     """:func:`sliced_wasserstein` of order 2 in 512 directions, with its jackknife error.
 

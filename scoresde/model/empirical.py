@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..core.limits import NONNEGATIVE, Checked, ranges
 from ..core.shapes import as_time, expand
 from ..model.estimate import Domain, Estimate
 from ..model.mixture import GaussianMixture
@@ -28,7 +29,7 @@ CHUNK = 2**21  # numbers in the largest tensor: rows x points x elements
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class TrainingSet(Checked):
     """The score (1) of a finite set of points, a denoiser that works on a part of the set at a time.
 
     Args:
@@ -36,6 +37,8 @@ class TrainingSet:
         points: In model units, ``(K, *event)``.
         std: Standard deviation of the Gaussian that each point stands for.
     """
+
+    limits = ranges(std=NONNEGATIVE)
 
     sde: SDE
     points: Tensor

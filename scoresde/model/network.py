@@ -80,11 +80,11 @@ class ScoreModel(nn.Module):
         self.classes = classes
         self.learn_variance = learn_variance
         self.codec = Composed() if codec is None else codec
-        t_max, nodes = parametrization.legal_t_max(sde), sde.nodes
-        if nodes is not None and t_max < sde.t_max:
-            nodes = nodes[nodes <= t_max]  # a chain ends at a node
-            t_max = float(nodes[-1])
-        self.domain = Domain(sde, sde.t_min, t_max, nodes, has_score=not coupled)
+        (t_min, t_max), nodes = _legal(parametrization, sde), sde.nodes
+        if nodes is not None and (t_min, t_max) != (sde.t_min, sde.t_max):
+            nodes = nodes[(nodes >= t_min) & (nodes <= t_max)]  # a chain begins and ends at a node
+            t_min, t_max = float(nodes[0]), float(nodes[-1])
+        self.domain = Domain(sde, t_min, t_max, nodes, has_score=not coupled)
         self.schedule = nn.ParameterDict(sde.parameters())
 
     @property
@@ -169,6 +169,31 @@ class ScoreModel(nn.Module):
                     f"label {int(wrong[0])} is not one of the {self.classes} classes 0 to {self.classes - 1}"
                 )
         return Given(self, replace(condition, classes=self.classes))
+
+
+def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
+    """The times between which the network's output says all there is to know.
+
+    Raises:
+        UsageError: If a chain begins its sampling where it says nothing.
+    """
+    t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
+    if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
+        name = type(parametrization).__name__
+        raise UsageError(
+            f"the last level of {type(sde).__name__} has no data in it, alpha = 0, and there the output {name} says "
+            "nothing of the data; without that level samples would start from another distribution than the chain "
+            "ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or take a last beta below 1",
+            parameter="predict",
+            value="v",
+        )
+    if not t_min < t_max:
+        raise UsageError(
+            f"{type(parametrization).__name__} on {sde!r}: there is no time at which its output says what the data and "
+            "what the noise is; take another path or prediction",
+            parameter="predict",
+        )
+    return t_min, t_max
 
 
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.limits import Checked, Range, ranges
 from ..core.shapes import expand
 from ..sde.base import SDE
 from .estimate import Estimate
@@ -33,7 +35,7 @@ from .estimate import Estimate
 __all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
 
 
-class Parametrization(ABC):
+class Parametrization(Checked, ABC):
     """What a network's output means, and what it is shown: a target (1), an input scale and a noise label.
 
     Attributes:
@@ -78,12 +80,28 @@ class Parametrization(ABC):
 
         An eps- or score-network says nothing about the data where ``alpha = 0``.
         """
-        t = torch.tensor(sde.t_max, dtype=torch.float64)
+        return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
+
+    def legal_t_min(self, sde: SDE) -> float:
+        """The smallest t at which (2) can be solved: ``t_min``, or just above it where ``d`` is 0 or F infinite there.
+
+        An x0- or score-network says nothing about the noise where ``sigma = 0``. The domain begins where
+        ``sigma = 1e-5 alpha`` then, as it does on the straight path.
+        """
+        if self._solvable(sde, sde.t_min):
+            return sde.t_min
+        with torch.no_grad():
+            return float(sde.t_of_log_snr(torch.tensor(2 * math.log(1e5), dtype=torch.float64)).clamp(sde.t_min))
+
+    @torch.no_grad()
+    def _solvable(self, sde: SDE, end: float) -> bool:
+        """Whether (2) can be solved at a time, and F is a number of ordinary size."""
+        t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
-        solvable = bool((torch.isfinite(size) & ((a * sigma - b * alpha).abs() > 1e-6 * size)).all())
-        return sde.t_max if solvable else sde.t_max - 1e-3
+        # Squares of F are summed in float32.
+        return bool(((size < 1e15) & ((a * sigma - b * alpha).abs() > 1e-6 * size)).all())
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,8 @@ class EDM(Parametrization):
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """
+
+    limits = ranges(data_std=Range(1e-6, 1e6))
 
     data_std: float = 1.0
 

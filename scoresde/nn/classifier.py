@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from ..core.limits import FRACTION, WIDTH, Range, checked
 
 __all__ = ["Classifier"]
 
@@ -36,6 +37,7 @@ class Classifier(nn.Module):
         (torch.Size([3, 64]), torch.Size([3, 10]))
     """
 
+    @checked(classes=Range(2, 10**6), width=WIDTH, dropout=FRACTION)
     def __init__(self, shape: Sequence[int], classes: int, width: int = 64, dropout: float = 0.3) -> None:
         super().__init__()
         if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1 or classes < 2 or width < 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.condition import Condition
-from ..core.errors import UsageError
+from ..core.limits import COUNT, DEPTH, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["MLP"]
@@ -44,6 +44,9 @@ class MLP(nn.Module):
         torch.Size([3, 2])
     """
 
+    @checked(
+        dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=WHOLE, outputs=Range(1, 2), augments=WHOLE
+    )  # fmt: skip
     def __init__(
         self,
         dims: int,
@@ -55,10 +58,8 @@ class MLP(nn.Module):
         augments: int = 0,
     ) -> None:
         super().__init__()
-        if min(dims, width, outputs) < 1 or blocks < 0:
-            raise UsageError(
-                f"an MLP has dims, width and outputs of at least 1; got {dims=}, {width=}, {outputs=}, {blocks=}"
-            )
+        size = 4 * blocks * width**2 + (1 + outputs) * dims * width
+        enough_for_network(size, f"an MLP with {width=}, {blocks=}", "width")
         self.outputs, self.augments = outputs, augments
         self.embedding = NoiseEmbedding(width, classes, augments=augments)
         self.enter = nn.Linear(dims, width)

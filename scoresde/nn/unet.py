@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ..core.condition import Condition
 from ..core.errors import UsageError
+from ..core.limits import COUNT, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["UNet"]
@@ -82,6 +83,9 @@ class _Stage(nn.Module):
         return h if self.attention is None else self.attention(h)
 
 
+_BLOCKS = Range(1, 1000)
+
+
 class UNet(nn.Module):
     """U-Net with noise and class modulation.
 
@@ -103,6 +107,10 @@ class UNet(nn.Module):
         torch.Size([2, 1, 9, 6])
     """
 
+    @checked(
+        channels_in=COUNT, dims=Range(1, 3), channels=WIDTH, multipliers=Range(1, 1000), blocks=_BLOCKS,
+        attention=WHOLE, dropout=FRACTION, classes=WHOLE, outputs=Range(1, 2), augments=WHOLE,
+    )  # fmt: skip
     def __init__(
         self,
         channels_in: int,
@@ -117,11 +125,11 @@ class UNet(nn.Module):
         augments: int = 0,
     ) -> None:
         super().__init__()
-        if dims not in _CONV or min(channels, blocks, outputs, *multipliers) < 1:
-            raise UsageError(
-                f"a U-Net has dims 1, 2 or 3, and channels, blocks, multipliers and outputs of at least 1; got dims "
-                f"{dims}, channels {channels}, blocks {blocks}, multipliers {multipliers}, outputs {outputs}"
-            )
+        if not multipliers:
+            raise UsageError("multipliers is empty; a U-Net has at least one level", parameter="multipliers")
+        # Two convolutions and a modulation in each of the 2 blocks + 1 stages of a level
+        stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)
+        enough_for_network(stages, f"a U-Net with {channels=}, {multipliers=}, {blocks=}", "channels")
         width = 4 * channels
         self.augments = augments
         self.embedding = NoiseEmbedding(width, classes, augments=augments)

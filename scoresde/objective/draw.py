@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.condition import Condition
+from ..core.limits import FRACTION, NONNEGATIVE, Checked, ranges
 from ..core.shapes import each, time_dtype
 from ..data.batch import Batch
 from ..sde.grids import snap
@@ -76,7 +77,7 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class PathDraw:
+class PathDraw(Checked):
     """Times and noise for denoising, a :class:`Draw`.
 
     Args:
@@ -85,6 +86,8 @@ class PathDraw:
         pair: Pair the rows of a batch with its noise by optimal transport, instead of as they come.
         drop: Share of the rows that are told nothing, from 0 to 1.
     """
+
+    limits = ranges(drop=FRACTION)
 
     times: Times
     nodes: Tensor | None = None
@@ -127,12 +130,14 @@ def _apart(batch: Batch) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class NoiseDraw:
+class NoiseDraw(Checked):
     """Noise alone, a :class:`Draw`: for what sees data that are a little noisy.
 
     Args:
         std: Its standard deviation, model units.
     """
+
+    limits = ranges(std=NONNEGATIVE)
 
     std: float = 0.0
 

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, UsageError
+from ..core.limits import Checked, Range, ranges
 from ..core.registry import READ, Typed, build
 from ..core.tables import PARAMETRIZATIONS, TIME_SAMPLERS
 from ..model.parametrization import Eps, Parametrization
@@ -88,8 +89,11 @@ class Setting:
         return torch.tensor([self.low, self.high], dtype=torch.float64)
 
 
+_STD = Range(0, 1e9, above=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TimeSampler(ABC):
+class TimeSampler(Checked, ABC):
     """A distribution of training times: derive a frozen dataclass and write ``quantile``.
 
     Args:
@@ -199,11 +203,10 @@ class LogNormal(TimeSampler):
         mean, std: Of the log noise level for data of deviation about 0.5; EDM2 has -0.4 and 1.
     """
 
+    limits = ranges(std=_STD)
+
     mean: float = -1.2
     std: float = 1.2
-
-    def __post_init__(self) -> None:
-        _positive(self, "std")
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         z = self.mean + self.std * _cut_normal(u, self._ends(setting))
@@ -228,11 +231,10 @@ class LogitNormal(TimeSampler):
         mean, std: Of the logit of t.
     """
 
+    limits = ranges(std=_STD)
+
     mean: float = 0.0
     std: float = 1.0
-
-    def __post_init__(self) -> None:
-        _positive(self, "std")
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         return torch.sigmoid(self.mean + self.std * _cut_normal(u, self._ends(setting)))
@@ -256,11 +258,9 @@ class Mode(TimeSampler):
         k: Their s: from -1 (the ends) over 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
     """
 
-    k: float = 1.29
+    limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
 
-    def __post_init__(self) -> None:
-        if not -1 <= self.k <= 2 / (math.pi - 2):
-            raise UsageError(f"mode: k is {self.k}; it must lie between -1 and 2/(pi - 2) = 1.75, where t rises with u")
+    k: float = 1.29
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         # f(1 - u), so that it rises, of their f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u)
@@ -370,16 +370,12 @@ class LossSecondMoment(TimeSampler):
         uniform: Share of draws that go to all bins alike, so that none is forgotten.
     """
 
+    limits = ranges(bins=Range(2, 10_000), history=Range(1, 10_000), uniform=Range(0, 1, above=True))
+
     emphasis = False
     bins: int = 64
     history: int = 10
     uniform: float = 0.001
-
-    def __post_init__(self) -> None:
-        if self.bins < 2 or self.history < 1:
-            raise UsageError(f"loss-second-moment: {self.bins} bins of {self.history} losses; take at least 2 and 1")
-        if not 0 < self.uniform <= 1:
-            raise UsageError(f"loss-second-moment: uniform is {self.uniform}; it must be > 0 and at most 1")
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
         return self.over(setting).quantile(u)
@@ -464,15 +460,7 @@ def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
         )
 
 
-def _positive(sampler: Any, name: str) -> None:
-    value = getattr(sampler, name)
-    if not value > 0:
-        raise UsageError(f"the time sampler's {name} is {value}; it must be > 0")
-
-
-def make_times(
-    sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ
-) -> Times:
+def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ) -> Times:
     """The time sampler that a name stands for, at work on a setting.
 
     Args:

@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Checked, Range, ranges
 from ..core.registry import READ, Typed, construct, resolve
 from ..core.tables import WEIGHTINGS
 from ..model.parametrization import Parametrization
@@ -104,7 +105,7 @@ def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tenso
     return (alpha / (a * sigma - b * alpha)).square()
 
 
-class Weighting(ABC):
+class Weighting(Checked, ABC):
     """A weight at each time: derive a frozen dataclass and write ``on_noise``.
 
     It is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, in the shape
@@ -190,11 +191,10 @@ class P2(Weighting):
         gamma: How strongly, >= 0; 0 is ``eps``.
     """
 
+    limits = ranges(k=Range(0, 1e6), gamma=Range(0, 100))
+
     k: float = 1.0
     gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        _at_least_0(self, "k", "gamma")
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return (self.k + _snr(sde, t)) ** -self.gamma
@@ -208,11 +208,9 @@ class MinSNR(Weighting):
         gamma: The SNR above which the error of the data counts alike, > 0; ``inf`` is ``eps``.
     """
 
-    gamma: float = 5.0
+    limits = ranges(gamma=Range(0, above=True, infinite=True, hint="5 is the published value"))
 
-    def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise UsageError(f"min-snr: gamma is {self.gamma}; it must be > 0 (5 is the published value)")
+    gamma: float = 5.0
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return (self.gamma / _snr(sde, t)).clamp(max=1)
@@ -229,11 +227,9 @@ class EDMWeight(Weighting):
         data_std: s, the standard deviation of the data per element, in model units; training fills in the data's own.
     """
 
-    data_std: float = 1.0
+    limits = ranges(data_std=Range(1e-6, 1e6))
 
-    def __post_init__(self) -> None:
-        if not self.data_std > 0:
-            raise UsageError(f"edm: data_std is {self.data_std}; it must be > 0")
+    data_std: float = 1.0
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 + 1 / (self.data_std**2 * _snr(sde, t))
@@ -250,6 +246,7 @@ class Sigmoid(Weighting):
         bias: The log-SNR at which the weight has fallen to a half; a lower one asks for less detail.
     """
 
+    limits = ranges(bias=Range(-100, 100))
     per_log_snr: ClassVar[bool] = True
     bias: float = 0.0
 
@@ -258,16 +255,7 @@ class Sigmoid(Weighting):
         return log_snr_speed(sde, t) / (1 + _snr(sde, t) * math.exp(-self.bias))
 
 
-def _at_least_0(weighting: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(weighting, name)
-        if not value >= 0:
-            raise UsageError(f"{type(weighting).__name__.lower()}: {name} is {value}; it must be >= 0")
-
-
-def make_weighting(
-    weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ
-) -> Weight:
+def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
     """The weighting that a name stands for: in the table, or ``module:Class`` or ``module:function`` of your own.
 
     Args:

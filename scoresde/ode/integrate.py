@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Advice, UsageError
+from ..core.limits import ATOL, RTOL, check_number
 from ..core.shapes import expand, flat, time_dtype, to_device
 from .tableaus import TABLEAUS, Tableau
 
@@ -187,10 +188,8 @@ def check_tolerances(rtol: float, atol: float | None) -> None:
     Raises:
         UsageError: With the values.
     """
-    if not rtol > 0 or not (atol is None or atol >= 0):
-        raise UsageError(
-            f"rtol is {rtol} and atol {atol}; use rtol > 0 and atol >= 0, for example 1e-5", parameter="rtol"
-        )
+    check_number("rtol", rtol, RTOL)
+    check_number("atol", atol, ATOL, "float | None")
 
 
 def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:

@@ -14,12 +14,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..codec import Codec
 from ..core.errors import CheckpointError, UsageError
+from ..core.limits import FRACTION, SEED, SHARE, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
@@ -29,7 +30,7 @@ from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
 from ..sde.base import SDE
 from ..sde.grids import default_grid
-from ..sde.modified import Shifted
+from ..sde.modified import SHIFT, Shifted
 from .spec import ModelSpec, Part, make_path
 
 __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
@@ -46,6 +47,8 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
     "ddpm++": (500_000, 128, 2e-4),
 }
 
+
+_OR_0 = Range(0, 10**9, hint="0 for the preset's")
 
 # What may stand in a field in place of a name, and the table of its names.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
@@ -102,6 +105,13 @@ class TrainConfig:
         typed: Which names a person typed: all of them, or those listed. It is not stored.
     """
 
+    limits: ClassVar[Mapping[str, Range]] = ranges(
+        shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
+        steps=Range(0, 10**8, seconds=1e-3, hint="0 for the preset's"), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
+        lr=Range(0, 100, hint="0 for the preset's"), save_minutes=Range(0, infinite=True),
+        clip=Range(0, above=True, infinite=True, hint="inf switches clipping off"),
+    )  # fmt: skip
+
     data: str = "digits"
     sde: str | SDE = "vp"
     sde_options: Mapping[str, Any] = field(default_factory=dict)
@@ -147,21 +157,13 @@ class TrainConfig:
         for name in _TABLES:
             if not isinstance(getattr(self, name), str):  # an object brings its options with it
                 object.__setattr__(self, f"{name}_options", {})
+        check_fields(self, "")
         for f in stored_fields():
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
-            kinds = (str, _OBJECTS[f.name]) if f.name in _OBJECTS else (int, float) if kind is float else (kind,)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-                nouns = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
-                noun = nouns.get(kind, "a table of options")
-                raise UsageError(f"{f.name} is {value!r}; it must be {noun}")
-        for name in ("steps", "batch", "lr", "warmup", "sample_every"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; take a positive number, or 0 for the preset's")
-        for name, low, high in (("cond_drop", 0, 1), ("ema", 0, 1), ("test_fraction", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between {low} and {high}")
-        if not self.clip > 0:
-            raise UsageError(f"clip is {self.clip}; it must be > 0 (inf switches clipping off)")
+            kinds = (str, _OBJECTS[f.name]) if f.name in _OBJECTS else (kind,)
+            if kind in (str, Mapping) and not isinstance(value, kinds):
+                noun = "a name" if kind is str else "a table of options"
+                raise UsageError(f"{f.name} is {value!r}; it must be {noun}", parameter=f.name)
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # which refuses what it cannot be
         choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}

@@ -25,6 +25,7 @@ from ..codec import Codec
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import read_json, read_tensors
+from ..core.limits import COUNT, FRAMES, NONNEGATIVE, SCALE, SEED, STEPS, WHOLE, checked, enough_memory
 from ..core.noise import Noise
 from ..core.registry import build, closest, resolve
 from ..core.shapes import as_tensor
@@ -205,6 +206,7 @@ class Run:
             value=0.1,
         )
 
+    @checked(n=COUNT)
     def example_labels(self, n: int) -> Tensor | None:
         """Classes to draw ``n`` samples of everything with, for a run that cannot do without; ``None`` for all others.
 
@@ -231,6 +233,7 @@ class Run:
             return int(name)
         raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
 
+    @checked(scale=SCALE)
     def guided(self, scale: float) -> Run:
         """The run guided away from the model without a condition: 1 is the conditional model, 0 the other one."""
         return replace(self, scale=float(scale))
@@ -314,6 +317,7 @@ class Run:
 
     # --------------------------------------------------------------------------------------------------------- using
 
+    @checked(n=COUNT, seed=SEED, start=WHOLE, batch=COUNT)
     def sample(
         self,
         n: int,
@@ -342,8 +346,9 @@ class Run:
         Raises:
             UsageError: If an option cannot be used.
         """
-        if n < 1:
-            raise UsageError(f"the number of samples is {n}; draw at least 1", parameter="n")
+        # the state, the answer of the model at the end, and the samples in data units
+        size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
+        enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
         built: Solver = build(solver, SOLVERS, "solver", typed=True)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
@@ -360,6 +365,7 @@ class Run:
         )
         return Samples(self.to_data(solution.x), solution)
 
+    @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
         """Recorded samples on their way, for an animation.
 
@@ -380,6 +386,7 @@ class Run:
         shown[-1] = samples.x
         return times, shown
 
+    @checked(seed=SEED, start=WHOLE, batch=COUNT, memory=WHOLE)
     def log_likelihood(
         self,
         x: Tensor | npt.ArrayLike,
@@ -412,6 +419,7 @@ class Run:
             dtype=self.dtype,
         )  # fmt: skip
 
+    @checked(strata=STEPS, draws=STEPS, t_min=NONNEGATIVE, seed=SEED, start=WHOLE, batch=COUNT)
     def elbo(
         self,
         x: Tensor | npt.ArrayLike,

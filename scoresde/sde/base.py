@@ -36,10 +36,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from ..core.limits import POSITIVE, Checked, Range, check_number, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
 
 __all__ = ["SDE", "Prior", "informative"]
+
+
+_TIMES = Range(0, 1e6)
+_LARGEST = 1e15  # alpha and sigma, whose squares are numbers in float32 as well
 
 
 @overload
@@ -52,12 +57,14 @@ def informative(alpha: Any, sigma: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(Checked):
     """The Gaussian ``N(0, std^2 I)`` at the end of a path, where sampling begins.
 
     Args:
         std: Its standard deviation.
     """
+
+    limits = ranges(std=POSITIVE)
 
     std: float
 
@@ -70,7 +77,7 @@ class Prior:
         return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
-class SDE(ABC):
+class SDE(Checked, ABC):
     """A linear SDE given by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
 
     Derive a frozen dataclass and write ``alpha`` and ``sigma`` with torch functions; times arrive as tensors of shape
@@ -109,6 +116,7 @@ class SDE(ABC):
         """The standard deviation of the noise at ``t``, in the shape of ``t``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check()
 
     # ------------------------------------------------------------------- coefficients: the arithmetic of a step
@@ -250,6 +258,19 @@ class SDE(ABC):
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
         return all(bool(v.isfinite().all()) for v in values) and not any(bool(v.isnan().any()) for v in self.rates(t))
 
+    def _check_times(self, where: str) -> None:
+        for label in ("t_min", "t_max", "t_sample", "data_scale"):
+            value = getattr(self, label)
+            if value is not None or label != "t_sample":
+                check_number(label, value, POSITIVE if label == "data_scale" else _TIMES, where=where)
+        if not self.t_min < self.t_max:
+            raise UsageError(f"{where}t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
+        if self.t_sample is not None and not self.t_min <= self.t_sample < self.t_max:
+            raise UsageError(
+                f"{where}sampling stops at t_sample = {self.t_sample}, which must lie between t_min = {self.t_min} and "
+                f"t_max = {self.t_max}"
+            )
+
     def check(self) -> None:
         """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.
 
@@ -257,8 +278,7 @@ class SDE(ABC):
             UsageError: With the first t that offends.
         """
         name = type(self).__name__
-        if not 0 <= self.t_min < self.t_max:
-            raise UsageError(f"{name}: t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
+        self._check_times(f"{name}: ")
         t = self.t_min + (self.t_max - self.t_min) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
         t[-1] = self.t_max
         for label, function in (("alpha", self.alpha), ("sigma", self.sigma)):
@@ -274,17 +294,23 @@ class SDE(ABC):
                     f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
                     "it must be computed element by element"
                 )
-            bad = ~torch.isfinite(values) | (values < 0)
+            bad = ~((values >= 0) & (values <= _LARGEST))  # so is a NaN
             if label == "sigma":
                 bad |= (values == 0) & (t > 0)
             if bool(bad.any()):
                 i = int(bad.nonzero()[0])
                 raise UsageError(
                     f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite and "
-                    f"{'>= 0' if label == 'alpha' else '> 0'} on [{self.t_min}, {self.t_max}] (t_min and t_max are "
-                    "class attributes you can set)"
+                    f"{'>= 0' if label == 'alpha' else '> 0'}, at most {_LARGEST:g}, on [{self.t_min}, {self.t_max}] "
+                    "(t_min and t_max are class attributes you can set)"
                 )
-        rising = torch.diff(self.log_snr(t)) >= 0
+        alpha, sigma = (float(c) for c in self.coefficients(t[0]))
+        if 0 < sigma < alpha / _LARGEST:
+            raise UsageError(
+                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from none; begin at "
+                "t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
+            )
+        rising = ~(torch.diff(self.log_snr(t)) < 0)  # a NaN too, between two times without any data
         if bool(rising.any()):
             i = int(rising.nonzero()[0])
             raise UsageError(

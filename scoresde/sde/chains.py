@@ -33,26 +33,31 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, check_fields, ranges
 from ..core.registry import closest
 from ..core.shapes import time_dtype
 from .base import SDE
+from .continuous import SIGMAS
 
-__all__ = ["DDPM", "SMLD", ]
+__all__ = [
+    "DDPM",
+    "SMLD",
+]
 
 # N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
 _SCHEDULES = (*_ENDS, "cosine")
 
 
+_BETA = Range(0, 1, above=True, below=True)
+
+
 class _Chain(SDE):
     """What chains of N = ``steps`` levels share: nodes, and a domain that begins at the first."""
 
-    steps: int
+    limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 2:
-            raise UsageError(f"{type(self).__name__}: steps is {self.steps}; a chain has at least 2 noise levels")
-        super().__post_init__()
+    steps: int
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -76,6 +81,9 @@ class DDPM(_Chain):
         betas: The betas themselves, which then also give the number of steps; the schedule is not used.
         start, end: First and last beta of the linear schedules. By default those published for 1000 steps, 1e-4 to
             0.02 and 8.5e-4 to 0.012, times 1000/N, so that chains of different length go to one SDE.
+        zero_snr: Rescale the chain so that nothing of the data is left at its last node: alpha is shifted and stretched
+            such that it ends at 0 and begins as before (Lin et al. 2024, arXiv:2305.08891, alg. 1). The network must
+            predict v, x0, velocity or edm then, not the noise. A last beta of 1 says the same.
 
     Example:
         >>> chain = DDPM()
@@ -85,13 +93,17 @@ class DDPM(_Chain):
         tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
 
+    limits = ranges(betas=Range(0, 1, above=True), start=_BETA, end=_BETA)
+
     steps: int = 1000
     schedule: str = "linear"
     betas: tuple[float, ...] | None = None
     start: float | None = None
     end: float | None = None
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.betas is not None:  # from JSON it is a list
             object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
             object.__setattr__(self, "steps", len(self.betas))
@@ -108,11 +120,14 @@ class DDPM(_Chain):
         Raises:
             UsageError: With the first step that offends.
         """
-        wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten()
+        wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
+        if wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
+            wrong = []  # nothing of the data is left at the last node
         if len(wrong):
-            i = int(wrong[0])
+            i = wrong[0]
             raise UsageError(
-                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1. "
+                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1, "
+                "or be 1 at the last step. "
                 "The linear schedules grow with 1/steps: take more steps (more than 20), a smaller end, or the "
                 "schedule cosine"
             )
@@ -121,6 +136,16 @@ class DDPM(_Chain):
     @cached_property
     def beta(self) -> Tensor:
         """``beta_i``, the variance that step i adds, float64 ``(N,)``."""
+        beta = self._published
+        if not self.zero_snr:
+            return beta
+        alpha = torch.cumprod(1 - beta, 0).sqrt()
+        square = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))).square()
+        return 1 - torch.cat([square[:1], square[1:] / square[:-1]])
+
+    @property
+    def _published(self) -> Tensor:
+        """The betas before they are rescaled."""
         if self.betas is not None:
             return torch.tensor(self.betas, dtype=torch.float64)
         if self.schedule == "cosine":
@@ -140,12 +165,25 @@ class DDPM(_Chain):
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``log alpha`` and its slope in t, in the shape of ``t``; at a node the slope is that of the step before."""
+        """``log alpha`` and its slope in t, in the shape of ``t``; at a node the slope is that of the step before.
+
+        In a last step that leaves nothing of the data, alpha itself is linear in t.
+        """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding leaves 3.0000000000000004 of the node 3, which belongs to the third interval all the same.
         i = (torch.ceil(position * (1 - 4 * torch.finfo(t.dtype).eps)).long() - 1).clamp(0, self.steps - 1)
-        rise = table[i + 1] - table[i]
-        return table[i] + (position - i) * rise, self.steps * rise
+        rise, part = table[i + 1] - table[i], position - i
+        if not self._ends_in_noise:
+            return table[i] + part * rise, self.steps * rise
+        last, left = i == self.steps - 1, (1 - part).clamp(0, 1)
+        rise = torch.where(last, 0.0, rise)
+        value = table[i] + torch.where(last, torch.log(left), part * rise)
+        return value, self.steps * torch.where(last, -1 / left, rise)
+
+    @cached_property
+    def _ends_in_noise(self) -> bool:
+        """Whether the last beta is 1."""
+        return float(self.beta[-1]) == 1
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(self._log_alpha(t)[0])
@@ -157,7 +195,10 @@ class DDPM(_Chain):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # alpha' = alpha (log alpha)',  sigma' = -alpha alpha'/sigma
         (alpha, sigma), slope = self.coefficients(t), self._log_alpha(t)[1]
-        return alpha * slope, -alpha.square() * slope / sigma
+        d_alpha = alpha * slope
+        if self._ends_in_noise:  # 0 times infinity at the end of the last step
+            d_alpha = torch.where(alpha == 0, -self.steps * torch.exp(self._table[-2]).to(t), d_alpha)
+        return d_alpha, -alpha * d_alpha / sigma
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
         # also at t = 0, where sigma' is infinite
@@ -168,7 +209,10 @@ class DDPM(_Chain):
         target = torch.nn.functional.logsigmoid(log_snr.to(time_dtype(log_snr.device))) / 2
         table = self._table.to(target)
         i = (torch.searchsorted(-table, (-target).contiguous()) - 1).clamp(0, self.steps - 1)
-        t = (i + (target - table[i]) / (table[i + 1] - table[i])) / self.steps
+        part = (target - table[i]) / (table[i + 1] - table[i])
+        if self._ends_in_noise:
+            part = torch.where(i == self.steps - 1, -torch.expm1(target - table[i]), part)
+        t = (i + part) / self.steps
         return t.clamp(self.t_min, self.t_max)
 
     @property
@@ -193,11 +237,14 @@ class SMLD(_Chain):
         [0.1, 1.0, 10.0]
     """
 
+    limits = SIGMAS
+
     steps: int = 1000
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"SMLD: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; take 0 < sigma_min < sigma_max"
@@ -224,7 +271,3 @@ class SMLD(_Chain):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha
-
-
-
-

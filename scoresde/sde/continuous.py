@@ -16,14 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..core.limits import NONNEGATIVE, Range, check_fields, ranges
 from .base import SDE
 
 __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "FlowMatching", "SubVPSDE"]
 
 
+# Of the lowest and the highest noise level of a path with alpha = 1, in model units.
+SIGMAS = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
+
+
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
     """What VP and sub-VP share: ``alpha = exp(-B/2)``, ``B(t) = int_0^t beta``, ``beta`` linear in t."""
+
+    limits = ranges(beta_min=Range(0, 1e6), beta_max=Range(0, 1e6, above=True))
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -126,6 +133,8 @@ class VESDE(SDE):
     At t = 0 the noise is ``sigma_min``, not 0: the path starts at the data blurred by that much.
     """
 
+    limits = SIGMAS
+
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
@@ -182,6 +191,8 @@ class CosineSDE(SDE):
         offset: Their s. With it the noise begins like sqrt(t) instead of t.
     """
 
+    limits = ranges(offset=NONNEGATIVE)
+
     offset: float = 0.008
 
     def _angle(self, t: Tensor) -> Tensor:
@@ -227,6 +238,8 @@ class EDMSDE(SDE):
     ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``: a grid uniform in t is theirs.
     """
 
+    limits = ranges(**SIGMAS, rho=Range(0, 100, above=True))
+
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -266,11 +279,14 @@ class VDMSDE(SDE):
             :func:`scoresde.objective.loss.end_terms`); the numbers are where they begin.
     """
 
+    limits = ranges(log_snr_max=Range(-100, 100), log_snr_min=Range(-100, 100))
+
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     learn: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ends = {"log_snr_max": self.log_snr_max, "log_snr_min": self.log_snr_min}
         learned = {name: nn.Parameter(torch.tensor(float(end), dtype=torch.float32)) for name, end in ends.items()}
         object.__setattr__(self, "_learned", learned if self.learn else {})

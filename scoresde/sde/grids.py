@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import STEPS, Checked, Range, check_number, ranges
 from ..core.registry import build
 from ..core.tables import GRIDS
 from .base import SDE, informative
@@ -58,7 +59,7 @@ def default_grid(sde: SDE) -> str:
     return str(getattr(sde, "default_grid", listed))
 
 
-class Grid(ABC):
+class Grid(Checked, ABC):
     """Nodes for a solver: derive a frozen dataclass and write ``__call__``."""
 
     @abstractmethod
@@ -115,6 +116,8 @@ class Karras(Grid):
         rho: 7 puts most nodes near the data; 1 is uniform in sigma/alpha.
     """
 
+    limits = ranges(rho=Range(0, 100, above=True))
+
     rho: float = 7.0
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
@@ -135,10 +138,13 @@ class Discrete(Grid):
         nodes: N, the number of noise levels; that of a chain is its own.
     """
 
+    limits = ranges(nodes=Range(2, 10**6))
+
     spacing: str = "trailing"
     nodes: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.spacing not in ("linspace", "leading", "trailing"):
             raise UsageError(f"unknown spacing {self.spacing!r}; choose from: linspace, leading, trailing")
 
@@ -184,6 +190,7 @@ class GivenGrid(Grid):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.times) < 2:
             raise UsageError(f"the given time grid is {self.times}: give both ends, such as 1,0.001")
 
@@ -233,8 +240,7 @@ def make_grid(
     Raises:
         UsageError: If the grid is unknown, there is no step, the times do not move, or the nodes do not suffice.
     """
-    if steps < 1:
-        raise UsageError(f"steps is {steps}; a solver needs at least 1")
+    check_number("steps", steps, STEPS, "int")
     made = as_grid(grid) or as_grid(default_grid(sde))
     assert made is not None
     times = made(sde, steps, t0, t1).cpu().clone()

@@ -24,10 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import UsageError
+from ..core.limits import POSITIVE, Range, check_fields, ranges
 from .base import SDE
 
-__all__ = ["Shifted", "Stretch"]
+__all__ = ["SHIFT", "Shifted", "Stretch"]
+
+SHIFT = Range(1e-6, 1e6, hint="the factor on sigma/alpha, such as 3")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class Shifted(SDE):
     [0.25, 0.75]
     """
 
+    limits = ranges(shift=SHIFT)
+
     path: SDE
     shift: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.shift < math.inf:
-            raise UsageError(f"shift is {self.shift}; the factor on sigma/alpha is a number above 0, such as 3")
+        check_fields(self, "")
         for name in ("t_min", "t_max", "t_sample"):
             object.__setattr__(self, name, getattr(self.path, name))
         super().__post_init__()
@@ -98,6 +101,8 @@ class Stretch(SDE):
         t_sample: Where sampling stops (default: ``t_min``).
         data_scale: What a unit of the data is at ``t_min``.
     """
+
+    limits = ranges(std=POSITIVE, data_scale=POSITIVE)
 
     path: SDE
     std: float

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import UsageError
+from ..core.limits import EVALUATIONS, POSITIVE, ranges
 from ..core.noise import Noise
 from ..core.shapes import expand, rms_flat, sum_flat, to_device
 from ..model.estimate import Counted, Denoiser, Tally
@@ -60,6 +60,8 @@ class AdaptiveSDE(Solver):
         max_nfe: Largest number of evaluations of a sample.
     """
 
+    limits = ranges(first=POSITIVE, max_nfe=EVALUATIONS)
+
     rtol: float = 0.02
     atol: float | None = None
     eta: float = 1.0
@@ -71,9 +73,8 @@ class AdaptiveSDE(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_tolerances(self.rtol, self.atol)
-        if not self.first > 0:
-            raise UsageError(f"first is {self.first}; the first step must be > 0", parameter="first")
         check_level(self.level, self.eta)
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import COUNT, STEPS, Checked, check_number, checked, ranges
 from ..core.noise import Noise
 from ..core.shapes import sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -72,7 +73,7 @@ class Solution:
         return cls(**tensors, trajectory=Trajectory.join(trajectories) if trajectories else None)
 
 
-class Solver(ABC):
+class Solver(Checked, ABC):
     """Moves rows from ``t0`` to ``t1`` along a model's path.
 
     Attributes:
@@ -123,6 +124,7 @@ class Solver(ABC):
         t0, t1 = high if t0 is None else t0, low if t1 is None else t1
         name = type(self).__name__
         for label, t in (("t0", t0), ("t1", t1)):
+            check_number(label, t, where=f"{name}: ")
             if not domain.t_min <= t <= domain.t_max:
                 raise UsageError(
                     f"{name}: {label} = {t} is outside the model's domain [{domain.t_min}, {domain.t_max}]"
@@ -160,12 +162,13 @@ class FixedStep(Solver):
             the number of steps), or ``auto`` for the SDE's own.
     """
 
+    limits = ranges(steps=STEPS)
+
     steps: int = 20
     grid: str | Grid | tuple[float, ...] = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise UsageError(f"steps is {self.steps}; a solver needs at least 1")
+        super().__post_init__()
         made = as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
         if isinstance(made, GivenGrid):
             object.__setattr__(self, "steps", len(made.times) - 1)
@@ -229,6 +232,7 @@ def _finite_rows(x: Tensor) -> Tensor:
     return torch.isfinite(sum_flat(x * 0))
 
 
+@checked(batch=COUNT)
 def sample(
     model: Denoiser,
     solver: Solver,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import expand
 from ..model.estimate import Denoiser
@@ -45,6 +46,9 @@ class EDMHeun(FixedStep):
         grid: See :class:`~scoresde.solvers.base.FixedStep`; ``karras`` as published.
     """
 
+    limits = ranges(churn=Range(0, 1e6), s_min=Range(0, 1e9), s_max=Range(0, infinite=True),
+        s_noise=Range(0, 10, above=True))  # fmt: skip
+
     steps: int = 18
     churn: float = 0.0
     s_min: float = 0.0
@@ -54,8 +58,6 @@ class EDMHeun(FixedStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.churn >= 0 or not self.s_noise > 0:
-            raise UsageError(f"churn is {self.churn} and s_noise {self.s_noise}; take churn >= 0 and s_noise > 0")
         for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise UsageError(f"{name} is {getattr(self, name)}, but there is no churn for it; give churn, say 40")

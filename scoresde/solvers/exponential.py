@@ -60,6 +60,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import add_scaled
 from ..model.estimate import Denoiser, Estimate
@@ -249,6 +250,8 @@ def _integrand(
 class _Exponential(FixedStep):
     """What (1) to (3) share: the loop."""
 
+    limits = ranges(order=Range(1, 6))
+
     variable: str = "x0"
     order: int | None = None
     rule: str = "exact"
@@ -259,8 +262,6 @@ class _Exponential(FixedStep):
         super().__post_init__()
         if self.variable not in VARIABLES:
             raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
-        if self.order is not None and not (isinstance(self.order, int) and 1 <= self.order <= 6):
-            raise UsageError(f"order is {self.order}; multistep solvers of order 1 to 6 are there")
         if self.rule not in RULES:
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
@@ -408,9 +409,7 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
     return MultistepSDE(steps, "x0", order, "exact", True, eta=eta, grid=grid)
 
 
-def er_sde(
-    steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto"
-) -> MultistepSDE:
+def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
     """The noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data, with the corrector.
 
     The published ER-SDE-3 has ``order=3, correct=False``.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NumericalError, UsageError
+from ..core.limits import EVALUATIONS, ranges
 from ..core.noise import Noise
 from ..core.shapes import at, expand, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -102,6 +103,8 @@ class ProbabilityFlow(Solver):
         frame: ``straight``, or ``t`` to integrate the velocity in time, as the original does.
     """
 
+    limits = ranges(max_nfe=EVALUATIONS)
+
     rtol: float = 1e-5
     atol: float | None = None
     method: str = "auto"
@@ -110,6 +113,7 @@ class ProbabilityFlow(Solver):
     frame: str = "straight"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_tolerances(self.rtol, self.atol)
         if self.engine not in ("own", *ENGINES):
             raise UsageError(f"unknown engine {self.engine!r}; choose from: own, {', '.join(ENGINES)}")

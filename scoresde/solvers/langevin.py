@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, check_number
 from ..core.shapes import expand, flat
 
 __all__ = ["check_corrector", "langevin_step", "norm_ratio"]
@@ -40,13 +41,17 @@ def norm_ratio(z: Tensor, score: Tensor, of: str) -> Tensor:
     return ratio
 
 
+_SNR = Range(0, 100, above=True, hint="0.16, say")
+_CORRECTIONS = Range(0, 10_000)
+
+
 def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
     """Refuse a corrector that cannot be, and a sampler of which nothing moves.
 
     Raises:
         UsageError: With the values.
     """
-    if not snr > 0 or corrections < 0:
-        raise UsageError(f"snr is {snr} and corrections {corrections}; take snr > 0 (0.16, say) and corrections >= 0")
+    check_number("snr", snr, _SNR)
+    check_number("corrections", corrections, _CORRECTIONS, "int")
     if not evaluations:
         raise UsageError("predictor and corrector are both none: nothing would move; take one of them")

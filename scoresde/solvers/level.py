@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, check_number
 from ..core.registry import resolve
 from ..sde.base import SDE, informative
 
 __all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
 
+ETA = Range(0, 1000, hint="the factor on the noise level of a reverse SDE")
 Level = str | Callable[[SDE, Tensor], Tensor]
 
 
@@ -74,8 +76,7 @@ def check_level(level: Level, eta: float) -> None:
     Raises:
         UsageError: With the value.
     """
-    if not eta >= 0:
-        raise UsageError(f"eta is {eta}; the noise level of a reverse SDE is >= 0")
+    check_number("eta", eta, ETA)
     _function(level)
 
 

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.registry import closest
 from ..core.shapes import expand, time_dtype
@@ -148,6 +149,8 @@ class Original(Solver):
             none, and the noise stays.
     """
 
+    limits = ranges(steps=Range(2, 10**6, hint="the times from T to eps, 1000 as published", seconds=1e-4))
+
     steps: int = 1000
     predictor: str = "euler-maruyama"
     corrector: str = "none"
@@ -157,8 +160,7 @@ class Original(Solver):
     mean: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise UsageError(f"steps is {self.steps}; the original's times from T to eps are at least 2 (1000, say)")
+        super().__post_init__()
         for name, value, known in (
             ("predictor", self.predictor, PREDICTORS),
             ("corrector", self.corrector, CORRECTORS),

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import add_scaled
 from ..model.estimate import Denoiser
@@ -47,6 +48,8 @@ class Singlestep(FixedStep):
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
+    limits = ranges(order=Range(1, 3))
+
     steps: int = 10
     variable: str = "x0"
     order: int = 2
@@ -56,8 +59,6 @@ class Singlestep(FixedStep):
         super().__post_init__()
         if self.variable not in VARIABLES:
             raise UsageError(f"unknown variable {self.variable!r}; choose from: {', '.join(VARIABLES)}")
-        if self.order not in _FRACTIONS:
-            raise UsageError(f"order is {self.order}; singlestep solvers of order 1, 2 and 3 are there")
         if self.rule not in RULES:
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 

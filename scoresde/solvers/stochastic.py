@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import Range, ranges
 from ..core.noise import Noise
 from ..core.registry import closest
 from ..core.shapes import align, all_rows, at, expand
@@ -190,13 +191,10 @@ class DDIM(FixedStep):
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
+    limits = ranges(eta=Range(0, 1, hint="from no noise to ancestral sampling"))
+
     steps: int = 50
     eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise UsageError(f"eta is {self.eta}; DDIM's goes from 0 (no noise) to 1 (ancestral sampling)")
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]

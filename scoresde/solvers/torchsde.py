@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import STEPS, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import expand, flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -37,6 +38,8 @@ class TorchSDE(Solver):
         eta: Factor on the noise level of the reverse SDE.
     """
 
+    limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="the solver ode has no noise"))
+
     steps: int = 200
     method: str = "srk"
     eta: float = 1.0
@@ -45,11 +48,10 @@ class TorchSDE(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = ("euler", "milstein", "srk")
         if self.method not in known:
             raise UsageError(f"torchsde's method {self.method!r} cannot be used; choose from: {', '.join(known)}")
-        if not self.eta > 0:
-            raise UsageError(f"eta is {self.eta}; it must be > 0 (the solver ode has no noise)")
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         import torchsde

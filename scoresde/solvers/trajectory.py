@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
+from ..core.limits import FRAMES, checked
 from ..core.shapes import expand
 from ..ode.dense import hermite
 from ..sde.base import SDE
@@ -141,6 +142,7 @@ class Trajectory:
             blend = torch.where(expand(known[i] & known[i + 1], blend), curve, blend)
         return blend * expand(self.sde.scale(asked), blend)
 
+    @checked(count=FRAMES)
     def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:
         """All rows at common times from start to end, ready for an animation.
 

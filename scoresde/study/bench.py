@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..core.errors import DataError, NumericalError, UsageError
 from ..core.files import write_csv, write_json
+from ..core.limits import COUNT, SEED, SEVERAL, checked
 from ..core.noise import Noise
 from ..core.optional import optional
 from ..core.registry import build, fields_of, options_of, resolve
@@ -155,6 +156,7 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+@checked(n=SEVERAL, seed=SEED, batch=COUNT)
 def bench(
     run: Run,
     solvers: Mapping[str, Solver],
@@ -182,8 +184,6 @@ def bench(
         UsageError: If an option cannot be used, or no solver can run.
         DataError: If the data are not those of the run.
     """
-    if n < 2:
-        raise UsageError(f"the number of samples is {n}; distances between distributions need at least 2")
     cases, model = plan(solvers, nfe), run.model
     real, floor = (None, None) if data is None else _real(run, data, n, seed)
     common = _Common(run, model, Noise.of(n, seed, device=run.device), batch, real, floor)

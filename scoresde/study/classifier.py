@@ -26,6 +26,7 @@ from torch.nn import functional
 from ..codec import Codec, from_dict, to_dict
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
+from ..core.limits import COUNT, LR, NONNEGATIVE, SEED, TRAINED, Checked, Range, ranges
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
 from ..data.dataset import old_codec
@@ -41,7 +42,7 @@ WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Checked):
     """How a classifier is trained.
 
     Attributes:
@@ -52,16 +53,16 @@ class ClassifierConfig:
         seed: Of weights, batches and noise.
     """
 
+    limits = ranges(
+        steps=TRAINED, batch=COUNT, lr=LR, noise=NONNEGATIVE, width=Range(1, 100_000), seed=SEED
+    )  # fmt: skip
+
     steps: int = 600
     batch: int = 128
     lr: float = 2e-3
     noise: float = 0.1
     width: int = 64
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.width) < 1 or not self.lr > 0 or not self.noise >= 0:
-            raise UsageError(f"steps, batch, width and lr are above 0, and noise is not negative: got {self}")
 
 
 @dataclass(frozen=True, eq=False)

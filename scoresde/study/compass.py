@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..codec import Codec, Levels, as_affine
 from ..core.errors import DataError, UsageError
+from ..core.limits import COUNT, SEED, Range, checked
 from ..core.noise import Noise
 from ..core.shapes import flat
 from ..data import DataInfo, Dataset, eight_gaussians
@@ -90,6 +91,7 @@ class Compass:
     n: int = 0
 
 
+@checked(n=COUNT, levels=Range(2, 10_000), seed=SEED)
 def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
     """Compare the score at ``n`` held-out samples with noise of each level.
 
@@ -166,6 +168,7 @@ class ScoreFields:
     points: Tensor
 
 
+@checked(size=Range(2, 4096), seed=SEED)
 def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> ScoreFields:
     """Ask for the score on a grid around the data.
 

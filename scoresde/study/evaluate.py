@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..core.errors import Advice, UsageError
 from ..core.files import write_json
+from ..core.limits import SEED, WHOLE, checked
 from ..core.optional import optional
 from ..core.registry import resolve
 from ..core.tables import METRICS
@@ -102,6 +103,7 @@ def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
     return {name: resolve(name, METRICS, "metric", typed=True) for name in names}
 
 
+@checked(limit=WHOLE, seed=SEED)
 def evaluate(
     x: Tensor,
     data: Dataset,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.errors import NumericalError
+from ..core.limits import COUNT, FRAMES, SEED, checked
 from ..core.noise import Noise
 from ..core.optional import optional
 from ..core.registry import build
@@ -102,6 +103,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
     return Schedule(name, t, alpha, sigma, sde.log_snr(t), beta, sde.diffusion_squared(t), nodes, training)
 
 
+@checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
     """The log-SNR at ``count`` times as training draws them for this SDE if nothing else is said, ``(count,)``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
@@ -178,6 +180,7 @@ class Undone:
     nfe: float
 
 
+@checked(n=COUNT, count=COUNT, seed=SEED)
 def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undone:
     """Draw ``n`` samples, look at ``count`` times on their way, and ask the model for the data there."""
     samples = run.sample(n, solver, seed=seed, denoise=False, batch=n, record=True)
@@ -264,6 +267,7 @@ class Paths:
     sde: Tensor
 
 
+@checked(n=COUNT, seed=SEED, frames=FRAMES)
 def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
     """Draw ``n`` samples by each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
     low, high = run.model.domain.interval("sample")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..core.errors import DataError
 from ..core.files import write_arrays
+from ..core.limits import SEED, SIZE, TRAINED, checked
 from ..run.config import TrainConfig
 
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
@@ -30,6 +31,7 @@ NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "b
 STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 
 
+@checked(size=SIZE)
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """A picture of any kind that Pillow reads, RGB on white, at most ``size`` pixels on its long side; ``(3, H, W)``.
 
@@ -62,6 +64,7 @@ def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
     return write_arrays(folder / "picture.npz", arrays)
 
 
+@checked(steps=TRAINED, seed=SEED)
 def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
     """What trains on one picture of 64 x 64 pixels in about two minutes on two cores of a CPU."""
     return TrainConfig(

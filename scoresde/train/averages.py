@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..core.limits import FRACTION, checked
+
 __all__ = ["EMA"]
 
 
@@ -23,6 +25,7 @@ class EMA:
         decay: The largest d, between 0 and 1.
     """
 
+    @checked(decay=FRACTION)
     def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
         self.decay = decay
         self.updates = 0

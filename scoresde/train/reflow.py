@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NumericalError, UsageError
+from ..core.limits import COUNT, LR, SEED, STEPS, TRAINED, checked
 from ..core.noise import Noise
 from ..core.progress import Progress
 from ..core.shapes import at, expand, sum_flat, time_dtype
@@ -41,6 +42,7 @@ __all__ = ["draw_pairs", "reflow", "straightness"]
 _STREAM = 2**40  # addresses of the pairs, far from those of ordinary samples
 
 
+@checked(count=COUNT, seed=SEED, batch=COUNT)
 def draw_pairs(
     run: Run,
     count: int,
@@ -85,6 +87,7 @@ def draw_pairs(
     return Pairs(torch.cat(x0), torch.cat(eps), None if run.condition is None else run.condition.expand(count))
 
 
+@checked(pairs=COUNT, steps=TRAINED, lr=LR, seed=SEED)
 def reflow(
     run: Run,
     *,
@@ -142,6 +145,7 @@ def reflow(
     )
 
 
+@checked(steps=STEPS)
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from ...core.errors import UsageError
+from ...core.limits import COUNT, FRAMES, SEVERAL, Range
 from ...core.registry import build
 from ...core.tables import SOLVERS
-from ..command import option, verb
+from ..command import Whole, option, verb
 from ..common import Conditioning, Session, SolverChoice, conditioning, session, solver_options
 from .common import picture_option, report, target, write
 
@@ -27,10 +26,10 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
     epilog="Example:  scoresde plot reverse runs/digits-vp --solver em --steps 200 --n 6",
 )
 @solver_options("heun", "steps")
-@option("--n", under="Samples", first=True, type=click.IntRange(1),
+@option("--n", under="Samples", first=True, type=Whole(COUNT),
         help="Number of samples.  [default: 4, or 1000 points]")  # fmt: skip
-@option("--columns", under="Picture", first=True, type=click.IntRange(2), default=9, help="Times in the picture.")
-@option("--frames", under="Picture", type=click.IntRange(2), default=33, help="Frames of the GIF, at least.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Times in the picture.")
+@option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Frames of the GIF, at least.")
 @option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")
 @conditioning()
 @picture_option("RUN/plots/reverse.png")
@@ -108,9 +107,9 @@ def score_field(
     epilog="Example:  scoresde plot trajectories runs/moons-vp --paths 12 --steps 500",
 )
 @solver_options("em", "steps", steps=200, what="Of the reverse SDE: em, heun-sde, sde, ...")
-@option("--n", under="Samples", first=True, type=click.IntRange(2),
+@option("--n", under="Samples", first=True, type=Whole(SEVERAL),
         help="Samples that make the shade.  [default: 200, or 1000 vectors]")  # fmt: skip
-@option("--paths", "lines", under="Picture", first=True, type=click.IntRange(1), default=7,
+@option("--paths", "lines", under="Picture", first=True, type=Whole(COUNT), default=7,
         help="Paths that are drawn.")  # fmt: skip
 @picture_option("RUN/plots/trajectories.png")
 @session(run=True)
@@ -149,9 +148,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     short_help="The learned score against the exact one, by noise level.",
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )
-@option("--n", under="Samples", first=True, type=click.IntRange(2), default=256,
+@option("--n", under="Samples", first=True, type=Whole(Range(2, 10_000)), default=256,
         help="Held-out samples at each level.")  # fmt: skip
-@option("--levels", under="Picture", first=True, type=click.IntRange(2), default=25, help="Noise levels.")
+@option("--levels", under="Picture", first=True, type=Whole(Range(2, 10_000)), default=25, help="Noise levels.")
 @conditioning(first=False)
 @picture_option("RUN/plots/compass.png")
 @session(run=True)

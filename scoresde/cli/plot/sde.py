@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from ...core.errors import UsageError
+from ...core.limits import COUNT, STEPS
 from ...core.registry import resolve
 from ...core.tables import GRIDS, SDES
-from ..command import Fields, option, settings, verb
+from ..command import Fields, Whole, option, settings, verb
 from ..common import Session, builds, in_list, sde_option, session, set_option
 from .common import picture_option, target, write
 
@@ -58,9 +57,9 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
 @option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npz.")
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
-@option("--n", under="Picture", first=True, type=click.IntRange(1),
+@option("--n", under="Picture", first=True, type=Whole(COUNT),
         help="Number of samples.  [default: 6, or 1000 points]")  # fmt: skip
-@option("--steps", under="Picture", first=True, type=click.IntRange(1), default=10, help="Steps from data to noise.")
+@option("--steps", under="Picture", first=True, type=Whole(STEPS), default=10, help="Steps from data to noise.")
 @option("--grid", under="Picture", first=True, default="uniform", metavar="NAME",
         help=f"Their times: auto, {', '.join(GRIDS)}.")  # fmt: skip
 @picture_option("forward.png")

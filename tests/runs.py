@@ -20,7 +20,9 @@ from scoresde.run.files import newest_checkpoint
 def edit(file: str | Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
     """Write what ``change`` makes of the object in a JSON file."""
     path = Path(file)
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    stored = json.loads(path.read_text())
+    stored.pop("checksum", None)  # as a file from before there were any
+    path.write_text(json.dumps(change(stored)))
 
 
 def older(folder: str | Path) -> None:

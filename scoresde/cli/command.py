@@ -18,10 +18,11 @@ import click
 
 from ..core.errors import Advice, Problems, ScoresdeError, Stopped, UsageError
 from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
+from ..core.text import printable
 
 __all__ = [
-    "Command", "Fields", "Group", "Option", "first_line", "flags", "option", "settings", "spelled", "told", "verb",
-    "warned",
+    "Command", "Fields", "Group", "Option", "echo", "first_line", "flags", "option", "settings", "spelled", "told",
+    "verb", "warned",
 ]  # fmt: skip
 
 EVERYWHERE = "Everywhere"  # the last heading
@@ -306,6 +307,11 @@ class Command(click.Command):
             error.args = (told(ctx, error),)
             error.parameter = None  # it is told
             raise
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Show text to a person: whatever names from files are in it, the terminal obeys none of them."""
+    click.echo(printable(text), err=err)
 
 
 def told(ctx: click.Context | None, message: ScoresdeError | Stopped | Advice) -> str:

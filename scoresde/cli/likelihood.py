@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import NumericalError
-from .command import Fields, option, settings, verb, warned
+from .command import Fields, echo, option, settings, verb, warned
 from .common import Conditioning, Session, conditioning, in_list, out_option, session, set_option, together
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def likelihood(
             )  # fmt: skip
             sets.append(replace(scored, run=str(run.folder) if len(runs) > 1 else None))
     for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
-        click.echo(text, err=True)
+        echo(text, err=True)
     n = len(runs)
     summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
     facts = {

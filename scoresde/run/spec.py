@@ -17,7 +17,7 @@ from torch import nn
 
 from ..codec import Codec, digest, from_dict, to_dict
 from ..core.errors import CheckpointError, UsageError
-from ..core.files import FORMAT, check_format, read_json
+from ..core.files import FORMAT, check_format, read_object
 from ..core.registry import READ, Typed, build, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES
 from ..model.network import ScoreModel
@@ -139,7 +139,7 @@ class ModelSpec:
         Raises:
             CheckpointError: If it is malformed, or its codec is not the one that was written.
         """
-        stored = read_json(file)
+        stored = read_object(file)
         check_format(file, stored)
         try:
             path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))

@@ -273,6 +273,8 @@ def was_changed(path: Path) -> bool:
     content = _json(path)
     if not isinstance(content, dict) or CHECKSUM not in content:
         return False  # from before there were any
+    if "format" in content and not _readable(content["format"]):
+        return False  # of another version, which may count otherwise
     return bool(content.pop(CHECKSUM) != _checksum(content))
 
 
@@ -297,11 +299,15 @@ def check_format(path: Path, stored: Any) -> None:
         CheckpointError: With the format found.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
-    if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
+    if not _readable(found):
         raise CheckpointError(
             f"{path} has format {found!r}, and this scoresde reads formats {OLDEST} to {FORMAT}; it was written by "
             "another version: install that one (a newer one, if the number is larger)"
         )
+
+
+def _readable(number: Any) -> bool:
+    return isinstance(number, int) and OLDEST <= number <= FORMAT
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

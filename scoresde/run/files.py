@@ -148,7 +148,7 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
                 "edited on purpose",
                 parameter="edited",
             )
-        warnings.warn(f"{several}; taken as it is", stacklevel=2)
+        warnings.warn(f"{several}; taken as it is", stacklevel=1)
     return folder
 
 

@@ -17,10 +17,16 @@ from scoresde.core.progress import Progress
 from scoresde.run.files import newest_checkpoint
 
 
+def unsigned(file: str | Path) -> dict[str, Any]:
+    """The object in a JSON file, as it was before there were checksums."""
+    stored: dict[str, Any] = json.loads(Path(file).read_text())
+    stored.pop("checksum", None)
+    return stored
+
+
 def edit(file: str | Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Write what ``change`` makes of the object in a JSON file."""
-    path = Path(file)
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    """Write what ``change`` makes of the object in a JSON file, without a checksum."""
+    Path(file).write_text(json.dumps(change(unsigned(file))))
 
 
 def older(folder: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from models import Poisoned
 from PIL import Image
+from runs import edit
 from torch import Tensor
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, Run, TrainConfig, load, load_data
@@ -389,10 +390,7 @@ def test_the_command(shell: Shell) -> None:
 
 
 def test_the_command_without_the_data(shell: Shell) -> None:
-    path = Path("runs/moons/config.json")
-    stored = json.loads(path.read_text())
-    stored["config"]["data"] = "gone.npy"
-    path.write_text(json.dumps(stored))
+    edit("runs/moons/config.json", lambda stored: {**stored, "config": {**stored["config"], "data": "gone.npy"}})
     out, err = shell("bench --solvers ddim --nfe 3 --n 4 --quiet")
     assert "warning: there will be no distance to data: " in err and "gone.npy" in err
     assert "sliced W2" not in out and out.startswith("distance to the converged solution")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import older, signal_at
+from runs import edit, older, signal_at
 from shell import Shell
 
 from scoresde import load
@@ -91,8 +91,10 @@ def test_json(shell: Shell, digits: str) -> None:
     assert (sampled["n"], sampled["seed"], sampled["start"], sampled["failed"]) == (3, 5, 7, [])
     assert all(Path(f).is_file() for f in sampled["files"])  # type: ignore[attr-defined]
     told = shell.json(f"info {digits}")
-    facts = {"run", "checkpoint", "step", "used_step", "parameters", "learned", "last_loss", "config", "data"}
-    assert told.keys() == facts
+    facts = {
+        "run", "checkpoint", "step", "used_step", "parameters", "learned", "last_loss", "training", "config", "data",
+    }  # fmt: skip
+    assert told.keys() == facts and told["training"] is None
     assert told["step"] == 3 and told["data"]["levels"] == 17  # type: ignore[index]
 
 
@@ -236,10 +238,8 @@ def test_own_sde(shell: Shell, own: Path) -> None:
 @pytest.mark.parametrize("field", ["sde", "predict", "weighting", "t_sampler", "network_options"])
 def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path, field: str) -> None:
     older(moons)
-    path = Path(moons) / "config.json"
-    stored = json.loads(path.read_text())
-    stored["config"][field] = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
-    path.write_text(json.dumps(stored))
+    named = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
+    edit(Path(moons) / "config.json", lambda stored: {**stored, "config": {**stored["config"], field: named}})
     shell.refuses(f"train --resume {moons} --steps 4", 3, "mysde:MySDE", "no table", "never imported")
     if field not in ("weighting", "t_sampler"):  # which play no part once the model is trained
         shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "no table", "never imported")
@@ -469,9 +469,8 @@ def test_a_pickle_in_the_place_of_weights(shell: Shell, digits: str, tmp_path: P
     for command in commands:
         shell.refuses(command, 3, "ema.safetensors")
     for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):  # and by somebody who mends the digest
-        state = json.loads((checkpoint / "state.json").read_text())
-        state["files"]["ema.safetensors"] = {"size": len(bomb), "sha256": hashlib.sha256(bomb).hexdigest()}
-        (checkpoint / "state.json").write_text(json.dumps(state))
+        new = {"ema.safetensors": {"size": len(bomb), "sha256": hashlib.sha256(bomb).hexdigest()}}
+        edit(checkpoint / "state.json", lambda state, new=new: {**state, "files": {**state["files"], **new}})
     for command in commands:
         shell.refuses(command, 3, "ema.safetensors", "cannot be read as safetensors")
     Path("run.pkl").write_bytes(bomb)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import older
+from runs import older, unsigned
 from shell import Shell
 
 from scoresde import TrainConfig, fit, load, reflow
@@ -57,7 +57,7 @@ def trap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def poisoned(run: str, field: str, value: Any) -> None:
     path = Path(run) / "config.json"
-    stored = json.loads((Path(run) / "config.json.good").read_text())
+    stored = unsigned(Path(run) / "config.json.good")
     stored["config"][field] = value
     if field in ("weighting", "t_sampler"):
         stored["config"][f"{field}_options"] = {"command": "id"}
@@ -150,7 +150,7 @@ def leaves(stored: Any, value: str) -> Iterator[Any]:
 
 def test_model_json_names_no_code(moons: str, trap: None) -> None:
     config, model = Path(moons) / "config.json", Path(moons) / "model.json"
-    good = json.loads(config.read_text()), json.loads(model.read_text())
+    good = unsigned(config), unsigned(model)
     told = 0
     for name in ("os:system", "trap:trap"):
         for stored in leaves(good[1], name):
@@ -178,7 +178,7 @@ def test_model_json_names_no_code(moons: str, trap: None) -> None:
 def test_a_module_need_not_have_the_name_of_one(old: str, trap: None, name: str) -> None:
     module = Path(f"{name.partition(':')[0].strip()}.py")
     module.write_text('import pathlib\npathlib.Path("sprung").touch()\ndef f(*a, **k): pass\n')
-    stored = json.loads((Path(old) / "config.json.good").read_text())
+    stored = unsigned(Path(old) / "config.json.good")
     stored["config"] |= {"t_sampler": "importance", "t_sampler_options": {"error": name}}
     (Path(old) / "config.json").write_text(json.dumps(stored))
     run = load(old)
@@ -189,7 +189,7 @@ def test_a_module_need_not_have_the_name_of_one(old: str, trap: None, name: str)
 
 def test_data_json_names_no_code(moons: str, trap: None) -> None:
     path = Path(moons) / "data.json"
-    good = json.loads(path.read_text())
+    good = unsigned(path)
     for name in ("os:system", "trap:trap"):
         for field in good:
             path.write_text(json.dumps({**good, field: name}))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import edit, older
+from runs import edit, older, unsigned
 from torch import Tensor, nn
 
 from scoresde import (
@@ -453,8 +453,8 @@ def test_a_config_that_cannot_be_right(bait: str, changes: dict[str, object], me
 
 def test_a_data_description_that_cannot_be_right(bait: str) -> None:
     path = Path(bait) / "data.json"
-    stored = json.loads(path.read_text())
-    path.write_text(json.dumps(stored | {"kind": "smell"}))
+    stored = unsigned(path)
+    edit(path, lambda stored: stored | {"kind": "smell"})
     with pytest.raises(CheckpointError, match="smell"):
         load(bait)
     path.unlink()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import edit
 from shell import Shell
 
 from scoresde import Dataset, load, load_data, plot
@@ -145,8 +146,7 @@ def test_any_number_of_channels_has_a_sheet(table: Dataset, tmp_path: Path, shap
 
 
 def test_a_table_on_the_command_line(shell: Shell, moons: str) -> None:
-    path = Path(moons) / "data.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"names": ["left $", "right $"]}))
+    edit(Path(moons) / "data.json", lambda stored: stored | {"names": ["left $", "right $"]})
     found = shell.json(f"sample {moons} --n 5 --solver heun --steps 2 --quiet")
     assert [Path(f).name for f in found["files"]] == ["samples.png", "samples.npz", "samples.csv"]
     assert "warning" not in shell.err
@@ -162,6 +162,7 @@ def test_samples_without_their_data(shell: Shell, moons: str) -> None:
     for name in ("config.json", "data.json"):
         path = Path(moons) / name
         path.write_text(path.read_text().replace('"moons"', '"gone.csv"'))
+        edit(path, dict)
     shell(f"sample {moons} --n 5 --solver heun --steps 2")
     assert "there is no gone.csv, nor are they beside the run" in shell.err and "warning" not in shell.err
     assert (Path(moons) / "samples/heun-seed0/samples.png").is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import edit, older
+from runs import edit, older, unsigned
 from safetensors.torch import load_file
 
 from scoresde import Run, TrainConfig, fit, load, load_data
@@ -33,8 +32,7 @@ def drawn(run: Run) -> torch.Tensor:
 
 
 def stored(folder: str | Path, name: str) -> dict[str, object]:
-    found: dict[str, object] = json.loads((Path(folder) / name).read_text())
-    return found
+    return unsigned(Path(folder) / name)
 
 
 def test_every_option_is_written_and_read_again(trained: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import assert_same, contents, signal_at
+from runs import assert_same, contents, edit, signal_at
 from torch import Tensor
 
 from scoresde import FlowMatching, ScoreModel, TrainConfig, fit, load_data
@@ -101,9 +101,9 @@ def test_a_checkpoint_without_what_was_learned_cannot_be_resumed(tmp_path: Path)
     fit(dataclasses.replace(LEARNS, steps=3), out=tmp_path / "r", quiet=True)
     checkpoint = newest_checkpoint(tmp_path / "r")
     (checkpoint / "times.safetensors").unlink()
-    state = read_json(checkpoint / "state.json")
-    del state["files"]["times.safetensors"]
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    files = read_json(checkpoint / "state.json")["files"]
+    del files["times.safetensors"]
+    edit(checkpoint / "state.json", lambda state: {**state, "files": files})
     with pytest.raises(CheckpointError, match=r"times\.safetensors cannot be read"):
         fit(LEARNS, out=tmp_path / "r", resume=True, quiet=True)
 

@@ -6,6 +6,7 @@ are those of :mod:`scoresde.core.errors`.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import click
 
 from ..core.errors import ScoresdeError, Stopped
+from ..core.opened import reason
 from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
-from .command import Group, warned
+from .command import Group, echo, warned
 from .data import data
 from .demo import demo
 from .evaluate import evaluate
@@ -49,7 +51,7 @@ for _verb in (data, train, sample, bench, likelihood, evaluate, classifier, plot
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    click.echo(warned(message), err=True)
+    echo(warned(message), err=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -64,20 +66,28 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
         if isinstance(stop.__cause__, Stopped):
-            click.echo(str(stop.__cause__), err=True)
+            echo(str(stop.__cause__), err=True)
         sys.exit(130)
     except click.ClickException as error:
         if debug:
             raise
-        error.show()
+        written = io.StringIO()
+        error.show(written)
+        echo(written.getvalue().removesuffix("\n"), err=True)
         sys.exit(error.exit_code)
     except ScoresdeError as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except (OSError, MemoryError) as error:  # of a disk that is full, or of standard output
+        if debug:
+            raise
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        echo(f"error: {where}{reason(error)}", err=True)
+        sys.exit(3)
     except Exception as error:
         if debug:
             raise
-        click.echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
+        echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
         sys.exit(1)

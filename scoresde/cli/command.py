@@ -20,10 +20,11 @@ import click
 from ..core.errors import Advice, Problems, ScoresdeError, Stopped, UsageError
 from ..core.limits import Range, check_number
 from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
+from ..core.text import printable
 
 __all__ = [
-    "Command", "Fields", "Group", "Option", "Real", "Whole", "first_line", "flags", "option", "settings", "spelled",
-    "told", "verb", "warned",
+    "Command", "Fields", "Group", "Option", "Real", "Whole", "echo", "first_line", "flags", "option", "settings",
+    "spelled", "told", "verb", "warned",
 ]  # fmt: skip
 
 EVERYWHERE = "Everywhere"  # the last heading
@@ -351,6 +352,11 @@ class Command(click.Command):
             raise
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Show text to a person: whatever names from files are in it, the terminal obeys none of them."""
+    click.echo(printable(text), err=err)
+
+
 def told(ctx: click.Context | None, message: ScoresdeError | Stopped | Advice) -> str:
     """What the library says, and how what would put it right is typed in this command."""
     if ctx is not None and isinstance(message, Problems):
@@ -427,9 +433,7 @@ def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., An
     return click.command(name, cls=Command, **settings)
 
 
-def _section(
-    ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: list[click.Option]
-) -> None:
+def _section(ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: list[click.Option]) -> None:
     rows = [row for p in options if (row := p.get_help_record(ctx)) is not None]
     with formatter.section(heading):
         formatter.write_dl(rows)

@@ -22,7 +22,7 @@ from ..core.errors import UsageError
 from ..core.limits import COUNT, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.registry import build, resolve
 from ..core.tables import SDES, SOLVERS
-from .command import EVERYWHERE, Fields, Real, Whole, option, settings
+from .command import EVERYWHERE, Fields, Real, Whole, echo, option, settings
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ..solvers import Solver, Step
 
 __all__ = [
-    "Conditioning", "Session", "SolverChoice", "builds", "conditioning", "counted", "in_list", "out_option",
+    "Conditioning", "Session", "SolverChoice", "builds", "conditioning", "counted", "edited_option", "in_list",
+    "out_option",
     "reading_options", "sde_option", "session", "set_option", "solver_options", "together", "whole_numbers",
 ]  # fmt: skip
 
@@ -91,6 +92,7 @@ class Session:
         run: The run that was named; ``None`` for the newest.
         sde: The run's SDE, if it is in no table.
         changed_data: Take the run's data as they are, whatever has become of them.
+        edited: Take the run's files as they are, though they were changed.
         others: Further runs, of a command that compares them.
     """
 
@@ -103,6 +105,7 @@ class Session:
     run: str | None = None
     sde: str | None = None
     changed_data: bool = False
+    edited: bool = False
     others: tuple[str, ...] = ()
 
     @cached_property
@@ -118,9 +121,7 @@ class Session:
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
             reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
-            raise UsageError(
-                f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu"
-            ) from None
+            raise UsageError(f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu") from None
         return chosen
 
     @property
@@ -146,9 +147,11 @@ class Session:
         from ..run.run import load
 
         given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
-        if self.others and read_config(find_run(name))["sde"] in SDES:
+        if self.others and read_config(find_run(name, edited=self.edited))["sde"] in SDES:
             given = None  # it is that of another of them
-        return load(name, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data)
+        return load(
+            name, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
+        )
 
     @property
     def folder(self) -> Path:
@@ -164,11 +167,11 @@ class Session:
     def say(self, text: str) -> None:
         """A line on standard error, unless it shall be quiet."""
         if not self.quiet:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def print(self, facts: Mapping[str, Any], *lines: str) -> None:
         """The result on standard output: one JSON object, or the lines."""
-        click.echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
+        echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
 
 
 def session(
@@ -201,7 +204,7 @@ def session(
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
         argument = click.argument("run", nargs=-1 if several else 1, required=False)
-        chosen = [argument, _own_sde, _changed_data, *chosen]
+        chosen = [argument, _own_sde, _changed_data, edited_option, *chosen]
 
     def make(**given: Any) -> Session:
         if several:
@@ -224,6 +227,11 @@ _own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE
 
 _changed_data = option(
     "--changed-data", under=EVERYWHERE, is_flag=True, help="Take the run's data as they are, though they have changed."
+)
+
+
+edited_option = option(
+    "--edited", under=EVERYWHERE, is_flag=True, help="Take the run's files as they are, though they were edited."
 )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.text import one_line
 from .command import Group, flags
 from .common import Session, reading_options, session
 
@@ -49,7 +50,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     lines = [_listed(path, problems), *found.notes] if problems else _described(found)
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
-    if answered or Path(path).exists():
+    if answered or os.path.exists(path):
         lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
     facts = {
         "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
@@ -79,7 +80,7 @@ def _described(found: Look) -> list[str]:
     assert found.dataset is not None
     lines = [found.dataset.describe()]
     if found.classes:
-        counts = [f"{name} ({n} + {m})" for name, (n, m) in found.classes.items()]
+        counts = [f"{one_line(name)} ({n} + {m})" for name, (n, m) in found.classes.items()]
         more = ", ..." if len(counts) > 10 else ""
         lines.append(f"training + test samples of each: {', '.join(counts[:10])}{more}")
     return lines

@@ -94,7 +94,7 @@ def evaluate(
 
         def extractor(spec: str) -> Extractor:
             return extractor_by_name(
-                spec, source.data, folder=source.classifier, device=chosen, told=session.say
+                spec, source.data, folder=source.classifier, device=chosen, told=session.say, edited=session.edited
             )
 
         with new_folder(out or source.home / "evaluation") as folder:
@@ -154,7 +154,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
         return _Source(dataset, samples.parent, None, read_samples(samples, dataset, units))
     if reading != AS_IS:
         raise UsageError("how files are read belongs to the run; leave out --size, --fit, --layout and --on-bad")
-    folder = find_run(session.run)
+    folder = find_run(session.run, edited=session.edited)
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
     dataset = data_of(folder, config, data, changed=session.changed_data)
@@ -172,9 +172,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 
 
-def _draw(
-    session: Session, n: int, built: Solver, solver: SolverChoice, batch: int
-) -> tuple[Tensor, dict[str, Any]]:
+def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
     """Samples of the run that succeeded, in data units, and how they were made."""
     from ..core.progress import Progress
 

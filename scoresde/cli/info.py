@@ -8,45 +8,54 @@ from typing import Any
 import click
 
 from .command import verb
-from .common import Session, session
+from .common import Session, edited_option, session
 
 __all__ = ["info"]
 
 
 @verb(short_help="Say what a run is.")
 @click.argument("run", required=False)
+@edited_option
 @session(first=("json",), only=("json",))
-def info(run: str | None, session: Session) -> None:
-    """What a RUN is (default: the newest): SDE, network, data, steps, last loss."""
-    from ..core.files import read_json, read_lines, read_tensors
-    from ..run.files import chosen_checkpoint, find_run, newest_checkpoint, read_config
+def info(run: str | None, edited: bool, session: Session) -> None:
+    """What a RUN is (default: the newest): SDE, network, data, steps, last loss; also of one without a checkpoint."""
+    from ..core.files import read_lines, read_object, read_tensors
+    from ..core.lock import held_by
+    from ..run.files import checkpoints, chosen_checkpoint, find_run, newest_checkpoint, read_config
 
-    folder = find_run(run)
+    folder = find_run(run, edited=edited)
     from ..data import DataInfo
     from ..run.config import TrainConfig
 
-    config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_json(folder / "data.json")
+    config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_object(folder / "data.json")
     described = DataInfo.from_dict(data).describe()
-    checkpoint, used = newest_checkpoint(folder), chosen_checkpoint(folder)
-    lines = read_lines(folder / "metrics.jsonl")
-    averaged = read_tensors(checkpoint / "ema.safetensors")
+    begun = bool(checkpoints(folder))
+    checkpoint = newest_checkpoint(folder, edited=edited) if begun else None
+    used = chosen_checkpoint(folder, edited=edited) if begun else None
+    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("loss"), float)]
+    averaged = {} if checkpoint is None else read_tensors(checkpoint / "ema.safetensors")
+    holder = held_by(folder)
     prefix = "schedule."  # what of the path was learned
     facts: dict[str, Any] = {
         "run": str(folder),
-        "checkpoint": str(checkpoint),
-        "step": read_json(checkpoint / "state.json")["step"],
-        "used_step": read_json(used / "state.json")["step"],
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "step": 0 if checkpoint is None else read_object(checkpoint / "state.json")["step"],
+        "used_step": 0 if used is None else read_object(used / "state.json")["step"],
         "parameters": sum(v.numel() for v in averaged.values()),
         "learned": {k.removeprefix(prefix): float(v) for k, v in averaged.items() if k.startswith(prefix)},
-        "last_loss": lines[-1]["loss"] if lines else math.nan,
+        "last_loss": losses[-1] if losses else math.nan,
+        "training": holder,
         "config": config,
         "data": data,
     }
     told = []
     for key in ("run", "checkpoint", "step", "used_step", "parameters", "last_loss"):
-        value = facts[key]
+        value = "none yet" if facts[key] is None else facts[key]
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         told.append(f"{key:12} {text}")
+    if holder is not None or checkpoint is None:
+        cut_off = "cut off before its first checkpoint; it may be resumed or begun again"
+        told.append(f"{'training':12} {holder or cut_off}")
     told.append(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     if facts["learned"]:
         told.append(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")

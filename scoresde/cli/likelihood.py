@@ -12,7 +12,7 @@ import click
 
 from ..core.errors import NumericalError
 from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
-from .command import Fields, Real, Whole, option, settings, verb, warned
+from .command import Fields, Real, Whole, echo, option, settings, verb, warned
 from .common import Conditioning, Session, conditioning, in_list, out_option, session, set_option, together
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def likelihood(
             )  # fmt: skip
             sets.append(replace(scored, run=str(run.folder) if len(runs) > 1 else None))
     for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
-        click.echo(text, err=True)
+        echo(text, err=True)
     n = len(runs)
     summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
     facts = {

@@ -14,7 +14,7 @@ from ..core.limits import COUNT, LR, TRAINED, Range
 from ..core.registry import build, closest, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from .command import Fields, Real, Whole, option, settings, verb
-from .common import Session, builds, out_option, reading_options, sde_option, session, set_option
+from .common import Session, builds, edited_option, out_option, reading_options, sde_option, session, set_option
 
 if TYPE_CHECKING:
     from ..data import Reading
@@ -65,6 +65,7 @@ PARTS = (
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint (with its own settings).")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the data are not those of the run.")
+@edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
         help="Steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 %]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
@@ -75,8 +76,8 @@ PARTS = (
 def train(
     data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str,
     weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
-    assignments: tuple[str, ...], resume: str | None, changed_data: bool, sample_every: int | None, dry_run: bool,
-    out: Path | None, session: Session, reading: Reading,
+    assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
+    dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
     """Train a model by denoising score matching; prints the run folder."""
     from dataclasses import replace
@@ -84,13 +85,13 @@ def train(
     chosen = session.on
     from ..objective.weighting import make_weighting
     from ..run.config import TrainConfig, build_sde
-    from ..run.files import find_run, newest_checkpoint, read_config, refuse_taken
+    from ..run.files import find_run, read_config, refuse_taken
     from ..run.origin import read_again
     from ..train import fit
 
     if resume is not None:
         _refuse_new_settings(resume)
-        out = find_run(resume)
+        out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
         config = _named_again(config, resume)
         if steps:
@@ -128,21 +129,28 @@ def train(
         return
     before = 0
     if resume is not None and out is not None:
-        before = int(newest_checkpoint(out).name.removeprefix("step-"))
+        before = _done(out, edited)
     began = time.monotonic()
     run = fit(
         config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
-        quiet=session.quiet, changed_data=changed_data,
+        quiet=session.quiet, changed_data=changed_data, edited=edited,
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
-    done = int(newest_checkpoint(run.folder).name.removeprefix("step-"))  # the weights in use may be from before
+    done = _done(run.folder, edited)  # the weights in use may be from before
     more = f", {done:,} in all" if before else ""
     session.say(f"trained {done - before:,} steps in {seconds:.0f} s{more}")
     if done == before:
         session.say("there was nothing left to do; --steps takes a run further")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
+
+
+def _done(folder: Path, edited: bool) -> int:
+    """The steps that a run has done."""
+    from ..run.files import checkpoints, newest_checkpoint
+
+    return int(newest_checkpoint(folder, edited=edited).name.removeprefix("step-")) if checkpoints(folder) else 0
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
@@ -159,7 +167,7 @@ def _refuse_new_settings(run: str) -> None:
     """A resumed run keeps its settings: an option that would be ignored is refused."""
     named = ("sde", "predict", "weighting", "t_sampler")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
-    allowed = {*named, *everywhere, "data", "changed_data", "resume", "steps", "dry_run"}
+    allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
             raise UsageError(f"{param.opts[0]} cannot change a run that is resumed; {run} keeps its settings")

@@ -2,62 +2,92 @@
 
 Everything that this package writes goes through :func:`atomic`: to a temporary name beside the target, flushed to the
 disk, then renamed. A reader sees the old content or the new one, and what was interrupted leaves nothing behind. Only a
-log grows in place, a line at a time (:func:`append_line`).
+log grows in place, a line at a time (:func:`append_line`). What is read goes through :mod:`.opened`.
+
+JSON objects and tensors may carry a checksum of what is in them, so that one changed digit is seen. It is no signature:
+who takes it out and changes the rest is not found out.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import json
 import os
+import re
+import reprlib
 import shutil
+import stat
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, UsageError
+from .opened import parse_json, read_bytes, reason, regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FORMAT", "append_line", "atomic", "cannot_write", "check_format", "check_kinds", "make_folder", "new_folder",
-    "read_json", "read_lines", "read_metadata", "read_tensors", "sync", "write_arrays", "write_csv", "write_json",
-    "write_lines", "write_tensors",
+    "FORMAT", "append_line", "atomic", "cannot_write", "check_format", "check_kinds", "clear_leftovers", "living",
+    "make_folder", "new_folder", "read_json", "read_lines", "read_metadata", "read_object", "read_tensors", "sync",
+    "was_changed", "write_arrays", "write_csv", "write_json", "write_lines", "write_tensors",
 ]  # fmt: skip
 
 FORMAT = 2  # of what this package writes and reads again
 OLDEST = 1  # that it still reads
+LARGEST = 2**28  # bytes of a file of JSON
+CHECKSUM = "checksum"  # of the other values of a JSON object, by which a change is seen
+
+# What an interrupted write leaves: a file or folder that was being made, or one whose place was being taken.
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>[0-9]{1,10})(-[0-9]+)?", re.DOTALL)
+_writing: set[str] = set()  # those of this process that are no leftovers
+_numbers = count()
+
+# What to do about an error of the operating system.
+ADVICE = {
+    errno.ENOSPC: "free some space, or choose a folder elsewhere",
+    errno.EDQUOT: "free some space, or choose a folder elsewhere",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 def cannot_write(path: Path, error: Exception) -> CheckpointError:
     """Why a file could not be written, and what to do."""
-    reason = getattr(error, "strerror", None) or error
+    why = reason(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
-        reason = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), reason)
-    return CheckpointError(f"cannot write {path}: {reason}; choose a folder you may write to", parameter="out")
+        why = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), why)
+    advice = ADVICE.get(getattr(error, "errno", None) or 0, "choose a folder you may write to")
+    return CheckpointError(f"cannot write {path}: {why}; {advice}", parameter="out")
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it on success and removed on failure; missing folders are made.
 
-    The block makes a file of that name, or a folder, which takes the place of a folder that is there.
+    The block makes a file of that name, or a folder, which takes the place of a folder that is there. What a process
+    that was killed left in the same folder is removed.
 
     Raises:
         CheckpointError: If it cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}-{next(_numbers)}"
+    _writing.add(temporary.name)
     try:
+        _writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)  # of a process that had this number
+        clear_leftovers(target.parent)
         yield temporary
         sync(temporary)
-        if temporary.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        if temporary.is_dir() and target.is_dir():
+            _replace_folder(temporary, target)
+        else:
+            os.replace(temporary, target)
     except OSError as error:
         raise cannot_write(target, error) from None
     except CheckpointError as error:  # of a file in a folder that was being made
@@ -65,13 +95,83 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         _remove(temporary)
+        _writing.discard(temporary.name)
+
+
+def _writable(path: Path) -> None:
+    """Refuse what would replace a device or a pipe, and names that cannot be."""
+    if "\0" in str(path):
+        raise OSError("the name has a zero byte in it")
+    if not path.name:
+        raise OSError("it is a folder")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError("there is a device or a pipe of that name")
+
+
+def _replace_folder(temporary: Path, target: Path) -> None:
+    """Put a folder in the place of another, of which one or the other is there, under its name or under one that
+    :func:`clear_leftovers` knows.
+    """
+    aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
+    _writing.add(aside.name)
+    try:
+        os.rename(target, aside)
+        os.replace(temporary, target)
+    finally:
+        if not target.exists():
+            os.rename(aside, target)
+        _remove(aside)
+        _writing.discard(aside.name)
+
+
+def clear_leftovers(folder: Path, below: bool = False) -> None:
+    """Remove what interrupted writes left in a folder, and in those ``below`` it, but for those of living processes.
+
+    A folder that was being replaced gets its name again.
+    """
+    try:
+        with os.scandir(folder) as inside:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in inside]
+    except OSError:
+        return
+    for name, is_folder in found:
+        match = LEFTOVER.fullmatch(name)
+        if match is None:
+            if below and is_folder:
+                clear_leftovers(folder / name, below)
+            continue
+        pid = int(match["pid"])
+        if name in _writing if pid == os.getpid() else living(pid):
+            continue
+        target = folder / match["name"]
+        if match["kind"] == "old" and not os.path.lexists(target):
+            with suppress(OSError):
+                os.rename(folder / name, target)
+        _remove(folder / name)
+
+
+def living(pid: int) -> bool:
+    """Whether a process of this machine has the number ``pid``."""
+    if os.name != "posix":
+        return True  # a signal would end it
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             path.unlink()
 
 
@@ -92,6 +192,7 @@ def make_folder(path: Path) -> Path:
         CheckpointError: If it cannot be made.
     """
     try:
+        _writable(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from None
@@ -109,6 +210,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     folder, n = path, 2
     try:
+        _writable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -129,25 +231,65 @@ def new_folder(path: Path) -> Iterator[Path]:
 # ----------------------------------------------------------------------------------------------------------------- JSON
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Write JSON."""
+def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
+    """Write JSON; an object may be ``signed``, by a checksum of what is in it."""
+    if signed:
+        content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, without the checksum of an object.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
     """
+    content = _json(path)
+    if isinstance(content, dict):
+        content.pop(CHECKSUM, None)
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: If the file is missing, is not JSON or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no object but {reprlib.repr(content)}; is it damaged?")
+    return content
+
+
+def was_changed(path: Path) -> bool:
+    """Whether a JSON object has a checksum, and it is not that of what is in it.
+
+    Raises:
+        CheckpointError: If the file is missing or is not JSON.
+    """
+    content = _json(path)
+    if not isinstance(content, dict) or CHECKSUM not in content:
+        return False  # from before there were any
+    if "format" in content and not _readable(content["format"]):
+        return False  # of another version, which may count otherwise
+    return bool(content.pop(CHECKSUM) != _checksum(content))
+
+
+def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path, LARGEST))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is {path.parent} a run folder?") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _checksum(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order and the spacing in which they are written, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_format(path: Path, stored: Any) -> None:
@@ -157,22 +299,45 @@ def check_format(path: Path, stored: Any) -> None:
         CheckpointError: With the format found.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
-    if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
+    if not _readable(found):
         raise CheckpointError(
             f"{path} has format {found!r}, and this scoresde reads formats {OLDEST} to {FORMAT}; it was written by "
             "another version: install that one (a newer one, if the number is larger)"
         )
 
 
+def _readable(number: Any) -> bool:
+    return isinstance(number, int) and OLDEST <= number <= FORMAT
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, without a last line that was cut short; ``[]`` if there is none."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    """Read a file of JSON lines, objects with a number ``step``; ``[]`` if there is none.
+
+    A last line that was cut short is left out, and others that are damaged are counted in a warning.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    try:
+        *written, last = read_bytes(path, LARGEST).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+    found = [_line(text) for text in written if text.strip()]
+    lines = [line for line in (*found, _line(last)) if line is not None]
+    damaged = sum(line is None for line in found)
+    if damaged:
+        warnings.warn(f"{path}: {damaged:,} damaged line{'s are' if damaged > 1 else ' is'} skipped", stacklevel=2)
     return lines
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = parse_json(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and type(line.get("step")) in (int, float) else None
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
@@ -199,10 +364,22 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append one JSON object as a line: after a line that was cut short as a new one, and whole or not at all."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(content) + "\n")
+        if path.exists():
+            regular(path)
+        with path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+            cut = bool(end) and file.read(1) != b"\n"
+            try:
+                file.write(b"\n" * cut + json.dumps(content).encode() + b"\n")
+                file.flush()
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, end)
+                raise
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -212,7 +389,10 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     """Write a table."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
@@ -228,37 +408,61 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     return path
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> Path:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, signed: bool = True
+) -> Path:
     """Write tensors of any shapes to a safetensors file.
 
-    ``metadata``, plain JSON values, goes into the file's header (see :func:`read_metadata`).
+    ``metadata``, plain JSON values, goes into the file's header (see :func:`read_metadata`). So does a checksum of all
+    that is in the file, unless it is not to be ``signed``, because it is kept elsewhere.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    header = None if metadata is None else {"scoresde": json.dumps({"format": FORMAT, **metadata})}
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    facts = {} if metadata is None else {"format": FORMAT, **metadata}
+    if signed:
+        facts[CHECKSUM] = _tensor_checksum(plain, parse_json(json.dumps(facts)))
+    header = {"scoresde": json.dumps(facts)} if facts else None
     with atomic(path) as temporary:
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # that of any other file, which the library does not give it
             save_file(plain, temporary, metadata=header)
+            temporary.chmod(stat.S_IMODE(mode))
         except SafetensorError as error:
             raise cannot_write(path, error) from None
     return path
+
+
+def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """SHA-256 over the facts, and the names, shapes and bytes of tensors, in the order of the names."""
+    import torch
+
+    found = hashlib.sha256(_checksum(facts).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        CheckpointError: If it is none.
+        CheckpointError: If it is none, or is not as it was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        regular(path)
         tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+    except Exception as error:  # a damaged header raises nearly anything
+        raise CheckpointError(f"{path} cannot be read as safetensors: {reason(error)}") from None
+    facts = _facts(path)
+    if isinstance(facts, dict) and CHECKSUM in facts and facts.pop(CHECKSUM) != _tensor_checksum(tensors, facts):
+        raise CheckpointError(f"{path} was changed after it was written: its content has not the checksum in it")
     return tensors
 
 
@@ -268,13 +472,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is none, or from another format.
     """
-    from safetensors import SafetensorError, safe_open
+    found = _facts(path)
+    check_format(path, found)
+    assert isinstance(found, dict)
+    found.pop(CHECKSUM, None)
+    return found
+
+
+def _facts(path: Path) -> Any:
+    from safetensors import safe_open
 
     try:
+        regular(path)
         with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get("scoresde", "null"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
-    check_format(path, stored)
-    found: dict[str, Any] = stored
-    return found
+            return parse_json((file.metadata() or {}).get("scoresde", "null"))
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {reason(error)}") from None

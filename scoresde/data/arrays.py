@@ -6,8 +6,6 @@ References:
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.opened import read_arrays, reason
+from ..core.text import one_line
 from .raw import AS_IS, Array, Raw, Reading, index_labels
 
 __all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
@@ -47,23 +47,19 @@ def load_arrays(path: Path) -> dict[str, Array]:
     """The arrays of a NumPy file by name; that of an ``.npy`` file is called x.
 
     Raises:
-        DataError: If it is none, damaged, or holds pickled objects.
+        DataError: If it is none, damaged, too large, or holds pickled objects.
     """
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            one = isinstance(loaded, np.ndarray)
-            arrays = {"x": loaded} if one else {key: loaded[key] for key in loaded.files}
-        if not all(isinstance(a, np.ndarray) for a in arrays.values()):
-            raise ValueError("it holds members that are no arrays")
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return read_arrays(path)
+    except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
                 f"{path}: holds Python objects (dtype=object, a pickle), which can run code and are never "
                 "loaded: save plain numbers of one shape, np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
         raise DataError(f"{path}: damaged or not a NumPy file ({error})") from error
-    return arrays
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
@@ -83,9 +79,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         known = {key for keys in found.values() for key in keys}
         found["x"] = [key for key in arrays if key not in known]
         if len(found["x"]) != 1:
-            raise DataError(
-                f"{path}: arrays {', '.join(arrays) or '(none)'}: name the data x, images, data, or x_train with x_test"
-            )
+            all_of = ", ".join(map(one_line, arrays)) or "(none)"
+            raise DataError(f"{path}: arrays {all_of}: name the data x, images, data, or x_train with x_test")
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
         found["x"] += found.pop("y")
     for role, keys in found.items():

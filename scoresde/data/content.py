@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.opened import opened, regular
 from .raw import Array
 
 __all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "held_out", "known_again"]
@@ -127,8 +128,8 @@ class Identity:
         """Of large files: their sizes, and a hash of the first and the last 64 kB of each."""
         ends = []
         for path in files:
-            size = path.stat().st_size
-            with path.open("rb") as file:
+            size = regular(path)
+            with opened(path) as file:
                 digest = hashlib.blake2b(file.read(END), digest_size=16)
                 file.seek(max(0, size - END))
                 digest.update(file.read(END))

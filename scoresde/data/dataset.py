@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from ..codec import Affine, Codec, Composed, Levels
 from ..core.errors import DataError, UsageError
 from ..core.limits import SEED, SHARE, checked
+from ..core.text import one_line
 from .arrays import raw_of
 from .content import LARGE, Identity, contents, held_out, known_again
 from .raw import AS_IS, Array, Raw, Reading
@@ -131,14 +133,15 @@ class DataInfo:
     def describe(self) -> str:
         """A few lines for people: counts, shape, range, levels and classes."""
         values = f"{self.levels} levels" if self.levels else "continuous"
+        name, source = one_line(self.name), one_line(self.source)
         lines = [
-            f"{self.name}: {self.n_train} training and {self.n_test} test samples from {self.source}",
+            f"{name}: {self.n_train} training and {self.n_test} test samples from {source}",
             f"{self.kind} of shape {' x '.join(map(str, self.shape))} ({self.dims} dimensions)",
             f"values from {self.low:g} to {self.high:g}, {values}",
         ]
         if self.classes:
             more = ", ..." if len(self.classes) > 10 else ""
-            lines.append(f"{len(self.classes)} classes: {', '.join(self.classes[:10])}{more}")
+            lines.append(f"{len(self.classes)} classes: {', '.join(map(one_line, self.classes[:10]))}{more}")
         return "\n".join(lines)
 
 
@@ -234,9 +237,9 @@ class Dataset:
         if isinstance(levels, Levels) and not levels.everywhere:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
-            lines.append(f"whole numbers, which have levels: {', '.join(map(str, named[:20]))}")
+            lines.append(f"whole numbers, which have levels: {', '.join(map(one_line, named[:20]))}")
         if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
-            lines.append(f"classes without a sample to train on: {', '.join(absent[:10])}")
+            lines.append(f"classes without a sample to train on: {', '.join(map(one_line, absent[:10]))}")
         if self.identity is not None:
             lines.append(f"{self.known_again or 'none'} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])
@@ -324,9 +327,9 @@ def load_data(
         return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
     if spec == "digits":
         return _build(read_digits(), spec, spec, How(seed, test_fraction, "rows"))
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if not spec or not there(path):
-        beside = [p.name for p in path.parent.iterdir()] if spec and there(path.parent) and path.parent.is_dir() else []
+        beside = _names_in(path.parent) if spec else []
         near = difflib.get_close_matches(spec.lower(), NAMES, n=3)
         near += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -334,17 +337,21 @@ def load_data(
             f"no data set called {spec!r}, and no such file or folder exists.{hint} Names: "
             f"{', '.join(NAMES)}. Paths: {READABLE}"
         )
-    name = path.resolve().name
+    name = os.path.basename(os.path.realpath(path))
     name = name if path.is_dir() else name.split(".")[0]
     return _build(read_path(path, reading), name, spec, How(seed, test_fraction, split, reading))
 
 
 def there(path: Path) -> bool:
     """Whether there is such a file or folder; what cannot be a path is none."""
+    return os.path.exists(path)
+
+
+def _names_in(folder: Path) -> list[str]:
     try:
-        return path.exists()
+        return os.listdir(folder)
     except (OSError, ValueError):
-        return False
+        return []
 
 
 @checked(seed=SEED, test_fraction=SHARE)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import Problem
+from ..core.text import one_line
 
 __all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "some"]
 
@@ -172,7 +173,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _names(folders: Iterable[Path]) -> str:
-    return ", ".join(f"{path.name}/" for path in folders)
+    return ", ".join(f"{one_line(path.name)}/" for path in folders)
 
 
 def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
@@ -188,4 +189,4 @@ def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
     """``a, b, c and 9 more``; the first names will do if it is said of how many they are."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
-    return f"{', '.join(names[:most])}{more}"
+    return f"{', '.join(map(one_line, names[:most]))}{more}"

@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.opened import is_gzip, may_unpack, opened, reason, regular
 from .raw import Array, Raw, index_labels
 
 __all__ = ["IDX_NAME", "looks_like_idx", "read_idx_file", "read_idx_folder"]
@@ -26,9 +27,7 @@ IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
     """Open, decompressing when the content (whatever the name says) is gzip."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")
+    return gzip.open(path, "rb") if is_gzip(path) else opened(path)
 
 
 def looks_like_idx(path: Path) -> bool:
@@ -43,6 +42,8 @@ def _read_idx(path: Path, ndim: int) -> Array:
     """Read an IDX file of unsigned bytes with ``ndim`` dimensions: magic, big-endian sizes, payload."""
     header_size = 4 + 4 * ndim
     try:
+        size = regular(path)
+        most = may_unpack(size) if is_gzip(path) else size
         with _open_idx(path) as file:
             header = file.read(header_size)
             if header[:4] != bytes([0, 0, 8, ndim]):
@@ -55,9 +56,16 @@ def _read_idx(path: Path, ndim: int) -> Array:
             if len(header) < header_size:
                 raise DataError(f"{path}: truncated inside its header: download it again")
             shape = struct.unpack(f">{ndim}I", header[4:])
-            payload = file.read(math.prod(shape) + 1)  # no more than promised, whatever a .gz unpacks to
-    except (EOFError, zlib.error) as error:
+            if most > size:
+                may_unpack(size, math.prod(shape))
+            # No more than promised, whatever a .gz unpacks to, and no more than there is, whatever is promised.
+            payload = file.read(min(math.prod(shape), most) + 1)
+    except DataError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or truncated gzip file ({error}): download it again") from error
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     if len(payload) != math.prod(shape):
         raise DataError(
             f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes and "

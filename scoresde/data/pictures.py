@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import DataError, Problem, Problems
+from ..core.opened import read_bytes, reason
+from ..core.text import one_line
 from .folders import Classed, find_pictures, some
 from .raw import AS_IS, Array, Raw, Reading
 
@@ -372,9 +374,7 @@ class _Pile:
             for i, path in enumerate(self.paths):
                 data = b""
                 try:
-                    if not path.is_file():  # a link to nothing, or a pipe, which has no end
-                        raise _Fault("unreadable", "there is no such file")
-                    data = path.read_bytes()
+                    data = read_bytes(path)
                     picture = _decoded(data, self.reading)
                     fits = not side or picture.pixels.shape[1:] == (side, side)
                     # What will be refused takes no memory.
@@ -382,8 +382,8 @@ class _Pile:
                     self.opaque += picture.opaque
                 except _Fault as fault:
                     self.faults.setdefault(fault.kind, []).append((i, str(fault)))
-                except OSError as error:
-                    self.faults.setdefault("unreadable", []).append((i, error.strerror or str(error)))
+                except (OSError, MemoryError) as error:
+                    self.faults.setdefault("unreadable", []).append((i, reason(error)))
                 self.hashes.append(blake2b(data, digest_size=8).digest())
 
     # ------------------------------------------------------------------------------------------------- what was found
@@ -405,7 +405,7 @@ class _Pile:
         return self.main.pixels[: len(self.main.at)]
 
     def name(self, file: int) -> str:
-        return self.paths[file].relative_to(self.folder).as_posix()
+        return one_line(self.paths[file].relative_to(self.folder).as_posix())
 
     # ----------------------------------------------------------------------------------------------- what is said of it
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.opened import reason, regular
 from .arrays import read_numpy
 from .folders import IMAGE_SUFFIXES
 from .idx import IDX_NAME, looks_like_idx, read_idx_file, read_idx_folder
@@ -50,7 +51,7 @@ def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
         unused.append("size and fit are for folders of pictures, and change nothing here")
     if reading.layout != "auto" and pictures and not reading.older:
         unused.append("layout is for arrays, and changes nothing here")
-    files = raw.files or tuple(sorted(path.iterdir()) if path.is_dir() else [path])
+    files = raw.files or tuple(p for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file())
     return replace(raw, notes=(*raw.notes, *unused), files=files)
 
 
@@ -62,6 +63,7 @@ def _read_path(path: Path, reading: Reading) -> Raw:
                 return read_idx_folder(path, files)
             _refuse_files(path)
             return read_image_folder(path, reading)
+        regular(path)
         if path.suffix.lower() in ARRAYS:
             return read_numpy(path, reading)
         if is_table(path):
@@ -69,7 +71,7 @@ def _read_path(path: Path, reading: Reading) -> Raw:
         if "-ubyte" in path.name or looks_like_idx(path):
             return read_idx_file(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
             raise DataError(f"{path}: not a kind of file that can be read, but {told}. What can be read: {READABLE}")

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.opened import gunzipped, read_bytes, reason
 from .raw import AS_IS, Array, Raw, Reading, index_labels
 
 __all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
@@ -147,11 +148,12 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
 def _text(path: Path) -> str:
     """The whole file as text, without a byte order mark."""
-    data = path.read_bytes()
     try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
+        data = gunzipped(read_bytes(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or truncated gzip file ({error})") from error
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}: is in UTF-16: save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
     try:

@@ -8,15 +8,22 @@ A run folder holds
     checkpoints/best/ema.safetensors  state.json
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so that it exists whole or not at all;
-``state.json`` carries the size and SHA-256 of each file beside it. A reader takes the newest checkpoint that is whole.
+``state.json`` carries the size and SHA-256 of each file beside it, and like the other JSON files a checksum of itself.
+A reader takes the newest checkpoint that is whole. Only what is called as above is a checkpoint: a copy of another name
+is a person's, and neither read nor removed.
+
+``config.json`` is written last of what describes a run, so that a folder without it holds no run; one without a
+checkpoint holds a run that has not got anywhere yet, or never did.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
+import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +31,37 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, UsageError
-from ..core.files import FORMAT, atomic, check_format, make_folder, read_json, write_json, write_tensors
+from ..core.files import (
+    FORMAT,
+    atomic,
+    cannot_write,
+    check_format,
+    make_folder,
+    read_json,
+    read_object,
+    was_changed,
+    write_json,
+    write_tensors,
+)
+from ..core.lock import held_by
+from ..core.opened import file_digest, reason, regular
+from ..core.text import one_line
 
 __all__ = [
-    "BEST", "CHOICE", "chosen_checkpoint", "find_run", "load_weights", "make_run_folder", "newest_checkpoint",
-    "read_config", "refuse_taken", "save_best", "save_checkpoint",
+    "BEFORE", "BEST", "CHOICE", "accept_changes", "bare_names", "checkpoints", "chosen_checkpoint", "clear_start",
+    "fault_of", "find_run", "load_weights", "make_run_folder", "matching", "newest_checkpoint", "read_config",
+    "refuse_taken", "save_best", "save_checkpoint",
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
+BEFORE = "best-before"  # the one of the newest checkpoint, as long as the best is younger
 CHOICE = "validation.json"  # says at the end of a training whether it is used
+
+
+STEP = re.compile(r"step-([0-9]{9,})")
+SIGNED = ("config.json", "model.json", "data.json", CHOICE)
+# What a training writes before its first checkpoint, besides pictures.
+BEGUN = (*SIGNED, "rows.npz", "pairs.safetensors", "metrics.jsonl")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -59,8 +88,15 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
     """
     if out is None:
         folder, n = Path("runs") / name, 2
-        while folder.exists():
-            folder, n = Path("runs") / f"{name}-{n}", n + 1
+        make_folder(folder.parent)
+        while True:  # of two that begin at the same moment one makes it
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder, n = Path("runs") / f"{name}-{n}", n + 1
+            except OSError as error:
+                raise cannot_write(folder, error) from None
     else:
         folder = Path(out)
         refuse_taken(folder)
@@ -70,45 +106,115 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Refuse the folder of another run for a new one.
+    """Refuse the folder of another run for a new one; a run that never came to a checkpoint may be begun again.
 
     Raises:
         UsageError: If ``folder`` already holds a run.
     """
-    if (folder / "config.json").exists():
+    if os.path.exists(folder / "config.json") and checkpoints(folder):
         message = f"{folder} already holds a run; resume it, or choose another folder"
         raise UsageError(message, parameter="resume", value=folder)
 
 
-def find_run(run: str | Path | None) -> Path:
+def clear_start(folder: Path) -> None:
+    """Remove what a training left that ended before its first checkpoint, and nothing else."""
+    pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
+    for path in (*(folder / name for name in BEGUN), *pictures):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+    for name in (BEST, BEFORE):
+        shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
+
+
+def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
     """Return the folder of a run: a path, a name under ``runs/``, or the newest run there.
 
+    Args:
+        run: The run.
+        edited: Take its files as they are, though they were changed after they had been written.
+
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or its files were changed.
     """
+    folder = _found(run)
+    changed = _changed(folder)
+    if changed:
+        several = f"{' and '.join(changed)} in {folder} {'were' if changed[1:] else 'was'} changed after training"
+        if not edited:
+            raise CheckpointError(
+                f"{several} (the content has not the checksum in it): restore what was there, or say that it was "
+                "edited on purpose",
+                parameter="edited",
+            )
+        warnings.warn(f"{several}; taken as it is", stacklevel=1)
+    return folder
+
+
+def _changed(folder: Path) -> list[str]:
+    """The names of the files of a run that are not as they were written."""
+    return [name for name in SIGNED if os.path.lexists(folder / name) and was_changed(folder / name)]
+
+
+def accept_changes(folder: Path) -> None:
+    """Give the files of a run that were changed the checksum of what is in them now."""
+    for name in _changed(folder):
+        write_json(folder / name, read_object(folder / name), signed=True)
+
+
+def _found(run: str | Path | None) -> Path:
     if run is not None:
         for folder in (Path(run), Path("runs") / run):
-            if (folder / "config.json").is_file():
+            if os.path.isfile(folder / "config.json"):
                 return folder
-        if Path(run).is_file():
+        if os.path.isfile(run):
             raise CheckpointError(f"{run} is a file; give the run folder, such as runs/NAME")
-        why = "it has no config.json" if Path(run).is_dir() else "there is no such folder, nor one under runs/"
-        here = sorted(p.parent.name for p in Path("runs").glob("*/config.json"))
-        names = f"the runs here are: {', '.join(here)}" if here else "there is none here; train one first"
-        raise CheckpointError(f"{run} is no run folder ({why}); {names}", parameter=None if here else "fit")
-    runs = sorted(
-        (p.parent for p in Path("runs").glob("*/config.json") if any((p.parent / "checkpoints").glob("step-*"))),
-        key=lambda folder: (folder / "checkpoints").stat().st_mtime_ns,
-    )
-    if not runs:
-        raise CheckpointError(
-            f"there is no run with a checkpoint in {Path('runs').absolute()}; train one first", parameter="fit"
+        why = "there is no such folder, nor one under runs/"
+        begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
+        if begun is not None:
+            holder = held_by(begun)
+            why = "it has no config.json: a training there ended before it had begun; begin it again with the same out"
+            why = f"it has no config.json yet: {holder} begins to train there" if holder else why
+        elif os.path.isdir(run):
+            why = "it has no config.json"
+        here = [folder.name for folder in _runs()]
+        names = (
+            f"the runs here are: {', '.join(map(one_line, here))}" if here else "there is none here; train one first"
         )
-    return runs[-1]
+        raise CheckpointError(f"{run} is no run folder ({why}); {names}", parameter=None if here else "fit")
+    runs = [(os.stat(folder / "checkpoints").st_mtime_ns, folder) for folder in _runs() if checkpoints(folder)]
+    if not runs:
+        begun_here = ", ".join(one_line(folder.name) for folder in _runs())
+        more = f" (those without one: {begun_here})" if begun_here else ""
+        raise CheckpointError(
+            f"there is no run with a checkpoint in {Path('runs').absolute()}{more}; train one first", parameter="fit"
+        )
+    return max(runs, key=lambda run: run[0])[1]
+
+
+def _runs() -> list[Path]:
+    """The folders under ``runs/`` that hold a run, by name."""
+    try:
+        names = sorted(os.listdir("runs"))
+    except OSError:
+        return []
+    return [Path("runs") / name for name in names if os.path.isfile(Path("runs") / name / "config.json")]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; nothing is said of whether they are whole."""
+    root = folder / "checkpoints"
+    try:
+        with os.scandir(root) as inside:
+            found = [(int(match[1]), e.name) for e in inside if (match := STEP.fullmatch(e.name)) and e.is_dir()]
+    except OSError:
+        return []
+    return [root / name for _, name in sorted(found, reverse=True)]
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"size": regular(path), "sha256": file_digest(path)}
 
 
 def save_checkpoint(
@@ -128,98 +234,164 @@ def save_checkpoint(
     _write(final, step, tensors, state)
     with atomic(root / "LATEST") as pointer:
         pointer.write_text(final.name + "\n", encoding="utf-8")
-    for old in sorted(root.glob("step-*"))[:-keep]:
+    for old in [*checkpoints(folder)[keep:], *([root / BEFORE] if 0 <= _step(root / BEST) <= step else [])]:
         shutil.rmtree(old, ignore_errors=True)
-    for stale in root.glob(".step-*.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     return final
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Save averaged weights as the best so far, in place of those before; see :func:`save_checkpoint`."""
-    return _write(folder / "checkpoints" / BEST, step, tensors, {})
+    """Save averaged weights as the best so far, in place of those before; see :func:`save_checkpoint`.
+
+    Those before are kept beside them until there is a checkpoint as young as these: a run that goes on from the
+    checkpoint that there is now has them for its best.
+    """
+    best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
+    newest = next(iter(checkpoints(folder)), None)
+    if newest is not None and 0 <= _step(best) <= _step(newest):
+        shutil.rmtree(before, ignore_errors=True)
+        with suppress(OSError):
+            os.rename(best, before)
+    return _write(best, step, tensors, {})
 
 
-def _write(
-    checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> Path:
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint, -1 if there is none that says it."""
+    try:
+        step = read_object(checkpoint / "state.json").get("step")
+    except CheckpointError:
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write the files of a checkpoint and what is known of them."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()
         files = {}
         for group, content in tensors.items():
-            path = write_tensors(temporary / f"{group}.safetensors", content)
+            path = write_tensors(temporary / f"{group}.safetensors", content, signed=False)
             files[path.name] = _digest(path)
-        write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state, "files": files})
+        write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state, "files": files}, signed=True)
     return checkpoint
 
 
-def _fault(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or ``None`` if it is whole."""
-    state = read_json(checkpoint / "state.json")
-    check_format(checkpoint / "state.json", state)
+def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
+    """Why a checkpoint cannot be used, or ``None`` if it is whole; see :func:`find_run`."""
+    path = checkpoint / "state.json"
+    try:
+        if not edited and was_changed(path):
+            return f"{path} was changed after it was written (its content has not the checksum in it)"
+        state = read_json(path)
+        check_format(path, state)
+    except CheckpointError as error:
+        return str(error)
     files = state.get("files")
     listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
     if not listed or not isinstance(state.get("step"), int):
-        return f"{checkpoint / 'state.json'} does not say which files belong to the checkpoint (damaged?)"
-    for name, expected in state["files"].items():
+        return f"{path} does not say which files belong to the checkpoint (damaged?)"
+    for name, expected in files.items():
         path = checkpoint / name
-        if not path.is_file():
+        try:
+            found = _digest(path)
+        except FileNotFoundError:
             return f"{path} is missing"
-        if path.stat().st_size != expected.get("size"):
-            return f"{path} has {path.stat().st_size} bytes instead of {expected.get('size')} (truncated?)"
-        if _digest(path) != expected:
+        except (OSError, ValueError) as error:
+            return f"{path} cannot be read: {reason(error)}"
+        if found["size"] != expected.get("size"):
+            return f"{path} has {found['size']} bytes instead of {expected.get('size')} (truncated?)"
+        if found != expected:
             return f"{path} does not have the SHA-256 that state.json says (damaged?)"
     return None
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the newest checkpoint that is whole.
+def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
+    """Return the newest checkpoint that is whole; see :func:`find_run`.
 
     Raises:
         CheckpointError: If there is none, with what is wrong with those there are.
     """
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
-    if not checkpoints:
-        raise CheckpointError(f"{folder} has no checkpoint yet; wait for its first, or train again")
+    found = checkpoints(folder)
+    if not found:
+        holder = held_by(folder)
+        raise CheckpointError(
+            f"{folder} has no checkpoint yet; "
+            + (f"{holder} trains there: wait for its first" if holder else "resume its training, or begin it again")
+        )
     faults: list[str] = []
-    for checkpoint in checkpoints:
-        try:
-            fault = _fault(checkpoint)
-        except CheckpointError as error:
-            fault = str(error)
+    for checkpoint in found:
+        fault = fault_of(checkpoint, edited=edited)
         if fault is None:
             if faults:
                 warnings.warn(f"using {checkpoint.name}: {faults[0]}", stacklevel=2)
             return checkpoint
         faults.append(fault)
-    raise CheckpointError(f"{folder} has no whole checkpoint: {'; '.join(faults)}")
+    raise CheckpointError(
+        f"{folder} has no whole checkpoint: {'; '.join(faults)}",
+        parameter="edited" if "checksum" in faults[0] else None,
+    )
 
 
-def chosen_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose that.
+def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
+    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose that; see
+    :func:`find_run`.
 
     Raises:
         CheckpointError: If there is none that is whole.
     """
     path = folder / CHOICE
-    if not path.is_file() or read_json(path).get("used") != "best":
-        return newest_checkpoint(folder)
+    if not os.path.isfile(path) or read_object(path).get("used") != "best":
+        return newest_checkpoint(folder, edited=edited)
     best = folder / "checkpoints" / BEST
-    fault = f"{best} is missing" if not best.is_dir() else _fault(best)
+    fault = f"{best} is missing" if not best.is_dir() else fault_of(best, edited=edited)
     if fault is None:
         return best
     warnings.warn(f"using the last weights, not the best ones: {fault}", stacklevel=2)
-    return newest_checkpoint(folder)
+    return newest_checkpoint(folder, edited=edited)
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+WRAPPERS = ("_orig_mod", "module")  # what torch.compile and parallel training put into the names of a network
+
+
+def bare_names(module: torch.nn.Module) -> dict[str, str]:
+    """The names in a module's state, and what each is without the wrappers of ``torch.compile`` and of parallel
+    training, wherever in the module they are.
+    """
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
+    wrapped |= {name for name, _ in module.named_modules() if name.rpartition(".")[2] == "_orig_mod"}
+
+    def bare(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for i, part in enumerate(parts) if ".".join(parts[: i + 1]) not in wrapped)
+
+    found = {name: bare(name) for name in module.state_dict()}
+    return found if len(set(found.values())) == len(found) else {name: name for name in found}
+
+
+def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """For each of ``others`` the one of the ``names`` that differs from it by wrappers alone, or else itself."""
+
+    def bare(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+    ours, theirs = {bare(name): name for name in names}, {bare(name) for name in others}
+    if set(others) <= set(names) or len(ours) != len(names) or len(theirs) != len(others):
+        return {name: name for name in others}  # or two names would become one
+    return {name: ours.get(bare(name), name) for name in others}
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights into a module, every name and shape as expected.
+    """Load weights into a module, every name and shape as expected, but for what wraps a network (see
+    :func:`bare_names`).
 
     Raises:
         CheckpointError: With the first difference.
     """
     expected = module.state_dict()
+    now = matching(expected, tensors)
+    tensors = {now[name]: value for name, value in tensors.items()}
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             where = "the file" if name in tensors else "the network"

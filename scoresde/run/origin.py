@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import Advice, DataError, Problems
-from ..core.files import read_json, write_arrays
+from ..core.files import read_object, write_arrays
+from ..core.opened import read_arrays, reason
 from ..data import NAMES, DataInfo, Dataset, load_data
 from ..data.content import Identity
 from ..data.dataset import ARRAY, there
@@ -31,9 +32,10 @@ UNITS = ("kind", "shape", "levels", "classes", "names")
 
 def placed(config: TrainConfig) -> TrainConfig:
     """The same with the path of its data written so that it is found from any folder."""
-    if config.data in NAMES or not Path(config.data).expanduser().exists():
+    path = os.path.expanduser(config.data)
+    if config.data in NAMES or not os.path.exists(path):
         return config
-    return replace(config, data=str(Path(config.data).expanduser().resolve()))
+    return replace(config, data=os.path.realpath(path))
 
 
 def found(folder: Path, config: TrainConfig) -> str:
@@ -43,21 +45,21 @@ def found(folder: Path, config: TrainConfig) -> str:
     older run with a relative path, from each of the folders above it.
     """
     data = config.data
-    if data in NAMES or Path(data).expanduser().exists():
+    if data in NAMES or os.path.exists(os.path.expanduser(data)):
         return data
-    beside = read_json(folder / "config.json").get("data_beside")
+    beside = read_object(folder / "config.json").get("data_beside")
     places = [folder / beside] if isinstance(beside, str) else []
     if not Path(data).is_absolute():
         places += [above / data for above in folder.resolve().parents]
-    return next((str(place) for place in places if place.exists()), data)
+    return next((str(place) for place in places if os.path.exists(place)), data)
 
 
 def beside(folder: Path, config: TrainConfig) -> str | None:
     """The path of the data from the run folder, if they have a path."""
-    if config.data in NAMES or not Path(config.data).exists():
+    if config.data in NAMES or not os.path.exists(config.data):
         return None
     try:
-        return os.path.relpath(Path(config.data).resolve(), folder.resolve())
+        return os.path.relpath(os.path.realpath(config.data), os.path.realpath(folder))
     except ValueError:  # on another drive
         return None
 
@@ -77,13 +79,13 @@ def keep_identity(folder: Path, data: Dataset) -> None:
 def kept_identity(folder: Path) -> Identity | None:
     """What :func:`keep_identity` wrote, or ``None``."""
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
+        file = read_arrays(path)
+        return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
     except Exception as error:  # a damaged file raises nearly anything
-        raise DataError(f"{path} cannot be read: {error}; restore it, or remove it to go on without") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to go on without") from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
@@ -124,7 +126,7 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
         )
     if (folder / FILE).is_file() or source in NAMES:
         return config.load_data(source)
-    known = DataInfo.from_dict(read_json(folder / "data.json"))
+    known = DataInfo.from_dict(read_object(folder / "data.json"))
     layout = config.layout if config.layout != "auto" else "last" if known.channels_last else "first"
     reading = replace(config.reading, layout=layout, older=True)
     try:
@@ -150,7 +152,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     Raises:
         DataError: If rows are missing, or these are other data, and they were not named.
     """
-    known, info = kept_identity(folder), DataInfo.from_dict(read_json(folder / "data.json"))
+    known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:
         return _by_description(folder, info, data.info, changed=changed, named=named)
     if data.identity is None:  # toys and digits named in their place

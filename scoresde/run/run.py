@@ -12,6 +12,7 @@ guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..codec import Codec
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
-from ..core.files import read_json, read_tensors
+from ..core.files import read_object, read_tensors
 from ..core.limits import COUNT, FRAMES, NONNEGATIVE, SCALE, SEED, STEPS, WHOLE, checked, enough_memory
 from ..core.noise import Noise
 from ..core.registry import build, closest, resolve
@@ -523,6 +524,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     changed_data: bool = False,
+    edited: bool = False,
 ) -> Run:
     """Load a trained run; no code comes from the folder.
 
@@ -533,16 +535,17 @@ def load(
         parametrization: What its output means, if that is in no table.
         device, dtype: Where and in which precision to compute.
         changed_data: See :class:`Run`.
+        edited: Take the files of the run as they are, though they were changed after they had been written.
 
     Raises:
         CheckpointError: If the folder is none, damaged, or needs a class that was not given.
     """
-    folder = find_run(run)
+    folder = find_run(run, edited=edited)
     given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
-    checkpoint = chosen_checkpoint(folder)
-    state = read_json(checkpoint / "state.json")
+    checkpoint = chosen_checkpoint(folder, edited=edited)
+    state = read_object(checkpoint / "state.json")
     try:
         model = spec.build(given, network, parametrization)
     except (UsageError, CheckpointError) as error:
@@ -563,13 +566,13 @@ def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
     Raises:
         CheckpointError: If they are missing, damaged, or contradict each other.
     """
-    stored = read_json(folder / "data.json")
+    stored = read_object(folder / "data.json")
     try:
         info = DataInfo.from_dict(stored)
         path = folder / "model.json"
-        if not path.is_file() and "transform" not in stored:
+        if not os.path.lexists(path) and "transform" not in stored:
             raise CheckpointError(f"{path} is missing, without which nobody knows the model; restore it")
-        spec = ModelSpec.read(path) if path.is_file() else config.spec(info, old_codec(stored))
+        spec = ModelSpec.read(path) if os.path.lexists(path) else config.spec(info, old_codec(stored))
     except (DataError, UsageError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     config.check_spec(spec, folder)

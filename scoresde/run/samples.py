@@ -13,6 +13,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.errors import DataError, UsageError
 from ..core.files import check_kinds, write_arrays, write_csv, write_json
+from ..core.opened import reason
 from ..core.optional import optional
 from ..data import DataInfo, Dataset
 from ..data.arrays import load_arrays, roles
@@ -178,7 +179,7 @@ def _array(path: Path, info: DataInfo) -> Tensor:
                 raise DataError(f"{path}: {chosen['x']} and {chosen['x_test']} are parts of data: name the samples x")
             x = arrays[chosen["x"]]
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     if x.dtype.kind not in "biuf":
         raise DataError(f"{path} has samples of dtype {x.dtype}: real numbers are expected")
     x = _arranged(path, x, info)

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..codec import Codec, digest, from_dict, to_dict
 from ..core.errors import CheckpointError, UsageError
-from ..core.files import FORMAT, check_format, read_json
+from ..core.files import FORMAT, check_format, read_object
 from ..core.registry import READ, Typed, build, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES
 from ..model.network import ScoreModel
@@ -44,7 +44,6 @@ class Part:
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
         """Of an object, with ``options`` that it may not show itself."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
-
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Part:
@@ -139,7 +138,7 @@ class ModelSpec:
         Raises:
             CheckpointError: If it is malformed, or its codec is not the one that was written.
         """
-        stored = read_json(file)
+        stored = read_object(file)
         check_format(file, stored)
         try:
             path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))
@@ -162,9 +161,7 @@ class ModelSpec:
             raise CheckpointError(f"{file} does not describe a model: {error!r}") from None
 
 
-def make_path(
-    part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = None, *, typed: Typed = READ
-) -> SDE:
+def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = None, *, typed: Typed = READ) -> SDE:
     """The SDE of a model.
 
     Args:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,16 @@ from torch.nn import functional
 
 from ..codec import Codec, from_dict, to_dict
 from ..core.errors import CheckpointError, DataError, UsageError
-from ..core.files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
+from ..core.files import (
+    FORMAT,
+    check_format,
+    make_folder,
+    read_object,
+    read_tensors,
+    was_changed,
+    write_json,
+    write_tensors,
+)
 from ..core.limits import COUNT, LR, NONNEGATIVE, SEED, TRAINED, Checked, Range, ranges
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
@@ -116,7 +126,8 @@ class TrainedClassifier:
         }  # fmt: skip
         make_folder(folder)
         weights = write_tensors(folder / WEIGHTS, self.network.state_dict())
-        return [weights, write_json(folder / FACTS, facts | ({} if self.held_out else {"accuracy": None}))]
+        known = facts | ({} if self.held_out else {"accuracy": None})
+        return [weights, write_json(folder / FACTS, known, signed=True)]
 
 
 class CrossEntropy(Objective):
@@ -172,18 +183,29 @@ def train_classifier(
     return TrainedClassifier(network, info, data.codec, config, accuracy, len(data.test_labels))
 
 
-def load_classifier(folder: Path, device: torch.device | str = "cpu") -> TrainedClassifier:
+def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited: bool = False) -> TrainedClassifier:
     """Load what :meth:`TrainedClassifier.save` wrote; no code comes from the folder.
+
+    Args:
+        folder: Where it is.
+        device: Where to compute.
+        edited: Take the facts as they are, though they were changed after they had been written.
 
     Raises:
         CheckpointError: If it holds no classifier, or a damaged one.
     """
     path = folder / FACTS
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{folder} holds no classifier (no {FACTS}); train one and save it there", parameter="train_classifier"
         )
-    facts = read_json(path)
+    if not edited and was_changed(path):
+        raise CheckpointError(
+            f"{path} was changed after it was written (its content has not the checksum in it): restore what was "
+            "there, or say that it was edited on purpose",
+            parameter="edited",
+        )
+    facts = read_object(path)
     check_format(path, facts)
     try:
         info, config = DataInfo.from_dict(facts["data"]), ClassifierConfig(**facts["config"])

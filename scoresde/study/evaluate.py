@@ -13,7 +13,6 @@ What is compared are values as they are written to files: data with levels are n
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +26,7 @@ from torch import Tensor
 from ..core.errors import Advice, UsageError
 from ..core.files import write_json
 from ..core.limits import SEED, WHOLE, checked
+from ..core.opened import file_digest
 from ..core.optional import optional
 from ..core.registry import resolve
 from ..core.tables import METRICS
@@ -180,7 +180,7 @@ def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool
     samples, rows, train = found["samples"], found["reference"], found.get("train")
     if copies and train is None:
         warnings.warn(f"no check for copies: {path} has no array train", stacklevel=2)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = file_digest(path)[:16]
     reference = Reference.of(rows, Extractor(path.name, digest, "unknown", lambda x: x), path.name, "reference")
     real = None if train is None else _choose(train, len(samples), 1)
     return Evaluation(

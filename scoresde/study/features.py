@@ -25,19 +25,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..codec import Codec, to_dict
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import read_metadata, read_tensors, write_tensors
+from ..core.opened import file_digest, read_arrays, read_bytes, reason
 from ..core.registry import resolve
 from ..data import DataInfo, Dataset
 from ..metrics import Moments
@@ -130,7 +130,7 @@ def function_features(name: str) -> Extractor:
     """
     function = resolve(name, {}, "features", typed=True)
     try:
-        source = Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
+        source = read_bytes(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except (TypeError, OSError):
         raise UsageError(
             f"features {name}: there is no source file, so it has no hash; name a function of a .py file"
@@ -160,12 +160,12 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION if weights is None else weights
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"features inception: no weights at {path}; download {INCEPTION_URL} to there, or give inception:FILE"
         )
     # Checked before it is read: only these weights give published figures, and the file may hold code.
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
             f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...: these are other weights"
@@ -189,10 +189,9 @@ def read_features(path: Path) -> dict[str, Tensor]:
         DataError: If the file is none, or lacks one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}") from None
+        found = {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
+    except (OSError, ValueError, TypeError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of arrays: {reason(error)}") from None
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
@@ -212,6 +211,7 @@ def extractor_by_name(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     told: Callable[[str], None] | None = None,
+    edited: bool = False,
 ) -> Extractor:
     """The extractor that a user named.
 
@@ -223,6 +223,7 @@ def extractor_by_name(
         folder: Where ``classifier`` is looked for; it is trained, and kept there, if there is none.
         device: Where to compute.
         told: Called with a line when something takes seconds.
+        edited: Take the classifier's files as they are, though they were changed.
 
     Raises:
         UsageError: If there is no such extractor.
@@ -237,7 +238,8 @@ def extractor_by_name(
         return inception(info, Path(path) if path else None, device)
     if kind == "classifier":
         if path or (folder is not None and (folder / "classifier.json").is_file()):
-            return classifier_features(load_classifier(Path(path) if path else folder or Path(), device), info)
+            found = load_classifier(Path(path) if path else folder or Path(), device, edited=edited)
+            return classifier_features(found, info)
         if told is not None:
             told(f"training a classifier on the labels of {info.name} for its features")
         trained = train_classifier(data, device=device)

@@ -38,6 +38,7 @@ from ..codec import to_dict
 from ..core.errors import DataError, UsageError
 from ..core.files import write_arrays, write_csv, write_json
 from ..core.optional import optional
+from ..core.text import one_line
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
 from ..metrics.ranks import share_above
@@ -102,9 +103,7 @@ class Chosen:
             begins = float(domain.nodes[0])
         elif begins is None:
             begins = domain.interval("likelihood")[0]
-        scores = run.log_likelihood(
-            self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch
-        )
+        scores = run.log_likelihood(self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch)
         return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
 
 
@@ -139,9 +138,9 @@ def choose(
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
     x = run.checked(x[index], theirs.name, dequantise=dequantise)
     if by_class and (y is None or theirs.classes != ours.classes):
+        theirs_are, ours_are = (", ".join(map(one_line, info.classes)) or "(none)" for info in (theirs, ours))
         raise UsageError(
-            f"{theirs.name} has the classes {', '.join(theirs.classes) or '(none)'}, the run was trained on "
-            f"{', '.join(ours.classes) or '(none)'}",
+            f"{theirs.name} has the classes {theirs_are}, the run was trained on {ours_are}",
             parameter="labels",
         )
     if data is not None and split != "train":
@@ -194,7 +193,7 @@ def _told(run: Run, name: str) -> str:
         return f"{info.levels} in [{info.low:g}, {info.high:g}]" if run.codec.levels is not None else "none"
     if name == "shape":
         return str(info.shape)
-    return ", ".join(info.names if name == "columns" else info.classes) or "none"
+    return ", ".join(map(one_line, info.names if name == "columns" else info.classes)) or "none"
 
 
 def paired(this: Tensor, first: Tensor) -> Measurement:

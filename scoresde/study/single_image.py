@@ -9,6 +9,8 @@ It is an ordinary data set, repeated so that a batch holds different noise level
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,15 @@ import numpy.typing as npt
 from ..core.errors import DataError
 from ..core.files import write_arrays
 from ..core.limits import SEED, SIZE, TRAINED, checked
+from ..core.opened import read_bytes, reason
+from ..data.pictures import IMAGE_FORMATS
 from ..run.config import TrainConfig
 
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "lighthouse.png"
 COPIES = 64  # more than a batch
+FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # not those that other programs decode, such as EPS
 SMALLEST = 8  # pixels on a side
 
 # Few channels where the pixels are many and many where they are few: at high noise the picture is made from the corners
@@ -33,20 +38,24 @@ STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 
 @checked(size=SIZE)
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """A picture of any kind that Pillow reads, RGB on white, at most ``size`` pixels on its long side; ``(3, H, W)``.
+    """A picture in one of :data:`FORMATS`, RGB on white, at most ``size`` pixels on its long side; ``(3, H, W)``.
 
     Raises:
         DataError: If it cannot be read, or is less than 8 pixels on its short side.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGBA")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no picture that can be read: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is no picture that can be read; take one of {', '.join(FORMATS)}") from None
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise DataError(f"{path} is no picture that can be read: {reason(error)}") from None
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if min(picture.size) < SMALLEST:

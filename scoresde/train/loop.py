@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,15 +29,18 @@ from ..core.errors import CheckpointError, DataError, NumericalError, Preempted,
 from ..core.files import (
     FORMAT,
     append_line,
-    read_json,
+    clear_leftovers,
     read_lines,
+    read_object,
     read_tensors,
     write_json,
     write_lines,
     write_tensors,
 )
+from ..core.lock import locked
 from ..core.optional import optional
 from ..core.progress import Progress
+from ..core.text import printable
 from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
 from ..metrics.copies import nearest_line
@@ -47,7 +51,17 @@ from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
 from ..run.config import TrainConfig, plain
-from ..run.files import find_run, make_run_folder, newest_checkpoint, read_config
+from ..run.files import (
+    accept_changes,
+    checkpoints,
+    clear_start,
+    find_run,
+    load_weights,
+    make_run_folder,
+    newest_checkpoint,
+    read_config,
+    refuse_taken,
+)
 from ..run.origin import UNITS, became, beside, keep_identity, placed, read_again
 from ..run.run import Run, described
 from ..run.spec import ModelSpec
@@ -73,6 +87,7 @@ def fit(
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
     changed_data: bool = False,
+    edited: bool = False,
 ) -> Run:
     """Train a model by denoising score matching.
 
@@ -89,6 +104,7 @@ def fit(
         device, dtype: Where to train, and in which precision.
         quiet: Print no progress.
         changed_data: Resume even if rows of the run's data are missing or others.
+        edited: Resume even if files of the run were changed after they had been written.
 
     Returns:
         The trained run, with averaged weights: the last ones, or those with the lowest validation loss
@@ -107,7 +123,22 @@ def fit(
     """
     if resume and not save:
         raise UsageError("a run that is resumed is in a folder; leave save=False out, or resume")
-    folder = find_run(out) if resume else None
+    with ExitStack() as held:
+        return _fit(
+            config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
+            edited, held,
+        )  # fmt: skip
+
+
+def _fit(
+    config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, network: nn.Module | None, pairs: Pairs | None,
+    start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
+    quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
+) -> Run:  # fmt: skip
+    """What :func:`fit` does, with the lock of the run folder among what is ``held`` until its end."""
+    folder = find_run(out, edited=edited) if resume else None
+    if folder is not None:
+        held.enter_context(_writing(folder))
     config, data = _data_for(config, data, folder, changed_data)
     config, model, spec = prepared(config, data, network, start, folder)
     info = data.info
@@ -126,23 +157,31 @@ def fit(
         made_of = spec.to_dict()  # which refuses what could not be read again, before there is a folder
         new = folder is None
         if folder is not None:
-            _restore(folder, config, state)
+            accept_changes(folder)
+            if not (checkpoints(folder) or quiet):
+                print(f"{folder} has no checkpoint yet: training begins at step 0 with its settings", file=sys.stderr)
+            _restore(folder, config, state, edited)
             if validation is not None:
-                validation.resume(folder, state.step, lambda weights: _averaged(state, weights))
+                validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
         else:
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
+            held.enter_context(_writing(folder))
+            refuse_taken(folder)  # another may have trained here since
+            clear_start(folder)
         facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
-        write_json(folder / "model.json", made_of)
+        write_json(folder / "model.json", made_of, signed=True)
         if new:  # what a run was trained on is never written again
-            write_json(folder / "data.json", info.to_dict())
+            write_json(folder / "data.json", info.to_dict(), signed=True)
         if new or (folder / "rows.npz").is_file():  # an older run, split by the numbers of rows, stays without
             keep_identity(folder, data)
         facts["data_beside"] = beside(folder, config)  # wherever they are by now
-        write_json(folder / "config.json", facts)
-        metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
-        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
+        metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
+        write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
+        write_json(folder / "config.json", facts, signed=True)  # last: with it the folder holds a run
+        if start is not None and new:  # the weights that training goes on from are nowhere else
+            state.save(folder)
     batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
@@ -169,7 +208,7 @@ def fit(
             looked = validation is not None and (record.step % look_every == 0 or last)
             if looked:
                 assert validation is not None and state.average is not None
-                losses = validation.look(_averaged(state), state.average.state_dict(), record.step, folder)
+                losses = validation.look(_averaged(state), state.averaged(), record.step, folder)
                 line["validation"] = float(losses.mean())
             if losses is not None:
                 shown["validation"] = float(losses.mean())
@@ -213,7 +252,7 @@ def fit(
         with optional("the check for copies"):
             x = _few_samples(run) if shown_samples is None else shown_samples
             lines.append(nearest_line(x, data.train, data.test, spec.codec.continuous.to_model))
-        print("\n".join(lines), file=sys.stderr)
+        print(printable("\n".join(lines)), file=sys.stderr)
     return run
 
 
@@ -223,7 +262,7 @@ def _data_for(
     """The data to train on, and the configuration with their name and place, and how they were split and read."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
-        config = _as_begun(config, stored, DataInfo.from_dict(read_json(folder / "data.json")))
+        config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
         if "split" not in read_config(folder):  # a field that it lacks means what was done before
             config = replace(config, split=stored.split)
     if data is None:
@@ -353,7 +392,7 @@ def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) ->
     """A copy of the model with averaged weights, for evaluation: those of the state, or others."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
     averaged = copy.deepcopy(state.model)
-    averaged.learned.load_state_dict(state.average.state_dict() if weights is None else dict(weights))
+    load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
     return averaged.eval().requires_grad_(False)
 
 
@@ -362,7 +401,7 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
     try:
         yield from records
     except NumericalError as error:
-        saved = folder is not None and any((folder / "checkpoints").glob("step-*"))
+        saved = folder is not None and checkpoints(folder)
         kept = f" The last checkpoint in {folder} is from before." if saved else ""
         raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
 
@@ -392,8 +431,16 @@ class _Interrupts:
         self.signal = number
 
 
-def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
-    """Load the newest whole checkpoint of a run that is to go on with ``config``."""
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold a run folder for writing, without what interrupted writes left in it."""
+    with locked(folder):
+        clear_leftovers(folder, below=True)
+        yield
+
+
+def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
+    """Load the newest whole checkpoint of a run that is to go on with ``config``, if there is any."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
@@ -402,11 +449,15 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState) -> None:
         if name not in free and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
     dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
-    trained = read_json(folder / "config.json").get("dtype", dtype)
+    trained = read_object(folder / "config.json").get("dtype", dtype)
     if trained != dtype:
         raise UsageError(f"{folder} was trained in {trained}, not {dtype}", parameter="dtype", value=trained)
-    checkpoint = newest_checkpoint(folder)
-    done = read_json(checkpoint / "state.json")["step"]
+    if not checkpoints(folder):
+        if config.coupling == "reflow":
+            raise CheckpointError(f"{folder} has no checkpoint, nor the weights it began with; make it again")
+        return
+    checkpoint = newest_checkpoint(folder, edited=edited)
+    done = read_object(checkpoint / "state.json")["step"]
     if config.steps < done:
         raise UsageError(
             f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back", parameter="steps"
@@ -446,7 +497,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 def _same_units(folder: Path, data: Dataset) -> None:
     """Refuse data in other units than those of a run which is resumed, before anything is written."""
-    known, info = DataInfo.from_dict(read_json(folder / "data.json")), data.info
+    known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
         kept = ModelSpec.read(folder / "model.json").codec.levels
@@ -506,6 +557,7 @@ def _loss_figure(folder: Path, best: int | None) -> None:
 
     lines = read_lines(folder / "metrics.jsonl")
     if len(lines) > 1:
+        lines = [line for line in lines if isinstance(line.get("loss"), float)]
         steps, losses = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss"))
         looks = [(line["step"], line["validation"]) for line in lines if "validation" in line]
         validation = None if not looks else (np.array([s for s, _ in looks]), np.array([v for _, v in looks]))

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, NumericalError
-from ..core.files import read_json, read_tensors
+from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
 from ..data.batch import Batches
 from ..model.network import ScoreModel
 from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
-from ..run.files import load_weights, save_checkpoint
+from ..run.files import bare_names, load_weights, matching, save_checkpoint
 from .averages import EMA
 
 __all__ = ["Record", "TrainState", "keyed_rng", "steps"]
@@ -54,19 +54,26 @@ class TrainState:
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint into a run folder, whole or not at all; the moments of the optimiser by parameter."""
-        names = [name for name, _ in self.learned.named_parameters()]
+        bare = bare_names(self.learned)
+        names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
             f"{names[i]}.{key}": value
             for i, state in self.optimiser.state_dict()["state"].items()
             for key, value in state.items()
         }
-        tensors = {"model": self.learned.state_dict(), "optim": moments}
+        tensors = {"model": {bare[name]: value for name, value in self.learned.state_dict().items()}, "optim": moments}
         facts = {}
         if self.average is not None:
-            tensors["ema"], facts["ema_updates"] = self.average.state_dict(), self.average.updates
+            tensors["ema"], facts["ema_updates"] = self.averaged(), self.average.updates
         if learned := self.draw.state():
             tensors["times"] = learned
         return save_checkpoint(folder, self.step, tensors, facts)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights by their names in a checkpoint: those of the network without what wraps it."""
+        assert self.average is not None
+        bare = bare_names(self.learned)
+        return {bare[name]: value for name, value in self.average.state_dict().items()}
 
     def load(self, checkpoint: Path) -> None:
         """Take up what :meth:`save` wrote into the folder ``checkpoint``.
@@ -74,14 +81,16 @@ class TrainState:
         Raises:
             CheckpointError: If it belongs to another model, or has no moments at all.
         """
-        state = read_json(checkpoint / "state.json")
+        state = read_object(checkpoint / "state.json")
         load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
         if self.average is not None:
             kept = self.average.state
-            self.average.state = {
-                name: value.to(kept[name].device)
-                for name, value in read_tensors(checkpoint / "ema.safetensors").items()
-            }
+            found = read_tensors(checkpoint / "ema.safetensors")
+            now = matching(kept, found)
+            found = {now[name]: value for name, value in found.items()}
+            if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
+                raise CheckpointError(f"{checkpoint} has averaged weights of another network")
+            self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             self.average.updates = int(state["ema_updates"])
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
@@ -92,10 +101,14 @@ class TrainState:
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
         """The state of the optimiser by the number of the parameter, which is how format 1 wrote it."""
-        number = {name: i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        bare = bare_names(self.learned)
+        number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
+        stored = read_tensors(checkpoint / "optim.safetensors")
+        now = matching(number, {name.rpartition(".")[0] for name in stored})
         found: dict[int, dict[str, Tensor]] = {}
-        for name, value in read_tensors(checkpoint / "optim.safetensors").items():
+        for name, value in stored.items():
             parameter, _, key = name.rpartition(".")
+            parameter = now[parameter]
             if parameter not in number and not parameter.isdigit():
                 raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which the model has not")
             found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value

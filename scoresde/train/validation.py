@@ -9,6 +9,8 @@ otherwise be taken for an improvement. What is left over, the test rows, chooses
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.files import FORMAT, read_json, read_tensors, write_json
+from ..core.files import FORMAT, read_object, read_tensors, write_json
 from ..core.noise import keyed
 from ..data.batch import Batch, Rows
 from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
-from ..run.files import BEST, CHOICE, save_best
+from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
 
 __all__ = ["Best", "Validation"]
 
@@ -100,25 +102,35 @@ class Validation:
                 save_best(folder, step, {"ema": self.best.weights})
         return losses
 
-    def resume(self, folder: Path, step: int, built: Callable[[Mapping[str, Tensor]], nn.Module]) -> None:
+    def resume(
+        self, folder: Path, step: int, built: Callable[[Mapping[str, Tensor]], nn.Module], *, edited: bool = False
+    ) -> None:
         """Take up the best weights of a run that goes on after ``step`` steps; ``built`` makes a model of them.
 
         Their losses are computed again, because the rows may be in another order, or more, by now.
         """
-        kept = folder / "checkpoints" / BEST
-        if not kept.is_dir():
-            return
-        done = int(read_json(kept / "state.json")["step"])
-        if done <= step:
-            weights = read_tensors(kept / "ema.safetensors")
-            self.best = Best(done, self.losses(built(weights)), weights)
+        best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
+        if before.is_dir() and not best.exists():  # it was to be replaced
+            os.rename(before, best)
+        for kept in (best, before):
+            if not kept.is_dir():
+                continue
+            fault = fault_of(kept, edited=edited)
+            if fault is not None:
+                warnings.warn(f"the best weights so far are lost: {fault}", stacklevel=2)
+                continue
+            done = int(read_object(kept / "state.json")["step"])
+            if done <= step:
+                weights = read_tensors(kept / "ema.safetensors")
+                self.best = Best(done, self.losses(built(weights)), weights)
+                return
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
         """Decide between the best and the last weights, whose ``losses`` are given, and write it down."""
         assert self.best is not None
         told = self.best.against(losses, step)
         if folder is not None:
-            write_json(folder / CHOICE, {"format": FORMAT, **told})
+            write_json(folder / CHOICE, {"format": FORMAT, **told}, signed=True)
         return told
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from ..core.errors import ScoresdeError, Stopped
+from ..core.errors import Preempted, ScoresdeError, Stopped
 from ..core.opened import reason
+from ..core.signals import Interrupts
 from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
@@ -55,39 +56,65 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with the code of what happened."""
-    warnings.showwarning = _warn
-    debug = "--debug" in (sys.argv[1:] if args is None else args)
-    args = [a for a in (sys.argv[1:] if args is None else args) if a != "--debug"]
+    """Run the command line and exit with the code of what happened; handlers of signals are as before when it returns.
+
+    Signals end it with exit codes of their own (:mod:`scoresde.core.signals`).
+    """
+    args = sys.argv[1:] if args is None else args
+    before = warnings.showwarning
+    try:
+        with Interrupts():
+            warnings.showwarning = _warn
+            code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
+            _flush()
+    except (Preempted, Stopped) as stop:
+        click.echo(f"error: {stop}", err=True)
+        code = stop.exit_code
+    finally:
+        warnings.showwarning = before
+    sys.exit(code)
+
+
+def _flush() -> None:
+    """What was printed is out before signals are let loose again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # whoever read it is gone
+        return
+
+
+def _outcome(args: list[str], debug: bool) -> int:
+    """The exit code of a command, whose error is printed."""
     try:
         code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except (click.Abort, KeyboardInterrupt) as stop:
-        if isinstance(stop.__cause__, Stopped):
-            echo(str(stop.__cause__), err=True)
-        sys.exit(130)
+        cause = stop if isinstance(stop, Stopped) else stop.__cause__
+        if isinstance(cause, Stopped):
+            raise cause from None
+        return Stopped.exit_code
     except click.ClickException as error:
         if debug:
             raise
         written = io.StringIO()
         error.show(written)
         echo(written.getvalue().removesuffix("\n"), err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except ScoresdeError as error:
         if debug:
             raise
         echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (OSError, MemoryError) as error:  # of a disk that is full, or of standard output
         if debug:
             raise
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         echo(f"error: {where}{reason(error)}", err=True)
-        sys.exit(3)
+        return 3
     except Exception as error:
         if debug:
             raise
         echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
-        sys.exit(1)
+        return 1

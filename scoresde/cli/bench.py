@@ -66,16 +66,17 @@ def bench(
         progress.note(f"{progress.done + 1:3}/{count}  {row}")
         progress.update()
 
-    with new_folder(out or session.folder / "bench") as folder, progress:
-        found = measure(asked, built, budgets, n=n, seed=session.seed, data=data, batch=batch, on_row=on_row)
-    facts = {
-        "run": str(session.folder), "step": run.step, "solvers": {name: repr(s) for name, s in built.items()},
-        "nfe": budgets, "n": n, "seed": session.seed, **condition.facts, "batch": batch, "dtype": session.dtype,
-        "device": str(run.device), "data": None if data is None else data.info.name,
-        "converged": asdict(found.converged), "floor": None if found.floor is None else asdict(found.floor),
-        "seconds": round(time.monotonic() - began, 2),
-    }  # fmt: skip
-    files = write_bench(folder, found, facts)
+    with new_folder(out or session.folder / "bench") as folder:
+        with progress:
+            found = measure(asked, built, budgets, n=n, seed=session.seed, data=data, batch=batch, on_row=on_row)
+        facts = {
+            "run": str(session.folder), "step": run.step, "solvers": {name: repr(s) for name, s in built.items()},
+            "nfe": budgets, "n": n, "seed": session.seed, **condition.facts, "batch": batch, "dtype": session.dtype,
+            "device": str(run.device), "data": None if data is None else data.info.name,
+            "converged": asdict(found.converged), "floor": None if found.floor is None else asdict(found.floor),
+            "seconds": round(time.monotonic() - began, 2),
+        }  # fmt: skip
+        files = write_bench(folder, found, facts)
     session.print(
         {**facts, "rows": [asdict(row) for row in found.rows], "files": [str(f) for f in files]},
         f"{bench_table(found)}\n\n{files[0]}  {n} samples  {facts['seconds']:.1f} s  seed {session.seed}",

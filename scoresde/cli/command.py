@@ -11,13 +11,14 @@ import difflib
 import inspect
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import click
 
-from ..core.errors import Advice, Problems, ScoresdeError, Stopped, UsageError
+from ..core.errors import Advice, Preempted, Problems, ScoresdeError, Stopped, UsageError
 from ..core.limits import Range, check_number
 from ..core.registry import closest, fields_of, is_flag, parse_value, read_options, resolve
 from ..core.text import printable
@@ -196,7 +197,7 @@ class Command(click.Command):
     # ------------------------------------------------------------------------------------------------------- parsing
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["scoresde.line"] = args
+        ctx.meta["scoresde.line"] = list(args)
         return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
 
     def _with_settings(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -346,7 +347,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ScoresdeError, Stopped) as error:
+        except (ScoresdeError, Preempted, Stopped) as error:
             error.args = (told(ctx, error),)
             error.parameter = None  # it is told
             raise
@@ -357,7 +358,7 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
-def told(ctx: click.Context | None, message: ScoresdeError | Stopped | Advice) -> str:
+def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped | Advice) -> str:
     """What the library says, and how what would put it right is typed in this command."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
@@ -380,11 +381,26 @@ def warned(message: Warning | str) -> str:
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
     """How a parameter of the library is typed in this command or, if it is one of training, there; or how a function of
     it is called."""
+    if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
+        return _resumed(ctx, value)
     if parameter in CALLS:
         end = "" if value is None else f" {value}"
         given = f" --data{end}" if parameter == "train_classifier" and end else end
         return f"{CALLS[parameter]}{given}"
     return _spelled(ctx, parameter, value)
+
+
+def _resumed(ctx: click.Context, folder: object) -> str:
+    """This very command, to go on in the folder that it wrote to."""
+    words: list[str] = []
+    rest = iter(ctx.meta.get("scoresde.line", []))
+    for word in rest:
+        if word == "--out":
+            next(rest, None)
+        elif word != "--resume" and not word.startswith("--out="):
+            words.append(word)
+    # Before what was typed, in which a -- may end the options.
+    return shlex.join([*ctx.command_path.split(), "--out", str(folder), "--resume", *words])
 
 
 def flags(ctx: click.Context, answers: Mapping[str, object]) -> str:

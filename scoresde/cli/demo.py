@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from ..core.limits import FRAMES, TRAINED
+from ..core.signals import held
 from ..core.tables import SOLVERS
 from .command import Group, Whole, option
 from .common import Session, out_option, sde_option, session
@@ -53,13 +56,13 @@ def single_image(
     from ..train import fit
 
     picture = read_picture(file or EXAMPLE, size)
-    folder = make_run_folder(out, "single-image")
-    config = picture_config(save_picture(folder, picture), sde, steps, session.seed)
-    data = load_data(config.data)
-    shape = f"{picture.shape[2]} x {picture.shape[1]}"
-    session.say(f"training on one picture, {(file or EXAMPLE).name} at {shape} pixels, for {config.steps:,} steps")
-    began = time.monotonic()
-    run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
+    with _begun(lambda: make_run_folder(out, "single-image")) as folder:
+        config = picture_config(save_picture(folder, picture), sde, steps, session.seed)
+        data = load_data(config.data)
+        shape = f"{picture.shape[2]} x {picture.shape[1]}"
+        session.say(f"training on one picture, {(file or EXAMPLE).name} at {shape} pixels, for {config.steps:,} steps")
+        began = time.monotonic()
+        run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
     seconds = time.monotonic() - began
     session.say("drawing a sample, and the picture that the network sees in it on the way")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
@@ -74,3 +77,21 @@ def single_image(
     session.say(f"trained in {seconds:.0f} s; the sample is {error:.1f} levels of 255 from the picture (rms)")
     session.say(f"draw more with: scoresde sample {folder}")
     session.print(facts, *map(str, files or [folder]))
+
+
+@contextmanager
+def _begun(make: Callable[[], Path]) -> Iterator[Path]:
+    """The folder of a new run with its data, which go again if there will be no checkpoint."""
+    folder = None
+    try:
+        with held():
+            folder = make()
+        yield folder
+    except BaseException:
+        with held():
+            if folder is not None and not any((folder / "checkpoints").glob("step-*")):
+                (folder / "picture.npz").unlink(missing_ok=True)
+                for path in (*(folder / name for name in ("checkpoints", "samples", "plots")), folder):
+                    with suppress(OSError):  # which holds what is not of this run
+                        path.rmdir()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,20 +85,23 @@ def evaluate(
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
     known = None if reference is None else Reference.load(reference)  # before the samples, which take longer
-    if Path(features).suffix == ".npz":
-        if session.run or samples or data or reference or save_reference:
-            raise UsageError(f"--features {features} holds samples and reference: leave out RUN and the other sources")
-        with new_folder(out or Path("evaluation")) as folder:
+    with ExitStack() as stack:  # an empty folder goes away with an error or a signal
+        if Path(features).suffix == ".npz":
+            if session.run or samples or data or reference or save_reference:
+                raise UsageError(
+                    f"--features {features} holds samples and reference: leave out RUN and the other sources"
+                )
+            folder = stack.enter_context(new_folder(out or Path("evaluation")))
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
-    else:
-        source = _source(session, samples, units, data, reading)
+        else:
+            source = _source(session, samples, units, data, reading)
 
-        def extractor(spec: str) -> Extractor:
-            return extractor_by_name(
-                spec, source.data, folder=source.classifier, device=chosen, told=session.say, edited=session.edited
-            )
+            def extractor(spec: str) -> Extractor:
+                return extractor_by_name(
+                    spec, source.data, folder=source.classifier, device=chosen, told=session.say, edited=session.edited
+                )
 
-        with new_folder(out or source.home / "evaluation") as folder:
+            folder = stack.enter_context(new_folder(out or source.home / "evaluation"))
             by = extractor(features)
             if known is not None:
                 known.check(by)
@@ -114,13 +118,13 @@ def evaluate(
                 limit=limit, seed=session.seed, check=False,
                 on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
             )  # fmt: skip
-        pictures = (source.data.info, x, source.data.train)
-        facts |= {"data": source.data.info.source, "against": found.reference.split, "limit": limit}
-        facts["seed"] = session.seed
-    if save_reference is not None:
-        found.reference.save(save_reference)
-    facts["seconds"] = round(time.monotonic() - began, 1)
-    files = write_evaluation(folder, found, facts, pictures)
+            pictures = (source.data.info, x, source.data.train)
+            facts |= {"data": source.data.info.source, "against": found.reference.split, "limit": limit}
+            facts["seed"] = session.seed
+        if save_reference is not None:
+            found.reference.save(save_reference)
+        facts["seconds"] = round(time.monotonic() - began, 1)
+        files = write_evaluation(folder, found, facts, pictures)
     session.print(
         {**facts, **described(found), "files": [str(f) for f in files]},
         f"{evaluation_table(found)}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",

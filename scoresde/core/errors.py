@@ -1,7 +1,7 @@
 """Exceptions that a user can act on, each with the exit code the command line returns for it.
 
 A message says what went wrong, where, with the value, and what to try. Codes: 0 success, 1 unexpected, 2 usage,
-3 data or checkpoint, 4 numerical, 75 interrupted with the checkpoint saved (``EX_TEMPFAIL``), 130 Ctrl-C.
+3 data or checkpoint, 4 numerical, 75 told to stop, with what was finished kept (``EX_TEMPFAIL``), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -103,14 +103,19 @@ class NumericalError(ScoresdeError, ArithmeticError):
     exit_code = 4
 
 
-class Preempted(ScoresdeError):
-    """Training was told to stop; the checkpoint is saved and the run can be resumed."""
+class Preempted(Answered):
+    """SIGTERM or SIGUSR1: what was finished is kept, and can be gone on from.
+
+    Like Ctrl-C it is no ``Exception``: whoever catches errors must not take it for one and go on.
+    """
 
     exit_code = 75
 
 
 class Stopped(Answered, KeyboardInterrupt):
-    """Ctrl-C in training; the checkpoint is saved and the run can be resumed."""
+    """Ctrl-C: what was finished is kept, and can be gone on from."""
+
+    exit_code = 130
 
 
 class Advice(Answered, UserWarning):

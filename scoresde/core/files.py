@@ -26,8 +26,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, Preempted, Stopped, UsageError
 from .opened import parse_json, read_bytes, reason, regular
+from .signals import held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}-{next(_numbers)}"
     _writing.add(temporary.name)
+    with held():  # a signal comes after the file
+        yield from _atomic(target, temporary)
+
+
+def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
     try:
         _writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -208,23 +214,27 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If it cannot be made.
     """
-    folder, n = path, 2
+    folder, n, made = path, 2, False
     try:
-        _writable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
+        with held():
             try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                folder, n = path.with_name(f"{path.name}-{n}"), n + 1
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    try:
+                _writable(path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                while not made:
+                    try:
+                        folder.mkdir()
+                        made = True
+                    except FileExistsError:
+                        folder, n = path.with_name(f"{path.name}-{n}"), n + 1
+            except OSError as error:
+                raise cannot_write(folder, error) from None
         yield folder
-    except BaseException:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    except BaseException as error:
+        with held():
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
+            elif made and isinstance(error, Preempted | Stopped) and error.parameter is None:
+                error.args = (f"{str(error).partition(':')[0]}: what was finished is in {folder}",)
         raise
 
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from .signals import check
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -88,6 +90,7 @@ class Progress:
     def update(self, n: int = 1, fields: Mapping[str, float] | None = None) -> None:
         """Count ``n`` more steps and show ``fields``, for example ``{"loss": 0.12}``, beside them."""
         self.done += n
+        check()  # every long loop comes by here
         if self.quiet:
             return
         if fields is not None:

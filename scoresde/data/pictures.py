@@ -19,7 +19,8 @@ import warnings
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 
 from ..core.errors import DataError, Problem, Problems
 from ..core.opened import read_bytes, reason
+from ..core.shared import Shared
 from ..core.text import one_line
 from .folders import Classed, find_pictures, some
 from .raw import AS_IS, Array, Raw, Reading
@@ -137,6 +139,18 @@ def _copies(pile: _Pile, rows: Classed) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------ one file
+
+
+@contextmanager
+def _bombs_are_errors() -> Iterator[None]:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+_NO_BOMBS = Shared(_bombs_are_errors)
 
 
 class _Fault(Exception):
@@ -365,12 +379,11 @@ class _Pile:
     def read(self) -> None:
         """Read every file."""
         try:
-            from PIL import Image
+            import PIL.Image  # noqa: F401
         except ImportError as error:
             raise DataError(f"{self.folder}: reading images needs Pillow: pip install pillow") from error
         side, stop = self.reading.size, self.reading.on_bad == "stop"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _NO_BOMBS:
             for i, path in enumerate(self.paths):
                 data = b""
                 try:

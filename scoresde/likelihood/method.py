@@ -22,6 +22,7 @@ from ..core.errors import UsageError
 from ..core.limits import EVALUATIONS, NONNEGATIVE, STEPS, Checked, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_states, as_tensor, dims
+from ..core.shared import Shared
 from ..model.estimate import Denoiser
 from ..ode.fixed import RULES
 from ..ode.integrate import TABLEAUS, blamed, check_tolerances
@@ -255,7 +256,7 @@ class Likelihood(Checked):
         for rows in torch.split(torch.arange(len(x), device=x.device), batch):
             problem = Problem(model.rows(rows), x[rows], self.t_min, graph)
             probes = Probes(kind, self.probes, noise.rows(rows), draw * self.probes, not self.redraw, wide)
-            with _single_precision(), torch.set_grad_enabled(graph):
+            with _SINGLE_PRECISION, torch.set_grad_enabled(graph):
                 piece = self._piece(problem, probes, batch, finer)
             sound = partial(model.domain.sde.finite, *problem.ends)
             pieces.append(replace(piece, status=blamed(piece.status, sound)))
@@ -406,7 +407,7 @@ def log_likelihood(
 
 
 @contextmanager
-def _single_precision() -> Iterator[None]:
+def _full_precision() -> Iterator[None]:
     """Convolutions on a GPU in float32 proper: by default their inputs are rounded to 10 bits there (TF32).
 
     That would be an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
@@ -414,3 +415,6 @@ def _single_precision() -> Iterator[None]:
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):
         yield
+
+
+_SINGLE_PRECISION = Shared(_full_precision)  # the flag is of the process, whichever thread solves

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError
 from ..core.limits import FRACTION, WIDTH, Range, checked
+from .dropout import Dropout
 
 __all__ = ["Classifier"]
 
@@ -59,7 +60,7 @@ class Classifier(nn.Module):
                 channels, sides = wider, [-(-side // 2) for side in sides]
             size = channels * math.prod(sides)
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, width), nn.ReLU())
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+        self.head = nn.Sequential(Dropout(dropout), nn.Linear(width, classes))
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))
 

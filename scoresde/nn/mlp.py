@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..core.condition import Condition
 from ..core.limits import COUNT, DEPTH, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
+from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["MLP"]
@@ -18,7 +19,7 @@ class _Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.modulate = nn.Linear(width, 2 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.outer = zero(nn.Linear(width, width))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.limits import COUNT, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
+from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
 __all__ = ["UNet"]
@@ -42,7 +43,7 @@ class _ResBlock(nn.Module):
         self.norm_in, self.conv_in = _norm(channels_in), _conv(dims, channels_in, channels_out)
         self.modulate = nn.Linear(width, 2 * channels_out)
         self.norm_out, self.conv_out = _norm(channels_out), zero(_conv(dims, channels_out, channels_out))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else _conv(dims, channels_in, channels_out, kernel=1)
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -118,6 +119,14 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 def _import() -> None:
     """Import Matplotlib, also where ``MPLBACKEND`` names what it does not know: figures here need no backend."""
+    with _IMPORTING:
+        _import_without_backend()
+
+
+_IMPORTING = Lock()  # a thread that fails takes the modules of all away
+
+
+def _import_without_backend() -> None:
     try:
         import_module("matplotlib")
     except ValueError:

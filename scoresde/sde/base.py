@@ -307,8 +307,8 @@ class SDE(Checked, ABC):
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from none; begin at "
-                "t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
+                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from none; "
+                "begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
             )
         rising = ~(torch.diff(self.log_snr(t)) < 0)  # a NaN too, between two times without any data
         if bool(rising.any()):

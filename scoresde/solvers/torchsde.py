@@ -6,7 +6,6 @@ thousand times more.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from ..core.errors import UsageError
 from ..core.limits import STEPS, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import expand, flat, time_dtype
+from ..core.shared import silence
 from ..model.estimate import Counted, Denoiser, Tally
 from ..sde.grids import make_grid
 from ..solvers.base import Solution, Solver, Watch, fixed_solution
@@ -83,8 +83,7 @@ class TorchSDE(Solver):
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         step = (t0 - t1) / self.steps
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence:
             bm = torchsde.BrownianInterval(
                 t0=s[0], t1=s[1], size=start.shape, dtype=x.dtype, device=x.device, dt=step,
                 entropy=entropy, levy_area_approximation="space-time" if self.method == "srk" else "none",

@@ -38,6 +38,7 @@ from ..codec import to_dict
 from ..core.errors import DataError, UsageError
 from ..core.files import write_arrays, write_csv, write_json
 from ..core.optional import optional
+from ..core.shared import silence
 from ..core.text import one_line
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
@@ -150,8 +151,7 @@ def choose(
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
     """Say that samples of data which were named for this were trained on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what has become of the run's own data
+    with silence:  # of what has become of the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
         warnings.warn(

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy.typing as npt
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 
 from ..codec import Codec
 from ..core.condition import SLOTS, Condition
-from ..core.errors import CheckpointError, DataError, NumericalError, Preempted, Stopped, UsageError
+from ..core.errors import CheckpointError, DataError, NumericalError, UsageError
 from ..core.files import (
     FORMAT,
     append_line,
@@ -40,6 +37,7 @@ from ..core.files import (
 from ..core.lock import locked
 from ..core.optional import optional
 from ..core.progress import Progress
+from ..core.signals import Interrupts, keeps
 from ..core.text import printable
 from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
@@ -135,7 +133,8 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """What :func:`fit` does, with the lock of the run folder among what is ``held`` until its end."""
+    """What :func:`fit` does, with the signals and the lock of the run folder among what is ``held`` until its end."""
+    interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
         held.enter_context(_writing(folder))
@@ -156,6 +155,7 @@ def _fit(
     if save:
         made_of = spec.to_dict()  # which refuses what could not be read again, before there is a folder
         new = folder is None
+        interrupts.remember()  # a run folder has a checkpoint, be it of the first step
         if folder is not None:
             accept_changes(folder)
             if not (checkpoints(folder) or quiet):
@@ -194,10 +194,11 @@ def _fit(
     losses: Tensor | None = None
     shown_samples: Tensor | None = None
     model.train()
+    interrupts.remember()
     records = steps(
         state, objective, batches, config.steps, seed=config.seed, rate=partial(_rate, config), clip=config.clip
     )
-    with Progress(config.steps, "train", quiet=quiet, initial=first) as progress, _Interrupts() as interrupts:
+    with Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
         for record in _explained(records, folder):
             # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
             n = record.step - 1 - first
@@ -218,17 +219,18 @@ def _fit(
                     line |= {"grad_norm": record.grad_norm, "seconds": round(time.monotonic() - began, 2)}
                     append_line(folder / "metrics.jsonl", line)
                 due = record.step % save_every == 0 or last
-                if due or interrupts.signal is not None or time.monotonic() - saved > 60 * config.save_minutes:
+                if due or interrupts.number is not None or time.monotonic() - saved > 60 * config.save_minutes:
                     state.save(folder)
                     saved = time.monotonic()
                 if record.step in shown_at:
                     with optional(f"the picture at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
-            if interrupts.signal is not None and not last:
+            if interrupts.number is not None and not last:
                 kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
-                told = f"{signal.Signals(interrupts.signal).name} after step {record.step}: {kept}"
-                stopped: type[Stopped | Preempted] = Stopped if interrupts.signal == signal.SIGINT else Preempted
-                raise stopped(told, parameter="resume" if folder else None, value=folder)
+                raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
+    if folder is not None:
+        keeps(f"all {config.steps:,} steps are done, the checkpoint is saved in {folder}", "resume", folder)
+    interrupts.forget()
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
         if losses is None:  # a run that had done all its steps
@@ -404,31 +406,6 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
         saved = folder is not None and checkpoints(folder)
         kept = f" The last checkpoint in {folder} is from before." if saved else ""
         raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
-
-
-class _Interrupts:
-    """Remember SIGINT, SIGTERM and SIGUSR1 until the step is done; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):
-                    number = getattr(signal, name)
-                    self._old[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 @contextmanager

@@ -31,7 +31,6 @@ from ..objective.coupling import Pairs
 from ..objective.times import TimeSampler
 from ..objective.weighting import Weight
 from ..ode.fixed import rule_step
-from ..run.files import make_run_folder
 from ..run.run import Run
 from ..solvers import ProbabilityFlow, Solver
 from ..solvers.flow import slope
@@ -139,7 +138,10 @@ def reflow(
     prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
     drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
     if out is None and save:
-        out = make_run_folder(None, f"{(run.folder or Path(data.info.name)).name}-reflow")
+        name, n = f"{(run.folder or Path(data.info.name)).name}-reflow", 2
+        out = Path("runs") / name  # made when training begins, and not before
+        while out.exists():
+            out, n = Path("runs") / f"{name}-{n}", n + 1
     return fit(
         config, data=data, pairs=drawn, start=run, out=out, save=save, device=device, dtype=run.dtype, quiet=quiet
     )

@@ -8,6 +8,7 @@ generator to save: bit for bit on the same machine with the same number of threa
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..core.files import read_object, read_tensors
 from ..core.noise import keyed
 from ..data.batch import Batches
 from ..model.network import ScoreModel
+from ..nn.dropout import drawing_from, draws_by_dropout
 from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
 from ..run.files import bare_names, load_weights, matching, save_checkpoint
@@ -51,6 +53,11 @@ class TrainState:
     def learned(self) -> nn.Module:
         """The module whose parameters are learned: of a score model the network, with the path if that is learned."""
         return self.model.learned if isinstance(self.model, ScoreModel) else self.model
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of what is trained."""
+        return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint into a run folder, whole or not at all; the moments of the optimiser by parameter."""
@@ -168,7 +175,7 @@ def steps(
         lr = rate(state.step)
         for group in state.optimiser.param_groups:
             group["lr"] = lr
-        with keyed_rng(seed, state.step, device):
+        with keyed_rng(seed, state.step, device, state.network):
             losses = objective(state.model, batch, draws)
         loss = (losses if draws.weight is None else draws.weight.to(losses) * losses).mean()
         ends = objective.ends(state.model, batch)
@@ -189,12 +196,29 @@ def steps(
         yield Record(state.step, value, float(norm), lr)
 
 
+_GLOBAL = threading.RLock()  # for the one generator that all threads of a process share
+
+
 @contextmanager
-def keyed_rng(seed: int, n: int, device: torch.device | str) -> Iterator[None]:
-    """Give dropout and initial weights, which know only torch's global generator, the state of draw ``n``."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(keyed(seed, n, "dropout").initial_seed())
+def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
+    """Give dropout and initial weights the generator of draw ``n``.
+
+    A network of this package draws its dropout from a generator of its own. Initial weights, and whatever else a
+    network of one's own may draw, know only torch's global generator: that is set for the block and put back after it,
+    and one thread has it at a time. (Threads that draw from it themselves, and do not come by here, would still be in
+    each other's way, as they always are.)
+    """
+    device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
+    if network is not None and draws_by_dropout(network):
+        with drawing_from(network, torch.Generator(device).manual_seed(state)):
+            yield
+        return
+    cuda = [device] if device.type == "cuda" else []
+    with _GLOBAL, torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(state)
+        for one in cuda:  # torch.manual_seed sets the generators of all devices, and they would stay so
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(state)
         yield
 
 

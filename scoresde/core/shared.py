@@ -1,0 +1,61 @@
+"""Settings of the whole process that one block needs, when several threads may be in such a block at once.
+
+Python's filters of warnings and the flags of torch's backends belong to the process. Threads that each save, set and
+restore them restore what another one had set, and may leave it set for good. Here the first thread to enter sets, and
+the last one to leave restores.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+__all__ = ["Shared", "silence"]
+
+
+class Shared:
+    """A context that is entered with the first thread, or block, in it and left with the last.
+
+    Args:
+        make: Returns the context.
+
+    >>> @contextmanager
+    ... def told():
+    ...     print("in")
+    ...     yield
+    ...     print("out")
+    >>> both = Shared(told)
+    >>> with both, both:
+    ...     print("between")
+    in
+    between
+    out
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make, self._lock, self._count = make, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._count:
+                self._open = self._make()
+                self._open.__enter__()
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._open.__exit__(None, None, None)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+silence = Shared(_silent)  # nobody warns in it

@@ -6,18 +6,18 @@ leaves the density whose score it is alone as e falls to 0 (Song et al. 2021, ar
 square of A = alpha(t)/alpha(s) or the original's table of it; size is sigma, or the ratio |z|/|score|, which for noise
 is sigma.
 
-On N(0, v) a step turns the variance V into (1 - e/v)^2 V + 2e, which settles at v/(1 - e/2v) where e < 2v, and else grows
-without bound. With size sigma, and v >= sigma^2, that is at most v/(1 - snr^2): snr < 1 is stable on every path and for
-all data, and snr >= 1 is refused.
+On N(0, v) a step turns the variance V into (1 - e/v)^2 V + 2e, which settles at v/(1 - e/2v) where e < 2v, and else
+grows without bound. With size sigma, and v >= sigma^2, that is at most v/(1 - snr^2): snr < 1 is stable on every path
+and for all data, and snr >= 1 is refused.
 
-The ratio of one sample has no bound: its score vanishes in the middle of a mode. Such an e(x) moreover settles at p/e, of
-a variance (1 + 2/D) v in D dimensions. The ratio is therefore held to
+The ratio of one sample has no bound: its score vanishes in the middle of a mode. Such an e(x) moreover settles at p/e,
+of a variance (1 + 2/D) v in D dimensions. The ratio is therefore held to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
 n the number of numbers that the norms are taken over, D or that of the batch. Up to n = 16 the size is sigma; at the
-3,072 of a small picture k is 36,864, and the ratio is what it is. The standard deviation of a mode is then too large by at
-most (1 + 2/max(n, 17))^(1/2) (1 - snr^2)^(-1/2), of which the second is the step's own.
+3,072 of a small picture k is 36,864, and the ratio is what it is. The standard deviation of a mode is then too large by
+at most (1 + 2/max(n, 17))^(1/2) (1 - snr^2)^(-1/2), of which the second is the step's own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -
         sigma: Of the path, shape ``()`` or ``(B,)``, to hold the ratio to (2); ``None`` to leave it as published.
     """
     top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
-    ratio = top.mean() / bottom.mean() if of == "batch" else top / bottom
+    ratio: Tensor = top.mean() / bottom.mean() if of == "batch" else top / bottom
     if sigma is None:
         return ratio
     k, size = max(1.0, (z.numel() if of == "batch" else dims(z)) / FEW) ** 2, sigma.to(ratio)

@@ -11,11 +11,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import ALL, F64, gaussian, normals, ring
+from models import ALL, F64, gaussian, normals, ring, watched
 from scipy.integrate import quad
 from solving import FIVE, SLOW, excess, marginal, moments
 
 from scoresde import VPSDE, EulerMaruyama, Noise
+from scoresde.core.errors import UsageError
 from scoresde.sde.grids import make_grid
 from scoresde.solvers import DDIM, Ancestral, EDMHeun, MultistepSDE, StochasticHeun
 from scoresde.solvers.exponential import er_sde, sa_solver, sde_dpm
@@ -29,6 +30,18 @@ def test_impulses_give_the_moments_of_samples():
     x = solver(model, normals(40_000, 1), noise=Noise.of(40_000, 3)).x
     assert float(x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / 40_000))
     assert float(x.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / 40_000))
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(500, 30.0), StochasticHeun(100, 10.0)], ids=str)
+def test_steps_that_overshoot_are_refused_before_the_first(solver):
+    # They came out 1e16 to 1e79 times too wide, and as a success. With a tenth of the noise they are right.
+    for name in ("vp", "ve", "flow"):
+        model = watched(gaussian(ALL[name], dims=1))
+        if name != "flow" or isinstance(solver, EulerMaruyama):
+            with pytest.raises(UsageError, match="overshoots") as refused:
+                solver(model, normals(2, 1))
+            assert refused.value.parameter == "eta" and not model.times
+        assert excess(replace(solver, eta=solver.eta / 10), model.model, solver.steps) == pytest.approx(0, abs=0.3)
 
 
 # ---------------------------------------------------------------------------------------------------------- weak order

@@ -42,11 +42,10 @@ class _LinearBeta(SDE):
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """The time at which B has a given value, at most ``t_max``."""
+        """The time at which B has a given value."""
         # The root of the quadratic in the form that does not cancel; 0/0 and inf/inf are kept out of it.
-        slope = self.beta_max - self.beta_min
-        most = float(self.integral(torch.tensor(self.t_max, dtype=torch.float64)))
-        integral = integral.clamp(torch.finfo(integral.dtype).tiny, most)
+        slope, numbers = self.beta_max - self.beta_min, torch.finfo(integral.dtype)
+        integral = integral.clamp(numbers.tiny, numbers.max**0.5)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def beta(self, t: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ class Original(Solver):
     samples VE by ``reverse-diffusion`` with ``langevin``, VP and sub-VP by ``euler-maruyama`` alone, and DDPM by
     ``ancestral``, with N = 1000. The sample is without the last step's noise, and no other noise-free step follows.
 
-    With ``langevin`` a sample depends on its batch, because the norms are means over it.
+    With ``langevin`` a sample depends on its batch, because the norms are means over it, and where batch and event have
+    but a few numbers together their ratio has no bound, as in the original: there ``ald``, or the solver ``pc``.
 
     Args:
         steps: N, the number of noise levels, of times and of updates; at least 2.

@@ -28,6 +28,7 @@ DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,6 +50,9 @@ __all__ = [
     "DDIM", "Ancestral", "EulerMaruyama", "StochasticHeun", "ancestral_step", "ddim_step", "drift", "drift_weights",
     "euler_step", "forward_step", "reverse_diffusion_step",
 ]  # fmt: skip
+
+
+_DATA = 0.5  # the deviation s of data on which steps are tried before they are taken
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +102,35 @@ def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) 
     return ddim_step(model, x, t, s, z, 1.0)
 
 
+def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The drift ``a x0_hat + b eps_hat`` of data N(0, s^2) over x, at times and with weights of shape ``(n,)``."""
+    alpha, sigma = sde.coefficients(t)
+    data = (_DATA * alpha).square()
+    return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
+
+
+def _check_growth(solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor) -> None:
+    """Refuse steps that overshoot: x <- ``gain`` x + ``kick`` z on data N(0, s^2), float64 ``(n,)`` each.
+
+    Raises:
+        UsageError: If a standard deviation comes out a hundred times larger than it should be and than it was.
+    """
+    if gain.ndim > 1:
+        return  # a path with coefficients for each number of an event
+    alpha, sigma = (c.detach() for c in sde.coefficients(times[[0, -1]]))
+    start, right = ((_DATA * alpha).square() + sigma.square()).tolist()
+    variance = start
+    for g, k in zip(gain.detach().tolist(), kick.detach().tolist(), strict=True):
+        variance = min(g * g * variance + k * k, 1e300)
+    if variance > 1e4 * max(start, right):
+        raise UsageError(
+            f"{type(solver).__name__}: eta is {solver.eta:g} with {solver.steps} steps, each of which overshoots: "
+            f"samples of N(0, {_DATA}^2) would come out {math.sqrt(variance / right):.2g} times too wide; take more "
+            "steps, a smaller eta, or the solver sde, whose steps are stable",
+            parameter="eta",
+        )
+
+
 @dataclass(frozen=True)
 class EulerMaruyama(FixedStep):
     """Euler-Maruyama on the reverse SDE: one evaluation a step, weak order 1.
@@ -125,6 +158,8 @@ class EulerMaruyama(FixedStep):
         levels = level_of(model.domain.sde, self.level, self.eta, times[:-1])
         a, b = drift_weights(model.domain.sde, times[:-1], levels)
         spread = levels * align(h, levels).sqrt()
+        slopes = align(h, levels) * _pull(model.domain.sde, times[:-1], a, b)
+        _check_growth(self, model.domain.sde, times, 1 - slopes, spread)
 
         def advance(i: int, x: Tensor) -> Tensor:
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
@@ -166,6 +201,10 @@ class StochasticHeun(FixedStep):
         levels, clock = level_of(model.domain.sde, self.level, self.eta, times), times.tolist()
         a, b = drift_weights(model.domain.sde, times, levels)
         silent = all_rows(model.domain.sde.coefficients(times)[1] == 0)  # where sigma = 0 there is no score
+        h, pull = align(times[:-1] - times[1:], levels), _pull(model.domain.sde, times, a, b)
+        first, second = h * pull[:-1], h * pull[1:].nan_to_num(posinf=0.0)
+        kick = torch.sqrt(h * (levels[:-1].square() + levels[1:].square()) / 2) * (1 - second / 2)
+        _check_growth(self, model.domain.sde, times, 1 - (first + second * (1 - first)) / 2, kick)
 
         def advance(i: int, x: Tensor) -> Tensor:
             t, s = times[i], times[i + 1]

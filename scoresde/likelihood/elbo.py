@@ -136,8 +136,8 @@ def elbo(
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
     if not bool(sde.log_snr(ends[0]).isfinite()):
         raise UsageError(
-            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin above, at "
-            "t_min=1e-5, say",
+            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin above, "
+            "at t_min=1e-5, say",
             parameter="t_min",
             value=1e-5,
         )

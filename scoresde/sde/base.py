@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,8 @@ class SDE(Checked, ABC):
         t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
         t_sample: Where sampling stops (default: ``t_min``).
         data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
+        more_noise: The field that says how much noise there is at the end, and a value with enough of it, for advice
+            (:mod:`scoresde.sde.reach`).
 
     Example:
         >>> import math
@@ -106,6 +108,7 @@ class SDE(Checked, ABC):
     t_max: float = 1.0
     t_sample: float | None = None
     data_scale: float = 1.0
+    more_noise: ClassVar[tuple[str, object] | None] = None
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
@@ -293,8 +296,8 @@ class SDE(Checked, ABC):
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from none; begin at "
-                "t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
+                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from "
+                "none; begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
             )
         rising = ~(torch.diff(self.log_snr(t)) < 0)  # a NaN too, between two times without any data
         if bool(rising.any()):

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, NONNEGATIVE, STEPS, checked, enough_memory
+from ..core.limits import COUNT, STEPS, TIME, checked, enough_memory
 from ..core.noise import Noise
 from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -94,7 +94,7 @@ def whose(model: Denoiser, process: str = "reverse SDE") -> str:
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
-@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=NONNEGATIVE)
+@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=TIME)
 @torch.no_grad()
 def elbo(
     model: Denoiser,

@@ -26,7 +26,7 @@ from ..codec import Codec
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import read_json, read_tensors
-from ..core.limits import COUNT, FRAMES, NONNEGATIVE, SCALE, SEED, STEPS, WHOLE, checked, enough_memory
+from ..core.limits import COUNT, FRAMES, SCALE, SEED, STEPS, TIME, WHOLE, checked, enough_memory
 from ..core.noise import Noise
 from ..core.registry import build, closest, resolve
 from ..core.shapes import as_tensor
@@ -445,7 +445,7 @@ class Run:
             dtype=self.dtype,
         )  # fmt: skip
 
-    @checked(strata=STEPS, draws=STEPS, t_min=NONNEGATIVE, seed=SEED, start=WHOLE, batch=COUNT)
+    @checked(strata=STEPS, draws=STEPS, t_min=TIME, seed=SEED, start=WHOLE, batch=COUNT)
     def elbo(
         self,
         x: Tensor | npt.ArrayLike,

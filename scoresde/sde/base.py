@@ -36,14 +36,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from ..core.limits import POSITIVE, Checked, Range, check_number, ranges
+from ..core.limits import POSITIVE, TIME, Checked, check_number, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
 
 __all__ = ["SDE", "Prior", "informative"]
 
 
-_TIMES = Range(0, 1e6)
 _LARGEST = 1e15  # alpha and sigma, whose squares are numbers in float32 as well
 
 
@@ -251,7 +250,7 @@ class SDE(Checked, ABC):
         for label in ("t_min", "t_max", "t_sample", "data_scale"):
             value = getattr(self, label)
             if value is not None or label != "t_sample":
-                check_number(label, value, POSITIVE if label == "data_scale" else _TIMES, where=where)
+                check_number(label, value, POSITIVE if label == "data_scale" else TIME, where=where)
         if not self.t_min < self.t_max:
             raise UsageError(f"{where}t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
         if self.t_sample is not None and not self.t_min <= self.t_sample < self.t_max:

@@ -93,7 +93,7 @@ class DDPM(_Chain):
         tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
 
-    limits = ranges(betas=Range(0, 1, above=True), start=_BETA, end=_BETA)
+    limits = ranges(start=_BETA, end=_BETA)
 
     steps: int = 1000
     schedule: str = "linear"
@@ -123,13 +123,14 @@ class DDPM(_Chain):
             UsageError: With the first step that offends.
         """
         wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
-        if wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
+        meant = self.zero_snr or self.betas is not None  # not where a schedule has too few steps
+        if meant and wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
             wrong = []  # nothing of the data is left at the last node
         if len(wrong):
             i = wrong[0]
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1, "
-                "or be 1 at the last step. "
+                "or be given as 1 at the last step. "
                 "The linear schedules grow with 1/steps: take more steps (more than 20), a smaller end, or the "
                 "schedule cosine"
             )

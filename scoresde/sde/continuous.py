@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from ..core.limits import NONNEGATIVE, Range, check_fields, ranges
+from ..core.limits import Range, check_fields, ranges
 from .base import SDE
 
 __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "FlowMatching", "SubVPSDE"]
@@ -214,7 +214,7 @@ class CosineSDE(SDE):
         offset: Their s. With it the noise begins like sqrt(t) instead of t.
     """
 
-    limits = ranges(offset=NONNEGATIVE)
+    limits = ranges(offset=Range(0, 100))
 
     offset: float = 0.008
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from ..codec import Codec, from_dict, to_dict
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import FORMAT, check_format, make_folder, read_json, read_tensors, write_json, write_tensors
-from ..core.limits import COUNT, LR, NONNEGATIVE, SEED, TRAINED, Checked, Range, ranges
+from ..core.limits import COUNT, LR, SEED, TRAINED, Checked, Range, ranges
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
 from ..data.dataset import old_codec
@@ -54,7 +54,7 @@ class ClassifierConfig(Checked):
     """
 
     limits = ranges(
-        steps=TRAINED, batch=COUNT, lr=LR, noise=NONNEGATIVE, width=Range(1, 100_000), seed=SEED
+        steps=TRAINED, batch=COUNT, lr=LR, noise=Range(0, 1e6), width=Range(1, 100_000), seed=SEED
     )  # fmt: skip
 
     steps: int = 600

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from shell import Shell
 
 from scoresde import (
     DDPM,
@@ -43,7 +44,6 @@ from scoresde.metrics import frechet, neighbourhoods, sliced
 from scoresde.nn import MLP, UNet
 from scoresde.study.classifier import ClassifierConfig
 from scoresde.train.averages import EMA
-from tests.shell import Shell
 
 NONSENSE: tuple[Any, ...] = (math.nan, -1, -math.inf, 10**400, True, "three", None, [1], 1j)
 NAMED = ("SDES", "PARAMETRIZATIONS", "WEIGHTINGS", "TIME_SAMPLERS", "NETWORKS", "GRIDS", "SOLVERS")

@@ -51,6 +51,8 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 
 _OR_0 = Range(0, 10**9, hint="0 for the preset's")
 
+_PICTURES = 10_000  # of samples, in a run
+
 AUTO = "auto"  # what the data decide
 
 # What may stand in a field in place of a name, and the table of its names.
@@ -208,6 +210,13 @@ class TrainConfig:
                 value="none",
             )
         steps, batch, lr = _BUDGET[preset]
+        if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
+            raise UsageError(
+                f"sample_every={self.sample_every:,} would make {pictures:,} pictures of samples in the "
+                f"{self.steps or steps:,} steps, each with samples of its own; take at most {_PICTURES:,}",
+                parameter="sample_every",
+                value=-(-(self.steps or steps) // _PICTURES),
+            )
         path, predict, weighting = (self.name(field) for field in ("sde", "predict", "weighting"))
         options = dict(self.predict_options)
         if predict == "auto":

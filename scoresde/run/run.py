@@ -252,7 +252,7 @@ class Run:
         names = list(self.info.classes)
         if name in names:
             return names.index(name)
-        if name.isdigit() and int(name) < len(names):
+        if name.isdecimal() and len(name) < 10 and int(name) < len(names):
             return int(name)
         raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
 

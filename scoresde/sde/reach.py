@@ -6,7 +6,7 @@ is what it is, so that samples inherit the difference. For Gaussian data of stan
 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
-and that of details much finer than s by ``P^2/sigma^2``. Neither says all: with s = P = 1 a path that preserves the
+and that of coordinates that hardly vary by ``P^2/sigma^2``. Neither says all: with s = P = 1 a path that preserves the
 variance has (1) equal to 1 however little noise there is, and still begins with noise where there is a share
 
     alpha^2 s^2 / (alpha^2 s^2 + sigma^2)                                                                   (2)
@@ -80,18 +80,18 @@ class Reach:
         return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property
-    def details(self) -> float:
-        """The same for details much finer than the data are wide."""
+    def still(self) -> float:
+        """The same for coordinates that hardly vary."""
         return (self.sde.prior.std / self.sigma) ** 2 - 1
 
     @property
     def short(self) -> str:
         """What does not fit, in a line; empty where all does."""
-        if max(self.share, abs(self.variance), abs(self.details)) > MISFIT:
+        if max(self.share, abs(self.variance), abs(self.still)) > MISFIT:
             return (
                 f"the prior does not fit: {self.share:.2g} of the variance at t_max is the data's (alpha = "
                 f"{self.alpha:.2g}), and the variance of samples is off by {_percent(self.variance)} (Gaussian "
-                f"data) to {_percent(self.details)} (details)"
+                f"data) to {_percent(self.still)} (coordinates that hardly vary)"
             )
         if self.furthest is not None and explodes(self.sde) and self.sigma / self.alpha < self.furthest:
             return (
@@ -132,7 +132,7 @@ def sigma_for(furthest: float, spread: float = 0.0) -> float:
         spread: Their root mean square. In few dimensions it is not much less, and (2) asks for ten times as much.
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
-    (12.35, 10.0)
+    (12.35, 9.955)
     """
     return float(f"{1.0005 * max(furthest, spread * math.sqrt(1 / MISFIT - 1)):.4g}")
 

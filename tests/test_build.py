@@ -83,7 +83,7 @@ def test_unknown_options_list_those_there_are() -> None:
 
 
 def test_values_that_cannot_be_right_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match=r"beta_max='abc'"):
+    with pytest.raises(UsageError, match=r"beta_max is 'abc'; it must be a number"):
         build("vp", SDES, "SDE", beta_max="abc")
     with pytest.raises(UsageError, match="rtol is 0"):  # the class's own words come through as they are
         build("ode", SOLVERS, "solver", rtol=0.0)

@@ -21,6 +21,8 @@ from scoresde import (
     VPSDE,
     Eps,
     FlowMatching,
+    GaussianMixture,
+    Likelihood,
     Multistep,
     Noise,
     ProbabilityFlow,
@@ -28,9 +30,11 @@ from scoresde import (
     ScoreModel,
     Shifted,
     convert,
+    fit,
 )
 from scoresde.core.errors import UsageError
-from scoresde.core.registry import construct, options_of
+from scoresde.core.registry import construct, fields_of, options_of, resolve
+from scoresde.core.tables import SOLVERS
 from scoresde.nn import MLP
 from scoresde.objective.loss import denoising_loss
 from scoresde.run.config import TrainConfig, build_sde
@@ -158,10 +162,12 @@ def test_given_betas_give_the_steps():
     [
         (lambda: DDPM(20), ["beta is 1 at step 20 of 20", "more than 20", "cosine"]),
         (lambda: DDPM(schedule="cosin"), ["'cosin'", "did you mean 'cosine'", "linear, scaled-linear"]),
-        (lambda: DDPM(1), ["steps is 1", "at least 2"]),
+        (lambda: DDPM(1), ["steps is 1", ">= 2"]),
         (lambda: DDPM(steps=10.5), ["steps is 10.5"]),
         (lambda: DDPM(betas=(0.1, 0.0, 0.2)), ["beta is 0 at step 2 of 3"]),
-        (lambda: DDPM(betas=(0.1, 1.0)), ["beta is 1 at step 2 of 2"]),
+        (lambda: DDPM(betas=(1.0, 0.1)), ["beta is 1 at step 1 of 2"]),
+        (lambda: DDPM(betas=(0.1, 1.0, 1.0)), ["beta is 1 at step 2 of 3"]),
+        (lambda: DDPM(20, zero_snr=True, start=0.01, end=2.0), ["end is 2.0"]),
         (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas have no start and end"]),
         (lambda: DDPM(schedule="cosine", start=1e-4), ["the schedule cosine has no start and end"]),
         (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max 1.0"]),
@@ -472,3 +478,68 @@ def test_a_learned_variance_belongs_to_its_own_path():
     assert model(x, 0.5).frac is not None and convert(model, FlowMatching())(x, 0.5).frac is None
     with pytest.raises(UsageError, match="coupled data and noise have no reverse steps"):
         chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True, coupled=True)
+
+
+# ---------------------------------------------------------------------------------------------- nothing left at the end
+
+
+RESCALED = [DDPM(20, zero_snr=True), DDPM(betas=(0.1, 0.3, 0.6, 1.0)), DDPM(20, "scaled-linear", zero_snr=True)]
+
+
+def test_rescaling_is_that_of_algorithm_1():
+    # Lin et al. 2024, arXiv:2305.08891, alg. 1, on the square roots of the products
+    root = torch.cumprod(1 - DDPM().beta, 0).sqrt()
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    chain = DDPM(zero_snr=True)
+    assert torch.allclose(chain.alpha(chain.nodes), expected, atol=1e-12)
+    assert float(chain.beta[-1]) == 1 and float(chain.alpha(chain.nodes[-1])) == 0 and not chain.finite_g
+    given = DDPM(betas=tuple(chain.beta.tolist()))
+    assert torch.equal(given.alpha(chain.nodes), chain.alpha(chain.nodes))
+
+
+@pytest.mark.parametrize("chain", RESCALED, ids=["linear", "given", "scaled"])
+def test_a_chain_that_ends_in_noise_is_a_path(chain):
+    t = torch.linspace(chain.t_min, 1, 2003, dtype=F64)
+    assert all(bool(c.isfinite().all()) for c in (*chain.coefficients(t), *chain.rates(t)))
+    assert float((chain.t_of_log_snr(chain.log_snr(t)) - t).abs().max()) < 1e-12
+    middle, h = (t[1:] + t[:-1]) / 2, 1e-7
+    up, down = chain.coefficients(middle + h), chain.coefficients(middle - h)
+    for rate, above, below in zip(chain.rates(middle), up, down, strict=True):
+        difference = (above - below) / (2 * h)
+        smooth = (middle * chain.steps % 1 - 0.5).abs() < 0.49  # between nodes
+        assert float((rate - difference)[smooth].abs().max()) < 1e-5
+    assert float(chain.rates(torch.tensor(1.0, dtype=F64))[0]) == pytest.approx(
+        -chain.steps * float(chain.alpha(chain.nodes[-2])), rel=1e-12
+    )
+
+
+OTHERS = ("original", "edm", "ald", "torchsde", "adaptive-sde")
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OTHERS])
+def test_every_solver_begins_where_nothing_is_left(solver):
+    model = OnNodes(GaussianMixture(DDPM(20, zero_snr=True), torch.zeros(1, 1, dtype=F64), torch.ones(1, dtype=F64)))
+    factory = resolve(solver, SOLVERS)
+    steps = {"steps": 19} if "steps" in fields_of(factory) else {}
+    found = sample(model, factory(**steps), (1,), Noise.of(500), dtype=F64)
+    assert bool(found.ok.all()) and abs(float(found.x.std()) - 1) < 0.2
+
+
+@pytest.mark.parametrize("predict", ["x0", "v", "velocity", "edm"])
+def test_it_trains_and_samples(predict):
+    config = TrainConfig(
+        data="moons", sde=DDPM(20, zero_snr=True), predict=predict, steps=2, batch=16, learn_variance=predict == "v",
+        network_options={"width": 8, "blocks": 1},
+    )  # fmt: skip
+    run = fit(config, save=False, quiet=True)
+    assert run.base.domain.t_max == 1.0
+    x = run.sample(4, DDIM(10)).x
+    assert bool(x.isfinite().all()) and bool(run.elbo(x).log_prob.isfinite().all())
+    assert bool(run.log_likelihood(x, Likelihood(steps=5), check=False).log_prob.isfinite().all())
+
+
+@pytest.mark.parametrize("predict", ["eps", "score"])
+def test_the_noise_alone_says_nothing_there(predict):
+    with pytest.raises(UsageError, match=r"no data in it, alpha = 0.*Predict v, x0") as error:
+        fit(TrainConfig(data="moons", sde=DDPM(20, zero_snr=True), predict=predict, steps=1), save=False, quiet=True)
+    assert (error.value.parameter, error.value.value) == ("predict", "v")

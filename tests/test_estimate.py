@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from models import ALL, CHECKS, F64, PUBLISHED, normals
 
-from scoresde import EDM, VESDE, VPSDE, X0, Eps, Estimate, FlowMatching, Score, ScoreModel, V, Velocity
+from scoresde import (
+    EDM,
+    SDE,
+    VESDE,
+    VPSDE,
+    X0,
+    Eps,
+    Estimate,
+    FlowMatching,
+    Likelihood,
+    Noise,
+    Score,
+    ScoreModel,
+    V,
+    Velocity,
+    elbo,
+    sample,
+)  # fmt: skip
+from scoresde.core.errors import UsageError
+from scoresde.core.registry import fields_of, resolve
 from scoresde.core.shapes import expand
+from scoresde.core.tables import SOLVERS
 from scoresde.nn import MLP
 from scoresde.objective.loss import denoising_loss
 
@@ -129,3 +150,87 @@ def test_eps_and_score_networks_are_not_asked_where_nothing_of_the_data_is_left(
     for p, t_max in ((Eps(), 0.999), (Score(), 0.999), (V(), 1.0), (Velocity(), 1.0), (X0(), 1.0), (EDM(), 1.0)):
         assert ScoreModel(network, FlowMatching(), p).domain.t_max == t_max
         assert ScoreModel(network, VPSDE(), p).domain.t_max == 1.0
+
+
+# ------------------------------------------------------------------------------------------------- down to no noise
+
+
+class _From(SDE):
+    """What paths of these tests share: where they begin."""
+
+    t_min = 0.0
+
+
+@dataclass(frozen=True)
+class Sine(_From):
+    """Noise that begins like t."""
+
+    def alpha(self, t):
+        return torch.cos(math.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.sin(math.pi / 2 * t)
+
+
+@dataclass(frozen=True)
+class Root(_From):
+    """Noise that begins like the root of t, at an infinite rate."""
+
+    def alpha(self, t):
+        return torch.sqrt(1 - 0.999 * t)
+
+    def sigma(self, t):
+        return torch.sqrt(0.999 * t)
+
+
+@dataclass(frozen=True)
+class Growing(_From):
+    """Nothing is shrunk."""
+
+    def alpha(self, t):
+        return 1.0
+
+    def sigma(self, t):
+        return 20 * t
+
+
+class Rough(torch.nn.Module):
+    """A network that is right nowhere."""
+
+    def forward(self, x, c, cond=None):
+        return 0.3 * torch.sin(x) + 0.1 * c[:, None]
+
+
+STEPPING = [n for n in SOLVERS if "steps" in fields_of(resolve(n, SOLVERS)) and n not in ("torchsde", "original")]
+
+
+@pytest.mark.parametrize("sde", [Sine(), Root(), Growing()], ids=repr)
+@pytest.mark.parametrize("predict", [Eps(), X0(), V(), Score(), Velocity(), EDM()], ids=repr)
+def test_a_path_down_to_no_noise_is_finite_whatever_is_predicted(sde, predict):
+    model = ScoreModel(Rough(), sde, predict)
+    low = model.domain.t_min
+    assert low == 0 or float(sde.log_snr(torch.tensor(low, dtype=F64))) == pytest.approx(2 * math.log(1e5))
+    assert (low == 0) is not (isinstance(predict, X0 | Score) or (isinstance(predict, Velocity) and sde == Root()))
+    for name in STEPPING:
+        found = sample(model, resolve(name, SOLVERS)(steps=3), (2,), Noise.of(4))
+        assert bool(found.ok.all()), name
+    x = normals(4, 2).float()
+    for t in model.domain.interval("train"):
+        assert bool(denoising_loss(model, x, torch.full((4,), t, dtype=F64), x.flip(0)).isfinite().all())
+    for how in (Likelihood(steps=4), Likelihood(steps=4, divergence="difference")):
+        assert bool(how(model, x, check=False).log_prob.isfinite().all())
+    if low == 0:
+        with pytest.raises(UsageError, match=r"at t = 0 .* has none; begin above"):
+            elbo(model, x)
+    assert bool(elbo(model, x, t_min=max(low, 1e-5)).log_prob.isfinite().all())
+
+
+@pytest.mark.parametrize("t_min", [1e-300, 1e-30])
+def test_noise_that_no_arithmetic_tells_from_none_is_refused(t_min):
+    @dataclass(frozen=True)
+    class Tiny(Growing):
+        pass
+
+    Tiny.t_min = t_min
+    with pytest.raises(UsageError, match="begin at t_min = 1e-5"):
+        Tiny()

@@ -143,7 +143,7 @@ def test_given_grids_that_cannot_be_are_refused(given, words):
 
 
 def test_a_time_that_is_no_number_is_refused():
-    with pytest.raises(UsageError, match="must move towards its end"):
+    with pytest.raises(UsageError, match="times is nan; it must be a finite number"):
         make_grid((1.0, float("nan"), 1e-3), ALL["vp"], 2, 1.0, 1e-3)
 
 

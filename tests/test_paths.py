@@ -73,7 +73,7 @@ def test_solvers_run_on_a_shifted_path():
 
 @pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
 def test_a_shift_is_a_number_above_0(shift):
-    with pytest.raises(UsageError, match="a number above 0"):
+    with pytest.raises(UsageError, match=r"shift is .*a number >= 1e-06"):
         Shifted(VPSDE(), shift)
 
 

@@ -149,8 +149,8 @@ class Twice(w.Weighting):
     [
         ("minsnr", {}, "did you mean 'min-snr'"),
         ("min-snr", {"gama": 1}, "no option 'gama'; did you mean 'gamma'"),
-        ("min-snr", {"gamma": 0}, "gamma is 0; it must be > 0"),
-        ("p2", {"k": -1}, "k is -1; it must be >= 0"),
+        ("min-snr", {"gamma": 0}, "gamma is 0; it must be a number > 0"),
+        ("p2", {"k": -1}, "k is -1; it must be a number >= 0"),
         ("p2", {"gamma": math.nan}, "gamma is nan"),
         ("edm", {"data_std": 0}, "data_std is 0"),
     ],

@@ -451,6 +451,6 @@ def in_list(text: str) -> list[str]:
 def whole_numbers(flag: str, text: str) -> list[int]:
     """``"5,10,20"`` to ``[5, 10, 20]``."""
     parts = in_list(text)
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not parts or not all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
         raise UsageError(f"{flag} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
     return [check_number(flag, int(part), COUNT, "int") for part in parts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,9 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     dataset = replace(dataset, validates=None)  # which is looked at twenty times in all
     fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     began = time.monotonic()
-    fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was said above
+        fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     seconds = (time.monotonic() - began) / 4
     size = sum(p.numel() for p in model.parameters())
     facts = {

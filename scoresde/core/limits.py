@@ -27,9 +27,10 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 from .errors import UsageError
 
 __all__ = [
-    "ATOL", "COUNT", "DEPTH", "EVALUATIONS", "FRACTION", "FRAMES", "LR", "NONNEGATIVE", "POSITIVE", "RTOL", "SCALE",
-    "SEED", "SEVERAL", "SHARE", "SIZE", "STEPS", "TRAINED", "WHOLE", "WIDTH", "Checked", "Range", "check_fields",
-    "check_number", "checked", "duration", "enough_for_network", "enough_memory", "kinds_of", "memory", "ranges",
+    "ATOL", "CLASSES", "COUNT", "DEPTH", "EVALUATIONS", "FRACTION", "FRAMES", "LR", "NONNEGATIVE", "POSITIVE", "RTOL",
+    "SCALE", "SEED", "SEVERAL", "SHARE", "SIZE", "STEPS", "TIME", "TOLD", "TRAINED", "WHOLE", "WIDTH", "Checked",
+    "Range", "check_fields", "check_number", "checked", "duration", "enough_for_network", "enough_memory", "kinds_of",
+    "memory", "ranges",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -95,6 +96,9 @@ SEED = Range(0, 2**64 - 1)
 SIZE = Range(0, 16_384)  # the side of a picture, in pixels
 SCALE = Range(-1000, 1000, hint="of guidance; 1 is none")
 EVALUATIONS = Range(1, 10**9)
+TIME = Range(0, 1e6)
+CLASSES = Range(0, 10**6)
+TOLD = Range(0, 1000)  # numbers that a network is told of a row
 RTOL = Range(0, 10, above=True, hint="for example 1e-5")
 ATOL = Range(0, 10, hint="for example 1e-5")
 
@@ -173,9 +177,7 @@ def _number(value: Any, whole: bool) -> Any:
         return None
     try:
         return operator.index(value) if whole else float(value)
-    except OverflowError:
-        return math.inf
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 
 

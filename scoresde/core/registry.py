@@ -292,7 +292,8 @@ def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
     if "tuple" in kinds and ("str" not in kinds or numbers):
         return value if isinstance(value, tuple) else (value,)
     if "str" in kinds:
-        return value if numbers else text  # a grid may be the times themselves
+        # a grid may be the times themselves
+        return value if numbers else lowered if lowered == "none" else text
     if kinds - set(_NOUNS) or not kinds:
         return value
     takes = ", or ".join(noun for kind, noun in _NOUNS.items() if kind in kinds)

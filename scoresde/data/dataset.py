@@ -62,6 +62,9 @@ class DataInfo:
         wide: Values need float64, and samples are written in it.
         n_validation: Number of samples held out of the training ones, to choose between checkpoints.
         trained: Number of training samples of each class; empty without labels, or if the run is older than this.
+        spread: Root mean square of the training samples in model units; ``None`` before they are trained on.
+        furthest: The largest distance between two of them, in model units; ``None`` likewise, and for a path that
+            does not depend on it (:mod:`scoresde.sde.reach`).
     """
 
     name: str
@@ -79,6 +82,8 @@ class DataInfo:
     wide: bool = False
     n_validation: int = 0
     trained: tuple[int, ...] = ()
+    spread: float | None = None
+    furthest: float | None = None
 
     @property
     def dims(self) -> int:
@@ -119,6 +124,8 @@ class DataInfo:
                 wide=bool(stored.get("wide", False)),
                 n_validation=int(stored.get("n_validation", 0)),
                 trained=tuple(int(n) for n in stored.get("trained", ())),
+                spread=_positive(stored.get("spread")),
+                furthest=_positive(stored.get("furthest")),
             )
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
@@ -464,6 +471,13 @@ def _tensor(x: Array, wide: bool) -> Tensor:
 
 def _label_tensor(y: Array | None) -> Tensor | None:
     return None if y is None else torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
+
+
+def _positive(stored: Any) -> float | None:
+    """A number above 0 that may be missing."""
+    if stored is None or 0 < float(stored) < math.inf:
+        return None if stored is None else float(stored)
+    raise ValueError(f"{stored!r} is not a size")
 
 
 def _check_keys(what: str, stored: Any, required: set[str], optional: set[str]) -> None:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, NONNEGATIVE, STEPS, checked, enough_memory
+from ..core.limits import COUNT, STEPS, TIME, checked, enough_memory
 from ..core.noise import Noise
 from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -94,7 +94,7 @@ def whose(model: Denoiser, process: str = "reverse SDE") -> str:
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
-@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=NONNEGATIVE)
+@checked(strata=STEPS, draws=STEPS, batch=COUNT, t_min=TIME)
 @torch.no_grad()
 def elbo(
     model: Denoiser,
@@ -136,8 +136,8 @@ def elbo(
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
     if not bool(sde.log_snr(ends[0]).isfinite()):
         raise UsageError(
-            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin "
-            "above, at t_min=1e-5, say",
+            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin above, "
+            "at t_min=1e-5, say",
             parameter="t_min",
             value=1e-5,
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..codec import Codec
 from ..core.errors import UsageError
-from ..core.limits import EVALUATIONS, NONNEGATIVE, STEPS, Checked, Range, ranges
+from ..core.limits import EVALUATIONS, STEPS, TIME, Checked, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_states, as_tensor, dims
 from ..core.shared import Shared
@@ -83,7 +83,7 @@ class Likelihood(Checked):
         True
     """
 
-    limits = ranges(probes=_DRAWS, draws=_DRAWS, importance=_DRAWS, steps=STEPS, t_min=NONNEGATIVE,
+    limits = ranges(probes=_DRAWS, draws=_DRAWS, importance=_DRAWS, steps=STEPS, t_min=TIME,
         max_nfe=EVALUATIONS)  # fmt: skip
 
     method: str = "coupled"

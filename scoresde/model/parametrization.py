@@ -164,7 +164,7 @@ class EDM(Parametrization):
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """
 
-    limits = ranges(data_std=Range(1e-6, 1e6))
+    limits = ranges(data_std=Range(1e-9, 1e12))
 
     data_std: float = 1.0
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.condition import Condition
-from ..core.limits import COUNT, DEPTH, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
+from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WIDTH, Range, checked, enough_for_network
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -46,7 +46,7 @@ class MLP(nn.Module):
     """
 
     @checked(
-        dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=WHOLE, outputs=Range(1, 2), augments=WHOLE
+        dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD
     )  # fmt: skip
     def __init__(
         self,

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..core.condition import Condition
 from ..core.errors import UsageError
-from ..core.limits import COUNT, FRACTION, WHOLE, WIDTH, Range, checked, enough_for_network
+from ..core.limits import CLASSES, COUNT, FRACTION, TOLD, WHOLE, WIDTH, Range, checked, enough_for_network
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -110,7 +110,7 @@ class UNet(nn.Module):
 
     @checked(
         channels_in=COUNT, dims=Range(1, 3), channels=WIDTH, multipliers=Range(1, 1000), blocks=_BLOCKS,
-        attention=WHOLE, dropout=FRACTION, classes=WHOLE, outputs=Range(1, 2), augments=WHOLE,
+        attention=WHOLE, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD,
     )  # fmt: skip
     def __init__(
         self,

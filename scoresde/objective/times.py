@@ -89,7 +89,7 @@ class Setting:
         return torch.tensor([self.low, self.high], dtype=torch.float64)
 
 
-_STD = Range(0, 1e9, above=True)
+_MEAN, _STD = Range(-1000, 1000), Range(0, 1e9, above=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class LogNormal(TimeSampler):
         mean, std: Of the log noise level for data of deviation about 0.5; EDM2 has -0.4 and 1.
     """
 
-    limits = ranges(std=_STD)
+    limits = ranges(mean=_MEAN, std=_STD)
 
     mean: float = -1.2
     std: float = 1.2
@@ -231,7 +231,7 @@ class LogitNormal(TimeSampler):
         mean, std: Of the logit of t.
     """
 
-    limits = ranges(std=_STD)
+    limits = ranges(mean=_MEAN, std=_STD)
 
     mean: float = 0.0
     std: float = 1.0

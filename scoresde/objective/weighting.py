@@ -227,7 +227,7 @@ class EDMWeight(Weighting):
         data_std: s, the standard deviation of the data per element, in model units; training fills in the data's own.
     """
 
-    limits = ranges(data_std=Range(1e-6, 1e6))
+    limits = ranges(data_std=Range(1e-9, 1e12))
 
     data_std: float = 1.0
 

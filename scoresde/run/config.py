@@ -29,6 +29,7 @@ from ..model.parametrization import Parametrization
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
 from ..sde.base import SDE
+from ..sde.continuous import Exploding
 from ..sde.grids import default_grid
 from ..sde.modified import SHIFT, Shifted
 from .spec import ModelSpec, Part, make_path
@@ -49,6 +50,10 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 
 
 _OR_0 = Range(0, 10**9, hint="0 for the preset's")
+
+_PICTURES = 10_000  # of samples, in a run
+
+AUTO = "auto"  # what the data decide
 
 # What may stand in a field in place of a name, and the table of its names.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
@@ -151,9 +156,15 @@ class TrainConfig:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
             object.__setattr__(self, "sde", made)
+        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will say it
+            object.__setattr__(self, "sde_options", options_of(self.sde))
+            object.__setattr__(self, "sde", self.name("sde"))
         if isinstance(self.sde, Shifted):  # stored as what it is made of
             object.__setattr__(self, "shift", self.shift * self.sde.shift)
             object.__setattr__(self, "sde", self.sde.path)
+        for name in ("augment", "cond", "decay"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, "none")
         for name in _TABLES:
             if not isinstance(getattr(self, name), str):  # an object brings its options with it
                 object.__setattr__(self, f"{name}_options", {})
@@ -173,6 +184,18 @@ class TrainConfig:
         if self.preset != "auto" and self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
+    def fitted(self, highest: Callable[[], float]) -> TrainConfig:
+        """The same with the highest noise level, in model units, where the path leaves it to the data.
+
+        Args:
+            highest: Called if it is asked for (:func:`scoresde.sde.reach.sigma_for`).
+        """
+        if self.sde_options.get("sigma_max") != AUTO:
+            return self
+        lowest = getattr(build_sde(self), "sigma_min", 0.0)
+        options = {**self.sde_options, "sigma_max": max(highest() / min(1.0, self.shift), 10 * lowest)}
+        return dataclasses.replace(self, sde_options=options)
+
     def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
         """Replace every ``auto`` by what it means for this data; ``data_std`` is its spread in model units.
 
@@ -187,12 +210,19 @@ class TrainConfig:
                 value="none",
             )
         steps, batch, lr = _BUDGET[preset]
+        if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
+            raise UsageError(
+                f"sample_every={self.sample_every:,} would make {pictures:,} pictures of samples in the "
+                f"{self.steps or steps:,} steps, each with samples of its own; take at most {_PICTURES:,}",
+                parameter="sample_every",
+                value=-(-(self.steps or steps) // _PICTURES),
+            )
         path, predict, weighting = (self.name(field) for field in ("sde", "predict", "weighting"))
         options = dict(self.predict_options)
         if predict == "auto":
             predict = _PREDICT.get(path, "edm")
         if predict == "edm" and isinstance(self.predict, str):
-            options.setdefault("data_std", round(data_std, 4))
+            options.setdefault("data_std", max(max(round(data_std, 4), 1e-4), 1e-4))
         steps, sde = self.steps or steps, build_sde(self)
         if weighting == "auto":
             known = self.predict if self.predict != "auto" else predict
@@ -428,10 +458,11 @@ def _preset_for(info: DataInfo) -> str:
 
 
 def build_sde(config: TrainConfig) -> SDE:
-    """Return the SDE of a configuration.
+    """Return the SDE of a configuration, with a stand-in for what the data have not said yet.
 
     Raises:
         UsageError: If there is no such SDE, or it is not one.
     """
     given = None if isinstance(config.sde, str) else config.sde
-    return make_path(Part(config.name("sde"), config.sde_options), config.shift, given, typed=config.typed)
+    options = {name: 50.0 if value == AUTO else value for name, value in config.sde_options.items()}
+    return make_path(Part(config.name("sde"), options), config.shift, given, typed=config.typed)

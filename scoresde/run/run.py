@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from ..codec import Codec
 from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import read_object, read_tensors
-from ..core.limits import COUNT, FRAMES, NONNEGATIVE, SCALE, SEED, STEPS, WHOLE, checked, enough_memory
+from ..core.limits import COUNT, FRAMES, SCALE, SEED, STEPS, TIME, WHOLE, checked, enough_memory
 from ..core.noise import Noise
 from ..core.registry import build, closest, resolve
 from ..core.shapes import as_tensor
@@ -38,10 +39,11 @@ from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
 from ..likelihood.elbo import whose
 from ..model.convert import convert
-from ..model.estimate import Denoiser
+from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
 from ..sde.base import SDE
+from ..sde.reach import Reach
 from ..solvers import Solution, Solver, sample
 from ..solvers.base import Watch
 from .config import TrainConfig
@@ -50,7 +52,18 @@ from .origin import data_of
 from .plausible import warn_of_units
 from .spec import ModelSpec
 
-__all__ = ["Run", "Samples", "described", "load"]
+__all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
+
+
+def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
+    """What is there at the end of a model's path, for data of this description."""
+    return Reach.of(domain.sde, domain.t_max, spread or info.spread or 1.0, info.furthest)
+
+
+def warn_of_prior(domain: Domain, info: DataInfo, spread: float | None = None) -> None:
+    """Warn of a prior that does not fit, with the figure and what would put it right (:mod:`scoresde.sde.reach`)."""
+    if (advice := reach(domain, info, spread).advice) is not None:
+        warnings.warn(advice, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Run:
         path: Bound by :meth:`on`.
         changed_data: Read its data again whatever has become of them; otherwise data that shrank, or are others, are
             refused.
+        told: Warn no more of a prior that does not fit.
     """
 
     base: Denoiser
@@ -99,6 +113,7 @@ class Run:
     scale: float = 1.0
     path: SDE | None = None
     changed_data: bool = False
+    told: bool = False
 
     def __post_init__(self) -> None:
         weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
@@ -118,8 +133,15 @@ class Run:
             f"Run {self.folder or '(not saved)'}: {type(self.base).__name__} on {sde}, step {self.step:,}",
             f"{self.info.kind}s of {self.info.name}, {shape}, {dtype} on {self.device}",
             *([", ".join(bound)] if bound else []),
+            *([short] if (short := reach(self.base.domain, self.info, self._spread).short) else []),
         ]
         return "\n".join(lines)
+
+    @property
+    def _spread(self) -> float:
+        """Root mean square of the data in model units, as far as it is known."""
+        options = {} if self.config is None else self.config.predict_options
+        return self.info.spread or float(options.get("data_std", 1.0))
 
     def _names(self) -> str:
         """What is bound of the samples, in words."""
@@ -230,7 +252,7 @@ class Run:
         names = list(self.info.classes)
         if name in names:
             return names.index(name)
-        if name.isdigit() and int(name) < len(names):
+        if name.isdecimal() and len(name) < 10 and int(name) < len(names):
             return int(name)
         raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
 
@@ -353,8 +375,11 @@ class Run:
         built: Solver = build(solver, SOLVERS, "solver", typed=True)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
+        model = self._bound(n)
+        if not self.told:
+            warn_of_prior(model.domain, self.info, self._spread)
         solution = sample(
-            self._bound(n),
+            model,
             built,
             self.codec.model_shape(self.info.shape),
             Noise.of(n, seed, start, self.device, brownian=brownian),
@@ -420,7 +445,7 @@ class Run:
             dtype=self.dtype,
         )  # fmt: skip
 
-    @checked(strata=STEPS, draws=STEPS, t_min=NONNEGATIVE, seed=SEED, start=WHOLE, batch=COUNT)
+    @checked(strata=STEPS, draws=STEPS, t_min=TIME, seed=SEED, start=WHOLE, batch=COUNT)
     def elbo(
         self,
         x: Tensor | npt.ArrayLike,

@@ -30,20 +30,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from ..core.limits import POSITIVE, Checked, Range, check_number, ranges
+from ..core.limits import POSITIVE, TIME, Checked, check_number, ranges
 from ..core.noise import Noise
 from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
 
 __all__ = ["SDE", "Prior", "informative"]
 
 
-_TIMES = Range(0, 1e6)
 _LARGEST = 1e15  # alpha and sigma, whose squares are numbers in float32 as well
 
 
@@ -88,6 +87,8 @@ class SDE(Checked, ABC):
         t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
         t_sample: Where sampling stops (default: ``t_min``).
         data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
+        more_noise: The field that says how much noise there is at the end, and a value with enough of it, for advice
+            (:mod:`scoresde.sde.reach`).
 
     Example:
         >>> import math
@@ -106,6 +107,7 @@ class SDE(Checked, ABC):
     t_max: float = 1.0
     t_sample: float | None = None
     data_scale: float = 1.0
+    more_noise: ClassVar[tuple[str, object] | None] = None
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
@@ -262,7 +264,7 @@ class SDE(Checked, ABC):
         for label in ("t_min", "t_max", "t_sample", "data_scale"):
             value = getattr(self, label)
             if value is not None or label != "t_sample":
-                check_number(label, value, POSITIVE if label == "data_scale" else _TIMES, where=where)
+                check_number(label, value, POSITIVE if label == "data_scale" else TIME, where=where)
         if not self.t_min < self.t_max:
             raise UsageError(f"{where}t_min = {self.t_min} and t_max = {self.t_max} must satisfy 0 <= t_min < t_max")
         if self.t_sample is not None and not self.t_min <= self.t_sample < self.t_max:
@@ -307,8 +309,8 @@ class SDE(Checked, ABC):
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from none; "
-                "begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
+                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from "
+                "none; begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
             )
         rising = ~(torch.diff(self.log_snr(t)) < 0)  # a NaN too, between two times without any data
         if bool(rising.any()):

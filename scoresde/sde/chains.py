@@ -37,7 +37,7 @@ from ..core.limits import Range, check_fields, ranges
 from ..core.registry import closest
 from ..core.shapes import time_dtype
 from .base import SDE
-from .continuous import SIGMAS
+from .continuous import Exploding
 
 __all__ = [
     "DDPM",
@@ -93,7 +93,7 @@ class DDPM(_Chain):
         tensor([0.3333, 0.6667, 1.0000], dtype=torch.float64)
     """
 
-    limits = ranges(betas=Range(0, 1, above=True), start=_BETA, end=_BETA)
+    limits = ranges(start=_BETA, end=_BETA)
 
     steps: int = 1000
     schedule: str = "linear"
@@ -101,6 +101,8 @@ class DDPM(_Chain):
     start: float | None = None
     end: float | None = None
     zero_snr: bool = False
+
+    more_noise = ("zero_snr", "yes")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -121,13 +123,14 @@ class DDPM(_Chain):
             UsageError: With the first step that offends.
         """
         wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
-        if wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
+        meant = self.zero_snr or self.betas is not None  # not where a schedule has too few steps
+        if meant and wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
             wrong = []  # nothing of the data is left at the last node
         if len(wrong):
             i = wrong[0]
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1, "
-                "or be 1 at the last step. "
+                "or be given as 1 at the last step. "
                 "The linear schedules grow with 1/steps: take more steps (more than 20), a smaller end, or the "
                 "schedule cosine"
             )
@@ -221,7 +224,7 @@ class DDPM(_Chain):
 
 
 @dataclass(frozen=True)
-class SMLD(_Chain):
+class SMLD(Exploding, _Chain):
     """The chain (3) of score matching with Langevin dynamics, also NCSN: N geometric noise levels, nothing is shrunk.
 
     Song and Ermon (2019), arXiv:1907.05600, had 10 levels from 1 to 0.01; (2020), arXiv:2006.09011, 232 from 50 to 0.01
@@ -229,7 +232,8 @@ class SMLD(_Chain):
 
     Args:
         steps: N, the number of noise levels.
-        sigma_min, sigma_max: The lowest and the highest.
+        sigma_min, sigma_max: The lowest and the highest; ``auto`` in training for the largest distance between two
+            samples.
 
     Example:
         >>> chain = SMLD(steps=3, sigma_min=0.1, sigma_max=10.0)
@@ -237,27 +241,14 @@ class SMLD(_Chain):
         [0.1, 1.0, 10.0]
     """
 
-    limits = SIGMAS
-
     steps: int = 1000
     sigma_min: float = 0.01
-    sigma_max: float = 50.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise UsageError(
-                f"SMLD: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; take 0 < sigma_min < sigma_max"
-            )
-        super().__post_init__()
+    sigma_max: float | str = 50.0
 
     @property
     def _rate(self) -> float:
         """``(log sigma)'``: N/(N - 1) log(sigma_max/sigma_min)."""
-        return math.log(self.sigma_max / self.sigma_min) * self.steps / (self.steps - 1)
-
-    def alpha(self, t: Tensor) -> float:
-        return 1.0
+        return math.log(self.highest / self.sigma_min) * self.steps / (self.steps - 1)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp((t - self.t_min) * self._rate)
@@ -268,6 +259,3 @@ class SMLD(_Chain):
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         t = self.t_min - (log_snr / 2 + math.log(self.sigma_min)) / self._rate
         return t.clamp(self.t_min, self.t_max)
-
-    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha

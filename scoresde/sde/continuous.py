@@ -16,14 +16,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.limits import NONNEGATIVE, Range, check_fields, ranges
+from ..core.errors import UsageError
+from ..core.limits import Range, check_fields, ranges
 from .base import SDE
 
-__all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "FlowMatching", "SubVPSDE"]
+__all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "FlowMatching", "SubVPSDE"]
 
 
-# Of the lowest and the highest noise level of a path with alpha = 1, in model units.
-SIGMAS = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
+class Exploding(SDE):
+    """What paths share that shrink nothing, alpha = 1: noise levels from ``sigma_min`` to ``sigma_max``, model units.
+
+    ``sigma_max`` may be ``"auto"``, for which training puts the largest distance between two of its samples (Song and
+    Ermon 2020, arXiv:2006.09011, technique 1), or ten times their root mean square if that is more
+    (:func:`scoresde.sde.reach.sigma_for`); until then the path has no levels.
+    """
+
+    limits = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
+    more_noise = ("sigma_max", "auto")
+
+    sigma_min: float
+    sigma_max: float | str
+
+    def alpha(self, t: Tensor) -> float:
+        return 1.0
+
+    @property
+    def highest(self) -> float:
+        """``sigma_max``, the number.
+
+        Raises:
+            UsageError: If the data have not said it yet.
+        """
+        if isinstance(self.sigma_max, str):
+            raise UsageError(
+                f"sigma_max of {type(self).__name__} is {self.sigma_max!r}, which training replaces by a number, the "
+                "largest distance between two samples; give the number here",
+                parameter="sigma_max",
+            )
+        return self.sigma_max
+
+    def check(self) -> None:
+        """Check the path, if it has its levels (see :meth:`SDE.check <scoresde.SDE.check>`)."""
+        if self.sigma_max == "auto":
+            return
+        if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
+            raise UsageError(
+                f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max!r}; take 0 < "
+                "sigma_min < sigma_max, or auto for the largest distance between two samples",
+                parameter="sigma_max",
+                value="auto",
+            )
+        super().check()
+
+    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
 
 
 @dataclass(frozen=True)
@@ -36,6 +82,7 @@ class _LinearBeta(SDE):
     beta_max: float = 20.0
 
     t_sample = 1e-3
+    more_noise = ("beta_max", 20)
 
     def integral(self, t: Tensor) -> Tensor:
         """``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, in the shape of ``t``."""
@@ -125,32 +172,28 @@ class SubVPSDE(_LinearBeta):
 
 
 @dataclass(frozen=True)
-class VESDE(SDE):
+class VESDE(Exploding):
     """Variance exploding: ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``.
 
     ``f = 0`` and ``g = sigma sqrt(2 log(sigma_max/sigma_min))`` (Song et al. 2021, arXiv:2011.13456, eq. 9, 29, 30).
     At t = 0 the noise is ``sigma_min``, not 0: the path starts at the data blurred by that much.
+
+    Args:
+        sigma_min: The lowest noise level.
+        sigma_max: The highest, or ``auto`` in training: the largest distance between two samples.
     """
 
-    limits = SIGMAS
-
     sigma_min: float = 0.01
-    sigma_max: float = 50.0
-
-    def alpha(self, t: Tensor) -> float:
-        return 1.0
+    sigma_max: float | str = 50.0
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+        return self.sigma_min * torch.exp(t * math.log(self.highest / self.sigma_min))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(t), self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+        return torch.zeros_like(t), self.sigma(t) * math.log(self.highest / self.sigma_min)
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
-
-    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha
+        return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.highest / self.sigma_min)
 
 
 @dataclass(frozen=True)
@@ -190,7 +233,7 @@ class CosineSDE(SDE):
         offset: Their s. With it the noise begins like sqrt(t) instead of t.
     """
 
-    limits = ranges(offset=NONNEGATIVE)
+    limits = ranges(offset=Range(0, 100))
 
     offset: float = 0.008
 
@@ -230,25 +273,22 @@ class CosineSDE(SDE):
 
 
 @dataclass(frozen=True)
-class EDMSDE(SDE):
+class EDMSDE(Exploding):
     """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
 
     Their time is sigma itself; ours runs through the levels as their sampler does (arXiv:2206.00364, eq. 5),
     ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``: a grid uniform in t is theirs.
     """
 
-    limits = ranges(**SIGMAS, rho=Range(0, 100, above=True))
+    limits = ranges(rho=Range(0, 100, above=True))
 
     sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_max: float | str = 80.0
     rho: float = 7.0
 
     def _root(self, t: Tensor) -> tuple[Tensor, float]:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self.sigma_min ** (1 / self.rho), self.highest ** (1 / self.rho)
         return low + t * (high - low), high - low
-
-    def alpha(self, t: Tensor) -> float:
-        return 1.0
 
     def sigma(self, t: Tensor) -> Tensor:
         return self._root(t)[0] ** self.rho
@@ -260,9 +300,6 @@ class EDMSDE(SDE):
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         low, rate = self._root(torch.zeros_like(log_snr))
         return (torch.exp(-log_snr / (2 * self.rho)) - low) / rate
-
-    def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha
 
 
 @dataclass(frozen=True)
@@ -283,6 +320,8 @@ class VDMSDE(SDE):
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
     learn: bool = False
+
+    more_noise = ("log_snr_min", -5)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -116,7 +116,7 @@ class Karras(Grid):
         rho: 7 puts most nodes near the data; 1 is uniform in sigma/alpha.
     """
 
-    limits = ranges(rho=Range(0, 100, above=True))
+    limits = ranges(rho=Range(0, 1e6, above=True))
 
     rho: float = 7.0
 

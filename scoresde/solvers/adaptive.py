@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.limits import EVALUATIONS, POSITIVE, ranges
+from ..core.limits import EVALUATIONS, Range, ranges
 from ..core.noise import Noise
 from ..core.shapes import expand, rms_flat, sum_flat, to_device
 from ..model.estimate import Counted, Denoiser, Tally
@@ -60,7 +60,7 @@ class AdaptiveSDE(Solver):
         max_nfe: Largest number of evaluations of a sample.
     """
 
-    limits = ranges(first=POSITIVE, max_nfe=EVALUATIONS)
+    limits = ranges(first=Range(0, 1e6, above=True), max_nfe=EVALUATIONS)
 
     rtol: float = 0.02
     atol: float | None = None

@@ -10,6 +10,7 @@ passes ``watch``, which is called after every step, or asks to ``record`` a :cla
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..core.limits import COUNT, STEPS, Checked, check_number, checked, ranges
+from ..core.limits import COUNT, STEPS, Checked, check_number, checked, enough_memory, ranges
 from ..core.noise import Noise
 from ..core.shapes import sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
@@ -265,7 +266,11 @@ def sample(
         The samples in model units, with their statistics.
     """
     low, high = model.domain.interval("sample")
-    device = noise.indices.device
+    device, count = noise.indices.device, len(noise.indices)
+    # all states, the batches' and those put together; of a recorded solver with a fixed grid those of each step
+    states = getattr(solver, "steps", 1) if record else 2
+    size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
+    enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
     pieces = []
     for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
         rows, draws = model.rows(index), noise.rows(index)

@@ -85,7 +85,7 @@ class LevelTables:
         if isinstance(sde, VPSDE):
             betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
             return cls(1 - betas, betas, torch.sqrt(1 - (1 - betas).cumprod(0)))
-        ends = math.log(sde.sigma_min), math.log(sde.sigma_max)
+        ends = math.log(sde.sigma_min), math.log(sde.highest)
         sigmas = torch.linspace(*ends, count, dtype=torch.float64).exp()
         steps = torch.diff(sigmas.square(), prepend=sigmas.new_zeros(1))
         return cls(torch.ones_like(sigmas), steps, sigmas)

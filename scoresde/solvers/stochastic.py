@@ -198,9 +198,12 @@ class StochasticHeun(FixedStep):
         return 2
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        levels, clock = level_of(model.domain.sde, self.level, self.eta, times), times.tolist()
-        a, b = drift_weights(model.domain.sde, times, levels)
-        silent = all_rows(model.domain.sde.coefficients(times)[1] == 0)  # where sigma = 0 there is no score
+        clock, sigma = times.tolist(), model.domain.sde.coefficients(times)[1]
+        silent = all_rows(sigma == 0)  # where there is no score; nor is g a number, where the noise begins like a root
+        heard = torch.where(torch.tensor(silent, device=times.device), times[0], times)
+        levels = level_of(model.domain.sde, self.level, self.eta, heard)
+        a, b = drift_weights(model.domain.sde, heard, levels)
+        levels = torch.where(align(heard == times, levels), levels, 0.0)
         h, pull = align(times[:-1] - times[1:], levels), _pull(model.domain.sde, times, a, b)
         first, second = h * pull[:-1], h * pull[1:].nan_to_num(posinf=0.0)
         kick = torch.sqrt(h * (levels[:-1].square() + levels[1:].square()) / 2) * (1 - second / 2)

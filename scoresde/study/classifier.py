@@ -36,7 +36,7 @@ from ..core.files import (
     write_json,
     write_tensors,
 )
-from ..core.limits import COUNT, LR, NONNEGATIVE, SEED, TRAINED, Checked, Range, ranges
+from ..core.limits import COUNT, LR, SEED, TRAINED, Checked, Range, ranges
 from ..data import DataInfo, Dataset
 from ..data.batch import Batch, Batches, Rows
 from ..data.dataset import old_codec
@@ -64,7 +64,7 @@ class ClassifierConfig(Checked):
     """
 
     limits = ranges(
-        steps=TRAINED, batch=COUNT, lr=LR, noise=NONNEGATIVE, width=Range(1, 100_000), seed=SEED
+        steps=TRAINED, batch=COUNT, lr=LR, noise=Range(0, 1e6), width=Range(1, 100_000), seed=SEED
     )  # fmt: skip
 
     steps: int = 600

@@ -42,13 +42,14 @@ from ..core.text import printable
 from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
 from ..metrics.copies import nearest_line
+from ..metrics.rows import furthest
 from ..model.network import ScoreModel
 from ..objective.coupling import Pairs
 from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
-from ..run.config import TrainConfig, plain
+from ..run.config import AUTO, TrainConfig, plain
 from ..run.files import (
     accept_changes,
     checkpoints,
@@ -61,8 +62,9 @@ from ..run.files import (
     refuse_taken,
 )
 from ..run.origin import UNITS, became, beside, keep_identity, placed, read_again
-from ..run.run import Run, described
+from ..run.run import Run, described, warn_of_prior
 from ..run.spec import ModelSpec
+from ..sde.reach import explodes, sigma_for
 from ..solvers import RungeKutta
 from .averages import EMA
 from .state import Record, TrainState, keyed_rng, steps
@@ -140,7 +142,8 @@ def _fit(
         held.enter_context(_writing(folder))
     config, data = _data_for(config, data, folder, changed_data)
     config, model, spec = prepared(config, data, network, start, folder)
-    info = data.info
+    info = _measured(data, spec.codec, model)
+    warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
         raise UsageError("the coupling reflow, and no other, trains on given pairs; reflow makes them")
     weighting, times = _objective(config, model)
@@ -320,7 +323,9 @@ def prepared(
     if start is not None:
         config = _continued(config, start, network, data)
     given = config.batch
-    config = config.resolved(data.info, data_std=_spread(data, data.codec if start is None else start.codec))
+    codec = data.codec if start is None else start.codec
+    config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
+    config = config.resolved(data.info, data_std=_spread(data, codec))
     if resumed is not None:
         config = replace(config, batch=given)  # however many rows there are by now
     if start is not None:
@@ -390,6 +395,20 @@ def _spread(data: Dataset, codec: Codec) -> float:
     return float(x.double().square().mean().sqrt())
 
 
+def _model_units(data: Dataset, codec: Codec) -> Tensor:
+    """Training data in model units, at most 256 MB of them, evenly spaced."""
+    most = max(16, 2**25 // data.info.dims)
+    index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
+    x = data.train[index.round().long()]
+    return codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+
+
+def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
+    """What is known of the data, with what a path must be held against."""
+    across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
+    return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
+
+
 def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
     """A copy of the model with averaged weights, for evaluation: those of the state, or others."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
@@ -452,6 +471,8 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
         spread = getattr(stored, f"{part}_options").get("data_std")
         if isinstance(spread, int | float) and config.name(part) in ("auto", stored.name(part)):
             kept[f"{part}_options"] = {"data_std": spread, **getattr(config, f"{part}_options")}
+    if config.sde_options.get("sigma_max") == AUTO and config.name("sde") == stored.name("sde"):
+        kept["sde_options"] = {**config.sde_options, "sigma_max": stored.sde_options.get("sigma_max", AUTO)}
     batch = min(kept.pop("batch", config.batch), info.n_train - info.n_validation)
     return replace(config, batch=batch, **kept)
 
@@ -508,7 +529,7 @@ def _few_samples(run: Run) -> Tensor:
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
     solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))
-    x = run.given(run.example_labels(n)).sample(n, solver).x
+    x = replace(run.given(run.example_labels(n)), told=True).sample(n, solver).x
     if not bool(torch.isfinite(x).all()):
         raise NumericalError("some samples are not finite")
     return x

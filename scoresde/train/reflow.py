@@ -14,6 +14,7 @@ model has coupled noise and data, and no score.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NumericalError, UsageError
-from ..core.limits import COUNT, LR, SEED, STEPS, TRAINED, checked
+from ..core.limits import COUNT, LR, SEED, STEPS, TRAINED, checked, enough_memory
 from ..core.noise import Noise
 from ..core.progress import Progress
 from ..core.shapes import at, expand, sum_flat, time_dtype
@@ -71,6 +72,8 @@ def draw_pairs(
             f"{type(solver).__name__} draws noise on its way, so that a sample belongs to no noise at the start; take "
             "a solver of the flow: ode, heun, multistep"
         )
+    size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and both once more together
+    enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
     x0, eps = [], []
     with Progress(count, "pairs", quiet=quiet) as progress:
         for start in range(0, count, batch):

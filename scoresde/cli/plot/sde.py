@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.errors import UsageError
-from ...core.limits import COUNT, STEPS
+from ...core.limits import COUNT, Range
 from ...core.registry import resolve
 from ...core.tables import GRIDS, SDES
 from ..command import Fields, Whole, option, settings, verb
@@ -59,7 +59,8 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),
         help="Number of samples.  [default: 6, or 1000 points]")  # fmt: skip
-@option("--steps", under="Picture", first=True, type=Whole(STEPS), default=10, help="Steps from data to noise.")
+@option("--steps", under="Picture", first=True, type=Whole(Range(1, 1000)), default=10,
+        help="Steps from data to noise.")  # fmt: skip
 @option("--grid", under="Picture", first=True, default="uniform", metavar="NAME",
         help=f"Their times: auto, {', '.join(GRIDS)}.")  # fmt: skip
 @picture_option("forward.png")

@@ -339,7 +339,10 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
         CheckpointError: If there is none that is whole.
     """
     path = folder / CHOICE
-    if not os.path.isfile(path) or read_object(path).get("used") != "best":
+    told = read_object(path) if os.path.lexists(path) else None
+    if told is not None:
+        check_format(path, told)
+    if told is None or told.get("used") != "best":
         return newest_checkpoint(folder, edited=edited)
     best = folder / "checkpoints" / BEST
     fault = f"{best} is missing" if not best.is_dir() else fault_of(best, edited=edited)

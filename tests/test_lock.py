@@ -105,6 +105,22 @@ def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
     assert most and set(most) == {1}
 
 
+def test_a_lock_that_was_removed_in_between_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    real, calls = fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:  # its holder ends between the two
+            (tmp_path / LOCK).unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path), pytest.raises(CheckpointError, match="is in use"), locked(tmp_path):
+        pass
+
+
 def test_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 

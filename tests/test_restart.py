@@ -5,6 +5,7 @@ Processes are killed for good, by SIGKILL, in forks of this one and at known poi
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -22,11 +23,19 @@ from torch import nn
 
 from scoresde import TrainConfig, fit, load
 from scoresde.core.errors import CheckpointError, UsageError
-from scoresde.core.files import read_lines
+from scoresde.core.files import read_json, read_lines, read_tensors
 from scoresde.core.lock import locked
 from scoresde.core.progress import Progress
 from scoresde.nn import MLP
-from scoresde.run.files import checkpoints, find_run, load_weights, make_run_folder, newest_checkpoint, save_best
+from scoresde.run.files import (
+    checkpoints,
+    find_run,
+    load_weights,
+    make_run_folder,
+    newest_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from scoresde.train.reflow import reflow
 
 CONFIG = TrainConfig(data="(array)", steps=20, batch=16, lr=0.05, network_options={"width": 8, "blocks": 1})
@@ -247,7 +256,6 @@ def test_the_best_of_a_checkpoint_outlives_a_better_one(tmp_path: Path) -> None:
     """A run that is killed between the two goes on from the checkpoint, and with its best."""
     weights = {"ema": {"w": torch.zeros(2)}}
     (tmp_path / "checkpoints").mkdir()
-    from scoresde.run.files import save_checkpoint
 
     def held() -> dict[str, int]:
         found = (tmp_path / "checkpoints").glob("best*")
@@ -360,6 +368,22 @@ def test_a_wrapped_network_is_saved_and_resumed_by_plain_names(tmp_path: Path, h
     assert plain is not None
     load(tmp_path / "run", network=network())
     load(tmp_path / "plain", network=wrapped(network())[how])
+
+
+def test_a_checkpoint_under_wrapped_names_goes_on(tmp_path: Path) -> None:
+    """As older versions wrote them."""
+    short, run = replace(CONFIG, steps=3), tmp_path / "run"
+    network = {"network": MLP(dims=3, width=8, blocks=1)}
+    train(tmp_path / "plain", config=short, network=copy.deepcopy(network["network"]))
+    shutil.copytree(tmp_path / "plain", run)
+    newest = newest_checkpoint(run)
+    state = read_json(newest / "state.json")
+    groups = {f.stem: read_tensors(f) for f in newest.glob("*.safetensors")}
+    wrapped_names = {g: {f"_orig_mod.{name}": v for name, v in found.items()} for g, found in groups.items()}
+    save_checkpoint(run, 3, wrapped_names, {"ema_updates": state["ema_updates"]})
+    for folder in ("plain", "run"):
+        train(tmp_path / folder, config=CONFIG, resume=True, network=copy.deepcopy(network["network"]))
+    assert_same(contents(run), contents(tmp_path / "plain"))
 
 
 def test_weights_under_wrapped_names(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_what_people_write_stays() -> None:
     assert one_line("two\nlines\t.") == r"two\nlines\t."
 
 
-def test_the_command_line_shows_no_control_characters(shell: Shell, tmp_path: Path, monkeypatch: object) -> None:
+def test_the_command_line_shows_no_control_characters(shell: Shell) -> None:
     name = f"c{ESC}at\u202e"
     rows = "".join(f"{i}.5,{i % 7},{name if i % 2 else 'dog'}\n" for i in range(40))
     Path("t.csv").write_text(f"a{ESC},b,label\n{rows}", encoding="utf-8")
@@ -34,5 +34,7 @@ def test_the_command_line_shows_no_control_characters(shell: Shell, tmp_path: Pa
     Path("t.csv").write_text(f"a{ESC},b,label\n{rows}1,no{ESC}number,dog\n", encoding="utf-8")
     shell("data inspect t.csv", 3)
     assert "\x1b" not in shell.out + shell.err and "\x07" not in shell.out + shell.err
+    shell(f"info runs/{ESC}", 3)
+    assert r"runs/\x1b[2J" in shell.err and "\x1b" not in shell.err
     shell("train --data t.csv --out r", 3)
     assert "\x1b" not in shell.out + shell.err

@@ -182,9 +182,7 @@ def train_classifier(
     return TrainedClassifier(network, info, data.codec, config, accuracy, len(data.test_labels))
 
 
-def load_classifier(
-    folder: Path, device: torch.device | str = "cpu", *, edited: bool = False
-) -> TrainedClassifier:
+def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited: bool = False) -> TrainedClassifier:
     """Load what :meth:`TrainedClassifier.save` wrote; no code comes from the folder.
 
     Args:

@@ -174,7 +174,7 @@ def living(pid: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError, ValueError):
@@ -376,16 +376,17 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one JSON object as a line: after a line that was cut short as a new one, and whole or not at all."""
     try:
-        if path.exists():
+        if os.path.exists(path):
             regular(path)
-        with path.open("ab+") as file:
+        with path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end:
                 file.seek(end - 1)
             cut = bool(end) and file.read(1) != b"\n"
+            rest = b"\n" * cut + json.dumps(content).encode() + b"\n"
             try:
-                file.write(b"\n" * cut + json.dumps(content).encode() + b"\n")
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
                 with suppress(OSError):
                     os.truncate(path, end)

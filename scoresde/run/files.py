@@ -49,8 +49,8 @@ from ..core.text import one_line
 
 __all__ = [
     "BEFORE", "BEST", "CHOICE", "accept_changes", "bare_names", "checkpoints", "chosen_checkpoint", "clear_start",
-    "fault_of", "find_run", "load_weights", "make_run_folder", "matching", "newest_checkpoint", "read_config",
-    "refuse_taken", "save_best", "save_checkpoint",
+    "drop_older", "fault_of", "find_run", "load_weights", "make_run_folder", "matching", "newest_checkpoint",
+    "read_config", "refuse_taken", "save_best", "save_checkpoint",
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
@@ -234,9 +234,18 @@ def save_checkpoint(
     _write(final, step, tensors, state)
     with atomic(root / "LATEST") as pointer:
         pointer.write_text(final.name + "\n", encoding="utf-8")
-    for old in [*checkpoints(folder)[keep:], *([root / BEFORE] if 0 <= _step(root / BEST) <= step else [])]:
-        shutil.rmtree(old, ignore_errors=True)
+    drop_older(folder, final, keep)
     return final
+
+
+def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
+    """Remove what is not needed once ``checkpoint`` is whole: the older ones but for ``keep`` - 1, and the best before
+    the best.
+    """
+    root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
+    older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
+    for old in [*older[keep - 1 :], *([root / BEFORE] if 0 <= _step(root / BEST) <= number else [])]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
@@ -339,7 +348,10 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
         CheckpointError: If there is none that is whole.
     """
     path = folder / CHOICE
-    if not os.path.isfile(path) or read_object(path).get("used") != "best":
+    told = read_object(path) if os.path.lexists(path) else None
+    if told is not None:
+        check_format(path, told)
+    if told is None or told.get("used") != "best":
         return newest_checkpoint(folder, edited=edited)
     best = folder / "checkpoints" / BEST
     fault = f"{best} is missing" if not best.is_dir() else fault_of(best, edited=edited)

@@ -54,6 +54,7 @@ from ..run.files import (
     accept_changes,
     checkpoints,
     clear_start,
+    drop_older,
     find_run,
     load_weights,
     make_run_folder,
@@ -459,6 +460,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
             f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back", parameter="steps"
         )
     state.load(checkpoint)
+    drop_older(folder, checkpoint)  # as would have been done if it had not ended before
 
 
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:

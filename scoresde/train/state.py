@@ -98,13 +98,19 @@ class TrainState:
             if {name: value.shape for name, value in found.items()} != {n: value.shape for n, value in kept.items()}:
                 raise CheckpointError(f"{checkpoint} has averaged weights of another network")
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
-            self.average.updates = int(state["ema_updates"])
+            updates = state.get("ema_updates")
+            if type(updates) is not int or updates < 0:
+                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates {updates!r}; is it damaged?")
+            self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
+        moments, step = self._moments(checkpoint), int(state["step"])
+        if step and not moments:
+            raise CheckpointError(f"{checkpoint} has no optimiser state")
         self.optimiser.load_state_dict({
-            "state": self._moments(checkpoint), "param_groups": self.optimiser.state_dict()["param_groups"]
+            "state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]
         })  # fmt: skip
-        self.step = int(state["step"])
+        self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
         """The state of the optimiser by the number of the parameter, which is how format 1 wrote it."""
@@ -119,8 +125,6 @@ class TrainState:
             if parameter not in number and not parameter.isdigit():
                 raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which the model has not")
             found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
-        if not found:
-            raise CheckpointError(f"{checkpoint} has no optimiser state")
         return found
 
 

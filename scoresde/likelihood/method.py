@@ -19,6 +19,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.errors import UsageError
 from ..core.noise import Noise
+from ..core.parts import Parts
 from ..core.shapes import as_states, as_tensor, dims
 from ..core.shared import Shared
 from ..model.estimate import Denoiser
@@ -180,7 +181,7 @@ class Likelihood:
     def __call__(
         self, model: Denoiser, x: Tensor, noise: Noise | None, codec: Codec, *, batch: int = 256,
         memory: int | None = None, check: bool = True, watch: Callable[[Scores], object] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, parts: Parts | None = None,
     ) -> Scores: ...  # fmt: skip
 
     def __call__(
@@ -195,6 +196,7 @@ class Likelihood:
         check: bool = True,
         watch: Callable[..., object] | None = None,
         dtype: torch.dtype = torch.float32,
+        parts: Parts | None = None,
     ) -> LogLikelihood | Scores:
         """The log-likelihood of each row: a density in model units, or with ``codec`` a figure in the data's.
 
@@ -210,6 +212,7 @@ class Likelihood:
                 bits per dimension. Its evaluations are not in ``nfe``.
             watch: Called with the result of each batch.
             dtype: In which data are solved; a density is solved in the dtype of ``x``.
+            parts: Where each batch of data is kept as soon as it is scored.
 
         Raises:
             UsageError: If an option cannot be used.
@@ -217,7 +220,7 @@ class Likelihood:
         if codec is not None:
             return score(
                 self, model, codec, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
-                watch=watch,
+                watch=watch, parts=parts,
             )  # fmt: skip
         return log_likelihood(model, x, self, noise=noise, batch=batch, memory=memory, check=check, watch=watch)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..solvers import Solver, Step
 
 __all__ = [
-    "Conditioning",
+    "REQUEST", "Conditioning",
     "Session",
     "SolverChoice",
     "Work",
@@ -438,6 +438,8 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
 
 # ------------------------------------------------------------------------------------------------------------- parts
 
+REQUEST = "request.json"  # what a finished result answers, where its own file does not say it
+
 
 def resume_option() -> Decorator:
     """``--resume``, of a command that keeps parts."""
@@ -479,6 +481,8 @@ class Work:
         """What is kept."""
         if not self.parts.is_dir():
             return f"the result is in {self.folder}"
+        if not self.kept:
+            return f"what was finished is kept in {self.folder}"
         return f"{min(self.kept, self.total):,} of {self.total:,} {self.rows} are kept in {self.folder}"
 
     def done(self) -> None:
@@ -504,8 +508,8 @@ def work_in(
         default: The folder otherwise.
         resume: Whether to go on.
         total, rows: See :class:`Work`.
-        facts: The file that is written when all is done, with the requests.
-        requests: What is asked for, as it is kept in that file; asked if there is a finished result.
+        facts: The file that is written when all is done; the requests are in it, or in ``request.json`` beside it.
+        requests: What is asked for, as it is kept there; called if there is a finished result.
 
     Raises:
         UsageError: If the folder has nothing to go on from and is not empty, or has another result.
@@ -518,6 +522,8 @@ def work_in(
     work = Work(found or first, total, rows)
     if found is not None and not work.parts.is_dir() and (found / facts).is_file():
         stored = read_json(found / facts)
+        if (found / REQUEST).is_file():
+            stored |= read_json(found / REQUEST)
         kept, asked = stored.get("requests"), plain_request({"requests": requests()})["requests"]
         if not isinstance(kept, list) or len(kept) != len(asked):
             raise UsageError(f"{found} has a finished result, which is not of this command; choose another folder",

@@ -13,6 +13,7 @@ import click
 from ..core.errors import NumericalError
 from .command import Fields, option, settings, verb, warned
 from .common import (
+    REQUEST,
     Conditioning,
     Session,
     conditioning,
@@ -84,7 +85,7 @@ def likelihood(
     Several data sets share one figure. Several runs are scored on the same samples, by the split of the first, with the
     same noise, and compared with it sample by sample.
     """
-    from ..core.files import check_kinds
+    from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
     from ..study.report import KINDS, check_comparable, choose, how_told, unfair, write_scores
@@ -156,7 +157,8 @@ def likelihood(
         if n > 1:
             facts["runs"] = [{"run": str(run.folder), "step": run.step} for run in runs]
         failures = [": ".join(filter(None, (s.run, s.name, t))) for s in sets for t in s.scores.model.failures()]
-        files = write_scores(work.folder, sets, {**facts, "failures": failures, "requests": requests()}, kinds)
+        write_json(work.folder / REQUEST, {"failures": failures, "requests": requests()})
+        files = write_scores(work.folder, sets, facts, kinds)
         work.done()
         _report(session, facts, files, [s.scores.depends_on() for s in sets[:n]], failures)
 

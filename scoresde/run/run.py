@@ -298,7 +298,9 @@ class Run:
     def sample_request(self, solver: Solver, **asked: Any) -> dict[str, Any]:
         """What samples depend on, likewise."""
         options = {f"solver.{name}": value for name, value in options_of(solver).items()}
-        return self.request({"solver": name_of(solver, SOLVERS), **options, **asked})
+        name = name_of(solver, SOLVERS)
+        name = name.rpartition(":")[2] if name.startswith("scoresde.") else name
+        return self.request({"solver": name, **options, **asked})
 
     def score_request(self, likelihood: Likelihood, **asked: Any) -> dict[str, Any]:
         """What likelihoods depend on, likewise."""

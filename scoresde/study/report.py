@@ -388,7 +388,7 @@ class Scored:
 
 def how_told(summary: Mapping[str, Any]) -> str:
     """What the figure of a summary depends on, in words, as :meth:`scoresde.Scores.depends_on` has it."""
-    how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)})
+    how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 
 

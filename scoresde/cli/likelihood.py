@@ -13,7 +13,19 @@ import click
 from ..core.errors import NumericalError
 from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
 from .command import Fields, Real, Whole, echo, option, settings, verb, warned
-from .common import Conditioning, Session, conditioning, in_list, out_option, session, set_option, together
+from .common import (
+    REQUEST,
+    Conditioning,
+    Session,
+    conditioning,
+    in_list,
+    out_option,
+    resume_option,
+    session,
+    set_option,
+    together,
+    work_in,
+)
 
 if TYPE_CHECKING:
     from ..likelihood import Likelihood
@@ -63,20 +75,21 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
+@resume_option()
 @session(run=True, first=("device",), several=True)
 def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
-    memory: int | None, condition: Conditioning, save: str, out: Path | None, session: Session,
+    memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
     """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
 
     Several data sets share one figure. Several runs are scored on the same samples, by the split of the first, with the
     same noise, and compared with it sample by sample.
     """
-    from ..core.files import check_kinds, new_folder
+    from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
-    from ..study.report import KINDS, check_comparable, choose, unfair, write_scores
+    from ..study.report import KINDS, check_comparable, choose, how_told, unfair, write_scores
 
     kinds = check_kinds(in_list(save), KINDS)
     runs, seed = session.all_loaded, session.seed
@@ -98,43 +111,69 @@ def likelihood(
         reason = unfair(run, first, part)
         if reason is not None:
             warnings.warn(reason, stacklevel=1)
-        what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
-        session.say(f"scoring {what} under {run.folder}")
-    began = time.monotonic()
-    with (
-        new_folder(out or session.folder / "likelihood") as folder,
-        warnings.catch_warnings(record=True) as caught,
-        Progress(sum(len(part.x) for _, part, _ in asked), "likelihood", quiet=session.quiet) as progress,
-    ):
-        warnings.simplefilter("always")
-        sets = []
-        for run, part, bound in asked:
-            scored = part.scored(
-                bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
-                memory=default_budget(run.device) if memory is None else memory * 2**20,
-                watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
-            )  # fmt: skip
-            sets.append(replace(scored, run=str(run.folder) if len(runs) > 1 else None))
-    for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
-        echo(text, err=True)
-    n = len(runs)
-    summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
-    facts = {
-        "run": str(session.folder), "step": first.step, "sets": summaries,
-        "condition": "labels" if condition.labels else condition.label, "guidance": condition.guidance, "seed": seed,
-        "dtype": session.dtype, "device": str(first.device), "seconds": round(time.monotonic() - began, 2),
-    }  # fmt: skip
-    if n > 1:
-        facts["runs"] = [{"run": str(run.folder), "step": run.step} for run in runs]
-    files = write_scores(folder, sets, facts, kinds)
-    depends = {s.scores.depends_on(): s.run for s in reversed(sets[:n])}
+    n, total = len(runs), sum(len(part.x) for _, part, _ in asked)
+
+    def requests() -> list[dict[str, Any]]:
+        return [
+            {**part.identity, **bound.score_request(how, seed=seed), "strata": strata if elbo else 0, "check": check}
+            for _, part, bound in asked
+        ]
+
+    default = session.folder / "likelihood"
+    with work_in(session, out, default, resume, total, "scores", "likelihood.json", requests) as work:
+        if work.finished is not None:
+            session.say(f"{work.folder} is finished: there is nothing left to do")
+            facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
+            names = [path for kind in (*KINDS, "json") if (path := work.folder / f"likelihood.{kind}").is_file()]
+            how_each = [how_told(found) for found in facts["sets"][:n]]
+            _report(session, facts, names, how_each, work.finished["failures"])
+            return
+        for run, part, _ in asked:
+            what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
+            session.say(f"scoring {what} under {run.folder}")
+        began = time.monotonic()
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            Progress(total, "likelihood", quiet=session.quiet) as progress,
+        ):
+            warnings.simplefilter("always")
+            sets = []
+            for k, (run, part, bound) in enumerate(asked, 1):
+                scored = part.scored(
+                    bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
+                    memory=default_budget(run.device) if memory is None else memory * 2**20,
+                    watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
+                    keep=work.parts / str(k),
+                )  # fmt: skip
+                sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
+        for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
+            echo(text, err=True)
+        summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
+        facts = {
+            "run": str(session.folder), "step": first.step, "sets": summaries,
+            "condition": "labels" if condition.labels else condition.label, "guidance": condition.guidance,
+            "seed": seed, "dtype": session.dtype, "device": str(first.device),
+            "seconds": round(time.monotonic() - began, 2),
+        }  # fmt: skip
+        if n > 1:
+            facts["runs"] = [{"run": str(run.folder), "step": run.step} for run in runs]
+        failures = [": ".join(filter(None, (s.run, s.name, t))) for s in sets for t in s.scores.model.failures()]
+        write_json(work.folder / REQUEST, {"failures": failures, "requests": requests()})
+        files = write_scores(work.folder, sets, facts, kinds)
+        work.done()
+        _report(session, facts, files, [s.scores.depends_on() for s in sets[:n]], failures)
+
+
+def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
+    """Print the result, ``how`` for each run, and say what failed."""
+    sets: list[dict[str, Any]] = facts["sets"]
+    depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        *(_lines(found, len(chosen) > 1) for found in summaries),
+        *(_lines(found, len(sets) > len(how)) for found in sets),
         *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
-        f"{files[0]}  {facts['seconds']:.1f} s  seed {seed}",
+        f"{files[0]}  {facts['seconds']:.1f} s  seed {facts['seed']}",
     )
-    failures = [": ".join(filter(None, (s.run, s.name, line))) for s in sets for line in s.scores.model.failures()]
     if failures:
         raise NumericalError("; ".join(failures))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,12 +18,15 @@ from .common import (
     Conditioning,
     Session,
     SolverChoice,
+    Work,
     conditioning,
     counted,
     in_list,
     out_option,
+    resume_option,
     session,
     solver_options,
+    work_in,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -51,15 +54,16 @@ __all__ = ["sample"]
         help="Files to write: png, npz, csv, gif, path (as arrays).  [default: png,npz, a table's csv]")  # fmt: skip
 @option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Frames of gif and path.")
 @out_option("RUN/samples/SOLVER-seedN")
+@resume_option()
 @session(run=True, first=("seed",))
 def sample(
     solver: SolverChoice, n: int, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
-    condition: Conditioning, save: str | None, frames: int, out: Path | None, session: Session,
+    condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
     built = solver.build()
     run = session.loaded
-    from ..core.files import new_folder
+    from ..core.parts import batch_kept
     from ..core.progress import Progress
     from ..run.samples import kinds_of, write_samples
 
@@ -69,41 +73,73 @@ def sample(
         raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {','.join(kinds)},gif")
     asked = condition.of(run).on(path)
     asked.model  # noqa: B018  # what cannot be bound is said before anything else
-    session.say(f"sampling {n} with {solver.short} from {session.whence}")
-    began = time.monotonic()
+    record = bool({"gif", "path"} & set(kinds))
     # The folder first: a name that cannot be written should not cost the samples.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
-    with new_folder(out or default) as folder, Progress(n, "sample", quiet=session.quiet) as progress:
-        samples = asked.sample(
-            n, built, seed=session.seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
-            watch=counted(progress, batch), record=bool({"gif", "path"} & set(kinds)),
+
+    def request() -> dict[str, Any]:
+        return asked.sample_request(built, seed=session.seed, start=start, denoise=denoise, brownian=brownian)
+
+    with work_in(session, out, default, resume, n, "samples", "samples.json", lambda: [request()]) as work:
+        if work.finished is not None:
+            _again(work, n, session)
+            return
+        session.say(f"sampling {n} with {solver.short} from {session.whence}")
+        began = time.monotonic()
+        with Progress(n, "sample", quiet=session.quiet) as progress:
+            samples = asked.sample(
+                n, built, seed=session.seed, start=start, denoise=denoise, batch=batch, brownian=brownian,
+                watch=counted(progress, batch_kept(work.parts) or batch), record=record, keep=work.parts,
+            )  # fmt: skip
+        solution = samples.solution
+        nfe = solution.nfe.double()
+        facts = {
+            "run": str(session.folder), "step": run.step, "solver": solver.short, "options": options_of(built), "n": n,
+            "seed": session.seed, "start": start, **condition.facts, "denoise": denoise, "brownian": brownian,
+            "path": path,
+            "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
+            "accepted_mean": round(float(solution.accepted.double().mean()), 2),
+            "rejected_mean": round(float(solution.rejected.double().mean()), 2),
+            "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
+        }  # fmt: skip
+        more = {"failures": solution.failures(), "requests": [request()]}  # for another call that finds it finished
+        files = write_samples(
+            work.folder, samples, run.info, {**facts, **more}, kinds, codec=run.codec,
+            frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
+            reference=(lambda: _behind(asked, session)) if run.info.kind == "vector" else None,
         )  # fmt: skip
-    seconds = time.monotonic() - began
-    solution = samples.solution
-    nfe = solution.nfe.double()
-    facts = {
-        "run": str(session.folder), "step": run.step, "solver": solver.short, "options": options_of(built), "n": n,
-        "seed": session.seed, "start": start, **condition.facts, "denoise": denoise, "brownian": brownian,
-        "path": path,
-        "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()),
-        "accepted_mean": round(float(solution.accepted.double().mean()), 2),
-        "rejected_mean": round(float(solution.rejected.double().mean()), 2),
-        "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(seconds, 2),
-    }  # fmt: skip
+        work.done()
+        _report(session, work.folder, facts, files, solution.failures())
+
+
+def _again(work: Work, n: int, session: Session) -> None:
+    """Print the result of a folder that is finished."""
+    assert work.finished is not None
+    facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
+    if facts.get("n") != n:
+        raise UsageError(
+            f"{work.folder} is finished, with its {facts.get('n')} samples; draw more into another folder, from start "
+            f"{facts.get('n')} on",
+            parameter="out",
+        )
+    session.say(f"{work.folder} is finished: there is nothing left to do")
+    names = ("grid.png", "samples.png", "samples.gif", "samples.npz", "samples.csv", "path.npz")
+    files = [path for name in names if (path := work.folder / name).is_file()]
+    _report(session, work.folder, facts, files, work.finished["failures"])
+
+
+def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[Path], failures: list[str]) -> None:
+    """Print the result, and say what failed."""
     # Other people's integrators do not tell how many steps they took.
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
-    files = write_samples(
-        folder, samples, run.info, facts, kinds, codec=run.codec,
-        frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
-        reference=(lambda: _behind(asked, session)) if run.info.kind == "vector" else None,
-    )  # fmt: skip
+    steps = steps if facts["accepted_mean"] else ""
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        f"{files[0] if files else folder}  {n} samples  NFE mean {facts['nfe_mean']:g} max {facts['nfe_max']}  "
-        f"{steps if facts['accepted_mean'] else ''}{seconds:.1f} s  seed {session.seed}",
+        f"{files[0] if files else folder}  {facts['n']} samples  NFE mean {facts['nfe_mean']:g} "
+        f"max {facts['nfe_max']}  {steps}{facts['seconds']:.1f} s  seed {facts['seed']}",
     )
-    if solution.failures():
-        raise NumericalError("; ".join(solution.failures()) + f". The others are in {folder}.")
+    if failures:
+        raise NumericalError("; ".join(failures) + f". The others are in {folder}.")
 
 
 def _behind(run: Run, session: Session) -> Tensor | None:

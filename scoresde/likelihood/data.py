@@ -16,9 +16,10 @@ same along the path, so that the noise is nearly common and drops out; an exact 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch import Tensor
 from ..codec import Codec, Levels, as_affine
 from ..core.errors import UsageError
 from ..core.noise import Noise
+from ..core.parts import Packed, Parts
 from ..model.estimate import Denoiser
 from .dequantise import log_mean_exp, start_time, truncated_normal
 from .result import ALLOWED, LogLikelihood, bits_per_dim
@@ -114,6 +116,22 @@ class Scores:
         errors = (self.stderr_probes / self.nats_per_unit)[self.model.ok]
         return float(errors.double().square().mean().sqrt())
 
+    def pack(self) -> Packed:
+        """What was found as tensors by name, with the scale; all but ``how``, for :meth:`unpack`."""
+        own = {name: getattr(self, name) for name in ("log_prob", "bits_per_dim", "stderr_probes", "dims")}
+        solved = {f"model.{f.name}": getattr(self.model, f.name) for f in fields(self.model)}
+        return {k: v for k, v in {**own, **solved}.items() if v is not None}, {"scale": self.scale}
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], how: Likelihood, device: torch.device
+    ) -> Scores:
+        """What :meth:`pack` took apart."""
+        found = {name: value.to(device) for name, value in tensors.items()}
+        model = LogLikelihood(**{k.partition(".")[2]: found.pop(k) for k in list(found) if k.startswith("model.")})
+        found.setdefault("bits_per_dim", None)  # type: ignore[arg-type]
+        return cls(**found, model=model, how=how, scale=float(facts["scale"]))
+
 
 def join(pieces: Sequence[Scores]) -> Scores:
     """Put the scores of a data set that was scored in parts together again."""
@@ -152,6 +170,7 @@ def score(
     memory: int | None = None,
     check: bool = True,
     watch: Callable[[Scores], object] | None = None,
+    parts: Parts | None = None,
 ) -> Scores:
     """Score data, batch by batch.
 
@@ -166,6 +185,7 @@ def score(
         memory: Budget in bytes that may lower ``batch`` further.
         check: Check the convergence of the first draw, on samples from all over the data.
         watch: Called with the scores of each batch.
+        parts: Where each batch is kept as soon as it is scored, and is read from if it is there.
 
     Raises:
         UsageError: If an option cannot be used.
@@ -181,9 +201,15 @@ def score(
     everyone = torch.arange(len(x), device=noise.indices.device)
     first = states(everyone[:1], 0)[0]
     batch = how.batch_within(memory, model.rows(everyone[:1]), first, batch)
+    batch = batch if parts is None else parts.batch(batch)
     pieces = []
+
+    def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Scores:
+        return Scores.unpack(tensors, facts, how, everyone.device)
+
     for rows in torch.split(everyone, batch):
-        pieces.append(_piece(how, states, rows, batch))
+        solve = partial(_piece, how, states, rows, batch)
+        pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Scores.pack, unpack))
         if watch is not None:
             watch(pieces[-1])
     found = join(pieces)

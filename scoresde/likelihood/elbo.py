@@ -32,7 +32,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, TIME, checked, enough_memory
 from ..core.noise import Noise
+from ..core.parts import Packed
 from ..core.shapes import as_states, dims, expand, sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from .problem import Problem
@@ -79,6 +80,15 @@ class Elbo:
     def log_prob(self) -> Tensor:
         """The bound itself, ``(B,)``: minus the sum of the terms, at most ``log p`` of the SDE model."""
         return -(self.prior + self.diffusion + self.reconstruction)
+
+    def pack(self) -> Packed:
+        """The terms by name, with whose they are, for :meth:`unpack`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "whose"}, {"whose": self.whose}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> Elbo:
+        """What :meth:`pack` took apart."""
+        return cls(**{name: value.to(device) for name, value in tensors.items()}, whose=str(facts["whose"]))
 
     @classmethod
     def join(cls, pieces: Sequence[Elbo]) -> Elbo:

@@ -21,6 +21,7 @@ from ..codec import Codec
 from ..core.errors import UsageError
 from ..core.limits import EVALUATIONS, STEPS, TIME, Checked, Range, ranges
 from ..core.noise import Noise
+from ..core.parts import Parts
 from ..core.shapes import as_states, as_tensor, dims
 from ..core.shared import Shared
 from ..model.estimate import Denoiser
@@ -187,7 +188,7 @@ class Likelihood(Checked):
     def __call__(
         self, model: Denoiser, x: Tensor, noise: Noise | None, codec: Codec, *, batch: int = 256,
         memory: int | None = None, check: bool = True, watch: Callable[[Scores], object] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, parts: Parts | None = None,
     ) -> Scores: ...  # fmt: skip
 
     def __call__(
@@ -202,6 +203,7 @@ class Likelihood(Checked):
         check: bool = True,
         watch: Callable[..., object] | None = None,
         dtype: torch.dtype = torch.float32,
+        parts: Parts | None = None,
     ) -> LogLikelihood | Scores:
         """The log-likelihood of each row: a density in model units, or with ``codec`` a figure in the data's.
 
@@ -217,6 +219,7 @@ class Likelihood(Checked):
                 bits per dimension. Its evaluations are not in ``nfe``.
             watch: Called with the result of each batch.
             dtype: In which data are solved; a density is solved in the dtype of ``x``.
+            parts: Where each batch of data is kept as soon as it is scored.
 
         Raises:
             UsageError: If an option cannot be used.
@@ -224,7 +227,7 @@ class Likelihood(Checked):
         if codec is not None:
             return score(
                 self, model, codec, as_tensor(x), noise, dtype=dtype, batch=batch, memory=memory, check=check,
-                watch=watch,
+                watch=watch, parts=parts,
             )  # fmt: skip
         return log_likelihood(model, x, self, noise=noise, batch=batch, memory=memory, check=check, watch=watch)
 

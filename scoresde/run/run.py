@@ -11,13 +11,15 @@ guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -29,7 +31,8 @@ from ..core.errors import CheckpointError, DataError, UsageError
 from ..core.files import read_object, read_tensors
 from ..core.limits import COUNT, FRAMES, SCALE, SEED, STEPS, TIME, WHOLE, checked, enough_memory
 from ..core.noise import Noise
-from ..core.registry import build, closest, resolve
+from ..core.parts import Parts, digest, plain_request
+from ..core.registry import build, closest, name_of, options_of, resolve
 from ..core.shapes import as_tensor
 from ..core.tables import SDES, SOLVERS
 from ..data import DataInfo, Dataset
@@ -300,6 +303,49 @@ class Run:
             self.condition.expand(count)  # which refuses another number of rows
         return self.model
 
+    # ------------------------------------------------------------------------------------------------------- keeping
+
+    def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What results depend on, as plain JSON values: what is ``asked`` of the model, the model, and what is bound.
+
+        What is bound for each row is no part of it.
+        """
+        known = self.condition
+        one = None if known is None or len(known) > 1 else digest(*_tensors(known))
+        label = None if known is None or one is None or known.label is None else known.label.tolist()
+        made_of = repr(self.base) if self.spec is None else json.dumps(self.spec.to_dict(), sort_keys=True)
+        facts = {
+            "step": self.step, "model": digest(made_of, repr(self.codec)), "weights": digest(*_tensors(self.base)),
+            "label": label, "condition": one, "guidance": self.scale, "path": None if self.path is None else self.path,
+            "dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type,
+        }  # fmt: skip
+        return plain_request({**facts, **asked})
+
+    def sample_request(self, solver: Solver, **asked: Any) -> dict[str, Any]:
+        """What samples depend on, likewise."""
+        options = {f"solver.{name}": value for name, value in options_of(solver).items()}
+        name = name_of(solver, SOLVERS)
+        name = name.rpartition(":")[2] if name.startswith("scoresde.") else name
+        return self.request({"solver": name, **options, **asked})
+
+    def score_request(self, likelihood: Likelihood, **asked: Any) -> dict[str, Any]:
+        """What likelihoods depend on, likewise."""
+        return self.request({**asdict(likelihood), **asked})
+
+    def _known_of(self, index: Tensor) -> list[Tensor]:
+        """What is bound for some rows, int64 ``(b,)``, if it is bound for each."""
+        return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
+
+    def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
+        """Where the results of data ``x``, shape ``(n, *event)``, are kept."""
+        if keep is None:
+            return None
+
+        def inputs(index: Tensor) -> list[Tensor]:
+            return [x[(index - start).cpu()], *self._known_of(index - start)]
+
+        return Parts(Path(keep), asked, inputs)
+
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
@@ -353,6 +399,7 @@ class Run:
         batch: int = 256,
         watch: Watch | None = None,
         record: bool = False,
+        keep: str | Path | None = None,
     ) -> Samples:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
@@ -365,9 +412,11 @@ class Run:
             batch: Samples solved at once.
             watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
             record: Keep every step, for :meth:`frames`.
+            keep: A folder in which each batch is kept as soon as it is solved (:mod:`scoresde.core.parts`). What is
+                there already is not solved again; who has the samples may remove it.
 
         Raises:
-            UsageError: If an option cannot be used.
+            UsageError: If an option cannot be used, or other samples are kept in the folder.
         """
         # the state, the answer of the model at the end, and the samples in data units
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
@@ -378,6 +427,10 @@ class Run:
         model = self._bound(n)
         if not self.told:
             warn_of_prior(model.domain, self.info, self._spread)
+        parts = None
+        if keep is not None:
+            asked = self.sample_request(built, seed=seed, start=start, denoise=denoise, brownian=brownian)
+            parts = Parts(Path(keep), {**asked, "record": record}, lambda index: self._known_of(index - start))
         solution = sample(
             model,
             built,
@@ -388,6 +441,7 @@ class Run:
             dtype=self.dtype,
             watch=watch,
             record=record,
+            parts=parts,
         )
         return Samples(self.to_data(solution.x), solution)
 
@@ -424,6 +478,7 @@ class Run:
         memory: int | None = None,
         check: bool = True,
         watch: Callable[[Scores], object] | None = None,
+        keep: str | Path | None = None,
     ) -> Scores:
         """Score data by the probability flow.
 
@@ -432,17 +487,20 @@ class Run:
             likelihood: How (default: ``Likelihood()``).
             seed, start: Addresses of the draws (dequantisation and probes).
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+            keep: A folder in which each batch is kept, as in :meth:`sample`.
 
         Raises:
             DataError: For what :meth:`checked` refuses.
+            UsageError: If other scores are kept in the folder.
         """
         how = likelihood or Likelihood()
         x = self.checked(x, dequantise=how.dequantisation != "none")
         warn_of_units(x, self.codec, self.info)
         noise = Noise.of(len(x), seed, start, self.device)
+        parts = self._parts_of(x, keep, self.score_request(how, seed=seed, start=start), start)
         return how(
             self._bound(len(x)), x, noise, self.codec, batch=batch, memory=memory, check=check, watch=watch,
-            dtype=self.dtype,
+            dtype=self.dtype, parts=parts,
         )  # fmt: skip
 
     @checked(strata=STEPS, draws=STEPS, t_min=TIME, seed=SEED, start=WHOLE, batch=COUNT)
@@ -457,6 +515,7 @@ class Run:
         seed: int = 0,
         start: int = 0,
         batch: int = 256,
+        keep: str | Path | None = None,
     ) -> Elbo:
         """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
 
@@ -473,9 +532,11 @@ class Run:
             strata, draws, t_min: See :func:`scoresde.elbo`; without a meaning for a chain.
             batch: States evaluated at once.
             seed, start: Addresses of the draws.
+            keep: A folder in which the bounds of each ``batch`` of samples are kept, as in :meth:`sample`.
 
         Raises:
             DataError: For what :meth:`checked` refuses.
+            UsageError: If other bounds are kept in the folder.
         """
         x = self.checked(x, dequantise=dequantise)
         warn_of_units(x, self.codec, self.info)
@@ -487,15 +548,26 @@ class Run:
         if log_det is None:
             raise UsageError(f"the data go through {self.codec}, which has no log-determinant, and so no bound")
         encoded, model = self.to_model(x, u), self._bound(len(x))
-        if model.domain.nodes is None:
-            terms = elbo(model, encoded, strata=strata, draws=draws, t_min=t_min, noise=noise, batch=batch)
-        else:
-            pieces = []
-            for rows in torch.split(torch.arange(len(x), device=self.device), batch):
-                chain = bound(model.rows(rows), encoded[rows], noise.rows(rows))
-                nan = torch.full_like(chain.prior, torch.nan)
-                pieces.append(Elbo(chain.prior, chain.steps, chain.data, nan, chain.nfe, whose(model, "chain")))
-            terms = Elbo.join(pieces)
+        asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
+        parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
+        batch = batch if parts is None else parts.batch(batch)
+
+        def solved(rows: Tensor) -> Elbo:
+            own = (model.rows(rows), encoded[rows])
+            if model.domain.nodes is None:
+                return elbo(*own, strata=strata, draws=draws, t_min=t_min, noise=noise.rows(rows), batch=batch)
+            chain = bound(*own, noise.rows(rows))
+            nan = torch.full_like(chain.prior, torch.nan)
+            return Elbo(chain.prior, chain.steps, chain.data, nan, chain.nfe, whose(model, "chain"))
+
+        def unpack(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Elbo:
+            return Elbo.unpack(tensors, facts, self.device)
+
+        pieces = []
+        for rows in torch.split(torch.arange(len(x), device=self.device), max(1, batch)):
+            solve = partial(solved, rows)
+            pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Elbo.pack, unpack))
+        terms = Elbo.join(pieces)
         # -log p(x) = -log p(m) - log_det: part of the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)
 
@@ -533,6 +605,15 @@ class Run:
                 f"[{info.low:g}, {info.high:g}]; it gives no probability to others"
             )
         return x
+
+
+def _tensors(thing: object) -> list[Tensor]:
+    """All tensors of a model, a condition, or whatever else is made of fields, in one order."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if isinstance(thing, nn.Module):
+        return list(thing.state_dict().values())
+    return [t for f in fields(thing) for t in _tensors(getattr(thing, f.name))] if is_dataclass(thing) else []
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

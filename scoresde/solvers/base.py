@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -22,9 +23,11 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import COUNT, STEPS, Checked, check_number, checked, enough_memory, ranges
 from ..core.noise import Noise
+from ..core.parts import Packed, Parts
 from ..core.shapes import sum_flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
 from ..ode.integrate import FAILED_NONFINITE, OK, blamed, failures
+from ..sde.base import SDE
 from ..sde.grids import GivenGrid, Grid, as_grid, make_grid
 from .trajectory import Step, Trajectory
 
@@ -64,6 +67,19 @@ class Solution:
     def failures(self) -> list[str]:
         """One line for each kind of failure: how many rows, which, and why."""
         return failures(self.status)
+
+    def pack(self) -> Packed:
+        """All of it as tensors by name, for :meth:`unpack`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
+        recorded = {} if self.trajectory is None else self.trajectory.pack()
+        return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
+        """What :meth:`pack` took apart, of a solution on the path ``sde``."""
+        own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
+        recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
+        return cls(**own, trajectory=Trajectory.unpack(sde, recorded) if recorded else None)
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
@@ -245,6 +261,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     watch: Watch | None = None,
     record: bool = False,
+    parts: Parts | None = None,
 ) -> Solution:
     """Draw samples: prior, solver, and a last noise-free step.
 
@@ -261,6 +278,7 @@ def sample(
         dtype: Of the state.
         watch: Called after each step of each batch, with rows numbered as in the whole set.
         record: Keep every step, as ``solution.trajectory``.
+        parts: Where each chunk is kept as soon as it is solved, and is read from if it is there.
 
     Returns:
         The samples in model units, with their statistics.
@@ -271,8 +289,8 @@ def sample(
     states = getattr(solver, "steps", 1) if record else 2
     size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
-    pieces = []
-    for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
+
+    def solved(index: Tensor) -> Solution:
         rows, draws = model.rows(index), noise.rows(index)
         x = model.domain.sde.prior.sample(draws, shape, dtype)
         piece = solver(rows, x, t0=high, t1=low, noise=draws, watch=_numbered(watch, index), record=record)
@@ -285,7 +303,16 @@ def sample(
             if piece.trajectory is not None:
                 piece.trajectory.finish(x0)
             piece = replace(piece, x=x0, nfe=piece.nfe + last.calls, status=status)
-        pieces.append(piece)
+        return piece
+
+    def unpack(tensors: Mapping[str, Tensor], _: object) -> Solution:
+        return Solution.unpack(tensors, model.domain.sde, device)
+
+    pieces = []
+    batch = batch if parts is None else parts.batch(batch)
+    for index in torch.split(torch.arange(len(noise.indices), device=device), batch):
+        solve = partial(solved, index)
+        pieces.append(solve() if parts is None else parts.piece(noise.indices[index], solve, Solution.pack, unpack))
     return Solution.join(pieces)
 
 

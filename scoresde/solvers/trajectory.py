@@ -7,7 +7,8 @@ cubic Hermite polynomial if the solver knows the slopes dy/dr, by a straight lin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,30 @@ class Trajectory:
         if all(p._final is not None for p in pieces):
             joined._final = torch.cat([p._final for p in pieces if p._final is not None])
         return joined
+
+    def pack(self) -> dict[str, Tensor]:
+        """The recording as tensors, for :meth:`unpack`: the rows one after the other."""
+        times, states, slopes = ([value for row in self._rows for value in row[k]] for k in range(3))
+        found = {
+            "counts": torch.tensor([len(row[0]) for row in self._rows]),
+            "t": torch.tensor(times, dtype=torch.float64),
+            "x": torch.stack(states),  # type: ignore[arg-type]
+            "sloped": torch.tensor([slope is not None for slope in slopes]),
+        }
+        known = [slope for slope in slopes if isinstance(slope, Tensor)]
+        found |= {"slope": torch.stack(known)} if known else {}
+        return found if self._final is None else {**found, "final": self._final}
+
+    @classmethod
+    def unpack(cls, sde: SDE, found: Mapping[str, Tensor]) -> Trajectory:
+        """What :meth:`pack` took apart."""
+        known = iter(found.get("slope", ()))
+        slopes = [next(known) if sloped else None for sloped in found["sloped"].tolist()]
+        times, states = found["t"].tolist(), list(found["x"])
+        ends = [0, *found["counts"].cumsum(0).tolist()]
+        made = cls(sde, [(times[a:b], states[a:b], slopes[a:b]) for a, b in itertools.pairwise(ends)])
+        made._final = found.get("final")
+        return made
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -26,7 +26,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from ..codec import to_dict
 from ..core.errors import DataError, UsageError
 from ..core.files import write_arrays, write_csv, write_json
 from ..core.optional import optional
+from ..core.parts import digest
 from ..core.shared import silence
 from ..core.text import one_line
 from ..likelihood import Elbo, Likelihood, Scores
@@ -46,7 +47,8 @@ from ..metrics.ranks import share_above
 from ..run.run import Run
 
 __all__ = [
-    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "paired", "trained_on", "unfair", "write_scores",
+    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "how_told", "paired", "trained_on", "unfair",
+    "write_scores",
 ]  # fmt: skip
 
 KINDS = ("png", "csv", "npz")
@@ -72,6 +74,15 @@ class Chosen:
     x: Tensor
     label: Tensor | None
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which samples these are, plain JSON values."""
+        labels = () if self.label is None else (self.label,)
+        return {
+            "data": self.name, "split": self.split, "n": len(self.x), "of": self.total,
+            "rows": digest(self.index, self.x, *labels),
+        }  # fmt: skip
+
     def scored(
         self,
         run: Run,
@@ -83,6 +94,7 @@ class Chosen:
         memory: int | None = None,
         check: bool = True,
         watch: Callable[[Scores], object] | None = None,
+        keep: Path | None = None,
     ) -> Scored:
         """Score them.
 
@@ -92,19 +104,23 @@ class Chosen:
             seed: Of the draws.
             strata: Evaluations of the variational bound in a draw; 0 for no bound.
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+            keep: A folder in which each batch is kept as soon as it is scored, and the bounds in one inside it.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
         if strata:
             dequantise = likelihood.dequantisation != "none"
             bound = run.elbo(
-                self.x, strata=strata, dequantise=dequantise, t_min=likelihood.t_min, seed=seed, batch=batch
-            )
+                self.x, strata=strata, dequantise=dequantise, t_min=likelihood.t_min, seed=seed, batch=batch,
+                keep=None if keep is None else keep / "elbo",
+            )  # fmt: skip
         if domain.nodes is not None:
             begins = float(domain.nodes[0])
         elif begins is None:
             begins = domain.interval("likelihood")[0]
-        scores = run.log_likelihood(self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch)
+        scores = run.log_likelihood(
+            self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch, keep=keep
+        )
         return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
 
 
@@ -369,6 +385,12 @@ class Scored:
             "dequantisation": "none" if self.scores.bits_per_dim is None else "uniform", "t_min": self.bound_t_min,
             "steps": [_number(v) for v in steps.tolist()],
         }  # fmt: skip
+
+
+def how_told(summary: Mapping[str, Any]) -> str:
+    """What the figure of a summary depends on, in words, as :meth:`scoresde.Scores.depends_on` has it."""
+    how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
+    return f"{how}, data scale {summary['scale']:g}"
 
 
 def _solved(scored: Scored) -> Tensor:

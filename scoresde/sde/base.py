@@ -81,6 +81,8 @@ class SDE(ABC):
         t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
         t_sample: Where sampling stops (default: ``t_min``).
         data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
+        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, no step in t can be chosen by its
+            error, which solvers in the clock of the straight frame do not mind.
 
     Example:
         >>> import math
@@ -99,6 +101,7 @@ class SDE(ABC):
     t_max: float = 1.0
     t_sample: float | None = None
     data_scale: float = 1.0
+    smooth: bool = True
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:

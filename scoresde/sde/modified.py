@@ -49,7 +49,7 @@ class Shifted(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.shift < math.inf:
             raise UsageError(f"shift is {self.shift}; the factor on sigma/alpha is a number above 0, such as 3")
-        for name in ("t_min", "t_max", "t_sample"):
+        for name in ("t_min", "t_max", "t_sample", "smooth"):
             object.__setattr__(self, name, getattr(self.path, name))
         super().__post_init__()
 
@@ -126,6 +126,10 @@ class Stretch(SDE):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self.path.size(alpha, sigma)
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        return self.path.smooth
 
     @property
     def prior_std(self) -> float:

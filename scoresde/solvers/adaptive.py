@@ -37,6 +37,7 @@ from ..ode.integrate import (
     check_tolerances,
     coarse,
 )
+from ..sde.base import SDE
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
 from .stochastic import drift, drift_weights
@@ -75,6 +76,9 @@ class AdaptiveSDE(Solver):
         if not self.first > 0:
             raise UsageError(f"first is {self.first}; the first step must be > 0", parameter="first")
         check_level(self.level, self.eta)
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         tally = Tally(x)

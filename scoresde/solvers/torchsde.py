@@ -16,6 +16,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.shapes import expand, flat, time_dtype
 from ..model.estimate import Counted, Denoiser, Tally
+from ..sde.base import SDE
 from ..sde.grids import make_grid
 from ..solvers.base import Solution, Solver, Watch, fixed_solution
 from ..solvers.level import auto_level
@@ -50,6 +51,9 @@ class TorchSDE(Solver):
             raise UsageError(f"torchsde's method {self.method!r} cannot be used; choose from: {', '.join(known)}")
         if not self.eta > 0:
             raise UsageError(f"eta is {self.eta}; it must be > 0 (the solver ode has no noise)")
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         import torchsde

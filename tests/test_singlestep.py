@@ -10,7 +10,7 @@ import torch
 from models import ALL, normals, ring, watched
 from torch import Tensor
 
-from scoresde import SubVPSDE, VPSDE, FlowMatching, RungeKutta
+from scoresde import VPSDE, FlowMatching, RungeKutta, SubVPSDE
 from scoresde.core.errors import UsageError
 from scoresde.core.registry import resolve
 from scoresde.core.tables import SOLVERS

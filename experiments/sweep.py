@@ -771,7 +771,10 @@ def main() -> None:
     found, raised, took, began = [], [], [], time.perf_counter()
     for index in range(args.first, args.first + args.cases):
         at = time.perf_counter()
-        case, verdict, why = attempt(args.seed, index)
+        try:
+            case, verdict, why = attempt(args.seed, index)
+        except KeyboardInterrupt:  # and then of those that are done
+            break
         took.append((time.perf_counter() - at, index))
         if verdict is None:
             raised.append((index, case, why))
@@ -782,7 +785,7 @@ def main() -> None:
     report(found, raised)
     wrong = [c.index for c, v in found if v.worst > 1]
     slow = ", ".join(f"{index} ({seconds:.0f} s)" for seconds, index in sorted(took)[-5:])
-    print(f"\n{args.cases} cases of seed {args.seed} in {time.perf_counter() - began:.0f} s, the slowest {slow}")
+    print(f"\n{len(took)} cases of seed {args.seed} in {time.perf_counter() - began:.0f} s, the slowest {slow}")
     print(f"{len(wrong)} violations: {wrong}; {sum(w.startswith('EXC') for *_, w in raised)} exceptions")
     print(f"late: {[c.index for c, v in found if v.doublings and v.worst <= 1]}")
 

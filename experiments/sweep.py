@@ -21,7 +21,9 @@ tolerances. Engines with one norm for the batch get the root of the number of ro
 
 *Fixed steps*: 10 times the error that the next halving predicts,  |x_N - x_2N| 2^p/(2^p - 1),  p the order. With too
 few steps neither N nor 2N says anything: where it fails the steps are doubled on, up to 32 times; if the prediction
-then holds the row is *late*, else it is a violation. The order seen is the median of log2(error N/error 2N).
+then holds the row is *late*, else it is a violation. A row next to a border may stay in the wrong mode at N and 2N
+alike: it is allowed what the flow makes, by the same lambda, of the median row's allowance. The order seen is the median
+of log2(error N/error 2N).
 
 *Stochastic solvers* on Gaussians along the axes, where each step is affine in the state and the noise. A batch of
 impulses (one row for the start, one for each draw) gives the exact mean and spread of the samples without any chance,
@@ -517,8 +519,10 @@ class Case:
         if not len(bad):
             return allowed
         phi, sizes, states = Flow(flow.law, flow.x[bad], flow.here, flow.there).adjoint(off[bad])
-        allowed = allowed.copy()
-        if on_the_way is not None:
+        allowed, typical = allowed.copy(), np.median(allowed)
+        if on_the_way is None:
+            allowed[bad] = np.maximum(allowed[bad], sizes.max(0) * typical)
+        else:
             allowed[bad] = (sizes * on_the_way(states, np.array([self.frame(p) for p in phi])[:, None])).max(0)
         allowed[bad] += ROUNDING[self.dtype] * (sizes * np.linalg.norm(states, axis=2)).max(0)
         return allowed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,11 +25,22 @@ from models import (
 from scipy.special import ndtri
 from solving import FOUR_AND_COSINE
 
-from scoresde import EDM, VPSDE, GaussianMixture, Guided, Noise, ScoreModel
+from scoresde import DDPM, EDM, SDE, SMLD, VPSDE, GaussianMixture, Guided, Noise, ScoreModel, Shifted
 from scoresde.core.errors import UsageError
 from scoresde.nn import MLP
 from scoresde.ode.integrate import FAILED_NONFINITE, OK
-from scoresde.solvers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, RungeKutta, sample
+from scoresde.solvers import (
+    DDIM,
+    AdaptiveSDE,
+    Ancestral,
+    EulerMaruyama,
+    MultistepSDE,
+    PredictorCorrector,
+    ProbabilityFlow,
+    RungeKutta,
+    StochasticHeun,
+    sample,
+)
 
 SOLVERS = [ProbabilityFlow(), RungeKutta(), EulerMaruyama(steps=20), PredictorCorrector(steps=20)]
 
@@ -187,6 +198,51 @@ def test_refusals_come_before_the_first_call():
     with pytest.raises(UsageError, match="steps"):
         RungeKutta(steps=0)(model, x)
     assert not model.times
+
+
+@pytest.mark.parametrize("path", [DDPM(100), Shifted(DDPM(100), 2.0)], ids=["ddpm", "shifted"])
+def test_no_error_is_told_by_steps_in_a_time_at_which_the_velocity_jumps(path):
+    # Before this was refused, rows that were marked ok were thousands of tolerances off at rtol 1e-7.
+    model, z = gaussian(path), normals(4, 4)
+    with pytest.raises(UsageError, match=r"jumps at each of its nodes.*frame straight") as caught:
+        ProbabilityFlow(1e-7, frame="t")(model, z)
+    assert (caught.value.parameter, caught.value.value) == ("frame", "straight")
+    exact = gaussian_flow(model, z, path.t_max, path.t_min)
+    assert float((ProbabilityFlow(1e-7)(model, z).x - exact).abs().max()) < 1e-6
+    smooth = SMLD(100, 0.1, 10.0)  # whose levels lie on one exponential
+    assert bool(ProbabilityFlow(1e-5, frame="t")(gaussian(smooth), 10 * z).ok.all())
+
+
+@dataclass(frozen=True)
+class Root(SDE):
+    """A path whose alpha' is infinite at t = 1."""
+
+    def alpha(self, t):
+        return (1 - t) ** 0.5
+
+    def sigma(self, t):
+        return t
+
+
+NEED_RATES = [
+    EulerMaruyama(20), StochasticHeun(20), AdaptiveSDE(0.1), RungeKutta(20, "heun", "t"), ProbabilityFlow(frame="t"),
+    PredictorCorrector(20), PredictorCorrector(20, "em"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", NEED_RATES, ids=lambda s: type(s).__name__)
+def test_an_infinite_rate_is_laid_to_the_path_not_to_the_model(solver):
+    model = watched(gaussian(Root()))
+    with pytest.raises(UsageError, match="rates alpha' and sigma' of Root, which are -inf and 1 at t = 1") as caught:
+        solver(model, normals(4, 4))
+    assert not model.times
+    assert caught.value.value == ("sde" if solver.stochastic else "ddim")
+
+
+@pytest.mark.parametrize("solver", [RungeKutta(20), ProbabilityFlow(), DDIM(20), MultistepSDE(20), Ancestral(20)])
+def test_solvers_without_rates_take_an_infinite_one(solver):
+    solved = solver(gaussian(Root()), normals(4, 4))
+    assert bool(solved.ok.all()) and float((solved.x - 0.3).abs().max()) < 3
 
 
 def test_denoising_is_tweedie():

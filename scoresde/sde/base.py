@@ -89,6 +89,8 @@ class SDE(Checked, ABC):
         data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
         more_noise: The field that says how much noise there is at the end, and a value with enough of it, for advice
             (:mod:`scoresde.sde.reach`).
+        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, no step in t can be chosen by its
+            error, which solvers in the clock of the straight frame do not mind.
 
     Example:
         >>> import math
@@ -108,6 +110,7 @@ class SDE(Checked, ABC):
     t_sample: float | None = None
     data_scale: float = 1.0
     more_noise: ClassVar[tuple[str, object] | None] = None
+    smooth: bool = True
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:

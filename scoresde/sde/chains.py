@@ -116,6 +116,8 @@ class DDPM(_Chain):
             raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); leave them out")
         super().__post_init__()
 
+    smooth = False  # log alpha bends at each node
+
     def check(self) -> None:
         """Check the betas, then the path (see :meth:`SDE.check <scoresde.SDE.check>`).
 

@@ -52,7 +52,7 @@ class Shifted(SDE):
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        for name in ("t_min", "t_max", "t_sample"):
+        for name in ("t_min", "t_max", "t_sample", "smooth"):
             object.__setattr__(self, name, getattr(self.path, name))
         super().__post_init__()
 
@@ -131,6 +131,10 @@ class Stretch(SDE):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self.path.size(alpha, sigma)
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        return self.path.smooth
 
     @property
     def prior_std(self) -> float:

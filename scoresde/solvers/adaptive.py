@@ -37,6 +37,7 @@ from ..ode.integrate import (
     check_tolerances,
     coarse,
 )
+from ..sde.base import SDE
 from .base import Solution, Solver, Watch
 from .level import Level, check_level, level_of
 from .stochastic import drift, drift_weights
@@ -76,6 +77,9 @@ class AdaptiveSDE(Solver):
         super().__post_init__()
         check_tolerances(self.rtol, self.atol)
         check_level(self.level, self.eta)
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         tally = Tally(x)

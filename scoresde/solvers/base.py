@@ -111,6 +111,24 @@ class Solver(Checked, ABC):
         """This solver with so many steps as ``nfe`` evaluations pay for; ``None`` if it cannot be told so."""
         return None
 
+    def uses_rates(self, sde: SDE) -> bool:
+        """Whether the first step needs ``alpha'`` and ``sigma'``, which may be infinite at an end of a path."""
+        return False
+
+    def _check_rates(self, sde: SDE, t0: float) -> None:
+        if not self.uses_rates(sde):
+            return
+        rates = [float(rate) for rate in sde.rates(torch.tensor(t0, dtype=torch.float64))]
+        if not all(math.isfinite(rate) for rate in rates):
+            raise UsageError(
+                f"{type(self).__name__} starts with the rates alpha' and sigma' of {type(sde).__name__}, which are "
+                f"{rates[0]:g} and {rates[1]:g} at t = {t0:g}; use "
+                + ("the solver sde or ancestral" if self.stochastic else "the frame straight, or the solver ddim")
+                + ", which need none",
+                parameter="solver",
+                value="sde" if self.stochastic else "ddim",
+            )
+
     def __call__(
         self,
         model: Denoiser,
@@ -155,6 +173,7 @@ class Solver(Checked, ABC):
             raise UsageError(f"{name} goes from noise to data, t0 > t1; got t0 = {t0}, t1 = {t1}")
         if not x.is_floating_point():
             raise UsageError(f"{name}: the state must be floating point, got {x.dtype}")
+        self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
             raise UsageError(f"{name}: the noise is on {noise.indices.device}, the state on {x.device}")

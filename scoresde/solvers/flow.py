@@ -121,12 +121,24 @@ class ProbabilityFlow(Solver):
             raise UsageError(f"unknown Runge-Kutta method {self.method!r}; choose from: {', '.join(TABLEAUS)}")
         _frame(self.frame, ("straight", "t"))
 
+    def uses_rates(self, sde: SDE) -> bool:
+        return self.frame == "t"
+
     @property
     def _atol(self) -> float:
         return self.rtol if self.atol is None else self.atol
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         sde, frame = model.domain.sde, FRAMES[self.frame]
+        if self.frame == "t" and not sde.smooth:
+            # Between the stages of a step lie many nodes, and the estimate of its error sees none of them: on a DDPM
+            # chain of 709 levels rows were 50 tolerances off at 4e-5, and 7,000 at 1e-7.
+            raise UsageError(
+                f"ProbabilityFlow: the velocity of {type(sde).__name__} jumps at each of its nodes, where the error of "
+                "a step in t cannot be told; use the frame straight, whose clock has no nodes",
+                parameter="frame",
+                value="straight",
+            )
         ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
         scale, clock = frame.scale(sde, ends), frame.clock(sde, ends)
         c0, c1 = float(clock[0]), float(clock[1])
@@ -206,6 +218,9 @@ class RungeKutta(FixedStep):
     def evaluations(self) -> int:
         """Evaluations of the model in a step."""
         return len(RULES[self.method].c)
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return self.frame == "t"
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, frame = model.domain.sde, FRAMES[self.frame]

@@ -47,6 +47,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from ..core.registry import closest, resolve
 from ..model.estimate import Denoiser
+from ..sde.base import SDE
 from .base import FixedStep
 from .langevin import check_corrector, langevin_step, norm_ratio
 from .level import auto_level
@@ -129,6 +130,10 @@ class PredictorCorrector(FixedStep):
     def within(self, nfe: int) -> Self | None:
         """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
         return super().within(max(0, nfe - self._corrections * self.start))
+
+    def uses_rates(self, sde: SDE) -> bool:
+        # near alpha = 0 the reverse diffusion step is Euler's
+        return self.predictor == "em" or (self.predictor == "reverse-diffusion" and not sde.finite_g)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         predict, clock = self._predictor(), times.tolist()

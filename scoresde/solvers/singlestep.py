@@ -29,7 +29,7 @@ from ..core.noise import Noise
 from ..core.shapes import add_scaled
 from ..model.estimate import Denoiser
 from .base import FixedStep
-from .exponential import RULES, VARIABLES, weights
+from .exponential import RULES, VARIABLES, log_ratio, weights
 
 __all__ = ["Singlestep", "dpm_2s", "dpm_3s", "dpmpp_2s", "dpmpp_3s"]
 
@@ -76,7 +76,9 @@ class Singlestep(FixedStep):
             here, there = path[i], path[i + 1]
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
-            if not (math.isfinite(start) and math.isfinite(end)):
+            # Where both ends are noise, a clock that is finite stands still, and there is nothing between them.
+            noise_only = log_ratio(*here) == log_ratio(*there) == -math.inf
+            if noise_only or not (math.isfinite(start) and math.isfinite(end)):
                 return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
             first = variable.q(estimate, *here)
             values, nodes = [first], [start]

@@ -153,6 +153,9 @@ class EulerMaruyama(FixedStep):
         super().__post_init__()
         check_level(self.level, self.eta)
 
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
+
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, h = times.tolist(), times[:-1] - times[1:]
         levels = level_of(model.domain.sde, self.level, self.eta, times[:-1])
@@ -196,6 +199,9 @@ class StochasticHeun(FixedStep):
     def evaluations(self) -> int:
         """Evaluations of the model in a step."""
         return 2
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, sigma = times.tolist(), model.domain.sde.coefficients(times)[1]

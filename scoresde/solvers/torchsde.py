@@ -17,6 +17,7 @@ from ..core.noise import Noise
 from ..core.shapes import expand, flat, time_dtype
 from ..core.shared import silence
 from ..model.estimate import Counted, Denoiser, Tally
+from ..sde.base import SDE
 from ..sde.grids import make_grid
 from ..solvers.base import Solution, Solver, Watch, fixed_solution
 from ..solvers.level import auto_level
@@ -52,6 +53,9 @@ class TorchSDE(Solver):
         known = ("euler", "milstein", "srk")
         if self.method not in known:
             raise UsageError(f"torchsde's method {self.method!r} cannot be used; choose from: {', '.join(known)}")
+
+    def uses_rates(self, sde: SDE) -> bool:
+        return True
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         import torchsde

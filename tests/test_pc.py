@@ -252,3 +252,16 @@ def test_options_that_cannot_be_are_refused():
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             PredictorCorrector(**options)
+
+
+@pytest.mark.slow
+def test_the_correction_and_not_the_predictor_bounds_the_order():
+    # As documented: the bias of a Langevin step falls with the noise at which it is frozen, like N^(-4/5) on VP.
+    model = gaussian(VPSDE(), dims=1)
+    low, high = model.domain.interval("sample")
+    for corrector, order in (("annealed", 0.7), ("none", 1.0)):
+        off = []
+        for steps in (640, 1280):
+            made = PredictorCorrector(steps, corrector=corrector)
+            off.append(moments(made, model, marginal(model, high), draws=2 * steps)[1] / marginal(model, low)[1] - 1)
+        assert math.log2(abs(off[0] / off[1])) == pytest.approx(order, abs=0.1)

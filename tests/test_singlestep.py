@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from models import ALL, normals, ring, watched
+from solving import case, errors, slopes
 from torch import Tensor
 
 from scoresde import VPSDE, FlowMatching, RungeKutta, SubVPSDE
@@ -224,3 +225,11 @@ def test_steps_on_which_nothing_is_left_of_the_data(variable):
     exact = DDIM(400)(model, z).x
     solved = Singlestep(100, variable, 3, "exact", grid="uniform")(model, z)
     assert bool(solved.ok.all()) and float((solved.x - exact).norm(dim=1).median()) < 0.02
+
+
+@pytest.mark.parametrize(("variable", "order"), [("straight", 3), ("v", 3), ("x0", 2), ("eps", 2)])
+def test_a_start_without_data_bounds_the_order_on_a_uniform_grid_but_in_a_finite_clock(variable, order):
+    # As documented: the first steps are long in log-SNR, whatever their number.
+    model, z, exact = case("flow")
+    found = slopes(errors(Singlestep(1, variable, 3), model, z[:64], exact[:64], (64, 128)))
+    assert found == pytest.approx([order], abs=0.3)

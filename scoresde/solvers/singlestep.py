@@ -10,6 +10,10 @@ each by formula (1) there. On eps these are DPM-Solver-2 and 3, on x0 DPM-Solver
 they are the classical midpoint rule and Heun's third-order rule. Nothing is remembered, so that a guided or otherwise
 jumpy model cannot mislead the next step.
 
+Where a path starts at alpha = 0 and the grid is uniform in t, as by default on the straight path, the first steps are
+long in log-SNR however many there are, and on eps and x0 order 3 comes out as 2.0 to 2.3 (docs/choosing-a-solver.md).
+With the variable straight or v, or on the grid logsnr, it is 3.
+
 References:
     Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.    Lu et al. (2022), arXiv:2211.01095, alg. 1: ++ 2S.
 """

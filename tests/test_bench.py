@@ -204,7 +204,7 @@ def test_what_cannot_be_right(gaussian: Run, moons: Dataset) -> None:
             bench(gaussian, solvers, nfe)
     with pytest.raises(UsageError, match="1 evaluations do not pay for one step of heun"):
         bench(gaussian, {"heun": RungeKutta()}, (1,))
-    with pytest.raises(UsageError, match="number of samples is 1"):
+    with pytest.raises(UsageError, match="n is 1; it must be"):
         bench(gaussian, {"ddim": DDIM()}, (5,), n=1)
     with pytest.raises(DataError, match=r"digits has shape \(1, 8, 8\) and 17 levels.*\(2,\) and no levels"):
         bench(gaussian, {"ddim": DDIM()}, (5,), data=load_data("digits"))

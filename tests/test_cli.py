@@ -277,7 +277,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --set gamma=1", ["no setting 'gamma'"]),
         ("train --set test_fraction=0", ["test_fraction", "0"]),
         ("train --set sde.beta_max=abc", ["SDE 'vp'", "beta_max is 'abc'", "a number", "--set sde.beta_max=VALUE"]),
-        ("train --set sde.beta_max=-4", ["VPSDE", "must be finite"]),
+        ("train --set sde.beta_max=-4", ["VPSDE", "must be a number > 0"]),
         ("train --set sde.sigma_max=4", ["'sigma_max'", "beta_max, beta_min"]),
         ("train --set network.channels=abc", ["channels is 'abc'", "--set network.channels=VALUE"]),
         ("train --cond class --data moons", ["cond='class'", "moons", "no labels", "--cond none"]),

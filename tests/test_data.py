@@ -160,7 +160,7 @@ def test_unknown_name_lists_near_ones(tmp_path: Path) -> None:
     for spec in ("", str(tmp_path / "nothing")):
         with pytest.raises(DataError, match="no such file"):
             load_data(spec)
-    with pytest.raises(UsageError, match="between 0 and 1"):
+    with pytest.raises(UsageError, match="it must be a number > 0 and < 1"):
         load_data("moons", test_fraction=1.0)
 
 

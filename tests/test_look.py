@@ -70,7 +70,7 @@ def test_other_data_have_one_problem_at_most(tmp_path: Path) -> None:
 def test_a_usage_that_cannot_be_is_no_problem_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="without a size"):
         look(folder(tmp_path), reading=Reading(fit="crop"))
-    with pytest.raises(UsageError, match="between 0 and 1"):
+    with pytest.raises(UsageError, match="test_fraction is 2; it must be a number > 0 and < 1"):
         look("moons", test_fraction=2)
 
 

@@ -577,7 +577,7 @@ def test_refused_options():
     with pytest.raises(UsageError, match="projections"):
         sliced_wasserstein(x, x, projections=0)
     for p in (0.5, math.nan):
-        with pytest.raises(UsageError, match="order p"):
+        with pytest.raises(UsageError, match=r"p is (0\.5|nan)"):
             sliced_wasserstein(x, x, p=p)
     with pytest.raises(UsageError, match="flatten"):
         frechet_distance(x.reshape(10, 2, 2), x.reshape(10, 2, 2))

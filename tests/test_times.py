@@ -329,7 +329,7 @@ def test_names_and_options() -> None:
         ("scoresde.sde.continuous:VPSDE", {}, "not a time sampler: derive"),
         ("mode", {"k": 2.0}, "k is 2.0; it must be a number >= -1 and"),
         ("lognormal", {"std": 0.0}, "std is 0.0; it must be a number > 0"),
-        ("loss-second-moment", {"bins": 1}, "1 bins of 10 losses"),
+        ("loss-second-moment", {"bins": 1}, "bins is 1; it must be"),
         ("loss-second-moment", {"uniform": 0}, "uniform is 0"),
         ("importance", {"error": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
     ):

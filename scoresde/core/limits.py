@@ -91,7 +91,7 @@ STEPS = Range(1, 10**6, seconds=1e-4)  # of a solver, or strata of a bound; publ
 FRAMES = Range(2, 1000)  # of a moving picture
 WIDTH = Range(1, 10**6)  # of a layer
 DEPTH = Range(0, 1000)  # of blocks
-LR = Range(0, 100, above=True)  # the learning rate
+LR = Range(0, 1e30, above=True)  # the learning rate
 SEED = Range(0, 2**64 - 1)
 SIZE = Range(0, 16_384)  # the side of a picture, in pixels
 SCALE = Range(-1000, 1000, hint="of guidance; 1 is none")
@@ -99,8 +99,8 @@ EVALUATIONS = Range(1, 10**9)
 TIME = Range(0, 1e6)
 CLASSES = Range(0, 10**6)
 TOLD = Range(0, 1000)  # numbers that a network is told of a row
-RTOL = Range(0, 10, above=True, hint="for example 1e-5")
-ATOL = Range(0, 10, hint="for example 1e-5")
+RTOL = Range(0, 1e12, above=True, hint="for example 1e-5")
+ATOL = Range(0, 1e12, hint="for example 1e-5")
 
 _ANY = Range(-(2**63), 2**63 - 1)  # of a whole number of which nothing is said
 

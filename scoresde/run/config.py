@@ -113,7 +113,7 @@ class TrainConfig:
     limits: ClassVar[Mapping[str, Range]] = ranges(
         shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
         steps=Range(0, 10**8, seconds=1e-3, hint="0 for the preset's"), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
-        lr=Range(0, 100, hint="0 for the preset's"), save_minutes=Range(0, infinite=True),
+        lr=Range(0, 1e30, hint="0 for the preset's"), save_minutes=Range(0, infinite=True),
         clip=Range(0, above=True, infinite=True, hint="inf switches clipping off"),
     )  # fmt: skip
 

@@ -145,7 +145,7 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
         if {"rtol", "atol"} <= options_of(solver).keys():
             tolerances = STOCHASTIC_TOLERANCES if solver.stochastic else TOLERANCES
             cases += [Case(name, _at(solver, tolerance), tolerance=tolerance) for tolerance in tolerances]
-        elif solver.within(10**9) is not None:  # what no number pays for cannot be told one
+        elif solver.within(10**6) is not None:  # what no number pays for cannot be told one
             cases += [Case(name, solver.within(count), asked=count) for count in nfe]
         else:
             cases.append(Case(name, solver))

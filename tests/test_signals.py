@@ -189,7 +189,7 @@ def test_outside_of_it_nothing_is_touched(tmp_path: Path) -> None:
 VERBS = {
     "train": ("train --data moons --steps 9 --out o", "scoresde.train.loop:prepared"),
     "sample": ("sample M --n 8 --out o", "scoresde.solvers.base:Solution.join"),
-    "sample-figure": ("sample M --n 8 --out o", "scoresde.run.samples:write_csv"),
+    "sample-figure": ("sample M --n 8 --out o", "scoresde.plot:samples_figure"),
     "likelihood": ("likelihood M --limit 3 --rtol 0.3 --out o", "scoresde.likelihood.data:join"),
     "evaluate": ("evaluate M --n 8 --out o", "scoresde.study.evaluate:evaluate"),
     "bench": ("bench M --n 4 --nfe 2 --solvers heun --out o", "scoresde.study.bench:bench"),
@@ -197,7 +197,7 @@ VERBS = {
     "classifier": ("classifier --steps 2 --out o", "scoresde.study.classifier:train_classifier"),
     "reflow": ("reflow M --pairs 4 --steps 2 --out o", "scoresde.train.reflow:draw_pairs"),
     "reflow-fit": ("reflow M --pairs 4 --steps 2", "scoresde.train.reflow:fit"),
-    "plot": ("plot schedule --sde vp --out o.png", "scoresde.plot:schedule"),
+    "plot": ("plot schedule --sde vp --out o.png", "scoresde.plot:schedules"),
     "data": ("data inspect digits", "scoresde.data:look"),
     "info": ("info M", "scoresde.core.files:read_lines"),
     "demo": ("demo single-image --steps 2 --size 8 --out o", "scoresde.train.loop:prepared"),

@@ -64,11 +64,16 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         if self not in _entered:
             return
+        waiting = None if self._raised else self.number
+        if len(self._old) > len(NUMBERS):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
         _entered.remove(self)
         sys.unraisablehook = self._hook
+        if waiting is not None:  # and nobody has asked: it is whose handlers these are now
+            signal.raise_signal(waiting)
 
     def remember(self) -> None:
         """Raise nothing from now on: whoever calls this asks for :attr:`number`, and raises :meth:`error`."""
@@ -81,6 +86,7 @@ class Interrupts:
     def error(self, told: str = "", parameter: str | None = None, value: object = None) -> Preempted | Stopped:
         """What the signal that came is raised as, with what is kept."""
         assert self.number is not None
+        self._raised = True
         if not told:
             told, parameter, value = f": {self._kept[0]}", *self._kept[1:]
         kind: type[Preempted | Stopped] = Stopped if self.number == signal.SIGINT else Preempted
@@ -93,7 +99,6 @@ class Interrupts:
         if not again or number == signal.SIGINT:
             self.number = number
         if again and number == signal.SIGINT:
-            self._raised = True
             raise self.error()
         if not again and self.at_once and not self._held:
             self._raise(frame)
@@ -102,7 +107,6 @@ class Interrupts:
         if _importing(frame) and self._waited < PATIENCE and self._later():
             self._waited += 1
             return
-        self._raised = True
         raise self.error()
 
     def _later(self) -> bool:
@@ -115,7 +119,7 @@ class Interrupts:
         return True
 
     def _again(self, _: int, frame: FrameType | None) -> None:
-        if not self._held:
+        if self.at_once and not self._held and self.number is not None:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
@@ -152,7 +156,6 @@ def held() -> Iterator[None]:
     finally:
         now._held -= 1
         if now.number is not None and not (now._held or now._raised):
-            now._raised = True
             raise now.error()
 
 

@@ -194,7 +194,7 @@ def _fit(
     save_every, look_every, log_every = (max(1, config.steps // parts) for parts in (5, 20, 200))
     shown_at = previews(config.steps, config.sample_every)
     first, average, began = state.step, 0.0, time.monotonic()
-    saved = began
+    saved, kept_step = began, first
     losses: Tensor | None = None
     shown_samples: Tensor | None = None
     model.train()
@@ -225,11 +225,13 @@ def _fit(
                 due = record.step % save_every == 0 or last
                 if due or interrupts.number is not None or time.monotonic() - saved > 60 * config.save_minutes:
                     state.save(folder)
-                    saved = time.monotonic()
+                    saved, kept_step = time.monotonic(), record.step
                 if record.step in shown_at:
                     with optional(f"the picture at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.number is not None and not last:
+                if folder is not None and kept_step != record.step:  # it came during the picture
+                    state.save(folder)
                 kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def files_of(folder: Path, *suffixes: str) -> list[Path]:
     return sorted(p for p in found if not suffixes or p.suffix in suffixes)
 
 
-# ----------------------------------------------------------------------------------------------------------- bytes
+# ---------------------------------------------------------------------------------------------------------------- bytes
 
 
 def damage_bytes(rng: random.Random, file: Path, other: Path) -> str:
@@ -66,7 +67,7 @@ def damage_bytes(rng: random.Random, file: Path, other: Path) -> str:
     return f"{how} at {i}"
 
 
-# --------------------------------------------------------------------------------------------------------- meaning
+# -------------------------------------------------------------------------------------------------------------- meaning
 
 LEAVES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 0.5, -0.0, 1e308, 10**12, 10**30, 1e-300, "", "vp", "ode", "x0", "flow", "best",
@@ -169,8 +170,8 @@ def _extra(rng: random.Random, run: Path) -> str:
     """A copy of a checkpoint, or what an interrupted write leaves, under a name that might be taken for one."""
     steps = sorted((run / "checkpoints").glob("step-*"))
     name = rng.choice((
-        "step-best", "step-60.bak", "step-000000099", "step-", "step-x", "step-999999999999999999999", "old", "copy of 4",
-        ".step-000000009.tmp-1", "step-000000004 (copy)", "STEP-000000009", "step--00000001", "step-1e9",
+        "step-best", "step-60.bak", "step-000000099", "step-", "step-x", "step-999999999999999999999", "old",
+        "copy of 4", ".step-000000009.tmp-1", "step-000000004 (copy)", "STEP-000000009", "step--00000001", "step-1e9",
     ))  # fmt: skip
     target = run / "checkpoints" / name
     if rng.random() < 0.5:
@@ -206,7 +207,7 @@ FOLDERS: tuple[Callable[[random.Random, Path], str], ...] = (
 )  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- data of other people
+# ------------------------------------------------------------------------------------------------- data of other people
 
 
 def _npy(header: bytes, payload: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
@@ -241,6 +242,10 @@ def _saved(array: Any, pickled: bool = False) -> bytes:
     return file.getvalue()
 
 
+def _normal() -> Any:
+    return np.random.default_rng(0).normal(size=(99, 2))
+
+
 ZEROS = 256 * 2**20  # what a bomb unpacks to, from a thousandth
 
 
@@ -249,6 +254,10 @@ def _bomb(data: bytes = b"") -> bytes:
     pack = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = bytes(2**20)
     return b"".join([pack.compress(data), *(pack.compress(block) for _ in range(ZEROS // 2**20)), pack.flush()])
+
+
+def _zip_bomb() -> bytes:
+    return _zip({"x.npy": _npy(_described("'|u1'", f"({ZEROS // 64}, 8, 8)"), bytes(ZEROS))})
 
 
 def _pictures(home: Path) -> list[Path]:
@@ -261,6 +270,14 @@ def _write(name: str, make: Callable[[], bytes]) -> Callable[[Path], str]:
         return name
 
     return write
+
+
+_array, _table = partial(_write, "points.npy"), partial(_write, "table.csv")
+_images = partial(_write, "idx/train-images-idx3-ubyte")
+
+
+def _npz(members: Callable[[], dict[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> Callable[[Path], str]:
+    return _write("labelled.npz", lambda: _zip(members(), method))
 
 
 def _photo(make: Callable[[], bytes]) -> Callable[[Path], str]:
@@ -330,54 +347,54 @@ def _idx(shape: tuple[int, ...], payload: bytes = b"", magic: bytes = b"\0\0\x08
 
 
 CRAFTED: dict[str, Callable[[Path], str]] = {
-    "npy: more numbers than memory": _write("points.npy", lambda: _npy(_described(shape="(1000000000, 1000000)"))),
-    "npy: more numbers than the file": _write("points.npy", lambda: _npy(_described(shape="(100000000, 2)"), bytes(64))),
-    "npy: product overflows": _write("points.npy", lambda: _npy(_described(shape=f"({2**62}, {2**62})"), bytes(64))),
-    "npy: negative shape": _write("points.npy", lambda: _npy(_described(shape="(-3, 2)"), bytes(48))),
-    "npy: no rows": _write("points.npy", lambda: _npy(_described(shape="(0, 2)"))),
-    "npy: no axis": _write("points.npy", lambda: _npy(_described(shape="()"), bytes(8))),
-    "npy: forty axes": _write("points.npy", lambda: _npy(_described(shape=str((1,) * 40)), bytes(8))),
-    "npy: objects": _write("points.npy", lambda: _saved(np.array([{}, []], dtype=object), True)),
-    "npy: code for a type": _write("points.npy", lambda: _npy(_described("__import__('os').system('touch x')"))),
-    "npy: text": _write("points.npy", lambda: _saved(np.array([["a", "b"]] * 9))),
-    "npy: dates": _write("points.npy", lambda: _saved(np.zeros((9, 2), "M8[s]"))),
-    "npy: complex": _write("points.npy", lambda: _saved(np.zeros((9, 2), complex))),
-    "npy: fields": _write("points.npy", lambda: _saved(np.zeros(9, [("a", float), ("b", int)]))),
-    "npy: half": _write("points.npy", lambda: _saved(np.random.default_rng(0).normal(size=(99, 2)).astype("f2"))),
-    "npy: big-endian": _write("points.npy", lambda: _saved(np.random.default_rng(0).normal(size=(99, 2)).astype(">f8"))),
-    "npy: long double": _write("points.npy", lambda: _saved(np.zeros((99, 2), np.longdouble))),
-    "npy: not finite": _write("points.npy", lambda: _saved(np.array([[np.nan, np.inf]] * 99))),
-    "npy: huge": _write("points.npy", lambda: _saved(np.array([[1e308, -1e308], [1.0, 2.0]] * 60))),
-    "npy: denormal": _write("points.npy", lambda: _saved(np.array([[5e-324, 0.0], [0.0, 5e-324]] * 60))),
-    "npy: constant": _write("points.npy", lambda: _saved(np.ones((99, 2)))),
-    "npy: one row": _write("points.npy", lambda: _saved(np.ones((1, 2)))),
-    "npy: unsigned 64": _write("points.npy", lambda: _saved(np.full((99, 2), 2**64 - 1, np.uint64))),
-    "npy: deep header": _write("points.npy", lambda: _npy(_described(shape="(" * 9000 + ")" * 9000), version=(2, 0))),
-    "npy: long header": _write("points.npy", lambda: _npy(_described() + b" " * 70_000, version=(2, 0))),
-    "npy: version 9": _write("points.npy", lambda: _npy(_described(), bytes(48), (9, 9))),
-    "npy: extra key": _write("points.npy", lambda: _npy(_described(more=", 'x': 1"), bytes(48))),
-    "npy: header of the size of a word": _write("points.npy", lambda: b"\x93NUMPY\x02\0\xff\xff\xff\xff{"),
-    "npy: trailing bytes": _write("points.npy", lambda: _saved(np.eye(2)) + b"more"),
-    "npz: bomb": _write("labelled.npz", lambda: _zip({"x.npy": _npy(_described("'|u1'", f"({ZEROS // 64}, 8, 8)"), bytes(ZEROS))})),
-    "npz: no members": _write("labelled.npz", lambda: _zip({})),
-    "npz: no arrays": _write("labelled.npz", lambda: _zip({"readme.txt": b"hello"})),
-    "npz: a name with control characters": _write("labelled.npz", lambda: _zip({"\x1b[31mx.npy": _saved(np.ones((9, 2)))})),
-    "npz: a name twice": _write("labelled.npz", lambda: _zip({"x.npy": _saved(np.ones((9, 2))), "x": _saved(np.ones(3))})),
-    "npz: a path": _write("labelled.npz", lambda: _zip({"../../x.npy": _saved(np.ones((9, 2)))})),
-    "npz: in itself": _write("labelled.npz", lambda: _zip({"x.npz": _zip({"x.npy": _saved(np.ones((9, 2)))})})),
-    "npz: labels of another length": _write("labelled.npz", lambda: _zip({"x.npy": _saved(np.ones((9, 1, 8, 8))), "y.npy": _saved(np.arange(5))})),
-    "npz: a promise in it": _write("labelled.npz", lambda: _zip({"x.npy": _npy(_described(shape="(1000000000, 1000000)"))})),
-    "npz: another compression": _write("labelled.npz", lambda: _zip({"x.npy": _saved(np.ones((99, 2)))}, zipfile.ZIP_LZMA)),
-    "npz: ten thousand members": _write("labelled.npz", lambda: _zip({f"{i}.npy": b"" for i in range(10_000)})),
-    "csv: empty": _write("table.csv", lambda: b""),
-    "csv: a header alone": _write("table.csv", lambda: b"a,b,c\n"),
-    "csv: one row": _write("table.csv", lambda: b"a,b,c\n1,2,3\n"),
-    "csv: NULs": _write("table.csv", lambda: b"a,b\n1,\0\0\n" * 20),
-    "csv: binary": _write("table.csv", lambda: random.Random(0).randbytes(5000)),
-    "csv: UTF-16": _write("table.csv", lambda: "a,b\n1,2\n".encode("utf-16")),
-    "csv: one line of very many": _write("table.csv", lambda: b"1," * 200_000 + b"1\n"),
-    "csv: a cell of very many": _write("table.csv", lambda: b"a,b\n" + b"1" * 300_000 + b",2\n"),
-    "csv: a quote that never ends": _write("table.csv", lambda: b'a,b\n1,"2\n' + b"1,2\n" * 50_000),
+    "npy: more numbers than memory": _array(lambda: _npy(_described(shape="(1000000000, 1000000)"))),
+    "npy: more numbers than the file": _array(lambda: _npy(_described(shape="(100000000, 2)"), bytes(64))),
+    "npy: product overflows": _array(lambda: _npy(_described(shape=f"({2**62}, {2**62})"), bytes(64))),
+    "npy: negative shape": _array(lambda: _npy(_described(shape="(-3, 2)"), bytes(48))),
+    "npy: no rows": _array(lambda: _npy(_described(shape="(0, 2)"))),
+    "npy: no axis": _array(lambda: _npy(_described(shape="()"), bytes(8))),
+    "npy: forty axes": _array(lambda: _npy(_described(shape=str((1,) * 40)), bytes(8))),
+    "npy: objects": _array(lambda: _saved(np.array([{}, []], dtype=object), True)),
+    "npy: code for a type": _array(lambda: _npy(_described("__import__('os').system('touch x')"))),
+    "npy: text": _array(lambda: _saved(np.array([["a", "b"]] * 9))),
+    "npy: dates": _array(lambda: _saved(np.zeros((9, 2), "M8[s]"))),
+    "npy: complex": _array(lambda: _saved(np.zeros((9, 2), complex))),
+    "npy: fields": _array(lambda: _saved(np.zeros(9, [("a", float), ("b", int)]))),
+    "npy: half": _array(lambda: _saved(_normal().astype("f2"))),
+    "npy: big-endian": _array(lambda: _saved(_normal().astype(">f8"))),
+    "npy: long double": _array(lambda: _saved(np.zeros((99, 2), np.longdouble))),
+    "npy: not finite": _array(lambda: _saved(np.array([[np.nan, np.inf]] * 99))),
+    "npy: huge": _array(lambda: _saved(np.array([[1e308, -1e308], [1.0, 2.0]] * 60))),
+    "npy: denormal": _array(lambda: _saved(np.array([[5e-324, 0.0], [0.0, 5e-324]] * 60))),
+    "npy: constant": _array(lambda: _saved(np.ones((99, 2)))),
+    "npy: one row": _array(lambda: _saved(np.ones((1, 2)))),
+    "npy: unsigned 64": _array(lambda: _saved(np.full((99, 2), 2**64 - 1, np.uint64))),
+    "npy: deep header": _array(lambda: _npy(_described(shape="(" * 9000 + ")" * 9000), version=(2, 0))),
+    "npy: long header": _array(lambda: _npy(_described() + b" " * 70_000, version=(2, 0))),
+    "npy: version 9": _array(lambda: _npy(_described(), bytes(48), (9, 9))),
+    "npy: extra key": _array(lambda: _npy(_described(more=", 'x': 1"), bytes(48))),
+    "npy: header of the size of a word": _array(lambda: b"\x93NUMPY\x02\0\xff\xff\xff\xff{"),
+    "npy: trailing bytes": _array(lambda: _saved(np.eye(2)) + b"more"),
+    "npz: bomb": _write("labelled.npz", _zip_bomb),
+    "npz: no members": _npz(lambda: {}),
+    "npz: no arrays": _npz(lambda: {"readme.txt": b"hello"}),
+    "npz: a name with control characters": _npz(lambda: {"\x1b[31mx.npy": _saved(np.ones((9, 2)))}),
+    "npz: a name twice": _npz(lambda: {"x.npy": _saved(np.ones((9, 2))), "x": _saved(np.ones(3))}),
+    "npz: a path": _npz(lambda: {"../../x.npy": _saved(np.ones((9, 2)))}),
+    "npz: in itself": _npz(lambda: {"x.npz": _zip({"x.npy": _saved(np.ones((9, 2)))})}),
+    "npz: labels of another length": _npz(lambda: {"x.npy": _saved(np.ones((9, 8, 8))), "y.npy": _saved(np.ones(5))}),
+    "npz: a promise in it": _npz(lambda: {"x.npy": _npy(_described(shape="(1000000000, 1000000)"))}),
+    "npz: another compression": _npz(lambda: {"x.npy": _saved(_normal())}, zipfile.ZIP_LZMA),
+    "npz: ten thousand members": _npz(lambda: {f"{i}.npy": b"" for i in range(10_000)}),
+    "csv: empty": _table(lambda: b""),
+    "csv: a header alone": _table(lambda: b"a,b,c\n"),
+    "csv: one row": _table(lambda: b"a,b,c\n1,2,3\n"),
+    "csv: NULs": _table(lambda: b"a,b\n1,\0\0\n" * 20),
+    "csv: binary": _table(lambda: random.Random(0).randbytes(5000)),
+    "csv: UTF-16": _table(lambda: "a,b\n1,2\n".encode("utf-16")),
+    "csv: one line of very many": _table(lambda: b"1," * 200_000 + b"1\n"),
+    "csv: a cell of very many": _table(lambda: b"a,b\n" + b"1" * 300_000 + b",2\n"),
+    "csv: a quote that never ends": _table(lambda: b'a,b\n1,"2\n' + b"1,2\n" * 50_000),
     "csv: carriage returns": _rows(lambda lines: ["\r".join(lines)]),
     "csv: not finite": _rows(lambda lines: [*lines, "nan,inf,-1e999"]),
     "csv: a short row": _rows(lambda lines: [*lines, "1,2"]),
@@ -399,12 +416,12 @@ CRAFTED: dict[str, Callable[[Path], str]] = {
     "csv.gz: empty": _write("table.csv.gz", lambda: gzip.compress(b"")),
     "csv.gz: two members": _write("table.csv.gz", lambda: gzip.compress(b"a,b\n1,2\n") + gzip.compress(b"3,4\n" * 40)),
     "csv.gz: gzip in gzip": _write("table.csv.gz", lambda: gzip.compress(gzip.compress(b"a,b\n1,2\n"))),
-    "idx: more than memory": _write("idx/train-images-idx3-ubyte", lambda: _idx((2**32 - 1, 2**16, 2**16))),
-    "idx: no pictures": _write("idx/train-images-idx3-ubyte", lambda: _idx((0, 8, 8))),
-    "idx: pictures of no size": _write("idx/train-images-idx3-ubyte", lambda: _idx((24, 0, 8))),
-    "idx: another type": _write("idx/train-images-idx3-ubyte", lambda: _idx((24, 8, 8), bytes(24 * 64), b"\0\0\x0d\x03")),
+    "idx: more than memory": _images(lambda: _idx((2**32 - 1, 2**16, 2**16))),
+    "idx: no pictures": _images(lambda: _idx((0, 8, 8))),
+    "idx: pictures of no size": _images(lambda: _idx((24, 0, 8))),
+    "idx: another type": _images(lambda: _idx((24, 8, 8), bytes(24 * 64), b"\0\0\x0d\x03")),
     "idx: bomb": _write("idx/train-labels-idx1-ubyte.gz", lambda: _bomb(_idx((24,), b"", b"\0\0\x08\x01"))),
-    "idx: bomb of pictures": _write("idx/train-images-idx3-ubyte", lambda: _bomb(_idx((2**22, 8, 8)))),
+    "idx: bomb of pictures": _images(lambda: _bomb(_idx((2**22, 8, 8)))),
     "png: a bomb": _photo(lambda: _png(60_000, 60_000)),
     "png: wide": _photo(lambda: _png(2**31 - 1, 1)),
     "png: of no size": _photo(lambda: _png(0, 8)),

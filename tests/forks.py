@@ -61,9 +61,10 @@ class Outcome:
 
     @property
     def said(self) -> str:
-        """The last line of standard error, or of standard output."""
-        lines = [line for line in (self.err.strip() or self.out.strip()).splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+        """What it said of an error, or else its last line."""
+        lines = [line.strip() for line in (self.err.strip() or self.out).splitlines() if line.strip()]
+        errors = [line for line in lines if "error: " in line.lower()]
+        return (errors or lines or [""])[-1]
 
     def fault(self) -> str | None:
         """What no command may do, or ``None``."""

@@ -7,6 +7,7 @@ be made shorter. Most values are plausible and small; some are odd.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -46,7 +47,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "bench": (RUNS, ("--n 2", "--n 4"), ("--nfe 2", "--nfe 2,3"),
               ("--solvers euler", "--solvers ddim,multistep", "--solvers sde")),
     "classifier": (("--data labelled.npz", "--data photos"), ("--steps 2",), ("--width 4",), ("--batch 4",)),
-    "reflow": (RUNS, ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
+    "reflow": (("runs/points", "runs/table"), ("--pairs 4",), ("--steps 1",), ("--rtol 0.1", SOLVER)),
     "list": (("", *KINDS, "data"),),
     "info": (("", *RUNS),),
     "data inspect": (DATA,),
@@ -77,13 +78,28 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
 ODD = (
     "nan", "inf", "-inf", "-1", "0", "-0.0", "1", "1e308", "1e-308", "1e-30", "1000000000000", "9223372036854775808",
     "0x10", "1_0", "", " ", "none", "auto", "yes", "no", ",", "1,2", "1,2,", "0,0", "--n", "--", "-", "=", "a=b", "%s",
-    "{}", "ümläut", "∞", "三", "\x1b[31mred", "two\nlines", "\ufeff", "\udcff", "module:Class", "os:system", "scoresde:fit",
-    "missing/nowhere", "/dev/null", "/dev/full", "/dev/zero", "fifo", "afile", "photos", "locked", "locked/out", ".", "..",
-    "/proc/nothing", "a" * 300, "b/" * 200, "loop", "points.npy", "runs", "runs/photos/config.json",
+    "{}", "ümläut", "∞", "三", "\x1b[31mred", "two\nlines", "\ufeff", "\udcff", "module:Class", "os:system",
+    "scoresde:fit", "missing/nowhere", "/dev/null", "/dev/full", "/dev/zero", "fifo", "afile", "photos", "locked",
+    "locked/out", ".", "..", "/proc/nothing", "a" * 300, "b/" * 200, "loop", "points.npy", "runs", "runs/photos/config.json",
+)  # fmt: skip
+NUMBERS = (
+    "nan", "inf", "-inf", "-1", "0", "-0.0", "1", "2", "1e308", "1e-308", "1e-30", "0.5", "1e9", "1000000000",
+    "1000000000000", "9223372036854775807", "9223372036854775808", "1e4000", "1" * 400,
 )  # fmt: skip
 # Training for very many steps is no mistake that anybody could know from the number.
 LONG = {("train", "steps"), ("reflow", "steps"), ("classifier", "steps"), ("demo single-image", "steps")}
-WEIGHTS = {"train": 4, "sample": 4, "likelihood": 3, "evaluate": 2, "bench": 2, "reflow": 2}
+WEIGHTS = {
+    "list": 0.3,
+    "info": 0.5,
+    "data inspect": 0.5,
+    "demo single-image": 0.3,
+    "train": 4,
+    "sample": 4,
+    "likelihood": 3,
+    "evaluate": 2,
+    "bench": 2,
+    "reflow": 2,
+}
 WRONG = ("--nonsense", "--steps", "--n", "--set", "-x", "extra", "--out", "--helpp", "--json=1", "--help", "--help-all")
 
 
@@ -113,14 +129,12 @@ def random_line(rng: random.Random) -> Line:
     groups += [_assignment(rng, verb, words_of(groups)) for _ in range(_few(rng)) if commands()[verb].fields]
     if rng.random() < 0.06:
         groups.append([rng.choice(WRONG)])
-    if rng.random() < 0.5:
-        groups.append(["--json"])
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         _spoil(rng, verb, groups)
     first, *rest = groups
     if rng.random() < 0.3:
         rng.shuffle(rest)
-    return [first, *rest]
+    return [first, *([["--json"]] if rng.random() < 0.5 else []), *rest]
 
 
 def words_of(line: Line) -> list[str]:
@@ -128,15 +142,13 @@ def words_of(line: Line) -> list[str]:
     return [word for group in line for word in group]
 
 
-def shortened(line: Line, shows: Callable[[Line], bool], tries: int = 40) -> Line:
+def shortened(line: Line, shows: Callable[[Line], bool], seconds: float = 60.0) -> Line:
     """The line without each group that is not needed for a fault; ``shows`` says whether a line has it."""
-    i = len(line) - 1
-    while i > 0 and tries > 0:
+    until = time.monotonic() + seconds
+    for i in reversed(range(1, len(line))):
         shorter = line[:i] + line[i + 1 :]
-        tries -= 1
-        if shows(shorter):
+        if time.monotonic() < until and shows(shorter):
             line = shorter
-        i -= 1
     return line
 
 
@@ -177,7 +189,7 @@ def _option(rng: random.Random, verb: str) -> list[str]:
 
 def _value(rng: random.Random, verb: str, name: str, kind: click.ParamType) -> str:
     if rng.random() < 0.25:
-        return _odd(rng, verb, name)
+        return _odd(rng, verb, name, isinstance(kind, click.types.IntParamType | click.types.FloatParamType))
     plausible = PLAUSIBLE.get(f"{verb} {name}", PLAUSIBLE.get(name))
     if plausible is not None:
         return rng.choice(plausible)
@@ -190,8 +202,9 @@ def _value(rng: random.Random, verb: str, name: str, kind: click.ParamType) -> s
     return rng.choice(ODD)
 
 
-def _odd(rng: random.Random, verb: str, name: str) -> str:
-    value = rng.choice(ODD)
+def _odd(rng: random.Random, verb: str, name: str, number: bool = False) -> str:
+    """An odd value; of what takes a number mostly a number, which gets further."""
+    value = rng.choice(NUMBERS if rng.random() < (0.8 if number else 0.3) else ODD)
     return "0" if (verb, name) in LONG and value[:1].isdigit() else value
 
 
@@ -207,7 +220,7 @@ def _assignment(rng: random.Random, verb: str, words: list[str]) -> list[str]:
     name = rng.choice(names)
     default, flag = known[name].default, is_flag(known[name])
     if rng.random() < 0.3:
-        value = _odd(rng, verb, name)
+        value = _odd(rng, verb, name, isinstance(default, int | float) and not flag)
     elif flag:
         value = rng.choice(("yes", "no"))
     elif isinstance(default, int):
@@ -235,9 +248,11 @@ def _spoil(rng: random.Random, verb: str, groups: Line) -> None:
     if how == "twice":
         groups.append(list(group))
     elif group[0] == "--set" and len(group) == 2:
-        key = group[1].partition("=")[0]
-        groups[i] = ["--set", f"{key}={_odd(rng, verb, key.rpartition('.')[2])}"]
+        key, _, value = group[1].partition("=")
+        number = value.replace(".", "", 1).isdigit()
+        groups[i] = ["--set", f"{key}={_odd(rng, verb, key.rpartition('.')[2], number)}"]
     elif len(group) == 2 and group[0].startswith("--"):
-        groups[i] = [group[0], _odd(rng, verb, group[0].removeprefix("--").replace("-", "_"))]
+        number = group[1].replace(".", "", 1).isdigit()
+        groups[i] = [group[0], _odd(rng, verb, group[0].removeprefix("--").replace("-", "_"), number)]
     elif not group[0].startswith("--"):
         groups[i] = [_odd(rng, verb, "run")]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from scoresde import TrainConfig, fit
 
-__all__ = ["CONFIGS", "copied", "make_data", "make_stock"]
+__all__ = ["CONFIGS", "copied", "empty", "make_data", "make_stock"]
 
 MLP = {"width": 8, "blocks": 1}
 CONFIGS = {
@@ -66,6 +66,12 @@ def make_stock(folder: Path) -> Path:
         patch.chdir(folder)
         for name, config in CONFIGS.items():
             fit(config, out=Path("runs") / name, quiet=True)
+    return folder
+
+
+def empty(folder: Path) -> Path:
+    """A folder with nothing in it."""
+    folder.mkdir()
     return folder
 
 

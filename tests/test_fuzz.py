@@ -5,8 +5,8 @@ The slow tests try a few dozen cases of each family; more of them, others, or on
     FUZZ_SEED=7 FUZZ_LINES=3000 FUZZ_BYTES=1000 FUZZ_MEANINGS=600 FUZZ_DATA=600 pytest tests/test_fuzz.py -m slow -s
     FUZZ_SEED=7 FUZZ_CASE=12 pytest tests/test_fuzz.py -m slow -s -k lines
 
-A case is a function of the seed and its number. ``FUZZ_MINUTES`` ends a family early, ``FUZZ_LIMIT`` is how many seconds
-of work a command may take (three times as many by the clock), ``FUZZ_REPORT`` names a file for the faults.
+A case is a function of the seed and its number. ``FUZZ_MINUTES`` ends a family early, ``FUZZ_LIMIT`` is how many
+seconds of work a command may take (three times as many by the clock), ``FUZZ_REPORT`` names a file for the faults.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ MINUTES = float(os.environ.get("FUZZ_MINUTES", "15"))
 CASE = os.environ.get("FUZZ_CASE")
 REPORT = os.environ.get("FUZZ_REPORT")
 
+codes: Counter[int] = Counter()  # of the commands of a family
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -51,20 +54,13 @@ class Fault:
     def kind(self) -> str:
         """The same for faults of one cause, as far as can be known."""
         about = self.place or re.sub(r"\d+", "#", self.said)[:60]
-        return f"{re.sub(r'[0-9]+', '#', self.what)} | {' '.join(self.line[:2] if self.line[:1] == ['plot'] else self.line[:1])} | {about}"
+        verb = " ".join(self.line[: 2 if self.line[:1] == ["plot"] else 1])
+        return " | ".join((re.sub(r"\d+", "#", self.what), verb, about))
 
     def __str__(self) -> str:
         shown = " ".join(word if re.fullmatch(r"[\w./,=:+-]+", word) else repr(word) for word in self.line)
-        return f"{self.what}\n    scoresde {shown}\n    said: {self.said[:300]}{f'{chr(10)}    at: {self.place}' * bool(self.place)}"
-
-
-@pytest.fixture(scope="session")
-def scratch() -> Iterator[Path]:
-    """A folder where forks that are not root may come, removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="scoresde-fuzz-") as name:
-        path = Path(name)
-        forks.preload(path)
-        yield path
+        at = f"\n    at: {self.place}" * bool(self.place)
+        return f"{self.what}\n    scoresde {shown}\n    said: {self.said[:300]}{at}"
 
 
 @pytest.fixture(scope="session")
@@ -99,22 +95,28 @@ def explore(
                 with open(REPORT, "a", encoding="utf-8", errors="backslashreplace") as file:
                     fields = (family, SEED, i, what, fault.kind, fault.what, fault.line, fault.said, fault.place)
                     file.write(json.dumps(fields) + "\n")
+    ended = ", ".join(f"{codes[code]} x {code}" for code in sorted(codes))
     told = f"{family}: seed {SEED}, {done} of {len(chosen)} cases in {time.monotonic() - began:.0f} s, {faulty} faulty"
+    told += f" (exit codes: {ended})"
+    codes.clear()
     print(f"\n{told}")
     listed = [f"[{len(cases)} x] case {i}, {what}: {fault}" for cases in found.values() for i, what, fault in cases[:1]]
-    assert not found, "\n".join([told, *listed])
+    if found:
+        pytest.fail("\n".join([told, *listed]), pytrace=False)
 
 
 def judged(outcome: forks.Outcome, words: list[str], home: Path, before: dict[str, int]) -> list[Fault]:
     """The faults of a command that any command may have."""
     found = []
+    codes[outcome.code] += 1
     fault = outcome.fault()
     if fault is not None:
         found.append(Fault(fault, words, outcome.said, _place(outcome.err)))
     if fault is None or not outcome.hung:
         failed = outcome.code not in (0, 4)  # with 4 the rows that did not fail are kept
         found += [Fault(what, words, outcome.said) for what in forks.left(before, forks.tree(home), failed)]
-    if outcome.code == 0 and "--json" in words and "--help" not in words and "--help-all" not in words:
+    in_json = "--json" in words[:3] and not {"--help", "--help-all"} & {*words}
+    if outcome.code == 0 and in_json and not words[words.index("--json") - 1].startswith("-"):
         found += [Fault(what, words, outcome.out[:200]) for what in _misprinted(outcome.out, home)]
     return found
 
@@ -144,7 +146,7 @@ def _misprinted(out: str, home: Path) -> Iterator[str]:
         yield from (f"names {name}, which is not there" for name in named if not (home / name).exists())
 
 
-# ------------------------------------------------------------------------------------------------------------ lines
+# ---------------------------------------------------------------------------------------------------------------- lines
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ def test_lines(scratch: Path, stock: Path) -> None:
     explore("lines", int(os.environ.get("FUZZ_LINES", "60")), scratch, case)
 
 
-# ------------------------------------------------------------------------------------------------------ run folders
+# ---------------------------------------------------------------------------------------------------------- run folders
 
 ASKED = {
     "info": "info RUN --json",
@@ -238,6 +240,9 @@ def damaged_run(
         outcome = forks.run(words, home)
         faults = judged(outcome, words, home, before)
         known, said = intact[run, name]
+        if any(fault.what == "unexpected error" for fault in faults):
+            place = _place(forks.run(["--debug", *words], home).err)
+            faults = [replace(fault, place=place) for fault in faults]
         if not faults and outcome.code == 0 and outcome.err == said:
             numbers = result(name, home / "runs" / run, outcome, home)
             if numbers != known:
@@ -265,7 +270,7 @@ def test_meaning_of_runs(scratch: Path, stock: Path, intact: dict[tuple[str, str
     explore("meanings", count, scratch, lambda rng, home: damaged_run(rng, home, stock, intact, damage.damage_meaning))
 
 
-# ------------------------------------------------------------------------------------------------------------- data
+# ----------------------------------------------------------------------------------------------------------------- data
 
 FILES = {
     "points.npy": ("points.npy",), "labelled.npz": ("labelled.npz",), "table.csv": ("table.csv",),
@@ -339,7 +344,7 @@ def test_data(scratch: Path, stock: Path) -> None:
     explore("data", int(os.environ.get("FUZZ_DATA", "40")), scratch, case)
 
 
-# ------------------------------------------------------------------------------------------------------ the harness itself
+# --------------------------------------------------------------------------------------------------- the harness itself
 
 
 @pytest.fixture

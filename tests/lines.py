@@ -71,7 +71,7 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "label": ("cat", "dog", "0", "1"), "times": ("0.1,0.5", "0.9"), "nfe": ("2", "2,3"), "kind": (*KINDS, "data"),
     "augment": ("none", "flip", "all", "shift,scale"), "samples": ("points.npy", "labelled.npz", "photos"),
     "reference": ("reference.npz", "labelled.npz"), "save_reference": ("kept.npz",), "device": ("auto", "cpu"),
-    "threads": ("1", "2"), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
+    "threads": ("1",), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
 }  # fmt: skip
 
@@ -80,7 +80,8 @@ ODD = (
     "0x10", "1_0", "", " ", "none", "auto", "yes", "no", ",", "1,2", "1,2,", "0,0", "--n", "--", "-", "=", "a=b", "%s",
     "{}", "ümläut", "∞", "三", "\x1b[31mred", "two\nlines", "\ufeff", "\udcff", "module:Class", "os:system",
     "scoresde:fit", "missing/nowhere", "/dev/null", "/dev/full", "/dev/zero", "fifo", "afile", "photos", "locked",
-    "locked/out", ".", "..", "/proc/nothing", "a" * 300, "b/" * 200, "loop", "points.npy", "runs", "runs/photos/config.json",
+    "locked/out", ".", "..", "/proc/nothing", "a" * 300, "b/" * 200, "loop", "points.npy", "runs",
+    "runs/photos/config.json",
 )  # fmt: skip
 NUMBERS = (
     "nan", "inf", "-inf", "-1", "0", "-0.0", "1", "2", "1e308", "1e-308", "1e-30", "0.5", "1e9", "1000000000",

@@ -58,7 +58,8 @@ class Fault:
         return " | ".join((re.sub(r"\d+", "#", self.what), verb, about))
 
     def __str__(self) -> str:
-        shown = " ".join(word if re.fullmatch(r"[\w./,=:+-]+", word) else repr(word) for word in self.line)
+        brief = (word if len(word) < 80 else f"{word[:60]}...({len(word)})" for word in self.line)
+        shown = " ".join(word if re.fullmatch(r"[\w./,=:+-]+", word) else repr(word) for word in brief)
         at = f"\n    at: {self.place}" * bool(self.place)
         return f"{self.what}\n    scoresde {shown}\n    said: {self.said[:300]}{at}"
 

@@ -199,6 +199,7 @@ LINES = {
     "list": "list data",
     "demo": "demo single-image --size 8 --steps 10 --columns 3 --frames 3 --out told",
 }
+GO_ON = {"sample": ["--resume"], "likelihood": ["--resume"]}
 
 
 def numbers(folder: Path) -> list[tuple[str, str, bytes]]:
@@ -215,6 +216,7 @@ def test_signals(scratch: Path, stock: Path) -> None:
     trained = stocks.make_stock(scratch / "signalled")
     rng, counts, faults, began = random.Random(f"{SEED} signals"), Counter[str](), list[str](), time.monotonic()
     seconds: dict[str, float] = {}
+    whole: dict[str, object] = {}
     known: dict[str, list[tuple[str, str, bytes]]] = {}
     order = [name for _ in range(SIGNALS // len(LINES) + 1) for name in LINES][:SIGNALS]
     for i, name in enumerate(order):
@@ -226,6 +228,8 @@ def test_signals(scratch: Path, stock: Path) -> None:
             outcome = forks.run(line, home)
             assert outcome.code == 0, f"{name}: {outcome.err}"
             seconds[name], known[name] = outcome.seconds, numbers(home / "told")
+            if name == "train":
+                whole = kept(home / "told")
             shutil.rmtree(home)
             home = stocks.copied(trained, home)
         number = rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
@@ -234,6 +238,10 @@ def test_signals(scratch: Path, stock: Path) -> None:
         fork.wait(0.05 + rng.uniform(0.0, seconds[name]))
         fork.kill(number)
         outcome = fork.outcome()
+        if name == "train" and outcome.code == (130 if number == signal.SIGINT else 75):
+            again = forks.run("train --resume told --quiet".split(), home)
+            if again.code or differs(home / "told", whole):
+                faults.append(f"training that goes on: exit code {again.code}, {differs(home / 'told', whole)}")
         counts["in time" if outcome.code else "too late"] += 1
         right = 130 if number == signal.SIGINT else 75
         wrong = outcome.fault()
@@ -241,10 +249,10 @@ def test_signals(scratch: Path, stock: Path) -> None:
             wrong = f"exit code {outcome.code}"
         wrongs = [] if wrong is None else [wrong]
         wrongs += [re_numbered(what) for what in forks.left(before, forks.tree(home))]
-        if not wrongs and outcome.code and known[name] and (home / "told").exists():  # what was finished is kept
-            again = forks.run([*line, "--resume"], home)
+        if not wrongs and outcome.code and name in GO_ON and (home / "told").exists():  # what was finished is kept
+            again = forks.run([*line, *GO_ON[name]], home)
             if again.code or numbers(home / "told") != known[name]:
-                wrongs.append(f"going on: exit code {again.code}, other numbers: {again.said}")
+                wrongs.append(f"going on: exit code {again.code}, perhaps other numbers: {again.said}")
         faults += [f"{signal.Signals(number).name} in {name}: {what}" for what in wrongs]
         shutil.rmtree(home)
     told("signals", counts, faults, began)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from shell import OWN, Shell
@@ -119,3 +121,12 @@ def own(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "mysde.py").write_text(OWN)
     yield tmp_path / "imported"
     sys.modules.pop("mysde", None)
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A folder where forks may come that are not root (`forks`), removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="scoresde-fuzz-") as name:
+        path = Path(name)
+        forks.preload(path)
+        yield path

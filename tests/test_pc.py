@@ -101,7 +101,7 @@ def test_the_ratio_of_norms_is_held_in_few_dimensions_and_left_alone_in_many():
     assert bool(norm_ratio(normals(1, 3), bad, "sample", sigma).isnan().all())
 
 
-@pytest.mark.parametrize("snr", [1.0, 3.0, math.inf])
+@pytest.mark.parametrize("snr", [1.0, 3.0, 99.0])
 def test_a_step_that_overshoots_is_refused(snr):
     for make in (lambda: PredictorCorrector(snr=snr), lambda: annealed_langevin(snr=snr)):
         with pytest.raises(UsageError, match="overshoots") as refused:

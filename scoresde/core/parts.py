@@ -154,9 +154,7 @@ def digest(*things: Tensor | str) -> str:
             found.update(thing.encode())
             continue
         found.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
-        value = thing.detach().cpu().reshape(-1)
-        if value.stride() != (1,):  # one number that was expanded
-            value = torch.empty_like(value, memory_format=torch.contiguous_format).copy_(value)
+        value = torch.cat([thing.detach().cpu().reshape(-1)])  # dense, also one number that was expanded
         found.update(value.view(torch.uint8).numpy().data)
     return OPAQUE + found.hexdigest()
 

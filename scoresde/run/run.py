@@ -66,7 +66,7 @@ def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
 def warn_of_prior(domain: Domain, info: DataInfo, spread: float | None = None) -> None:
     """Warn of a prior that does not fit, with the figure and what would put it right (:mod:`scoresde.sde.reach`)."""
     if (advice := reach(domain, info, spread).advice) is not None:
-        warnings.warn(advice, stacklevel=3)
+        warnings.warn(advice, stacklevel=4)  # over the check of the arguments
 
 
 @dataclass(frozen=True)
@@ -495,7 +495,7 @@ class Run:
         """
         how = likelihood or Likelihood()
         x = self.checked(x, dequantise=how.dequantisation != "none")
-        warn_of_units(x, self.codec, self.info)
+        warn_of_units(x, self.codec, self.info, stacklevel=4)
         noise = Noise.of(len(x), seed, start, self.device)
         parts = self._parts_of(x, keep, self.score_request(how, seed=seed, start=start), start)
         return how(
@@ -539,7 +539,7 @@ class Run:
             UsageError: If other bounds are kept in the folder.
         """
         x = self.checked(x, dequantise=dequantise)
-        warn_of_units(x, self.codec, self.info)
+        warn_of_units(x, self.codec, self.info, stacklevel=4)
         noise = Noise.of(len(x), seed, start, self.device)
         if dequantise:
             u, log_det = noise.uniform(self.info.shape, stream="dequantise", dtype=torch.float64), self.codec.log_det(x)

@@ -315,7 +315,9 @@ class SDE(Checked, ABC):
                 f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from "
                 "none; begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
             )
-        rising = ~(torch.diff(self.log_snr(t)) < 0)  # a NaN too, between two times without any data
+        snr = self.log_snr(t)
+        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # of a steep path nothing is left, which is no error
+        rising = ~(torch.diff(snr) < 0) & ~gone  # a NaN too
         if bool(rising.any()):
             i = int(rising.nonzero()[0])
             raise UsageError(

@@ -327,7 +327,7 @@ def test_data(scratch: Path, stock: Path) -> None:
         forks.handed(home)
         found = []
         run = "runs/photos" if name in ("photos", "idx", "labelled.npz") else "runs/points"
-        for text in ("data inspect DATA --json", rng.choice(READ)):
+        for text in (rng.choice(("data inspect DATA", "data inspect DATA --json")), rng.choice(READ)):
             words = text.replace("DATA", name).replace("RUN", run).split()
             before = forks.tree(home)
             outcome = forks.run(words, home)

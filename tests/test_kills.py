@@ -68,13 +68,15 @@ def watched(work: Callable[[], object], deadly: int = -1) -> Callable[[], None]:
 
 
 def kept(run: Path) -> dict[str, object]:
-    """All that a finished run is, but for how long it took."""
-    facts: dict[str, object] = {"files": sorted(forks.tree(run))}
-    for file in sorted(run.rglob("*.safetensors")):
-        facts |= {
-            f"{file.relative_to(run)} {k}": (v.dtype, v.shape, v.numpy().tobytes())
-            for k, v in read_tensors(file).items()
-        }
+    """All that a finished run is, but for how long it took, and for older checkpoints, which depend on where it
+    stopped."""
+    older = [path.name for path in sorted((run / "checkpoints").glob("step-*[0-9]"))[:-1]]
+    files = [path for path in sorted(forks.tree(run)) if not any(name in path.split("/") for name in older)]
+    facts: dict[str, object] = {"files": files}
+    for path in files:
+        if path.endswith(".safetensors"):
+            tensors = read_tensors(run / path)
+            facts |= {f"{path} {k}": (v.dtype, v.shape, v.numpy().tobytes()) for k, v in tensors.items()}
     for name in ("config.json", "data.json", "model.json", "validation.json"):
         facts[name] = (run / name).read_text() if (run / name).exists() else None
     rows = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
@@ -143,15 +145,19 @@ def test_kills(scratch: Path, stock: Path) -> None:
         victim = rng.choice((0, 1, None))
         if victim is not None:
             pair[victim].kill()
+        while not any(ended := [fork.wait(0.01) for fork in pair]):
+            pass
+        holder = None if all(ended) else pair[ended.index(False)]  # whoever goes on when the other has ended,
+        holder = None if holder is not None and holder.wait(0.05) else holder  # and is not about to end as well
         outcomes = [fork.outcome() for fork in pair]
         counts["fights"] += 1
         counts["kills in a fight"] += sum(outcome.code == -signal.SIGKILL for outcome in outcomes)
-        for fork, outcome in zip(reversed(pair), outcomes, strict=True):
+        for fork, outcome in zip(pair, outcomes, strict=True):
             fault = outcome.fault() if outcome.code != -signal.SIGKILL else None
             if fault is not None:
                 faults.append(f"of two at once: {fault}: {outcome.said}")
-            elif outcome.code > 0 and str(fork.pid) not in outcome.err:
-                faults.append(f"of two at once, the loser does not say who holds the folder: {outcome.said}")
+            elif outcome.code > 0 and holder not in (None, fork) and str(holder.pid) not in outcome.err:
+                faults.append(f"of two at once, one does not say who holds the folder: {outcome.code}: {outcome.said}")
 
     def finish(home: Path) -> None:
         line = words(home / "run")

@@ -366,7 +366,8 @@ def _why_no_class(column: _Column) -> str:
 
 def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
     """Refuse what is not finite numbers that can be kept exactly, every column at once."""
-    found = [fault for c in columns if (fault := _fault(c, lines, all(c.whole for c in columns)))]
+    whole = all(c.whole for c in columns)
+    found = [fault for c in columns if (fault := _fault(c, lines, whole))]
     empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
     if classes is not None and classes.numbers is None and (at := _missing(classes.cells, NO_CLASS)):
         empty[str(classes)] = at

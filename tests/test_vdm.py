@@ -87,3 +87,8 @@ def test_the_ends_are_learned_by_the_bound_or_not_at_all():
 
 def test_what_a_shifted_path_learns_is_what_the_path_learns():
     assert sorted(Shifted(VDMSDE(learn=True), 2.0).parameters()) == ["log_snr_max", "log_snr_min"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_learned_ends_are_checked_without_a_warning():
+    VDMSDE(torch.nn.Parameter(torch.tensor(13.0)), torch.nn.Parameter(torch.tensor(-5.0))).check()

@@ -276,6 +276,7 @@ class SDE(Checked, ABC):
                 f"t_max = {self.t_max}"
             )
 
+    @torch.no_grad()
     def check(self) -> None:
         """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..core.errors import Preempted, ScoresdeError, Stopped
-from ..core.signals import Interrupts
+from ..core.signals import Interrupts, check
 from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
@@ -84,7 +84,13 @@ def _flush() -> None:
 def _outcome(args: list[str], debug: bool) -> int:
     """The exit code of a command, whose error is printed."""
     try:
-        code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
+        try:
+            code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            check()  # compiled code makes errors of its own of a signal
+            raise
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code

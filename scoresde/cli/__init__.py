@@ -61,10 +61,11 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     before = warnings.showwarning
     try:
-        with Interrupts():
+        with Interrupts() as interrupts:
             warnings.showwarning = _warn
             code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
             _flush()
+            interrupts.forget()  # one that makes no difference any more
     except (Preempted, Stopped) as stop:
         click.echo(f"error: {stop}", err=True)
         code = stop.exit_code

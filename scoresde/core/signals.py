@@ -60,10 +60,12 @@ class Interrupts:
                 self._old[number] = signal.signal(number, self._take)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self not in _entered:
             return
-        waiting = None if self._raised else self.number
+        # What was raised and became an ordinary error, or nothing, on its way here was lost.
+        lost = len(_entered) > 1 and (error is None or isinstance(error, Exception))
+        waiting = self.number if lost or not self._raised else None
         if len(self._old) > len(NUMBERS):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():

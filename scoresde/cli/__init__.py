@@ -15,7 +15,7 @@ import click
 
 from ..core.errors import Preempted, ScoresdeError, Stopped
 from ..core.opened import reason
-from ..core.signals import Interrupts
+from ..core.signals import Interrupts, check
 from ..core.version import __version__
 from .bench import bench
 from .classifier import classifier
@@ -63,10 +63,11 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     before = warnings.showwarning
     try:
-        with Interrupts():
+        with Interrupts() as interrupts:
             warnings.showwarning = _warn
             code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
             _flush()
+            interrupts.forget()  # one that makes no difference any more
     except (Preempted, Stopped) as stop:
         click.echo(f"error: {stop}", err=True)
         code = stop.exit_code
@@ -86,7 +87,13 @@ def _flush() -> None:
 def _outcome(args: list[str], debug: bool) -> int:
     """The exit code of a command, whose error is printed."""
     try:
-        code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
+        try:
+            code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            check()  # compiled code makes errors of its own of a signal
+            raise
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code

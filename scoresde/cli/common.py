@@ -22,6 +22,7 @@ import click
 from ..core.errors import Preempted, Stopped, UsageError
 from ..core.limits import COUNT, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.registry import build, resolve
+from ..core.signals import check
 from ..core.tables import SDES, SOLVERS
 from .command import EVERYWHERE, Fields, Real, Whole, echo, option, settings
 
@@ -535,7 +536,11 @@ def work_in(
     with new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:
-            yield work
+            try:
+                yield work
+            except Exception:
+                check()  # compiled code makes errors of its own of a signal
+                raise
         except (Preempted, Stopped) as stop:
             if any(folder.iterdir()):
                 stop.args = (f"{str(stop).partition(':')[0]}: {work.told()}",)

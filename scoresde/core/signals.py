@@ -15,7 +15,6 @@ it found; and nothing happens outside the main thread, where Python does not del
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -26,7 +25,7 @@ from typing import Any, Self
 
 from .errors import Preempted, Stopped
 
-__all__ = ["Interrupts", "check", "held", "keeps", "whole_process"]
+__all__ = ["Interrupts", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 AGAIN = 0.05  # seconds until a signal is raised again that could not be raised, or was swallowed
@@ -61,10 +60,12 @@ class Interrupts:
                 self._old[number] = signal.signal(number, self._take)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self not in _entered:
             return
-        waiting = None if self._raised else self.number
+        # What was raised and became an ordinary error, or nothing, on its way here was lost.
+        lost = len(_entered) > 1 and (error is None or isinstance(error, Exception))
+        waiting = self.number if lost or not self._raised else None
         if len(self._old) > len(NUMBERS):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
@@ -170,22 +171,3 @@ def keeps(what: str, parameter: str | None = None, value: object = None) -> None
     """Say what is kept should a signal come from now on, and what goes on from there, as in an error's arguments."""
     for entered in _entered if _current() is not None else ():
         entered._kept = (what, parameter, value)
-
-
-@contextmanager
-def whole_process() -> Iterator[None]:
-    """A process that is nothing but a command: until that has entered :class:`Interrupts` a signal ends the process
-    with its exit code, and nothing does after it, when the result is out.
-    """
-
-    def leave(number: int, _: FrameType | None) -> None:
-        os.write(2, f"{signal.Signals(number).name}: nothing was begun\n".encode())
-        os._exit(Stopped.exit_code if number == signal.SIGINT else Preempted.exit_code)
-
-    for number in NUMBERS:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in NUMBERS:
-            signal.signal(number, signal.SIG_IGN)

@@ -384,9 +384,7 @@ def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., An
     return click.command(name, cls=Command, **settings)
 
 
-def _section(
-    ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: list[click.Option]
-) -> None:
+def _section(ctx: click.Context, formatter: click.HelpFormatter, heading: str, options: list[click.Option]) -> None:
     rows = [row for p in options if (row := p.get_help_record(ctx)) is not None]
     with formatter.section(heading):
         formatter.write_dl(rows)

@@ -117,9 +117,7 @@ class Session:
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
             reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
-            raise UsageError(
-                f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu"
-            ) from None
+            raise UsageError(f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu") from None
         return chosen
 
     @property
@@ -256,7 +254,9 @@ class SolverChoice:
         Raises:
             UsageError: If it has no such option, or cannot have this value.
         """
-        made: Solver = build(self.name, SOLVERS, "solver", typed=True, **self.options)
+        from ..solvers import Solver
+
+        made: Solver = build(self.name, SOLVERS, "solver", typed=True, kind=Solver, **self.options)
         return made
 
     @property

@@ -92,9 +92,7 @@ def evaluate(
         source = _source(session, samples, units, data, reading)
 
         def extractor(spec: str) -> Extractor:
-            return extractor_by_name(
-                spec, source.data, folder=source.classifier, device=chosen, told=session.say
-            )
+            return extractor_by_name(spec, source.data, folder=source.classifier, device=chosen, told=session.say)
 
         with new_folder(out or source.home / "evaluation") as folder:
             by = extractor(features)
@@ -171,9 +169,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 
 
-def _draw(
-    session: Session, n: int, built: Solver, solver: SolverChoice, batch: int
-) -> tuple[Tensor, dict[str, Any]]:
+def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
     """Samples of the run that succeeded, in data units, and how they were made."""
     from ..core.progress import Progress
 

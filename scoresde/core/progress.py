@@ -122,9 +122,7 @@ class Progress:
             parts.append(self._field_text())
         if rate > 0:
             parts.append(_rate_text(rate))
-            parts.append(
-                f"in {_clock(seconds)}" if final else f"eta {_clock((self.total - self.done) / rate)}"
-            )
+            parts.append(f"in {_clock(seconds)}" if final else f"eta {_clock((self.total - self.done) / rate)}")
         print("  ".join(parts), file=self.stream, flush=True)
         self._printed_at = now
         self._printed_done = self.done

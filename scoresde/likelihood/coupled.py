@@ -71,9 +71,7 @@ def _finish(
     return LogLikelihood(mean, stderr, z, nfe, divergences, none, none, settled(status, mean))
 
 
-def coupled(
-    problem: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int
-) -> LogLikelihood:
+def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int) -> LogLikelihood:
     """Solve the system with a step size for each row.
 
     Args:

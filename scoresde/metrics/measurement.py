@@ -106,7 +106,5 @@ def jackknife(statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOC
     value = float(statistic(*sets))
     if count < 2:
         return Measurement(value)
-    without = [
-        float(statistic(*(x[block != b] for x, block in zip(sets, dealt, strict=True)))) for b in range(count)
-    ]
+    without = [float(statistic(*(x[block != b] for x, block in zip(sets, dealt, strict=True)))) for b in range(count)]
     return from_blocks(value, without)

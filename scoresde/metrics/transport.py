@@ -56,9 +56,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
     if not p >= 1:
         raise UsageError(f"the order p of a Wasserstein distance is at least 1: got {p}")
     if x.shape[1:] != y.shape[1:]:
-        raise UsageError(
-            f"x and y have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}"
-        )
+        raise UsageError(f"x and y have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     a = as_rows(x, "x", x.device)
     b = as_rows(y, "y", x.device)
 

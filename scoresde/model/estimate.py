@@ -226,19 +226,3 @@ class Counted(Wrapped):
         """The same for the rows ``index``, shape ``(B',)``, which count where they did."""
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

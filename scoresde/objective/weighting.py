@@ -265,9 +265,7 @@ def _at_least_0(weighting: Any, *names: str) -> None:
             raise UsageError(f"{type(weighting).__name__.lower()}: {name} is {value}; it must be >= 0")
 
 
-def make_weighting(
-    weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ
-) -> Weight:
+def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
     """The weighting that a name stands for: in the table, or ``module:Class`` or ``module:function`` of your own.
 
     Args:

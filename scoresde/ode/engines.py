@@ -20,7 +20,9 @@ from torch import Tensor
 from ..core.errors import NumericalError, UsageError
 from ..core.shapes import rms_flat, time_dtype
 
-__all__ = ["ENGINES", ]
+__all__ = [
+    "ENGINES",
+]
 
 Slope = Callable[[float, Tensor], Tensor]  # dy/dr of the whole batch at one r
 
@@ -82,5 +84,3 @@ def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, m
 
 
 ENGINES = {"torchdiffeq": torchdiffeq, "scipy": scipy}
-
-

@@ -140,9 +140,7 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
     return _write(folder / "checkpoints" / BEST, step, tensors, {})
 
 
-def _write(
-    checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> Path:
+def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Write the files of a checkpoint and what is known of them."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()

@@ -51,7 +51,6 @@ __all__ = ["OriginalEps", "OriginalLevelEps", "OriginalLevelScore", "OriginalSco
 REDUCTIONS = ("mean", "half-sum")
 
 
-
 @dataclass(frozen=True)
 class OriginalEps(Eps):
     """The noise, of a network labelled with 999 t (VP and sub-VP); its input is not scaled, as for all of these."""

@@ -241,7 +241,7 @@ class Run:
         Args:
             path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE.
         """
-        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True))
+        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
         """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
@@ -344,7 +344,7 @@ class Run:
         """
         if n < 1:
             raise UsageError(f"the number of samples is {n}; draw at least 1", parameter="n")
-        built: Solver = build(solver, SOLVERS, "solver", typed=True)
+        built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
         solution = sample(

@@ -37,7 +37,10 @@ from ..core.registry import closest
 from ..core.shapes import time_dtype
 from .base import SDE
 
-__all__ = ["DDPM", "SMLD", ]
+__all__ = [
+    "DDPM",
+    "SMLD",
+]
 
 # N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
@@ -224,7 +227,3 @@ class SMLD(_Chain):
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha
-
-
-
-

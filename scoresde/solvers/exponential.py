@@ -405,9 +405,7 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
     return MultistepSDE(steps, "x0", order, "exact", True, eta=eta, grid=grid)
 
 
-def er_sde(
-    steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto"
-) -> MultistepSDE:
+def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
     """The noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data, with the corrector.
 
     The published ER-SDE-3 has ``order=3, correct=False``.

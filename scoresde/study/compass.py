@@ -33,8 +33,6 @@ __all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", 
 FURTHEST = 14.0  # The largest |log-SNR| that is looked at; at alpha = 0 and sigma = 0 it has no end.
 
 
-
-
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
     """The mixture that data is drawn from, in model units, if it is one."""
     if info.source != "8gaussians":

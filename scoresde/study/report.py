@@ -102,9 +102,7 @@ class Chosen:
             begins = float(domain.nodes[0])
         elif begins is None:
             begins = domain.interval("likelihood")[0]
-        scores = run.log_likelihood(
-            self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch
-        )
+        scores = run.log_likelihood(self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch)
         return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde import VPSDE, ProbabilityFlow, RungeKutta
+from scoresde import SDE, VPSDE, ProbabilityFlow, RungeKutta
 from scoresde.core.errors import CheckpointError, UsageError
 from scoresde.core.registry import READ, build, closest, fields_of, name_of, options_of, parse_value, resolve
 from scoresde.core.tables import SDES, SOLVERS
@@ -109,8 +109,47 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
     assert str(own) in str(error.value)
     # A module that is there and imports one that is not: the fault is the inner one, also if the names begin alike.
     (own / "own_broken.py").write_text("import own\n")
-    with pytest.raises(ModuleNotFoundError, match="'own'"):
+    with pytest.raises(UsageError, match="own_broken imports what is missing: No module named 'own'") as error:
         resolve("own_broken:Own", SDES, "SDE", typed=True)
+    assert isinstance(error.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = (", "importing own_bad fails: SyntaxError: '\\(' was never closed"),
+        ("raise KeyError('k')", "importing own_bad fails: KeyError: 'k'"),
+        ("raise SystemExit(0)", "importing own_bad fails: SystemExit: 0"),
+        ("Own = 3", "'own_bad:Own' is neither a class nor a function, but int"),
+        ("def Own(): return 3", "SDE 'own_bad:Own' gives int; derive it from scoresde.sde.base.SDE"),
+        ("class Own: pass", "SDE 'own_bad:Own' gives Own"),
+        ("class Own:\n    def __init__(self): raise KeyError('k')", "cannot be made with no options: 'k'"),
+        ("def Own(): raise SystemExit(0)", "SDE 'own_bad:Own' fails: SystemExit: 0"),
+        ("from collections import OrderedDict as Own", "gives OrderedDict"),
+    ],
+)
+def test_what_is_wrong_with_a_module_of_ones_own_is_said(own: Path, text: str, said: str) -> None:
+    (own / "own_bad.py").write_text(text)
+    try:
+        with pytest.raises(UsageError, match=said):
+            build("own_bad:Own", SDES, "SDE", typed=True, kind=SDE)
+    finally:
+        sys.modules.pop("own_bad", None)
+
+
+def test_nothing_is_imported_from_above() -> None:
+    for name in (".:x", "..own:x", ".own:x"):
+        with pytest.raises(UsageError, match="there is no module"):
+            resolve(name, SDES, "SDE", typed=True)
+
+
+def test_errors_of_ones_own_functions_say_whose_they_are(own: Path) -> None:
+    (own / "own_fails.py").write_text("def level(sde, t):\n    return sde.nothing\n")
+    level = resolve("own_fails:level", {}, "noise level", typed=True)
+    with pytest.raises(UsageError, match=r"noise level 'own_fails:level' fails: AttributeError: .*nothing") as error:
+        level(VPSDE(), 0.5)
+    assert isinstance(error.value.__cause__, AttributeError)
+    assert list(fields_of(level)) == ["sde", "t"]
 
 
 def test_names_from_files_are_only_looked_up(own: Path) -> None:

@@ -94,9 +94,7 @@ def test_likelihoods_go_on_to_the_bit(
     assert not Path("o/parts").exists()
 
 
-def test_parts_outlive_a_full_disk_at_the_end(
-    shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_outlive_a_full_disk_at_the_end(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from scoresde.core.errors import CheckpointError
     from scoresde.run import samples
 
@@ -148,9 +146,7 @@ def test_other_data_are_refused(shell: Shell, moons: str, halted: Callable[..., 
 
 
 @pytest.mark.parametrize("where", [20, b'seed\\": 0', -3], ids=["header", "request", "numbers"])
-def test_a_damaged_part_is_done_again(
-    shell: Shell, moons: str, halted: Callable[..., str], where: int | bytes
-) -> None:
+def test_a_damaged_part_is_done_again(shell: Shell, moons: str, halted: Callable[..., str], where: int | bytes) -> None:
     line = f"{SAMPLE} --save npz".replace("M", moons)
     shell(f"{line} --out whole")
     halted(f"{line} --out o", 2)
@@ -183,9 +179,7 @@ def test_a_finished_result_is_told_again(shell: Shell, moons: str) -> None:
     shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished, with its 10 samples")
 
 
-def test_without_out_it_is_the_folder_of_the_same_command(
-    shell: Shell, moons: str, halted: Callable[..., str]
-) -> None:
+def test_without_out_it_is_the_folder_of_the_same_command(shell: Shell, moons: str, halted: Callable[..., str]) -> None:
     line = f"{SAMPLE} --save npz".replace("M", moons)
     shell(line)
     halted(line, 1)  # into a second folder

@@ -267,7 +267,9 @@ class SolverChoice:
         Raises:
             UsageError: If it has no such option, or cannot have this value.
         """
-        made: Solver = build(self.name, SOLVERS, "solver", typed=True, **self.options)
+        from ..solvers import Solver
+
+        made: Solver = build(self.name, SOLVERS, "solver", typed=True, kind=Solver, **self.options)
         return made
 
     @property

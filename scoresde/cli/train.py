@@ -84,6 +84,7 @@ def train(
     from dataclasses import replace
 
     chosen = session.on
+    from ..model.parametrization import Parametrization
     from ..objective.weighting import make_weighting
     from ..run.config import TrainConfig, build_sde
     from ..run.files import find_run, read_config, refuse_taken
@@ -117,7 +118,14 @@ def train(
         # What is misspelt is said before the data are read.
         build_sde(config)
         if config.predict != "auto":
-            build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
+            build(
+                config.predict,
+                PARAMETRIZATIONS,
+                "prediction",
+                typed=True,
+                kind=Parametrization,
+                **config.predict_options,
+            )
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
     if resume is None and out is not None and not dry_run:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -20,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .errors import CheckpointError, UsageError
+from .errors import CheckpointError, ScoresdeError, UsageError
 from .limits import kinds_of
 from .tables import MOVED
 
@@ -61,7 +62,8 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: T
         typed: Which names a person typed; only those may import a module that no table lists.
 
     Raises:
-        UsageError: If a typed name is unknown, or its module or attribute does not exist.
+        UsageError: If a typed name is unknown, its module or attribute does not exist or cannot be imported, or it is
+            neither a class nor a function. The errors of a function of the user's own are of this kind as well.
         CheckpointError: If a name that was read is in no table.
     """
     name = moved(name)
@@ -79,45 +81,80 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: T
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
         raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
-    try:
-        if known:
-            loaded = importlib.import_module(module)
-        else:
-            here = os.getcwd()
-            sys.path.insert(0, here)
-            try:
-                loaded = importlib.import_module(module)
-            finally:
-                sys.path.remove(here)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and one that it imports is not
-        if module.endswith(".py"):
-            raise UsageError(f"{what} {name!r}: leave out the .py: {module[:-3]}:{attribute}") from None
-        raise UsageError(
-            f"{what} {name!r}: there is no module {module!r} in {os.getcwd()} or among the installed packages; "
-            f"run from the folder that holds {module}.py"
-        ) from None
+    loaded = importlib.import_module(module) if known else _imported(module, attribute, f"{what} {name!r}")
     if not hasattr(loaded, attribute):
         public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{what} {name!r}: module {module!r} has no {attribute!r}; {closest(attribute, public)}")
-    return getattr(loaded, attribute)
+    found = getattr(loaded, attribute)
+    if not callable(found):
+        raise UsageError(f"{what} {name!r} is neither a class nor a function, but {type(found).__name__}")
+    return found if known or inspect.isclass(found) else _own(found, f"{what} {name!r}")
+
+
+def _imported(module: str, attribute: str, what: str) -> Any:
+    """A module that a person typed, which may lie in the current folder."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        if module.startswith("."):  # nothing that a module could be relative to
+            raise ModuleNotFoundError(name=module)
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # it is there; what it imports is not
+            raise UsageError(f"{what}: {module} imports what is missing: {error}") from error
+        if module.endswith(".py"):
+            raise UsageError(f"{what}: leave out the .py: {module[:-3]}:{attribute}") from None
+        raise UsageError(
+            f"{what}: there is no module {module!r} in {here} or among the installed packages; "
+            f"run from the folder that holds {module}.py"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{what}: importing {module} fails: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(here)
+
+
+def _own(function: Any, what: str) -> Any:
+    """A function of the user's own, whose errors say whose they are."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except ScoresdeError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"{what} fails: {type(error).__name__}: {error}") from error
+
+    return called
 
 
 def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
-    """Return the options of a class or function by name."""
+    """Return the options of a class or function by name; none if it does not say."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # some that are written in C
+        return {}
     return {
         name: p
-        for name, p in inspect.signature(factory).parameters.items()
+        for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name != "self"
     }
 
 
-def build(name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, **options: Any) -> Any:
+def build(
+    name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, kind: type | None = None,
+    **options: Any,
+) -> Any:  # fmt: skip
     """Build the object that ``name`` stands for; an object that is not a string is returned as it is.
 
+    Args:
+        name, table, what, typed: As in :func:`resolve`.
+        kind: The class that the object must be of.
+        options: Its options.
+
     Raises:
-        UsageError: If the name or an option is unknown: the message lists the known ones.
+        UsageError: If the name or an option is unknown: the message lists the known ones. If it is not of the kind.
         CheckpointError: If the name, or one among the options, was read and is in no table.
 
     >>> from scoresde.core.tables import SDES
@@ -128,7 +165,12 @@ def build(name: str | Any, table: Mapping[str, str], what: str = "name", *, type
         if options:
             raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
         return name
-    return construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
+    made = construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
+    if kind is not None and not isinstance(made, kind):
+        raise UsageError(
+            f"{what} {name!r} gives {type(made).__name__}; derive it from {kind.__module__}.{kind.__name__}"
+        )
+    return made
 
 
 def construct(
@@ -157,7 +199,9 @@ def construct(
         if error.parameter in fields and what in _PARAMETERS:  # whose field it is
             error.parameter = f"{_PARAMETERS[what]}.{error.parameter}"
         raise
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (Exception, SystemExit) as error:
+        if name in (table or {}) and not isinstance(error, TypeError | ValueError | RuntimeError | ArithmeticError):
+            raise  # an error of ours
         given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
         raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
 

@@ -310,7 +310,9 @@ class _Tabulated(Times):
     def __init__(self, sampler: Importance, setting: Setting) -> None:
         super().__init__(sampler, setting)
         # A sampler with options from a file was made by the door, which lets no foreign name through.
-        self.error: Parametrization = build(sampler.error, PARAMETRIZATIONS, "prediction", typed=True)
+        self.error: Parametrization = build(
+            sampler.error, PARAMETRIZATIONS, "prediction", typed=True, kind=Parametrization
+        )
         ends = finite_log_snr(setting.sde, setting.ends)
         self.log_snr = torch.linspace(float(ends[0]), float(ends[1]), self.cells + 1, dtype=torch.float64)
         t = setting.sde.t_of_log_snr(self.log_snr).clamp(setting.low, setting.high)

@@ -270,7 +270,7 @@ class Run:
         Args:
             path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE.
         """
-        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True))
+        return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
         """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
@@ -421,7 +421,7 @@ class Run:
         # the state, the answer of the model at the end, and the samples in data units
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
-        built: Solver = build(solver, SOLVERS, "solver", typed=True)
+        built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
         if brownian and not built.stochastic:
             raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
         model = self._bound(n)

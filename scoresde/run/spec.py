@@ -96,11 +96,13 @@ class ModelSpec:
         path = make_path(self.path, self.shift, sde, typed=typed)
         if parametrization is None:
             name, options = self.parametrization.name, self.parametrization.options
-            parametrization = build(name, PARAMETRIZATIONS, "prediction", typed=typed, **options)
+            parametrization = build(name, PARAMETRIZATIONS, "prediction", typed=typed, kind=Parametrization, **options)
         if network is None:
             if self.network is None:
                 raise CheckpointError("the run was trained with a network of your own; pass it", parameter="network")
-            network = build(self.network.name, NETWORKS, "network", typed=typed, **_tuples(self.network, typed))
+            network = build(
+                self.network.name, NETWORKS, "network", typed=typed, kind=nn.Module, **_tuples(self.network, typed)
+            )
         return ScoreModel(
             network, path, parametrization, self.classes, self.coupled, self.learn_variance, self.codec
         )  # fmt: skip

@@ -178,10 +178,14 @@ def test_a_signal_while_the_folder_is_made(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_outside_of_it_nothing_is_touched(tmp_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it runs in the background
     keeps("nothing")
-    with held(), new_folder(tmp_path / "a"), pytest.raises(KeyboardInterrupt) as stop:
-        send(signal.SIGINT)
+    # A shell takes the handler from what it runs in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with held(), new_folder(tmp_path / "a"), pytest.raises(KeyboardInterrupt) as stop:
+            send(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(stop.value, Stopped)
 
 

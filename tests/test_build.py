@@ -150,6 +150,9 @@ def test_errors_of_ones_own_functions_say_whose_they_are(own: Path) -> None:
         level(VPSDE(), 0.5)
     assert isinstance(error.value.__cause__, AttributeError)
     assert list(fields_of(level)) == ["sde", "t"]
+    for called in (resolve("abc:ABC", {}, "noise level", typed=True, function=True), level):
+        with pytest.raises(UsageError, match="fails: "):
+            called(VPSDE(), 0.5)
 
 
 def test_names_from_files_are_only_looked_up(own: Path) -> None:

@@ -176,3 +176,8 @@ def test_weights_that_cannot_be_trained_with() -> None:
     for message, weight in bad.items():
         with pytest.raises(UsageError, match=message):
             check_weight(weight, sde, Velocity(), 0.0, 1.0)
+
+
+def test_a_weighting_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(UsageError, match="weighting scoresde:VPSDE is called with the path"):
+        make_weighting("scoresde:VPSDE", typed=True)

@@ -52,7 +52,9 @@ def closest(name: str, choices: Iterable[str]) -> str:
     return f"{hint}choose from: {', '.join(names) or '(none)'}"
 
 
-def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ) -> Any:
+def resolve(
+    name: str, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, function: bool = False
+) -> Any:
     """Return the class or function that ``name`` stands for.
 
     Args:
@@ -60,6 +62,7 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: T
         table: Names and the ``"module:Name"`` strings they stand for.
         what: The noun for messages, such as ``"SDE"``.
         typed: Which names a person typed; only those may import a module that no table lists.
+        function: Whether it is called as a function, even if it is a class.
 
     Raises:
         UsageError: If a typed name is unknown, its module or attribute does not exist or cannot be imported, or it is
@@ -88,7 +91,7 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name", *, typed: T
     found = getattr(loaded, attribute)
     if not callable(found):
         raise UsageError(f"{what} {name!r} is neither a class nor a function, but {type(found).__name__}")
-    return found if known or inspect.isclass(found) else _own(found, f"{what} {name!r}")
+    return found if known or (inspect.isclass(found) and not function) else _own(found, f"{what} {name!r}")
 
 
 def _imported(module: str, attribute: str, what: str) -> Any:

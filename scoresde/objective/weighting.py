@@ -274,7 +274,12 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
         if options:
             raise UsageError(f"the weighting {weighting} is a function and has no options; got {sorted(options)}")
         return found  # type: ignore[no-any-return]
-    return construct(found, "weighting", weighting, options or {}, typed=typed)  # type: ignore[no-any-return]
+    made = construct(found, "weighting", weighting, options or {}, typed=typed)
+    if not callable(made):
+        raise UsageError(
+            f"the weighting {weighting} is called with the path, the prediction and times, and has no call"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:

@@ -66,7 +66,7 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         raise UsageError(
             f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or name your own as module:function"
         )
-    found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True)
+    found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
 
 

@@ -115,7 +115,9 @@ class PredictorCorrector(FixedStep):
             return self.predictor
         if self.predictor not in PREDICTORS and ":" not in self.predictor:
             raise UsageError(f"unknown predictor {self.predictor!r}; {closest(self.predictor, PREDICTORS)}")
-        found: Predictor = PREDICTORS.get(self.predictor) or resolve(self.predictor, {}, "predictor", typed=True)
+        found: Predictor = PREDICTORS.get(self.predictor) or resolve(
+            self.predictor, {}, "predictor", typed=True, function=True
+        )
         return found
 
     @property

@@ -100,7 +100,7 @@ def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
     Raises:
         UsageError: If a name is unknown.
     """
-    return {name: resolve(name, METRICS, "metric", typed=True) for name in names}
+    return {name: resolve(name, METRICS, "metric", typed=True, function=True) for name in names}
 
 
 @checked(limit=WHOLE, seed=SEED)

@@ -128,7 +128,7 @@ def function_features(name: str) -> Extractor:
     Raises:
         UsageError: If there is no such function.
     """
-    function = resolve(name, {}, "features", typed=True)
+    function = resolve(name, {}, "features", typed=True, function=True)
     try:
         source = read_bytes(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except (TypeError, OSError):

@@ -265,3 +265,13 @@ def test_the_correction_and_not_the_predictor_bounds_the_order():
             made = PredictorCorrector(steps, corrector=corrector)
             off.append(moments(made, model, marginal(model, high), draws=2 * steps)[1] / marginal(model, low)[1] - 1)
         assert math.log2(abs(off[0] / off[1])) == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "found"), [(lambda *_: None, "NoneType"), (lambda model, x, *_: x[:1], r"shape \(1, 2\)")]
+)
+def test_a_predictor_of_ones_own_returns_the_state(step, found):
+    with pytest.raises(
+        UsageError, match=rf"predictor <lambda> returns {found}; a tensor of shape \(3, 2\) is expected"
+    ):
+        PredictorCorrector(steps=2, predictor=step)(ring(VPSDE()), normals(3, 2))

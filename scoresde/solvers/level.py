@@ -86,7 +86,13 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
     Raises:
         UsageError: If it is negative, not finite or of another shape.
     """
-    value = eta * torch.as_tensor(_function(level)(sde, t))
+    found = _function(level)(sde, t)
+    if not isinstance(found, Tensor | float | int):
+        raise UsageError(
+            f"the noise level {getattr(level, '__name__', level)} returns {type(found).__name__}, and a tensor is "
+            "expected, one number for each t"
+        )
+    value = eta * torch.as_tensor(found)
     if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
         name, number, at = getattr(level, "__name__", level), f"of shape {tuple(value.shape)}", ""
         if value.shape == t.shape:

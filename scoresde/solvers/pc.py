@@ -153,7 +153,16 @@ class PredictorCorrector(FixedStep):
             for part in self.sequence:
                 if part == "p":
                     z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
-                    x = predict(model, x, t, s, z)
+                    stepped = predict(model, x, t, s, z)
+                    if not isinstance(stepped, Tensor) or stepped.shape != x.shape:
+                        found = (
+                            f"shape {tuple(stepped.shape)}" if isinstance(stepped, Tensor) else type(stepped).__name__
+                        )
+                        raise UsageError(
+                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}; a "
+                            f"tensor of shape {tuple(x.shape)} is expected"
+                        )
+                    x = stepped
                 else:
                     x = corrected(x, i, i + self.start, s if self.sequence == "pc" else t)
             return x

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scoresde import VESDE, VPSDE, GaussianMixture, Noise, Run, TrainConfig, load, load_data
 from scoresde.cli import cli, main
+from scoresde.core import limits
 from scoresde.core.errors import DataError, NumericalError, UsageError
 from scoresde.data import Dataset
 from scoresde.metrics import sliced_wasserstein
@@ -423,3 +424,9 @@ def test_the_defaults_are_solvers() -> None:
     options = {p.name: p.default for p in cli.commands["bench"].params}
     assert len(solvers_by_name(options["solvers"].split(","))) == 8
     assert options["nfe"] == "5,10,20,50" and options["n"] == 128
+
+
+def test_more_samples_than_memory_holds_are_refused(moons: Dataset, gaussian: Run, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "memory", lambda: 2**30)
+    with pytest.raises(UsageError, match=r"100,000,000 samples of 2 numbers would need at least 4 GiB"):
+        bench(gaussian, {"heun": RungeKutta(5)}, n=10**8, data=moons)

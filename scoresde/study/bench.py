@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..core.errors import DataError, NumericalError, UsageError
 from ..core.files import write_csv, write_json
-from ..core.limits import COUNT, SEED, SEVERAL, checked
+from ..core.limits import COUNT, SEED, SEVERAL, checked, enough_memory
 from ..core.noise import Noise
 from ..core.optional import optional
 from ..core.registry import build, fields_of, options_of, resolve
@@ -185,6 +185,9 @@ def bench(
         DataError: If the data are not those of the run.
     """
     cases, model = plan(solvers, nfe), run.model
+    # the starts, the converged solution and that of a row
+    size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8
+    enough_memory(n * size, f"{n:,} samples of {run.info.dims:,} numbers", "n")
     real, floor = (None, None) if data is None else _real(run, data, n, seed)
     common = _Common(run, model, Noise.of(n, seed, device=run.device), batch, real, floor)
     told = on_row or (lambda row: None)

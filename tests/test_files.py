@@ -296,3 +296,17 @@ def test_a_line_after_one_that_was_cut_short(tmp_path: Path) -> None:
 
 def test_names_that_no_file_can_hold_are_written_out(tmp_path: Path) -> None:
     assert write_csv(tmp_path / "x.csv", ["a\ud800"], [["é"]]).read_text(encoding="utf-8") == "a\\ud800\né\n"
+
+
+def test_a_new_folder_without_a_file_in_it_goes_away_with_an_error(tmp_path: Path) -> None:
+    def work(write: bool) -> None:
+        with new_folder(tmp_path / "a") as folder:
+            (folder / "parts" / "1").mkdir(parents=True)
+            if write:
+                (folder / "parts" / "1" / "x").write_text("kept")
+            raise KeyError
+
+    for write in (False, True):
+        with pytest.raises(KeyError):
+            work(write)
+        assert (tmp_path / "a").exists() == write

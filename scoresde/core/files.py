@@ -34,9 +34,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "FORMAT", "append_line", "atomic", "cannot_write", "check_format", "check_kinds", "clear_leftovers", "living",
-    "make_folder", "new_folder", "read_json", "read_lines", "read_metadata", "read_object", "read_tensors", "sync",
-    "was_changed", "write_arrays", "write_csv", "write_json", "write_lines", "write_tensors",
+    "FORMAT",
+    "append_line",
+    "atomic",
+    "cannot_write",
+    "check_format",
+    "check_kinds",
+    "clear_leftovers",
+    "living",
+    "make_folder",
+    "new_folder",
+    "read_json",
+    "read_lines",
+    "read_metadata",
+    "read_object",
+    "read_tensors",
+    "remove_empty",
+    "sync",
+    "was_changed",
+    "write_arrays",
+    "write_csv",
+    "write_json",
+    "write_lines",
+    "write_tensors",
 ]  # fmt: skip
 
 FORMAT = 2  # of what this package writes and reads again
@@ -231,11 +251,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         with held():
-            if made and not any(folder.iterdir()):
-                folder.rmdir()
-            elif made and isinstance(error, Preempted | Stopped) and error.parameter is None:
+            left = made and not remove_empty(folder)
+            if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
                 error.args = (f"{str(error).partition(':')[0]}: what was finished is in {folder}",)
         raise
+
+
+def remove_empty(folder: Path) -> bool:
+    """Remove a folder in which there is no file, nor in the folders in it; whether there was none."""
+    empty = all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
+    if empty:
+        shutil.rmtree(folder, ignore_errors=True)
+    return empty
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

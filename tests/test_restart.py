@@ -6,6 +6,7 @@ Processes are killed for good, by SIGKILL, in forks of this one and at known poi
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -240,6 +241,21 @@ def test_two_trainings_in_one_folder(tmp_path: Path, whole: Path, shell: Shell) 
         shell.refuses(line, 3, "new is in use: process")
         load("held").sample(2, "heun")  # readers need no lock
     shell(line)
+    with locked(Path("new")):  # and with a checkpoint in it
+        shell.refuses(line, 3, "new is in use: process")
+    shell.refuses(line, 2, "already holds a run")
+
+
+def test_a_disk_that_is_full_leaves_no_empty_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(os, "replace", full)
+    for name in ("new", "there"):
+        with pytest.raises(CheckpointError, match="No space left"):
+            train(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["there"], "what was there is not ours to remove"
 
 
 def test_two_that_begin_together_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +294,9 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     newest = newest_checkpoint(run)
     copies = ["step-best", "step-60.bak", f"{newest.name} (copy)", f"{newest.name}.tmp", "step-99", "step-", "mine"]
     for name in copies:
+        shutil.copytree(newest, run / "checkpoints" / name)
+    copies += ["step-000000098", "step-999999999999999999999", "step-0000000020"]  # of another step than they are
+    for name in copies[-3:]:
         shutil.copytree(newest, run / "checkpoints" / name)
     (run / "checkpoints" / "step-000000099").touch()  # no folder
     assert [p.name for p in checkpoints(run)] == ["step-000000020", "step-000000016"]

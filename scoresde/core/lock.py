@@ -20,7 +20,7 @@ from .errors import CheckpointError
 from .files import cannot_write
 from .opened import parse_json
 
-__all__ = ["LOCK", "held_by", "locked"]
+__all__ = ["LOCK", "held_by", "in_use", "locked"]
 
 LOCK = ".lock"
 TRIES = 5
@@ -44,6 +44,11 @@ def locked(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 (folder / LOCK).unlink()  # before it is let go, see _taken
             os.close(file)
+
+
+def in_use(folder: Path, holder: str) -> CheckpointError:
+    """That another writes into a folder."""
+    return CheckpointError(f"{folder} is in use: {holder} trains there; wait for its end, or choose another folder")
 
 
 def held_by(folder: Path) -> str | None:
@@ -88,9 +93,7 @@ def _taken(folder: Path) -> int | None:
             if tries < TRIES:  # a look at who holds it takes a moment as well
                 time.sleep(0.02)
                 continue
-            raise CheckpointError(
-                f"{folder} is in use: {holder} trains there; wait for its end, or choose another folder"
-            ) from None
+            raise in_use(folder, holder) from None
         except OSError as error:
             os.close(file)
             _without(folder, error.strerror or str(error))

@@ -43,7 +43,7 @@ from ..core.files import (
     write_json,
     write_tensors,
 )
-from ..core.lock import held_by
+from ..core.lock import held_by, in_use
 from ..core.opened import file_digest, reason, regular
 from ..core.text import one_line
 
@@ -105,12 +105,19 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
     return folder
 
 
-def refuse_taken(folder: Path) -> None:
+def refuse_taken(folder: Path, *, mine: bool = False) -> None:
     """Refuse the folder of another run for a new one; a run that never came to a checkpoint may be begun again.
 
+    Args:
+        folder: The folder.
+        mine: The caller holds its lock.
+
     Raises:
+        CheckpointError: If another trains there.
         UsageError: If ``folder`` already holds a run.
     """
+    if not mine and (holder := held_by(folder)) is not None:
+        raise in_use(folder, holder)
     if os.path.exists(folder / "config.json") and checkpoints(folder):
         message = f"{folder} already holds a run; resume it, or choose another folder"
         raise UsageError(message, parameter="resume", value=folder)
@@ -203,14 +210,27 @@ def _runs() -> list[Path]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; nothing is said of whether they are whole."""
+    """The checkpoints of a run, the newest first; nothing is said of whether they are whole.
+
+    A copy under the name of another step is none: what it holds says whose it is.
+    """
     root = folder / "checkpoints"
     try:
         with os.scandir(root) as inside:
             found = [(int(match[1]), e.name) for e in inside if (match := STEP.fullmatch(e.name)) and e.is_dir()]
     except OSError:
         return []
-    return [root / name for _, name in sorted(found, reverse=True)]
+    return [root / name for step, name in sorted(found, reverse=True) if not _is_copy(root / name, step)]
+
+
+def _is_copy(checkpoint: Path, step: int) -> bool:
+    """Whether a checkpoint says, and is as it was written, that it is of another step than its name."""
+    if checkpoint.name != f"step-{step:09d}":
+        return True
+    try:
+        return not was_changed(checkpoint / "state.json") and _step(checkpoint) not in (-1, step)
+    except CheckpointError:
+        return False  # damaged, which is said when it is read
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -255,8 +275,8 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
     checkpoint that there is now has them for its best.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
-    newest = next(iter(checkpoints(folder)), None)
-    if newest is not None and 0 <= _step(best) <= _step(newest):
+    newest = max(map(_step, checkpoints(folder)), default=-1)
+    if 0 <= _step(best) <= newest:
         shutil.rmtree(before, ignore_errors=True)
         with suppress(OSError):
             os.rename(best, before)

@@ -30,6 +30,7 @@ from ..core.files import (
     read_lines,
     read_object,
     read_tensors,
+    remove_empty,
     write_json,
     write_lines,
     write_tensors,
@@ -168,9 +169,12 @@ def _fit(
             if validation is not None:
                 validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
         else:
+            there = out is not None and Path(out).exists()
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
+            if not there:
+                held.callback(remove_empty, folder)  # should the disk be full
             held.enter_context(_writing(folder))
-            refuse_taken(folder)  # another may have trained here since
+            refuse_taken(folder, mine=True)  # another may have trained here since
             clear_start(folder)
         facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
         write_json(folder / "model.json", made_of, signed=True)

@@ -22,6 +22,8 @@ import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .limits import memory
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -102,12 +104,8 @@ def _fits(size: int, most: int | None = None) -> None:
     """Refuse what is larger than the memory of this machine, or than ``most``."""
     if most is not None and size > most:
         raise OSError(f"it has {_bytes(size)}, and such a file has at most {_bytes(most)}")
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return
-    if size > memory > 0:
-        raise OSError(f"it takes {_bytes(size)} of memory, and this machine has {_bytes(memory)}")
+    if size > memory():
+        raise OSError(f"it takes {_bytes(size)} of memory, and there are {_bytes(memory())}")
 
 
 def _bytes(count: int) -> str:

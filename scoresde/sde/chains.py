@@ -39,10 +39,7 @@ from ..core.shapes import time_dtype
 from .base import SDE
 from .continuous import Exploding
 
-__all__ = [
-    "DDPM",
-    "SMLD",
-]
+__all__ = ["DDPM", "SMLD"]
 
 # N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
@@ -103,6 +100,7 @@ class DDPM(_Chain):
     zero_snr: bool = False
 
     more_noise = ("zero_snr", "yes")
+    smooth = False  # log alpha bends at each node
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -115,8 +113,6 @@ class DDPM(_Chain):
             kind = "given betas have" if self.betas is not None else "the schedule cosine has"
             raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); leave them out")
         super().__post_init__()
-
-    smooth = False  # log alpha bends at each node
 
     def check(self) -> None:
         """Check the betas, then the path (see :meth:`SDE.check <scoresde.SDE.check>`).

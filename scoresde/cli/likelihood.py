@@ -14,18 +14,16 @@ from ..core.errors import NumericalError
 from ..core.limits import COUNT, RTOL, STEPS, WHOLE, Range
 from .command import Fields, Real, Whole, echo, option, settings, verb, warned
 from .common import (
-    REQUEST,
     Conditioning,
     Session,
     conditioning,
     in_list,
     out_option,
-    resume_option,
     session,
     set_option,
     together,
-    work_in,
 )
+from .work import REQUEST, resume_option, work_in
 
 if TYPE_CHECKING:
     from ..likelihood import Likelihood

@@ -18,16 +18,14 @@ from .common import (
     Conditioning,
     Session,
     SolverChoice,
-    Work,
     conditioning,
     counted,
     in_list,
     out_option,
-    resume_option,
     session,
     solver_options,
-    work_in,
-)  # fmt: skip
+)
+from .work import Work, resume_option, work_in
 
 if TYPE_CHECKING:
     from torch import Tensor

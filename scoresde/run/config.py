@@ -20,7 +20,7 @@ from torch import nn
 
 from ..codec import Codec
 from ..core.errors import CheckpointError, UsageError
-from ..core.limits import FRACTION, SEED, SHARE, Range, check_fields, ranges
+from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
@@ -49,7 +49,8 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 }
 
 
-_OR_0 = Range(0, 10**9, hint="0 for the preset's")
+_HINT = "0 for the preset's"
+_OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
 
 _PICTURES = 10_000  # of samples, in a run
 
@@ -112,8 +113,8 @@ class TrainConfig:
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
         shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
-        steps=Range(0, 10**8, seconds=1e-3, hint="0 for the preset's"), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
-        lr=Range(0, 1e30, hint="0 for the preset's"), save_minutes=Range(0, infinite=True),
+        steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
+        lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True),
         clip=Range(0, above=True, infinite=True, hint="inf switches clipping off"),
     )  # fmt: skip
 
@@ -222,7 +223,7 @@ class TrainConfig:
         if predict == "auto":
             predict = _PREDICT.get(path, "edm")
         if predict == "edm" and isinstance(self.predict, str):
-            options.setdefault("data_std", max(max(round(data_std, 4), 1e-4), 1e-4))
+            options.setdefault("data_std", max(round(data_std, 4), 1e-4))
         steps, sde = self.steps or steps, build_sde(self)
         if weighting == "auto":
             known = self.predict if self.predict != "auto" else predict

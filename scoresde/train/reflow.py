@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import NumericalError, UsageError
-from ..core.limits import COUNT, SEED, STEPS, Range, checked, enough_memory
+from ..core.limits import COUNT, LR, SEED, STEPS, TRAINED, checked, enough_memory
 from ..core.noise import Noise
 from ..core.progress import Progress
 from ..core.shapes import at, expand, sum_flat, time_dtype
@@ -89,7 +89,7 @@ def draw_pairs(
     return Pairs(torch.cat(x0), torch.cat(eps), None if run.condition is None else run.condition.expand(count))
 
 
-@checked(pairs=COUNT, steps=Range(0, 10**8, seconds=1e-3), lr=Range(0, 1e30), seed=SEED)
+@checked(pairs=COUNT, steps=replace(TRAINED, low=0), lr=replace(LR, above=False), seed=SEED)
 def reflow(
     run: Run,
     *,

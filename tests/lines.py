@@ -213,7 +213,7 @@ def _assignment(rng: random.Random, verb: str, words: list[str]) -> list[str]:
     """A field of what a command builds, mostly of what was chosen, by ``--set`` or as an option of its own."""
     fields = rng.choice(commands()[verb].fields)
     flag = f"--{(fields.option or '').replace('_', '-')}"
-    chosen = words[words.index(flag) + 1] if flag in words else None
+    chosen = next(iter(words[words.index(flag) + 1 :]), None) if flag in words else None
     known = fields.of(chosen, everywhere=chosen not in fields.table or rng.random() < 0.2)
     names = [name for name in known if (verb, name) not in LONG]
     if not names:

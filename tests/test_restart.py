@@ -295,16 +295,20 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     copies = ["step-best", "step-60.bak", f"{newest.name} (copy)", f"{newest.name}.tmp", "step-99", "step-", "mine"]
     for name in copies:
         shutil.copytree(newest, run / "checkpoints" / name)
-    copies += ["step-000000098", "step-999999999999999999999", "step-0000000020"]  # of another step than they are
-    for name in copies[-3:]:
+    copies += ["step-0000000020", "step-000000001", "step-000000098", "step-999999999999999999999"]  # of other steps
+    for name in copies[-4:]:
         shutil.copytree(newest, run / "checkpoints" / name)
     (run / "checkpoints" / "step-000000099").touch()  # no folder
-    assert [p.name for p in checkpoints(run)] == ["step-000000020", "step-000000016"]
-    train(run, resume=True, config=replace(CONFIG, steps=30))
-    assert load(run).step in (30, json.loads((run / "validation.json").read_text())["best_step"])
+    high, low = ["step-999999999999999999999", "step-000000098"], ["step-000000001"]
+    assert [p.name for p in checkpoints(run)] == [*high, "step-000000020", "step-000000016", *low]
+    with pytest.warns(UserWarning, match=r"using step-000000020: .*step-9{21} is of step 20 and not of that in its"):
+        assert newest_checkpoint(run).name == "step-000000020"
+        train(run, resume=True, config=replace(CONFIG, steps=30))
+    with pytest.warns(UserWarning, match="is of step 20"):
+        assert load(run).step in (30, json.loads((run / "validation.json").read_text())["best_step"])
     for name in copies:
         assert (run / "checkpoints" / name / "model.safetensors").is_file(), name
-    assert [p.name for p in checkpoints(run)] == ["step-000000030", "step-000000024"]
+    assert [p.name for p in checkpoints(run)] == [*high, "step-000000030", "step-000000024", *low]
 
 
 # --------------------------------------------------------------------------------------------------------------- edited

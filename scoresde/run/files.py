@@ -210,27 +210,19 @@ def _runs() -> list[Path]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; nothing is said of whether they are whole.
-
-    A copy under the name of another step is none: what it holds says whose it is.
-    """
+    """The checkpoints of a run, the newest first by their names; nothing is said of whether they are whole."""
     root = folder / "checkpoints"
     try:
         with os.scandir(root) as inside:
             found = [(int(match[1]), e.name) for e in inside if (match := STEP.fullmatch(e.name)) and e.is_dir()]
     except OSError:
         return []
-    return [root / name for step, name in sorted(found, reverse=True) if not _is_copy(root / name, step)]
+    return [root / name for step, name in sorted(found, reverse=True) if name == f"step-{step:09d}"]
 
 
-def _is_copy(checkpoint: Path, step: int) -> bool:
-    """Whether a checkpoint says, and is as it was written, that it is of another step than its name."""
-    if checkpoint.name != f"step-{step:09d}":
-        return True
-    try:
-        return not was_changed(checkpoint / "state.json") and _step(checkpoint) not in (-1, step)
-    except CheckpointError:
-        return False  # damaged, which is said when it is read
+def _is_copy(checkpoint: Path) -> bool:
+    """Whether a checkpoint says that it is of another step than its name."""
+    return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -264,6 +256,7 @@ def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
+    older = [path for path in older if not _is_copy(path)]
     for old in [*older[keep - 1 :], *([root / BEFORE] if 0 <= _step(root / BEST) <= number else [])]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -318,6 +311,8 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
     listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
     if not listed or not isinstance(state.get("step"), int):
         return f"{path} does not say which files belong to the checkpoint (damaged?)"
+    if STEP.fullmatch(checkpoint.name) and _is_copy(checkpoint):
+        return f"{checkpoint} is of step {state['step']:,} and not of that in its name (a copy?)"
     for name, expected in files.items():
         path = checkpoint / name
         try:

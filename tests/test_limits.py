@@ -335,3 +335,9 @@ def test_commands_say_what_they_say_of_errors(capsys: Any) -> None:
     assert issubclass(UsageError, ScoresdeError) and UsageError.exit_code == 2 and not issubclass(Problems, UsageError)
     assert all(isinstance(command, Command) for _, command in commands())
     assert dataclasses.is_dataclass(Range)
+
+
+def test_memory_is_what_the_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (2**28, 2**30) if what == resource.RLIMIT_AS else (0, 0))
+    assert limits.memory.__wrapped__() == 2**28

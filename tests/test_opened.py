@@ -18,7 +18,7 @@ from PIL import Image
 
 from scoresde.core.errors import CheckpointError, DataError, ScoresdeError
 from scoresde.core.files import read_json, read_lines, read_metadata, read_object, read_tensors
-from scoresde.core.opened import FREE, gunzipped, parse_json, read_arrays, read_bytes, reason, regular
+from scoresde.core.opened import FREE, gunzipped, out_of_memory, parse_json, read_arrays, read_bytes, reason, regular
 from scoresde.data import load_data
 from scoresde.data.arrays import load_arrays
 from scoresde.run.origin import kept_identity
@@ -207,3 +207,9 @@ def test_reasons() -> None:
     assert reason(MemoryError()) == "it takes more memory than there is"
     assert reason(RecursionError("maximum")) == "it is nested too deep"
     assert reason(ValueError("a\n b")) == "a b" and reason(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_memory_that_is_not_there_is_told_in_one_line(error: Exception) -> None:
+    assert out_of_memory(error) and reason(error) == "it takes more memory than there is"
+    assert not out_of_memory(RuntimeError("allocate")) and not out_of_memory(ValueError("out of memory"))

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..core.errors import Preempted, ScoresdeError, Stopped
-from ..core.opened import reason
+from ..core.opened import out_of_memory, reason
 from ..core.signals import Interrupts, check
 from ..core.version import __version__
 from .bench import bench
@@ -114,14 +114,12 @@ def _outcome(args: list[str], debug: bool) -> int:
             raise
         echo(f"error: {error}", err=True)
         return error.exit_code
-    except (OSError, MemoryError) as error:  # of a disk that is full, or of standard output
-        if debug:
-            raise
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        echo(f"error: {where}{reason(error)}", err=True)
-        return 3
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) or out_of_memory(error):  # of a disk that is full, or of standard output
+            where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+            echo(f"error: {where}{reason(error)}", err=True)
+            return 3
         echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
         return 1

@@ -287,7 +287,10 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @functools.cache
 def memory() -> int:
-    """Bytes of memory that this process may have: the machine's, or those of its control group; 16 GiB if unknown."""
+    """Bytes of memory that this process may have, 16 GiB if unknown.
+
+    The least of the machine's, its control group's, and its own limit (``ulimit -v``).
+    """
     found = [2**34]
     try:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -298,6 +301,13 @@ def memory() -> int:
             found.append(int(Path(file).read_text(encoding="ascii")))
         except (OSError, ValueError):
             continue  # there is no such group, or it says "max"
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        found += [limit] if limit != resource.RLIM_INFINITY else []
+    except (ImportError, OSError, ValueError):
+        pass  # not on every system
     return max(1, min(found))
 
 

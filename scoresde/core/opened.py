@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
-    "file_digest", "gunzipped", "is_gzip", "may_unpack", "opened", "parse_json", "read_arrays", "read_bytes", "reason",
-    "regular",
+    "file_digest", "gunzipped", "is_gzip", "may_unpack", "opened", "out_of_memory", "parse_json", "read_arrays",
+    "read_bytes", "reason", "regular",
 ]  # fmt: skip
 
 FREE, RATIO = 2**28, 100  # a file unpacks to so many bytes, or to so many times its own size if that is more
@@ -45,13 +45,19 @@ KINDS = (
 
 def reason(error: BaseException) -> str:
     """Why a file could not be read or written, in one line, without its name."""
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return "it takes more memory than there is"
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, in Python or in torch's allocators."""
+    told = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "allocate memory" in told or "out of memory" in told
 
 
 def regular(path: str | os.PathLike[str]) -> int:

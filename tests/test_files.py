@@ -300,7 +300,7 @@ def test_names_that_no_file_can_hold_are_written_out(tmp_path: Path) -> None:
 
 def test_a_new_folder_without_a_file_in_it_goes_away_with_an_error(tmp_path: Path) -> None:
     def work(write: bool) -> None:
-        with new_folder(tmp_path / "a") as folder:
+        with new_folder(tmp_path / "above" / "it" / "a") as folder:
             (folder / "parts" / "1").mkdir(parents=True)
             if write:
                 (folder / "parts" / "1" / "x").write_text("kept")
@@ -309,4 +309,7 @@ def test_a_new_folder_without_a_file_in_it_goes_away_with_an_error(tmp_path: Pat
     for write in (False, True):
         with pytest.raises(KeyError):
             work(write)
-        assert (tmp_path / "a").exists() == write
+        assert (tmp_path / "above" / "it" / "a").exists() == (tmp_path / "above").exists() == write
+    with pytest.raises(KeyError), files.atomic(tmp_path / "other" / "it" / "x"):
+        raise KeyError
+    assert not (tmp_path / "other").exists()

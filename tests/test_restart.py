@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_leaves_no_empty_run(tmp_path: Path, monkeypatch: py
 
     (tmp_path / "there").mkdir()
     monkeypatch.setattr(os, "replace", full)
-    for name in ("new", "there"):
+    for name in ("new", "above/new", "there"):
         with pytest.raises(CheckpointError, match="No space left"):
             train(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["there"], "what was there is not ours to remove"

@@ -42,7 +42,7 @@ __all__ = [
     "check_kinds",
     "clear_leftovers",
     "living",
-    "make_folder",
+    "make_folder", "missing_above",
     "new_folder",
     "read_json",
     "read_lines",
@@ -104,6 +104,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
+    above = missing_above(target)
     try:
         _writable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,10 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
         raise
     finally:
         _remove(temporary)
+        if not os.path.lexists(target):
+            with suppress(OSError):
+                for parent in above:
+                    parent.rmdir()
         _writing.discard(temporary.name)
 
 
@@ -234,7 +239,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If it cannot be made.
     """
-    folder, n, made = path, 2, False
+    folder, n, made, above = path, 2, False, missing_above(path)
     try:
         with held():
             try:
@@ -251,17 +256,30 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield folder
     except BaseException as error:
         with held():
-            left = made and not remove_empty(folder)
+            left = made and not remove_empty(folder, above)
             if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
                 error.args = (f"{str(error).partition(':')[0]}: what was finished is in {folder}",)
         raise
 
 
-def remove_empty(folder: Path) -> bool:
-    """Remove a folder in which there is no file, nor in the folders in it; whether there was none."""
+def missing_above(path: Path) -> list[Path]:
+    """The folders above a path that are not there, the nearest first."""
+    return [folder for folder in path.parents if not os.path.lexists(folder)]
+
+
+def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
+    """Remove a folder in which there is no file, nor in the folders in it; whether there was none.
+
+    Args:
+        folder: The folder, which may be gone.
+        above: Those above it that were made with it, the nearest first; they go as well if they are empty.
+    """
     empty = all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
     if empty:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in above:
+                parent.rmdir()
     return empty
 
 

@@ -27,6 +27,7 @@ from ..core.files import (
     FORMAT,
     append_line,
     clear_leftovers,
+    missing_above,
     read_lines,
     read_object,
     read_tensors,
@@ -169,10 +170,10 @@ def _fit(
             if validation is not None:
                 validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
         else:
-            there = out is not None and Path(out).exists()
+            there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
             if not there:
-                held.callback(remove_empty, folder)  # should the disk be full
+                held.callback(remove_empty, folder, above)  # should the disk be full
             held.enter_context(_writing(folder))
             refuse_taken(folder, mine=True)  # another may have trained here since
             clear_start(folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,14 @@ import torch
 from models import F64
 from scipy.integrate import RK23, RK45
 
+from scoresde import FlowMatching
 from scoresde.core.errors import UsageError
 from scoresde.ode.dense import Knots
 from scoresde.ode.integrate import FAILED_LIMIT, FAILED_NONFINITE, FAILED_UNDERFLOW, OK, TABLEAUS, coarse, integrate
+
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
+from estimates import steps_of
+from sweep import Law
 
 RATES = torch.linspace(0.5, 3.0, 6, dtype=F64)
 
@@ -112,8 +120,8 @@ def test_a_step_does_not_grow_after_a_rejection():
 
 
 def test_the_steps_are_those_of_the_formulas():
-    # One row by hand: err = rms(h sum_i e_i k_i / (atol + rtol max(|y|, |y_new|))),
-    # h <- 0.9 h err^(-.7/5) before^(.4/5).
+    # One row by hand: with size = 1 + max(|y|, |y_new|), err is the larger of rms(h sum_i e_i k_i / size) / rtol and
+    # rms(h sum_i g_i k_i / size)^(3/2) / rtol, and h <- 0.9 h err^(-.7/5) before^(.4/5).
     tolerance, tableau, stops = 1e-6, TABLEAUS["dopri5"], [0.0]
 
     def slope(y, t):
@@ -131,13 +139,31 @@ def test_the_steps_are_those_of_the_formulas():
         for c, weights in zip(tableau.c, tableau.a, strict=True):
             stage = state + h * sum((w * s for w, s in zip(weights, k, strict=False)), np.zeros(2))
             k.append(slope(stage, t + c * h))
-        scale = tolerance + tolerance * np.maximum(abs(state), abs(stage))
-        error = np.sqrt(np.mean((h * np.dot(tableau.e, k) / scale) ** 2))
+        size = 1 + np.maximum(abs(state), abs(stage))
+        first, second = (np.sqrt(np.mean((h * np.dot(weights, k) / size) ** 2)) for weights in (tableau.e, tableau.g))
+        error = max(first, second**1.5) / tolerance
         assert error <= 1
         then = h * np.clip(0.9 * error ** (-0.7 / 5) * before ** (0.4 / 5), 0.2, 10)
         assert 0 <= 1 - sizes[i + 1] / then < 2**-6  # cut to seven digits
         state, before = stage, error
     assert len(sizes) > 10
+
+
+@pytest.mark.parametrize("method", ["dopri5", "tsit5"])
+def test_no_step_passes_that_is_far_off(method, monkeypatch):
+    # Samples that turn towards one of several modes within a step: one estimate lets some pass that are wrong by 23 or
+    # by 67 tolerances.
+    monkeypatch.setitem(TABLEAUS, "with one", replace(TABLEAUS[method], g=()))
+    rng = np.random.default_rng(1)
+    law = Law.draw(rng, 2, False, False)
+    model, x = law.model(FlowMatching()), torch.from_numpy(law.start(rng, 32, 0.0, 1.0))
+
+    def f(y, t):
+        estimate = model(y, t)
+        return estimate.eps - estimate.x0
+
+    assert max(steps_of(f, x, model.sde, 1e-4, method)[0]) < 2
+    assert max(steps_of(f, x, model.sde, 1e-4, "with one")[0]) > 20
 
 
 def test_step_sizes_are_cut_to_seven_digits():
@@ -270,7 +296,7 @@ def test_the_worst_part_of_the_state_counts():
         slope[:, -1] = torch.cos(50 * t)
         return slope
 
-    y = torch.zeros(1, 1001, dtype=F64)
+    y = torch.zeros(1, 10_001, dtype=F64)
     both = integrate(f, y, 0.0, 1.0, rtol=1e-6, atol=1e-6, parts=lambda s: [s[:, :-1], s[:, -1:]])
     one = integrate(f, y, 0.0, 1.0, rtol=1e-6, atol=1e-6)
     exact = math.sin(50) / 50

@@ -34,8 +34,8 @@ from .continuous import EDMSDE, VDMSDE, VESDE, FlowMatching
 from .modified import Shifted, Stretch
 
 __all__ = [
-    "Discrete", "GivenGrid", "Grid", "Karras", "LogSNR", "SqrtT", "UniformGrid", "as_grid", "default_grid", "make_grid",
-    "nearest_node", "snap",
+    "Discrete", "GivenGrid", "Grid", "Karras", "LogSNR", "SqrtT", "UniformGrid", "as_grid", "default_grid", "leaps",
+    "make_grid", "nearest_node", "snap",
 ]  # fmt: skip
 
 
@@ -78,6 +78,16 @@ def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
     return torch.where(left, finite_log_snr(sde, t), -20.0)
+
+
+def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
+    """Which steps of a grid ``times: (n + 1,)`` lie where there is next to nothing of the data, beyond log-SNR -18.
+
+    Grids in a clock of the noise spend no nodes there. However many nodes they have it is one step, with which the
+    rules of Euler and Heun in t would not converge: a solver that uses them crosses it by another rule.
+    """
+    blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < -18)
+    return tuple(blank.reshape(len(blank), -1).all(1).tolist())
 
 
 def _between(ends: Tensor, steps: int) -> Tensor:

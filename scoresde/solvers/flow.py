@@ -30,6 +30,7 @@ from ..ode.engines import ENGINES
 from ..ode.fixed import RULES, rule_step
 from ..ode.integrate import TABLEAUS, check_tolerances, integrate
 from ..sde.base import SDE, informative
+from ..sde.grids import leaps
 from .base import FixedStep, Solution, Solver, Watch, fixed_solution, unwatched
 from .trajectory import Step
 
@@ -224,12 +225,17 @@ class RungeKutta(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         sde, frame = model.domain.sde, FRAMES[self.frame]
-        clock, scale = frame.clock(sde, times), frame.scale(sde, times)
-        if not bool(torch.isfinite(clock).all()):
+        frames = [FRAMES["straight"] if leap and self.frame == "t" else frame for leap in leaps(sde, times)]
+        clocks = {f: f.clock(sde, times) for f in {frame, *frames}}
+        scales = {f: f.scale(sde, times) for f in {frame, *frames}}
+        if not bool(torch.isfinite(clocks[frame]).all()):
             raise UsageError("the frame 've' has no clock where alpha = 0, at the start of this path; take 'straight'")
-        sizes = torch.diff(clock).tolist()
+        sizes = [float(clocks[f][i + 1] - clocks[f][i]) for i, f in enumerate(frames)]
 
         def advance(i: int, x: Tensor) -> Tensor:
+            frame = frames[i]
+            clock, scale = clocks[frame], scales[frame]
+
             def f(c: float, y: Tensor) -> Tensor:
                 t = times[i + int(c)] if c in (0, 1) else frame.time(sde, clock[i] + c * sizes[i])
                 return frame.slope(model, y, t)

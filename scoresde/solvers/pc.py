@@ -48,6 +48,7 @@ from ..core.noise import Noise
 from ..core.registry import closest, resolve
 from ..model.estimate import Denoiser
 from ..sde.base import SDE
+from ..sde.grids import leaps
 from .base import FixedStep
 from .langevin import check_corrector, langevin_step, norm_ratio
 from .level import auto_level
@@ -64,6 +65,7 @@ PREDICTORS: dict[str, Predictor] = {
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }
+_EULERS = ("reverse-diffusion", "em")  # which do not converge on a grid that leaps
 CORRECTORS = ("annealed", "langevin", "none")
 
 
@@ -139,6 +141,7 @@ class PredictorCorrector(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         predict, clock = self._predictor(), times.tolist()
+        leap = leaps(model.domain.sde, times) if self.predictor in _EULERS else (False,) * self.steps
 
         def corrected(x: Tensor, i: int, visit: int, at: Tensor) -> Tensor:
             for j in range(self._corrections):
@@ -153,7 +156,7 @@ class PredictorCorrector(FixedStep):
             for part in self.sequence:
                 if part == "p":
                     z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
-                    stepped = predict(model, x, t, s, z)
+                    stepped = (ancestral_step if leap[i] else predict)(model, x, t, s, z)
                     if not isinstance(stepped, Tensor) or stepped.shape != x.shape:
                         found = (
                             f"shape {tuple(stepped.shape)}" if isinstance(stepped, Tensor) else type(stepped).__name__

@@ -42,6 +42,7 @@ from ..core.registry import closest
 from ..core.shapes import align, all_rows, at, expand
 from ..model.estimate import VARIANCES, Denoiser, Estimate
 from ..sde.base import SDE
+from ..sde.grids import leaps
 from ..sde.marginal import forward_step, posterior
 from .base import FixedStep
 from .level import Level, auto_level, check_level, level_of
@@ -109,8 +110,10 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
 
 
-def _check_growth(solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor) -> None:
-    """Refuse steps that overshoot: x <- ``gain`` x + ``kick`` z on data N(0, s^2), float64 ``(n,)`` each.
+def _check_growth(
+    solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
+) -> None:
+    """Refuse steps that overshoot: x <- ``gain`` x + ``kick`` z on data N(0, s^2), float64 ``(n,)`` each, or a leap.
 
     Raises:
         UsageError: If a standard deviation comes out a hundred times larger than it should be and than it was.
@@ -120,8 +123,8 @@ def _check_growth(solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tenso
     alpha, sigma = (c.detach() for c in sde.coefficients(times[[0, -1]]))
     start, right = ((_DATA * alpha).square() + sigma.square()).tolist()
     variance = start
-    for g, k in zip(gain.detach().tolist(), kick.detach().tolist(), strict=True):
-        variance = min(g * g * variance + k * k, 1e300)
+    for g, k, exact in zip(gain.detach().tolist(), kick.detach().tolist(), leap, strict=True):
+        variance = variance if exact else min(g * g * variance + k * k, 1e300)
     if variance > 1e4 * max(start, right):
         raise UsageError(
             f"{type(solver).__name__}: eta is {solver.eta:g} with {solver.steps} steps, each of which overshoots: "
@@ -162,10 +165,13 @@ class EulerMaruyama(FixedStep):
         a, b = drift_weights(model.domain.sde, times[:-1], levels)
         spread = levels * align(h, levels).sqrt()
         slopes = align(h, levels) * _pull(model.domain.sde, times[:-1], a, b)
-        _check_growth(self, model.domain.sde, times, 1 - slopes, spread)
+        leap = leaps(model.domain.sde, times)
+        _check_growth(self, model.domain.sde, times, 1 - slopes, spread, leap)
 
         def advance(i: int, x: Tensor) -> Tensor:
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
+            if leap[i]:
+                return ddim_step(model, x, times[i], times[i + 1], z, min(self.eta, 1.0))
             # x - h f + eta sqrt(h) z
             estimate = model(x, times[i])
             return x - drift(estimate, at(a, i) * h[i], at(b, i) * h[i]) + expand(at(spread, i), x) * z
@@ -213,11 +219,14 @@ class StochasticHeun(FixedStep):
         h, pull = align(times[:-1] - times[1:], levels), _pull(model.domain.sde, times, a, b)
         first, second = h * pull[:-1], h * pull[1:].nan_to_num(posinf=0.0)
         kick = torch.sqrt(h * (levels[:-1].square() + levels[1:].square()) / 2) * (1 - second / 2)
-        _check_growth(self, model.domain.sde, times, 1 - (first + second * (1 - first)) / 2, kick)
+        leap = leaps(model.domain.sde, times)
+        _check_growth(self, model.domain.sde, times, 1 - (first + second * (1 - first)) / 2, kick, leap)
 
         def advance(i: int, x: Tensor) -> Tensor:
             t, s = times[i], times[i + 1]
             z = noise.between(clock[i], clock[i + 1], tuple(x.shape[1:]), i, x.dtype)
+            if leap[i]:
+                return ddim_step(model, x, t, s, z, min(self.eta, 1.0))
             h = t - s
             spread = expand(torch.sqrt(h * (at(levels, i).square() + at(levels, i + 1).square()) / 2), x) * z
             first = drift(model(x, t), at(a, i), at(b, i))

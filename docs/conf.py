@@ -27,10 +27,11 @@ author = "The scoresde authors"
 copyright = "2026, The scoresde authors"
 version = release = scoresde.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
 exclude_patterns = ["_build", "_gallery", "**/.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.mime_priority"]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"scoresde {version}"
 html_static_path = ["_static"]

@@ -203,7 +203,7 @@ def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
 def test_python_m_and_version(shell: Shell) -> None:
     from scoresde import __version__
 
-    assert shell("--version").strip().endswith(__version__)
+    assert shell("--version") == f"scoresde {__version__}, torch {torch.__version__}\n"
     assert shell("--help").startswith("Usage: scoresde")
 
 

@@ -34,8 +34,23 @@ from .train import train
 __all__ = ["cli", "main"]
 
 
+def _show_versions(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        click.echo(f"scoresde {__version__}, torch {version('torch')}")  # of its metadata: to import it takes seconds
+        context.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="scoresde")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of scoresde and torch and exit.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Score-based generative models in continuous time: train, sample, score.

@@ -130,7 +130,7 @@ def test_an_array_that_promises_more_than_there_is(tmp_path: Path, shape: tuple[
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", file.getvalue())
     for name in ("x.npy", "x.npz"):
-        with pytest.raises(DataError, match="and 48 are there"):
+        with pytest.raises(DataError, match="but 48 are there"):
             load_data(str(tmp_path / name))
 
 

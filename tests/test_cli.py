@@ -240,9 +240,9 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
     older(moons)
     named = {"network": "mysde:MySDE"} if field == "network_options" else "mysde:MySDE"
     edit(Path(moons) / "config.json", lambda stored: {**stored, "config": {**stored["config"], field: named}})
-    shell.refuses(f"train --resume {moons} --steps 4", 3, "mysde:MySDE", "no table", "never imported")
+    shell.refuses(f"train --resume {moons} --steps 4", 3, "mysde:MySDE", "not a built-in", "never imported")
     if field not in ("weighting", "t_sampler"):  # which play no part once the model is trained
-        shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "no table", "never imported")
+        shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "not a built-in", "never imported")
     assert not own.exists() and "mysde" not in sys.modules
 
 

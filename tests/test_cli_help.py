@@ -158,10 +158,10 @@ def test_values_are_read_by_the_type_of_their_field(field: str, text: str, value
 @pytest.mark.parametrize(
     ("field", "text", "takes"),
     [
-        ("flag", "1", "1; it takes yes or no"), ("flag", "abc", "'abc'; it takes yes or no"),
-        ("whole", "1.5", "1.5; it takes a whole number"), ("whole", "yes", "'yes'; it takes a whole number"),
-        ("number", "abc", "'abc'; it takes a number, or none"), ("number", "1,2", "'1,2'; it takes a number"),
-        ("maybe", "2", "2; it takes yes or no, or none"),
+        ("flag", "1", "1; it must be yes or no"), ("flag", "abc", "'abc'; it must be yes or no"),
+        ("whole", "1.5", "1.5; it must be a whole number"), ("whole", "yes", "'yes'; it must be a whole number"),
+        ("number", "abc", "'abc'; it must be a number, or none"), ("number", "1,2", "'1,2'; it must be a number"),
+        ("maybe", "2", "2; it must be yes or no, or none"),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(field: str, text: str, takes: str) -> None:

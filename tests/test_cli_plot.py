@@ -43,7 +43,7 @@ def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
         ("plot schedule --sde ,", ["--sde", "name at least one"]),
         ("plot schedule --set ve.sigma_max=3", ["--set ve.sigma_max=3", "vp.NAME=VALUE"]),
         ("plot schedule --set vp.beta=3", ["'beta'", "beta_max"]),
-        ("plot schedule --set vp.beta_max=abc", ["SDE 'vp': beta_max is 'abc'; it takes a number\n"]),
+        ("plot schedule --set vp.beta_max=abc", ["SDE 'vp': beta_max is 'abc'; it must be a number\n"]),
         ("plot schedule --out a.gif", ["a.gif", "png, pdf, svg"]),
         ("plot forward --sde nope", ["'nope'", "vp"]),
         ("plot forward --grid nope", ["'nope'", "karras"]),

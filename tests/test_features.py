@@ -139,7 +139,7 @@ def test_classifiers_of_every_shape(shape: tuple[int, ...]) -> None:
 
 def test_a_classifier_refuses_what_it_cannot_be() -> None:
     for shape, classes in (((), 2), ((3, 0), 2), ((1, 2, 3, 4, 5), 2), ((4,), 1)):
-        with pytest.raises(UsageError, match=r"a classifier takes|classes is 1"):
+        with pytest.raises(UsageError, match=r"a classifier needs|classes is 1"):
             Classifier(shape, classes)
 
 

@@ -232,7 +232,8 @@ def test_two_trainings_in_one_folder(tmp_path: Path, whole: Path, shell: Shell) 
     for folder in ("held", "new"):
         with locked(Path(folder)):
             before = {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
-            with pytest.raises(CheckpointError, match=rf"{folder} is in use: process {os.getpid()} on .* trains there"):
+            words = rf"{folder} is in use: process {os.getpid()} on .* is training there"
+            with pytest.raises(CheckpointError, match=words):
                 train(Path(folder), resume=folder == "held")
             assert {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()} == before
         assert not (Path(folder) / ".lock").exists()

@@ -357,7 +357,7 @@ def test_own_sde(tmp_path: Path) -> None:
     run = fit(config, out=tmp_path / "r", quiet=True)
     stored = json.loads((tmp_path / "r" / "config.json").read_text())["config"]
     assert stored["sde"].endswith(":Own") and stored["sde_options"] == {"power": 2.0}
-    with pytest.raises(CheckpointError, match=r"names the SDE '.*:Own', which is in no table.*\(sde=\)"):
+    with pytest.raises(CheckpointError, match=r"refers to the SDE '.*:Own', which is not a built-in.*\(sde=\)"):
         load(tmp_path / "r")
     for given in (Own, Own(power=2.0)):
         again = load(tmp_path / "r", sde=given)
@@ -421,7 +421,8 @@ def bait(copied: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
 )
 def test_a_run_names_no_code(bait: str, changes: dict[str, object]) -> None:
     change(bait, **changes)
-    with pytest.raises(CheckpointError, match="bait:Trap', which is in no table, and a name that comes from a file is"):
+    words = "bait:Trap', which is not a built-in; for safety, names read from files are"
+    with pytest.raises(CheckpointError, match=words):
         load(bait)
 
 

@@ -156,7 +156,7 @@ def test_a_codec_that_could_not_be_read_again_is_refused_before_there_is_a_folde
     data = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)))
     own = replace(data, codec=Own(*vars(data.codec).values()))
     config = TrainConfig(steps=1, batch=8, network_options=SMALL)
-    with pytest.raises(UsageError, match=r"Own is in no table of codecs.*save=False"):
+    with pytest.raises(UsageError, match=r"Own is not a built-in codec.*save=False"):
         fit(config, data=own, out=tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
     assert fit(config, data=own, save=False, quiet=True).sample(3, "heun").x.shape == (3, 2)

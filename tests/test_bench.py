@@ -393,7 +393,7 @@ def test_the_command(shell: Shell) -> None:
 def test_the_command_without_the_data(shell: Shell) -> None:
     edit("runs/moons/config.json", lambda stored: {**stored, "config": {**stored["config"], "data": "gone.npy"}})
     out, err = shell("bench --solvers ddim --nfe 3 --n 4 --quiet")
-    assert "warning: there will be no distance to data: " in err and "gone.npy" in err
+    assert "warning: the distance to data is not measured: " in err and "gone.npy" in err
     assert "sliced W2" not in out and out.startswith("distance to the converged solution")
 
 

@@ -47,7 +47,7 @@ def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
         ("plot schedule --out a.gif", ["a.gif", "png, pdf, svg"]),
         ("plot forward --sde nope", ["'nope'", "vp"]),
         ("plot forward --grid nope", ["'nope'", "karras"]),
-        ("plot nothing", ["no command 'nothing'", "schedule"]),
+        ("plot nothing", ["unknown command 'nothing'", "schedule"]),
         ("plot reverse --solver nope", ["'nope'", "heun"]),
         ("plot reverse --solver ode --steps 4", ["'ode'", "steps"]),
         ("plot reverse --label 3", ["trained without labels"]),

@@ -322,7 +322,7 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
     out, err = shell("evaluate --features f.npz --json")
     assert err == "" and json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30
     _, err = shell("evaluate runs/moons --features f.npz", 2)
-    assert "leave out RUN" in err
+    assert "omit RUN" in err
 
 
 def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:

@@ -17,7 +17,7 @@ __all__ = ["classifier"]
 
 
 @verb(
-    short_help="Train a small classifier to use its features.",
+    short_help="Train a small classifier to compare samples with.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
 @option("--data", under="Data", first=True, default="digits",

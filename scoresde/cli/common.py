@@ -198,7 +198,7 @@ def session(
         ),
         "threads": common("--threads", type=Whole(Range(1, 4096)), help="Number of CPU threads.  [default: all cores]"),
         "json": common("--json", is_flag=True, help="Print the result as one JSON object."),
-        "quiet": common("--quiet", is_flag=True, help="Print no progress to standard error."),
+        "quiet": common("--quiet", is_flag=True, help="Do not print progress to standard error."),
     }  # fmt: skip
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
     chosen = [o for name, o in options.items() if not only or name in only]
@@ -227,7 +227,7 @@ def sde_option(command: F) -> F:
 _own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is not built in: module:Class.")
 
 _changed_data = option(
-    "--changed-data", under=EVERYWHERE, is_flag=True, help="Use the run's data even if they have changed since."
+    "--changed-data", under=EVERYWHERE, is_flag=True, help="Use the run's data even if they have changed."
 )
 
 

@@ -20,7 +20,7 @@ __all__ = ["demo"]
 
 @click.group(cls=Group)
 def demo() -> None:
-    """Run demonstrations that train a small model and show what it does."""
+    """Run a demonstration that trains a small model."""
 
 
 @demo.command(

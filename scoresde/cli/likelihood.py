@@ -67,9 +67,9 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 @option("--strata", under="Likelihood", type=Whole(STEPS), default=64, help="Number of evaluations for the bound.")
 @option("--check/--no-check", under="Likelihood", default=True,
         help="Solve 16 samples again, more accurately, and warn if the results change.")  # fmt: skip
-@option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Most samples to solve at once.")
+@option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
 @option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
-        help="Memory for a batch, in MiB.  [default: 2048 on a CPU, half of a GPU's free memory]")  # fmt: skip
+        help="Memory for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")

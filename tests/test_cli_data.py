@@ -140,8 +140,8 @@ def test_large_pictures_are_said_to_be_slow(shell: Shell) -> None:
     Path("large").mkdir()
     for i in range(30):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 48), dtype=np.uint8)).save(f"large/{i}.png")
-    assert "--size 32 makes them smaller" in shell("data inspect large")
-    assert "makes them smaller" not in shell("data inspect large --size 32")
+    assert "--size 32 shrinks them" in shell("data inspect large")
+    assert "shrinks them" not in shell("data inspect large --size 32")
 
 
 def test_a_path_with_a_space_is_quoted(shell: Shell) -> None:

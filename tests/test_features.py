@@ -260,7 +260,7 @@ def test_inception_names_the_extra_when_it_is_missing(digits: Dataset, monkeypat
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError, match=r"pip install 'scoresde\[fid\]'"):
         inception(digits.info)
-    with pytest.raises(UsageError, match="moons is vector"):
+    with pytest.raises(UsageError, match="moons has vectors"):
         inception(load_data("moons").info)
 
 

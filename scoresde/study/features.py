@@ -152,7 +152,9 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
             images of 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
-        raise UsageError(f"inception needs images of 1 or 3 channels; {info.name} has {info.kind}s of {info.shape}")
+        raise UsageError(
+            f"inception needs images of 1 or 3 channels; {info.name} has {info.kind}s of shape {info.shape}"
+        )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
@@ -204,7 +206,9 @@ def read_features(path: Path) -> dict[str, Tensor]:
         )
     for name, array in found.items():
         if array.ndim != 2 or array.shape[1] != found["samples"].shape[1]:
-            raise DataError(f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with a common d")
+            raise DataError(
+                f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with the same d for all"
+            )
     return found
 
 

@@ -71,7 +71,7 @@ def test_against_the_training_data_the_floor_is_held_out(small: Dataset) -> None
     assert found.rows[0].real.value == frechet_distance(by(small.test), by(small.train))
     fewer = evaluate(noisy(small.test), small, by, metrics_by_name(["frechet"]), against="train", limit=100)
     assert fewer.reference.moments.n == 100
-    with pytest.raises(UsageError, match="no split 'all'"):
+    with pytest.raises(UsageError, match="unknown split 'all'"):
         evaluate(small.test, small, by, {}, against="all")
 
 
@@ -283,7 +283,7 @@ def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied
     np.savez("s.npz", x=(x / 8 - 1).numpy())
     assert json.loads(shell(f"evaluate --samples s.npz --units -1,1 {line}")[0])["metrics"] == right["metrics"]
     _, err = shell(f"evaluate --units 0,1 {line}", 2)
-    assert "--units 0,1 is for --samples" in err
+    assert "--units 0,1 needs --samples" in err
     _, err = shell(f"evaluate --samples s.npz --units bytes {line}", 2)
     assert "units 'bytes': they are two numbers" in err
 

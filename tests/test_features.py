@@ -330,7 +330,7 @@ def test_a_reference_is_the_same_again(digits: Dataset, tmp_path: Path) -> None:
 def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedClassifier) -> None:
     by = pixels(digits.codec)
     made = Reference.of(by(digits.test), by, "digits", "test")
-    with pytest.raises(UsageError, match=r"pixels of hash .* the samples have classifier of hash"):
+    with pytest.raises(UsageError, match=r"pixels .hash .* the samples have features classifier .hash"):
         made.check(classifier_features(trained, digits.info))
     with pytest.raises(UsageError, match="of resizing 'none', the samples have pixels of resizing 'bicubic 32'"):
         made.check(replace(by, resize="bicubic 32"))

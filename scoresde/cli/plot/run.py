@@ -1,5 +1,4 @@
-"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which draw a trained run.
-"""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which draw trained runs."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 )
 @solver_options("heun", "steps")
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
-        help="Number of samples.  [default: 4, or 1000 points]")  # fmt: skip
+        help="Number of samples.  [default: 4, or 1000 for vectors]")  # fmt: skip
 @option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the picture.")
 @option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Smallest number of frames in the GIF.")
 @option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")

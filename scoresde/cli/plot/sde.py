@@ -62,7 +62,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),
-        help="Number of samples.  [default: 6, or 1000 points]")  # fmt: skip
+        help="Number of samples.  [default: 6, or 1000 for vectors]")  # fmt: skip
 @option("--steps", under="Picture", first=True, type=Whole(Range(1, 1000)), default=10,
         help="Number of steps from data to noise.")  # fmt: skip
 @option("--grid", under="Picture", first=True, default="uniform", metavar="NAME",

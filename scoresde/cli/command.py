@@ -188,7 +188,7 @@ def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str,
 
 
 class Command(click.Command):
-    """A command with a short and a full help, options for fields, and errors that name the options that help."""
+    """A command with a short and a full help, options for fields, and errors that name the options to use."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -263,7 +263,7 @@ class Command(click.Command):
             if found:
                 several = " or ".join(fields.spelled(name) for fields, name, _ in found)
                 whose = " or of the ".join(fields.what for fields, _, _ in found)
-                raise UsageError(f"{flag} is ambiguous, it could be a field of the {whose}; use {several}")
+                raise UsageError(f"{flag} is ambiguous: it could be a field of the {whose}; use {several}")
         self._refuse(ctx, flag, chosen)
 
     def _refuse(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> NoReturn:

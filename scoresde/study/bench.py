@@ -366,7 +366,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
         point = (row.nfe, row.rms, row.sliced_w2)
         curves.setdefault(row.solver, []).append([math.nan if v is None else v for v in point])
     floor, picture = found.floor, folder / "work-precision.png"
-    with optional(str(picture), f"the figures are in {files[0]}"):
+    with optional(str(picture), f"the numbers are in {files[0]}"):
         from ..plot import save_figure, work_precision
 
         figure = work_precision(

@@ -322,7 +322,7 @@ def write_evaluation(
     if pictures is None or found.copies is None:
         return files
     picture, (info, x, train), copies = folder / "neighbours.png", pictures, found.copies
-    with optional(str(picture), f"the figures are in {files[0]}"):
+    with optional(str(picture), f"the numbers are in {files[0]}"):
         from ..plot import neighbour_sheet, save_figure
 
         shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())

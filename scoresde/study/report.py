@@ -443,7 +443,7 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
     shown = {name: values for name, values in shown.items() if len(values)}
     if "png" in kinds and shown:
         picture = folder / "likelihood.png"
-        with optional(str(picture), f"the figures are in {files[0]}"):
+        with optional(str(picture), f"the numbers are in {files[0]}"):
             from ..plot import likelihood_histogram, save_figure
 
             save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))

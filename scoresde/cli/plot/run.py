@@ -1,4 +1,4 @@
-"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which draw trained runs."""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``: pictures of a run."""
 
 from __future__ import annotations
 

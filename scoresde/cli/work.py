@@ -24,9 +24,7 @@ REQUEST = "request.json"  # the requests behind a finished result whose own file
 
 def resume_option() -> Decorator:
     """Add ``--resume`` to a command that saves parts."""
-    return option(
-        "--resume", under="Files", is_flag=True, help="Continue an interrupted command, with the same --out."
-    )
+    return option("--resume", under="Files", is_flag=True, help="Continue an interrupted command, with the same --out.")
 
 
 @dataclass(frozen=True)

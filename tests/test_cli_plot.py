@@ -189,7 +189,12 @@ def test_pictures_are_turned_laid_on_white_and_kept_if_small(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("none.png", ["no file none.png"]), ("text.png", ["no picture"]), ("thin.png", ["32 x 1", "8"])]
+    ("name", "words"),
+    [
+        ("none.png", ["none.png does not exist"]),
+        ("text.png", ["not a readable picture"]),
+        ("thin.png", ["32 x 1", "8"]),
+    ],
 )
 def test_bad_pictures(shell: Shell, name: str, words: list[str]) -> None:
     Path("text.png").write_text("words")

@@ -156,7 +156,7 @@ def test_the_paired_difference_against_numpy() -> None:
     assert (paired(torch.tensor([1.0]), torch.tensor([3.0])).value, len(b)) == (-2.0, 50)
     assert math.isnan(paired(torch.tensor([1.0]), torch.tensor([3.0])).stderr)
     assert math.isnan(paired(torch.tensor([math.nan]), torch.tensor([3.0])).value)
-    with pytest.raises(UsageError, match="got 2 and 1"):
+    with pytest.raises(UsageError, match="not 2 and 1"):
         paired(torch.zeros(2), torch.zeros(1))
 
 
@@ -181,7 +181,7 @@ def test_bounds_are_compared_too() -> None:
 
 
 def test_differences_are_of_the_same_samples_in_one_unit() -> None:
-    with pytest.raises(UsageError, match="got 2 samples in bits/dim and 2 in nats"):
+    with pytest.raises(UsageError, match="not 2 samples in bits/dim and 2 in nats"):
         scored([1.0, 2.0]).difference(scored([1.0, 2.0], density=True))
     other = scored([1.0, 2.0])
     with pytest.raises(UsageError, match="the same samples"):

@@ -332,7 +332,9 @@ def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedCla
     made = Reference.of(by(digits.test), by, "digits", "test")
     with pytest.raises(UsageError, match=r"pixels .hash .* the samples have features classifier .hash"):
         made.check(classifier_features(trained, digits.info))
-    with pytest.raises(UsageError, match="of resizing 'none', the samples have pixels of resizing 'bicubic 32'"):
+    with pytest.raises(
+        UsageError, match="resizing 'none'.*, but the samples have features pixels .resizing 'bicubic 32'"
+    ):
         made.check(replace(by, resize="bicubic 32"))
 
 

@@ -333,7 +333,7 @@ def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedCla
     with pytest.raises(UsageError, match=r"pixels .hash .* the samples have features classifier .hash"):
         made.check(classifier_features(trained, digits.info))
     with pytest.raises(
-        UsageError, match="resizing 'none'.*, but the samples have features pixels .resizing 'bicubic 32'"
+        UsageError, match=r"resizing 'none'.*, but the samples have features pixels .resizing 'bicubic 32'"
     ):
         made.check(replace(by, resize="bicubic 32"))
 

@@ -178,7 +178,7 @@ def test_settings() -> None:
     found = settings(("sde.beta-max=18", "clip=2", "clip=3", "a=b=c"), ("", "sde"))
     assert found == {"": {"clip": "3", "a": "b=c"}, "sde": {"beta_max": "18"}}
     for text in ("sde", "net.a=1", "=3", "sde.=3"):
-        with pytest.raises(UsageError, match=r"it takes NAME=VALUE, sde\.NAME=VALUE"):
+        with pytest.raises(UsageError, match=r"expected NAME=VALUE, sde\.NAME=VALUE"):
             settings((text,), ("", "sde"))
 
 

@@ -158,7 +158,7 @@ def test_pictures_of_too_many_pixels(tmp_path: Path) -> None:
 
 def test_a_program_that_pillow_would_start(tmp_path: Path) -> None:
     (tmp_path / "x.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\nshowpage\n")
-    with pytest.raises(DataError, match=r"x\.eps is no picture that can be read; take one of PNG"):
+    with pytest.raises(DataError, match=r"x\.eps is not a readable picture; use one of the formats PNG"):
         read_picture(tmp_path / "x.eps", 64)
 
 

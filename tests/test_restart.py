@@ -182,7 +182,7 @@ def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)
     out = shell("info cut")
-    assert "checkpoint   none yet" in out and "cut off before its first checkpoint" in out
+    assert "checkpoint   none yet" in out and "interrupted before its first checkpoint" in out
     with locked(Path("cut")):
         assert f"training     process {os.getpid()} on" in shell("info cut")
     shell("train --resume cut --quiet")

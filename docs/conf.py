@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -78,6 +79,28 @@ class CliHelp(Directive):
         return [nodes.literal_block(text, text, language="text")]
 
 
+class ModuleList(Directive):
+    """``{module-list}``: the first sentence of every module, by folder, in the order of the table of floors."""
+
+    def run(self) -> list[nodes.Node]:
+        root, found = Path(scoresde.__file__).parent, []
+        page = (Path(__file__).parent / "design.md").read_text(encoding="utf-8")
+        for folder, files in re.findall(r"^\| \d+ \| `(\w+)` \| (.*) \|$", page, re.M):
+            listed = re.findall(r"`(\w+)`", files) if folder != "cli" else ["command", "common", "work"]
+            found.append(nodes.rubric(folder, folder))
+            items = nodes.bullet_list()
+            for name in listed:
+                path = root / folder / f"{name}.py"
+                self.state.document.settings.record_dependencies.add(str(path))
+                said = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+                said = re.sub(r":\w+:`~?([^`]+)`", r"\1", said).replace("``", "")
+                first = re.match(r".*?[.:](?= [A-Z]|$)", said)
+                text = nodes.inline(text=f": {(first.group(0) if first else said).rstrip(':.')}.")
+                items += nodes.list_item("", nodes.paragraph("", "", nodes.literal(text=f"{name}.py"), text))
+            found.append(items)
+        return found
+
+
 class MadeBy(Directive):
     """``{made-by} schedule``: the commands that made a picture of the gallery (docs/gallery.py)."""
 
@@ -151,6 +174,7 @@ def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Sphinx) -> None:
     app.add_directive("cli-help", CliHelp)
     app.add_directive("made-by", MadeBy)
+    app.add_directive("module-list", ModuleList)
     app.connect("builder-inited", make_gallery)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
     app.connect("autodoc-process-signature", plain_signature)

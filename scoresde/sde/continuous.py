@@ -144,7 +144,7 @@ class VPSDE(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVPSDE(_LinearBeta):
-    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, the square of VP's.
+    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, which is the square of VP's sigma.
 
     ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
     """
@@ -305,7 +305,7 @@ class EDMSDE(Exploding):
 
 @dataclass(frozen=True)
 class VDMSDE(SDE):
-    """Variance preserving with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
+    """The variance-preserving path with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
 
     This is the path of Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Time is
     spread evenly over the log-SNR, so a grid uniform in t is uniform in log-SNR.

@@ -90,7 +90,7 @@ def test_a_path_of_ones_own_is_told_what_to_change() -> None:
         t_max = 0.7
 
     advice = Reach.of(Short()).advice
-    assert advice is not None and advice.parameter is None and "alpha nearer to 0" in str(advice)
+    assert advice is not None and advice.parameter is None and "alpha closer to 0" in str(advice)
 
 
 def test_where_nothing_is_shrunk_the_noise_reaches_across_the_data() -> None:
@@ -150,7 +150,7 @@ def test_auto_as_an_object_and_shifted() -> None:
 def test_auto_alone_has_no_levels(sde: Any) -> None:
     path = sde(sigma_max="auto")
     for ask in (lambda: path.sigma(torch.ones(1)), lambda: path.prior, lambda: Shifted(path, 2.0)):
-        with pytest.raises(UsageError, match="give the number here"):
+        with pytest.raises(UsageError, match="give a number here"):
             ask()
     with pytest.raises(UsageError, match="or auto for the largest distance"):
         sde(sigma_max="most")

@@ -310,6 +310,6 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
             f"the time grid {grid} with {steps} steps puts {float(times[i]):.6g} and {float(times[i + 1]):.6g} both on "
             f"node {int(index[i]) + 1} of {len(nodes)}: "
             + (f"use at most {most} steps on this grid" if most else "give times that are farther apart")
-            + f" (between these ends, at most {abs(int(index[0] - index[-1]))} steps are possible, with the uniform grid)"
+            + f" (between these ends, at most {abs(int(index[0] - index[-1]))} steps fit, on the uniform grid)"
         )
     return moved

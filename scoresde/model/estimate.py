@@ -203,7 +203,7 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """Network evaluations per row if all rows were always evaluated: one number, or int64 ``(B,)``."""
+        """Network evaluations per row, if every evaluation was of all rows: one number, or int64 ``(B,)``."""
         return self.evaluations + self.more
 
 

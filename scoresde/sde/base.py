@@ -115,7 +115,7 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the fraction of the data that is left at ``t``, in the shape of ``t``."""
+        """Return the factor on the data at ``t``, that is, how much of them is left, in the shape of ``t``."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:

@@ -282,7 +282,7 @@ def sample(
     record: bool = False,
     parts: Parts | None = None,
 ) -> Solution:
-    """Draw samples: draw from the prior, run the solver, and finish with a noise-free step.
+    """Draw samples: start from the prior, run the solver, and finish with a noise-free step.
 
     Sample i depends only on ``(noise.seed, i)``, not on the batch it is in.
 

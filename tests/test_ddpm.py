@@ -232,7 +232,9 @@ def test_a_variance_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match=r"VPSDE has no nodes.*the SDE ddpm or smld"):
         ScoreModel(network(2), VPSDE(), Eps(), learn_variance=True)
     plain = ScoreModel(network(), DDPM(N), Eps(), learn_variance=True)
-    with pytest.raises(UsageError, match=r"returns the shape \(2, 3\) for \(2, 3\); .* twice the channels"):
+    with pytest.raises(
+        UsageError, match=r"returns the shape \(2, 3\) for an input of shape \(2, 3\); .* twice the channels"
+    ):
         plain(normals(2, 3), 0.5)
 
 

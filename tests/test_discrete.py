@@ -170,7 +170,7 @@ def test_given_betas_give_the_steps():
         (lambda: DDPM(20, zero_snr=True, start=0.01, end=2.0), ["end is 2.0"]),
         (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas have no start and end"]),
         (lambda: DDPM(schedule="cosine", start=1e-4), ["the schedule cosine has no start and end"]),
-        (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max 1.0"]),
+        (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max is 1.0"]),
         (lambda: SMLD(steps=0), ["SMLD: steps is 0"]),
     ],
 )

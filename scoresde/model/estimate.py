@@ -130,7 +130,7 @@ class Domain:
         inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
         if len(inside) < 2:
             raise UsageError(
-                f"the model has {len(inside)} nodes between t = {low:g} and {high:g}; sampling needs at least two"
+                f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two or more"
             )
         return max(low, inside[0]), min(high, inside[-1])
 

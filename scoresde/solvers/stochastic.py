@@ -22,10 +22,10 @@ ways back:
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
 
-with the posterior's a and b from (2) of :mod:`scoresde.sde.marginal`. f = 0 gives the variance of the posterior, and
-f = 1 that of the step up. DDIM's eta is that of the paper: a factor on the standard deviation of ancestral sampling
-with f = 0, so that eta = 1 is ancestral sampling. The values 0 and 1 mean the same for DDIM's eta and for eta(t) above;
-docs/mathematics.md converts the others.
+Here a and b are those of the posterior, (2) of :mod:`scoresde.sde.marginal`. The fraction f sets the variance: f = 0
+gives that of the posterior, and f = 1 that of the step up. DDIM's eta is that of the paper, a factor on the standard
+deviation of ancestral sampling with f = 0; eta = 1 is ancestral sampling. The values 0 and 1 have the same meaning in
+both conventions of eta; docs/mathematics.md converts the others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-_DATA = 0.5  # the standard deviation s of the data on which steps are tried out first
+_DATA = 0.5  # the standard deviation s of the data on which _check_growth tries the steps
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ class Trajectory:
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])
         falling = bool(t[-1] < t[0])
-        # The interval [t_i, t_i+1] that each time lies in.
+        # i is the index of the interval [t_i, t_i+1] in which each time lies.
         order = -t if falling else t
         i = (torch.searchsorted(order, (-asked if falling else asked).clamp(order[0], order[-1])) - 1).clamp(
             0, len(t) - 2

@@ -217,8 +217,8 @@ def test_a_solver_that_cannot_run_does_not_stop_the_others(gaussian: Run) -> Non
     solvers = {"many": DDIM(grid="leading"), "ddim": DDIM()}
     found = bench(gaussian, solvers, (5, 1500), n=2)
     notes = {(r.solver, r.asked): r.note for r in found.rows}
-    assert "take fewer steps" in notes.pop(("many", 1500)) and set(notes.values()) == {""}
-    with pytest.raises(UsageError, match=r"no solver could run; many: .*take fewer steps"):
+    assert "use fewer steps" in notes.pop(("many", 1500)) and set(notes.values()) == {""}
+    with pytest.raises(UsageError, match=r"no solver could run; many: .*use fewer steps"):
         bench(gaussian, {"many": DDIM(grid="leading")}, (1500,), n=2)
 
 

@@ -176,7 +176,7 @@ def test_tables_are_data(tmp_path: Path) -> None:
         data = load_data(str(tmp_path / name))
         assert data.info.name == "wine" and data.info.shape == (2,)
         assert len(data.train) + len(data.test) == 60
-    with pytest.raises(DataError, match=r"without pictures: give the file itself, .*wine\.CSV, which is one of 3"):
+    with pytest.raises(DataError, match=r"without pictures: pass the file itself, .*wine\.CSV, which is one of 3"):
         read_path(tmp_path)
     for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another kind"), ("a.zip", "archive")):
         (tmp_path / name).write_bytes(b"PK")

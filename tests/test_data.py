@@ -501,7 +501,7 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
     x = rng().normal(size=(20, 3))
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
         ({"a": x, "b": x}, "name the data"),
-        ({"x": x, "y": np.arange(19)}, "is \\(19,\\) for 20 samples"),
+        ({"x": x, "y": np.arange(19)}, "has shape \\(19,\\) for 20 samples"),
         ({"x_train": x, "x_test": x[:, :2]}, "one event shape"),
         ({"x_train": x, "x_test": x.astype(int)}, "one event shape"),
         ({"x": np.float64(3)}, "single number"),

@@ -324,7 +324,7 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
     """Find the column that is the class of each line, if there is one."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
     words = [c for c in called if _words(c)]
-    points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # columns x and y are points of a plane
+    points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
     numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
     if len(words) + len(numbers) > 1:
         listed = " and ".join(str(c) for c in (*words, *numbers))

@@ -502,8 +502,8 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
         ({"a": x, "b": x}, "name the data"),
         ({"x": x, "y": np.arange(19)}, "has shape \\(19,\\) for 20 samples"),
-        ({"x_train": x, "x_test": x[:, :2]}, "one event shape"),
-        ({"x_train": x, "x_test": x.astype(int)}, "one event shape"),
+        ({"x_train": x, "x_test": x[:, :2]}, "the same event shape"),
+        ({"x_train": x, "x_test": x.astype(int)}, "the same event shape"),
         ({"x": np.float64(3)}, "single number"),
         ({"x": np.zeros((0, 3))}, "empty"),
         ({"x": x[:1]}, "0 training and 1 test"),

@@ -238,7 +238,7 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names columns: it has a word in a column whose next value is a number."""
+    """Whether the first row names columns: it has a word in a column whose first value is a number."""
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue

@@ -7,7 +7,7 @@ as an extra input,
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
 it learns the score of each augmented distribution, and a = 0 stands for the original pictures (Karras et al. 2022,
-arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0, which shares its weights with all other a.
+arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0; the weights are shared by all a.
 
 Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels comes from
 

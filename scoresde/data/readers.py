@@ -35,7 +35,7 @@ ARRAYS = (".npy", ".npz")
 INSTEAD = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
     (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table in another format: save it as CSV",
-    (".h5", ".hdf5", ".mat"): "arrays in another format: save them with np.save or np.savez",
+    (".h5", ".hdf5", ".mat"): "a file of arrays in another format: save them with np.save or np.savez",
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
         "a pickle, which can run code and is never loaded: save its numbers with np.save or np.savez"
     ),

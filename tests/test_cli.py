@@ -383,9 +383,9 @@ def bad_data(name: str, where: Path) -> None:
         ("two sizes", "bad", ["7x5", "4x4", "2.png", "resize"]),
         ("nan", "bad.npy", ["bad.npy", "NaN", "row 4"]),
         ("objects", "bad.npy", ["bad.npy", "Python objects"]),
-        ("pickle", "bad.pkl", ["bad.pkl", "not a kind of file"]),
+        ("pickle", "bad.pkl", ["bad.pkl", "unsupported file type"]),
         ("pickle.npy", "bad.npy", ["bad.npy", "Python objects"]),
-        ("torch", "bad.pt", ["bad.pt", "not a kind of file"]),
+        ("torch", "bad.pt", ["bad.pt", "unsupported file type"]),
         ("npz", "bad.npz", ["bad.npz", "Python objects"]),
     ],
 )

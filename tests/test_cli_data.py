@@ -46,7 +46,7 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
             "3 of 67 files are not readable images: cat/empty.jpg (empty), cat/half.png (the file is truncated), "
             "cat/text.jpg (text)",
             "1 of 67 files holds several frames: dog/stack.tif (2 frames)",
-            "1 of 67 files has pixels of a kind that is not read: dog/float.tiff (floating-point numbers)",
+            "1 of 67 files has an unsupported pixel format: dog/float.tiff (floating-point numbers)",
             "8-bit and 16-bit images together: 61 and 1 (cat/deep.png)",
             "images of 5 sizes, from 8 to 40 wide and 8 to 40 high: 8x8 (16: ",
         ],
@@ -73,7 +73,7 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
     for words in (
         "image of shape 3 x 8 x 8", "values from 0 to 255, 256 levels", "2 classes: cat, dog",
         "left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
-        "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures brought to 8x8 (crop)",
+        "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures resized to 8x8 (crop)",
         "1 picture with the same bytes as another", "training + test samples per class: cat (",
         "note: fewer than 5,000 images: with --augment",
     ):  # fmt: skip
@@ -85,7 +85,7 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
 def test_then_train_takes_them_and_says_the_same(shell: Shell, mixed: str) -> None:
     flags = f"--data {mixed} --on-bad skip --size 8 --fit crop"
     shell(f"train {flags} --steps 1 --batch 4 --set network.channels=4 --out run")
-    assert "45 pictures brought to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
+    assert "45 pictures resized to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
     stored = shell.json("info run")["config"]
     assert isinstance(stored, dict)
     assert (stored["size"], stored["fit"], stored["on_bad"], stored["layout"]) == (8, "crop", "skip", "auto")
@@ -119,7 +119,7 @@ def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
 
 def test_a_fit_needs_a_size(shell: Shell, mixed: str) -> None:
     for line in (f"data inspect {mixed}", f"train --data {mixed}"):
-        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad' without a size", "(here: --size 64)")
+        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad', but size is not set", "(here: --size 64)")
 
 
 @pytest.mark.parametrize("name", ["digits", "moons", "x.npy"])

@@ -341,7 +341,7 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
         holder = held_by(folder)
         raise CheckpointError(
             f"{folder} has no checkpoint yet; "
-            + (f"{holder} is training there: wait for the first" if holder else "resume its training, or start it again")
+            + (f"{holder} is training there: wait for one" if holder else "resume its training, or start it again")
         )
     faults: list[str] = []
     for checkpoint in found:

@@ -1,9 +1,9 @@
 """Locate the data of a run again and compare them with those it was trained on.
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. Whenever the data are read
-again, they can be classified: identical, in another order, grown (both are accepted, because rows are split by their
-content), shrunk, or different (both are rejected). For an older run the data are compared with the description in
-``data.json``: number, range, levels and classes.
+again, they can be classified as identical, in another order, grown, shrunk, or different. The first three are accepted,
+because rows are split by their content; the last two are rejected. For an older run the data are compared with the
+description in ``data.json``: number, range, levels and classes.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset) -> None:
-    """Write the hashes of the data's rows, if the data are split by content, together with those of earlier training.
-    """
+    """Write the identity of the data, joined with that of earlier training; data not split by content have none."""
     before, known = kept_identity(folder), data.identity
     if known is None:
         return

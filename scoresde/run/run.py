@@ -597,8 +597,8 @@ class Run:
         if x.is_floating_point() and not bool(x.isfinite().all()):
             bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise DataError(
-                f"{where}: {len(bad):,} samples have values that are not finite, the first is no. {int(bad[0])}; "
-                "leave them out"
+                f"{where}: {len(bad):,} samples have values that are not finite, first no. {int(bad[0])}; leave "
+                "them out"
             )
         if levels is None or not dequantise:
             return x

@@ -422,8 +422,8 @@ def test_a_resumed_run_counts_the_steps_it_has_done(shell: Shell, moons: str) ->
 def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
         shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
-        shell.refuses(f"{command} nothing", 3, "nothing is no run folder")
-    shell.refuses("train --resume nothing", 3, "nothing is no run folder (there is no such folder")
+        shell.refuses(f"{command} nothing", 3, "nothing is not a run folder")
+    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (there is no such folder")
     assert list(Path().iterdir()) == []
 
 
@@ -442,7 +442,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
         weights = checkpoint / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     for command in (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits}"):
-        shell.refuses(command, 3, digits, "no whole checkpoint", "truncated", str(weights))
+        shell.refuses(command, 3, digits, "no complete checkpoint", "truncated", str(weights))
 
 
 def test_a_run_from_the_future(shell: Shell, digits: str) -> None:

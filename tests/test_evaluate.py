@@ -192,7 +192,7 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     for arrays, message in (
         ({"mu": x, "sigma": x}, "arrays mu, sigma: name the data x"),
         ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), digits has shape \(1, 8, 8\)"),
-        ({"x": x / 8.0 - 1}, "values from -1 to 1, digits from 0 to 16: samples come in data units"),
+        ({"x": x / 8.0 - 1}, "values from -1 to 1, but digits goes from 0 to 16: samples must be in data units"),
         ({"x": x + 1.0}, "values from 1 to 17"),
         ({"x": np.array(["a"])}, "real numbers"),
     ):
@@ -285,7 +285,7 @@ def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied
     _, err = shell(f"evaluate --units 0,1 {line}", 2)
     assert "--units 0,1 is for --samples" in err
     _, err = shell(f"evaluate --samples s.npz --units bytes {line}", 2)
-    assert "units 'bytes': they are two numbers" in err
+    assert "units 'bytes' must be two numbers" in err
 
 
 def test_samples_of_a_run_are_compared_with_other_data_in_its_units(copied: Copied, shell) -> None:

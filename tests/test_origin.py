@@ -97,7 +97,7 @@ def test_every_verb_says_what_has_become_of_the_data(own: Path, shell: Shell, na
             shell.refuses(line, 3, told, "--changed-data")
     if not right:
         shell(LINE + " --changed-data")
-        assert told in shell.err and "taken as they are" in shell.err
+        assert told in shell.err and "used as they are" in shell.err
     assert before[0] == (own / "data.json").read_bytes()
     assert name == "grown" or before[1] == (own / "rows.npz").read_bytes()
 

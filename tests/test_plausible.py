@@ -61,7 +61,7 @@ def test_data_between_other_numbers_are_refused_with_both_ranges_and_the_way_out
     if ends == (data.info.low, data.info.high):
         assert in_data_units(x, data).shape == x.shape  # their own
         return
-    with pytest.raises(DataError, match=r"mine: values from .* to .*, \w+ from .* to .*: samples come in data un") as e:
+    with pytest.raises(DataError, match=r"mine: values from .* to .*, but \w+ goes from .* to .*: samples must") as e:
         in_data_units(x, data, source="mine")
     guess = {0.0: "0,1" if ends[1] == 1 else "0,255", -1.0: "-1,1", -32768.0: "LOW,HIGH"}[ends[0]]
     assert (e.value.parameter, e.value.value) == ("units", guess)
@@ -160,14 +160,14 @@ def test_levels_round_down_as_they_are_and_to_the_nearest_when_converted() -> No
 def test_what_units_are_not() -> None:
     assert (read_units("0,1"), read_units("-1, 1"), read_units("model")) == ((0, 1), (-1, 1), "model")
     for text in ("1,0", "0", "a,b", "0,1,2", "0,inf", "bytes"):
-        with pytest.raises(UsageError, match=r"they are two numbers, such as 0,1, or one of: auto, data, model"):
+        with pytest.raises(UsageError, match=r"must be two numbers, such as 0,1, or one of: auto, data, model"):
             read_units(text)
     data = DATA["bytes"]()
-    with pytest.raises(DataError, match=r"values from 0 to 255, and not from 0 to 1"):
+    with pytest.raises(DataError, match=r"values from 0 to 255 do not match the given units, from 0 to 1"):
         in_data_units(data.test, data, (0, 1))
     spoilt = torch.zeros(3, 1, 8, 8)
     spoilt[1, 0, 0, 0] = torch.nan
-    with pytest.raises(DataError, match=r"1 samples are not finite, the first no. 1"):
+    with pytest.raises(DataError, match=r"1 samples are not finite, first no. 1"):
         in_data_units(spoilt, DATA["floats to 1"]())
     with pytest.raises(DataError, match="real numbers"):
         in_data_units(spoilt + 0j, data)
@@ -196,7 +196,7 @@ def exact(data: Dataset) -> Run:
 def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
-    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, and those of array, .*in the same units\?"):
+    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but those of array, .*in the same units\?"):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,7 +1,7 @@
 """Couplings of data and noise, the two ends of the path.
 
-Training draws a pair (x_0, eps) and regresses the network at x_t = alpha x_0 + sigma eps. For any joint distribution of
-the pair with the right marginals, the minimiser is the velocity of a flow from noise to data (Lipman et al. 2023,
+Training draws a pair (x_0, eps) and regresses the network at  x_t = alpha x_0 + sigma eps.  For any joint distribution
+of the pair with the right marginals, the minimiser is the velocity of a flow from noise to data (Lipman et al. 2023,
 arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how often the paths of
 training pairs cross, and so in how straight the flow is:
 

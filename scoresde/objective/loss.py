@@ -4,13 +4,13 @@ The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for
 
     E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
 
-and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` that *is* E |eps_hat - eps|^2 (Ho et al. 2020,
+and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` that *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
 arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
 error in eps times a factor known in closed form,
 
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
-so every weighting (:mod:`scoresde.objective.weighting`) is a factor on |F - target|^2. Weightings differ in which
+so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  Weightings differ in which
 errors the network is pushed to reduce, not in what it converges to.
 """
 
@@ -126,12 +126,12 @@ def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
-    """Compute the terms that the ends of the path add to the variational bound; its middle is (1) with ``lambda =
-    g^2``.
+    """Compute the terms that the ends of the path add to the variational bound.
 
-    The terms are those of Kingma et al. (2021), arXiv:2107.00630, eq. 12, times 2/D like (1): the divergence of x at
-    ``t_max`` from the prior, and the negative log density of the data given x at ``t_min``, N(x/alpha,
-    sigma^2/alpha^2). Only a learned path needs them: without them its ends would diverge.
+    The middle of the bound is (1) with ``lambda = g^2``. The terms are those of Kingma et al. (2021), arXiv:2107.00630,
+    eq. 12, times 2/D like (1): the divergence of x at ``t_max`` from the prior, and the negative log density of the
+    data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a learned path needs them: without them its ends would
+    drift without bound.
 
     Args:
         model: The model in training.

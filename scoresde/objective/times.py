@@ -113,8 +113,8 @@ class TimeSampler(Checked, ABC):
         """Return the time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
 
     def check(self, setting: Setting) -> None:
-        """Reject a domain or a weighting that this sampler does not support (a
-        :class:`~scoresde.core.errors.UsageError`).
+        """Reject a domain or a weighting that this sampler does not support
+        (:class:`~scoresde.core.errors.UsageError`).
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
@@ -159,8 +159,7 @@ class Times:
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses at the times of the last draw, each ``(count,)``, before they are weighted by
-        ``weight``.
+        """Learn from the losses at the times of the last draw, each ``(count,)``, before ``weight`` is applied to them.
         """
 
     def state(self) -> dict[str, Tensor]:
@@ -231,7 +230,7 @@ class LogNormal(TimeSampler):
 class LogitNormal(TimeSampler):
     """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path this equals :class:`LogNormal`. The shift of Esser et al. by a factor s, ``t' = s t/(1 + (s -
+    On the straight path this equals :class:`LogNormal`. A shift by a factor s as in Esser et al., ``t' = s t/(1 + (s -
     1) t)``, corresponds to ``mean + log(s)``.
 
     Args:
@@ -262,7 +261,7 @@ class Mode(TimeSampler):
     """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
-        k: Called s in the paper: from -1 (the ends) over 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+        k: Called s in the paper: from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
     """
 
     limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
@@ -282,8 +281,8 @@ class Mode(TimeSampler):
 class Importance(TimeSampler):
     """More draws where the loss weighs more: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
 
-    This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With ``likelihood``, ``w =
-    g^2/sigma^2 = -l'``: times are uniform in the log-SNR l, and ``int w dt`` is the range of l. For other weightings
+    This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. For the weighting ``likelihood``, ``w
+    = g^2/sigma^2 = -l'``: times are uniform in the log-SNR l, and ``int w dt`` is the range of l. For other weightings
     the inverse of ``int w dt`` is tabulated.
 
     Where the log-SNR is infinite (alpha = 0 at t = 1), ``likelihood`` would put all draws there, so times then end at
@@ -333,9 +332,7 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return the weight on the error of the output ``error``, shape of ``t``; p is this over its integral
-        ``total``.
-        """
+        """Return the weight on the error of the output ``error``, shape of ``t``; divided by ``total`` it is p."""
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
         return self.setting.weighting(sde, own, t) / factor
@@ -378,7 +375,7 @@ class LossSecondMoment(TimeSampler):
 
     Args:
         bins: Number of bins; the paper uses the nodes of a discrete model.
-        history: Number of the latest losses to remember for each bin.
+        history: Number of recent losses to remember for each bin.
         uniform: Share of draws that is spread evenly over all bins, so that no bin is neglected.
     """
 

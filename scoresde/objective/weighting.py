@@ -99,8 +99,7 @@ def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
 
 
 def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """Return ``(alpha/d)^2`` of (1), which turns ``|F - target|^2`` into the error of the noise, in the shape of ``t``.
-    """
+    """Return ``(alpha/d)^2`` of (1), which turns ``|F - target|^2`` into the error of the noise, shape of ``t``."""
     alpha, sigma = _levels(sde, t)
     a, b = parametrization.target(sde, t)
     return (alpha / (a * sigma - b * alpha)).square()

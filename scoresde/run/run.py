@@ -291,7 +291,7 @@ class Run:
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
-                    f"guidance {self.scale:g} requires a condition: run.given(label).guided({self.scale:g})",
+                    f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
                     parameter="label",
                 )
             if self._dropped == 0:

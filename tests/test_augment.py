@@ -190,7 +190,7 @@ def test_absent_is_zeros_bit_for_bit(kind: str) -> None:
             assert not torch.allclose(network(x, c, known, torch.eye(3)[i].expand(4, 3)), absent, atol=1e-4), i
     with pytest.raises(UsageError, match=r"told 2 numbers.*augments=2"):
         network(x, c, None, torch.zeros(4, 2))
-    with pytest.raises(UsageError, match="takes 0"):
+    with pytest.raises(UsageError, match="has an input for 0"):
         NETWORKS[kind](0)(x, c, None, torch.zeros(4, 2))
 
 
@@ -369,7 +369,7 @@ def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_pa
         ({}, {"data": signals}, "array holds signals"),
         ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
         ({}, {"network": Plain()}, "Plain takes 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
-        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has an input for 2"),
+        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet takes 2"),
     ]
     for change, given, words in cases:
         with pytest.raises(UsageError, match=words) as caught:

@@ -181,7 +181,7 @@ def test_weights_must_fit(tmp_path: Path) -> None:
         load_weights(module, {"weight": good["weight"]}, source)
     with pytest.raises(CheckpointError, match="'more' is only in the file"):
         load_weights(module, {**good, "more": torch.ones(1)}, source)
-    with pytest.raises(CheckpointError, match=r"'weight' has shape \(2, 2\), the network \(3, 2\)"):
+    with pytest.raises(CheckpointError, match=r"'weight' has shape \(2, 2\), but the network expects \(3, 2\)"):
         load_weights(module, {**good, "weight": torch.ones(2, 2)}, source)
 
 

@@ -141,7 +141,7 @@ def test_labels_and_guidance(shell: Shell, classes: str, copied: Callable[[str],
     shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, *trained)
     shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2 needs a condition", "--label")
     for label in ("10", "12", "-1", "x"):
-        shell.refuses(f"sample {classes} --label {label}", 2, f"no class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+        shell.refuses(f"sample {classes} --label {label}", 2, f"unknown class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
     shell.refuses(f"sample {copied('moons')} --label 0", 2, "without labels")
 
 
@@ -284,7 +284,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --device tpu", ["'tpu'", "--device cpu"]),
         ("train --resume runs/moons --lr 1", ["--lr", "runs/moons", "keeps its settings"]),
         ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
-        ("train --resume runs/moons --steps 2", ["has done 3 steps", "steps=2", "(here: --steps)"]),
+        ("train --resume runs/moons --steps 2", ["is already trained for 3 steps", "steps=2", "(here: --steps)"]),
         ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),

@@ -146,7 +146,7 @@ def test_a_run_cut_off_before_its_first_checkpoint(
             stop_at(patch, 3)
             train(run)
         assert (run / "config.json").exists() and not checkpoints(run)
-        with pytest.raises(CheckpointError, match="no checkpoint yet; resume its training, or begin it again"):
+        with pytest.raises(CheckpointError, match="no checkpoint yet; resume its training, or start it again"):
             load(run)
         fit(CONFIG, data=table(), out=run, resume=resume)
         told = capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     make_run_folder("cut", "")
     shell.refuses("info cut", 3, "it has no config.json: training there stopped before it began")
-    shell.refuses("train --resume cut", 3, "begin it again with the same out")
+    shell.refuses("train --resume cut", 3, "start it again with the same out")
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --out cut --quiet")
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)
@@ -338,7 +338,7 @@ def test_a_change_made_on_purpose(shell: Shell, moons: str) -> None:
         run = load(moons, edited=True)
     assert run.model.domain.sde.beta_max == 19.0 and not torch.equal(run.sample(3, "heun").x, before)
     shell(f"sample {moons} --edited --n 2 --solver heun --steps 2")
-    assert "taken as it is" in shell.err
+    assert "using it as it is" in shell.err
     shell(f"train --resume {moons} --steps 6 --edited --quiet")
     shell(f"info {moons}")
     assert "taken as it is" not in shell.err, "it was signed again"

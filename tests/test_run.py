@@ -146,7 +146,7 @@ def test_labels_that_cannot_be_right(classes: Run, moons: Run) -> None:
     for label in (11, -1):
         with pytest.raises(UsageError, match=rf"label {label} is not one of the 10 classes 0 to 9"):
             classes.given(label)
-    with pytest.raises(UsageError, match="no class 'cat'; choose from: 0, 1"):
+    with pytest.raises(UsageError, match="unknown class 'cat'; choose from: 0, 1"):
         classes.given("cat")
     with pytest.raises(UsageError, match="trained without labels"):
         moons.given(0)
@@ -441,7 +441,7 @@ def test_own_parametrisation(bait: str) -> None:
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
         ({"sde_options": 3}, "table of options"),
-        ({"network_options": {"width": 12, "blocks": 1}}, r"has shape \(.*8.*\), the network \(.*12.*\)"),
+        ({"network_options": {"width": 12, "blocks": 1}}, r"has shape \(.*8.*\), but the network expects \(.*12.*\)"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],
 )

@@ -499,7 +499,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(monkeypat
         ({"sde": "vpp"}, "unknown SDE 'vpp'; did you mean 'vp'"),
         ({"predict": "epss"}, "unknown prediction 'epss'; did you mean 'eps'"),
         ({"network_options": {"widht": 3}}, "no option 'widht'; did you mean 'width'"),
-        ({"cond": "class"}, "requires labels, but moons has none"),
+        ({"cond": "class"}, "moons has no labels"),
     ],
 )
 def test_settings_are_checked_before_a_folder_is_made(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -212,7 +212,7 @@ class TrainConfig:
         preset = self.preset if self.preset != "auto" else _preset_for(info)
         if self.cond == "class" and not info.classes:
             raise UsageError(
-                f"cond='class' requires labels, but {info.name} has none (class folders, a label file or an array y)",
+                f"cond='class' cannot be used: {info.name} has no labels (class folders, a label file or an array y)",
                 parameter="cond",
                 value="none",
             )

@@ -212,7 +212,7 @@ def test_smaller_units_and_other_signs_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="go from -1 to 1, but"):
         warn_of_units(data.test * 2 - 1, data.codec, data.info)
     data = DATA["table"]()
-    with pytest.warns(UserWarning, match="in column 2 go from .*, from about 24"):
+    with pytest.warns(UserWarning, match="in column 2 go from .*, go from about 24"):
         warn_of_units(data.test - torch.tensor([0, 0, 273.15, 0]), data.codec, data.info)
     # an outlier in the training data makes all the rest look narrow, and is no other unit
     heavy = np.random.default_rng(0).normal(size=(300, 1))

@@ -159,8 +159,7 @@ class Times:
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses at the times of the last draw, each ``(count,)``, before ``weight`` is applied to them.
-        """
+        """Learn from the losses at the times of the last draw, each ``(count,)``, before they are weighted."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what it has learned, to be saved with a checkpoint; the tensors can have any shape."""

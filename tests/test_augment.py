@@ -344,7 +344,7 @@ def test_an_augmented_run_is_rectified_and_trained_on(no_pictures: None) -> None
     more = fit(replace(SMALL, augment="shift,flip", steps=1), start=run, save=False, quiet=True)
     assert more.config is not None and more.config.augment == "flip,shift"
     for kinds, known in (("scale,shift", run), ("flip,shift", straight)):
-        with pytest.raises(UsageError, match="was told of the augmentation"):
+        with pytest.raises(UsageError, match="was trained with augment="):
             fit(replace(SMALL, augment=kinds, steps=1), start=known, save=False, quiet=True)
 
 
@@ -368,8 +368,8 @@ def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_pa
         ({"data": "moons"}, {}, "moons holds vectors"),
         ({}, {"data": signals}, "array holds signals"),
         ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
-        ({}, {"network": Plain()}, "Plain has an input for 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
-        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has an input for 2"),
+        ({}, {"network": Plain()}, "Plain takes 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
+        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet takes 2"),
     ]
     for change, given, words in cases:
         with pytest.raises(UsageError, match=words) as caught:

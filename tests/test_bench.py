@@ -409,7 +409,7 @@ def test_the_command_without_the_data(shell: Shell) -> None:
         ("--grid sqr", 2, ["did you mean 'sqrt'"]),
         ("--label 3", 2, ["'3'", "without labels"]),
         ("--guidance 2", 2, ["guidance 2 needs a condition"]),
-        ("nothing", 3, ["nothing is no run folder"]),
+        ("nothing", 3, ["nothing is not a run folder"]),
     ],
 )
 def test_usage_errors(shell: Shell, line: str, code: int, words: list[str]) -> None:

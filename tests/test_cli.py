@@ -141,7 +141,7 @@ def test_labels_and_guidance(shell: Shell, classes: str, copied: Callable[[str],
     shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, *trained)
     shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2 needs a condition", "--label")
     for label in ("10", "12", "-1", "x"):
-        shell.refuses(f"sample {classes} --label {label}", 2, f"no class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+        shell.refuses(f"sample {classes} --label {label}", 2, f"unknown class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8")
     shell.refuses(f"sample {copied('moons')} --label 0", 2, "without labels")
 
 
@@ -284,7 +284,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --device tpu", ["'tpu'", "--device cpu"]),
         ("train --resume runs/moons --lr 1", ["--lr", "runs/moons", "keeps its settings"]),
         ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
-        ("train --resume runs/moons --steps 2", ["has done 3 steps", "steps=2", "(here: --steps)"]),
+        ("train --resume runs/moons --steps 2", ["is already trained for 3 steps", "steps=2", "(here: --steps)"]),
         ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
@@ -422,8 +422,8 @@ def test_a_resumed_run_counts_the_steps_it_has_done(shell: Shell, moons: str) ->
 def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
         shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
-        shell.refuses(f"{command} nothing", 3, "nothing is no run folder")
-    shell.refuses("train --resume nothing", 3, "nothing is no run folder (there is no such folder")
+        shell.refuses(f"{command} nothing", 3, "nothing is not a run folder")
+    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (there is no such folder")
     assert list(Path().iterdir()) == []
 
 
@@ -442,7 +442,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
         weights = checkpoint / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     for command in (f"sample {digits}", f"likelihood {digits}", f"info {digits}", f"train --resume {digits}"):
-        shell.refuses(command, 3, digits, "no whole checkpoint", "truncated", str(weights))
+        shell.refuses(command, 3, digits, "no complete checkpoint", "truncated", str(weights))
 
 
 def test_a_run_from_the_future(shell: Shell, digits: str) -> None:

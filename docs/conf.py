@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -27,10 +28,11 @@ author = "The scoresde authors"
 copyright = "2026, The scoresde authors"
 version = release = scoresde.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml"]
 exclude_patterns = ["_build", "_gallery", "**/.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.mime_priority"]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"scoresde {version}"
 html_static_path = ["_static"]
@@ -75,6 +77,28 @@ class CliHelp(Directive):
         for file in Path(scoresde.cli.__file__).parent.rglob("*.py"):
             self.state.document.settings.record_dependencies.add(str(file))
         return [nodes.literal_block(text, text, language="text")]
+
+
+class ModuleList(Directive):
+    """``{module-list}``: the first sentence of every module, by folder, in the order of the table of floors."""
+
+    def run(self) -> list[nodes.Node]:
+        root, found = Path(scoresde.__file__).parent, []
+        page = (Path(__file__).parent / "design.md").read_text(encoding="utf-8")
+        for folder, files in re.findall(r"^\| \d+ \| `(\w+)` \| (.*) \|$", page, re.M):
+            listed = re.findall(r"`(\w+)`", files) if folder != "cli" else ["command", "common", "work"]
+            found.append(nodes.rubric(folder, folder))
+            items = nodes.bullet_list()
+            for name in listed:
+                path = root / folder / f"{name}.py"
+                self.state.document.settings.record_dependencies.add(str(path))
+                said = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+                said = re.sub(r":\w+:`~?([^`]+)`", r"\1", said).replace("``", "")
+                first = re.match(r".*?[.:](?= [A-Z]|$)", said)
+                text = nodes.inline(text=f": {(first.group(0) if first else said).rstrip(':.')}.")
+                items += nodes.list_item("", nodes.paragraph("", "", nodes.literal(text=f"{name}.py"), text))
+            found.append(items)
+        return found
 
 
 class MadeBy(Directive):
@@ -150,6 +174,7 @@ def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Sphinx) -> None:
     app.add_directive("cli-help", CliHelp)
     app.add_directive("made-by", MadeBy)
+    app.add_directive("module-list", ModuleList)
     app.connect("builder-inited", make_gallery)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon
     app.connect("autodoc-process-signature", plain_signature)

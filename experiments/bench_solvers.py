@@ -1,11 +1,12 @@
-"""Our solvers and other libraries' on a trained network: distance to the converged solution, by evaluations.
+"""Compare our solvers with those of other libraries on a trained network: distance to the converged solution.
 
     make demo && python experiments/bench_solvers.py runs/digits-vp      # some minutes on two CPU cores
 
-The same starts (draws from the prior) for everybody, the same network, float32. The distance is the root mean square
-over samples and pixels to the probability flow solved at rtol 1e-6, in model units, without a last denoising step.
-The peers (experiments/peers.py) are optional: what is not installed is left out and said so. They run on the uniform
-log-SNR grid; ours on that and on the SDE's own. Seconds are of the largest budget, one batch, network included.
+All solvers use the same starts (draws from the prior) and the same network, in float32. The distance is the root mean
+square over samples and pixels to the probability flow solved at rtol 1e-6, in model units, without a last denoising
+step. The peers (experiments/peers.py) are optional: libraries that are not installed are left out with a message. They
+run on the uniform log-SNR grid; our solvers run on that grid and on the SDE's own. The seconds are for the largest
+budget and one batch, including the network.
 
 Expected: see docs/choosing-a-solver.md.
 """
@@ -51,7 +52,7 @@ def main() -> None:
     solved = ProbabilityFlow(rtol=1e-6, atol=1e-6)(model, x)
     print(f"{run.folder}: {COUNT} samples, converged at {float(solved.nfe.double().mean()):.0f} evaluations")
     for line in missing():
-        print(f"not here: {line}")
+        print(f"not installed: {line}")
 
     def row(name: str, solve: Callable[[int], Tensor | None]) -> None:
         cells, seconds = [], 0.0

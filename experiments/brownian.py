@@ -1,11 +1,12 @@
-"""The same sample with more steps: noise on a Brownian path.
+"""Refine the same sample with more steps, by noise on a Brownian path.
 
     python experiments/brownian.py      # some minutes on one CPU core
 
-The mixture of experiments/few_steps.py, its 2,048 starts, float64. Steps are doubled from 20 to 320, and each time it
-is measured how far the samples move, median / rms. On the path (``Noise.of(..., brownian=True)``, ``--brownian``) more
-steps are a refinement of the same noise, and the samples converge; the rms is ruled by the few that end in another
-mode. With plain noise more steps are other noise: another sample.
+The problem is the mixture of experiments/few_steps.py with its 2,048 starts, in float64. The number of steps is doubled
+from 20 to 320, and the table shows how far the samples move each time, median / rms. On a Brownian path
+(``Noise.of(..., brownian=True)``, ``--brownian``), more steps refine the same noise, and the samples converge; the rms
+is dominated by the few samples that end in another mode. With plain noise, more steps use different noise and give a
+different sample.
 
 Expected: see docs/results.md.
 """

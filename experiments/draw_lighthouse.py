@@ -1,10 +1,10 @@
-"""The picture of `scoresde demo single-image`: a lighthouse on a cliff at dusk, drawn with Pillow.
+"""Draw the picture of `scoresde demo single-image` with Pillow: a lighthouse on a cliff at dusk.
 
     python experiments/draw_lighthouse.py                     # scoresde/assets/lighthouse.png, 64 x 64
     python experiments/draw_lighthouse.py --size 512 --out lighthouse.png
 
-It is drawn sixteen times as large as 64 pixels and averaged down, so that edges are smooth. The picture is dedicated
-to the public domain (CC0 1.0); see scoresde/assets/LIGHTHOUSE-LICENSE.md.
+It is drawn at sixteen times 64 pixels and then averaged down, so that edges are smooth. The picture is
+dedicated to the public domain (CC0 1.0); see scoresde/assets/LIGHTHOUSE-LICENSE.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 CANVAS = 1024
-HORIZON = 0.66  # of the height
+HORIZON = 0.66  # fraction of the height
 ASSET = Path(__file__).parents[1] / "scoresde" / "assets" / "lighthouse.png"
 
 SKY = [
@@ -38,7 +38,7 @@ def mix(a: tuple[int, ...], b: tuple[int, ...], share: float) -> tuple[int, ...]
 
 
 def gradient(stops: list[tuple[float, tuple[int, ...]]], at: float) -> tuple[int, ...]:
-    """The colour at a height, between the stops around it."""
+    """Interpolate the colour at a height between the stops around it."""
     for (low, first), (high, second) in pairwise(stops):
         if at <= high:
             return mix(first, second, max(0.0, (at - low) / (high - low)))
@@ -46,7 +46,7 @@ def gradient(stops: list[tuple[float, tuple[int, ...]]], at: float) -> tuple[int
 
 
 def glow(image: Image.Image, draw_on, blur: float, strength: float = 1.0) -> Image.Image:
-    """Add light: what `draw_on` draws on black, blurred."""
+    """Add light to an image: whatever `draw_on` draws on black, blurred."""
     light = Image.new("RGB", image.size)
     draw_on(ImageDraw.Draw(light))
     light = light.filter(ImageFilter.GaussianBlur(blur * CANVAS)).point(lambda v: round(v * strength))
@@ -54,7 +54,7 @@ def glow(image: Image.Image, draw_on, blur: float, strength: float = 1.0) -> Ima
 
 
 def p(*numbers: float) -> list[float]:
-    """From shares of the picture to pixels."""
+    """Convert fractions of the picture to pixels."""
     return [v * CANVAS for v in numbers]
 
 
@@ -86,7 +86,7 @@ def stars(draw: ImageDraw.ImageDraw) -> None:
 def cloud(
     draw: ImageDraw.ImageDraw, x: float, y: float, length: float, colour: tuple[int, ...], lit: tuple[int, ...]
 ) -> None:
-    """A flat cloud: a row of discs on one line, lit from below."""
+    """Draw a flat cloud: a row of discs on one line, lit from below."""
     for shift, tint in ((0.0, lit), (-0.012, colour)):
         for k in range(9):
             share = k / 8
@@ -95,7 +95,7 @@ def cloud(
 
 
 def sea(draw: ImageDraw.ImageDraw, rng: random.Random, moon: float) -> None:
-    """The road of the moon on the water, and ripples."""
+    """Draw the reflection of the moon on the water, and ripples."""
     for _ in range(95):
         depth = rng.random() ** 1.3
         y = HORIZON + 0.012 + depth * (1 - HORIZON)
@@ -161,7 +161,7 @@ def cliff(draw: ImageDraw.ImageDraw) -> None:
         (0, 0.64),
     ]
     draw.polygon([tuple(p(*point)) for point in grass], fill=GRASS)
-    draw.polygon(p(0.155, 0.592, 0.25, 0.603, 0.29, 0.603, 0.25, 0.618, 0.16, 0.604), fill=(132, 110, 108))  # a way
+    draw.polygon(p(0.155, 0.592, 0.25, 0.603, 0.29, 0.603, 0.25, 0.618, 0.16, 0.604), fill=(132, 110, 108))  # a path
 
 
 def foam(draw: ImageDraw.ImageDraw) -> None:
@@ -228,7 +228,7 @@ def picture(size: int) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=64, help="pixels on a side")
+    parser.add_argument("--size", type=int, default=64, help="side length in pixels")
     parser.add_argument("--out", type=Path, default=ASSET)
     args = parser.parse_args()
     picture(args.size).save(args.out, optimize=True)

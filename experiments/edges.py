@@ -1,20 +1,21 @@
-"""Where numbers are hard: the edges of methods, each against a closed form or a solve at a tolerance far below.
+"""Test methods at their numerical limits, each against a closed form or a solve at a much smaller tolerance.
 
     python experiments/edges.py               # about three minutes on one CPU core
     python experiments/edges.py orders        # one of: langevin steep quadrature orders rough
 
-langevin: corrections alone at t = 1/2, from the marginal of N(0, 0.5^2); the ratio of the standard deviation to the
-right one, with the norms of each sample as published and as they are held, and the bound of
+langevin: only corrections at t = 1/2, starting from the marginal of N(0, 0.5^2). The table has the ratio of the
+standard deviation to the correct one, with the norms of each sample as published and as limited here, and the bound of
 scoresde/solvers/langevin.py.
-steep: VP, sub-VP and a user's path on which nothing of the data is left long before t = 1: largest error of the
-adaptive flow and of the likelihood of a Gaussian.
-quadrature: a ring of eight narrow Gaussians: largest error of the log density in tolerances, per dimension, of rows
-that succeeded, and evaluations of the divergence.
-orders: slopes of the median error between 128 and 256, and 256 and 512 steps, on each path's own grid, and of the
-variance of pc at the end between N and 2N steps.
-rough: the adaptive flow of a network with random weights. Of one row, in tolerances: the error at the end, the largest
-error of one step against the exact flow from where it left, and by how much the flow at most magnifies such an error on
-its way to the end. Once with the network's frequencies of the noise label, up to 32, and once with none above 2.
+steep: VP, sub-VP and a user-defined path on which the data vanish long before t = 1. The table has the largest error of
+the adaptive flow and of the likelihood, for a Gaussian.
+quadrature: a ring of eight narrow Gaussians. The table has the largest error of the log density of rows that succeeded,
+per dimension and in units of the tolerance, and the evaluations of the divergence.
+orders: slopes of the median error between 128 and 256 steps and between 256 and 512 steps, on each path's own grid, and
+slopes of the final variance of pc between N and 2N steps.
+rough: the adaptive flow of a network with random weights. The table has three numbers of one row, in units of the
+tolerance: the final error, the largest error of one step against the exact flow from the start of that step, and the
+largest factor by which the flow magnifies such an error on the way to the end. The network is used with its own
+frequencies of the noise label, up to 32, and with none above 2.
 
 Expected: see docs/design.md (Engines), docs/choosing-a-solver.md (Order of convergence).
 """
@@ -56,7 +57,7 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Steep(SDE):
-    """A user's path."""
+    """A user-defined path."""
 
     rate: float = 400.0
 
@@ -137,7 +138,7 @@ def quadrature() -> None:
 
 
 def variance(solver: PredictorCorrector, model: GaussianMixture) -> float:
-    """Relative error of the variance at the end on 1-D data, as each step is affine; from the right one."""
+    """Relative error of the final variance on 1-D data, starting from the exact one; exact, as each step is affine."""
     sde = model.domain.sde
     low, high = model.domain.interval("sample")
     times = make_grid(solver.grid, sde, solver.steps, high, low)

@@ -1,16 +1,17 @@
-"""One data set, one network, one budget: score matching beside flow matching, and the linear beside the cosine chain.
+"""Compare score matching with flow matching, and linear with cosine chains, for one data set, network and budget.
 
     python experiments/family.py              # about fifteen minutes on two CPU cores
-    python experiments/family.py --runs runs  # keeps the four runs, and uses those that are there
+    python experiments/family.py --runs runs  # keeps the four runs, and reuses existing ones
 
-The embedded digits, the U-Net and the budget of `make demo`. First table: a VP model trained by score matching and a
-model of the straight path trained by flow matching, solved by the same adaptive solver at two tolerances: Frechet
-distance to the training digits on the features of a small classifier, bits/dim of the held-out digits, evaluations.
-Second table: discrete chains of 1,000 levels (Ho et al. 2020) with the linear and the cosine schedule (Nichol and
-Dhariwal 2021), sampled with 10, 50 and all 999 ancestral steps, and by the deterministic multistep solver.
+The data are the embedded digits; the U-Net and the budget are those of `make demo`. The first table compares a VP model
+trained by score matching with a model of the straight path trained by flow matching, solved by the same adaptive solver
+at two tolerances. It has the Frechet distance to the training digits in the features of a small classifier, bits/dim of
+the held-out digits, and evaluations. The second table compares discrete chains of 1,000 levels (Ho et al. 2020) with
+the linear and the cosine schedule (Nichol and Dhariwal 2021), sampled with 10, 50 and all 999 ancestral steps, and by
+the deterministic multistep solver.
 
-The errors of the Frechet distance are those of the jackknife over samples and data, those of bits/dim of the mean over
-the held-out digits. Expected: see docs/results.md.
+The errors of the Frechet distance come from a jackknife over samples and data. The errors of bits/dim are standard
+errors of the mean over the held-out digits. Expected: see docs/results.md.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def matching(n, trained, quality, data):
-    """Score matching beside flow matching."""
+    """Compare score matching with flow matching."""
     print("| trained by | rtol | Frechet distance | evaluations | bits/dim | evaluations |\n|---|---|---|---|---|---|")
     for name, words in (("vp", "score matching (`vp`)"), ("flow", "flow matching (`flow`)")):
         run = trained(name, sde=name)
@@ -76,11 +77,11 @@ def matching(n, trained, quality, data):
 
 
 def chains(n, trained, quality):
-    """The linear beside the cosine schedule."""
+    """Compare the linear with the cosine schedule."""
     print("\n| schedule | solver | 10 steps | 50 steps | all 999 |\n|---|---|---|---|---|")
     for schedule in ("linear", "cosine"):
         run = trained(f"ddpm-{schedule}", sde="ddpm", sde_options={"schedule": schedule})
-        # The deterministic solver has converged long before the last node.
+        # The deterministic solver converges long before the largest number of steps.
         for words, solver, budgets in (("ancestral", Ancestral, (10, 50, 999)), ("multistep", Multistep, (10, 50))):
             cells = [quality(run.sample(n, solver(steps)).x) for steps in budgets]
             print(f"| {schedule} | {words} | {' | '.join(cells + ['-'] * (3 - len(cells)))} |", flush=True)

@@ -1,11 +1,11 @@
-"""Does a sample show the class that was asked for? Digits, classifier-free guidance.
+"""Do samples show the requested class? Classifier-free guidance on the digits.
 
     python experiments/guidance.py             # about three minutes on two CPU cores
     python experiments/guidance.py --run runs/digits-vp-class
 
-Trains (or loads) a class-conditional model of the 8x8 digits, draws 100 samples of each class at several guidance
-scales, and asks a small classifier, trained on the real digits, what it sees. Ho and Salimans (2022),
-arXiv:2207.12598. Expected: see docs/results.md (goal: 90 % or more at scale 2).
+The script trains (or loads) a class-conditional model of the 8x8 digits and draws 100 samples of each class at several
+guidance scales. A small classifier, trained on the real digits, then classifies them. Guidance is that of Ho and
+Salimans (2022), arXiv:2207.12598. Expected: see docs/results.md (goal: 90 % or more at scale 2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scoresde.study.classifier import train_classifier
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="a trained run; without it one is trained")
+    parser.add_argument("--run", help="a trained run; by default, the script trains one")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 2.0, 4.0])
     parser.add_argument("--each", type=int, default=100, help="samples of each class")
     args = parser.parse_args()

@@ -1,22 +1,23 @@
-"""What a likelihood costs: its error and its standard error against evaluations and seconds.
+"""Measure the cost of a likelihood: its error and its standard error against evaluations and seconds.
 
     python experiments/likelihood_exact.py                        # exact models: some minutes on one CPU core
-    make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # and a trained network
+    make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # a trained network
 
-1. Exact models, exact divergence, float64: a ring of Gaussians in the plane, a Gaussian with a full covariance in 16
-   dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units of their
-   [-1, 1]). Both methods, coupled and quadrature, at three tolerances: the root mean square error of a sample against
-   the closed form at the latent of a solve at rtol 1e-10, evaluations, how many of them with the divergence, seconds.
-2. Probes, on the mixture of digits and on the network: the root mean square distance of a sample to the exact
-   divergence's figure, with K = 1, 2, 4, 8, 16 probes, fixed along the path or drawn anew, at rtol 1e-4; beside it the
-   error that the probes report of themselves.
-3. The network beside the scheme of the original code, re-created: drift and divergence from two separate evaluations,
-   one probe for the whole solve, SciPy's RK45 in the SDE's time on the whole batch as one system; its default is 1e-5.
-   *Error*: against the converged figure of the same probe. *Standard error*: distance to the exact divergence's figure.
-   *Cost*: in forward passes of the network per sample, where a pass with a vector-Jacobian product counts 3 and a pair
-   of evaluations for a difference 2.
+1. Exact models with the exact divergence, in float64: a ring of Gaussians in the plane, a Gaussian with a full
+   covariance in 16 dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units
+   of their [-1, 1]). For both methods, coupled and quadrature, and three tolerances, the table has the root mean square
+   error of a sample against the closed form at the latent of a solve at rtol 1e-10, the evaluations, how many of them
+   include the divergence, and the seconds.
+2. Probes, for the mixture of digits and for the network: the root mean square distance of a sample to the value with
+   the exact divergence, for K = 1, 2, 4, 8, 16 probes, fixed along the path or redrawn, at rtol 1e-4. The error that
+   the probes themselves report is given for comparison.
+3. The network, compared with a re-creation of the scheme of the original code: drift and divergence from two separate
+   evaluations, one probe for the whole solve, and SciPy's RK45 in the SDE's time on the whole batch as one system; its
+   default tolerance is 1e-5. *Error* is the distance to the converged value of the same probe. *Standard error* is the
+   distance to the value with the exact divergence. *Cost* is in forward passes of the network per sample, where a pass
+   with a vector-Jacobian product counts 3 and a pair of evaluations for a difference counts 2.
 
-Times are those of one run, one thread, beside each other. Expected: see docs/results.md.
+All times come from one run on one thread, one after another. Expected: see docs/results.md.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def digits(sde):
 
 
 def mixture_log_prob(model, x):
-    """log p = log prior(z) + log p_low(x) - log p_high(z): the flow carries one marginal into the other."""
+    """Compute log p = log prior(z) + log p_low(x) - log p_high(z): the flow maps one marginal to the other."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, x, t0=low, t1=high).x
     return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
@@ -111,7 +112,7 @@ def exact_models(n):
 
 
 def probes(label, model, x, best):
-    """Distance to ``best`` in bits/dim by the number of probes."""
+    """Print the distance to ``best`` in bits/dim for each number of probes."""
     dims, noise = x[0].numel(), Noise.of(len(x), 1)
     for title, options in (
         ("coupled, fixed", {"redraw": False}),
@@ -131,7 +132,7 @@ def probes(label, model, x, best):
 
 
 def original(model, x, e, rtol):
-    """log p and evaluations by the original's scheme, each a forward pass and a differentiated one."""
+    """Compute log p by the original scheme, and its evaluations: each has a plain and a differentiated pass."""
     sde, shape = model.domain.sde, x.shape
     low, high = sde.times("likelihood")
 
@@ -157,7 +158,7 @@ def original(model, x, e, rtol):
 
 def beside_the_original(run, n):
     if not run.model.domain.sde.finite_g:
-        raise SystemExit("the original's scheme needs a drift that is finite up to t_max: give a VP, sub-VP or VE run")
+        raise SystemExit("the original scheme needs a drift that is finite up to t_max: pass a VP, sub-VP or VE run")
     data, dims = run.data(), run.info.dims
     x = run.to_model(data.test[:n], Noise.of(n).uniform(run.info.shape, stream="dequantise", dtype=F64))
     double = load(run.folder, dtype=F64).model
@@ -165,7 +166,7 @@ def beside_the_original(run, n):
     e = noise.rademacher((dims,), 0, "probe", run.dtype).reshape(x.shape)
     tight = Likelihood(divergence="hutchinson", redraw=False, rtol=1e-7)
     converged = tight(double, x.double(), noise, check=False).log_prob
-    # the exact divergence: 64 passes a node, so along the path that is cheapest
+    # the exact divergence needs 64 passes per node, so use the cheapest path
     exact = Likelihood(divergence="exact", method="quadrature")
     truth = exact(run.model, x, check=False).log_prob.double()
 

@@ -1,18 +1,19 @@
-"""The table of likelihoods: SDEs, with and without likelihood weighting, in bits/dim with error bars.
+"""Make a table of likelihoods in bits/dim with error bars, for SDEs with and without likelihood weighting.
 
     python experiments/nll_table.py                                      # the digits: half an hour on two CPU cores
     python experiments/nll_table.py --data fashion-mnist/ --steps 1000   # a folder with the IDX files
-    python experiments/nll_table.py --runs runs                          # keeps the runs, and uses those that are there
+    python experiments/nll_table.py --runs runs                          # keeps the runs, and reuses existing ones
 
-It mirrors Table 2 of Song et al. (2021, arXiv:2011.13456) and Table 2 of Song, Durkan et al. (2021, arXiv:2101.09258):
-VP, sub-VP and the straight path of flow matching, the same network, data, budget and seed, trained with the library's
-default weighting, and with likelihood weighting and times drawn by importance. *Flow*: the negative log-likelihood of
-the probability flow on held-out data, uniformly dequantised, one probe. *Bound*: minus the variational bound of the
-SDE, which is another model; neither bounds the other. The errors are standard errors of the mean: data, dequantisation
-and probes, but not another training run. *Change*: what likelihood weighting changes in the flow's figure of each
-sample, on average and with its error; both rows are of the same samples and draws.
+The table mirrors Table 2 of Song et al. (2021, arXiv:2011.13456) and Table 2 of Song, Durkan et al. (2021,
+arXiv:2101.09258). It has VP, sub-VP and the straight path of flow matching, with the same network, data, budget and
+seed. Each is trained with the library's default weighting, and with likelihood weighting and importance-sampled times.
+*Flow* is the negative log-likelihood of the probability flow on held-out data, uniformly dequantised, with one probe.
+*Bound* is minus the variational bound of the SDE, which is another model; neither bounds the other. The errors are
+standard errors of the mean. They include data, dequantisation and probes, but not the variation between training runs.
+*Change* is the mean change in the flow's value of a sample due to likelihood weighting, with its error; both rows use
+the same samples and draws.
 
-A larger network and budget where there is a GPU: `--steps 50000 --preset base --device cuda`.
+On a GPU, use a larger network and budget: `--steps 50000 --preset base --device cuda`.
 
 Expected: see docs/results.md.
 """
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--steps", type=int, default=0, help="training steps (0: the preset's)")
     parser.add_argument("--preset", default="auto")
-    parser.add_argument("--n", type=int, default=1_000, help="held-out samples, at most")
+    parser.add_argument("--n", type=int, default=1_000, help="the most held-out samples to use")
     parser.add_argument("--rtol", type=float, default=1e-4)
     parser.add_argument("--runs", type=Path, help="folder for the runs")
     parser.add_argument("--device", default="cpu")
@@ -60,7 +61,7 @@ def main() -> None:
             if out and (out / "config.json").exists():
                 run = load(out, device=args.device)
                 if run.step != run.config.steps or run.step != (args.steps or run.step):
-                    raise SystemExit(f"{out} has {run.step:,} of {run.config.steps:,} steps, not those asked for")
+                    raise SystemExit(f"{out} has {run.step:,} of {run.config.steps:,} steps, not the requested number")
             else:
                 run = fit(config, data=data, out=out, save=out is not None, device=args.device)
             scores = run.log_likelihood(x, Likelihood(rtol=args.rtol, atol=args.rtol))

@@ -1,12 +1,13 @@
-"""Where published objectives look, and what importance sampling gains.
+"""Show the effective weights of published objectives, and the gain from importance sampling.
 
-    python experiments/objectives.py                                  # the table, and docs/images/objectives.png
-    python experiments/objectives.py --figure "" --batches 100        # the table alone, faster
+    python experiments/objectives.py                                  # the table and docs/images/objectives.png
+    python experiments/objectives.py --figure "" --batches 100        # only the table, faster
 
-Table: the likelihood-weighted loss of an exact model of eight Gaussians (radius 2, standard deviation 0.2, in model
-units), drawn as in training: the standard deviation of the mean over a batch of 128, divided by the expected loss, for
-each time sampler. `loss-second-moment` is measured after 400 batches. Figure: the weight per unit of log-SNR on the
-error of the noise, for published recipes, each scaled to a largest value of 1 between -10 and 10.
+The table is about the likelihood-weighted loss of an exact model of eight Gaussians (radius 2, standard deviation 0.2,
+in model units), drawn as in training. For each time sampler it has the standard deviation of the mean over a batch of
+128, divided by the expected loss. `loss-second-moment` is measured after 400 batches. The figure shows the weight per
+unit of log-SNR on the error of the noise, for published recipes. Each is scaled to a largest value of 1 between -10
+and 10.
 
 Expected: see docs/objectives.md. About two minutes on one core.
 """
@@ -53,7 +54,7 @@ RECIPES = {
 
 
 def scatter(sde, sampler, batches: int, size: int = 128) -> float:
-    """Standard deviation over mean of the batch losses of the exact model."""
+    """Compute the standard deviation of the batch losses of the exact model, divided by their mean."""
     weighting, prediction = LikelihoodWeight(), EDM()
     means, std = eight_gaussians()
     model = GaussianMixture(sde, means, torch.full((len(means),), std, dtype=torch.float64))
@@ -66,7 +67,7 @@ def scatter(sde, sampler, batches: int, size: int = 128) -> float:
         index = torch.randint(len(means), (size,), generator=generator)
         x0 = means[index] + std * torch.randn(size, 2, generator=generator, dtype=torch.float64)
         eps = torch.randn(size, 2, generator=generator, dtype=torch.float64)
-        # |F - target|^2 of EDM's residual by the error of the noise, which vanishes with alpha
+        # Compute EDM's |F - target|^2 from the error of the noise, which vanishes with alpha.
         factor = noise_factor(sde, prediction, t)
         error = (model(sde.perturb(x0, t, eps), t).eps - eps).square().mean(1)
         loss = weighting(sde, prediction, t) / factor * error
@@ -77,7 +78,7 @@ def scatter(sde, sampler, batches: int, size: int = 128) -> float:
 
 
 def curve(sde, prediction, weighting, sampler) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-SNR and effective weight per unit of it, at 2,000 quantiles of the sampler."""
+    """Compute the log-SNR and the effective weight per unit of log-SNR at 2,000 quantiles of the sampler."""
     times = sampler.over(Setting(sde, *sde.times("train"), prediction, weighting))
     u = torch.sigmoid(torch.linspace(-14, 14, 2001, dtype=torch.float64))
     log_snr = sde.log_snr(times.quantile(u))
@@ -111,7 +112,7 @@ def figure(path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=2000)
-    parser.add_argument("--figure", default="docs/images/objectives.png", help="empty: no figure")
+    parser.add_argument("--figure", default="docs/images/objectives.png", help="file of the figure; empty for none")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"| time sampler | {' | '.join(f'`{p}`' for p in PATHS)} |\n|---|{'---|' * len(PATHS)}")

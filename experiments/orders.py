@@ -1,19 +1,21 @@
-"""Is every deterministic solver of the order it claims? Order of convergence, solver x path, on a mixture.
+"""Check the claimed order of every deterministic solver: measured orders for each solver and path, on a mixture.
 
     python experiments/orders.py              # about a minute on one CPU core
 
-Problem: the mixture of few_steps.py, exact model, float64, 256 starts drawn from p at the start of the path, on five
-paths: VP, sub-VP, VE, a user's cosine path, flow matching. Against the exact flow (the adaptive solver at 1e-12), on a
-grid uniform in log-SNR, the slope of the median error is its log2 ratio between 128 and 256 steps (VP, VE), or 256 and
-512, where the log-SNR spans twice as much or starts at alpha = 0. Adaptive solvers: slope of the median error against
-the evaluations of a sample, between rtol 1e-4 and 1e-6; the control of the step adds to it.
+The problem is the mixture of few_steps.py with the exact model, in float64, with 256 starts drawn from p at the start
+of the path. There are five paths: VP, sub-VP, VE, a user-defined cosine path and flow matching. The error is measured
+against the exact flow (the adaptive solver at 1e-12) on a grid uniform in log-SNR. The slope is the log2 ratio of the
+median error between 128 and 256 steps (VP, VE), or between 256 and 512 steps if the log-SNR spans twice as much or
+starts at alpha = 0. For adaptive solvers it is the slope of the median error against the evaluations of a sample,
+between rtol 1e-4 and 1e-6; the step control adds to it.
 
-The median, because the rms is ruled by the few points near a boundary between modes, where slopes look like 0.2.
+The table uses the median because the rms is dominated by the few points near a boundary between modes, where slopes
+look like 0.2.
 
-Claimed is k for k values in the polynomial, and one more with the corrector. Expected: within 0.15 of the claim up to
-order 3 and for rk4. The others of order 4 start with lower orders and show 3.5 to 3.9; on VE the first step, whose
-error is h^2 times the slope of the model's values at sigma 50, is seen as soon as errors are below 1e-7 (with sigma_max
-5000 they reach 4). Adaptive solvers come out above their order.
+The claimed order is k for k values in the polynomial, and one more with the corrector. Expected: within 0.15 of the
+claim up to order 3 and for rk4. The other solvers of order 4 start with lower orders and show 3.5 to 3.9. On VE, the
+error of the first step, which is h^2 times the slope of the model's values at sigma 50, is visible as soon as errors
+are below 1e-7 (with sigma_max 5000 the orders reach 4). Adaptive solvers come out above their order.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ ADAPTIVE = {"bosh3": 3, "dopri5": 5, "tsit5": 5}
 
 
 def slopes(sde: SDE) -> dict[str, float]:
-    """The measured order of every solver on a path."""
+    """Measure the order of every solver on a path."""
     generator = torch.Generator().manual_seed(0)
     model = replace(problem(), sde=sde)
     x0 = model.sample(256, generator)

@@ -1,14 +1,15 @@
-"""What a solver costs besides the network: total time with a model that costs nothing.
+"""Measure the cost of a solver without the network: total time with a model that costs almost nothing.
 
     python experiments/overhead.py            # three minutes on one CPU core
 
 Adaptive: two Gaussians under VP, solved in the straight frame by our driver (a step size for each row), torchdiffeq
-(landing on the end, worst-sample norm, as our engine drives it) and SciPy, at many tolerances. For a given rms error:
-the time spent outside the model, which is all there is if the model is free, and the whole time, both interpolated. A
-solver does the same in every run, so that the least time of several is taken for each stretch between two calls of the
-model, and these are added: that leaves out what else the machine was doing.
-Fixed steps: one Gaussian as a model, 100 steps, against the same method in a bare loop with its coefficients computed
-beforehand; best of several. One thread; the ratios mean something, the times belong to the machine.
+(landing on the end, worst-sample norm, as our engine drives it) and SciPy, at many tolerances. The table has two times
+at a given rms error, both interpolated: the time spent outside the model, which would be the total for a free model,
+and the whole time. A solver does the same work in every run. So the script uses the shortest of several times for each
+stretch between two calls of the model, and adds these up, which leaves out other activity of the machine.
+Fixed steps: one Gaussian as a model and 100 steps, compared with the same method in a bare loop with precomputed
+coefficients; best of several runs. Everything runs on one thread. The ratios are meaningful, but the times depend on
+the machine.
 
 Expected: see docs/results.md.
 """
@@ -41,7 +42,7 @@ TARGETS = (1e-3, 1e-5)
 
 @dataclass(frozen=True)
 class Free:
-    """The exact model of N(0, STD^2 I): two multiplications."""
+    """The exact model of N(0, STD^2 I), which needs only two multiplications."""
 
     sde: VPSDE
 
@@ -59,7 +60,7 @@ class Free:
 
 
 def seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    """The best of some runs."""
+    """Measure the shortest time of several runs."""
     best = math.inf
     for _ in range(repeats):
         began = time.perf_counter()
@@ -116,7 +117,7 @@ def adaptive(shape: tuple[int, int], repeats: int) -> None:
 
 
 def at_error(errors: list[float], times: list[float], target: float) -> float:
-    """The time at which an error is reached: linear in the logarithms between the tolerances around it."""
+    """Interpolate the time for an error, linearly in the logarithms, between the tolerances around it."""
     points = list(zip(errors, times, strict=True))
     for (e0, t0), (e1, t1) in pairwise(points):
         if e0 >= target >= e1:

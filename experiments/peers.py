@@ -1,4 +1,4 @@
-"""Samplers of other libraries on any denoiser of this one: the yardsticks of few_steps.py.
+"""Run samplers of other libraries on any denoiser of this one, as references for few_steps.py.
 
     python experiments/peers.py         # seconds on one CPU core; needs at least one of the peers
 
@@ -6,21 +6,22 @@
     azula 0.11.1              vAB, zEAB and REAB of order 3
     diffusers 0.42.1          DPM-Solver++(2M) midpoint, UniPC-bh2 of order 2, DEIS of order 2 and 3
 
-Each becomes ``run(model, x, n) -> x_end``: ``n`` evaluations of the model (Heun: n - 1 if n is odd) on the uniform
-log-SNR grid from the start of the model's sampling interval, where ``x`` lies, to its end. The peers' own code takes
-every step: k-diffusion's on the state x/alpha with noise sigma/alpha, azula's and diffusers' on the state with
-alpha^2 + sigma^2 = 1 of the same log-SNR. The network is asked at the continuous time of the sampler's own sigma, never
-at a rounded one.
+Each sampler becomes ``run(model, x, n) -> x_end`` with ``n`` evaluations of the model (Heun: n - 1 if n is odd), on the
+uniform log-SNR grid from the start of the model's sampling interval, where ``x`` lies, to its end. The peers' own code
+takes every step. The code of k-diffusion works on the state x/alpha with noise sigma/alpha, and that of azula and
+diffusers on the state with alpha^2 + sigma^2 = 1 at the same log-SNR. The network is evaluated at the continuous time
+of the sampler's own sigma, never at a rounded one.
 
-All peers are optional: :data:`PEERS` holds what can be imported, :func:`missing` says what cannot and why. Only the
-samplers of k-diffusion are imported; they need torchsde, torchdiffeq and SciPy, but not what its training code needs.
+All peers are optional: :data:`PEERS` has those that can be imported, and :func:`missing` lists the others with the
+reason. Of k-diffusion, only the samplers are imported. They need torchsde, torchdiffeq and SciPy, but not the
+requirements of its training code.
 
-As they are. diffusers lowers the order of the last steps if there are fewer than 15, and DPM-Solver++ computes its
-steps in float32 (its tables of sigmas are float32 too; here they are ours, in float64). azula's REAB takes one noise
-level for another in a factor (``sqrt(alpha_s^2 + sigma_t^2)``): it is of first order, whatever its order says, and
-depends on the frame (on the state x/alpha its rms is 1.4 to 2 times as large).
+The peers are used unmodified. diffusers lowers the order of the last steps if there are fewer than 15, and its
+DPM-Solver++ computes steps in float32 (its tables of sigmas are float32 too; here they are replaced by ours, in
+float64). azula's REAB uses the wrong noise level in a factor (``sqrt(alpha_s^2 + sigma_t^2)``). So it is of first
+order, whatever its nominal order, and depends on the frame (on the state x/alpha its rms is 1.4 to 2 times as large).
 
-Run as a script it prints rms / median distance to the exact flow on the mixture of few_steps.py, from the same starts.
+As a script, it prints the rms / median distance to the exact flow on the mixture of few_steps.py, from the same starts.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ Peer = Callable[[Denoiser, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class VEFrame:
-    """A model as the peers see one: ``frame(y, sigma)`` is the denoised ``y = x_0 + sigma eps``, where y = x/alpha.
+    """The form of a model that the peers expect: ``frame(y, sigma)`` denoises ``y = x_0 + sigma eps``, y = x/alpha.
 
-    Where alpha is 0 at the start (flow matching), x/alpha is not finite: the state is then taken for that at log-SNR
+    If alpha is 0 at the start (flow matching), x/alpha is not finite. The state is then treated as the state at log-SNR
     -20, which is off by 5e-5 of its size.
     """
 
@@ -67,12 +68,12 @@ class VEFrame:
         return torch.exp(-torch.linspace(start, end, n + 1, dtype=F64) / 2)
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The model's time at a noise level, in its shape."""
+        """The model's time at noise levels sigma/alpha, in the shape of ``sigma``."""
         low, high = self.model.domain.interval("sample")
         return self.model.domain.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
 
     def alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """The scale of the model's own state at a noise level of shape ``()`` or ``(B,)``, to multiply ``x`` with."""
+        """The scale alpha of the model's own state at a noise level of shape ``()`` or ``(B,)``, expanded to ``x``."""
         return expand(self.model.domain.sde.coefficients(self.time(sigma))[0], x)
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
@@ -80,19 +81,19 @@ class VEFrame:
 
 
 def vp_scale(sigma: Tensor) -> Tensor:
-    """The variance-preserving state is this times x/alpha."""
+    """The factor from x/alpha to the variance-preserving state."""
     return torch.rsqrt(1 + sigma.square())
 
 
 def in_frame(steps: Callable[[VEFrame, Tensor, Tensor], Tensor], evaluations: int = 1) -> Peer:
-    """A peer from ``steps(frame, y, levels) -> y_end``, which takes ``evaluations`` of them for each step."""
+    """Make a peer from ``steps(frame, y, levels) -> y_end``, which uses ``evaluations`` of the model per step."""
 
     def run(model: Denoiser, x: Tensor, n: int) -> Tensor:
         if n < evaluations:
-            raise UsageError(f"{n} evaluations are not enough for one step, which takes {evaluations}")
+            raise UsageError(f"{n} evaluations are not enough for one step, which needs {evaluations}")
         frame = VEFrame(model)
         levels = frame.levels(n // evaluations)
-        # The peers may draw noise even where they multiply it by 0.
+        # The peers may draw noise even if they multiply it by 0.
         with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return frame.alpha(levels[-1], x) * steps(frame, x / frame.alpha(levels[0], x), levels)
 
@@ -103,7 +104,7 @@ def in_frame(steps: Callable[[VEFrame, Tensor, Tensor], Tensor], evaluations: in
 
 
 def import_sampling() -> Any:
-    """``k_diffusion.sampling`` without the package's ``__init__``, which imports training code and its many needs."""
+    """Import ``k_diffusion.sampling`` without the package's ``__init__``, which imports all of the training code."""
     if "k_diffusion" not in sys.modules:
         spec = importlib.util.find_spec("k_diffusion")
         if spec is None:
@@ -111,7 +112,7 @@ def import_sampling() -> Any:
         package = types.ModuleType("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations or [])
         sys.modules["k_diffusion"] = package
-    # Its helpers name torchvision for reading images; an empty stand-in will do, and must not stay.
+    # Its helpers import torchvision to read images. An empty stub is enough, and is removed afterwards.
     names = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
     stubs = [] if importlib.util.find_spec("torchvision") else names
     try:
@@ -150,7 +151,7 @@ def k_diffusion() -> dict[str, Peer]:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A frame as azula's denoiser. Its time runs from 1 (the first level) to 0 (the last), uniform in log sigma."""
+    """A frame as a denoiser of azula. Its time runs from 1 (first level) to 0 (last level), uniform in log sigma."""
 
     frame: VEFrame
     levels: Any
@@ -194,7 +195,7 @@ def diffusers() -> dict[str, Peer]:
             n = len(levels) - 1
             scheduler = kind(solver_order=order, prediction_type="sample", thresholding=False, **options)
             scheduler.set_timesteps(n)
-            # Our levels in place of those of its table of betas; the timesteps are then labels only.
+            # Use our levels instead of those from its table of betas; the timesteps are then only labels.
             scheduler.sigmas, scheduler.timesteps = levels, torch.arange(n)
             scheduler.set_begin_index(0)
             scale = vp_scale(levels)
@@ -234,7 +235,7 @@ PEERS, _MISSING = _load()
 
 
 def missing() -> list[str]:
-    """The projects that cannot be imported, each with the reason."""
+    """List the projects that cannot be imported, each with the reason."""
     return list(_MISSING)
 
 
@@ -245,7 +246,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for line in missing():
-        print(f"not here: {line}")
+        print(f"not installed: {line}")
     model = problem()
     x = starts(model)
     low, high = model.domain.interval("sample")

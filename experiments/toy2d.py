@@ -1,17 +1,18 @@
-"""Eight Gaussians in the plane: are the samples and the likelihood right, for every SDE?
+"""Check samples and likelihood of every SDE on eight Gaussians in the plane.
 
     python experiments/toy2d.py                     # vp, subvp, ve, flow, seeds 0 1 2
     python experiments/toy2d.py --sdes vp --seeds 0 --steps 2000
 
-Data: eight Gaussians on a ring of radius 2, standard deviation 0.2 (see `scoresde.data.eight_gaussians`). For each run
+The data are eight Gaussians on a ring of radius 2, with standard deviation 0.2 (see `scoresde.data.eight_gaussians`).
+The table has for each run
 
     SW ratio   sliced Wasserstein distance of 4,000 samples to 4,000 held-out points, mean of 10 such pairs, over its
-               mean for 50 pairs of 4,000 real points each (1 is as good as real data; goal 1.5 or less). One pair
-               alone says little: among real pairs the ratio ranges as printed.
+               mean for 50 pairs of 4,000 real points each (1 is as good as real data; goal 1.5 or less). A
+               single pair is not conclusive: the range of the ratio among real pairs is printed.
     gap        mean true log density of 2,000 held-out points minus their mean model log-likelihood, in nats
                (the Kullback-Leibler divergence up to sampling noise; goal 0.1 or less)
 
-Expected: see docs/results.md. About a minute of training for each run on two CPU cores.
+Expected: see docs/results.md. Each run trains for about a minute on two CPU cores.
 """
 
 from __future__ import annotations

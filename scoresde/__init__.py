@@ -1,6 +1,6 @@
 """Score-based generative models in continuous time: SDEs, solvers, exact likelihood.
 
-The names below are loaded when they are first used (PEP 562), so that ``import scoresde`` costs nothing::
+The names below are loaded on first use (PEP 562), so that ``import scoresde`` itself takes almost no time::
 
     from scoresde import VPSDE, GaussianMixture, log_likelihood
 """

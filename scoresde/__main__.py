@@ -1,7 +1,8 @@
-"""``python -m scoresde`` is ``scoresde``: a process that is nothing but a command.
+"""``python -m scoresde`` is the same as ``scoresde``: it runs the command line in a process of its own.
 
-Until the command itself takes the signals (:mod:`scoresde.core.signals`), one of them ends the process with its exit
-code, and nothing does after the command, when the result is out. Little is imported before that is so.
+Until the command handles the signals itself (:mod:`scoresde.core.signals`), a signal ends the process with its exit
+code. After the command, when the result has been written, signals are ignored. These handlers are installed before
+most of the imports.
 """
 
 import os
@@ -13,12 +14,12 @@ CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75}
 
 
 def _leave(number: int, _: object) -> None:
-    os.write(2, f"{signal.Signals(number).name}: nothing was begun\n".encode())
+    os.write(2, f"{signal.Signals(number).name}: nothing was started\n".encode())
     os._exit(CODES[signal.Signals(number).name])
 
 
 def main() -> None:
-    """Run the command line as the only thing that this process does."""
+    """Run the command line as the only task of this process."""
     numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
     for number in numbers:
         signal.signal(number, _leave)

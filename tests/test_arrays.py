@@ -55,7 +55,7 @@ def test_samples_as_they_are_published(tmp_path: Path) -> None:
         ({"x": X, "X": X}, "x and X may each be the data"),
         ({"x": X, "x_train": X}, "x and x_train may each be the data"),
         ({"x": X, "y": Y, "labels": Y}, "y and labels may each be the labels"),
-        ({"x": X, "x_test": X}, "x stands beside x_test: name it x_train"),
+        ({"x": X, "x_test": X}, "has both x and x_test: name the first x_train"),
         ({"mu": X, "sigma": X}, "arrays mu, sigma: name the data x"),
         ({"y": Y}, "arrays y: name the data x"),
     ],
@@ -78,7 +78,7 @@ def test_one_array_needs_no_name(tmp_path: Path) -> None:
 def test_targets_that_are_no_classes_are_left_out(tmp_path: Path, y: np.ndarray) -> None:
     found = read_numpy(saved(tmp_path, x=X, y=y))
     assert found.train_labels is None and found.train.shape == (20, 3)
-    assert found.notes[0].startswith("y holds numbers and no classes: left out")
+    assert found.notes[0].startswith("y holds numbers, not classes: left out")
     both = read_numpy(saved(tmp_path, x_train=X, x_test=X, y_train=Y, y_test=np.linspace(0, 1, 20)))
     assert both.train_labels is None and both.test_labels is None
     assert both.notes[0].startswith("y_train and y_test hold numbers")
@@ -86,5 +86,5 @@ def test_targets_that_are_no_classes_are_left_out(tmp_path: Path, y: np.ndarray)
 
 def test_floats_that_are_classes(tmp_path: Path) -> None:
     assert read_numpy(saved(tmp_path, x=X, y=Y.astype(float)[:, None])).classes == ("0", "1", "2")
-    with pytest.raises(DataError, match=r"is \(20, 3\) for 20 samples"):
+    with pytest.raises(DataError, match=r"has shape \(20, 3\) for 20 samples"):
         read_numpy(saved(tmp_path, x=X, y=np.eye(3, dtype=int)[Y]))

@@ -164,7 +164,7 @@ def test_what_belongs_to_pixels_is_not_left_behind() -> None:
 
     ones = torch.ones(4, 1, 8, 8)
     for parts in ({"eps": ones}, {"weight": ones}, {"x0": torch.zeros(4, 8)}):
-        with pytest.raises(UsageError, match="augmentation moves pictures"):
+        with pytest.raises(UsageError, match="augmentation needs pictures"):
             Batches(Given(**parts), 4, 0, ALL).at(0, keyed(0, 0), torch.float32)
 
 
@@ -188,7 +188,7 @@ def test_absent_is_zeros_bit_for_bit(kind: str) -> None:
         assert torch.equal(network(x, c, known, torch.zeros(4, 3)), absent)
         for i in range(3):
             assert not torch.allclose(network(x, c, known, torch.eye(3)[i].expand(4, 3)), absent, atol=1e-4), i
-    with pytest.raises(UsageError, match=r"told 2 numbers.*augments=2"):
+    with pytest.raises(UsageError, match=r"described by 2 numbers.*augments=2"):
         network(x, c, None, torch.zeros(4, 2))
     with pytest.raises(UsageError, match="has an input for 0"):
         NETWORKS[kind](0)(x, c, None, torch.zeros(4, 2))
@@ -344,7 +344,7 @@ def test_an_augmented_run_is_rectified_and_trained_on(no_pictures: None) -> None
     more = fit(replace(SMALL, augment="shift,flip", steps=1), start=run, save=False, quiet=True)
     assert more.config is not None and more.config.augment == "flip,shift"
     for kinds, known in (("scale,shift", run), ("flip,shift", straight)):
-        with pytest.raises(UsageError, match="was told of the augmentation"):
+        with pytest.raises(UsageError, match="was trained with augment="):
             fit(replace(SMALL, augment=kinds, steps=1), start=known, save=False, quiet=True)
 
 
@@ -368,8 +368,8 @@ def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_pa
         ({"data": "moons"}, {}, "moons holds vectors"),
         ({}, {"data": signals}, "array holds signals"),
         ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
-        ({}, {"network": Plain()}, "Plain has an input for 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
-        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has an input for 2"),
+        ({}, {"network": Plain()}, "Plain takes 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
+        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet takes 2"),
     ]
     for change, given, words in cases:
         with pytest.raises(UsageError, match=words) as caught:

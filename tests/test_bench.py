@@ -203,7 +203,7 @@ def test_what_cannot_be_right(gaussian: Run, moons: Dataset) -> None:
     for solvers, nfe in (({}, (5,)), ({"ddim": DDIM()}, ()), ({"ddim": DDIM()}, (5, 0))):
         with pytest.raises(UsageError, match="at least one of each"):
             bench(gaussian, solvers, nfe)
-    with pytest.raises(UsageError, match="1 evaluations do not pay for one step of heun"):
+    with pytest.raises(UsageError, match="1 evaluations are too few for one step of heun"):
         bench(gaussian, {"heun": RungeKutta()}, (1,))
     with pytest.raises(UsageError, match="n is 1; it must be"):
         bench(gaussian, {"ddim": DDIM()}, (5,), n=1)
@@ -217,8 +217,8 @@ def test_a_solver_that_cannot_run_does_not_stop_the_others(gaussian: Run) -> Non
     solvers = {"many": DDIM(grid="leading"), "ddim": DDIM()}
     found = bench(gaussian, solvers, (5, 1500), n=2)
     notes = {(r.solver, r.asked): r.note for r in found.rows}
-    assert "take fewer steps" in notes.pop(("many", 1500)) and set(notes.values()) == {""}
-    with pytest.raises(UsageError, match=r"no solver could run; many: .*take fewer steps"):
+    assert "use fewer steps" in notes.pop(("many", 1500)) and set(notes.values()) == {""}
+    with pytest.raises(UsageError, match=r"no solver could run; many: .*use fewer steps"):
         bench(gaussian, {"many": DDIM(grid="leading")}, (1500,), n=2)
 
 
@@ -393,7 +393,7 @@ def test_the_command(shell: Shell) -> None:
 def test_the_command_without_the_data(shell: Shell) -> None:
     edit("runs/moons/config.json", lambda stored: {**stored, "config": {**stored["config"], "data": "gone.npy"}})
     out, err = shell("bench --solvers ddim --nfe 3 --n 4 --quiet")
-    assert "warning: there will be no distance to data: " in err and "gone.npy" in err
+    assert "warning: the distance to data is not measured: " in err and "gone.npy" in err
     assert "sliced W2" not in out and out.startswith("distance to the converged solution")
 
 
@@ -402,14 +402,14 @@ def test_the_command_without_the_data(shell: Shell) -> None:
     [
         ("--solvers ddim,huen", 2, ["unknown solver 'huen'", "did you mean 'heun'"]),
         ("--solvers ,", 2, ["at least one of each"]),
-        ("--solvers heun --nfe 1", 2, ["1 evaluations do not pay for one step of heun", "--nfe"]),
+        ("--solvers heun --nfe 1", 2, ["1 evaluations are too few for one step of heun", "--nfe"]),
         ("--nfe 5,x", 2, ["--nfe '5,x'", "5,10,20,50"]),
         ("--nfe 0", 2, ["--nfe '0'"]),
         ("--n 1", 2, ["--n", "1", ">=2"]),
         ("--grid sqr", 2, ["did you mean 'sqrt'"]),
         ("--label 3", 2, ["'3'", "without labels"]),
         ("--guidance 2", 2, ["guidance 2 needs a condition"]),
-        ("nothing", 3, ["nothing is no run folder"]),
+        ("nothing", 3, ["nothing is not a run folder"]),
     ],
 )
 def test_usage_errors(shell: Shell, line: str, code: int, words: list[str]) -> None:

@@ -50,7 +50,7 @@ def test_names_and_options() -> None:
     assert build("heun", SOLVERS, steps=7) == RungeKutta(steps=7)
     ready = VPSDE(beta_max=3.0)
     assert build(ready, SDES) is ready
-    with pytest.raises(UsageError, match="ready object"):
+    with pytest.raises(UsageError, match="not with an existing object"):
         build(ready, SDES, beta_max=3.0)
 
 
@@ -109,7 +109,7 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
     assert str(own) in str(error.value)
     # A module that is there and imports one that is not: the fault is the inner one, also if the names begin alike.
     (own / "own_broken.py").write_text("import own\n")
-    with pytest.raises(UsageError, match="own_broken imports what is missing: No module named 'own'") as error:
+    with pytest.raises(UsageError, match="own_broken imports a module that is missing: No module named 'own'") as error:
         resolve("own_broken:Own", SDES, "SDE", typed=True)
     assert isinstance(error.value.__cause__, ModuleNotFoundError)
 
@@ -120,12 +120,12 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
         ("x = (", "importing own_bad fails: SyntaxError: '\\(' was never closed"),
         ("raise KeyError('k')", "importing own_bad fails: KeyError: 'k'"),
         ("raise SystemExit(0)", "importing own_bad fails: SystemExit: 0"),
-        ("Own = 3", "'own_bad:Own' is neither a class nor a function, but int"),
-        ("def Own(): return 3", "SDE 'own_bad:Own' gives int; derive it from scoresde.sde.base.SDE"),
-        ("class Own: pass", "SDE 'own_bad:Own' gives Own"),
-        ("class Own:\n    def __init__(self): raise KeyError('k')", "cannot be made with no options: 'k'"),
+        ("Own = 3", "'own_bad:Own' is neither a class nor a function; its type is int"),
+        ("def Own(): return 3", "SDE 'own_bad:Own' gives an object of type int; derive it from scoresde.sde.base.SDE"),
+        ("class Own: pass", "SDE 'own_bad:Own' gives an object of type Own"),
+        ("class Own:\n    def __init__(self): raise KeyError('k')", "cannot be created with no options: 'k'"),
         ("def Own(): raise SystemExit(0)", "SDE 'own_bad:Own' fails: SystemExit: 0"),
-        ("from collections import OrderedDict as Own", "gives OrderedDict"),
+        ("from collections import OrderedDict as Own", "gives an object of type OrderedDict"),
     ],
 )
 def test_what_is_wrong_with_a_module_of_ones_own_is_said(own: Path, text: str, said: str) -> None:

@@ -181,7 +181,7 @@ def test_weights_must_fit(tmp_path: Path) -> None:
         load_weights(module, {"weight": good["weight"]}, source)
     with pytest.raises(CheckpointError, match="'more' is only in the file"):
         load_weights(module, {**good, "more": torch.ones(1)}, source)
-    with pytest.raises(CheckpointError, match=r"'weight' has shape \(2, 2\), the network \(3, 2\)"):
+    with pytest.raises(CheckpointError, match=r"'weight' has shape \(2, 2\), but the network expects \(3, 2\)"):
         load_weights(module, {**good, "weight": torch.ones(2, 2)}, source)
 
 
@@ -265,10 +265,10 @@ def test_find_run_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     make(Path("runs/x"))
     assert find_run("x") == find_run("runs/x") == find_run(Path("runs/x")) == Path("runs/x")
     assert find_run(tmp_path / "runs" / "x") == tmp_path / "runs" / "x"
-    with pytest.raises(CheckpointError, match=r"nothing is no run folder \(there is no.*the runs here are: x"):
+    with pytest.raises(CheckpointError, match=r"nothing is not a run folder \(there is no.*the runs here are: x"):
         find_run("nothing")
     Path("empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty is no run folder \(it has no config.json\)"):
+    with pytest.raises(CheckpointError, match=r"empty is not a run folder \(it has no config.json\)"):
         find_run("empty")
     Path("file.pt").touch()
     with pytest.raises(CheckpointError, match=r"file\.pt is a file"):

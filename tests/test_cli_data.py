@@ -46,7 +46,7 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
             "3 of 67 files are not readable images: cat/empty.jpg (empty), cat/half.png (the file is truncated), "
             "cat/text.jpg (text)",
             "1 of 67 files holds several frames: dog/stack.tif (2 frames)",
-            "1 of 67 files has pixels of a kind that is not read: dog/float.tiff (floating-point numbers)",
+            "1 of 67 files has an unsupported pixel format: dog/float.tiff (floating-point numbers)",
             "8-bit and 16-bit images together: 61 and 1 (cat/deep.png)",
             "images of 5 sizes, from 8 to 40 wide and 8 to 40 high: 8x8 (16: ",
         ],
@@ -73,9 +73,9 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
     for words in (
         "image of shape 3 x 8 x 8", "values from 0 to 255, 256 levels", "2 classes: cat, dog",
         "left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
-        "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures brought to 8x8 (crop)",
-        "1 picture with the same bytes as another", "training + test samples of each: cat (",
-        "note: fewer than 5,000 pictures: --augment",
+        "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures resized to 8x8 (crop)",
+        "1 picture with the same bytes as another", "training + test samples per class: cat (",
+        "note: fewer than 5,000 images: with --augment",
     ):  # fmt: skip
         assert words in out
     assert out.splitlines()[-1] == "train with: scoresde train --data photos --size 8 --fit crop --on-bad skip"
@@ -85,14 +85,14 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
 def test_then_train_takes_them_and_says_the_same(shell: Shell, mixed: str) -> None:
     flags = f"--data {mixed} --on-bad skip --size 8 --fit crop"
     shell(f"train {flags} --steps 1 --batch 4 --set network.channels=4 --out run")
-    assert "45 pictures brought to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
+    assert "45 pictures resized to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
     stored = shell.json("info run")["config"]
     assert isinstance(stored, dict)
     assert (stored["size"], stored["fit"], stored["on_bad"], stored["layout"]) == (8, "crop", "skip", "auto")
     assert json.loads(Path("run/data.json").read_text())["shape"] == [3, 8, 8]
     shell("train --resume run --steps 2")  # reads the folder as the run did
-    shell.refuses("train --resume run --size 16", 2, "--size cannot change a run that is resumed")
-    shell.refuses("train --resume run --on-bad stop", 2, "--on-bad cannot change a run that is resumed")
+    shell.refuses("train --resume run --size 16", 2, "--size cannot be changed when a run is resumed")
+    shell.refuses("train --resume run --on-bad stop", 2, "--on-bad cannot be changed when a run is resumed")
 
 
 def test_json(shell: Shell, mixed: str) -> None:
@@ -114,12 +114,12 @@ def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
     Path(mixed, "loose.png").write_bytes(Path(mixed, "cat/0.png").read_bytes())
     out = shell(f"data inspect {mixed} --on-bad skip --size 8 --fit crop", 3)
     assert out.startswith("photos: 1 problem\n1. images both directly in it (1: loose.png)")
-    assert out.splitlines()[-1] == "what no option answers must be changed in the data"
+    assert out.splitlines()[-1] == "to solve problems without an option, change the data"
 
 
 def test_a_fit_needs_a_size(shell: Shell, mixed: str) -> None:
     for line in (f"data inspect {mixed}", f"train --data {mixed}"):
-        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad' without a size", "(here: --size 64)")
+        shell.refuses(f"{line} --fit pad", 2, "fit is 'pad', but size is not set", "(here: --size 64)")
 
 
 @pytest.mark.parametrize("name", ["digits", "moons", "x.npy"])
@@ -140,8 +140,8 @@ def test_large_pictures_are_said_to_be_slow(shell: Shell) -> None:
     Path("large").mkdir()
     for i in range(30):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 48), dtype=np.uint8)).save(f"large/{i}.png")
-    assert "--size 32 makes them smaller" in shell("data inspect large")
-    assert "makes them smaller" not in shell("data inspect large --size 32")
+    assert "--size 32 shrinks them" in shell("data inspect large")
+    assert "shrinks them" not in shell("data inspect large --size 32")
 
 
 def test_a_path_with_a_space_is_quoted(shell: Shell) -> None:

@@ -67,7 +67,7 @@ def test_full_help_tells_the_fields_of_what_is_chosen(shell: Shell) -> None:
     text = shell("sample --help-all")
     for name in SOLVERS:
         assert name == "ode" or re.search(rf"^  {re.escape(name)}  ", text, re.M), f"{name} is not in the help"
-    assert re.search(r"--atol VALUE +Absolute tolerance; none for that of rtol", text)
+    assert re.search(r"--atol VALUE +Absolute tolerance; none to use the value of rtol", text)
     assert "--atol" not in shell("sample --help")
     text = shell("sample --solver pc --help-all")
     assert "Fields of the solver pc" in text and "--set solver.start=VALUE" in text and "--start" in text
@@ -158,10 +158,10 @@ def test_values_are_read_by_the_type_of_their_field(field: str, text: str, value
 @pytest.mark.parametrize(
     ("field", "text", "takes"),
     [
-        ("flag", "1", "1; it takes yes or no"), ("flag", "abc", "'abc'; it takes yes or no"),
-        ("whole", "1.5", "1.5; it takes a whole number"), ("whole", "yes", "'yes'; it takes a whole number"),
-        ("number", "abc", "'abc'; it takes a number, or none"), ("number", "1,2", "'1,2'; it takes a number"),
-        ("maybe", "2", "2; it takes yes or no, or none"),
+        ("flag", "1", "1; it must be yes or no"), ("flag", "abc", "'abc'; it must be yes or no"),
+        ("whole", "1.5", "1.5; it must be a whole number"), ("whole", "yes", "'yes'; it must be a whole number"),
+        ("number", "abc", "'abc'; it must be a number, or none"), ("number", "1,2", "'1,2'; it must be a number"),
+        ("maybe", "2", "2; it must be yes or no, or none"),
     ],
 )  # fmt: skip
 def test_values_of_another_type_are_refused(field: str, text: str, takes: str) -> None:
@@ -178,7 +178,7 @@ def test_settings() -> None:
     found = settings(("sde.beta-max=18", "clip=2", "clip=3", "a=b=c"), ("", "sde"))
     assert found == {"": {"clip": "3", "a": "b=c"}, "sde": {"beta_max": "18"}}
     for text in ("sde", "net.a=1", "=3", "sde.=3"):
-        with pytest.raises(UsageError, match=r"it takes NAME=VALUE, sde\.NAME=VALUE"):
+        with pytest.raises(UsageError, match=r"expected NAME=VALUE, sde\.NAME=VALUE"):
             settings((text,), ("", "sde"))
 
 

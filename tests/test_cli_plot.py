@@ -43,11 +43,11 @@ def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
         ("plot schedule --sde ,", ["--sde", "name at least one"]),
         ("plot schedule --set ve.sigma_max=3", ["--set ve.sigma_max=3", "vp.NAME=VALUE"]),
         ("plot schedule --set vp.beta=3", ["'beta'", "beta_max"]),
-        ("plot schedule --set vp.beta_max=abc", ["SDE 'vp': beta_max is 'abc'; it takes a number\n"]),
+        ("plot schedule --set vp.beta_max=abc", ["SDE 'vp': beta_max is 'abc'; it must be a number\n"]),
         ("plot schedule --out a.gif", ["a.gif", "png, pdf, svg"]),
         ("plot forward --sde nope", ["'nope'", "vp"]),
         ("plot forward --grid nope", ["'nope'", "karras"]),
-        ("plot nothing", ["no command 'nothing'", "schedule"]),
+        ("plot nothing", ["unknown command 'nothing'", "schedule"]),
         ("plot reverse --solver nope", ["'nope'", "heun"]),
         ("plot reverse --solver ode --steps 4", ["'ode'", "steps"]),
         ("plot reverse --label 3", ["trained without labels"]),
@@ -55,7 +55,7 @@ def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
         ("plot score-field --exact", ["moons", "8gaussians", "plot compass"]),
         ("plot score-field --times 0.1,x", ["0.1,x", "0.05,0.2,0.5"]),
         ("plot score-field --times 2", ["lie between 0.001 and 1"]),
-        ("plot trajectories --solver heun", ["heun", "draws no noise", "em"]),
+        ("plot trajectories --solver heun", ["heun", "is not stochastic", "em"]),
         ("plot trajectories --solver ode", ["ode", "steps"]),
     ],
 )
@@ -189,7 +189,12 @@ def test_pictures_are_turned_laid_on_white_and_kept_if_small(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("none.png", ["no file none.png"]), ("text.png", ["no picture"]), ("thin.png", ["32 x 1", "8"])]
+    ("name", "words"),
+    [
+        ("none.png", ["none.png does not exist"]),
+        ("text.png", ["not a readable picture"]),
+        ("thin.png", ["32 x 1", "8"]),
+    ],
 )
 def test_bad_pictures(shell: Shell, name: str, words: list[str]) -> None:
     Path("text.png").write_text("words")

@@ -110,9 +110,9 @@ def test_parts_of_a_codec() -> None:
     assert Composed((levels, one, two)).continuous == Composed((one, two)) and Composed((one, two)).levels is None
     nested = Composed((Composed((levels, one)), two))
     assert nested == Composed((levels, one, two)) and nested.continuous == Composed((one, two))
-    with pytest.raises(UsageError, match="put them first"):
+    with pytest.raises(UsageError, match="must come first"):
         Composed((one, levels))
-    with pytest.raises(UsageError, match=r"a chart needs data that are shifted and scaled alone.*Logit"):
+    with pytest.raises(UsageError, match=r"a chart needs data that are only shifted and scaled.*Logit"):
         as_affine(Composed((levels, Logit())), "a chart")
 
 

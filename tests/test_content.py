@@ -122,5 +122,5 @@ def test_rows_of_two_states_are_each_counted_once() -> None:
 
 
 def test_classes_are_not_taken_for_held_out_samples() -> None:
-    with pytest.raises(UsageError, match="given as classes"):
+    with pytest.raises(UsageError, match="pass the class of each sample as classes"):
         Dataset.of(table(30), np.arange(30) % 2)

@@ -167,7 +167,7 @@ def test_unknown_name_lists_near_ones(tmp_path: Path) -> None:
 def test_other_files_are_refused_with_what_can_be_read(tmp_path: Path) -> None:
     for name, content in (("table.doc", b"1,2\n"), ("empty", b""), ("x.pkl", pickle.dumps([1]))):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=r"What can be read.*\.npz"):
+        with pytest.raises(DataError, match=r"Supported.*\.npz"):
             load_data(str(tmp_path / name))
 
 
@@ -227,7 +227,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 labels for the 4 images"):
         load_data(str(tmp_path))
     path.unlink()
-    with pytest.raises(DataError, match="no train-images"):
+    with pytest.raises(DataError, match="but not train-images"):
         load_data(str(tmp_path))
 
 
@@ -267,7 +267,7 @@ def test_train_and_test_folders_are_splits(tmp_path: Path, held_out: str) -> Non
     assert rows(d.test) == rows(torch.from_numpy(truth[:, None]))
     assert d.test_labels is not None and d.test_labels.tolist() == [1, 1, 1]
     write_images(tmp_path / held_out / "c", 1)
-    with pytest.raises(DataError, match="classes in the test split that training lacks: c"):
+    with pytest.raises(DataError, match="classes in the test split that are not in training: c"):
         load_data(str(tmp_path))
 
 
@@ -501,9 +501,9 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
     x = rng().normal(size=(20, 3))
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
         ({"a": x, "b": x}, "name the data"),
-        ({"x": x, "y": np.arange(19)}, "is \\(19,\\) for 20 samples"),
-        ({"x_train": x, "x_test": x[:, :2]}, "one event shape"),
-        ({"x_train": x, "x_test": x.astype(int)}, "one event shape"),
+        ({"x": x, "y": np.arange(19)}, "has shape \\(19,\\) for 20 samples"),
+        ({"x_train": x, "x_test": x[:, :2]}, "the same event shape"),
+        ({"x_train": x, "x_test": x.astype(int)}, "the same event shape"),
         ({"x": np.float64(3)}, "single number"),
         ({"x": np.zeros((0, 3))}, "empty"),
         ({"x": x[:1]}, "0 training and 1 test"),
@@ -511,7 +511,7 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
         ({"x": x + 1j}, "real numbers"),
         ({"x": np.zeros((2, 2, 2, 2, 2, 2))}, "1 to 5 dimensions"),
         ({"x": np.full((9, 1, 4, 4), 3.0)}, "every value is 3"),
-        ({"x": np.arange(40).reshape(20, 2) * 10**15}, "do not fit float64"),
+        ({"x": np.arange(40).reshape(20, 2) * 10**15}, "are too large for float64"),
         ({"x": x * 1e200}, "too large to be squared"),
     ]
     for arrays, message in cases:
@@ -537,7 +537,7 @@ def test_constant_features_are_named(tmp_path: Path) -> None:
 def test_nan_and_infinity_are_refused(tmp_path: Path) -> None:
     x = rng().normal(size=(30, 5))
     x[4, 2], x[7, 0], x[9, 0] = np.nan, np.inf, -np.inf
-    with pytest.raises(DataError, match=r"3 values that are NaN or infinite.*first in row 4"):
+    with pytest.raises(DataError, match=r"3 NaN or infinite values.*first in row 4"):
         load_data(save(tmp_path, x=x))
 
 
@@ -595,5 +595,5 @@ def test_the_arms_of_the_pinwheel_turn_with_the_radius() -> None:
 
 
 def test_what_is_no_file_is_not_read_in_any_way() -> None:
-    with pytest.raises(UsageError, match="digits is read from no file, and size and fit would change nothing"):
+    with pytest.raises(UsageError, match="digits is not read from a file, so size and fit would have no effect"):
         load_data("digits", reading=Reading(size=4, fit="crop"))

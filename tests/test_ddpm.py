@@ -232,7 +232,9 @@ def test_a_variance_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match=r"VPSDE has no nodes.*the SDE ddpm or smld"):
         ScoreModel(network(2), VPSDE(), Eps(), learn_variance=True)
     plain = ScoreModel(network(), DDPM(N), Eps(), learn_variance=True)
-    with pytest.raises(UsageError, match=r"returns the shape \(2, 3\) for \(2, 3\); .* twice the channels"):
+    with pytest.raises(
+        UsageError, match=r"returns the shape \(2, 3\) for an input of shape \(2, 3\); .* twice the channels"
+    ):
         plain(normals(2, 3), 0.5)
 
 
@@ -353,7 +355,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     stored = json.loads(Path("r/config.json").read_text())["config"]
     assert stored["learn_variance"] is True and stored["sde"] == "ddpm" and stored["predict"] == "edm"
     shell("sample r --solver ancestral --steps 29 --n 4 --quiet --set solver.variance=beta")
-    assert "take at most 29 steps" in shell("sample r --solver ancestral --steps 30 --n 4 --quiet", 2)
+    assert "use at most 29 steps" in shell("sample r --solver ancestral --steps 30 --n 4 --quiet", 2)
     assert "VPSDE has no nodes" in shell(f"train --set learn_variance=true {small} --out v", 2)
     shell(f"train --sde smld --set sde.steps=12 {small} --out s")
     shell("sample s --solver ald --steps 11 --snr 0.2 --n 4 --quiet --set solver.start=true")

@@ -170,7 +170,7 @@ def test_given_betas_give_the_steps():
         (lambda: DDPM(20, zero_snr=True, start=0.01, end=2.0), ["end is 2.0"]),
         (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas have no start and end"]),
         (lambda: DDPM(schedule="cosine", start=1e-4), ["the schedule cosine has no start and end"]),
-        (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max 1.0"]),
+        (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max is 1.0"]),
         (lambda: SMLD(steps=0), ["SMLD: steps is 0"]),
     ],
 )
@@ -370,7 +370,7 @@ def test_one_step_less_than_there_are_levels_visits_every_node(n):
 @pytest.mark.parametrize("grid", ["uniform", "sqrt", "logsnr", "karras"])
 def test_too_many_steps_are_refused_with_the_number_that_fits(grid):
     model = OnNodes(ring(DDPM(40)))
-    words = r"both on node \d+ of 40: take at most (\d+) steps on this grid.* 39, on"
+    words = r"both on node \d+ of 40: use at most (\d+) steps on this grid.*at most 39 steps fit, on"
     with pytest.raises(UsageError, match=words) as error:
         grid_of(grid, model, 60, 1.0, 1 / 40)
     most = int(str(error.value).split("at most ")[1].split()[0])
@@ -385,9 +385,9 @@ def test_given_times_and_ends_must_suit_the_nodes():
     assert (grid_of((1.0, 0.51, 0.3, 0.025), model, 3, 1.0, 0.025) * 40).round().tolist() == [40, 20, 12, 1]
     with pytest.raises(UsageError, match="both on node 20 of 40: give times that are farther apart"):
         DDIM(grid=(1.0, 0.505, 0.5, 0.025))(model, normals(2, 2))
-    with pytest.raises(UsageError, match=r"t = 0\.51 is no node .* the nearest is 0\.5 \(node 20 of 40\)"):
+    with pytest.raises(UsageError, match=r"t = 0\.51 is not a node .* the nearest is 0\.5 \(node 20 of 40\)"):
         DDIM(3)(model, normals(2, 2), t0=0.51)
-    with pytest.raises(UsageError, match=r"no node .* 0\.025 \(node 1 of 40\)"):
+    with pytest.raises(UsageError, match=r"not a node .* 0\.025 \(node 1 of 40\)"):
         DDIM(3)(model, normals(2, 2), t1=0.03)
     # A model that knows all times is not held to any.
     assert bool(DDIM(60, grid="sqrt")(model.model, normals(2, 2), t1=0.03).ok.all())
@@ -540,6 +540,6 @@ def test_it_trains_and_samples(predict):
 
 @pytest.mark.parametrize("predict", ["eps", "score"])
 def test_the_noise_alone_says_nothing_there(predict):
-    with pytest.raises(UsageError, match=r"no data in it, alpha = 0.*Predict v, x0") as error:
+    with pytest.raises(UsageError, match=r"contains no data, alpha = 0.*Predict v, x0") as error:
         fit(TrainConfig(data="moons", sde=DDPM(20, zero_snr=True), predict=predict, steps=1), save=False, quiet=True)
     assert (error.value.parameter, error.value.value) == ("predict", "v")

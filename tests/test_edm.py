@@ -162,5 +162,5 @@ def test_it_encodes(name):
 @pytest.mark.parametrize("option", [{"s_min": 0.1}, {"s_max": 10.0}, {"s_noise": 1.003}])
 def test_options_of_the_churn_need_churn(option):
     EDMHeun(4, churn=10.0, **option)
-    with pytest.raises(UsageError, match="no churn for it"):
+    with pytest.raises(UsageError, match="no effect without churn"):
         EDMHeun(4, **option)

@@ -89,15 +89,11 @@ def test_every_file_has_a_floor() -> None:
     assert {m for m in known if not m.startswith("cli.")} == {m for m in found if not m.startswith("cli.")}
 
 
-def test_the_list_of_files_says_what_they_say_themselves() -> None:
-    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^- `(\w+/\w+\.py)`: (.*)$", text, re.M))
-    names = [f"{folder}/{name}.py" for folder, (_, files) in FLOORS.items() for name in files]
-    assert list(listed) == names
-    for name in names:
-        said = " ".join((ast.get_docstring(ast.parse((ROOT / name).read_text(encoding="utf-8"))) or "").split())
-        said = re.sub(r":\w+:`([^`]+)`", r"`\1`", said).replace("``", "`")
-        assert said.startswith(listed[name].rstrip(".")), name
+def test_every_file_opens_with_a_sentence() -> None:
+    for path in FILES:  # from which the manual makes its list of files
+        if path.parent != ROOT and path.stat().st_size:
+            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert re.match(r"[^\n]{10,}[.:]", " ".join(said.split())), path
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent != ROOT], ids=lambda p: str(p.relative_to(ROOT)))

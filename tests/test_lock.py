@@ -38,7 +38,7 @@ def holder(folder: Path) -> tuple[int, int]:
 def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
     pid, let = holder(tmp_path)
     who = rf"process {pid} on {socket.gethostname()} \(since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)"
-    with pytest.raises(CheckpointError, match=rf"is in use: {who} trains there") as error, locked(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"is in use: {who} is training there") as error, locked(tmp_path):
         pass
     assert error.value.exit_code == 3 and f"process {pid} " in str(held_by(tmp_path))
     os.close(let)

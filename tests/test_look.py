@@ -58,7 +58,7 @@ def test_what_no_parameter_answers_leaves_no_answer() -> None:
 def test_other_data_have_one_problem_at_most(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.full((9, 3), np.nan))
     (problem,) = look(str(tmp_path / "x.npy")).problems
-    assert "27 values that are NaN" in problem.message
+    assert "27 NaN or infinite values" in problem.message
     (problem,) = look(str(tmp_path / "nothing")).problems
     assert "no such file" in problem.message and not problem.answers
     np.save(tmp_path / "y.npy", np.zeros((40, 8, 4, 3)) + np.arange(40)[:, None, None, None])
@@ -68,7 +68,7 @@ def test_other_data_have_one_problem_at_most(tmp_path: Path) -> None:
 
 
 def test_a_usage_that_cannot_be_is_no_problem_of_the_data(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="without a size"):
+    with pytest.raises(UsageError, match="but size is not set"):
         look(folder(tmp_path), reading=Reading(fit="crop"))
     with pytest.raises(UsageError, match="test_fraction is 2; it must be a number > 0 and < 1"):
         look("moons", test_fraction=2)

@@ -517,7 +517,7 @@ def test_the_line_says_what_few_rows_allow():
     few = nearest_line(x, train, normal(4, 3, seed=3))
     assert few.endswith("from held-out ones (medians of 5 and 4)")
     assert nearest_line(x, train, train[:0]).endswith("from samples (medians of 5)")
-    assert "nothing to say of 0 samples and 50 training ones" in nearest_line(x * torch.nan, train, train)
+    assert "not computed for 0 samples and 50 training ones" in nearest_line(x * torch.nan, train, train)
     assert "exact copies: 5 of samples, 5 of held-out ones" in nearest_line(train[:5], train[:7], train[:5])
 
 

@@ -55,7 +55,7 @@ def test_data_that_moved_with_the_run_are_found(own: Path, shell: Shell, tmp_pat
 
 def test_data_that_are_gone_are_asked_for(own: Path, shell: Shell) -> None:
     Path("x.npy").rename("y.npy")
-    shell.refuses(LINE, 3, "x.npy", "are gone", "(here: --data)")
+    shell.refuses(LINE, 3, "x.npy", "are missing", "(here: --data)")
     shell(LINE + " --data y.npy")  # the same under another name: nothing to say
     assert "rows" not in shell.err
 
@@ -97,7 +97,7 @@ def test_every_verb_says_what_has_become_of_the_data(own: Path, shell: Shell, na
             shell.refuses(line, 3, told, "--changed-data")
     if not right:
         shell(LINE + " --changed-data")
-        assert told in shell.err and "taken as they are" in shell.err
+        assert told in shell.err and "used as they are" in shell.err
     assert before[0] == (own / "data.json").read_bytes()
     assert name == "grown" or before[1] == (own / "rows.npz").read_bytes()
 
@@ -113,7 +113,7 @@ def test_what_a_run_was_trained_on_only_grows(own: Path) -> None:
     with pytest.raises(DataError, match="5 of the 125 rows"):
         load(own).data()
     np.save("x.npy", np.concatenate([table(110), table(4, seed=6)]))
-    with pytest.warns(UserWarning, match="taken as they are"):
+    with pytest.warns(UserWarning, match="used as they are"):
         fit(replace(load(own).config, steps=4), out=own, resume=True, quiet=True, changed_data=True)
     with pytest.raises(DataError, match="15 of the 129 rows"):
         load(own).data()
@@ -167,10 +167,10 @@ def test_an_older_run_keeps_its_rows_and_says_when_they_changed(own: Path) -> No
         warnings.simplefilter("error")
         assert torch.equal(load(own).data().test, torch.from_numpy(table().astype("f4"))[order[:12]])
     np.save("x.npy", table(130))
-    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*no rows\.npz to tell") as caught:
+    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*no rows\.npz to identify") as caught:
         load(own).data()
     assert caught.value.parameter == "changed_data"
-    with pytest.warns(UserWarning, match="taken as they are"):
+    with pytest.warns(UserWarning, match="used as they are"):
         assert len(load(own, changed_data=True).data().test) == 13
 
 
@@ -230,9 +230,9 @@ def test_named_test_rows_that_were_trained_on_are_said(own: Path, shell: Shell) 
 def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
     Path("away").mkdir()
     shutil.move("x.npy", "away/q.npy")
-    shell.refuses("train --resume runs/own --steps 3", 3, "are gone", "(here: --data)")
+    shell.refuses("train --resume runs/own --steps 3", 3, "are missing", "(here: --data)")
     shell("train --resume runs/own --steps 3 --data away/q.npy")
-    assert "trained 1 steps" in shell.err and ", 3 in all" in shell.err
+    assert "trained 1 steps" in shell.err and ", 3 in total" in shell.err
     shell(LINE)  # and has noted where they are
     np.save("other.npy", table(seed=4))
     shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "120 are new")

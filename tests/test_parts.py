@@ -71,13 +71,13 @@ def test_samples_go_on_to_the_bit(
     line = f"{SAMPLE} --save npz,path".replace("M", moons)
     shell(f"{line} --out whole")
     told = halted(f"{line} --out o", 2, number)
-    assert f"error: {number.name}: 8 of 10 samples are kept in o (here: scoresde sample --out o --resume" in told
+    assert f"error: {number.name}: 8 of 10 samples are saved in o (here: scoresde sample --out o --resume" in told
     assert sorted(p.name for p in Path("o/parts").iterdir()) == [
         "000000-000003.safetensors", "000004-000007.safetensors",
     ]  # fmt: skip
     calls = solved(monkeypatch, base, "fixed_solution")
     shell(f"{line.replace('--batch 4', '--batch 3')} --out o --resume")  # in ranges of the size that is there
-    assert len(calls) <= 1 and "going on: 8 of 10 samples" in shell.err
+    assert len(calls) <= 1 and "resuming: 8 of 10 samples" in shell.err
     assert same("whole/samples.npz", "o/samples.npz") and same("whole/path.npz", "o/path.npz")
     assert sorted(p.name for p in Path("o").iterdir()) == ["path.npz", "samples.json", "samples.npz"]
 
@@ -87,7 +87,7 @@ def test_likelihoods_go_on_to_the_bit(
 ) -> None:
     line = f"{SCORE} --save csv --data moons --data moons".replace("M", moons)
     shell(f"{line} --out whole")
-    assert "4 of 20 scores are kept in o" in halted(f"{line} --out o", 4)  # three bounds, and then a score
+    assert "4 of 20 scores are saved in o" in halted(f"{line} --out o", 4)  # three bounds, and then a score
     calls = solved(monkeypatch, likelihood_data, "_piece")
     shell(f"{line} --out o --resume")
     assert len(calls) == 5 and Path("whole/likelihood.csv").read_bytes() == Path("o/likelihood.csv").read_bytes()
@@ -106,7 +106,7 @@ def test_parts_outlive_a_full_disk_at_the_end(shell: Shell, moons: str, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(samples, "write_arrays", full)
         shell.refuses(line, 3, "No space left")
-    assert "10 of 10 samples are kept in o; --resume goes on" in shell.err
+    assert "10 of 10 samples are saved in o; use --resume to continue" in shell.err
     shell(f"{line} --resume")
     assert Path("o/samples.npz").is_file()
 
@@ -127,7 +127,7 @@ def test_another_request_is_refused(
     shell: Shell, moons: str, halted: Callable[..., str], change: str, words: list[str]
 ) -> None:
     halted(f"{SAMPLE} --out o", 1)
-    shell.refuses(f"{SAMPLE} --out o --resume {change}".replace("M", moons), 2, "not what was asked for first", *words)
+    shell.refuses(f"{SAMPLE} --out o --resume {change}".replace("M", moons), 2, "differs from the first one", *words)
     assert rows_kept(Path("o/parts")) == 4
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_part_is_done_again(shell: Shell, moons: str, halted: Callable
     content[where] ^= 1
     part.write_bytes(content)
     shell(f"{line} --out o --resume")
-    assert "000000-000003.safetensors is damaged: rows 0 to 3 are done again" in shell.err
+    assert "000000-000003.safetensors is damaged: computing rows 0 to 3 again" in shell.err
     assert same("whole/samples.npz", "o/samples.npz")
 
 
@@ -176,14 +176,14 @@ def test_a_finished_result_is_told_again(shell: Shell, moons: str) -> None:
         first = shell(line)
         assert shell(f"{line} --resume") == first and "is finished: there is nothing left to do" in shell.err
         shell.refuses(f"{line} --resume --seed 1", 2, "seed 1", "have seed 0")
-    shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished, with its 10 samples")
+    shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished with 10 samples")
 
 
 def test_without_out_it_is_the_folder_of_the_same_command(shell: Shell, moons: str, halted: Callable[..., str]) -> None:
     line = f"{SAMPLE} --save npz".replace("M", moons)
     shell(line)
     halted(line, 1)  # into a second folder
-    assert "ode" not in shell(f"{line} --resume") and "going on: 4 of 10" in shell.err
+    assert "ode" not in shell(f"{line} --resume") and "resuming: 4 of 10" in shell.err
     assert Path(moons, "samples/pc-seed0-2/samples.npz").is_file()
     assert not Path(moons, "samples/pc-seed0-3").exists()
 
@@ -192,7 +192,7 @@ def test_nothing_to_go_on_from_is_said(shell: Shell, moons: str) -> None:
     line = f"{SAMPLE} --save npz --out o --resume".replace("M", moons)
     Path("o").mkdir()  # of a call that was killed before its first part
     shell(line)
-    assert "nothing to go on from in o: beginning anew" in shell.err and Path("o/samples.npz").is_file()
+    assert "nothing to resume in o: starting from the beginning" in shell.err and Path("o/samples.npz").is_file()
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     shell.refuses(line.replace("--out o", "--out mine"), 2, "mine has neither parts nor a result")

@@ -272,6 +272,6 @@ def test_the_correction_and_not_the_predictor_bounds_the_order():
 )
 def test_a_predictor_of_ones_own_returns_the_state(step, found):
     with pytest.raises(
-        UsageError, match=rf"predictor <lambda> returns {found}; a tensor of shape \(3, 2\) is expected"
+        UsageError, match=rf"predictor <lambda> returns {found}; it must return a tensor of shape \(3, 2\)"
     ):
         PredictorCorrector(steps=2, predictor=step)(ring(VPSDE()), normals(3, 2))

@@ -110,7 +110,7 @@ def test_shapes_need_a_fit_and_squares_do_not(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, Reading(size=6)).problems
     assert "1 picture is not square: 12x9 (1: c.png)" in problem.message and problem.answers == {"fit": "crop"}
     assert read_image_folder(tmp_path, Reading(size=6, fit="pad")).train.shape == (3, 1, 6, 6)
-    with pytest.raises(UsageError, match="fit is 'pad' without a size") as error:
+    with pytest.raises(UsageError, match="fit is 'pad', but size is not set") as error:
         Reading(fit="pad")
     assert error.value.parameter == "size"
 
@@ -142,10 +142,10 @@ def test_a_picture_of_the_size_keeps_every_pixel(tmp_path: Path) -> None:
         raw = read_image_folder(tmp_path, Reading(size=6, fit=fit))
         for i, x in enumerate(pixels):
             assert np.array_equal(row(raw, f"good{i}.png"), x.transpose(2, 0, 1))
-        assert f"1 picture brought to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
+        assert f"1 picture resized to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
     save(tmp_path / "small.png", noise(9, 5, 5, 3))
     assert (
-        "2 pictures brought to 6x6; 1 of them had a side below that"
+        "2 pictures resized to 6x6; 1 of them had a shorter side than that"
         in read_image_folder(tmp_path, Reading(size=6)).notes
     )
 
@@ -267,7 +267,7 @@ def test_an_alpha_channel_without_a_hole_is_dropped(tmp_path: Path) -> None:
     assert raw.train.shape == (6, 3, 6, 6)
     for i, x in enumerate(pixels):
         assert np.array_equal(row(raw, f"opaque{i}.png"), x.transpose(2, 0, 1))
-    assert "3 pictures with an alpha channel that is opaque throughout, which is dropped" in raw.notes
+    assert "3 pictures with a dropped alpha channel, because it is opaque throughout" in raw.notes
     holes = noise(7, 6, 6, 4)
     save(tmp_path / "holes.png", holes)
     raw = read_image_folder(tmp_path)
@@ -349,18 +349,19 @@ def test_every_bad_file_is_found_before_anything_is_refused(tmp_path: Path) -> N
     bad = {
         "cut.jpg": (photo[: len(photo) // 2], "runcated"), "cut2.jpg": (photo[:-20], "truncated"),
         "cut.png": (png[: len(png) // 2], "truncated"), "tail.png": (png[:-12], "truncated"),
-        "sum.png": (wrong_sum(png), "a wrong checksum in its chunk IDAT"), "empty.jpg": (b"", "empty"),
+        "sum.png": (wrong_sum(png), "wrong checksum in chunk IDAT"), "empty.jpg": (b"", "empty"),
         "note.jpeg": (b"just text\n", "text"), "moving.png": (b"GIF89a" + bytes(20), "a GIF"),
         "page.jpg": (b"<!DOCTYPE html>", "HTML, XML or SVG"),
-        "phone.jpg": (b"\0\0\0\x18ftypheic", "HEIC, AVIF or a film"),
-        "noise.bmp": (bytes(range(128, 200)), "in none of the formats PNG, JPEG, WEBP, BMP, TIFF"),
+        "phone.jpg": (b"\0\0\0\x18ftypheic", "HEIC, AVIF or a video"),
+        "noise.bmp": (bytes(range(128, 200)), "not in any of the formats PNG, JPEG, WEBP, BMP, TIFF"),
     }  # fmt: skip
     for name, (data, _) in bad.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "nothing")
     (problem,) = problems(tmp_path).problems
     assert problem.message.startswith("12 of 16 files are not readable images: cut.jpg (Truncated File Read), ")
-    assert all(name in problem.message for name in bad) and "; replace such files, or leave them out" in problem.message
+    assert all(name in problem.message for name in bad)
+    assert "; replace these files, or leave them out" in problem.message
     assert problem.answers == {"on_bad": "skip"}
     raw = read_image_folder(tmp_path, SKIP)
     assert {x.tobytes() for x in raw.train} == {x.transpose(2, 0, 1).tobytes() for x in pixels}
@@ -394,7 +395,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return real(path, *args)
 
     monkeypatch.setattr("builtins.open", checked)
-    assert "pipe.png (it is a pipe, which is not read" in str(problems(tmp_path))
+    assert "pipe.png (it is a pipe, which cannot be read here" in str(problems(tmp_path))
 
 
 def moving(path: Path) -> None:
@@ -416,8 +417,8 @@ def beyond(path: Path) -> None:
         ("a.tif", moving, "1 of 3 files holds several frames: a.tif (3 frames)"),
         ("a.webp", moving, "1 of 3 files holds several frames: a.webp (3 frames)"),
         ("a.png", moving, "1 of 3 files holds several frames: a.png (3 frames)"),
-        ("a.tif", floating, "has pixels of a kind that is not read: a.tif (floating-point numbers)"),
-        ("a.tif", beyond, "has pixels of a kind that is not read: a.tif (70000 to 70000, more than 16 bits)"),
+        ("a.tif", floating, "has an unsupported pixel format: a.tif (floating-point numbers)"),
+        ("a.tif", beyond, "has an unsupported pixel format: a.tif (values from 70000 to 70000, more than 16 bits)"),
     ],
 )
 def test_what_is_no_single_picture_of_levels_is_named(
@@ -459,7 +460,7 @@ def test_when_nothing_is_left_that_is_said(tmp_path: Path) -> None:
 def test_a_class_of_the_test_part_alone_is_refused(tmp_path: Path) -> None:
     for folder in ("train/a", "test/a", "test/b"):
         good(tmp_path / folder, 2)
-    assert "classes in the test split that training lacks: b" in str(problems(tmp_path))
+    assert "classes in the test split that are not in training: b" in str(problems(tmp_path))
 
 
 def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,9 +471,8 @@ def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "np", SimpleNamespace(**{**vars(np), "empty": full}))
     (problem,) = problems(tmp_path).problems
-    assert "3 pictures of this size take 0.0 GB, more than there is" in problem.message and problem.answers == {
-        "size": 32
-    }
+    assert "3 pictures of this size take 0.0 GB, more memory than is available" in problem.message
+    assert problem.answers == {"size": 32}
 
 
 def test_what_will_be_refused_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,7 +551,7 @@ def test_copies_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_a_reading_that_changes_nothing_is_said(tmp_path: Path) -> None:
     good(tmp_path / "a", 3)
-    assert "layout is for arrays, and changes nothing here" in read_path(tmp_path / "a", Reading(layout="last")).notes
+    assert "layout is for arrays, and has no effect here" in read_path(tmp_path / "a", Reading(layout="last")).notes
     np.save(tmp_path / "x.npy", np.zeros((4, 3)))
     assert any("size and fit are for folders" in n for n in read_path(tmp_path / "x.npy", Reading(size=8)).notes)
     assert not read_path(tmp_path / "x.npy").notes
@@ -562,7 +562,7 @@ def test_a_folder_becomes_a_data_set_with_its_notes(tmp_path: Path) -> None:
         save(tmp_path / f"{i}.png", noise(i, 6 + i % 2, 6, 3))
     data = load_data(str(tmp_path), reading=Reading(size=6, fit="crop"))
     assert data.info.shape == (3, 6, 6) and data.train.dtype == torch.uint8 and len(data.train) + len(data.test) == 30
-    assert "15 pictures brought to 6x6 (crop)" in data.notes
+    assert "15 pictures resized to 6x6 (crop)" in data.notes
 
 
 def test_a_folder_is_read_for_an_older_run_as_it_was_then(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_data_between_other_numbers_are_refused_with_both_ranges_and_the_way_out
     if ends == (data.info.low, data.info.high):
         assert in_data_units(x, data).shape == x.shape  # their own
         return
-    with pytest.raises(DataError, match=r"mine: values from .* to .*, \w+ from .* to .*: samples come in data un") as e:
+    with pytest.raises(DataError, match=r"mine: values from .* to .*, but \w+ goes from .* to .*: samples must") as e:
         in_data_units(x, data, source="mine")
     guess = {0.0: "0,1" if ends[1] == 1 else "0,255", -1.0: "-1,1", -32768.0: "LOW,HIGH"}[ends[0]]
     assert (e.value.parameter, e.value.value) == ("units", guess)
@@ -98,7 +98,7 @@ def test_pictures_of_one_value_are_not_judged_by_their_spread() -> None:
     data = DATA["floats to 255"]()
     for value in (0.0, 0.7, 200.0):
         check_units(torch.full((20, 1, 8, 8), value), data)
-    with pytest.raises(DataError, match="look like others"):
+    with pytest.raises(DataError, match="look like other units"):
         check_units(torch.full((20, 1, 8, 8), 600.0), data)
 
 
@@ -106,7 +106,7 @@ def test_numbers_4000_times_as_wide_are_refused_wherever_they_lie() -> None:
     data = DATA["signals"]()
     x = data.test.double() - data.test.double().median()
     check_units(1000 * x, data)
-    with pytest.raises(DataError, match="look like others"):
+    with pytest.raises(DataError, match="look like other units"):
         check_units(8000 * x, data)
 
 
@@ -114,7 +114,7 @@ def test_the_column_is_named() -> None:
     data = DATA["table"]()
     kelvin = data.test.clone()
     kelvin[:, 2] -= 273.15
-    with pytest.raises(DataError, match=r"values from -?\d.* in column 2, array from 2\d\d"):
+    with pytest.raises(DataError, match=r"values from -?\d.* in column 2, but array goes from 2\d\d"):
         check_units(kelvin, data)
     grams = data.test.clone()
     grams[:, :2] /= 1000
@@ -153,21 +153,21 @@ def test_levels_round_down_as_they_are_and_to_the_nearest_when_converted() -> No
     assert in_data_units(x, data, "data").unique().tolist() == [3, 4, 254, 255]
     ends = torch.tensor([3.9 / 255, 1.0]).repeat(32).reshape(1, 1, 8, 8)
     assert in_data_units(ends, data, (0, 1)).unique().tolist() == [4, 255]
-    with pytest.raises(DataError, match="values from -2 to 3, array from 0 to 255"):
+    with pytest.raises(DataError, match="values from -2 to 3, but array goes from 0 to 255"):
         in_data_units(x.clamp(-2, 3) - torch.eye(8) * 5, data, "data")
 
 
 def test_what_units_are_not() -> None:
     assert (read_units("0,1"), read_units("-1, 1"), read_units("model")) == ((0, 1), (-1, 1), "model")
     for text in ("1,0", "0", "a,b", "0,1,2", "0,inf", "bytes"):
-        with pytest.raises(UsageError, match=r"they are two numbers, such as 0,1, or one of: auto, data, model"):
+        with pytest.raises(UsageError, match=r"must be two numbers, such as 0,1, or one of: auto, data, model"):
             read_units(text)
     data = DATA["bytes"]()
-    with pytest.raises(DataError, match=r"values from 0 to 255, and not from 0 to 1"):
+    with pytest.raises(DataError, match=r"values from 0 to 255 do not match the given units, from 0 to 1"):
         in_data_units(data.test, data, (0, 1))
     spoilt = torch.zeros(3, 1, 8, 8)
     spoilt[1, 0, 0, 0] = torch.nan
-    with pytest.raises(DataError, match=r"1 samples are not finite, the first no. 1"):
+    with pytest.raises(DataError, match=r"1 samples are not finite, first no. 1"):
         in_data_units(spoilt, DATA["floats to 1"]())
     with pytest.raises(DataError, match="real numbers"):
         in_data_units(spoilt + 0j, data)
@@ -178,7 +178,7 @@ def test_what_units_are_not() -> None:
 def test_evaluate_in_python_refuses_them_too() -> None:
     data = DATA["floats to 255"]()
     x = data.test / 255
-    with pytest.raises(DataError, match="look like others"):
+    with pytest.raises(DataError, match="look like other units"):
         evaluate(x, data, pixels(data.codec), {"frechet": frechet})
     assert evaluate(x, data, pixels(data.codec), {"frechet": frechet}, check=False).n == len(x)
 
@@ -196,7 +196,7 @@ def exact(data: Dataset) -> Run:
 def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
-    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, and those of array, .*in the same units\?"):
+    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but those of array, .*in the same units\?"):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,13 +206,13 @@ def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
 
 def test_smaller_units_and_other_signs_are_warned_of() -> None:
     data = DATA["floats to 255"]()
-    with pytest.warns(UserWarning, match="go from 0 to 1, and those of array, .*, from 0 to 255"):
+    with pytest.warns(UserWarning, match="go from 0 to 1, but those of array, .*, go from 0 to 255"):
         warn_of_units(data.test / 255, data.codec, data.info)
     data = DATA["floats to 1"]()
-    with pytest.warns(UserWarning, match="go from -1 to 1, and"):
+    with pytest.warns(UserWarning, match="go from -1 to 1, but"):
         warn_of_units(data.test * 2 - 1, data.codec, data.info)
     data = DATA["table"]()
-    with pytest.warns(UserWarning, match="in column 2 go from .*, from about 24"):
+    with pytest.warns(UserWarning, match="in column 2 go from .*, go from about 24"):
         warn_of_units(data.test - torch.tensor([0, 0, 273.15, 0]), data.codec, data.info)
     # an outlier in the training data makes all the rest look narrow, and is no other unit
     heavy = np.random.default_rng(0).normal(size=(300, 1))
@@ -244,7 +244,7 @@ def test_a_codec_of_one_scale_for_each_channel_is_judged_channel_by_channel() ->
     check_units(data.test, data)
     x = data.test.clone()
     x[:, 0] -= 273.15
-    with pytest.raises(DataError, match="in channel 0, array from 2"):
+    with pytest.raises(DataError, match="in channel 0, but array goes from 2"):
         check_units(x, data)
     with pytest.warns(UserWarning, match="in channel 0 go"):
         warn_of_units(x, data.codec, data.info)

@@ -90,7 +90,7 @@ def test_a_path_of_ones_own_is_told_what_to_change() -> None:
         t_max = 0.7
 
     advice = Reach.of(Short()).advice
-    assert advice is not None and advice.parameter is None and "alpha nearer to 0" in str(advice)
+    assert advice is not None and advice.parameter is None and "alpha closer to 0" in str(advice)
 
 
 def test_where_nothing_is_shrunk_the_noise_reaches_across_the_data() -> None:
@@ -99,7 +99,7 @@ def test_where_nothing_is_shrunk_the_noise_reaches_across_the_data() -> None:
     ]  # fmt: skip
     advice = Reach.of(VESDE(sigma_max=10.0), spread=0.5, furthest=16.3).advice
     assert advice is not None and (advice.parameter, advice.value) == ("sde.sigma_max", "auto")
-    assert "the noise at the end, 10, does not reach across the data, two of which lie 16.3 apart" in str(advice)
+    assert "the noise at the end, 10, does not reach across the data: two data points lie 16.3 apart" in str(advice)
     assert Reach.of(VESDE(sigma_max=16.4), spread=0.5, furthest=16.3).advice is None
     assert Reach.of(VPSDE(), furthest=1e4).advice is None
     assert sigma_for(16.3, 0.5) >= 16.3 and Reach.of(VESDE(sigma_max=sigma_for(3.0, 1.0)), furthest=3.0).advice is None
@@ -150,7 +150,7 @@ def test_auto_as_an_object_and_shifted() -> None:
 def test_auto_alone_has_no_levels(sde: Any) -> None:
     path = sde(sigma_max="auto")
     for ask in (lambda: path.sigma(torch.ones(1)), lambda: path.prior, lambda: Shifted(path, 2.0)):
-        with pytest.raises(UsageError, match="give the number here"):
+        with pytest.raises(UsageError, match="give a number here"):
             ask()
     with pytest.raises(UsageError, match="or auto for the largest distance"):
         sde(sigma_max="most")
@@ -168,7 +168,7 @@ def test_it_is_said_once_in_training_in_sampling_and_of_the_run(tmp_path: Path, 
     assert len([w for w in caught if issubclass(w.category, Advice)]) == 1
     with pytest.warns(Advice, match="beta_max=20"):
         load("run").sample(2)
-    assert "0.74 of the variance at t_max is the data's" in repr(run) and len(repr(run).splitlines()) <= 4
+    assert "0.74 of the variance at t_max belongs to the data" in repr(run) and len(repr(run).splitlines()) <= 4
     # A run from before this knows the spread of its data by its prediction, if at all.
     edit("run/data.json", lambda stored: {k: v for k, v in stored.items() if k not in ("spread", "furthest")})
     assert "the prior does not fit" in repr(load("run"))

@@ -56,7 +56,7 @@ def test_a_pair_is_the_noise_and_the_sample_it_came_from(run):
     solved = ProbabilityFlow(1e-4, 1e-4)(run.model, pairs.eps)
     assert torch.allclose(run.model(solved.x, low).x0, pairs.x0, atol=1e-5)
     assert not torch.equal(pairs.eps, draw_pairs(run, 5, seed=1, quiet=True).eps)
-    with pytest.raises(UsageError, match="draws noise on its way"):
+    with pytest.raises(UsageError, match="draws noise at each step"):
         draw_pairs(run, 5, EulerMaruyama(3))
 
 
@@ -84,7 +84,7 @@ def test_labels_go_with_their_pairs(tmp_path):
 
 
 def test_the_coupling_reflow_needs_pairs(tmp_path):
-    with pytest.raises(UsageError, match="trains on given pairs; reflow makes them"):
+    with pytest.raises(UsageError, match="pass pairs if the coupling is reflow, and only then"):
         fit(TrainConfig(coupling="reflow"), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

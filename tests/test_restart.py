@@ -146,11 +146,11 @@ def test_a_run_cut_off_before_its_first_checkpoint(
             stop_at(patch, 3)
             train(run)
         assert (run / "config.json").exists() and not checkpoints(run)
-        with pytest.raises(CheckpointError, match="no checkpoint yet; resume its training, or begin it again"):
+        with pytest.raises(CheckpointError, match="no checkpoint yet; resume its training, or start it again"):
             load(run)
         fit(CONFIG, data=table(), out=run, resume=resume)
         told = capsys.readouterr().err
-        assert (f"{run} has no checkpoint yet: training begins at step 0 with its settings" in told) == resume
+        assert (f"{run} has no checkpoint yet: training starts at step 0 with its settings" in told) == resume
         same(run, whole)
         shutil.rmtree(run)
 
@@ -176,13 +176,13 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     make_run_folder("cut", "")
-    shell.refuses("info cut", 3, "it has no config.json: a training there ended before it had begun")
-    shell.refuses("train --resume cut", 3, "begin it again with the same out")
+    shell.refuses("info cut", 3, "it has no config.json: training there stopped before it began")
+    shell.refuses("train --resume cut", 3, "start it again with the same out")
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --out cut --quiet")
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)
     out = shell("info cut")
-    assert "checkpoint   none yet" in out and "cut off before its first checkpoint" in out
+    assert "checkpoint   none yet" in out and "interrupted before its first checkpoint" in out
     with locked(Path("cut")):
         assert f"training     process {os.getpid()} on" in shell("info cut")
     shell("train --resume cut --quiet")
@@ -219,7 +219,7 @@ def test_a_rectified_run_keeps_what_it_began_with(tmp_path: Path, monkeypatch: p
     again = fit(whole.config, out=tmp_path / "run", resume=True, quiet=True)
     assert_same(again.model.state_dict(), whole.model.state_dict())
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(CheckpointError, match="nor the weights it began with"):
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor its starting weights"):
         fit(whole.config, out=tmp_path / "run", resume=True, quiet=True)
 
 
@@ -232,7 +232,8 @@ def test_two_trainings_in_one_folder(tmp_path: Path, whole: Path, shell: Shell) 
     for folder in ("held", "new"):
         with locked(Path(folder)):
             before = {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
-            with pytest.raises(CheckpointError, match=rf"{folder} is in use: process {os.getpid()} on .* trains there"):
+            words = rf"{folder} is in use: process {os.getpid()} on .* is training there"
+            with pytest.raises(CheckpointError, match=words):
                 train(Path(folder), resume=folder == "held")
             assert {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()} == before
         assert not (Path(folder) / ".lock").exists()
@@ -301,7 +302,7 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     (run / "checkpoints" / "step-000000099").touch()  # no folder
     high, low = ["step-999999999999999999999", "step-000000098"], ["step-000000001"]
     assert [p.name for p in checkpoints(run)] == [*high, "step-000000020", "step-000000016", *low]
-    with pytest.warns(UserWarning, match=r"using step-000000020: .*step-9{21} is of step 20 and not of that in its"):
+    with pytest.warns(UserWarning, match=r"using step-000000020: .*step-9{21} is of step 20, not of the step in its"):
         assert newest_checkpoint(run).name == "step-000000020"
         train(run, resume=True, config=replace(CONFIG, steps=30))
     with pytest.warns(UserWarning, match="is of step 20"):
@@ -334,14 +335,14 @@ def test_a_change_made_on_purpose(shell: Shell, moons: str) -> None:
     for name in ("config.json", "model.json"):
         path = Path(moons) / name
         path.write_text(path.read_text().replace('"beta_max": 20.0', '"beta_max": 19.0'))
-    with pytest.warns(UserWarning, match=r"model\.json in .* changed after training; taken as it is"):
+    with pytest.warns(UserWarning, match=r"model\.json in .* changed after training; using it as it is"):
         run = load(moons, edited=True)
     assert run.model.domain.sde.beta_max == 19.0 and not torch.equal(run.sample(3, "heun").x, before)
     shell(f"sample {moons} --edited --n 2 --solver heun --steps 2")
-    assert "taken as it is" in shell.err
+    assert "using it as it is" in shell.err
     shell(f"train --resume {moons} --steps 6 --edited --quiet")
     shell(f"info {moons}")
-    assert "taken as it is" not in shell.err, "it was signed again"
+    assert "using it as it is" not in shell.err, "it was signed again"
 
 
 def test_a_changed_state_is_no_checkpoint(whole: Path, tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_a_changed_state_is_no_checkpoint(whole: Path, tmp_path: Path) -> None:
     for checkpoint in (newest, older):
         path = checkpoint / "state.json"
         path.write_text(path.read_text().replace('"ema_updates": ', '"ema_updates": 1'))
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*was changed after it was written") as error:
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint.*was changed after it was written") as error:
         newest_checkpoint(tmp_path / "run")
     assert error.value.parameter == "edited"
     assert newest_checkpoint(tmp_path / "run", edited=True) == newest

@@ -89,7 +89,7 @@ def test_the_kinds_of_files(table: Dataset) -> None:
     assert kinds_of(table.info) == ("png", "npz", "csv") and kinds_of(digits) == ("png", "npz")
     assert kinds_of(replace(table.info, names=())) == ("png", "npz")
     assert kinds_of(replace(table.info, names=()), ["csv"]) == ["csv"]
-    with pytest.raises(UsageError, match=r"csv is for tables, and digits has images of shape \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"csv is for tables, but digits has images of shape \(1, 8, 8\)"):
         kinds_of(digits, ["csv"])
     with pytest.raises(UsageError, match="cannot save 'txt'"):
         kinds_of(digits, ["txt"])
@@ -164,7 +164,7 @@ def test_samples_without_their_data(shell: Shell, moons: str) -> None:
         path.write_text(path.read_text().replace('"moons"', '"gone.csv"'))
         edit(path, dict)
     shell(f"sample {moons} --n 5 --solver heun --steps 2")
-    assert "there is no gone.csv, nor are they beside the run" in shell.err and "warning" not in shell.err
+    assert "there is no gone.csv, and they are not beside the run" in shell.err and "warning" not in shell.err
     assert (Path(moons) / "samples/heun-seed0/samples.png").is_file()
 
 
@@ -215,7 +215,7 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
         ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has more besides: the columns of people are age"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more: the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)
@@ -249,7 +249,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
         ("s.npz", {"x_train": x, "x_test": x}, "are parts of data"),
         ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"samples have values that are NaN or infinite"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),
-        ("s.csv", b"1,2\n", r"is a table, and digits has images"),
+        ("s.csv", b"1,2\n", r"is a table, but digits has images"),
     ):
         path = tmp_path / name
         path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)

@@ -393,7 +393,7 @@ def test_what_a_figure_depends_on_in_words() -> None:
         ({"dequantisation": "unifrom"}, "unknown dequantisation 'unifrom'; choose from: auto, uniform"),
         ({"draws": 0}, "draws is 0"),
         ({"importance": 0}, "importance is 0"),
-        ({"dequantisation": "none", "importance": 2}, "needs a dequantisation"),
+        ({"dequantisation": "none", "importance": 2}, "needs dequantisation"),
         ({"method": "both"}, "coupled, quadrature"),
         ({"scheme": "euler"}, "unknown scheme 'euler' for a tolerance"),
         ({"scheme": "dopri5", "steps": 4}, "unknown scheme 'dopri5' for fixed steps"),

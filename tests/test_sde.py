@@ -336,7 +336,7 @@ def test_the_offending_time_is_named():
 
 
 def test_parameters_that_cannot_be_are_refused():
-    with pytest.raises(UsageError, match=r"sigma_min is 50.0 and sigma_max 0.01"):
+    with pytest.raises(UsageError, match=r"sigma_min is 50.0 and sigma_max is 0.01"):
         VESDE(sigma_min=50.0, sigma_max=0.01)
 
 

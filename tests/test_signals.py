@@ -267,7 +267,7 @@ def test_an_error_that_a_signal_was_made_into(
         monkeypatch.setattr(loop, "prepared", lambda *_: swallow(Progress(1, "test", quiet=True), None, None, None))
     line = f"sample {moons} --n 4 --out o" if kept else "train --data moons --steps 2 --quiet --out o"
     assert shell(line, 75) == "" and "shape" not in shell.err
-    assert ("4 of 4 samples are kept in o (here: scoresde sample --out o --resume" in shell.err) == kept
+    assert ("4 of 4 samples are saved in o (here: scoresde sample --out o --resume" in shell.err) == kept
 
 
 def test_the_command_line_restores_what_it_found(shell: Shell) -> None:

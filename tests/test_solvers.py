@@ -190,7 +190,7 @@ def test_refusals_come_before_the_first_call():
         EulerMaruyama()(model, x, t0=0.1, t1=1.0)
     with pytest.raises(UsageError, match="floating"):
         RungeKutta()(model, torch.ones(2, 2, dtype=torch.int64))
-    with pytest.raises(UsageError, match="noise for 3"):
+    with pytest.raises(UsageError, match="noise is for 3"):
         RungeKutta()(model, x, noise=Noise.of(3))
     for wrong in (lambda: ProbabilityFlow(rtol=0), lambda: PredictorCorrector(snr=0), lambda: EulerMaruyama(eta=-1)):
         with pytest.raises(UsageError):

@@ -90,7 +90,7 @@ def test_moments_have_the_names_of_their_parameters(tmp_path: Path) -> None:
     list(running(state, 5))
     assert same(old, state)
     save_file({"3.weight.exp_avg": torch.zeros(2)}, file)
-    with pytest.raises(CheckpointError, match=r"moments of '3\.weight', which the model has not"):
+    with pytest.raises(CheckpointError, match=r"moments of '3\.weight', which is not in the model"):
         start().load(file.parent)
     save_file({}, file)
     with pytest.raises(CheckpointError, match="no optimiser state"):

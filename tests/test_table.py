@@ -51,7 +51,8 @@ def test_a_table_without_names(tmp_path: Path) -> None:
     # A number that is missing, or a class, is no name.
     with pytest.raises(DataError, match="1 empty cell, the first in line 1, column 2"):
         table(tmp_path, "5.1,?\n4.9,2\n")
-    with pytest.raises(DataError, match=r"column 2 has 'setosa' in line 1 \(2 such cells\), no number.*name it label"):
+    told = r"column 2 has 'setosa' in line 1 \(2 such cells\), not a number.*name it label"
+    with pytest.raises(DataError, match=told):
         table(tmp_path, "5.1,setosa\n4.9,virginica\n")
     named = table(tmp_path, "name,2019\n1,2\n3,4\n")
     assert named.names == ("name", "2019") and "although 1 of the names are numbers" in named.notes[0]
@@ -64,7 +65,8 @@ def test_numbers_are_kept_exactly(tmp_path: Path) -> None:
     big = table(tmp_path, f"a,b\n{2**53 + 1},1\n{-(2**62)},2\n")
     assert big.train.dtype == np.int64 and big.train[:, 0].tolist() == [2**53 + 1, -(2**62)]
     for text in (f"a,b\n{2**53 + 1},1.5\n1,2\n", f"a,b\n{2**64},1\n1,2\n", f"a,b\n{'1' * 5000},1\n1,2\n"):
-        with pytest.raises(DataError, match=r"column 'a' has '\d+(\.\.\.)?' in line 2, with more digits than are kept"):
+        told = r"column 'a' has '\d+(\.\.\.)?' in line 2, with more digits than can be stored"
+        with pytest.raises(DataError, match=told):
             table(tmp_path, text)
 
 
@@ -83,7 +85,7 @@ def test_the_column_of_classes(tmp_path: Path, name: str) -> None:
 def test_a_target_is_one_more_column(tmp_path: Path) -> None:
     for text, reason in (
         ("a,y\n1,0.5\n2,1\n", "numbers that are not whole"),
-        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "stands beside x; a class is named label"),
+        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "comes with a column x; name it label"),
         ("a,y\n" + "".join(f"{3 * i % 7},{i}\n" for i in range(10)), "has 10 different values in 10 lines"),
         ("a,y\n" + "".join(f"0.5,{i % 101}\n" for i in range(400)), "has 101 different values in 400 lines"),
     ):
@@ -95,8 +97,8 @@ def test_a_target_is_one_more_column(tmp_path: Path) -> None:
 def test_classes_that_cannot_be(tmp_path: Path) -> None:
     for text, words in (
         ("label,class,a\ns,1,1\nv,0,2\ns,1,3\nv,0,4\n", "column 'label' and column 'class' may each be the class"),
-        ("a,label\n1,Ann\n2,Bob\n", "another value in each of 2 lines, such as 'Ann'"),
-        ("label\ns\ns\nv\n", "no column of numbers beside it"),
+        ("a,label\n1,Ann\n2,Bob\n", "a different value in each of 2 lines, such as 'Ann'"),
+        ("label\ns\ns\nv\n", "but there is no column of numbers"),
         ("a,label\n1,s\n2,\n3,s\n", "1 empty cell, the first in line 3, column 'label'"),
     ):
         with pytest.raises(DataError, match=words):
@@ -120,7 +122,7 @@ def test_an_empty_cell_is_refused_with_its_line_and_column(tmp_path: Path, mark:
         ('"1,234"', "thousands"), ("1_000", "thousands"), ("12 %", "percentage"), ("2020-01-31", "date"),
         ("31/01/2020", "date"), ("12:30", "time"), ("inf", "infinite"), ("1e999", "beyond the range"),
         ('"1,5"', "decimal comma"), ("true", "write 1 and 0"), ("$12", "currency"), ("setosa", "name it label"),
-        ("0x10", "no number"), ("١٢", "no number"), ("1.2.3", "no number"), ("--1", "no number"),
+        ("0x10", "not a number"), ("١٢", "not a number"), ("1.2.3", "not a number"), ("--1", "not a number"),
     ],
 )  # fmt: skip
 def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, hint: str) -> None:
@@ -137,13 +139,13 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
     [
         ("", "is empty"),
         (',,\n"",\n', "is empty"),
-        ("a,b\n", "no line below"),
-        ("a,b\n1,2\n3\n", "line 3 has 1 cell, and the first has 2"),
+        ("a,b\n", "no lines below"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 cell, but the first has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),
         ("a,b,a\n1,2,3\n", "more than one column is named 'a'"),
         ("a,,b\n1,2,3\n", "column 2 has no name"),
         (",a\n5,1\n7,2\n", "column 1 has no name"),
-        ('a,b\n1,"2\n', "line 2 is not read as CSV"),
+        ('a,b\n1,"2\n', "line 2 is not valid CSV"),
         ("a b\n1 2\n", "separated by spaces"),
         ("a,b\n1,é\n".encode("latin-1"), "byte 0xe9 in line 2 is not UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
@@ -176,9 +178,9 @@ def test_tables_are_data(tmp_path: Path) -> None:
         data = load_data(str(tmp_path / name))
         assert data.info.name == "wine" and data.info.shape == (2,)
         assert len(data.train) + len(data.test) == 60
-    with pytest.raises(DataError, match=r"without pictures: give the file itself, .*wine\.CSV, which is one of 3"):
+    with pytest.raises(DataError, match=r"without pictures: pass the file itself, .*wine\.CSV, which is one of 3"):
         read_path(tmp_path)
-    for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another kind"), ("a.zip", "archive")):
+    for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another format"), ("a.zip", "archive")):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(DataError, match=f"{told}.*CSV or TSV"):
             read_path(tmp_path / name)

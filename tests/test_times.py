@@ -358,9 +358,9 @@ def test_importance_that_would_raise_the_variance_is_refused(weighting) -> None:
 
 def test_a_distribution_outside_of_the_domain_is_refused() -> None:
     # log(sigma/alpha) of VP ends at 5.025
-    with pytest.raises(UsageError, match=r"the mean of LogNormal.* lies 4\.15 of its deviations outside"):
+    with pytest.raises(UsageError, match=r"the mean of LogNormal.* lies 4\.15 standard deviations outside"):
         LogNormal(mean=10.0).over(free(VPSDE()))
-    with pytest.raises(UsageError, match=r"the mean of LogitNormal.* lies 18\.5 of its deviations outside"):
+    with pytest.raises(UsageError, match=r"the mean of LogitNormal.* lies 18\.5 standard deviations outside"):
         LogitNormal(mean=-30.0).over(free(VPSDE()))
     LogNormal(mean=0.0, std=1e6).over(free(VPSDE()))  # wide is not far
     with pytest.raises(UsageError, match=r"between 0 and 1, but the domain is 1e-05 to 2\.0"):

@@ -69,7 +69,7 @@ def test_the_paired_difference_decides() -> None:
         best.against(losses, 10)
     )
     alone = Best(1, losses[:1], {}).against(losses[1:2], 2)
-    assert alone["used"] == "last" and alone["stderr"] is None and "one row alone" in sentence(alone)
+    assert alone["used"] == "last" and alone["stderr"] is None and "a single row" in sentence(alone)
 
 
 def test_the_losses_are_of_the_same_draws_each_time(tmp_path: Path) -> None:

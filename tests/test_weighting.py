@@ -179,5 +179,5 @@ def test_weights_that_cannot_be_trained_with() -> None:
 
 
 def test_a_weighting_that_cannot_be_called_is_refused() -> None:
-    with pytest.raises(UsageError, match="weighting scoresde:VPSDE is called with the path"):
+    with pytest.raises(UsageError, match="weighting scoresde:VPSDE is not callable"):
         make_weighting("scoresde:VPSDE", typed=True)

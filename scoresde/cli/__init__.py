@@ -1,7 +1,8 @@
-"""The command line: parse, call, print. No mathematics here, and no torch before a command runs.
+"""The command line: parse arguments, call the library, print results.
 
-One file a verb; :mod:`.common` has what they share. Standard output carries results, standard error talks. Exit codes
-are those of :mod:`scoresde.core.errors`.
+It does no mathematics, and torch is not imported before a command runs. Each verb has its own file; :mod:`.common` has
+the code that they share. Results go to standard output, everything else to standard error. Exit codes are those of
+:mod:`scoresde.core.errors`.
 """
 
 from __future__ import annotations
@@ -34,16 +35,31 @@ from .train import train
 __all__ = ["cli", "main"]
 
 
+def _show_versions(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        click.echo(f"scoresde {__version__}, torch {version('torch')}")  # importing torch takes seconds
+        context.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="scoresde")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of scoresde and torch and exit.",
+)
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def cli(debug: bool) -> None:
-    """Score-based generative models in continuous time: train, sample, score.
+    """Train, sample and evaluate score-based generative models in continuous time.
 
     \b
-    scoresde train --sde vp                      # the embedded digits, a few minutes on a CPU
-    scoresde sample --solver ode --rtol 1e-5     # from the newest run
-    scoresde likelihood                          # bits/dim of held-out data
+    scoresde train --sde vp                      # train on the built-in digits, a few minutes on a CPU
+    scoresde sample --solver ode --rtol 1e-5     # sample from the newest run
+    scoresde likelihood                          # compute the bits/dim of held-out data
     """
 
 
@@ -56,9 +72,10 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with the code of what happened; handlers of signals are as before when it returns.
+    """Run the command line and exit with the code of the outcome.
 
-    Signals end it with exit codes of their own (:mod:`scoresde.core.signals`).
+    Signal handlers are restored on the way out. A signal that ends the command has its own exit code
+    (:mod:`scoresde.core.signals`).
     """
     args = sys.argv[1:] if args is None else args
     before = warnings.showwarning
@@ -67,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
             warnings.showwarning = _warn
             code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
             _flush()
-            interrupts.forget()  # one that makes no difference any more
+            interrupts.forget()  # a signal that comes now makes no difference any more
     except (Preempted, Stopped) as stop:
         click.echo(f"error: {stop}", err=True)
         code = stop.exit_code
@@ -77,22 +94,22 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _flush() -> None:
-    """What was printed is out before signals are let loose again."""
+    """Flush standard output before signal handling returns to normal."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # whoever read it is gone
+    except (OSError, ValueError):  # the reader of the pipe is gone
         return
 
 
 def _outcome(args: list[str], debug: bool) -> int:
-    """The exit code of a command, whose error is printed."""
+    """Run a command, print its error if there is one, and return the exit code."""
     try:
         try:
             code = cli.main(args=args, prog_name="scoresde", standalone_mode=False)
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            check()  # compiled code makes errors of its own of a signal
+            check()  # compiled code may turn a signal into an error of its own
             raise
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
@@ -117,7 +134,7 @@ def _outcome(args: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) or out_of_memory(error):  # of a disk that is full, or of standard output
+        if isinstance(error, OSError) or out_of_memory(error):  # such as a full disk, or closed standard output
             where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             echo(f"error: {where}{reason(error)}", err=True)
             return 3

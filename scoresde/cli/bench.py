@@ -1,4 +1,4 @@
-"""``scoresde bench``."""
+"""The command ``scoresde bench``."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["bench"]
 
 
 @verb(
-    short_help="Compare solvers on a run.",
+    short_help="Compare solvers on a trained run.",
     epilog="Example:  scoresde bench runs/digits-vp --solvers ddim,dpm++2m,heun --nfe 5,10,20,50 --grid logsnr",
 )
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
-        metavar="NAMES", help=f"{', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
-@option("--nfe", under="Solver", first=True, default="5,10,20,50", help="Evaluations of the fixed-step solvers.")
+        metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
+@option("--nfe", under="Solver", first=True, default="5,10,20,50", help="Evaluations for the fixed-step solvers.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
 @conditioning()
 @out_option("RUN/bench")
 @session(run=True)
@@ -34,10 +34,13 @@ def bench(
     solvers: str, nfe: str, n: int, grid: str | None, batch: int, condition: Conditioning, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Solvers at several budgets on a trained RUN (default: the newest): how far is each from the converged
-    solution, and from held-out data? Prints a table, and where the figure is.
+    """Compare solvers at several budgets on a trained RUN (default: the newest).
 
-    Fixed-step solvers get the evaluations of --nfe, adaptive ones tolerances from 0.1 to 0.0001 (0.01 if stochastic).
+    Measures how far each solver's samples are from the converged solution and from held-out data. Prints a table and
+    the path of the figure.
+
+    Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run at tolerances from 0.1
+    to 0.0001 (to 0.01 if stochastic).
     """
     budgets = sorted(set(whole_numbers("--nfe", nfe)))
     from dataclasses import asdict
@@ -52,11 +55,11 @@ def bench(
     from ..core.progress import Progress
 
     asked = condition.all_of(run, n)
-    asked.model  # noqa: B018  # what cannot be bound is said before the data are read
+    asked.model  # noqa: B018  # report an invalid condition before reading the data
     try:
         data = run.data()
     except DataError as error:
-        warnings.warn(f"there will be no distance to data: {error}", stacklevel=1)
+        warnings.warn(f"the distance to data is not measured: {error}", stacklevel=1)
         data = None
     session.say(f"comparing {', '.join(built)} on {n} samples from {session.whence}")
     began = time.monotonic()

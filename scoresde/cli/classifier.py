@@ -1,4 +1,4 @@
-"""``scoresde classifier``."""
+"""The command ``scoresde classifier``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = ["classifier"]
 
 
 @verb(
-    short_help="Train a small classifier, for its features.",
+    short_help="Train a small classifier to compare samples with.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
-@option("--data", under="Data", first=True, default="digits", help="digits, or a path: images, IDX, npz, with labels.")
+@option("--data", under="Data", first=True, default="digits",
+        help="Labelled data: digits, or a path: images, IDX, npz.")  # fmt: skip
 @option("--test-fraction", under="Data", type=Real(SHARE), default=0.1,
-        help="Share held out, where the data has no test part.")  # fmt: skip
+        help="Fraction of the data to hold out if there is no test split.")  # fmt: skip
 @reading_options()
-@option("--steps", under="Training", first=True, type=Whole(TRAINED), default=600, help="Training steps.")
+@option("--steps", under="Training", first=True, type=Whole(TRAINED), default=600, help="Number of training steps.")
 @option("--batch", under="Training", type=Whole(COUNT), default=128, help="Batch size.")
 @option("--width", under="Training", first=True, type=Whole(Range(1, 100_000)), default=64, help="Number of features.")
 @out_option("runs/DATA-classifier")
@@ -33,9 +34,11 @@ def classifier(
     data: str, test_fraction: float, reading: Reading, steps: int, batch: int, width: int, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Train a small classifier on the labels of a data set; prints its folder and its accuracy on held-out data.
+    """Train a small classifier on the labels of a data set.
 
-    `scoresde evaluate --features classifier:FOLDER` compares samples by its features.
+    Prints the folder of the classifier and its accuracy on held-out data.
+
+    `scoresde evaluate --features classifier:FOLDER` compares samples by the features of the classifier.
     """
     chosen = session.on
     from ..core.files import new_folder

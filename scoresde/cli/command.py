@@ -1,8 +1,9 @@
-"""What a command is here: short help, all options under headings, and fields of what it builds as options.
+"""Commands with a short help, a full help with headings, and options for the fields of the objects that they build.
 
-A command says which objects it builds (:class:`Fields`). Their fields are typed as ``--set GROUP.NAME=VALUE``, and
-those whose name no option has, as ``--NAME VALUE`` too, so that no field is listed a second time in the command line.
-The same knowledge tells how the parameter of a library's error is typed (:func:`spelled`).
+A command declares which objects it builds (:class:`Fields`). A field is set with ``--set GROUP.NAME=VALUE``, and also
+with ``--NAME VALUE`` unless the command has an option of that name. The command line therefore never lists a field a
+second time. The same information tells how to type the parameter that an error of the library refers to
+(:func:`spelled`).
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ __all__ = [
     "spelled", "told", "verb", "warned",
 ]  # fmt: skip
 
-EVERYWHERE = "Everywhere"  # the last heading
+EVERYWHERE = "Everywhere"  # the heading of the last section
 
-# Functions of the library that put something right, and the command that calls them.
+# Functions of the library that an error recommends, and the commands that call them.
 CALLS = {
     "fit": "scoresde train --sde vp",
     "resume": "scoresde train --resume",
     "train_classifier": "scoresde classifier",
 }
-# What was settled when a run was trained, and is typed there.
+# Settings that are fixed when a run is trained, so they are options of ``train``.
 TRAINED = (
     "sde", "predict", "network", "weighting", "t_sampler", "coupling", "cond", "cond_drop", "augment", "learn_variance",
     "test_fraction",
@@ -44,12 +45,12 @@ TRAINED = (
 
 
 class Option(click.Option):
-    """An option under a heading.
+    """An option that is listed under a heading.
 
     Args:
         under: The heading in the full help.
-        first: Whether the short help shows it.
-        sets: The group of the field that it is.
+        first: Whether the short help shows the option.
+        sets: The group of the field that the option sets, if it sets one.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class Option(click.Option):
 
 
 class Whole(click.IntRange):
-    """A whole number in a range of the library's.
+    """A parameter type for whole numbers within a :class:`Range`.
 
     Args:
-        within: The range.
+        within: The range of valid numbers.
     """
 
     def __init__(self, within: Range) -> None:
@@ -75,10 +76,10 @@ class Whole(click.IntRange):
 
 
 class Real(click.FloatRange):
-    """A number in a range of the library's, which NaN is not.
+    """A parameter type for numbers within a :class:`Range`; NaN is never valid.
 
     Args:
-        within: The range.
+        within: The range of valid numbers.
     """
 
     def __init__(self, within: Range) -> None:
@@ -93,7 +94,7 @@ class Real(click.FloatRange):
 def _within(
     kind: Whole | Real, value: Any, annotation: str, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:
-    """The number, if it is in the range of an option."""
+    """Return the number if it is within the range of the option, or fail."""
     try:
         return check_number("it", value, kind.within, annotation)
     except UsageError as error:
@@ -101,7 +102,7 @@ def _within(
 
 
 def option(*names: str, under: str, first: bool = False, **settings: Any) -> Callable[[Any], Any]:
-    """An option with a heading; its default is shown if it has one."""
+    """Add an option under a heading; the help shows its default if it has one."""
     settings.setdefault("show_default", settings.get("default") is not None and not settings.get("multiple"))
     return click.option(*names, cls=Option, under=under, first=first, **settings)
 
@@ -111,12 +112,12 @@ class Fields:
     """The fields of an object that a command builds.
 
     Args:
-        group: What stands before the dot in ``--set solver.steps=20``; empty for none.
-        what: The noun for messages.
-        table: The names that it may have, and what they stand for.
-        option: The parameter of the command that chooses the name; without one, it is the only entry of the table, or
-            what the library chooses.
-        hidden: Fields that are not the user's to set.
+        group: The text before the dot in ``--set solver.steps=20``; empty if there is no dot.
+        what: The noun that messages use for the object.
+        table: The table of valid names and the objects that they stand for.
+        option: The parameter of the command that chooses the name. Without one, the object is the only entry of the
+            table, or the library chooses it.
+        hidden: Fields that the user cannot set.
     """
 
     group: str
@@ -126,40 +127,40 @@ class Fields:
     hidden: tuple[str, ...] = ()
 
     def factory(self, name: str | None) -> Any:
-        """What a name stands for; None if the library chooses."""
+        """The class or function that a name stands for, or ``None`` if the library chooses it."""
         if self.option is None:
             return self._get(next(iter(self.table))) if len(self.table) == 1 else None
         return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
 
     def of(self, name: str | None, everywhere: bool = False) -> dict[str, inspect.Parameter]:
-        """The fields of what a name stands for, or with ``everywhere`` those of all names."""
+        """The fields of the object that a name stands for; with ``everywhere``, those of all names."""
         factories = [self._get(key) for key in self.table] if everywhere else [self.factory(name)]
         found = {k: p for factory in factories if factory is not None for k, p in fields_of(factory).items()}
         return {k: p for k, p in found.items() if k not in self.hidden}
 
     def read(self, name: str | None, texts: Mapping[str, str]) -> dict[str, Any]:
-        """What was typed, by the types of the fields.
+        """Convert the typed values to the types of their fields.
 
         Raises:
-            UsageError: If a field is unknown or a value not of its type.
+            UsageError: If a field is unknown, or a value does not have the type of its field.
         """
         factory = self.factory(name)
         try:
             if factory is not None:
                 shown = "" if self.option is None else str(name)
                 return read_options(factory, self.what, shown, texts, self.table if self.option else None)
-            found: dict[str, Any] = {}  # chosen by the library, which refuses what it does not know
+            found: dict[str, Any] = {}  # the library chooses the object and rejects fields that it does not know
             for field, text in texts.items():
                 owner = next((f for f in map(self._get, self.table) if field in fields_of(f)), None)
                 found |= {field: parse_value(text)} if owner is None else read_options(owner, "", "", {field: text})
             return found
         except UsageError as error:
-            if error.parameter is not None:  # an option of the command may have the same name
+            if error.parameter is not None:  # an option of the command may have the same name as the field
                 error.parameter = ".".join(filter(None, (self.group, error.parameter)))
             raise
 
     def spelled(self, field: str, value: object = None) -> str:
-        """``--set solver.steps=20``."""
+        """How a field is typed, such as ``--set solver.steps=20``."""
         return f"--set {self.group}{'.' * bool(self.group)}{field}={'VALUE' if value is None else value}"
 
     def _get(self, name: str) -> Any:
@@ -167,7 +168,10 @@ class Fields:
 
 
 def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """``("sde.beta_max=18", "clip=2")`` to ``{"sde": {"beta_max": "18"}, "": {"clip": "2"}}``."""
+    """Sort assignments by their groups.
+
+    ``("sde.beta_max=18", "clip=2")`` becomes ``{"sde": {"beta_max": "18"}, "": {"clip": "2"}}``.
+    """
     found: dict[str, dict[str, str]] = {g: {} for g in groups}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -178,20 +182,20 @@ def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str,
             near = difflib.get_close_matches(group, groups, n=1, cutoff=0.5)
             meant = f"{near[0]}.{name}={value}" if near else f"{groups[0]}.{text}" if len(groups) == 1 else ""
             hint = f"; did you mean --set {meant}?" if equals and meant and group not in found else ""
-            raise UsageError(f"--set {text}: it takes {kinds}{hint}")
+            raise UsageError(f"--set {text}: expected {kinds}{hint}")
         found[group][name] = value
     return found
 
 
 class Command(click.Command):
-    """A command with short help, with fields as options, and with the flags for a library's error."""
+    """A command with a short and a full help, options for fields, and errors that name the options to use."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.fields: tuple[Fields, ...] = getattr(self.callback, "fields", ())
         self._everything = Option(
             ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=self._help_all,
-            help="Show every option and exit.",
+            help="Show all options and exit.",
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- parsing
@@ -201,7 +205,7 @@ class Command(click.Command):
         return super().parse_args(ctx, self._with_settings(ctx, args) if self.fields else args)
 
     def _with_settings(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The arguments with each option that is a field of something, ``--snr 0.2``, as ``--set solver.snr=0.2``."""
+        """Rewrite each argument that sets a field, such as ``--snr 0.2``, as ``--set solver.snr=0.2``."""
         out: list[str] = []
         rest = list(args)
         chosen: dict[str, str] | None = None
@@ -228,12 +232,12 @@ class Command(click.Command):
         return out
 
     def _known(self, ctx: click.Context) -> dict[str, click.Option]:
-        """The command's own options by every spelling."""
+        """The command's own options, keyed by each of their spellings."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """The name that each of the command's objects was given on this line, or has by default."""
+        """The name chosen for each object that the command builds, from the command line or the default."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -243,7 +247,7 @@ class Command(click.Command):
         return {str(k): v for k, v in found.items()}
 
     def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
-        """Whose field an unknown option is, its name, and whether it is a flag."""
+        """Find the object that an unknown option belongs to, the name of the field, and whether it is a flag."""
         names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
         for everywhere in (False, True):
             found = []
@@ -251,19 +255,19 @@ class Command(click.Command):
                 try:
                     known = fields.of(chosen.get(fields.option or ""), everywhere)
                 except ScoresdeError:
-                    continue  # a name that is misspelt is said when it is built
+                    continue  # a misspelt name is reported when the object is built
                 found += [(fields, name, is_flag(known[name])) for name in names if name in known]
             found = [(fields, name, flagged) for fields, name, flagged in found if flagged or name == names[0]]
             if len(found) == 1:
                 return found[0]
             if found:
                 several = " or ".join(fields.spelled(name) for fields, name, _ in found)
-                whose = " and of the ".join(fields.what for fields, _, _ in found)
-                raise UsageError(f"{flag} could be of the {whose}: say {several}")
+                whose = " or of the ".join(fields.what for fields, _, _ in found)
+                raise UsageError(f"{flag} is ambiguous: it could be a field of the {whose}; use {several}")
         self._refuse(ctx, flag, chosen)
 
     def _refuse(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> NoReturn:
-        """There is no such option; the near ones."""
+        """Report an unknown option, with similar names."""
         names = {*self._known(ctx)}
         for fields in self.fields:
             try:
@@ -284,7 +288,7 @@ class Command(click.Command):
             ctx.exit()
 
     def full_help(self, ctx: click.Context) -> str:
-        """The help with every option under its heading, and the fields of what the command builds."""
+        """The help with all options under their headings, and the fields of the objects that the command builds."""
         ctx.meta["scoresde.full"] = True
         try:
             return self.get_help(ctx)
@@ -314,7 +318,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """A row for each field of the chosen object, and a row for each other name with its fields."""
+        """Write a row for each field of the chosen object, then a row with the fields of each other name."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:
@@ -323,7 +327,7 @@ class Command(click.Command):
             for field, parameter in fields.of(name).items():
                 own = taken.get(_dashed(field))
                 if own is not None and (fields.group == "" or getattr(own, "sets", None) == fields.group):
-                    continue  # it is an option of its own
+                    continue  # the field has an option of its own, listed above
                 flag = _dashed(field) if own is None else fields.spelled(field)
                 if own is None:
                     flag += f" / {_dashed(f'no_{field}')}" if is_flag(parameter) else " VALUE"
@@ -332,14 +336,14 @@ class Command(click.Command):
             of = f" {name}" if fields.option is not None else ""
             if rows:
                 also = fields.spelled("NAME")
-                with formatter.section(f"Fields of the {fields.what}{of}, also typed as {also}"):
+                with formatter.section(f"Fields of the {fields.what}{of}, also set with {also}"):
                     formatter.write_dl(rows)
         others = [key for key in fields.table if key != name] if factory is None or fields.option else []
         rows = [(key, " ".join(k for k in fields_of(fields._get(key)) if k not in fields.hidden)) for key in others]
         rows = [row for row in rows if row[1]]
         if rows:
             other = "other " * (factory is not None)
-            with formatter.section(f"Fields of each {other}{fields.what}, as {fields.spelled('NAME')}"):
+            with formatter.section(f"Fields of each {other}{fields.what}, set with {fields.spelled('NAME')}"):
                 formatter.write_dl(rows)
 
     # -------------------------------------------------------------------------------------------------------- errors
@@ -349,17 +353,17 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (ScoresdeError, Preempted, Stopped) as error:
             error.args = (told(ctx, error),)
-            error.parameter = None  # it is told
+            error.parameter = None  # the message has it now
             raise
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Show text to a person: whatever names from files are in it, the terminal obeys none of them."""
+    """Print text with its control characters escaped, so that names from files cannot control the terminal."""
     click.echo(printable(text), err=err)
 
 
 def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped | Advice) -> str:
-    """What the library says, and how what would put it right is typed in this command."""
+    """The library's message, followed by the options of this command that solve the problem."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
         texts = [f"{p.message}{f' (here: {way})' * bool(way)}" for p, way in zip(message.problems, ways, strict=True)]
@@ -373,14 +377,16 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
 
 
 def warned(message: Warning | str) -> str:
-    """A warning, as a line."""
+    """Format a warning as one line."""
     ctx = click.get_current_context(silent=True)
     return f"warning: {told(ctx, message) if isinstance(message, Advice) else message}"
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """How a parameter of the library is typed in this command or, if it is one of training, there; or how a function of
-    it is called."""
+    """How to type a parameter of the library in this command, or in ``train`` for a setting of training.
+
+    For a function of the library, it is the command that calls the function.
+    """
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)
     if parameter in CALLS:
@@ -391,7 +397,7 @@ def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | N
 
 
 def _resumed(ctx: click.Context, folder: object) -> str:
-    """This very command, to go on in the folder that it wrote to."""
+    """The command line that resumes this command in the folder that it wrote to."""
     words: list[str] = []
     rest = iter(ctx.meta.get("scoresde.line", []))
     for word in rest:
@@ -399,12 +405,12 @@ def _resumed(ctx: click.Context, folder: object) -> str:
             next(rest, None)
         elif word != "--resume" and not word.startswith("--out="):
             words.append(word)
-    # Before what was typed, in which a -- may end the options.
+    # These options come first, because a -- among the typed words may end the options.
     return shlex.join([*ctx.command_path.split(), "--out", str(folder), "--resume", *words])
 
 
 def flags(ctx: click.Context, answers: Mapping[str, object]) -> str:
-    """How several parameters are typed: ``--size 64 --fit crop``."""
+    """How to type several parameters, such as ``--size 64 --fit crop``."""
     return " ".join(filter(None, (_spelled(ctx, name, value) for name, value in answers.items())))
 
 
@@ -430,7 +436,7 @@ def _spelled(ctx: click.Context, parameter: str, value: object) -> str | None:
 
 
 class Group(click.Group):
-    """A group that helps with a misspelt command."""
+    """A command group that suggests names for a misspelt command."""
 
     command_class = Command
 
@@ -438,12 +444,12 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}; {closest(args[0], self.commands)}", ctx)
+            raise click.UsageError(f"unknown command {args[0]!r}; {closest(args[0], self.commands)}", ctx)
         return super().resolve_command(ctx, args)
 
 
 def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Make a :class:`Command` of a function; the lines of examples in its epilog stay as they are."""
+    """Turn a function into a :class:`Command`; the examples in its epilog keep their line breaks."""
     if settings.get("epilog", "").startswith("Example"):
         settings["epilog"] = f"\b\n{settings['epilog']}"
     return click.command(name, cls=Command, **settings)
@@ -480,7 +486,10 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """What the docstrings of a class and its bases, or of what a function makes, say of each field."""
+    """The description of each field, from the docstrings of a class and its bases.
+
+    For a function, these are the docstrings of the class of the object that it returns.
+    """
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}
     for kind in made.__mro__:
@@ -491,7 +500,7 @@ def _described(factory: Any) -> dict[str, str]:
 
 
 def _arguments(kind: type) -> Iterator[tuple[str, str]]:
-    """The entries under ``Args:`` in a docstring."""
+    """Yield the names and descriptions under ``Args:`` in a docstring."""
     doc = inspect.getdoc(kind) if "__doc__" in vars(kind) and kind.__doc__ else ""
     block = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", f"{doc}\n", re.M)
     for entry in re.split(r"^ {4}(?=\w)", block[1], flags=re.M)[1:] if block else ():

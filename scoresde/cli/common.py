@@ -1,8 +1,8 @@
-"""What the verbs share: options that mean the same in each, and whose values travel together.
+"""Options that mean the same in several verbs, grouped by the values that belong together.
 
-A decorator adds some options and passes their values on as one object: :func:`session` (the run, the device, seed and
-streams), :func:`solver_options`, :func:`conditioning`. What a command says to a person and prints goes through its
-session.
+Each decorator adds some options and passes their values to the command as one object: :func:`session` (the run, the
+device, the seed and the output streams), :func:`solver_options` and :func:`conditioning`. A command prints its messages
+and its result through its session.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def together(name: str, make: Callable[..., Any], *options: Decorator, fields: tuple[Fields, ...] = ()) -> Decorator:
-    """Options whose values a command gets as one object.
+    """Add options whose values are passed to the command as one object.
 
     Args:
-        name: The command's parameter.
-        make: Called with the values by name.
-        options: In the order of the help.
-        fields: Of what the command builds from them.
+        name: The parameter of the command that gets the object.
+        make: Builds the object; called with the values by name.
+        options: The options, in the order of the help.
+        fields: The fields of the objects that the command builds from the options.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,7 +68,7 @@ def together(name: str, make: Callable[..., Any], *options: Decorator, fields: t
 
 
 def builds(*fields: Fields) -> Callable[[F], F]:
-    """Say whose fields are options of a command."""
+    """Declare which objects have fields that are options of a command."""
 
     def decorate(command: F) -> F:
         command.fields = (*fields, *getattr(command, "fields", ()))  # type: ignore[attr-defined]
@@ -82,18 +82,18 @@ def builds(*fields: Fields) -> Callable[[F], F]:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """Where a command computes, from which seed, on which run, and what it says.
+    """The run, seed, device and output settings of a command.
 
     Args:
-        seed: Of everything random.
-        device, dtype, threads: As they were typed.
+        seed: Seed of all random numbers.
+        device, dtype, threads: The values that were typed.
         json: Print one JSON object.
-        quiet: Say nothing of data and progress.
+        quiet: Print nothing about data and progress.
         run: The run that was named; ``None`` for the newest.
-        sde: The run's SDE, if it is in no table.
-        changed_data: Take the run's data as they are, whatever has become of them.
-        edited: Take the run's files as they are, though they were changed.
-        others: Further runs, of a command that compares them.
+        sde: The run's SDE, if it is not a built-in.
+        changed_data: Accept the run's data even if they have changed.
+        edited: Accept the run's files even if they have been edited.
+        others: Further runs, for a command that compares runs.
     """
 
     seed: int
@@ -110,7 +110,7 @@ class Session:
 
     @cached_property
     def on(self) -> torch.device:
-        """The device to compute on, tried once; sets the threads."""
+        """The device to compute on. The first access tries the device and sets the number of threads."""
         import torch
 
         if self.threads:
@@ -120,7 +120,7 @@ class Session:
             chosen = torch.device(name)
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
-            reason = "there is no such device" if "Expected one of" in str(error) else str(error).splitlines()[0]
+            reason = "unknown device" if "Expected one of" in str(error) else str(error).splitlines()[0]
             raise UsageError(f"device {name!r} cannot be used: {reason}", parameter="device", value="cpu") from None
         return chosen
 
@@ -134,12 +134,12 @@ class Session:
 
     @cached_property
     def loaded(self) -> Run:
-        """The run that was named (none: the newest), on its device."""
+        """The run that was named, or the newest one, on its device."""
         return self._load(self.run)
 
     @cached_property
     def all_loaded(self) -> list[Run]:
-        """It and the others, in the order in which they were named."""
+        """All runs that were named, in that order."""
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | None) -> Run:
@@ -148,7 +148,7 @@ class Session:
 
         given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
         if self.others and read_config(find_run(name, edited=self.edited))["sde"] in SDES:
-            given = None  # it is that of another of them
+            given = None  # the SDE that was given belongs to another of the runs
         return load(
             name, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
         )
@@ -161,44 +161,44 @@ class Session:
 
     @property
     def whence(self) -> str:
-        """``runs/digits-vp (step 2,000)``."""
+        """The run's folder and step, such as ``runs/digits-vp (step 2,000)``."""
         return f"{self.folder} (step {self.loaded.step:,})"
 
     def say(self, text: str) -> None:
-        """A line on standard error, unless it shall be quiet."""
+        """Print a line to standard error, unless ``quiet``."""
         if not self.quiet:
             echo(text, err=True)
 
     def print(self, facts: Mapping[str, Any], *lines: str) -> None:
-        """The result on standard output: one JSON object, or the lines."""
+        """Print the result to standard output, as one JSON object or as lines."""
         echo(json.dumps(_strict(facts), default=str) if self.json else "\n".join(lines))
 
 
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False
 ) -> Decorator:  # fmt: skip
-    """Pass ``session``, made of the options that mean the same everywhere.
+    """Pass ``session``, built from the options that mean the same in all commands.
 
     Args:
         run: Whether the command takes a run.
-        several: Whether it takes any number of them.
-        first: Those that the short help shows.
-        only: Leave out all others.
+        several: Whether the command takes any number of runs.
+        first: The options that the short help shows.
+        only: The only options to add; empty for all of them.
     """
 
     def common(*names: str, **options: Any) -> Decorator:
         return option(*names, under=EVERYWHERE, first=names[0].removeprefix("--") in first, **options)
 
     options = {
-        "seed": common("--seed", type=Whole(Range(0, 2**63 - 1)), default=0, help="Seed."),
-        "device": common("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
+        "seed": common("--seed", type=Whole(Range(0, 2**63 - 1)), default=0, help="Random seed."),
+        "device": common("--device", default="auto", help="Device to compute on: auto, cpu, cuda, cuda:1."),
         "dtype": common(
             "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
-            help="Precision of weights and states.",
+            help="Floating-point type of weights and states.",
         ),
-        "threads": common("--threads", type=Whole(Range(1, 4096)), help="CPU threads.  [default: all cores]"),
-        "json": common("--json", is_flag=True, help="Print one JSON object."),
-        "quiet": common("--quiet", is_flag=True, help="No progress on standard error."),
+        "threads": common("--threads", type=Whole(Range(1, 4096)), help="Number of CPU threads.  [default: all cores]"),
+        "json": common("--json", is_flag=True, help="Print the result as one JSON object."),
+        "quiet": common("--quiet", is_flag=True, help="Do not print progress to standard error."),
     }  # fmt: skip
     absent: dict[str, Any] = {"seed": 0, "device": "auto", "dtype": "float32", "threads": None, "quiet": False}
     chosen = [o for name, o in options.items() if not only or name in only]
@@ -216,27 +216,28 @@ def session(
 
 
 def sde_option(command: F) -> F:
-    """``--sde`` of a command that makes its own path."""
+    """Add ``--sde`` to a command that builds its own path."""
     found: F = option(
-        "--sde", under="Path", first=True, default="vp", metavar="NAME", help=f"{', '.join(SDES)}, or module:Class."
-    )(command)
+        "--sde", under="Path", first=True, default="vp", metavar="NAME",
+        help=f"SDE: {', '.join(SDES)}, or module:Class.",
+    )(command)  # fmt: skip
     return found
 
 
-_own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is your own: module:Class.")
+_own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is not built in: module:Class.")
 
 _changed_data = option(
-    "--changed-data", under=EVERYWHERE, is_flag=True, help="Take the run's data as they are, though they have changed."
+    "--changed-data", under=EVERYWHERE, is_flag=True, help="Use the run's data even if they have changed."
 )
 
 
 edited_option = option(
-    "--edited", under=EVERYWHERE, is_flag=True, help="Take the run's files as they are, though they were edited."
+    "--edited", under=EVERYWHERE, is_flag=True, help="Use the run's files even if they have been edited."
 )
 
 
 def _strict(value: Any) -> Any:
-    """NaN and infinity, which JSON has not, become null."""
+    """Replace NaN and infinity, which JSON does not have, with ``None``."""
     if isinstance(value, Mapping):
         return {k: _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -252,18 +253,18 @@ class SolverChoice:
     """A solver as it was typed.
 
     Args:
-        name: In the table, or ``module:Class``.
-        options: Its options, read by their types.
+        name: A name in the table, or ``module:Class``.
+        options: The solver's options, converted to their types.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Solver:
-        """The solver.
+        """Build the solver.
 
         Raises:
-            UsageError: If it has no such option, or cannot have this value.
+            UsageError: If the solver does not have one of the options, or a value is not valid.
         """
         from ..solvers import Solver
 
@@ -272,7 +273,7 @@ class SolverChoice:
 
     @property
     def short(self) -> str:
-        """``multistep``, or the class alone of ``module:Class``, for names of folders."""
+        """The name for use in folder names: ``multistep``, or the lowercase class name of ``module:Class``."""
         return self.name.rpartition(":")[2].lower()
 
 
@@ -282,16 +283,17 @@ SOLVER = Fields("solver", "solver", SOLVERS, "solver")
 def solver_options(
     default: str, *typed: str, first: tuple[str, ...] = ("solver", "steps", "rtol"), steps: int | None = None,
     unless: Mapping[str, Mapping[str, Any]] | None = None,
-    what: str = f"{', '.join(SOLVERS)}, or module:Class.", rtol: str = "Tolerance of an adaptive solver.",
+    what: str = f"Solver: {', '.join(SOLVERS)}, or module:Class.",
+    rtol: str = "Relative tolerance of an adaptive solver.",
 ) -> Decorator:  # fmt: skip
     """Pass ``solver``, a :class:`SolverChoice`.
 
     Args:
-        default: Its name, if none is typed.
-        typed: Those of ``steps`` and ``rtol`` that are options by themselves.
-        first: Those that the short help shows, beside ``--set``.
+        default: The name of the default solver.
+        typed: Which of ``steps`` and ``rtol`` are options of the command.
+        first: The options that the short help shows, beside ``--set``.
         steps: The default of ``--steps``.
-        unless: By name of a solver, options that it has here unless others are typed.
+        unless: Default options of a solver in this command, keyed by the name of the solver.
         what, rtol: The help of ``--solver`` and of ``--rtol``.
     """
 
@@ -303,7 +305,7 @@ def solver_options(
     numbers = {
         "steps": option(
             "--steps", under="Solver", first="steps" in first, sets="solver", type=Whole(STEPS), default=steps,
-            help=f"Steps of a fixed-step solver.{default_of('steps')}",
+            help=f"Number of steps of a fixed-step solver.{default_of('steps')}",
         ),
         "rtol": option(
             "--rtol", under="Solver", first="rtol" in first, sets="solver", type=Real(RTOL),
@@ -314,11 +316,11 @@ def solver_options(
     def make(solver: str, assignments: tuple[str, ...], **given: Any) -> SolverChoice:
         numbers = {name: value for name, value in given.items() if value is not None}
         texts = settings(assignments, ("solver",))["solver"]
-        resolve(solver, SOLVERS, "solver", typed=True)  # a misspelt name is said first
+        resolve(solver, SOLVERS, "solver", typed=True)  # report a misspelt name first
         _refuse_moved(solver, texts)
         options = {**(unless or {}).get(solver, {}), **numbers, **SOLVER.read(solver, texts)}
         if "steps" in given and given["steps"] is not None and isinstance(options.get("grid"), tuple):
-            raise UsageError(f"--steps {given['steps']}: the times given by --grid are the steps; leave --steps out")
+            raise UsageError(f"--steps {given['steps']}: --grid already lists the times of the steps; omit --steps")
         return SolverChoice(solver, options)
 
     return together(
@@ -331,22 +333,22 @@ def solver_options(
 
 
 def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
-    """What was once typed otherwise: the new spelling."""
+    """Reject an option that has been renamed, and name the new one."""
     if texts.get("engine") == "torchsde":
         raise UsageError(
-            "torchsde solves the reverse SDE and is a solver, not an engine of another", parameter="solver",
+            "torchsde is a solver of the reverse SDE, not an engine of another solver", parameter="solver",
             value="torchsde",
         )  # fmt: skip
     fields = SOLVER.of(solver)
     if "order" in texts and "order" not in fields and "sequence" in fields and texts["order"] in ("pc", "cp"):
         raise UsageError(
-            f"the order of {solver} is no number: which comes first, predictor or corrector, is its sequence",
+            f"{solver} has no option 'order'; its option 'sequence' sets whether predictor or corrector comes first",
             parameter="solver.sequence", value=texts["order"],
         )  # fmt: skip
 
 
 def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
-    """A watcher that counts samples: those of the batches that are done, and a part of those on their way."""
+    """Make a callback that counts the samples of finished batches, and the finished fraction of the current batch."""
 
     def watch(step: Step) -> None:
         first = int(step.index[0]) // batch * batch
@@ -360,7 +362,7 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
 
 
 def reading_options(first: bool = False) -> Decorator:
-    """Pass ``reading``, how files are read where they do not say so themselves."""
+    """Pass ``reading``, the settings for reading files whose format leaves a choice."""
 
     def make(fit: str | None, **given: Any) -> Reading:
         from ..data import Reading
@@ -370,13 +372,14 @@ def reading_options(first: bool = False) -> Decorator:
     return together(
         "reading", make,
         option("--size", under="Data", first=first, type=Whole(SIZE), default=0, show_default=False,
-               help="Bring all pictures to squares of this many pixels.  [default: as they are]"),
+               help="Resize all images to squares of this many pixels.  [default: keep their sizes]"),
         option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
-               help="With --size, other shapes: their middle, on black borders, or drawn out of shape."),
+               help="With --size, what to do with images that are not square: crop to the middle, pad with black, "
+                    "or stretch."),
         option("--layout", under="Data", first=first, type=click.Choice(["auto", "first", "last"]), default="auto",
-               help="Where an array has its channels."),
+               help="Position of the channel axis in an array."),
         option("--on-bad", under="Data", first=first, type=click.Choice(["stop", "skip"]), default="stop",
-               help="At files that cannot be read: stop, or leave them out."),
+               help="What to do with files that cannot be read: stop, or skip them."),
     )  # fmt: skip
 
 
@@ -385,10 +388,10 @@ def reading_options(first: bool = False) -> Decorator:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What is known of the samples, as it was typed.
+    """The conditioning of the samples, as it was typed.
 
     Args:
-        label: A class, by name or number.
+        label: The class of all samples, by name or number.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample has its own class.
     """
@@ -399,18 +402,21 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         if self.labels and self.label is not None:
-            raise UsageError("--labels conditions each sample on its own class, --label all on one: give one of them")
+            raise UsageError("--labels conditions each sample on its own class, --label all on one: use only one")
 
     def of(self, run: Run) -> Run:
-        """The run given the class, and guided; without a class of its own for each sample."""
+        """The run conditioned on the class, with guidance unless each sample has its own class."""
         return run.given(self.label).guided(1.0 if self.labels else self.guidance)
 
     def all_of(self, run: Run, n: int) -> Run:
-        """The same for ``n`` samples of whatever the run knows, of all classes if it cannot do without one."""
+        """The run conditioned on the class for ``n`` samples.
+
+        Without a class, each sample gets one if the run needs it.
+        """
         return self.of(run) if self.label is not None else self.each(run, run.example_labels(n))
 
     def each(self, run: Run, known: Any) -> Run:
-        """The run given a class for each sample, and guided."""
+        """The run conditioned on a class for each sample, with guidance."""
         return run.given(known).guided(self.guidance)
 
     @property
@@ -419,15 +425,15 @@ class Conditioning:
 
 
 def conditioning(labels: bool = False, first: bool = True) -> Decorator:
-    """Pass ``condition``; ``labels`` for a command that has data with labels."""
+    """Pass ``condition``. Set ``labels`` for a command that reads labelled data."""
     options = [
         option("--label", under="Conditioning", first=first, metavar="CLASS",
-               help="Class of all samples, by name or number (a run trained with --cond class)."),
+               help="Class of all samples, by name or number (for a run trained with --cond class)."),
         option("--guidance", under="Conditioning", type=Real(SCALE), default=1.0,
                help="Scale of classifier-free guidance."),
     ]  # fmt: skip
     if labels:
-        options.append(option("--labels", under="Conditioning", is_flag=True, help="Each sample's own class."))
+        options.append(option("--labels", under="Conditioning", is_flag=True, help="Use each sample's own class."))
     return together("condition", Conditioning, *options)
 
 
@@ -435,24 +441,24 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
 
 
 def set_option(metavar: str, help: str, under: str) -> Decorator:
-    """``--set NAME=VALUE``, which may be repeated."""
+    """Add ``--set NAME=VALUE``, which may be repeated."""
     return option("--set", "assignments", under=under, first=True, multiple=True, metavar=metavar, help=help)
 
 
 def out_option(default: str, what: str = "Folder to write to.") -> Decorator:
-    """``--out``: where results go."""
+    """Add ``--out``, the folder or file for the results."""
     text = f"{what}  [default: {default}]"
     return option("--out", under="Files", first=True, type=click.Path(path_type=Path), help=text)
 
 
 def in_list(text: str) -> list[str]:
-    """``"png, npz"`` to ``["png", "npz"]``."""
+    """Split a comma-separated list: ``"png, npz"`` becomes ``["png", "npz"]``."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
-    """``"5,10,20"`` to ``[5, 10, 20]``."""
+    """Parse a comma-separated list of whole numbers: ``"5,10,20"`` becomes ``[5, 10, 20]``."""
     parts = in_list(text)
     if not parts or not all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
-        raise UsageError(f"{flag} {text!r}: it takes whole numbers above 0, such as 5,10,20,50")
+        raise UsageError(f"{flag} {text!r}: expected positive whole numbers, such as 5,10,20,50")
     return [check_number(flag, int(part), COUNT, "int") for part in parts]

@@ -1,4 +1,4 @@
-"""``scoresde data``: what is in a data set, before anything is trained on it."""
+"""The command ``scoresde data``, which inspects a data set before a model is trained on it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ if TYPE_CHECKING:
 
 __all__ = ["data"]
 
-FEW = 5_000  # pictures, below which a network repeats them
-LARGE = 40  # pixels of a side, above which the network wants a GPU
+FEW = 5_000  # a network trained on fewer images than this repeats them
+LARGE = 40  # a network for images of more pixels per side than this needs a GPU
 
 
 @click.group(cls=Group)
 def data() -> None:
-    """Data sets: what is in them, and what is wrong with them."""
+    """Inspect data sets before training on them."""
 
 
 @data.command(
     "inspect",
-    short_help="Say all that is wrong with data, or what they are.",
+    short_help="List all problems of a data set, or describe it.",
     epilog="\b\nExamples:\n  scoresde data inspect photos/\n  scoresde data inspect photos/ --size 64 --fit crop",
 )
 @click.argument("path")
 @reading_options(first=True)
 @session(first=("json",), only=("json",))
 def inspect(path: str, reading: Reading, session: Session) -> None:
-    """Read PATH, a folder of pictures or whatever else --data of train takes, as train would: list everything that is
-    wrong with it at once, each with the options that answer it, or say what is in it and how it is split. Nothing is
-    written. The exit code is 0 if train would take the data as they are, with these options, and 3 if not.
+    """Read the data at PATH as `scoresde train` would, without writing anything.
+
+    PATH is a folder of images, or anything else that --data of `scoresde train` accepts. Prints all problems of the
+    data at once, each with the options that solve it. If there are no problems, describes the data and how they are
+    split.
+
+    The exit code is 0 if `scoresde train` accepts the data with these options, and 3 if not.
     """
     from ..data import look
 
@@ -51,7 +55,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
     if answered or os.path.exists(path):
-        lines.append(f"train with: {answered}" if answered else "what no option answers must be changed in the data")
+        lines.append(f"train with: {answered}" if answered else "to solve problems without an option, change the data")
     facts = {
         "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
     }  # fmt: skip
@@ -61,7 +65,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
 
 
 def _command(context: click.Context, path: str, reading: Reading, answers: Any) -> str:
-    """How training is started on these data."""
+    """The command line that trains on these data."""
     typed = {"size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad}
     chosen = {k: v for k, v in typed.items() if v not in (0, "", "auto", "stop")} | dict(answers)
     options = flags(context, chosen).replace("scoresde train ", "")
@@ -69,33 +73,33 @@ def _command(context: click.Context, path: str, reading: Reading, answers: Any) 
 
 
 def _listed(path: str, problems: list[dict[str, Any]]) -> str:
-    """The problems, numbered, each with its options."""
+    """Number the problems and show the options that solve each."""
     texts = [f"{p['message']}{' (here: {})'.format(p['options']) * bool(p['options'])}" for p in problems]
     count = f"{len(texts)} problem{'s' * (len(texts) > 1)}"
     return "\n".join([f"{path}: {count}", *(f"{i}. {text}" for i, text in enumerate(texts, 1))])
 
 
 def _described(found: Look) -> list[str]:
-    """What the data are."""
+    """Describe the data and their classes."""
     assert found.dataset is not None
     lines = [found.dataset.describe()]
     if found.classes:
         counts = [f"{one_line(name)} ({n} + {m})" for name, (n, m) in found.classes.items()]
         more = ", ..." if len(counts) > 10 else ""
-        lines.append(f"training + test samples of each: {', '.join(counts[:10])}{more}")
+        lines.append(f"training + test samples per class: {', '.join(counts[:10])}{more}")
     return lines
 
 
 def _advised(info: DataInfo) -> list[str]:
-    """What might suit pictures of this number and size."""
+    """Suggest options for images of this number and size."""
     if info.kind != "image":
         return []
     advice = []
     if info.n_train + info.n_test < FEW:
         advice.append(
-            f"fewer than {FEW:,} pictures: --augment of scoresde train shows them flipped, shifted and scaled as well, "
-            "and samples are not"
+            f"fewer than {FEW:,} images: with --augment, scoresde train also shows the network flipped, shifted and "
+            "scaled images, and the samples still look like the originals"
         )
     if max(info.shape[1:]) > LARGE:
-        advice.append(f"pictures of more than {LARGE} pixels train slowly without a GPU: --size 32 makes them smaller")
+        advice.append(f"images of more than {LARGE} pixels per side train slowly without a GPU: --size 32 shrinks them")
     return advice

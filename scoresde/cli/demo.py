@@ -1,4 +1,4 @@
-"""``scoresde demo``: something to look at, from nothing."""
+"""The command ``scoresde demo``, which trains a small model and shows what it does."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ __all__ = ["demo"]
 
 @click.group(cls=Group)
 def demo() -> None:
-    """Demonstrations that train something small and show it."""
+    """Run a demonstration that trains a small model."""
 
 
 @demo.command(
     "single-image",
-    short_help="Train on one picture and watch it come out of noise.",
+    short_help="Train on one picture and show how it emerges from noise.",
     epilog="Example:  scoresde demo single-image cat.jpg --size 48",
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @option("--size", under="Training", first=True, type=click.IntRange(8, 256), default=64,
-        help="Pixels on the long side.")  # fmt: skip
+        help="Largest number of pixels on the long side.")  # fmt: skip
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
-        help="Training steps.  [default: enough for 64 pixels]")  # fmt: skip
+        help="Number of training steps.  [default: enough for 64 pixels]")  # fmt: skip
 @sde_option
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Noise levels in the strip.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the strip.")
 @option("--frames", under="Picture", first=True, type=Whole(FRAMES), default=33,
-        help="Frames of the GIF, at least.")  # fmt: skip
-@out_option("runs/single-image", "Run folder.")
+        help="Smallest number of frames in the GIF.")  # fmt: skip
+@out_option("runs/single-image", "Folder of the new run.")
 @session()
 def single_image(
     file: Path | None, size: int, steps: int | None, sde: str, columns: int, frames: int, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Train on one picture, FILE or a lighthouse, and show it coming out of noise: the states x_t, what the network
-    takes them for, and a GIF of both. A few minutes on a CPU. The run is like any other: scoresde sample draws from it.
+    """Train on one picture, FILE or the built-in lighthouse, and show how it emerges from noise.
+
+    Writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This takes a few
+    minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
     """
     chosen = session.on
     from ..core.optional import optional
@@ -64,24 +66,24 @@ def single_image(
         began = time.monotonic()
         run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
     seconds = time.monotonic() - began
-    session.say("drawing a sample, and the picture that the network sees in it on the way")
+    session.say("drawing a sample, with the network's estimates of the picture on the way")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
     files: list[Path] = []
-    with optional("the picture of the sample on its way", f"the run is in {folder}"):
+    with optional("the strip of the sample and the estimates", f"the run is in {folder}"):
         files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
     error = float((found.x0[-1, 0] - data.test[0].double()).square().mean().sqrt())
     facts = {
         "run": str(folder), "picture": str(file or EXAMPLE), "shape": list(picture.shape), "step": run.step,
         "seconds": round(seconds, 1), "rms_error": round(error, 3), "files": [str(f) for f in files],
     }  # fmt: skip
-    session.say(f"trained in {seconds:.0f} s; the sample is {error:.1f} levels of 255 from the picture (rms)")
+    session.say(f"trained in {seconds:.0f} s; the sample differs from the picture by {error:.1f} levels of 255 (rms)")
     session.say(f"draw more with: scoresde sample {folder}")
     session.print(facts, *map(str, files or [folder]))
 
 
 @contextmanager
 def _begun(make: Callable[[], Path]) -> Iterator[Path]:
-    """The folder of a new run with its data, which go again if there will be no checkpoint."""
+    """Make the folder of a new run, and delete it again if the block fails before the first checkpoint."""
     folder = None
     try:
         with held():
@@ -92,6 +94,6 @@ def _begun(make: Callable[[], Path]) -> Iterator[Path]:
             if folder is not None and not any((folder / "checkpoints").glob("step-*")):
                 (folder / "picture.npz").unlink(missing_ok=True)
                 for path in (*(folder / name for name in ("checkpoints", "samples", "plots")), folder):
-                    with suppress(OSError):  # which holds what is not of this run
+                    with suppress(OSError):  # the folder holds files that do not belong to this run
                         path.rmdir()
         raise

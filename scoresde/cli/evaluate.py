@@ -1,4 +1,4 @@
-"""``scoresde evaluate``."""
+"""The command ``scoresde evaluate``."""
 
 from __future__ import annotations
 
@@ -37,25 +37,27 @@ ALL = ",".join((*METRICS, "copies"))
     "  scoresde evaluate --samples theirs.npz --data photos/ --metrics frechet,copies",
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
-        help="Samples from a file to take instead: npz, npy, csv, or a folder.")  # fmt: skip
+        help="Use samples from a file (npz, npy, csv) or a folder, instead of drawing them.")  # fmt: skip
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
-        help="The samples' numbers for the data's lowest and highest value, such as 0,1; or data, model.")  # fmt: skip
-@option("--data", under="Data", first=True, help="Data to compare with.  [default: what the run was trained on]")
+        help="Units of the samples: data, model, or the numbers that stand for the data's lowest and highest value, "
+             "such as 0,1.")  # fmt: skip
+@option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
 @reading_options()
 @option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
-        help="Part of the data to compare with.")  # fmt: skip
+        help="Split of the data to compare with.")  # fmt: skip
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
-        help="Compare with so many rows at most (0: all).")  # fmt: skip
+        help="Largest number of data rows to compare with (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
-        help="pixels, classifier[:FOLDER], inception[:FILE], module:function, an .npz of features.")  # fmt: skip
-@option("--metrics", under="Metrics", first=True, default=ALL, help="Any of these, or module:function.")
-@option("--copies-by", under="Metrics", default="pixels", help="Features in which copies are looked for.")
+        help="Features to compare: auto, pixels, classifier[:FOLDER], inception[:FILE], module:function, or an .npz "
+             "file of features.")  # fmt: skip
+@option("--metrics", under="Metrics", first=True, default=ALL, help="Metrics: any of the defaults, or module:function.")
+@option("--copies-by", under="Metrics", default="pixels", help="Features to use in the search for copies.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
 @solver_options("multistep", "steps", "rtol", first=("solver", "steps"), unless={"multistep": {"steps": 30}})
 @option("--reference", under="Files", type=click.Path(path_type=Path), help="Compare with the statistics in this file.")
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
-        help="Keep the statistics of the data in this file.")  # fmt: skip
+        help="Save the statistics of the data to this file.")  # fmt: skip
 @out_option("RUN/evaluation")
 @session(run=True, first=())
 def evaluate(
@@ -63,18 +65,20 @@ def evaluate(
     metrics: str, copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None,
     save_reference: Path | None, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """How good are the samples of a trained RUN (default: the newest)? Prints each metric with its error, beside what
-    real data reach, and whether samples are copies of training data.
+    """Measure how good the samples of a trained RUN are (default: the newest).
+
+    Prints each metric with its standard error beside the value that real data reach, and whether samples are copies of
+    training data.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
 
     read_units(units)
     if units != "auto" and samples is None and data is None:
-        raise UsageError(f"--units {units} is for --samples from a file, or other --data; a run knows its own")
+        raise UsageError(f"--units {units} needs --samples or --data; for its own samples, the run knows the units")
     names = in_list(metrics)
     if not names:
-        raise UsageError(f"--metrics is empty; it takes any of {ALL}")
+        raise UsageError(f"--metrics is empty; choose from: {ALL}")
     began = time.monotonic()
     chosen = session.on
     facts: dict[str, Any]
@@ -84,12 +88,12 @@ def evaluate(
     from ..study.features import Reference, extractor_by_name
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
-    known = None if reference is None else Reference.load(reference)  # before the samples, which take longer
-    with ExitStack() as stack:  # an empty folder goes away with an error or a signal
+    known = None if reference is None else Reference.load(reference)  # before drawing samples, which takes longer
+    with ExitStack() as stack:  # an error or a signal deletes the folder if it is empty
         if Path(features).suffix == ".npz":
             if session.run or samples or data or reference or save_reference:
                 raise UsageError(
-                    f"--features {features} holds samples and reference: leave out RUN and the other sources"
+                    f"--features {features} has samples and reference of its own: omit RUN and the other sources"
                 )
             folder = stack.enter_context(new_folder(out or Path("evaluation")))
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
@@ -133,7 +137,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """Where samples and data come from: a run, or a file of samples."""
+    """The samples and data to compare: from a run, or from a file of samples."""
 
     data: Dataset
     home: Path
@@ -142,7 +146,10 @@ class _Source:
 
 
 def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
-    """The data, and the run or the samples. Samples from a file need no model, and with --data no run either."""
+    """Load the data, and the run or the samples.
+
+    Samples from a file need no model, and with --data they need no run either.
+    """
     from ..data import load_data
     from ..data.raw import AS_IS
     from ..run.config import TrainConfig
@@ -157,7 +164,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
             session.say(note)
         return _Source(dataset, samples.parent, None, read_samples(samples, dataset, units))
     if reading != AS_IS:
-        raise UsageError("how files are read belongs to the run; leave out --size, --fit, --layout and --on-bad")
+        raise UsageError("the run determines how files are read; omit --size, --fit, --layout and --on-bad")
     folder = find_run(session.run, edited=session.edited)
     loaded = None if samples is not None else session.loaded
     config = TrainConfig.from_dict(read_config(folder))
@@ -165,10 +172,10 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     theirs = dataset.info
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(
-            f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
-            f"{loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
+            f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
+            f"shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
         )
-    # Features, and the units of a model, are those of the run whatever rows the data have gained.
+    # The codec comes from the run, so that features and model units do not change if the data have gained rows.
     info, spec = described(folder, config)
     if (theirs.shape, theirs.levels) == (info.shape, info.levels):
         dataset = replace(dataset, codec=spec.codec)
@@ -177,7 +184,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 
 
 def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Samples of the run that succeeded, in data units, and how they were made."""
+    """Draw samples from the run; returns those that succeeded, in data units, and facts about how they were made."""
     from ..core.progress import Progress
 
     run = session.loaded

@@ -1,4 +1,4 @@
-"""``scoresde info``."""
+"""The command ``scoresde info``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from .common import Session, edited_option, session
 __all__ = ["info"]
 
 
-@verb(short_help="Say what a run is.")
+@verb(short_help="Describe a run.")
 @click.argument("run", required=False)
 @edited_option
 @session(first=("json",), only=("json",))
 def info(run: str | None, edited: bool, session: Session) -> None:
-    """What a RUN is (default: the newest): SDE, network, data, steps, last loss; also of one without a checkpoint."""
+    """Describe a RUN (default: the newest): its SDE, network, data, steps and last loss.
+
+    This also works for a run without a checkpoint.
+    """
     from ..core.files import read_lines, read_object, read_tensors
     from ..core.lock import held_by
     from ..run.files import checkpoints, chosen_checkpoint, find_run, newest_checkpoint, read_config
@@ -35,7 +38,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("loss"), float)]
     averaged = {} if checkpoint is None else read_tensors(checkpoint / "ema.safetensors")
     holder = held_by(folder)
-    prefix = "schedule."  # what of the path was learned
+    prefix = "schedule."  # of the learned parameters of the path
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
@@ -54,7 +57,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         told.append(f"{key:12} {text}")
     if holder is not None or checkpoint is None:
-        cut_off = "cut off before its first checkpoint; it may be resumed or begun again"
+        cut_off = "interrupted before its first checkpoint; it can be resumed or started again"
         told.append(f"{'training':12} {holder or cut_off}")
     told.append(f"{'sde':12} {config['sde']} {config['sde_options'] or ''}".rstrip())
     if facts["learned"]:

@@ -1,4 +1,4 @@
-"""``scoresde likelihood``."""
+"""The command ``scoresde likelihood``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Lik
 
 
 def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
-    """The likelihood that the options stand for."""
+    """Build the likelihood from the options."""
     from ..likelihood import Likelihood
 
     texts = settings(assignments, ("likelihood",))["likelihood"]
@@ -42,34 +42,34 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
 
 
 @verb(
-    short_help="Score data under a run.",
+    short_help="Compute the likelihood of data under a run.",
     epilog="Examples:\n  scoresde likelihood runs/photos --probes 4 --elbo\n"
     "  scoresde likelihood runs/photos --data photos_test/ --data paintings/ --limit 500\n"
     "  scoresde likelihood runs/small runs/large --limit 0",
 )
 @option("--data", under="Data", first=True, multiple=True,
-        help="Data to score, or several.  [default: what the run was trained on]")  # fmt: skip
+        help="Data to score; may be repeated.  [default: the run's own data]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
-        help="Part of the data to score.")  # fmt: skip
+        help="Split of the data to score.")  # fmt: skip
 @option("--limit", under="Data", first=True, type=Whole(WHOLE), default=1000,
-        help="Score so many, drawn at random (0: all).")  # fmt: skip
+        help="Number of samples to score, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
     option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
-           help="Random probes of the divergence for each sample.  [default: 1]"),
+           help="Number of random probes of the divergence per sample.  [default: 1]"),
     option("--rtol", under="Likelihood", first=True, sets="likelihood", type=Real(RTOL),
-           help="Relative tolerance.  [default: 1e-05]"),
+           help="Relative tolerance of the solver.  [default: 1e-05]"),
     set_option("likelihood.NAME=VALUE", "Any other option of the likelihood.", "Likelihood"),
     fields=(HOW,),
 )  # fmt: skip
 @option("--elbo", under="Likelihood", first=True, is_flag=True,
-        help="The variational bound as well, another model's figure.")  # fmt: skip
-@option("--strata", under="Likelihood", type=Whole(STEPS), default=64, help="Evaluations of the bound.")
+        help="Compute the variational bound of the SDE model as well.")  # fmt: skip
+@option("--strata", under="Likelihood", type=Whole(STEPS), default=64, help="Number of evaluations for the bound.")
 @option("--check/--no-check", under="Likelihood", default=True,
-        help="Solve 16 samples again, more accurately, and warn if they change.")  # fmt: skip
-@option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Most samples at once.")
+        help="Solve 16 samples again, more accurately, and warn if the results change.")  # fmt: skip
+@option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
 @option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
-        help="Memory for them, MiB.  [default: 2048; half of a GPU's]")  # fmt: skip
+        help="Memory for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
@@ -79,10 +79,12 @@ def likelihood(
     data: tuple[str, ...], split: str, limit: int, how: Likelihood, elbo: bool, strata: int, check: bool, batch: int,
     memory: int | None, condition: Conditioning, save: str, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
-    """Likelihood of data under a trained RUN (default: the newest), in bits/dim or nats, with its error.
+    """Compute the likelihood of data under a trained RUN (default: the newest).
 
-    Several data sets share one figure. Several runs are scored on the same samples, by the split of the first, with the
-    same noise, and compared with it sample by sample.
+    The result is in bits/dim or nats, with its standard error.
+
+    Several data sets share one figure. If you name several runs, they score the same samples with the same noise, and
+    each is compared with the first one sample by sample. The split of the first run determines the samples.
     """
     from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
@@ -95,7 +97,7 @@ def likelihood(
     for run in runs:
         check_comparable(run, first, by_class=condition.labels)
         if not condition.labels:
-            condition.of(run).model  # noqa: B018  # what cannot be bound is said before the data are read
+            condition.of(run).model  # noqa: B018  # report an invalid condition before reading the data
     chosen = [
         choose(first, name, split, limit, seed, by_class=condition.labels, dequantise=how.dequantisation != "none")
         for name in data or (None,)
@@ -144,7 +146,7 @@ def likelihood(
                     keep=work.parts / str(k),
                 )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
-        for text in dict.fromkeys(warned(w.message) for w in caught):  # after the bar, each once
+        for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar
             echo(text, err=True)
         summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
         facts = {
@@ -163,7 +165,7 @@ def likelihood(
 
 
 def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
-    """Print the result, ``how`` for each run, and say what failed."""
+    """Print the result, ``how`` for each run, and raise an error if samples failed."""
     sets: list[dict[str, Any]] = facts["sets"]
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(
@@ -177,7 +179,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _lines(found: dict[str, Any], several: bool) -> str:
-    """What a person reads of a set."""
+    """Format the result of a data set."""
     name = "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
     text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
     if found["stderr_probes"]:
@@ -204,8 +206,8 @@ def _lines(found: dict[str, Any], several: bool) -> str:
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
-    """``1.9020 ± 0.0388 bits/dim``; with the ``sign`` "+" always with its sign."""
+    """Format a figure such as ``1.9020 ± 0.0388 bits/dim``; with the ``sign`` "+", it always has its sign."""
     if found["mean"] is None:
-        return "no figure"
+        return "no result"
     error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"
     return f"{found['mean']:{sign}.4f}{error} {found['unit']}"

@@ -1,4 +1,7 @@
-"""``scoresde list``: what the names of the other verbs stand for, from the tables and the docstrings."""
+"""The command ``scoresde list``, which describes the names that the other verbs accept.
+
+The descriptions come from the tables and the docstrings.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +21,28 @@ from .common import Session, session
 
 __all__ = ["list_names"]
 
-# Where a table is called otherwise on the command line.
+# Tables that have another name on the command line.
 _CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
-OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # those that take options
-_short = reprlib.Repr()  # so that a table of a thousand betas stays on its line
+OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # kinds whose entries have options
+_short = reprlib.Repr()  # shortens long values, such as a table of a thousand betas
 
 
 @verb(
     "list",
-    short_help="Say what the names stand for.",
-    epilog="Options of an entry are set with --set, such as --set sde.beta_max=18; those without = come from the data.",
+    short_help="List the names that options accept.",
+    epilog="Set options of an entry with --set, such as --set sde.beta_max=18. Options without = come from the data.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
 def list_names(kind: str | None, session: Session) -> None:
-    """The names of a KIND, what each stands for, and its options. Without a KIND: the kinds and their names."""
+    """List the names of a KIND with their descriptions and options. Without a KIND, list all kinds and their names."""
     if kind is None:
         names = {name: list(table) for name, table in KINDS.items()} | {"data": list(_data())}
         session.print(names, *_columns({name: ", ".join(entries) for name, entries in names.items()}))
         return
     if kind not in KINDS and kind != "data":
-        raise UsageError(f"there is no kind {kind!r} to list; {closest(kind, [*KINDS, 'data'])}")
+        raise UsageError(f"unknown kind {kind!r}; {closest(kind, [*KINDS, 'data'])}")
     entries = _data() if kind == "data" else {name: _entry(kind, name, value) for name, value in KINDS[kind].items()}
     lines = {}
     for name, entry in entries.items():
@@ -50,7 +53,7 @@ def list_names(kind: str | None, session: Session) -> None:
 
 
 def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
-    """What a name of a table stands for, the options it needs, and the others with their defaults."""
+    """Describe a name of a table: what it is, the options it needs, and the other options with their defaults."""
     if isinstance(value, Mapping):  # a preset
         return {"what": "  ".join(f"{k}={v}" for k, v in value.items())}
     if not isinstance(value, str):
@@ -65,7 +68,7 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def _data() -> dict[str, dict[str, Any]]:
-    """The data sets that have a name; what they are is asked of them."""
+    """Describe the data sets that have a name, by loading each of them."""
     from ..data import NAMES, load_data
 
     found = {}
@@ -79,7 +82,7 @@ def _data() -> dict[str, dict[str, Any]]:
 
 
 def _columns(lines: Mapping[str, str]) -> Iterator[str]:
-    """Names, and beside them what is said of each."""
+    """Yield lines with the names on the left and their descriptions on the right."""
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         wrapped = [part for line in text.split("\n") for part in textwrap.wrap(line, 120 - width)]

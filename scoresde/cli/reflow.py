@@ -1,4 +1,4 @@
-"""``scoresde reflow``."""
+"""The command ``scoresde reflow``."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ __all__ = ["reflow"]
 
 
 @verb(
-    short_help="Straighten a run's paths, so that a few steps follow them.",
+    short_help="Straighten a run's paths so that a few steps can follow them.",
     epilog="Example:  scoresde reflow runs/moons-flow --pairs 50000 --steps 10000",
 )
 @option("--pairs", under="Training", first=True, type=Whole(COUNT), default=20_000,
-        help="Pairs of noise and sample.")  # fmt: skip
-@option("--steps", under="Training", first=True, type=Whole(TRAINED), help="Training steps.  [default: the run's]")
+        help="Number of (noise, sample) pairs.")  # fmt: skip
+@option("--steps", under="Training", first=True, type=Whole(TRAINED),
+        help="Number of training steps.  [default: as in the run]")  # fmt: skip
 @option("--lr", under="Training", first=True, type=Real(LR),
-        help="Learning rate.  [default: the run's]")  # fmt: skip
+        help="Learning rate.  [default: as in the run]")  # fmt: skip
 @option("--weighting", under="Training", metavar="NAME",
-        help="Weighting of the loss, again if it is your own: module:Name.  [default: the run's]")  # fmt: skip
+        help="Weighting of the loss; repeat module:Name if it is not built in.  [default: as in the run]")  # fmt: skip
 @option("--t-sampler", under="Training", metavar="NAME",
-        help="Training times, again if they are your own: module:Name.  [default: the run's]")  # fmt: skip
+        help="Sampler of training times; repeat module:Name if it is not built in.  [default: as in the "
+             "run]")  # fmt: skip
 @solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver of the flow that makes the pairs.",
-                rtol="Its tolerance.")  # fmt: skip
-@out_option("runs/NAME-reflow", "Run folder.")
+                rtol="Relative tolerance of the solver.")  # fmt: skip
+@out_option("runs/NAME-reflow", "Folder of the new run.")
 @session(run=True)
 def reflow(
     pairs: int, steps: int | None, lr: float | None, weighting: str | None, t_sampler: str | None,
     solver: SolverChoice, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Train a RUN (default: the newest) further on pairs of noise and the samples its flow takes it to (Liu et al.
-    2023): straighter paths, which a few Euler steps follow. Prints the new run folder.
+    """Straighten the paths of a RUN (default: the newest), so that a few Euler steps can follow them.
 
-    The rectified model has a flow and a likelihood but no score: stochastic solvers refuse it.
+    Trains the model further on pairs of noise and the sample that its flow maps the noise to (Liu et al. 2023). Prints
+    the folder of the new run.
+
+    The new model has a flow and a likelihood but no score, so stochastic solvers cannot be used with it.
     """
     built = solver.build()
     run = session.loaded
@@ -62,7 +66,7 @@ def reflow(
         "straightness": bent(made), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     session.say(
-        f"share of the squared speed across the way (0: straight): {facts['straightness_before']:g} before, "
-        f"{facts['straightness']:g} now"
+        f"share of the squared speed that is not along the chord (0 for straight paths): "
+        f"{facts['straightness_before']:g} before, {facts['straightness']:g} after"
     )
     session.print(facts, str(made.folder))

@@ -1,4 +1,4 @@
-"""``scoresde sample``."""
+"""The command ``scoresde sample``."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ __all__ = ["sample"]
 
 
 @verb(
-    short_help="Draw samples from a run.",
+    short_help="Draw samples from a trained run.",
     epilog="Example:  scoresde sample runs/digits-vp --solver pc --steps 500 --snr 0.16 --n 100",
 )
 @solver_options("ode", "steps", "rtol")
 @option("--n", under="Samples", first=True, type=Whole(COUNT), default=64, help="Number of samples.")
 @option("--start", under="Samples", type=Whole(WHOLE), default=0, help="Index of the first sample.")
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Samples solved at once.")
-@option("--denoise/--no-denoise", under="Samples", default=True, help="End with a noise-free step.")
-@option("--brownian", under="Samples", is_flag=True, help="Noise that stays the same when the number of steps changes.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
+@option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
+@option("--brownian", under="Samples", is_flag=True, help="Use noise that does not depend on the number of steps.")
 @option("--path", under="Samples", metavar="NAME",
-        help=f"Another path to sample on: {', '.join(SDES)}, or module:Class.")  # fmt: skip
+        help=f"Sample on the path of another SDE: {', '.join(SDES)}, or module:Class.")  # fmt: skip
 @conditioning()
 @option("--save", under="Files", first=True,
-        help="Files to write: png, npz, csv, gif, path (as arrays).  [default: png,npz, a table's csv]")  # fmt: skip
-@option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Frames of gif and path.")
+        help="Files to write: png, npz, csv, gif, path (states as arrays).  [default: png,npz, and csv for a "
+             "table]")  # fmt: skip
+@option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the gif and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
 @resume_option()
 @session(run=True, first=("seed",))
@@ -58,7 +59,7 @@ def sample(
     solver: SolverChoice, n: int, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
     condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
-    """Draw samples from a trained RUN (default: the newest); prints where the picture is."""
+    """Draw samples from a trained RUN (default: the newest). Prints the path of the picture."""
     built = solver.build()
     run = session.loaded
     from ..core.parts import batch_kept
@@ -68,11 +69,11 @@ def sample(
     kinds = kinds_of(run.info, None if save is None else in_list(save))
     given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
     if given and not {"gif", "path"} & set(kinds):
-        raise UsageError(f"--frames {frames} is for --save gif and --save path; say --save {','.join(kinds)},gif")
+        raise UsageError(f"--frames {frames} needs --save gif or --save path; use --save {','.join(kinds)},gif")
     asked = condition.of(run).on(path)
-    asked.model  # noqa: B018  # what cannot be bound is said before anything else
+    asked.model  # noqa: B018  # report an invalid condition before anything else
     record = bool({"gif", "path"} & set(kinds))
-    # The folder first: a name that cannot be written should not cost the samples.
+    # Make the folder first, so that no samples are lost to a name that cannot be written.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
 
     def request() -> dict[str, Any]:
@@ -100,7 +101,7 @@ def sample(
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
             "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
-        more = {"failures": solution.failures(), "requests": [request()]}  # for another call that finds it finished
+        more = {"failures": solution.failures(), "requests": [request()]}  # for a call that finds it finished
         files = write_samples(
             work.folder, samples, run.info, {**facts, **more}, kinds, codec=run.codec,
             frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
@@ -111,13 +112,13 @@ def sample(
 
 
 def _again(work: Work, n: int, session: Session) -> None:
-    """Print the result of a folder that is finished."""
+    """Print the result of a folder that is already finished."""
     assert work.finished is not None
     facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
     if facts.get("n") != n:
         raise UsageError(
-            f"{work.folder} is finished, with its {facts.get('n')} samples; draw more into another folder, from start "
-            f"{facts.get('n')} on",
+            f"{work.folder} is finished with {facts.get('n')} samples; to draw more, use another folder, starting from "
+            f"sample {facts.get('n')}",
             parameter="out",
         )
     session.say(f"{work.folder} is finished: there is nothing left to do")
@@ -127,8 +128,8 @@ def _again(work: Work, n: int, session: Session) -> None:
 
 
 def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[Path], failures: list[str]) -> None:
-    """Print the result, and say what failed."""
-    # Other people's integrators do not tell how many steps they took.
+    """Print the result, and raise an error if samples failed."""
+    # Third-party integrators do not report how many steps they took.
     steps = f"steps {facts['accepted_mean']:g} accepted, {facts['rejected_mean']:g} rejected  "
     steps = steps if facts["accepted_mean"] else ""
     session.print(
@@ -137,16 +138,19 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
         f"max {facts['nfe_max']}  {steps}{facts['seconds']:.1f} s  seed {facts['seed']}",
     )
     if failures:
-        raise NumericalError("; ".join(failures) + f". The others are in {folder}.")
+        raise NumericalError("; ".join(failures) + f". The other samples are in {folder}.")
 
 
 def _behind(run: Run, session: Session) -> Tensor | None:
-    """Training rows for the figure, at most 2,000, of the classes that the run is given; none if they are gone."""
+    """At most 2,000 training rows for the figure, of the classes that the run is conditioned on.
+
+    Returns ``None`` if the data are no longer available.
+    """
     import torch
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the data, which are not what is asked for here
+            warnings.simplefilter("ignore")  # warnings about the data do not matter here
             data = run.data()
         x, known = data.train, run.condition
         if known is not None and known.label is not None and data.train_labels is not None:
@@ -154,5 +158,5 @@ def _behind(run: Run, session: Session) -> Tensor | None:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:2000]
         return x[order] if len(x) and tuple(x.shape[1:]) == run.info.shape else None
     except Exception as error:
-        session.say(f"the figure is without the data: {str(error).partition('. ')[0]}")
+        session.say(f"the figure does not show the data: {str(error).partition('. ')[0]}")
         return None

@@ -1,4 +1,4 @@
-"""``scoresde train``."""
+"""The command ``scoresde train``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-# What TrainConfig's own fields are called; those that hold the options of others have a group each.
+# The fields of TrainConfig itself. Fields that hold the options of a part of the model have a group of their own.
 SETTINGS = Fields(
     "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
     hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
@@ -38,40 +38,45 @@ PARTS = (
 
 
 @verb(
-    short_help="Train a model; prints the run folder.",
+    short_help="Train a model.",
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="digits, a 2-D toy, or a path: images, csv, npy, IDX.")  # fmt: skip
+        help="Training data: digits, a 2-D toy data set, or a path: images, csv, npy, IDX.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
-        help="Move pictures in training, and tell the network: flip, vflip, scale, shift; all.")  # fmt: skip
-@option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none", help="Use labels.")
+        help="Augment images, and condition the network on the augmentation: none, all, or any of flip, vflip, scale, "
+             "shift.")  # fmt: skip
+@option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none",
+        help="Condition the model on class labels.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
-        help="Factor on sigma/alpha at every t: above 1 for large images.")  # fmt: skip
+        help="Multiply sigma/alpha by this factor at every t; use a factor above 1 for large images.")  # fmt: skip
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
-        help="Noise to data: any to any, or dealt out by optimal transport in each batch.")  # fmt: skip
+        help="How to pair noise with data: independently, or by optimal transport within each batch.")  # fmt: skip
 @option("--preset", under="Network", first=True, default="auto", help=f"Network size: auto, {', '.join(PRESETS)}.")
 @option("--predict", under="Network", default="auto", metavar="NAME",
-        help=f"Output: auto, {', '.join(PARAMETRIZATIONS)}.")  # fmt: skip
-@option("--weighting", under="Loss", default="auto", metavar="NAME", help=f"Loss: auto, {', '.join(WEIGHTINGS)}.")
-@option("--t-sampler", under="Loss", default="auto", metavar="NAME", help=f"Times: auto, {', '.join(TIME_SAMPLERS)}.")
+        help=f"What the network predicts: auto, {', '.join(PARAMETRIZATIONS)}.")  # fmt: skip
+@option("--weighting", under="Loss", default="auto", metavar="NAME",
+        help=f"Weighting of the loss: auto, {', '.join(WEIGHTINGS)}.")  # fmt: skip
+@option("--t-sampler", under="Loss", default="auto", metavar="NAME",
+        help=f"Sampler of training times: auto, {', '.join(TIME_SAMPLERS)}.")  # fmt: skip
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
-        help="Training steps.  [default: by the preset]")  # fmt: skip
-@option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: by the preset]")
+        help="Number of training steps.  [default: set by the preset]")  # fmt: skip
+@option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: set by the preset]")
 @option("--lr", under="Training", type=Real(LR),
-        help="Learning rate.  [default: by the preset]")  # fmt: skip
-@set_option("NAME=VALUE", "Any other setting: clip=2, sde.beta_max=18, network.channels=64.", "Training")
+        help="Learning rate.  [default: set by the preset]")  # fmt: skip
+@set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18, network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
-        help="Continue a run from its newest checkpoint (with its own settings).")  # fmt: skip
-@option("--changed-data", under="Training", is_flag=True, help="Resume even if the data are not those of the run.")
+        help="Continue a run from its newest checkpoint, with its own settings.")  # fmt: skip
+@option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
-        help="Steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 %]")  # fmt: skip
+        help="Number of steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 % of the "
+             "steps]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
-        help="Print the resolved settings, sizes and a time estimate; train nothing.")  # fmt: skip
-@out_option("runs/DATA-SDE", "Run folder.")
+        help="Print the resolved settings, the model size and a time estimate, without training.")  # fmt: skip
+@out_option("runs/DATA-SDE", "Folder of the new run.")
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
@@ -80,7 +85,7 @@ def train(
     assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
     dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
-    """Train a model by denoising score matching; prints the run folder."""
+    """Train a model by denoising score matching. Prints the folder of the run."""
     from dataclasses import replace
 
     chosen = session.on
@@ -103,7 +108,7 @@ def train(
         _refuse_unknown(texts[""], sde)
         resolve(sde, SDES, "SDE", typed=True)
         typed = {"sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler}
-        named = texts["network"].pop("network", None)  # another network than the preset's
+        named = texts["network"].pop("network", None)  # a network that replaces the preset's
         options = {f"{p.group}_options": p.read(typed.get(p.group), texts[p.group]) for p in PARTS}
         if named is not None:
             options["network_options"]["network"] = named
@@ -115,7 +120,7 @@ def train(
                 "sample_every": sample_every or 0, **typed, **options, **SETTINGS.read(None, texts[""]),
             }
         )  # fmt: skip
-        # What is misspelt is said before the data are read.
+        # Report misspelt names before reading the data.
         build_sde(config)
         if config.predict != "auto":
             build(
@@ -129,7 +134,7 @@ def train(
         if config.weighting != "auto":
             make_weighting(config.weighting, config.weighting_options, True)
     if resume is None and out is not None and not dry_run:
-        refuse_taken(out)  # before the data are read
+        refuse_taken(out)  # before reading the data
     place = _typed("data") if resume is not None else None
     dataset = config.load_data() if resume is None or out is None else read_again(out, config, place)
     session.say(dataset.describe())
@@ -146,51 +151,51 @@ def train(
     )  # fmt: skip
     seconds = time.monotonic() - began
     assert run.folder is not None
-    done = _done(run.folder, edited)  # the weights in use may be from before
-    more = f", {done:,} in all" if before else ""
+    done = _done(run.folder, edited)  # not run.step: the weights in use may be from an earlier step
+    more = f", {done:,} in total" if before else ""
     session.say(f"trained {done - before:,} steps in {seconds:.0f} s{more}")
     if done == before:
-        session.say("there was nothing left to do; --steps takes a run further")
+        session.say("there was nothing left to do; set a larger --steps to train further")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
 
 
 def _done(folder: Path, edited: bool) -> int:
-    """The steps that a run has done."""
+    """The number of steps that a run has done."""
     from ..run.files import checkpoints, newest_checkpoint
 
     return int(newest_checkpoint(folder, edited=edited).name.removeprefix("step-")) if checkpoints(folder) else 0
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
-    """A setting without a group is one of training's; whose it may be otherwise."""
+    """Reject a setting without a group that is not a field of the training configuration, and suggest another."""
     known = SETTINGS.of(None)
     for name in names:
         if name not in known:
             owners = [p for p in PARTS if name in p.of(sde if p.group == "sde" else None, p.group != "sde")]
             near = f"did you mean {owners[0].group}.{name}?" if owners else closest(name, known)
-            raise UsageError(f"no setting {name!r}; {near}")
+            raise UsageError(f"unknown setting {name!r}; {near}")
 
 
 def _refuse_new_settings(run: str) -> None:
-    """A resumed run keeps its settings: an option that would be ignored is refused."""
+    """Reject options that a resumed run would ignore, because it keeps its settings."""
     named = ("sde", "predict", "weighting", "t_sampler")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
-            raise UsageError(f"{param.opts[0]} cannot change a run that is resumed; {run} keeps its settings")
+            raise UsageError(f"{param.opts[0]} cannot be changed when a run is resumed; {run} keeps its settings")
 
 
 def _named_again(config: TrainConfig, run: str) -> TrainConfig:
-    """A class in no table must be named by the user again; nothing else may change."""
+    """Add the names of classes that are not built in, which the user must repeat. Names cannot change."""
     typed = {}
     for field in ("sde", "predict", "weighting", "t_sampler"):
         name = _typed(field)
         if name is not None and name != config.name(field):
             raise UsageError(
-                f"--{field.replace('_', '-')} {name}: {run} was trained with {config.name(field)}, and a resumed run "
-                "keeps it"
+                f"--{field.replace('_', '-')} {name}: {run} was trained with {config.name(field)}, which cannot be "
+                "changed when a run is resumed"
             )
         if name is not None:
             typed[field] = name
@@ -198,7 +203,7 @@ def _named_again(config: TrainConfig, run: str) -> TrainConfig:
 
 
 def _typed(option: str) -> Any:
-    """What was typed for an option, or None for its default."""
+    """The value that was typed for an option, or ``None`` if there was none."""
     context = click.get_current_context()
     source = context.get_parameter_source(option)
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None
@@ -210,11 +215,11 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     from ..train import fit, prepared
 
     resolved, model, _ = prepared(config, dataset)
-    dataset = replace(dataset, validates=None)  # which is looked at twenty times in all
+    dataset = replace(dataset, validates=None)  # validation runs only twenty times, so it is not timed
     fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     began = time.monotonic()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it was said above
+        warnings.simplefilter("ignore")  # the call above has printed the warnings
         fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     seconds = (time.monotonic() - began) / 4
     size = sum(p.numel() for p in model.parameters())
@@ -228,5 +233,5 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
         facts,
         *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
         f"{'parameters':16} {size:,}",
-        f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms a step on {session.on})",
+        f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms per step on {session.on})",
     )

@@ -1,7 +1,7 @@
-"""The folder of a command that keeps its results part by part, and goes on in it after an interruption.
+"""The work folder of a command that saves its results in parts and can resume after an interruption.
 
-The parts themselves are those of :mod:`scoresde.core.parts`; here is which folder they are in, what is said of them,
-and when they are needed no more.
+:mod:`scoresde.core.parts` reads and writes the parts. This module chooses their folder, reports on them, and deletes
+them when they are no longer needed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,23 @@ from .common import Decorator, Session
 
 __all__ = ["REQUEST", "Work", "resume_option", "work_in"]
 
-REQUEST = "request.json"  # what a finished result answers, where its own file does not say it
+REQUEST = "request.json"  # the requests behind a finished result whose own file does not have them
 
 
 def resume_option() -> Decorator:
-    """``--resume``, of a command that keeps parts."""
-    return option(
-        "--resume", under="Files", is_flag=True, help="Go on where the same command was interrupted, in the same --out."
-    )
+    """Add ``--resume`` to a command that saves parts."""
+    return option("--resume", under="Files", is_flag=True, help="Continue an interrupted command, with the same --out.")
 
 
 @dataclass(frozen=True)
 class Work:
-    """A folder that results are written to, part by part.
+    """A folder to which results are written in parts.
 
     Args:
         folder: The folder.
-        total: How many rows are asked for.
-        rows: What they are, for messages.
-        finished: What the file of facts says, if all is done and there is nothing left to do.
+        total: The number of rows requested.
+        rows: The noun that messages use for the rows.
+        finished: The content of the file of facts if the result is finished, otherwise ``None``.
     """
 
     folder: Path
@@ -47,27 +45,27 @@ class Work:
 
     @property
     def parts(self) -> Path:
-        """Where the parts are."""
+        """The folder of the parts."""
         return self.folder / "parts"
 
     @property
     def kept(self) -> int:
-        """How many rows have a part."""
+        """The number of rows that the parts hold."""
         from ..core.parts import rows_kept
 
         folders = [self.parts, *(p for p in self.parts.glob("*") if p.is_dir())]
         return sum(rows_kept(folder) for folder in folders)
 
     def told(self) -> str:
-        """What is kept."""
+        """Describe what the folder has so far."""
         if not self.parts.is_dir():
             return f"the result is in {self.folder}"
         if not self.kept:
-            return f"what was finished is kept in {self.folder}"
-        return f"{min(self.kept, self.total):,} of {self.total:,} {self.rows} are kept in {self.folder}"
+            return f"the finished parts are saved in {self.folder}"
+        return f"{min(self.kept, self.total):,} of {self.total:,} {self.rows} are saved in {self.folder}"
 
     def done(self) -> None:
-        """The results are written: the parts are needed no more."""
+        """Delete the parts, because the results have been written."""
         import shutil
 
         from ..core.signals import held
@@ -81,19 +79,19 @@ def work_in(
     session: Session, out: Path | None, default: Path, resume: bool, total: int, rows: str, facts: str,
     requests: Callable[[], Any],
 ) -> Iterator[Work]:  # fmt: skip
-    """The folder of a command that keeps parts: a new one, or the one that it goes on in.
+    """Open the folder of a command that saves parts: a new folder, or the one to resume in.
 
     Args:
-        session: Who is told.
-        out: What was typed; ``None`` for ``default``, or that with a number.
-        default: The folder otherwise.
-        resume: Whether to go on.
+        session: The session that prints the messages.
+        out: The folder that was typed. ``None`` for ``default``, with a number if that folder exists.
+        default: The default folder.
+        resume: Whether to resume.
         total, rows: See :class:`Work`.
-        facts: The file that is written when all is done; the requests are in it, or in ``request.json`` beside it.
-        requests: What is asked for, as it is kept there; called if there is a finished result.
+        facts: The name of the file that is written last. The requests are in it, or in ``request.json`` beside it.
+        requests: Returns the requests in the form in which they are saved; called only if there is a finished result.
 
     Raises:
-        UsageError: If the folder has nothing to go on from and is not empty, or has another result.
+        UsageError: If the folder is not empty and has nothing to resume from, or has the result of another command.
     """
     from ..core.files import new_folder, read_json
     from ..core.parts import check_request, plain_request
@@ -107,25 +105,25 @@ def work_in(
             stored |= read_json(found / REQUEST)
         kept, asked = stored.get("requests"), plain_request({"requests": requests()})["requests"]
         if not isinstance(kept, list) or len(kept) != len(asked):
-            raise UsageError(f"{found} has a finished result, which is not of this command; choose another folder",
+            raise UsageError(f"{found} has the finished result of another command; choose another folder",
                              parameter="out")  # fmt: skip
         for now, then in zip(asked, kept, strict=True):
             check_request(now, then, f"the results in {found}")
         yield replace(work, finished=stored)
         return
     if resume and (found is None or not work.parts.is_dir()):
-        session.say(f"nothing to go on from in {work.folder}: beginning anew")
+        session.say(f"nothing to resume in {work.folder}: starting from the beginning")
     if found is not None and work.parts.is_dir():
-        session.say(f"going on: {work.told()}")
+        session.say(f"resuming: {work.told()}")
     if found is None and not resume and (first / "parts").is_dir():
-        session.say(f"{first} has parts of an interrupted result, which --resume goes on with; this is another one")
+        session.say(f"{first} has an interrupted result, which --resume would continue; starting another one")
     with new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:
             try:
                 yield work
             except Exception:
-                check()  # compiled code makes errors of its own of a signal
+                check()  # compiled code may turn a signal into an error of its own
                 raise
         except (Preempted, Stopped) as stop:
             if any(folder.iterdir()):
@@ -134,14 +132,14 @@ def work_in(
             raise
         except Exception:
             if work.kept:
-                session.say(f"{work.told()}; --resume goes on")
+                session.say(f"{work.told()}; use --resume to continue")
             raise
 
 
 def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
-    """The folder to go on in: one with parts, or else one with a result, or an empty one; ``None`` for a new one."""
+    """The folder to resume in: one with parts, or else one with a result, or an empty one; ``None`` for a new one."""
     if first.exists() and not first.is_dir():
-        return None  # which is refused where it is made
+        return None  # making the folder raises the error
     n, folders = 2, [first] if first.is_dir() else []
     while numbered and folders and (folder := first.with_name(f"{first.name}-{n}")).is_dir():
         folders.append(folder)
@@ -151,6 +149,6 @@ def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
             if wanted(folder):
                 return folder
     if folders and any(path.name != "parts" for path in first.iterdir()) and not numbered:
-        told = f"{first} has neither parts nor a result to go on from; choose another folder"
+        told = f"{first} has neither parts nor a result to resume from; choose another folder"
         raise UsageError(told, parameter="out")
     return first if folders and not numbered else None

@@ -1,7 +1,7 @@
-"""Codecs: data units to model units and back, with the log-determinant that a likelihood needs.
+"""Codecs: maps from data units to model units and back, with the log-determinant that a likelihood needs.
 
-``base`` says what a codec is and composes them, ``affine`` is a shift and a scale, ``dequantise`` turns levels into
-continuous values.
+``base`` defines what a codec is and composes codecs, ``affine`` is a shift and a scale, and ``dequantise`` turns levels
+into continuous values.
 """
 
 from __future__ import annotations

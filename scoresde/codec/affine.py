@@ -1,4 +1,4 @@
-"""A shift and a scale,  m = (x - shift) / scale,  whose log-determinant is minus the sum of log scale."""
+"""A shift and a scale,  m = (x - shift) / scale;  the log-determinant is minus the sum of log scale."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Affine(Codec):
     """The affine map between data units and model units, ``model = (data - shift) / scale``.
 
     Attributes:
-        shift: float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``, in data units.
-        scale: The same, positive.
+        shift: The shift in data units, float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``.
+        scale: The scale, positive, in the same units and dtype, and of such a shape.
     """
 
     shift: Tensor
@@ -36,9 +36,9 @@ class Affine(Codec):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Affine:
-        """From plain numbers and lists, as JSON has them."""
+        """Build the codec from plain numbers and lists, as read from JSON."""
         if set(options) != {"shift", "scale"}:
-            raise DataError(f"an affine codec has shift and scale; got {sorted(options)}")
+            raise DataError(f"an affine codec has the options shift and scale; got {sorted(options)}")
         shift, scale = (torch.tensor(options[key], dtype=torch.float64) for key in ("shift", "scale"))
         return cls(shift, scale)
 
@@ -48,7 +48,7 @@ class Affine(Codec):
         return torch.equal(self.shift, other.shift) and torch.equal(self.scale, other.scale)
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """In the dtype of ``x``, or float32 for whole numbers; shape ``(B, *event)``."""
+        """Convert ``x`` to model units, in its dtype, or in float32 if it holds integers; shape ``(B, *event)``."""
         dtype = x.dtype if x.is_floating_point() else time_dtype(x.device)
         m = (x.to(dtype) - self.shift.to(x.device, dtype)) / self.scale.to(x.device, dtype)
         return m if x.is_floating_point() else m.float()
@@ -61,17 +61,17 @@ class Affine(Codec):
         return -self.log_scale(x.shape[1:])
 
     def log_scale(self, shape: Sequence[int]) -> float:
-        """Sum of ``log(scale)`` over an event of shape ``shape``, in nats."""
+        """Return the sum of ``log(scale)`` over an event of shape ``shape``, in nats."""
         return float(torch.broadcast_to(self.scale, tuple(shape)).log().sum())
 
 
 def as_affine(codec: Codec, what: str) -> Affine:
-    """The affine map that a codec is on continuous values, for ``what`` needs one.
+    """Return the affine map by which a codec maps continuous values, for the feature ``what`` that needs one.
 
     Raises:
-        UsageError: If it is another kind of map.
+        UsageError: If the codec is not affine on continuous values.
     """
     found = codec.continuous
     if not isinstance(found, Affine):
-        raise UsageError(f"{what} needs data that are shifted and scaled alone; these go through {found}")
+        raise UsageError(f"{what} needs data that are only shifted and scaled; these go through {found}")
     return found

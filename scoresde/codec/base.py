@@ -1,14 +1,16 @@
-"""What a codec is: a map between data units and the units of order one that a model works in.
+"""The codec interface: a map between data units and model units, the units of order one that a model works in.
 
 With  m = to_model(x)  the two densities differ by the determinant of the map,
 
-    log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|,                                        (1)
+    log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|.                                        (1)
 
-where D, the number of dimensions, is what a row really has (:meth:`Codec.dims`), and not how many numbers store it.
-Codecs compose: the first one of :class:`Composed` meets the data, and the log-determinants add up.
+D, the number of dimensions, is the true dimension of a row (:meth:`Codec.dims`), which may differ from the number of
+values that store it. Codecs compose: the first one of :class:`Composed` is applied to the data, and the
+log-determinants add up.
 
-A network sees and answers arrays of the shape of the data. Where a codec changes the shape (a projection onto a
-subspace, an orthonormal basis), ``show`` is its linear part from model units to the network, and ``hide`` back.
+A network takes and returns arrays in the shape of the data. Where a codec changes the shape (a projection onto a
+subspace, an orthonormal basis), ``show`` applies the linear part of the map from model units to the shape of the data,
+and ``hide`` is the way back.
 """
 
 from __future__ import annotations
@@ -31,66 +33,68 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 
 
 class Codec(ABC):
-    """A map between data units and model units; derive a frozen dataclass.
+    """A map between data units and model units; write your own as a frozen dataclass that derives from this class.
 
-    ``condition`` is what is known of each row, for codecs that depend on it; most do not.
+    The argument ``condition`` is what is known about each row, for codecs that depend on it; most do not.
     """
 
     @abstractmethod
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Data ``(B, *event)`` in model units.
+        """Convert data ``(B, *event)`` to model units.
 
         Args:
-            x: In data units.
-            condition: What is known of the rows.
-            noise: Uniform numbers in [0, 1), the shape of ``x``, for a codec that draws; without them nothing is drawn.
+            x: The data, in data units.
+            condition: What is known about the rows.
+            noise: Uniform numbers in [0, 1), in the shape of ``x``, for a codec that is random; without them it is
+                deterministic.
         """
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Model units ``(B, *event)`` in data units; computed in float64, in the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` from model to data units, in float64; the result has the dtype of ``m``."""
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """``log |dm/dx|`` of (1) in nats: one number, or one for each row ``(B,)``; ``None`` if there is none."""
+        """Return ``log |dm/dx|`` of (1) in nats: one number, or one per row ``(B,)``; ``None`` if it is undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
-        """How many numbers a row of ``x``, ``(B, *event)``, really has: one number, or int64 ``(B,)``."""
+        """Return the true dimension of the rows of ``x``, ``(B, *event)``: one number, or int64 ``(B,)``."""
         return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of an event in model units, for its ``shape`` in data units."""
+        """Return the shape of an event in model units, given its ``shape`` in data units."""
         return shape
 
     def show(self, m: Tensor) -> Tensor:
-        """What a network is shown of ``m: (B, *event)``: the linear part of the way to data, in the data's shape."""
+        """Convert ``m: (B, *event)`` to a network input in the data's shape: the linear part of the map to data."""
         return m
 
     def hide(self, x: Tensor) -> Tensor:
-        """A network's answer ``(B, *event)`` in model units: the inverse of :meth:`show`."""
+        """Convert a network's output ``(B, *event)`` to model units: the inverse of :meth:`show`."""
         return x
 
     def rows(self, index: Tensor) -> Codec:
-        """The codec for the rows ``index``, shape ``(B',)``."""
+        """Return the codec for the rows ``index``, shape ``(B',)``."""
         return self
 
     @property
     def levels(self) -> Codec | None:
-        """The part that turns levels into continuous values, if there is one."""
+        """The part of the codec that turns levels into continuous values, or ``None``."""
         return None
 
     @property
     def continuous(self) -> Codec:
-        """The rest of it, which maps continuous values to continuous ones."""
+        """The rest of the codec, which maps continuous values to continuous ones."""
         return self
 
 
 @dataclass(frozen=True)
 class Composed(Codec):
-    """Codecs one after the other.
+    """Several codecs, applied one after the other.
 
     Args:
-        parts: The first meets the data, the last gives model units; without any, data units are model units.
+        parts: The codecs. The first one is applied to the data, and the last one returns model units. Without any, data
+            units and model units are the same.
     """
 
     parts: tuple[Codec, ...] = ()
@@ -100,7 +104,7 @@ class Composed(Codec):
         for part in self.parts:
             flat += part.parts if isinstance(part, Composed) else [part]
         if any(part.levels is not None for part in flat[1:]):
-            raise UsageError("levels are turned into continuous values before anything else; put them first")
+            raise UsageError("the codec that turns levels into continuous values must come first")
         object.__setattr__(self, "parts", tuple(flat))
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
@@ -164,17 +168,17 @@ class Composed(Codec):
 
 
 def to_dict(codec: Codec) -> list[dict[str, Any]]:
-    """A codec as plain values, for JSON: the name and the options of each part.
+    """Return a codec as plain values for JSON: the name and the options of each part.
 
     Raises:
-        UsageError: If one of them is in no table, so that nobody could read it again.
+        UsageError: If a part is not a built-in codec, because it could not be read back.
     """
     if isinstance(codec, Composed):
         return [entry for part in codec.parts for entry in to_dict(part)]
     if name_of(codec, CODECS) not in CODECS:
         raise UsageError(
-            f"{type(codec).__name__} is in no table of codecs, and a run that names it could not be read again; train "
-            "without a run folder (save=False)",
+            f"{type(codec).__name__} is not a built-in codec, and a run that refers to it could not be read again; "
+            "train without a run folder (save=False)",
             parameter="save",
         )
     options = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options_of(codec).items()}
@@ -182,10 +186,10 @@ def to_dict(codec: Codec) -> list[dict[str, Any]]:
 
 
 def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
-    """The inverse of :func:`to_dict`; names that are in no table are refused.
+    """Build a codec from plain values: the inverse of :func:`to_dict`, for built-in codecs only.
 
     Raises:
-        CheckpointError: If it describes no codec.
+        CheckpointError: If the values do not describe a codec.
     """
     try:
         parts = [resolve(str(part["name"]), CODECS, "codec").from_options(dict(part["options"])) for part in stored]
@@ -197,5 +201,5 @@ def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
 
 
 def digest(codec: Codec) -> str:
-    """16 hexadecimal digits that change when a codec does."""
+    """Return a digest of a codec, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_dict(codec), sort_keys=True).encode()).hexdigest()[:16]

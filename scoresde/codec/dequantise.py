@@ -1,13 +1,13 @@
 """Levels, such as 8-bit pixels and counts, as continuous values.
 
-Numbers that come in levels (8-bit pixels, counts) have no density. They get one by uniform dequantisation: the level k
-spreads over its cell  [k, k + w),
+Values that come in levels (8-bit pixels, counts) have no density. Uniform dequantisation gives them one: it spreads the
+level k over its cell  [k, k + w),
 
-    to_model(k) = k + w u,      u uniform on [0, 1),
+    to_model(k) = k + w u,      u uniform on [0, 1).
 
-after which the log density, averaged over a cell, bounds the log probability of the level from below (Theis et al.
-2016, arXiv:1511.01844, sec. 3.1), with  log_det = D log w:  log P(k) >= E log p(k + w u) + D log w. Going back, a value
-is the level whose cell it lies in.
+The log density, averaged over a cell, is then a lower bound on the log probability of the level (Theis et al. 2016,
+arXiv:1511.01844, sec. 3.1), with  log_det = D log w:  log P(k) >= E log p(k + w u) + D log w. In the other direction,
+a value maps to the level whose cell contains it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ __all__ = ["Levels"]
 
 @dataclass(frozen=True, eq=False)
 class Levels(Codec):
-    """Equally spaced levels: the same for all numbers of an event, or of each column or channel its own.
+    """Equally spaced levels, either the same for all elements of an event or separate for each column or channel.
+
+    Each argument is one number, or a tensor (float64, and int64 for the count) whose shape broadcasts to an event.
 
     Args:
-        low: The lowest one, data units; a number, or float64 of a shape that broadcasts to an event, as the next two.
-        high: The highest one, data units.
-        count: How many there are, at least 2. Of its own a column may have a single level, or 0: it is continuous, and
-            left as it is.
+        low: The lowest level, in data units.
+        high: The highest level, in data units.
+        count: The number of levels, at least 2 if it is one number. In a tensor it may be 1, or 0 for a column that is
+            continuous and stays unchanged.
     """
 
     low: float | Tensor
@@ -44,7 +46,7 @@ class Levels(Codec):
 
     def __post_init__(self) -> None:
         kinds = {"low": (float, torch.float64), "high": (float, torch.float64), "count": (int, torch.int64)}
-        for name, (kind, dtype) in kinds.items():  # as a file gives them back
+        for name, (kind, dtype) in kinds.items():  # accept the plain lists that a file holds
             value = getattr(self, name)
             several = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0)
             object.__setattr__(self, name, torch.as_tensor(value, dtype=dtype) if several else kind(value))
@@ -52,11 +54,11 @@ class Levels(Codec):
         alone = count.ndim == 0
         wrong = (count < (2 if alone else 0)) | (low > high) | ~(high - low).isfinite() | ((low == high) & (count > 1))
         if bool(wrong.any()):
-            raise DataError(f"there are {self.count} levels from {self.low} to {self.high}; take at least 2")
+            raise DataError(f"there are {self.count} levels from {self.low} to {self.high}; use at least 2")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Levels:
-        """From plain numbers or lists, as JSON has them."""
+        """Build the codec from plain numbers or lists, as read from JSON."""
         return cls(options["low"], options["high"], options["count"])
 
     def __eq__(self, other: object) -> bool:
@@ -72,7 +74,7 @@ class Levels(Codec):
 
     @property
     def width(self) -> float | Tensor:
-        """Distance between two levels, data units; 0 where there are none, and 1 where there is a single one."""
+        """Distance between two levels, in data units; 0 where there are no levels, and 1 where there is only one."""
         if isinstance(self.count, int):
             return (self.high - self.low) / (self.count - 1)
         found = torch.where(self.count > 1, (self.high - self.low) / (self.count - 1).clamp(min=1), 1.0)
@@ -80,7 +82,7 @@ class Levels(Codec):
 
     @property
     def everywhere(self) -> bool:
-        """Whether every number of an event is a level, so that an event has a probability and not a density."""
+        """Whether every element of an event is a level, so that the event has a probability instead of a density."""
         return bool((torch.as_tensor(self.count) > 0).all())
 
     @property
@@ -88,16 +90,22 @@ class Levels(Codec):
         return self
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Inside the cell of ``x``, in the dtype of ``noise``; without noise ``x`` as it is, the cell's lower end."""
+        """Return a point in the cell of ``x: (B, *event)``, in the dtype of ``noise``.
+
+        Without noise, return ``x`` itself, which is the lower end of its cell.
+        """
         if noise is None:
             return x
         x, width = x.to(noise.dtype), self._like(self.width, noise)
-        # Rounding would carry a u next to 1 into the next cell (255 + 0.999999 is 256 in float32): stop short.
+        # Rounding can carry a u close to 1 into the next cell (255 + 0.999999 is 256 in float32), so stay below it.
         return torch.minimum(x + width * noise, torch.nextafter(x + width, x))
 
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """The level whose cell contains a value, kept in range; ``(B, *event)``, float32 for whole numbers."""
-        # In float64: in float32, -6e-8 - (-3) is 3, one cell too far.
+        """Return the level whose cell contains each value, limited to the range of levels; shape ``(B, *event)``.
+
+        The result has the dtype of ``m``, or float32 if that holds integers.
+        """
+        # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))
         low, width, count = (self._like(v, wide) for v in (self.low, self.width, self.count))
         index = torch.floor((wide - low) / (width if isinstance(width, float) else width.clamp(min=1e-300)))
@@ -110,7 +118,7 @@ class Levels(Codec):
 
     @staticmethod
     def _like(value: float | Tensor, x: Tensor) -> Any:
-        """A number as it is, a table of them where and as what ``x`` is."""
+        """Return a number unchanged, and a tensor, of any shape, with the device and dtype of ``x``."""
         return value.to(x) if isinstance(value, Tensor) else value
 
     def log_det(self, x: Tensor, condition: object = None) -> float:

@@ -1,10 +1,10 @@
-"""What is known of a sample: the slots of a condition, at most four tensors with a row for each sample.
+"""Conditions: what is known about each sample, in up to four tensors (slots) with one row per sample.
 
-That something is *not* known is written in the value itself, so that dropping a condition for guidance, a hole in a
-picture and an empty cell of a table are one thing:
+A missing value is marked in the tensor itself, so that dropping a condition for guidance, a hole in an image and an
+empty cell of a table are all handled alike:
 
     =========  ==============================  =====================
-    slot       shape                           not given
+    slot       shape                           missing value
     =========  ==============================  =====================
     `label`    int64 ``(B,)``                  the number of classes
     `vector`   ``(B, V)``                      NaN
@@ -12,7 +12,7 @@ picture and an empty cell of a table are one thing:
     `tokens`   int64 ``(B, L)``                -1
     =========  ==============================  =====================
 
-A leading size of 1 in place of B means "the same for every row". A network takes NaN out by ``where`` before any
+A leading size of 1 in place of B means "the same for every row". A network must remove NaN with ``where`` before any
 product, because 0 times NaN is NaN.
 """
 
@@ -36,14 +36,14 @@ SLOTS = ("label", "vector", "image", "tokens")
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What is known of the rows of a batch.
+    """What is known about the rows of a batch.
 
     Args:
         label: Class of each row, int64, shape ``(B,)`` or ``(1,)``.
         vector: Numbers, shape ``(B, V)`` or ``(1, V)``.
-        image: A picture or a signal, shape ``(B, C, *space)`` or ``(1, C, *space)``.
-        tokens: Words, int64, shape ``(B, L)`` or ``(1, L)``.
-        classes: How many classes there are; this label stands for "not given".
+        image: An image or a signal, shape ``(B, C, *space)`` or ``(1, C, *space)``.
+        tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``.
+        classes: The number of classes; as a label, this number means "not given".
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)
@@ -59,10 +59,10 @@ class Condition:
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
-            raise UsageError(f"the parts of a condition have one row for each sample, or one for all; got {sizes}")
+            raise UsageError(f"the parts of a condition need one row for each sample, or one for all; got {sizes}")
 
     def __len__(self) -> int:
-        """The number of rows; 1 if they are all the same."""
+        """Return the number of rows; 1 if they are all the same."""
         return max((len(v) for name in SLOTS if (v := getattr(self, name)) is not None), default=1)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Condition:
@@ -70,27 +70,27 @@ class Condition:
         return Condition(label, vector, image, tokens, self.classes)
 
     def rows(self, index: Tensor) -> Condition:
-        """The condition of the rows ``index``, shape ``(B',)``."""
+        """Return the condition of the rows ``index``, shape ``(B',)``."""
         return self._each(lambda value: select(value, index.to(value.device)))
 
     def expand(self, count: int) -> Condition:
-        """The same with ``count`` rows.
+        """Return the condition expanded to ``count`` rows.
 
         Raises:
-            UsageError: If there are rows, and not so many.
+            UsageError: If it has another number of rows, and not just one.
         """
         if len(self) not in (1, count):
             raise UsageError(f"a condition of {len(self)} rows for {count} samples; give one for all, or one for each")
         return self._each(lambda value: value.expand(count, *value.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:
-        """The same on a device."""
+        """Return the condition on another device."""
         return self._each(lambda value: value.to(device))
 
     def dropped(self, mask: Tensor) -> Condition:
-        """The same with nothing given for the rows where ``mask``, bool ``(B,)``, is true."""
+        """Return the condition with missing values in the rows where ``mask``, bool ``(B,)``, is true."""
         if self.label is not None and not self.classes:
-            raise UsageError("a label that may be dropped needs the number of classes, which stands for none: classes=")
+            raise UsageError("dropping a label needs the number of classes, which stands for 'no class': pass classes=")
         found = self.expand(len(mask))
 
         def hide(value: Tensor | None, nothing: float) -> Tensor | None:
@@ -105,9 +105,9 @@ class Condition:
         )
 
 
-# Compiled and exported networks take a condition apart into its tensors.
+# Compiled and exported networks split a condition into its tensors.
 def _made(values: Iterable[Any], classes: Any) -> Condition:
-    """A condition of whatever stands for its tensors, unchecked."""
+    """Build a condition from tensors, or from any placeholders for them, without checks."""
     made = object.__new__(Condition)
     for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
         object.__setattr__(made, name, value)

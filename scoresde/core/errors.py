@@ -1,7 +1,8 @@
 """Exceptions that a user can act on, each with the exit code the command line returns for it.
 
-A message says what went wrong, where, with the value, and what to try. Codes: 0 success, 1 unexpected, 2 usage,
-3 data or checkpoint, 4 numerical, 75 told to stop, with what was finished kept (``EX_TEMPFAIL``), 130 Ctrl-C.
+A message says what went wrong and where, quotes the value, and suggests what to try. The exit codes are 0 for success,
+1 for an unexpected error, 2 for usage, 3 for data or checkpoints, 4 for numerical errors, 75 (``EX_TEMPFAIL``) when the
+process is told to stop and keeps its finished work, and 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = [
 
 
 class Answered(BaseException):
-    """What is raised, or warned of, with what would put it right.
+    """Base of the errors and warnings that carry a suggested fix.
 
     Args:
-        message: What went wrong, in the words of the library.
-        parameter: The parameter, or function, that would put it right, and ``value`` what to give it, for the command
-            line, which knows how that is typed.
+        message: What went wrong, in terms of the Python API.
+        parameter: The parameter or function that would fix it. The command line turns it into the option to type.
+        value: The value to give that parameter.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
@@ -39,13 +40,13 @@ class Answered(BaseException):
 
 
 class ScoresdeError(Answered, Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(ScoresdeError, ValueError):
-    """An option, a name or an argument that cannot be right."""
+    """An invalid option, name or argument."""
 
     exit_code = 2
 
@@ -58,11 +59,11 @@ class DataError(ScoresdeError, ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One of the things that are wrong with a data set.
+    """One problem with a data set.
 
     Attributes:
-        message: What is wrong, and with which of the data, in the words of the library.
-        answers: The parameters that would put it right, and what to give each; empty if the data must be changed.
+        message: What is wrong, and which data are affected, in terms of the Python API.
+        answers: The parameters that would fix it and their values; empty if the data themselves must be changed.
     """
 
     message: str
@@ -70,12 +71,12 @@ class Problem:
 
 
 class Problems(DataError):
-    """All that is wrong with a data set, at once.
+    """All problems of a data set, reported at once.
 
     Args:
         where: The file or folder.
-        problems: At least one.
-        notes: What else a person should know, a sentence each; not part of the message.
+        problems: The problems, at least one.
+        notes: Further remarks for the reader, one sentence each; they are not part of the message.
     """
 
     def __init__(self, where: object, problems: Sequence[Problem], notes: Sequence[str] = ()) -> None:
@@ -85,7 +86,7 @@ class Problems(DataError):
         super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
-        """The message, with a text for each problem."""
+        """Return the message, with one of ``texts`` for each problem."""
         if len(texts) == 1:
             return f"{self.where}: {texts[0]}"
         return "\n".join([f"{self.where}: {len(texts)} problems", *(f"{i}. {t}" for i, t in enumerate(texts, 1))])
@@ -98,25 +99,25 @@ class CheckpointError(ScoresdeError, ValueError):
 
 
 class NumericalError(ScoresdeError, ArithmeticError):
-    """NaN, infinity, or a solver that could not go on."""
+    """A NaN or infinite value, or a solver that could not continue."""
 
     exit_code = 4
 
 
 class Preempted(Answered):
-    """SIGTERM or SIGUSR1: what was finished is kept, and can be gone on from.
+    """SIGTERM or SIGUSR1 arrived: finished work is kept, and a later run can continue from it.
 
-    Like Ctrl-C it is no ``Exception``: whoever catches errors must not take it for one and go on.
+    Like ``KeyboardInterrupt``, this is not an ``Exception``, so code that catches errors does not swallow it.
     """
 
     exit_code = 75
 
 
 class Stopped(Answered, KeyboardInterrupt):
-    """Ctrl-C: what was finished is kept, and can be gone on from."""
+    """Ctrl-C was pressed: finished work is kept, and a later run can continue from it."""
 
     exit_code = 130
 
 
 class Advice(Answered, UserWarning):
-    """A warning that says what would put it right."""
+    """A warning that carries a suggested fix."""

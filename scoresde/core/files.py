@@ -1,11 +1,12 @@
-"""Files and folders: written whole or not at all, read without running code.
+"""Files and folders: they are written whole or not at all, and read without running code.
 
-Everything that this package writes goes through :func:`atomic`: to a temporary name beside the target, flushed to the
-disk, then renamed. A reader sees the old content or the new one, and what was interrupted leaves nothing behind. Only a
-log grows in place, a line at a time (:func:`append_line`). What is read goes through :mod:`.opened`.
+Everything that this package writes goes through :func:`atomic`: it is written to a temporary name beside the target,
+flushed to disk and then renamed. A reader sees either the old content or the new, and an interrupted write leaves
+nothing behind. The one exception is a log, which grows in place, a line at a time (:func:`append_line`). All reading
+goes through :mod:`.opened`.
 
-JSON objects and tensors may carry a checksum of what is in them, so that one changed digit is seen. It is no signature:
-who takes it out and changes the rest is not found out.
+JSON objects and tensors may carry a checksum of their content, which reveals even one changed digit. It is not a
+signature: it does not detect a change by someone who removes the checksum.
 """
 
 from __future__ import annotations
@@ -59,17 +60,17 @@ __all__ = [
     "write_tensors",
 ]  # fmt: skip
 
-FORMAT = 2  # of what this package writes and reads again
-OLDEST = 1  # that it still reads
-LARGEST = 2**28  # bytes of a file of JSON
-CHECKSUM = "checksum"  # of the other values of a JSON object, by which a change is seen
+FORMAT = 2  # version of the file format that this package writes
+OLDEST = 1  # oldest version that it still reads
+LARGEST = 2**28  # largest size of a JSON file, in bytes
+CHECKSUM = "checksum"  # key of the checksum over the other values of a JSON object
 
-# What an interrupted write leaves: a file or folder that was being made, or one whose place was being taken.
+# What an interrupted write leaves behind: a file or folder that was being made, or one that was being replaced.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>[0-9]{1,10})(-[0-9]+)?", re.DOTALL)
-_writing: set[str] = set()  # those of this process that are no leftovers
+_writing: set[str] = set()  # names that this process is still using, which are not leftovers
 _numbers = count()
 
-# What to do about an error of the operating system.
+# What to do about an operating system error.
 ADVICE = {
     errno.ENOSPC: "free some space, or choose a folder elsewhere",
     errno.EDQUOT: "free some space, or choose a folder elsewhere",
@@ -78,7 +79,7 @@ ADVICE = {
 
 
 def cannot_write(path: Path, error: Exception) -> CheckpointError:
-    """Why a file could not be written, and what to do."""
+    """Return the error for a file that could not be written, with the cause and a remedy."""
     why = reason(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         why = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), why)
@@ -88,18 +89,18 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it on success and removed on failure; missing folders are made.
+    """Yield a temporary name beside ``path``, which is renamed to ``path`` on success and removed on failure.
 
-    The block makes a file of that name, or a folder, which takes the place of a folder that is there. What a process
-    that was killed left in the same folder is removed.
+    The block creates a file or a folder with that name; a folder replaces an existing one. Missing parent folders are
+    created, and leftovers of killed processes in the same folder are removed.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If ``path`` cannot be written.
     """
     target = Path(path)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}-{next(_numbers)}"
     _writing.add(temporary.name)
-    with held():  # a signal comes after the file
+    with held():  # delay signals until the file is complete
         yield from _atomic(target, temporary)
 
 
@@ -117,7 +118,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
             os.replace(temporary, target)
     except OSError as error:
         raise cannot_write(target, error) from None
-    except CheckpointError as error:  # of a file in a folder that was being made
+    except CheckpointError as error:  # about a file in the temporary folder
         error.args = (str(error).replace(str(temporary), str(target)),)
         raise
     finally:
@@ -130,9 +131,9 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Refuse what would replace a device or a pipe, and names that cannot be."""
+    """Reject invalid names, and paths whose writing would replace a device or a pipe."""
     if "\0" in str(path):
-        raise OSError("the name has a zero byte in it")
+        raise OSError("the name contains a zero byte")
     if not path.name:
         raise OSError("it is a folder")
     try:
@@ -140,12 +141,13 @@ def _writable(path: Path) -> None:
     except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError("there is a device or a pipe of that name")
+        raise OSError("it is a device or a pipe")
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Put a folder in the place of another, of which one or the other is there, under its name or under one that
-    :func:`clear_leftovers` knows.
+    """Replace a folder by another.
+
+    At every moment one of the two exists, under its own name or under one that :func:`clear_leftovers` recognises.
     """
     aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
     _writing.add(aside.name)
@@ -160,9 +162,9 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder, and in those ``below`` it, but for those of living processes.
+    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process still runs.
 
-    A folder that was being replaced gets its name again.
+    A folder that was being replaced gets its name back.
     """
     try:
         with os.scandir(folder) as inside:
@@ -186,14 +188,14 @@ def clear_leftovers(folder: Path, below: bool = False) -> None:
 
 
 def living(pid: int) -> bool:
-    """Whether a process of this machine has the number ``pid``."""
+    """Whether a process with the id ``pid`` is running on this machine."""
     if os.name != "posix":
-        return True  # a signal would end it
+        return True  # elsewhere, the probe by signal would end the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is another user's
+    except OSError:  # the process belongs to another user
         return True
     return True
 
@@ -207,7 +209,7 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file to the disk, or the files in a folder."""
+    """Flush a file, or all files in a folder, to disk."""
     for file in path.iterdir() if path.is_dir() else (path,):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -217,10 +219,10 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those above it.
+    """Make a folder and its parents.
 
     Raises:
-        CheckpointError: If it cannot be made.
+        CheckpointError: If the folder cannot be made.
     """
     try:
         _writable(path)
@@ -232,12 +234,12 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make ``path``, or ``path-2`` and so on if that is taken: nothing is overwritten.
+    """Make the folder ``path``, or ``path-2`` and so on if the name is taken, so that nothing is overwritten.
 
     If the block fails before it has written anything, the folder is removed again.
 
     Raises:
-        CheckpointError: If it cannot be made.
+        CheckpointError: If the folder cannot be made.
     """
     folder, n, made, above = path, 2, False, missing_above(path)
     try:
@@ -263,16 +265,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def missing_above(path: Path) -> list[Path]:
-    """The folders above a path that are not there, the nearest first."""
+    """Return the parent folders of a path that do not exist, nearest first."""
     return [folder for folder in path.parents if not os.path.lexists(folder)]
 
 
 def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
-    """Remove a folder in which there is no file, nor in the folders in it; whether there was none.
+    """Remove a folder that contains no file at any depth.
 
     Args:
-        folder: The folder, which may be gone.
-        above: Those above it that were made with it, the nearest first; they go as well if they are empty.
+        folder: The folder, which may already be gone.
+        above: Parents that were made together with it, nearest first; they are removed as well if they are empty.
+
+    Returns:
+        Whether the folder contained no file.
     """
     empty = all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
     if empty:
@@ -287,7 +292,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON; an object may be ``signed``, by a checksum of what is in it."""
+    """Write JSON; if ``signed``, the value must be an object, and gets a checksum of its content."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -296,7 +301,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, without the checksum of an object.
+    """Read JSON; the checksum of an object is left out.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -311,25 +316,25 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: If the file is missing, is not JSON or holds something else.
+        CheckpointError: If the file is missing, is not JSON or holds another value.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no object but {reprlib.repr(content)}; is it damaged?")
+        raise CheckpointError(f"{path} does not hold a JSON object but {reprlib.repr(content)}; is it damaged?")
     return content
 
 
 def was_changed(path: Path) -> bool:
-    """Whether a JSON object has a checksum, and it is not that of what is in it.
+    """Whether a JSON object has a checksum that does not match its content.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
     """
     content = _json(path)
     if not isinstance(content, dict) or CHECKSUM not in content:
-        return False  # from before there were any
+        return False  # written before checksums were introduced
     if "format" in content and not _readable(content["format"]):
-        return False  # of another version, which may count otherwise
+        return False  # written by another version, which may compute the checksum differently
     return bool(content.pop(CHECKSUM) != _checksum(content))
 
 
@@ -343,21 +348,21 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """SHA-256 of plain values, whatever the order and the spacing in which they are written, 64 hexadecimal digits."""
+    """SHA-256 of plain values, independent of key order and spacing, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_format(path: Path, stored: Any) -> None:
-    """Refuse what another version wrote.
+    """Reject a file that an incompatible version wrote.
 
     Raises:
-        CheckpointError: With the format found.
+        CheckpointError: If the format is not readable; the message quotes it.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
     if not _readable(found):
         raise CheckpointError(
-            f"{path} has format {found!r}, and this scoresde reads formats {OLDEST} to {FORMAT}; it was written by "
-            "another version: install that one (a newer one, if the number is larger)"
+            f"{path} has format {found!r}, but this scoresde reads formats {OLDEST} to {FORMAT}; the file was written "
+            "by another version: install that one (a newer one, if the number is larger)"
         )
 
 
@@ -366,9 +371,9 @@ def _readable(number: Any) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, objects with a number ``step``; ``[]`` if there is none.
+    """Read a file of JSON lines, each an object with a number ``step``; return ``[]`` if the file is missing.
 
-    A last line that was cut short is left out, and others that are damaged are counted in a warning.
+    A last line that was cut short is skipped silently; other damaged lines are skipped with a warning.
 
     Raises:
         CheckpointError: If the file cannot be read.
@@ -383,7 +388,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = [line for line in (*found, _line(last)) if line is not None]
     damaged = sum(line is None for line in found)
     if damaged:
-        warnings.warn(f"{path}: {damaged:,} damaged line{'s are' if damaged > 1 else ' is'} skipped", stacklevel=2)
+        warnings.warn(f"{path}: skipped {damaged:,} damaged line{'s' if damaged > 1 else ''}", stacklevel=2)
     return lines
 
 
@@ -396,7 +401,7 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a file of JSON lines; without a line, remove it."""
+    """Write a file of JSON lines; if there are none, remove the file."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if not text:
         path.unlink(missing_ok=True)
@@ -407,10 +412,10 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """Return ``kinds`` of files to write if each is ``known``.
+    """Check that all ``kinds`` of files to write are ``known``, and return them.
 
     Raises:
-        UsageError: With the first that is not.
+        UsageError: If one is unknown; the message names the first.
     """
     for kind in kinds:
         if kind not in known:
@@ -419,7 +424,7 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line: after a line that was cut short as a new one, and whole or not at all."""
+    """Append one JSON object as a line, whole or not at all; if the last line was cut short, start a new one."""
     try:
         if os.path.exists(path):
             regular(path)
@@ -444,7 +449,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Write a table."""
+    """Write a table as CSV."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -456,7 +461,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
-    """Write arrays by name to an ``.npz`` file."""
+    """Write named arrays to an ``.npz`` file."""
     import numpy as np
 
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -467,10 +472,14 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, *, signed: bool = True
 ) -> Path:
-    """Write tensors of any shapes to a safetensors file.
+    """Write named tensors of any shape to a safetensors file.
 
-    ``metadata``, plain JSON values, goes into the file's header (see :func:`read_metadata`). So does a checksum of all
-    that is in the file, unless it is not to be ``signed``, because it is kept elsewhere.
+    Args:
+        path: The file.
+        tensors: The tensors by name.
+        metadata: Plain JSON values for the header of the file (see :func:`read_metadata`).
+        signed: Whether to add a checksum of the whole content to the header. Pass ``False`` if the checksum is kept
+            elsewhere.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -483,7 +492,7 @@ def write_tensors(
     with atomic(path) as temporary:
         try:
             temporary.touch()
-            mode = temporary.stat().st_mode  # that of any other file, which the library does not give it
+            mode = temporary.stat().st_mode  # the usual mode for new files, which safetensors does not use
             save_file(plain, temporary, metadata=header)
             temporary.chmod(stat.S_IMODE(mode))
         except SafetensorError as error:
@@ -492,33 +501,33 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256 over the facts, and the names, shapes and bytes of tensors, in the order of the names."""
+    """SHA-256 of the facts and of the names, dtypes, shapes and bytes of the tensors, in the order of the names."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())
     for name in sorted(tensors):
-        tensor = torch.cat([tensors[name].reshape(-1)])  # dense, also one number that was expanded
+        tensor = torch.cat([tensors[name].reshape(-1)])  # copy to dense memory, even if one number was expanded
         found.update(f"{name} {tensor.dtype} {tuple(tensors[name].shape)}\n".encode())
         found.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
     return found.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read the tensors of a safetensors file, of any shape, by name.
 
     Raises:
-        CheckpointError: If it is none, or is not as it was written.
+        CheckpointError: If it is not a safetensors file, or was changed after it was written.
     """
     from safetensors.torch import load_file
 
     try:
         regular(path)
         tensors: dict[str, Tensor] = load_file(path)
-    except Exception as error:  # a damaged header raises nearly anything
+    except Exception as error:  # a damaged header can raise almost anything
         raise CheckpointError(f"{path} cannot be read as safetensors: {reason(error)}") from None
     facts = _facts(path)
     if isinstance(facts, dict) and CHECKSUM in facts and facts.pop(CHECKSUM) != _tensor_checksum(tensors, facts):
-        raise CheckpointError(f"{path} was changed after it was written: its content has not the checksum in it")
+        raise CheckpointError(f"{path} was changed after it was written: its content does not match its checksum")
     return tensors
 
 
@@ -526,7 +535,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Read the JSON values in the header of a file that :func:`write_tensors` wrote.
 
     Raises:
-        CheckpointError: If it is none, or from another format.
+        CheckpointError: If it is not such a file, or has an unknown format.
     """
     found = _facts(path)
     check_format(path, found)

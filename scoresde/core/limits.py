@@ -1,12 +1,13 @@
-"""What a number may be: ranges that fields and arguments declare, and what fits into the memory.
+"""Checks on numbers: the ranges that fields and arguments declare, and what fits into memory.
 
-A dataclass states the ranges of its fields in a class attribute, a function those of its arguments in a decorator,
+A dataclass declares the ranges of its fields in a class attribute, and a function those of its arguments in a
+decorator:
 
     limits = ranges(sigma_min=POSITIVE)                  @checked(n=COUNT)
 
-and what states nothing is held to its annotation all the same: a ``float`` is a finite number and an ``int`` a whole
-one, so that a new field is safe before anybody has thought of it. The first number that cannot be right is refused,
-with its name, its value and what it may be.
+A number without a declared range is still checked against its annotation: a ``float`` must be finite and an ``int``
+must be a whole number, so a new field is safe by default. The first invalid number raises an error that gives its
+name, its value and the allowed range.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ class Range:
     """The numbers from ``low`` to ``high``.
 
     Args:
-        low, high: The ends.
-        above, below: Whether that end itself is left out.
-        infinite: Whether infinity is a value.
-        seconds: What each of a count takes at the very least; a number that is too large is told with the time.
-        hint: A sentence more for who is outside.
+        low, high: The ends of the range.
+        above, below: Whether to exclude the lower and the upper end.
+        infinite: Whether infinity is allowed.
+        seconds: The least time that one unit of a count takes; the error for a count that is too large states the
+            total time.
+        hint: A remark to add to the error for a number outside the range.
     """
 
     low: float = -math.inf
@@ -64,7 +66,7 @@ class Range:
         return low and (value < self.high if self.below else value <= self.high)
 
     def noun(self, whole: bool = False) -> str:
-        """``a number > 0 and <= 1``."""
+        """Return the range in words, such as ``a number > 0 and <= 1``."""
         told = self.infinite or self.high < math.inf
         words = "a whole number" if whole else "a number" if told else "a finite number"
         low, high = (f"{end:,d}" if whole and abs(end) < math.inf else f"{end:g}" for end in _ends(self, whole))
@@ -81,28 +83,28 @@ def _ends(range_: Range, whole: bool) -> tuple[Any, Any]:
 NUMBER = Range()
 POSITIVE = Range(0, above=True)
 NONNEGATIVE = Range(0)
-FRACTION = Range(0, 1)  # both ends are values
+FRACTION = Range(0, 1)  # both ends are allowed
 SHARE = Range(0, 1, above=True, below=True)
 WHOLE = Range(0, 2**53)
 COUNT = Range(1, 10**9)
 SEVERAL = Range(2, 10**9)
-TRAINED = Range(1, 10**8, seconds=1e-3)  # steps of training
-STEPS = Range(1, 10**6, seconds=1e-4)  # of a solver, or strata of a bound; published are at most 2000
-FRAMES = Range(2, 1000)  # of a moving picture
-WIDTH = Range(1, 10**6)  # of a layer
-DEPTH = Range(0, 1000)  # of blocks
+TRAINED = Range(1, 10**8, seconds=1e-3)  # training steps
+STEPS = Range(1, 10**6, seconds=1e-4)  # steps of a solver, or strata of a bound; published work uses at most 2000
+FRAMES = Range(2, 1000)  # frames of an animation
+WIDTH = Range(1, 10**6)  # width of a layer
+DEPTH = Range(0, 1000)  # number of blocks
 LR = Range(0, 1e30, above=True)  # the learning rate
 SEED = Range(0, 2**64 - 1)
-SIZE = Range(0, 16_384)  # the side of a picture, in pixels
-SCALE = Range(-1000, 1000, hint="of guidance; 1 is none")
+SIZE = Range(0, 16_384)  # the side of an image, in pixels
+SCALE = Range(-1000, 1000, hint="the guidance scale; 1 means no guidance")
 EVALUATIONS = Range(1, 10**9)
 TIME = Range(0, 1e6)
 CLASSES = Range(0, 10**6)
-TOLD = Range(0, 1000)  # numbers that a network is told of a row
+TOLD = Range(0, 1000)  # extra inputs of a network for each row
 RTOL = Range(0, 1e12, above=True, hint="for example 1e-5")
 ATOL = Range(0, 1e12, hint="for example 1e-5")
 
-_ANY = Range(-(2**63), 2**63 - 1)  # of a whole number of which nothing is said
+_ANY = Range(-(2**63), 2**63 - 1)  # whole numbers without a declared range
 
 
 @functools.lru_cache(maxsize=4096)
@@ -113,7 +115,7 @@ def _kinds(text: str) -> frozenset[str]:
 
 
 def kinds_of(annotation: object) -> frozenset[str]:
-    """What an annotation allows, ``float | None`` as two names; empty where nothing is said."""
+    """Return the names of the types that an annotation allows (two for ``float | None``); empty without annotation."""
     if annotation is inspect.Parameter.empty:
         return frozenset()
     return _kinds(annotation if isinstance(annotation, str) else inspect.formatannotation(annotation))
@@ -122,17 +124,18 @@ def kinds_of(annotation: object) -> frozenset[str]:
 def check_number(
     name: str, value: Any, range_: Range | None = None, annotation: object = "float", where: str = ""
 ) -> Any:
-    """A number, if it can be one; a NumPy number as a plain one.
+    """Return a number if it is valid; a NumPy number becomes a plain one.
 
     Args:
-        name: What it is called.
-        value: The value; tuples are checked number by number, and what the annotation leaves open is left as it is.
-        range_: What it may be (default: any finite, or whole, number).
-        annotation: What its type may be, as in a signature.
-        where: What has it, for the message.
+        name: The name of the parameter.
+        value: The value. Tuples are checked number by number; values that the annotation does not restrict to numbers
+            are returned unchanged.
+        range_: The allowed range (default: any finite or, for an ``int``, any whole number).
+        annotation: The allowed types, as written in a signature.
+        where: The owner of the parameter, as a prefix of the message.
 
     Raises:
-        UsageError: With the parameter, the value and what is allowed.
+        UsageError: If the value is invalid. The message gives the parameter, the value and the allowed range.
 
     >>> check_number("steps", 3, COUNT, "int"), check_number("rtol", None, POSITIVE, "float | None")
     (3, None)
@@ -155,7 +158,7 @@ def check_number(
     if found is None:
         known = kinds - {"int", "float", "None", "bool", "tuple", "str"}
         if known and not isinstance(value, str | bool | int | float | complex | None):
-            return value  # a tensor, say, where one is allowed
+            return value  # for example a tensor, where the annotation allows one
     elif found in (range_ or (_ANY if whole else NUMBER)):
         plain = isinstance(value, int | float) or not _is_numpy(value)
         return value if plain else found
@@ -163,7 +166,7 @@ def check_number(
 
 
 def _flag(name: str, value: Any, where: str) -> Any:
-    """A yes or a no."""
+    """Return a flag as a plain bool."""
     if isinstance(value, bool):
         return value
     if _is_numpy(value) and type(value).__name__.startswith("bool"):
@@ -172,7 +175,7 @@ def _flag(name: str, value: Any, where: str) -> Any:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """The value as a plain number, or ``None`` if it is none."""
+    """Return the value as a plain number, or ``None`` if it is not a number."""
     if value is None or isinstance(value, bool | str | bytes | complex) or type(value).__name__ == "bool_":
         return None
     try:
@@ -194,26 +197,26 @@ def _shown(value: Any) -> str:
 
 
 def _refused(name: str, value: Any, found: Any, range_: Range, whole: bool, optional: bool, where: str) -> UsageError:
-    """The error for a value out of its range."""
+    """Return the error for a value outside its range."""
     noun = range_.noun(whole) + (", or none" if optional else "")
     more = f" ({range_.hint})" if range_.hint else ""
     large = found is not None and range_.high < found < math.inf
     if large and range_.seconds:
         told = duration(min(found, 10**30) * range_.seconds)
-        more += f": that many would take at least {told}, take a smaller number"
+        more += f": that many would take at least {told}; use a smaller number"
     answer = (int(range_.high) if whole else range_.high) if large and not range_.below else None
     return UsageError(f"{where}{name} is {_shown(value)}; it must be {noun}{more}", parameter=name, value=answer)
 
 
 def check_fields(thing: Any, where: str | None = None) -> None:
-    """Hold every field of a dataclass to its annotation, and to the range that its class states in ``limits``.
+    """Check every field of a dataclass against its annotation and against the range that its class sets in ``limits``.
 
     Args:
         thing: A dataclass, frozen or not; NumPy numbers in it become plain ones.
-        where: What has the fields, for the message (default: the class).
+        where: The owner of the fields, as a prefix of the message (default: the class).
 
     Raises:
-        UsageError: With the first that offends.
+        UsageError: If a field is invalid; the message names the first one.
     """
     limits: dict[str, Range] = {}
     for kind in reversed(type(thing).__mro__):
@@ -228,17 +231,17 @@ def check_fields(thing: Any, where: str | None = None) -> None:
 
 
 def ranges(**limits: Range) -> Mapping[str, Range]:
-    """The ranges of fields, as a class states them."""
+    """Return the ranges of fields, by name, as a read-only mapping for the class attribute ``limits``."""
     return MappingProxyType(limits)
 
 
 class Checked:
-    """A dataclass whose numbers are checked as soon as they are there.
+    """Base class for a dataclass that checks its numbers on construction.
 
-    A subclass with a ``__post_init__`` of its own calls this one first.
+    A subclass with its own ``__post_init__`` must call this one first.
 
     Attributes:
-        limits: The ranges of fields, those of base classes included.
+        limits: The ranges of the fields; those of base classes apply as well.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges()
@@ -249,7 +252,7 @@ class Checked:
 
 
 def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Hold the arguments of a function to their annotations and to these ranges, before it begins.
+    """Check the arguments of a function against their annotations and these ranges before each call.
 
     >>> @checked(n=COUNT)
     ... def draw(n: int, scale: float = 1.0) -> float: return n * scale
@@ -271,7 +274,7 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 bound = signature.bind(*args, **given)
             except TypeError:
-                return function(*args, **given)  # which says what is missing in its own words
+                return function(*args, **given)  # Python's own error says what is missing
             for name, annotation in known.items():
                 if name in bound.arguments:
                     bound.arguments[name] = check_number(name, bound.arguments[name], limits.get(name), annotation)
@@ -287,9 +290,9 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @functools.cache
 def memory() -> int:
-    """Bytes of memory that this process may have, 16 GiB if unknown.
+    """Return how many bytes of memory this process may use; 16 GiB if unknown.
 
-    The least of the machine's, its control group's, and its own limit (``ulimit -v``).
+    This is the least of the machine's memory, the limit of its control group, and its own limit (``ulimit -v``).
     """
     found = [2**34]
     try:
@@ -300,51 +303,57 @@ def memory() -> int:
         try:
             found.append(int(Path(file).read_text(encoding="ascii")))
         except (OSError, ValueError):
-            continue  # there is no such group, or it says "max"
+            continue  # there is no such group, or its limit is "max"
     try:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         found += [limit] if limit != resource.RLIM_INFINITY else []
     except (ImportError, OSError, ValueError):
-        pass  # not on every system
+        pass  # not available on every system
     return max(1, min(found))
 
 
 def enough_memory(size: float, what: str, parameter: str, value: object = None) -> None:
-    """Refuse what would need more memory than there is, before any of it is asked for.
+    """Reject a request for more memory than there is, before any of it is allocated.
 
     Args:
-        size: Bytes, at the very least.
-        what: What needs them, the subject of the message.
-        parameter: The parameter that a smaller number would put right, and ``value`` such a number.
+        size: The least number of bytes needed.
+        what: What needs them, as the subject of the message.
+        parameter: The parameter to make smaller.
+        value: A number that is small enough.
 
     Raises:
-        UsageError: With both sizes.
+        UsageError: If there is not enough memory. The message gives both sizes.
     """
     if size > memory():
         gib, there = size / 2**30, memory() / 2**30
         asked = f"{gib:,.0f}" if gib < 1e9 else f"{gib:.1e}"
         raise UsageError(
-            f"{what} would need at least {asked} GiB, and there are {there:,.0f} GiB of memory; take a smaller number",
+            f"{what} would need at least {asked} GiB, but only {there:,.0f} GiB of memory are available; "
+            "use a smaller number",
             parameter=parameter,
             value=value,
         )
 
 
 def enough_for_network(parameters: float, name: str, parameter: str) -> None:
-    """Refuse a network that cannot be trained in the memory there is, before it is made.
+    """Reject a network that is too large to be trained in the available memory, before it is built.
 
     Args:
-        parameters: How many it has, at the very least: each is there six times in training, as weight, gradient, two
-            moments of Adam, average, and in the average that is looked at.
-        name: What it is, and ``parameter`` what would make it smaller.
+        parameters: The least number of parameters. Training stores each of them six times: the weight, the gradient,
+            the two moments of Adam, the average, and the copy of the average that is evaluated.
+        name: A description of the network, for the message.
+        parameter: The parameter that makes the network smaller.
+
+    Raises:
+        UsageError: If there is not enough memory.
     """
     enough_memory(24 * parameters, f"training {name} of {parameters:,.0f} parameters", parameter)
 
 
 def duration(seconds: float) -> str:
-    """A time in words, ``3 hours``.
+    """Return a time in words, such as ``3 hours``.
 
     >>> duration(90), duration(1e9)
     ('2 minutes', '32 years')

@@ -1,7 +1,7 @@
-"""One writer in a folder: a lock that the operating system takes back when its holder ends, however that is.
+"""A lock that allows one writer per folder; the operating system releases it when its holder ends, for any reason.
 
-The file ``.lock`` says who holds it, for people. What holds is ``flock`` on it, so that the file alone, of a process
-that was killed or in a copy of the folder, locks nothing.
+The lock is ``flock`` on the file ``.lock``; the content of the file only tells people who holds it. A ``.lock`` file by
+itself, left by a killed process or copied along with the folder, locks nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["LOCK", "held_by", "in_use", "locked"]
 
 LOCK = ".lock"
 TRIES = 5
-HELD = (BlockingIOError, PermissionError)  # what flock raises if another has it: the second on some file systems
+HELD = (BlockingIOError, PermissionError)  # raised if someone else holds the lock; the latter on some file systems
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is there; two threads of one process count as two.
+    """Hold the lock of an existing folder; two threads of one process exclude each other as well.
 
-    Where there are no such locks (other systems, some network file systems), there is a warning and no lock.
+    Where such locks are not supported (other systems, some network file systems), warn and go on without a lock.
 
     Raises:
-        CheckpointError: If another holds it, with who; or if the folder cannot be written to.
+        CheckpointError: If someone else holds the lock (the message says who), or if the folder is not writable.
     """
     file = _taken(folder)
     try:
@@ -42,17 +42,19 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         if file is not None:
             with suppress(OSError):
-                (folder / LOCK).unlink()  # before it is let go, see _taken
+                (folder / LOCK).unlink()  # before the lock is released, see _taken
             os.close(file)
 
 
 def in_use(folder: Path, holder: str) -> CheckpointError:
-    """That another writes into a folder."""
-    return CheckpointError(f"{folder} is in use: {holder} trains there; wait for its end, or choose another folder")
+    """Return the error for a folder that another process is writing to."""
+    return CheckpointError(
+        f"{folder} is in use: {holder} is training there; wait for it to end, or choose another folder"
+    )
 
 
 def held_by(folder: Path) -> str | None:
-    """Who holds the lock of a folder, in words; ``None`` if nobody does, or there is no telling."""
+    """Return who holds the lock of a folder, in words; ``None`` if nobody does, or if that is unknown."""
     try:
         import fcntl
 
@@ -71,12 +73,12 @@ def held_by(folder: Path) -> str | None:
 
 
 def _taken(folder: Path) -> int | None:
-    """The file of the lock, locked; ``None`` where there are no locks."""
+    """Open and lock the lock file, and return its descriptor; ``None`` where locks are not supported."""
     path = folder / LOCK
     try:
         import fcntl
     except ImportError:
-        _without(folder, "this system has none")
+        _without(folder, "this system does not support it")
         return None
     tries = 0
     while True:
@@ -90,7 +92,7 @@ def _taken(folder: Path) -> int | None:
             tries += 1
             holder = _holder(file)
             os.close(file)
-            if tries < TRIES:  # a look at who holds it takes a moment as well
+            if tries < TRIES:  # `held_by` takes the lock for a moment as well
                 time.sleep(0.02)
                 continue
             raise in_use(folder, holder) from None
@@ -98,14 +100,14 @@ def _taken(folder: Path) -> int | None:
             os.close(file)
             _without(folder, error.strerror or str(error))
             return None
-        try:  # one that was removed between the two is no lock to others
+        try:  # a file that was removed after it was opened is not a lock to others
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 break
         except OSError:
             pass
         os.close(file)
     told = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    with suppress(OSError):  # a disk that is full locks as well
+    with suppress(OSError):  # the lock holds even if the disk is full
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(told).encode() + b"\n", 0)
     return file
@@ -115,13 +117,13 @@ def _opened(path: Path, flags: int) -> int:
     file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError("it is no regular file: remove it")
+        raise OSError("it is not a regular file: remove it")
     return file
 
 
 def _holder(file: int) -> str:
-    """Who holds the lock, as the file says."""
-    for _ in range(20):  # it is written right after it was locked
+    """Return who holds the lock, according to the file."""
+    for _ in range(20):  # the holder writes the file right after locking it
         try:
             told = parse_json(os.pread(file, 4096, 0))
             return f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
@@ -132,5 +134,5 @@ def _holder(file: int) -> str:
 
 def _without(folder: Path, why: str) -> None:
     warnings.warn(
-        f"{folder} cannot be locked ({why}): nothing keeps a second training from writing into it", stacklevel=4
+        f"{folder} cannot be locked ({why}): nothing stops a second training run from writing into it", stacklevel=4
     )

@@ -1,7 +1,7 @@
 """Random numbers with an address: draw ``k`` of sample ``i`` under seed ``s`` is always the same number.
 
-Sequential generators tie a sample to its neighbours: change the batch size, drop a finished row, resume at sample
-40,000, and every picture changes. Here each number is a pure function of its address,
+Sequential generators tie a sample to its neighbours: change the batch size, drop a finished row or resume at sample
+40,000, and every image changes. Here each number is a pure function of its address,
 
     (seed, sample index, stream, step, position in the event)  ->  uniform bits  ->  N(0, 1),
 
@@ -13,12 +13,12 @@ computed by the counter-based generator Philox4x32-10 and the Box-Muller transfo
 turn a 128-bit counter and a 64-bit key into four 32-bit words, in integer arithmetic that is the same on every
 device. A row therefore keeps its noise through chunking, compaction and sharding.
 
-A solver with other steps draws other numbers, unless ``brownian`` is set: then the normals of its steps are increments
-of one Brownian path W on [0, 1] for each sample, refined where it is asked for (Levy's midpoint construction),
+A solver with other steps draws other numbers, unless ``brownian`` is set. Then the normals of its steps are increments
+of one Brownian path W on [0, 1] for each sample, refined where it is evaluated (Levy's midpoint construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-with z addressed by the midpoint. The same seed then leads to the same picture as the number of steps grows.
+where the address of z is the midpoint. The same seed then leads to the same image as the number of steps grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
@@ -41,12 +41,12 @@ __all__ = ["Noise", "keyed", "philox"]
 
 _MASK = 0xFFFFFFFF
 
-# One stream for each purpose, so that more steps of one never move the draws of another.
+# One stream for each purpose, so that extra steps of one never shift the draws of another.
 STREAMS = {
     "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
 }  # fmt: skip
 
-# Levels of the Brownian path: it is straight within a cell of 2^-20.
+# Number of refinements of the Brownian path, which is linear within a cell of length 2^-20.
 _LEVELS = 20
 
 
@@ -63,7 +63,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2^64, which keeps both 32-bit halves right.
+        # int64 products wrap modulo 2^64, which leaves both 32-bit halves correct.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -81,8 +81,8 @@ class Noise:
 
     Args:
         seed: Any integer from 0 to 2^64 - 1.
-        indices: Which samples these rows are, int64, shape ``(B,)``; its device is where the numbers are made.
-        brownian: Whether :meth:`between` follows a Brownian path, the same for any number of steps.
+        indices: The number of the sample in each row, int64, shape ``(B,)``. The random numbers are made on its device.
+        brownian: Whether :meth:`between` follows a Brownian path, which is the same for any number of steps.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
     >>> bool((both.normal((3,))[1] == second.normal((3,))[0]).all())
@@ -96,7 +96,7 @@ class Noise:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, SEED, "int")
         if self.indices.ndim != 1 or self.indices.dtype != torch.int64:
-            raise UsageError("the indices of Noise are int64 with shape (B,), one sample number for each row")
+            raise UsageError("the indices of Noise must be int64 with shape (B,), one sample number for each row")
 
     @classmethod
     @checked(count=WHOLE, seed=SEED, start=WHOLE)
@@ -118,9 +118,9 @@ class Noise:
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
-        """Uniform 32-bit words, int64, shape ``(B, 4 blocks)`` with at least ``size`` of them per row."""
+        """Return uniform 32-bit words, int64, shape ``(B, 4 blocks)``, at least ``size`` of them per row."""
         if isinstance(step, int) and not 0 <= step < 2**32:
-            raise UsageError(f"the step of a draw is a 32-bit count; got {step}")
+            raise UsageError(f"the step of a draw must be a 32-bit count; got {step}")
         if stream not in STREAMS:
             raise UsageError(f"unknown stream {stream!r}; choose from: {', '.join(STREAMS)}")
         blocks = torch.arange(-(-size // 4), device=self.indices.device)[None]
@@ -143,7 +143,10 @@ class Noise:
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent standard normals, shape ``(B, *shape)``; ``step`` is one for all or int64 ``(B,)``."""
+        """Return independent standard normals, shape ``(B, *shape)``.
+
+        ``step`` is one number for all rows, or int64 ``(B,)``.
+        """
         size = max(1, math.prod(shape))
         u = (self._words(size + size % 2, stream, step).double() + 0.5) / 2**32
         half = u.shape[1] // 2
@@ -154,9 +157,10 @@ class Noise:
     def between(
         self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Standard normals for step number ``step`` of a solver, from time ``t`` to ``s`` in [0, 1]; ``(B, *shape)``.
+        """Return standard normals for solver step number ``step``, from time ``t`` to ``s``, shape ``(B, *shape)``.
 
-        Plain draws by the number of the step, or, with ``brownian``, ``(W(s) - W(t)) / sqrt(|s - t|)``.
+        They are plain draws addressed by the number of the step or, with ``brownian`` (and times in [0, 1]),
+        ``(W(s) - W(t)) / sqrt(|s - t|)``.
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -165,22 +169,25 @@ class Noise:
         return (increment / math.sqrt(abs(s - t))).to(dtype)
 
     def check(self, times: Tensor) -> None:
-        """Refuse times, shape ``(n + 1,)``, whose steps the Brownian path cannot serve.
+        """Reject times, shape ``(n + 1,)``, with a step that the Brownian path does not cover or resolve.
 
         Raises:
-            UsageError: With the first such step.
+            UsageError: If there is one; the message gives the first such step.
         """
         inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
         wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()
         if len(wrong):
             t, s = float(times[wrong[0]]), float(times[wrong[0] + 1])
             raise UsageError(
-                f"the Brownian path lives on [0, 1] and resolves steps of 4e-6; the step from {t:.6g} to {s:.6g} "
-                "does not fit: take fewer steps, another grid, or plain noise"
+                f"the Brownian path is defined on [0, 1] and resolves steps of 4e-6; the step from {t:.6g} to {s:.6g} "
+                "does not fit: use fewer steps, another grid, or plain noise"
             )
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The Brownian path W(t) of each sample, float64 ``(B, *shape)``; t in [0, 1], one for all or ``(B,)``."""
+        """Return the Brownian path W(t) of each sample, float64, shape ``(B, *shape)``.
+
+        The time t in [0, 1] is one number for all rows, or ``(B,)``.
+        """
         device, count = self.indices.device, len(self.indices)
         t = torch.as_tensor(t, dtype=torch.float64, device=device).expand(count)
 
@@ -209,9 +216,9 @@ class Noise:
         stream: str = "dequantise",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent uniforms on [0, 1), shape ``(B, *shape)``; 24 bits, so that float32 never rounds up to 1.
+        """Return independent uniforms on [0, 1), shape ``(B, *shape)``.
 
-        ``step`` is one for all or int64 ``(B,)``.
+        They have 24 bits, so that float32 never rounds up to 1. ``step`` is one number for all rows, or int64 ``(B,)``.
         """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size] >> 8
@@ -224,18 +231,24 @@ class Noise:
         stream: str = "probe",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Independent signs, -1 or 1, shape ``(B, *shape)``; ``step`` is one for all or int64 ``(B,)``."""
+        """Return independent random signs, -1 or 1, shape ``(B, *shape)``.
+
+        ``step`` is one number for all rows, or int64 ``(B,)``.
+        """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size]
         return (1 - 2 * (words & 1)).reshape(-1, *shape).to(dtype)
 
 
-# Purposes of the generators of training.
+# What a generator in training is used for.
 _PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
 
 
 def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:
-    """A generator of draw ``n`` of a training: a hash (the finaliser of splitmix64) of seed, n and purpose."""
+    """Return the generator for draw ``n`` in training.
+
+    Its seed is a hash (the finaliser of splitmix64) of ``seed``, ``n`` and ``purpose``.
+    """
     key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _PURPOSES[purpose]) % 2**64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         key = (key ^ (key >> shift)) * factor % 2**64

@@ -1,9 +1,9 @@
-"""The door through which files are read: regular ones alone, and no more of them than memory holds.
+"""Safe reading of files: only regular files, and no more of them than fits into memory.
 
-A pipe would be waited for and a device has no end, so that what is no regular file is refused before it is opened.
-What is packed unpacks to a limit, and what a header promises is held against the bytes that there are before anything
-is allocated. Errors are ``OSError`` and ``ValueError``; :func:`reason` says them in a few words, and the reader adds
-which file it was.
+Reading a pipe may block and a device may never end, so anything but a regular file is rejected before it is opened.
+Compressed data unpack only up to a limit, and the sizes in a header are compared with the bytes that follow before
+anything is allocated. Errors are ``OSError`` and ``ValueError``; :func:`reason` describes them briefly, and the caller
+adds the name of the file.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``; Fifield (2019), A better zip bomb.
@@ -32,46 +32,46 @@ __all__ = [
     "read_bytes", "reason", "regular",
 ]  # fmt: skip
 
-FREE, RATIO = 2**28, 100  # a file unpacks to so many bytes, or to so many times its own size if that is more
-NESTED = 64  # levels of JSON
+FREE, RATIO = 2**28, 100  # a file may unpack to FREE bytes or to RATIO times its own size, whichever is more
+NESTED = 64  # deepest nesting of JSON
 GZIP = b"\x1f\x8b"
 KINDS = (
     (stat.S_ISDIR, "it is a folder"),
-    (stat.S_ISFIFO, "it is a pipe, which is not read: write its content to a file"),
+    (stat.S_ISFIFO, "it is a pipe, which cannot be read here: write its content to a file"),
     (stat.S_ISSOCK, "it is a socket"),
-    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "it is a device, which is not read"),
+    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "it is a device, which cannot be read here"),
 )
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be read or written, in one line, without its name."""
+    """Return why a file could not be read or written, in one line, without its name."""
     if out_of_memory(error):
-        return "it takes more memory than there is"
+        return "it needs more memory than is available"
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether there was not enough memory, in Python or in torch's allocators."""
+    """Whether an error means that memory ran out, in Python or in torch's allocators."""
     told = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or "allocate memory" in told or "out of memory" in told
 
 
 def regular(path: str | os.PathLike[str]) -> int:
-    """The size of a regular file in bytes, without opening it.
+    """Return the size of a regular file in bytes, without opening it.
 
     Raises:
-        OSError: If there is none, or it is something else.
+        OSError: If the file does not exist or is not a regular file.
     """
     try:
         found = os.stat(path)
     except ValueError:
-        raise OSError("the name has a zero byte in it") from None
+        raise OSError("the name contains a zero byte") from None
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(next((what for kind, what in KINDS if kind(found.st_mode)), "it is no regular file"))
+        raise OSError(next((what for kind, what in KINDS if kind(found.st_mode)), "it is not a regular file"))
     return found.st_size
 
 
@@ -79,17 +79,17 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading.
 
     Raises:
-        OSError: If there is none, or it is something else.
+        OSError: If the file does not exist or is not a regular file.
     """
     regular(path)
     return open(path, "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """The bytes of a regular file, of at most ``most`` if that is given.
+    """Return the bytes of a regular file of at most ``most`` bytes.
 
     Raises:
-        OSError: If there is none, or it is something else, or larger.
+        OSError: If the file does not exist, is not a regular file or is too large.
     """
     _fits(regular(path), most)
     with open(path, "rb") as file:
@@ -97,21 +97,21 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the bytes of a regular file, 64 hexadecimal digits.
+    """Return the SHA-256 of the bytes of a regular file, as 64 hexadecimal digits.
 
     Raises:
-        OSError: If there is none, or it is something else.
+        OSError: If the file does not exist or is not a regular file.
     """
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fits(size: int, most: int | None = None) -> None:
-    """Refuse what is larger than the memory of this machine, or than ``most``."""
+    """Reject a size in bytes that exceeds the available memory, or ``most``."""
     if most is not None and size > most:
-        raise OSError(f"it has {_bytes(size)}, and such a file has at most {_bytes(most)}")
+        raise OSError(f"it has {_bytes(size)}, but files of this kind have at most {_bytes(most)}")
     if size > memory():
-        raise OSError(f"it takes {_bytes(size)} of memory, and there are {_bytes(memory())}")
+        raise OSError(f"it needs {_bytes(size)} of memory, but only {_bytes(memory())} are available")
 
 
 def _bytes(count: int) -> str:
@@ -125,16 +125,16 @@ def _bytes(count: int) -> str:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the content is gzip, whatever the name says."""
+    """Whether the content of a file is gzip, whatever its name."""
     with opened(path) as file:
         return file.read(2) == GZIP
 
 
 def may_unpack(packed: int, size: int | None = None) -> int:
-    """To how many bytes a file of ``packed`` bytes may unpack.
+    """Return how many bytes a file of ``packed`` bytes may unpack to.
 
     Raises:
-        OSError: If ``size`` is more.
+        OSError: If ``size`` is given and is more than that, or more than the available memory.
     """
     most = max(FREE, RATIO * packed)
     if size is not None:
@@ -146,17 +146,17 @@ def may_unpack(packed: int, size: int | None = None) -> int:
 
 def _bomb(packed: int, size: str, most: int) -> str:
     return (
-        f"it has {_bytes(packed)} and unpacks to {size}, and the limit is {_bytes(most)}: unpack it first, if it is "
-        "what it should be"
+        f"it has {_bytes(packed)} and unpacks to {size}, but the limit is {_bytes(most)}: if you trust the file, "
+        "unpack it first"
     )
 
 
 def gunzipped(data: bytes) -> bytes:
-    """The bytes themselves, or what they unpack to if they are gzip.
+    """Return the bytes, unpacked if they are gzip.
 
     Raises:
-        OSError: If that is too much.
-        Exception: Of several kinds if they are damaged.
+        OSError: If they unpack to too much.
+        Exception: If they are damaged; of several types.
     """
     if data[:2] != GZIP:
         return data
@@ -169,11 +169,13 @@ def gunzipped(data: bytes) -> bytes:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a NumPy file by name, of any shapes; that of an ``.npy`` file is called x. Nothing is unpickled.
+    """Read the arrays of a NumPy file, of any shape, by name; the array of an ``.npy`` file is called ``x``.
+
+    Nothing is unpickled.
 
     Raises:
-        OSError: If there is none, it is something else than a file, or too large.
-        ValueError: If it is damaged, or holds anything but plain arrays.
+        OSError: If the file does not exist, is not a regular file or is too large.
+        ValueError: If the file is damaged, or holds anything but plain arrays.
     """
     import numpy as np
 
@@ -196,43 +198,46 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # decoders raise nearly anything on damaged bytes
+        except Exception as error:  # decoders can raise almost anything on damaged bytes
             raise ValueError(reason(error)) from None
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("it holds members that are no arrays")
+        raise ValueError("it holds members that are not arrays")
     return arrays
 
 
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
-    """Hold what the header of an array promises against the bytes that follow; a member of an archive has no others.
+    """Compare the size in the header of an array with the number of bytes that follow.
 
-    NumPy reads as many bytes as the header says, so that the checksum of a member would not be looked at if these were
-    too few.
+    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says; if that is fewer than
+    there are, it does not reach the end of the member and never verifies its checksum.
+
+    Raises:
+        ValueError: If there are too few bytes or, in an archive, too many.
     """
     import numpy as np
 
     if file.read(6) != b"\x93NUMPY":
-        return  # np.load says what it is
+        return  # np.load reports what it is
     readers = {b"\1\0": np.lib.format.read_array_header_1_0, b"\2\0": np.lib.format.read_array_header_2_0}
     read = readers.get(file.read(2))
     if read is None:
         return
     shape, _, dtype = read(file)
     if dtype.hasobject:
-        return  # refused without being read
+        return  # np.load rejects it without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {promised:,} bytes, and {there:,} are there")
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {promised:,} bytes, but {there:,} are there")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Plain values from JSON in UTF-8, nested to a limit, whole numbers of at most 64 bits.
+    """Parse JSON in UTF-8; the nesting depth is limited, and whole numbers have at most 64 bits.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is not such JSON.
     """
     try:
         value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_whole)
@@ -243,10 +248,10 @@ def parse_json(text: str | bytes) -> Any:
         level = [v for x in level for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())]
         if not level:
             return value
-    raise ValueError("it is nested too deep")
+    raise ValueError("it is nested too deeply")
 
 
 def _whole(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError(f"a whole number of {len(digits.lstrip('-'))} digits, which is too large")
+        raise ValueError(f"it holds a whole number of {len(digits.lstrip('-'))} digits, which is too large")
     return int(digits)

@@ -1,7 +1,8 @@
-"""Output that a result can do without: what fails there is a warning, and never an error.
+"""Optional output: if it cannot be made, there is a warning and never an error.
 
-Pictures and animations follow numbers that took long to compute. Whatever they raise (a backend that is not installed,
-a full disk, a character that a font or a parser cannot read) must not cost the numbers, which are written first.
+Figures and animations are made from numbers that took long to compute. Whatever goes wrong there (a backend that is not
+installed, a full disk, a character that a font or a parser cannot read) must not cost the numbers, which are written
+first.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ __all__ = ["optional"]
 
 @contextmanager
 def optional(what: str, kept: str = "") -> Iterator[None]:
-    """Turn any error of the block into a warning; an interrupt passes.
+    """Turn any error in the block into a warning; let interrupts pass.
 
     Args:
-        what: What is made in the block, for the warning.
-        kept: What is there all the same, likewise.
+        what: What the block makes, for the warning.
+        kept: What is available in any case, for the warning.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as caught, optional("samples.png", "the samples are in samples.npz"):

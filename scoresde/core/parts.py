@@ -1,14 +1,15 @@
-"""Results of many rows, kept in a file for each range of them, so that what was interrupted goes on where it stopped.
+"""Results of many rows, stored in one file per range of rows, so that an interrupted computation can be resumed.
 
-The rows of a computation do not depend on each other, and their ranges neither. Each range that is done becomes one
-file, whole or not at all,
+The rows of a computation are independent of each other, and so are ranges of rows. Each finished range becomes one
+file, written whole or not at all:
 
-    parts/000000-000255.safetensors        rows 0 to 255,
+    parts/000000-000255.safetensors        rows 0 to 255
 
-with the results, and in its header the request (all that they depend on but the rows) and a checksum of its own, which
-is looked at before the results are read. A second call with the same request reads what is there and does the rest, in
-ranges of the same size, so that it returns what one call would have returned, to the bit. Ranges that are damaged are
-done again. Nothing but the names says what is done, so that several processes may each do some of the ranges.
+It holds the results. Its header holds the request (everything that the results depend on, except the rows) and has a
+checksum of its own, which is verified before the results are read. A second call with the same request reads the
+finished ranges and computes the rest in ranges of the same size, so its result is bit-identical to that of a single
+call. Damaged ranges are computed again. The file names alone record what is done, so several processes may each
+compute some of the ranges.
 """
 
 from __future__ import annotations
@@ -30,23 +31,24 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "batch_kept", "check_request", "digest", "plain_request", "rows_kept"]
 
 NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
-OPAQUE = "digest "  # how a value begins that means nothing to a person
+OPAQUE = "digest "  # prefix of values that mean nothing to a person
 T = TypeVar("T")
 
-Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and its other facts as plain JSON values
+Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and its other data as plain JSON values
 
 
 class Parts:
-    """The parts of one request in a folder.
+    """The stored parts of one request, in a folder.
 
     Args:
-        folder: Where they are, or will be; made with the first of them.
-        request: What the results depend on, plain JSON values by the names that a person knows. How many rows there are
-            is no part of it.
-        inputs: The tensors that some rows depend on besides, by their indices, int64 ``(b,)``.
+        folder: The folder of the parts; it is created with the first one.
+        request: What the results depend on: plain JSON values under names that the user knows. The number of rows is
+            not part of it.
+        inputs: A function from row indices, int64 ``(b,)``, to the other tensors that the results of these rows depend
+            on.
 
     Raises:
-        UsageError: If the parts that are there answer another request.
+        UsageError: If the existing parts belong to another request.
     """
 
     def __init__(
@@ -59,9 +61,9 @@ class Parts:
                 check_request(self.request, header["request"], f"the parts in {folder}")
 
     def batch(self, batch: int) -> int:
-        """How many rows are solved at once: as many as in the ranges that are there, or else ``batch``.
+        """Return how many rows to solve at once: the size of the existing ranges, or else ``batch``.
 
-        The last bits of a row depend on how many are solved beside it.
+        The size is kept because the last bits of a row depend on how many rows are solved with it.
         """
         self.size = batch_kept(self.folder) or batch
         return self.size
@@ -73,17 +75,17 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """The result of a range of rows: what is kept of it, or else what ``solve`` returns, which is then kept.
+        """Return the result of a range of rows: the stored one, or else what ``solve`` returns, which is then stored.
 
         Args:
-            index: The rows, int64 ``(b,)``, one after the other.
-            solve: Does the work.
-            pack: Takes a result apart.
-            unpack: Puts it together again, from tensors on the CPU.
+            index: The rows, int64 ``(b,)``, consecutive.
+            solve: Computes the result.
+            pack: Splits a result into tensors and plain values.
+            unpack: Rebuilds the result; the tensors are on the CPU.
 
         Raises:
-            UsageError: If it was made of other inputs.
-            CheckpointError: If it cannot be written.
+            UsageError: If the stored result was computed from other inputs.
+            CheckpointError: If the result cannot be written.
         """
         first, last = int(index[0]), int(index[-1])
         path = self.folder / f"{first:06d}-{last:06d}.safetensors"
@@ -91,7 +93,7 @@ class Parts:
         header = _header(path) if path.is_file() else None
         if header is not None and header["inputs"] != inputs:
             raise UsageError(
-                f"{path} was made of other data than rows {first:,} to {last:,} are now; begin anew in another folder",
+                f"{path} was computed from other data than rows {first:,} to {last:,} have now; use a new folder",
                 parameter="out",
             )
         if header is not None:
@@ -100,7 +102,7 @@ class Parts:
             except CheckpointError:
                 pass
         if path.exists():
-            warnings.warn(f"{path} is damaged: rows {first:,} to {last:,} are done again", stacklevel=2)
+            warnings.warn(f"{path} is damaged: computing rows {first:,} to {last:,} again", stacklevel=2)
         found = solve()
         tensors, facts = pack(found)
         header = {"request": self.request, "batch": getattr(self, "size", len(index)), "inputs": inputs, "facts": facts}
@@ -109,23 +111,23 @@ class Parts:
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A request as it is read again: plain JSON values, and ``repr`` of everything else."""
+    """Return a request in the form in which it is read back: plain JSON values, and ``repr`` of everything else."""
     found: dict[str, Any] = json.loads(json.dumps(dict(request), default=repr))
     return found
 
 
 def check_request(asked: Mapping[str, Any], kept: Mapping[str, Any], whose: str) -> None:
-    """Refuse to go on from the results of another request.
+    """Check that stored results belong to the same request.
 
     Raises:
-        UsageError: With what differs.
+        UsageError: If they do not; the message lists the differences.
     """
     names = [name for name in {**asked, **kept} if json.dumps(asked.get(name)) != json.dumps(kept.get(name))]
-    told = [f"{_told(asked, name)}, and {whose} have {_told(kept, name)}" for name in names]
+    told = [f"{_told(asked, name)}, but {whose} have {_told(kept, name)}" for name in names]
     if told:
         raise UsageError(
-            f"this is not what was asked for first: {'; '.join(told[:5])}; ask for the same again, or begin anew in "
-            "another folder",
+            f"this request differs from the first one: {'; '.join(told[:5])}; repeat the first request, or use a new "
+            "folder",
             parameter="out",
         )
 
@@ -140,7 +142,7 @@ def _told(request: Mapping[str, Any], name: str) -> str:
 
 
 def digest(*things: Tensor | str) -> str:
-    """Of tensors, with their shapes and dtypes, and texts."""
+    """Return a digest of tensors (any shapes; shapes and dtypes count) and texts."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -149,18 +151,18 @@ def digest(*things: Tensor | str) -> str:
             found.update(thing.encode())
             continue
         found.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
-        value = torch.cat([thing.detach().cpu().reshape(-1)])  # dense, also one number that was expanded
+        value = torch.cat([thing.detach().cpu().reshape(-1)])  # copy to dense memory, even if one number was expanded
         found.update(value.view(torch.uint8).numpy().data)
     return OPAQUE + found.hexdigest()
 
 
 def rows_kept(folder: Path) -> int:
-    """How many rows have a part in a folder, by the names of the files."""
+    """Return how many rows the parts in a folder cover, according to the file names."""
     return sum(last - first + 1 for _, (first, last) in _files(folder))
 
 
 def batch_kept(folder: Path) -> int | None:
-    """The size of the ranges in a folder; ``None`` if there is none."""
+    """Return the size of the ranges in a folder; ``None`` if there are no ranges."""
     for path, _ in _files(folder):
         header = _header(path)
         if header is not None:
@@ -176,7 +178,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """What stands in the header of a part; ``None`` if that is damaged."""
+    """Return the header of a part; ``None`` if it is damaged."""
     try:
         header = read_metadata(path)
         whole = {k: v for k, v in header.items() if k not in ("format", "sum")}

@@ -1,4 +1,4 @@
-"""One line that says how far a long loop has come, how fast, and when it will end.
+"""A progress line for long loops: how far, how fast, and how long until the end.
 
 On a terminal it is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server) a bar would be
 thousands of carriage returns, so plain lines are printed instead, one every ten seconds and one at the end::
@@ -34,11 +34,11 @@ class Progress:
 
     Args:
         total: Number of steps in the whole loop.
-        label: What is going on, one word: ``"train"``, ``"sample"``.
-        quiet: Print nothing at all.
-        stream: Where to write; standard error when ``None``.
-        every: Seconds between two plain lines at least; a terminal's bar is not affected.
-        initial: Steps that were done before, so that a resumed run states an honest rate.
+        label: One word for the activity: ``"train"``, ``"sample"``.
+        quiet: Whether to print nothing at all.
+        stream: Where to write; standard error if ``None``.
+        every: Least number of seconds between two plain lines; it does not affect the bar on a terminal.
+        initial: Steps that were done in an earlier process, so that a resumed run shows the true rate.
 
     >>> with Progress(3, "count", stream=sys.stdout) as progress:
     ...     for _ in range(3):
@@ -90,7 +90,7 @@ class Progress:
     def update(self, n: int = 1, fields: Mapping[str, float] | None = None) -> None:
         """Count ``n`` more steps and show ``fields``, for example ``{"loss": 0.12}``, beside them."""
         self.done += n
-        check()  # every long loop comes by here
+        check()  # every long loop passes through here
         if self.quiet:
             return
         if fields is not None:
@@ -103,7 +103,7 @@ class Progress:
             self._print_line(final=self.done >= self.total)
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar if there is one."""
+        """Print a separate line, above the bar if there is one."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -132,14 +132,14 @@ class Progress:
 
 
 def _rate_text(rate: float) -> str:
-    """A rate in steps per second; the reciprocal once that reads better."""
+    """Return a rate as text, in steps per second, or in seconds per step if it is below 1."""
     if rate < 1:
         return f"{1 / rate:.1f} s/it"
     return f"{rate:.1f} it/s" if rate < 10 else f"{rate:,.0f} it/s"
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    """Return a time in seconds as ``m:ss`` or ``h:mm:ss``."""
     minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

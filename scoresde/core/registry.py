@@ -1,11 +1,11 @@
-"""From a name to an object, and the only door there: a foreign name, which a file chose, is refused.
+"""The one place that turns names into objects; it never imports a name that came from a file.
 
-``build("vp", SDES, beta_max=18.0)`` makes an SDE, and so does ``build("mymodule:MySDE", ...)`` for one who typed it. A
-name is looked up in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`), or it is such a string itself.
-Importing a module runs it, and so this is the only door, and it asks where a name came from. A name that a person
-*typed* may be any ``"module:Class"``, also of a module in the current folder. A name that was *read* from a file is
-looked up in the tables and nowhere else, and so are the names among its options. Read is the default: a caller that
-does not know says nothing and imports nothing.
+``build("vp", SDES, beta_max=18.0)`` makes an SDE, and so does ``build("mymodule:MySDE", ..., typed=True)``. A name is
+either a key in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`) or such a string itself. Importing a
+module runs its code, so all imports by name happen here, and depend on where the name came from. A name that a person
+*typed* may be any ``"module:Class"``, including a module in the current folder. A name that was *read* from a file is
+looked up in the tables only, and so are the names among its options. Names count as read by default, so a caller that
+does not know the origin of a name imports nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
     "parse_value", "read_options", "resolve",
 ]  # fmt: skip
 
-# Which names a person typed: all (True), or these; whatever else there is was read from a file.
+# Which names a person typed: all of them (True), none (False), or those listed. All others were read from a file.
 Typed = bool | Collection[str]
 READ: Typed = ()
 
-# The parameter of `load`, `fit` and `reflow` in which a name of the user's own is given again.
+# The parameter of `load`, `fit` and `reflow` that takes the user's own name or object for each kind.
 _PARAMETERS = {
     "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
 }  # fmt: skip
@@ -45,7 +45,7 @@ def _is_typed(name: str, typed: Typed) -> bool:
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """Return a phrase that helps with a misspelt name: the near ones, then all of them."""
+    """Return a phrase that helps with a misspelt name: the closest matches, then all choices."""
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -61,13 +61,13 @@ def resolve(
         name: A key of ``table``, or ``"module:Name"``.
         table: Names and the ``"module:Name"`` strings they stand for.
         what: The noun for messages, such as ``"SDE"``.
-        typed: Which names a person typed; only those may import a module that no table lists.
-        function: Whether it is called as a function, even if it is a class.
+        typed: Which names a person typed; only those may import a module that is not in a table.
+        function: Whether the result is called as a function, even if it is a class.
 
     Raises:
-        UsageError: If a typed name is unknown, its module or attribute does not exist or cannot be imported, or it is
-            neither a class nor a function. The errors of a function of the user's own are of this kind as well.
-        CheckpointError: If a name that was read is in no table.
+        UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
+            it is neither a class nor a function. Errors inside the user's own functions are raised as this as well.
+        CheckpointError: If a name that was read is not in the table.
     """
     name = moved(name)
     known = name in table
@@ -75,36 +75,36 @@ def resolve(
         parameter = _PARAMETERS.get(what)
         how = f" ({parameter}=)" if parameter else ""
         raise CheckpointError(
-            f"the run names the {what} {name!r}, which is in no table, and a name that comes from a file is never "
-            f"imported: name it again, or pass the object{how}",
+            f"the run refers to the {what} {name!r}, which is not a built-in; for safety, names read from files are "
+            f"never imported: pass the name again, or pass the object{how}",
             parameter=parameter,
             value=name,
         )
     path = table.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
-        raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or name your own as module:Name")
+        raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or give your own as module:Name")
     loaded = importlib.import_module(module) if known else _imported(module, attribute, f"{what} {name!r}")
     if not hasattr(loaded, attribute):
         public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{what} {name!r}: module {module!r} has no {attribute!r}; {closest(attribute, public)}")
     found = getattr(loaded, attribute)
     if not callable(found):
-        raise UsageError(f"{what} {name!r} is neither a class nor a function, but {type(found).__name__}")
+        raise UsageError(f"{what} {name!r} is neither a class nor a function; its type is {type(found).__name__}")
     return found if known or (inspect.isclass(found) and not function) else _own(found, f"{what} {name!r}")
 
 
 def _imported(module: str, attribute: str, what: str) -> Any:
-    """A module that a person typed, which may lie in the current folder."""
+    """Import a module that a person typed, which may be in the current folder."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        if module.startswith("."):  # nothing that a module could be relative to
+        if module.startswith("."):  # there is no package for it to be relative to
             raise ModuleNotFoundError(name=module)
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # it is there; what it imports is not
-            raise UsageError(f"{what}: {module} imports what is missing: {error}") from error
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a module that it imports is missing
+            raise UsageError(f"{what}: {module} imports a module that is missing: {error}") from error
         if module.endswith(".py"):
             raise UsageError(f"{what}: leave out the .py: {module[:-3]}:{attribute}") from None
         raise UsageError(
@@ -118,7 +118,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """A function of the user's own, whose errors say whose they are."""
+    """Wrap the user's own function so that its errors name it."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -133,10 +133,10 @@ def _own(function: Any, what: str) -> Any:
 
 
 def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
-    """Return the options of a class or function by name; none if it does not say."""
+    """Return the options of a class or function by name; an empty dict if it has no signature."""
     try:
         parameters = inspect.signature(factory).parameters
-    except ValueError:  # some that are written in C
+    except ValueError:  # some functions written in C
         return {}
     return {
         name: p
@@ -153,12 +153,13 @@ def build(
 
     Args:
         name, table, what, typed: As in :func:`resolve`.
-        kind: The class that the object must be of.
-        options: Its options.
+        kind: The class that the object must be an instance of.
+        options: The options to pass to its constructor.
 
     Raises:
-        UsageError: If the name or an option is unknown: the message lists the known ones. If it is not of the kind.
-        CheckpointError: If the name, or one among the options, was read and is in no table.
+        UsageError: If the name or an option is unknown (the message lists the known ones), or if the object is not a
+            ``kind``.
+        CheckpointError: If the name, or a name among the options, was read and is not in a table.
 
     >>> from scoresde.core.tables import SDES
     >>> build("vp", SDES, beta_max=18.0)
@@ -166,12 +167,13 @@ def build(
     """
     if not isinstance(name, str):
         if options:
-            raise UsageError(f"{what}: options {sorted(options)} go with a name, not with a ready object")
+            raise UsageError(f"{what}: options {sorted(options)} go with a name, not with an existing object")
         return name
     made = construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
     if kind is not None and not isinstance(made, kind):
         raise UsageError(
-            f"{what} {name!r} gives {type(made).__name__}; derive it from {kind.__module__}.{kind.__name__}"
+            f"{what} {name!r} gives an object of type {type(made).__name__}; derive it from "
+            f"{kind.__module__}.{kind.__name__}"
         )
     return made
 
@@ -185,10 +187,14 @@ def construct(
     *,
     typed: Typed = READ,
 ) -> Any:
-    """Call a class or function with options that a user gave, and say in a :class:`UsageError` what is wrong.
+    """Call a class or function with options from a user.
 
-    Options may be names as well (a solver's grid, a sampler's prediction), which the object resolves by itself. It does
-    not know where they came from, so that those of a file are refused here.
+    Options may themselves be names (a solver's grid, a sampler's prediction) that the object resolves on its own. The
+    object does not know where they came from, so ``module:Name`` options that were read from a file are rejected here.
+
+    Raises:
+        UsageError: If an option is unknown, missing or invalid.
+        CheckpointError: If an option that was read is a ``module:Name``.
     """
     _refuse_unlisted(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
@@ -199,40 +205,40 @@ def construct(
     try:
         return factory(**options)
     except UsageError as error:
-        if error.parameter in fields and what in _PARAMETERS:  # whose field it is
+        if error.parameter in fields and what in _PARAMETERS:  # add the owner of the field
             error.parameter = f"{_PARAMETERS[what]}.{error.parameter}"
         raise
     except (Exception, SystemExit) as error:
         if name in (table or {}) and not isinstance(error, TypeError | ValueError | RuntimeError | ArithmeticError):
-            raise  # an error of ours
+            raise  # a bug in this package
         given = ", ".join(f"{k}={v!r}" for k, v in options.items()) or "no options"
-        raise UsageError(f"{what} {name!r} cannot be made with {given}: {error}") from error
+        raise UsageError(f"{what} {name!r} cannot be created with {given}: {error}") from error
 
 
 def _refuse_unknown(
     options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
 ) -> None:
-    """Refuse an option that is no field, and say whose it is."""
+    """Reject an option that is not a field, and name the table entries that have it."""
     for option in options:
         if option not in fields:
-            # such as a number of steps for an adaptive solver
+            # For example, an adaptive solver has no number of steps.
             owners = ", ".join(n for n in table or {} if option in fields_of(resolve(n, table or {}, what)))
-            others = f"; {option!r} is one of: {owners}" if owners else ""
+            others = f"; {option!r} is an option of: {owners}" if owners else ""
             named = f"{what} {name!r}" if name else what
             raise UsageError(f"{named} has no option {option!r}; {closest(option, fields)}{others}")
 
 
 def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
-    """Refuse ``module:Name`` anywhere in options that were read.
+    """Reject ``module:Name`` anywhere in options that were read.
 
     Raises:
-        CheckpointError: With the first such name.
+        CheckpointError: If there is one; the message quotes the first.
     """
     if isinstance(value, str):
-        # Any colon: what the import system takes for the name of a module need not look like one.
+        # Reject any colon, because the import system accepts module names that do not look like one.
         if ":" in value and not _is_typed(value, typed):
             raise CheckpointError(
-                f"the run gives {where} the option {value!r}, and a name that comes from a file is never imported: "
+                f"the run gives {where} the option {value!r}; for safety, names read from files are never imported: "
                 "pass the object with its options"
             )
     elif isinstance(value, Mapping):
@@ -252,7 +258,7 @@ def options_of(obj: Any) -> dict[str, Any]:
 
 
 def moved(name: str) -> str:
-    """A name as it is today, for one that an earlier version wrote: ``"scoresde.paths:Shifted"`` and the like.
+    """Return the current form of a name that an earlier version may have written, like ``"scoresde.paths:Shifted"``.
 
     >>> moved("scoresde.paths:Shifted"), moved("vp"), moved("mine:SDE")
     ('scoresde.sde.modified:Shifted', 'vp', 'mine:SDE')
@@ -262,14 +268,14 @@ def moved(name: str) -> str:
 
 
 def name_of(obj: Any, table: Mapping[str, str]) -> str:
-    """Return the table's name of a class or function, or of an object's class; ``"module:Class"`` where it has none."""
+    """Return the table's name for a class or function, or for an object's class; ``"module:Class"`` if not listed."""
     named = obj if inspect.isfunction(obj) or inspect.isclass(obj) else type(obj)
     path = f"{named.__module__}:{named.__qualname__}"
     return next((name for name, known in table.items() if known == path), path)
 
 
 def parse_value(text: str) -> Any:
-    """Read a value typed as text: yes or no, a whole number, a number, a tuple with commas, ``none``, else the text.
+    """Parse a value typed as text: a yes or no, ``none``, a tuple with commas, a number; anything else stays text.
 
     >>> parse_value("1,2,4"), parse_value("yes"), parse_value("3"), parse_value("abc")
     ((1, 2, 4), True, 3, 'abc')
@@ -287,7 +293,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-# How a flag is typed.
+# How the values of a flag are typed.
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 _NOUNS = {
@@ -297,23 +303,23 @@ _NOUNS = {
 
 
 def is_flag(field: inspect.Parameter) -> bool:
-    """Whether a field is a yes or a no."""
+    """Whether a field is a flag."""
     return kinds_of(field.annotation) in ({"bool"}, {"bool", "None"})
 
 
 def read_options(
     factory: Any, what: str, name: str, texts: Mapping[str, str], table: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Read the options of a class or function that were typed as text, each by the type of its field.
+    """Parse the options of a class or function that were typed as text, each by the type of its field.
 
     Args:
         factory: The class or function.
-        what, name: For messages, as in :func:`construct`.
-        texts: What was typed, by the name of the option.
-        table: Where another that has the option is looked for.
+        what, name: The noun and the name for messages, as in :func:`construct`.
+        texts: The typed texts, keyed by option name.
+        table: A table to search for other entries that have an unknown option.
 
     Raises:
-        UsageError: If there is no such option, or the text is nothing that it takes.
+        UsageError: If an option is unknown, or its text is not a valid value.
 
     >>> from scoresde import VPSDE
     >>> read_options(VPSDE, "SDE", "vp", {"beta_max": "18"})
@@ -339,10 +345,10 @@ def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
     if "tuple" in kinds and ("str" not in kinds or numbers):
         return value if isinstance(value, tuple) else (value,)
     if "str" in kinds:
-        # a grid may be the times themselves
+        # A grid may be given as the times themselves.
         return value if numbers else lowered if lowered == "none" else text
     if kinds - set(_NOUNS) or not kinds:
         return value
     takes = ", or ".join(noun for kind, noun in _NOUNS.items() if kind in kinds)
     shown = value if isinstance(value, int | float) and not isinstance(value, bool) else text
-    raise UsageError(f"{where}{option} is {shown!r}; it takes {takes}", parameter=option)
+    raise UsageError(f"{where}{option} is {shown!r}; it must be {takes}", parameter=option)

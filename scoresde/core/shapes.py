@@ -1,8 +1,8 @@
-"""The only broadcasting code: everything else works on a batch of events of any shape.
+"""Broadcasting, kept in one place so that all other code works on a batch of events of any shape.
 
-Convention. A batch ``x`` has shape ``(B, *event)``; a time has shape ``()`` (one for the whole batch) or ``(B,)`` (one
-per row). So has a coefficient that depends on time alone; one that differs over an event has the rank of ``x``. Rows
-never mix.
+A batch ``x`` has shape ``(B, *event)``. A time has shape ``()`` (one for the whole batch) or ``(B,)`` (one per row). A
+coefficient that depends on time alone has one of these shapes too; one that varies over an event has the rank of ``x``.
+Rows never mix.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     """Append axes to ``a`` so that it multiplies ``x`` row by row.
 
     Args:
-        a: A coefficient, shape ``()`` or ``(B,)``, or the rank of ``x`` and sizes that broadcast to its shape; any
-            floating dtype, or a mask.
-        x: The batch it will meet, shape ``(B, *event)``.
+        a: A coefficient of any floating dtype, or a mask. Its shape is ``()`` or ``(B,)``, or it has the rank of ``x``
+            and broadcasts to the shape of ``x``.
+        x: The batch to combine it with, shape ``(B, *event)``.
 
     Returns:
-        ``a`` in the dtype (but for a mask) and on the device of ``x``, shape ``()``, ``(B, 1, ..., 1)`` or its own.
+        ``a`` with the dtype (unless it is a mask) and the device of ``x``, in shape ``()``, ``(B, 1, ..., 1)`` or
+        unchanged if it has the rank of ``x``.
 
     Raises:
-        UsageError: If ``a`` is none of these.
+        UsageError: If ``a`` has another shape.
 
     >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
@@ -47,7 +48,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     whole = a.ndim == x.ndim and all(n in (1, m) for n, m in zip(a.shape, x.shape, strict=True))
     if not whole and (a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0])):
         raise UsageError(
-            f"a coefficient has shape () or (B,), or the rank of x: got {tuple(a.shape)} for a batch of shape "
+            f"a coefficient must have shape () or (B,), or the rank of x: got {tuple(a.shape)} for a batch of shape "
             f"{tuple(x.shape)}"
         )
     a = a.to(dtype=dtype, device=x.device)
@@ -55,7 +56,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
 
 
 def align(a: Tensor, like: Tensor) -> Tensor:
-    """``a`` of shape ``()`` or ``(B,)`` with as many axes as ``like``, so that two coefficients meet row by row.
+    """Return ``a``, of shape ``()`` or ``(B,)``, with as many axes as ``like``, so that the two combine row by row.
 
     >>> align(torch.ones(2), torch.zeros(2, 3, 4)).shape, align(torch.ones(2, 3), torch.zeros(2, 3)).shape
     (torch.Size([2, 1, 1]), torch.Size([2, 3]))
@@ -64,61 +65,63 @@ def align(a: Tensor, like: Tensor) -> Tensor:
 
 
 def at(table: Tensor, i: int) -> Tensor:
-    """Row ``i`` of a table of coefficients over times, shape ``(n, ...)``, with its axis: ``(1, ...)``."""
+    """Return row ``i`` of a table of coefficients over times, shape ``(n, ...)``; the axis is kept, ``(1, ...)``."""
     return table[i : i + 1]
 
 
 def all_rows(mask: Tensor) -> list[bool]:
-    """For each row of a table of ``n`` times whether the mask, shape ``(n, ...)``, is true everywhere."""
+    """Return, for each of the ``n`` rows of a mask, shape ``(n, ...)``, whether it is true everywhere."""
     found: list[bool] = flat(mask).all(1).tolist()
     return found
 
 
 def dims(x: Tensor) -> int:
-    """D, the numbers in an event of ``x: (B, *event)``.
+    """Return D, the number of elements of an event of ``x: (B, *event)``.
 
-    It is one number here. Where rows have numbers of dimensions of their own (:meth:`scoresde.codec.Codec.dims`), the
-    formulas that ask for it take the shape ``(B,)`` as well.
+    Here it is one number. Where the dimension differs between rows (:meth:`scoresde.codec.Codec.dims`), the formulas
+    that use it accept shape ``(B,)`` as well.
     """
     return x[0].numel()
 
 
 def time_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, in which times and schedules are computed, or float32 on a device that has no float64."""
+    """Return the dtype of times and schedules: float64, or float32 on a device without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host as a tensor on the device of ``x``, in their shape; in their own dtype or ``dtype``."""
+    """Return a NumPy array as a tensor of the same shape on the device of ``x``, in ``dtype`` or its own dtype."""
     return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
 
 
 def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
-    """``x`` as a tensor of its shape; arrays are accepted wherever tensors are."""
+    """Return ``x``, a tensor or an array, as a tensor of the same shape."""
     return x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
 
 
 def as_states(x: Tensor | npt.ArrayLike) -> Tensor:
-    """States ``(B, *event)`` as a tensor of real numbers; whole numbers become float32."""
+    """Return states ``(B, *event)`` as a floating-point tensor; integers become float32."""
     x = as_tensor(x)
     return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; numbers become float64.
+    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; a plain number becomes float64.
 
     Raises:
-        UsageError: If it is neither one time nor one for each row.
+        UsageError: If it is neither one time nor one time per row.
     """
     if isinstance(t, Tensor):
         if t.ndim > 1 or (t.ndim and x.ndim and t.shape[0] not in (1, x.shape[0])):
-            raise UsageError(f"a time has shape () or (B,): got {tuple(t.shape)} for a batch of shape {tuple(x.shape)}")
+            raise UsageError(
+                f"a time must have shape () or (B,): got {tuple(t.shape)} for a batch of shape {tuple(x.shape)}"
+            )
         return t.to(x.device)
     return torch.tensor(t, dtype=time_dtype(x.device), device=x.device)
 
 
 def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """``x + sum_j factors_j values_j``, over as many as there are of both; shapes as of ``x``."""
+    """Return ``x + sum_j factors_j values_j``, summed over the shorter of the two lists; shape as for ``x``."""
     for factor, value in zip(factors, values, strict=False):
         if factor:
             x = torch.add(x, value, alpha=factor)
@@ -126,32 +129,32 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 
 
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The function of each value, of any shape, that there is; ``None`` stays ``None``."""
+    """Apply a function to each value, of any shape; ``None`` stays ``None``."""
     return tuple(None if value is None else function(value) for value in values)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` of ``a``; a leading size of 1 means "the same for every row" and is left as it is."""
+    """Return the rows ``index: (n,)`` of ``a``; a leading size of 1 means "the same for every row" and is unchanged."""
     return a if a.shape[0] == 1 else a[index]
 
 
 def flat(x: Tensor) -> Tensor:
-    """Events as vectors: ``(B, *event)`` to ``(B, D)``; an event of shape ``()`` has D = 1."""
+    """Flatten events to vectors: ``(B, *event)`` to ``(B, D)``; an event of shape ``()`` has D = 1."""
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def sum_flat(x: Tensor) -> Tensor:
-    """Sum over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the sum over the event axes: ``(B, *event)`` to ``(B,)``."""
     return flat(x).sum(1)
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Mean over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the mean over the event axes: ``(B, *event)`` to ``(B,)``."""
     return flat(x).mean(1)
 
 
 def rms_flat(x: Tensor) -> Tensor:
-    """Root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
     x = flat(x)
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm / math.sqrt(x.shape[1])

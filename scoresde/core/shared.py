@@ -1,8 +1,8 @@
-"""Settings of the whole process that one block needs, when several threads may be in such a block at once.
+"""Process-wide settings for the duration of a block, safe when several threads are in such a block at once.
 
-Python's filters of warnings and the flags of torch's backends belong to the process. Threads that each save, set and
-restore them restore what another one had set, and may leave it set for good. Here the first thread to enter sets, and
-the last one to leave restores.
+Python's warning filters and the flags of torch's backends belong to the whole process. If every thread saved, set and
+restored them, one could restore what another had set, and leave it set for good. Here the first thread to enter changes
+the setting and the last one to leave restores it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Shared", "silence"]
 
 
 class Shared:
-    """A context that is entered with the first thread, or block, in it and left with the last.
+    """A context that the first thread or block enters and the last one leaves.
 
     Args:
-        make: Returns the context.
+        make: A function that returns the context.
 
     >>> @contextmanager
     ... def told():
@@ -58,4 +58,4 @@ def _silent() -> Iterator[None]:
         yield
 
 
-silence = Shared(_silent)  # nobody warns in it
+silence = Shared(_silent)  # suppresses all warnings

@@ -1,16 +1,17 @@
-"""Signals that end a program: SIGINT, SIGTERM and SIGUSR1 become exceptions, at once or when what is at hand is done.
+"""Signals that end a program: SIGINT, SIGTERM and SIGUSR1 become exceptions, at once or after the current work.
 
-A command line enters :class:`Interrupts`. Its first signal raises :class:`~scoresde.core.errors.Preempted` (SIGTERM and
-SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program happens to be. They are no
-``Exception``, so that nobody who catches errors takes one for an error. There are three reservations:
+A command line enters :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (SIGTERM and
+SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program happens to be. They are not subclasses
+of ``Exception``, so code that catches errors does not catch them. Three cases differ:
 
-- what must not be left half done is inside :func:`held`, at whose end the signal is raised;
-- training asks to have it remembered until the step is done (:meth:`Interrupts.remember`);
-- in an import nothing is raised, because compiled modules do not survive that: it is tried again shortly after.
+- Work that must not be left half done goes inside :func:`held`, and the signal is raised at the end of that block.
+- Training has the signal remembered until the current step is done (:meth:`Interrupts.remember`).
+- Nothing is raised during an import, which compiled modules would not survive; the signal is raised shortly after.
 
-What is kept, and how to go on, is said by whoever keeps it (:func:`keeps`). A second SIGINT is raised at once,
-whatever is going on. In a library none of this happens by itself, but for training, which restores the handlers that
-it found; and nothing happens outside the main thread, where Python does not deliver signals.
+Code that keeps partial results calls :func:`keeps` to say what is kept and how to continue. A second SIGINT is raised
+at once, whatever is running. Used as a library, the package installs no handlers, except during training, which
+restores the previous ones afterwards. Outside the main thread nothing happens, because Python does not deliver signals
+there.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from .errors import Preempted, Stopped
 __all__ = ["Interrupts", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-AGAIN = 0.05  # seconds until a signal is raised again that could not be raised, or was swallowed
-PATIENCE = 200  # how often an import is waited for
+AGAIN = 0.05  # seconds until a signal that could not be raised, or was swallowed, is raised again
+PATIENCE = 200  # how many times to wait for an import
 
-_entered: list[Interrupts] = []  # the innermost last; of the main thread alone
+_entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
 
 
 class Interrupts:
-    """Handlers of the signals while it is entered; in another thread than the main one, none.
+    """Context manager that handles the signals; outside the main thread it does nothing.
 
     Attributes:
-        number: The signal that came, or ``None``.
-        at_once: Whether it is raised wherever the program is, but for :func:`held`.
+        number: The signal that arrived, or ``None``.
+        at_once: Whether to raise a signal at once, wherever the program is (except inside :func:`held`).
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Interrupts:
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self not in _entered:
             return
-        # What was raised and became an ordinary error, or nothing, on its way here was lost.
+        # The exception for the signal was lost if it turned into an ordinary error, or vanished, on its way here.
         lost = len(_entered) > 1 and (error is None or isinstance(error, Exception))
         waiting = self.number if lost or not self._raised else None
         if len(self._old) > len(NUMBERS):
@@ -73,19 +74,19 @@ class Interrupts:
         self._old.clear()
         _entered.remove(self)
         sys.unraisablehook = self._hook
-        if waiting is not None:  # and nobody has asked: it is whose handlers these are now
+        if waiting is not None:  # nobody has dealt with the signal, so pass it on to the restored handlers
             signal.raise_signal(waiting)
 
     def remember(self) -> None:
-        """Raise nothing from now on: whoever calls this asks for :attr:`number`, and raises :meth:`error`."""
+        """Stop raising at once: the caller must check :attr:`number` from now on, and raise :meth:`error`."""
         self.at_once = False
 
     def forget(self) -> None:
-        """Take back :meth:`remember`, and a signal that made no difference any more."""
+        """Undo :meth:`remember`, and discard a signal that arrived too late to matter."""
         self.at_once, self.number = True, None
 
     def error(self, told: str = "", parameter: str | None = None, value: object = None) -> Preempted | Stopped:
-        """What the signal that came is raised as, with what is kept."""
+        """Return the exception for the signal that arrived, with a message about what is kept."""
         assert self.number is not None
         self._raised = True
         if not told:
@@ -111,7 +112,7 @@ class Interrupts:
         raise self.error()
 
     def _later(self) -> bool:
-        """Have the signal raised again after a moment; False where there is no timer."""
+        """Schedule the signal to be raised again after a moment; return False where there is no timer."""
         if not hasattr(signal, "setitimer"):
             return False
         if signal.SIGALRM not in self._old:
@@ -124,7 +125,7 @@ class Interrupts:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """A signal that was raised in a finaliser, where Python prints and forgets it, is raised again."""
+        """Schedule a signal again if it was raised in a finaliser, where Python only prints the exception."""
         if isinstance(found.exc_value, Preempted | Stopped):
             self._later()
         else:
@@ -146,7 +147,7 @@ def _current() -> Interrupts | None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let a signal wait until the block is done: for what is short, and must not be left half done."""
+    """Delay signals until the block is done; use it for short work that must not be left half done."""
     now = _current()
     if now is None or not now.at_once:
         yield
@@ -161,13 +162,19 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the signal that came, if somebody swallowed it when it was raised at once: for long loops."""
+    """Raise the signal again if the exception was swallowed the first time; long loops call this."""
     now = _current()
     if now is not None and now.at_once and now.number is not None and not now._held:
         raise now.error()
 
 
 def keeps(what: str, parameter: str | None = None, value: object = None) -> None:
-    """Say what is kept should a signal come from now on, and what goes on from there, as in an error's arguments."""
+    """Set what the message of a signal says from now on.
+
+    Args:
+        what: What is kept.
+        parameter: The parameter or function that continues from there, as in :class:`~scoresde.core.errors.Answered`.
+        value: The value to give it.
+    """
     for entered in _entered if _current() is not None else ():
         entered._kept = (what, parameter, value)

@@ -1,8 +1,8 @@
-"""The names a user may type, and the class each stands for.
+"""The names that a user may type, and the class that each stands for.
 
-Plain dictionaries of ``"name": "module:Class"`` strings and nothing else, so that ``scoresde --help`` can list them
-without importing torch. Adding an SDE, a solver, a network or a parametrisation is one class in one file and one
-line here; a class in nobody's table is named in full, ``mymodule:MySDE`` (see :mod:`scoresde.core.registry`).
+These are plain dictionaries of ``"name": "module:Class"`` strings, so that ``scoresde --help`` can list them without
+importing torch. To add an SDE, a solver, a network or a parametrisation, write one class in one file and add one line
+here. A class that is not in a table is named in full, ``mymodule:MySDE`` (see :mod:`scoresde.core.registry`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ SOLVERS = {
     "torchsde": "scoresde.solvers.torchsde:TorchSDE",
 }
 
-# Of samples (N, d) and a reference (M, d).
+# Each metric compares samples (N, d) with a reference (M, d).
 METRICS = {
     "frechet": "scoresde.metrics:frechet",
     "kernel": "scoresde.metrics:kernel_distance",
@@ -118,8 +118,8 @@ METRICS = {
     "prdc": "scoresde.metrics:neighbourhoods",
 }
 
-# Sizes of the two networks. `auto` picks by the data: the MLP for vectors, `tiny` for events up to 12 pixels on the
-# longest side, `small` up to 40, `base` above.
+# Sizes of the two networks. `auto` chooses by the data: the MLP for vectors, `tiny` for events of up to 12 pixels on
+# the longest side, `small` for up to 40, and `base` above that.
 PRESETS: dict[str, dict[str, object]] = {
     "mlp": {"network": "mlp", "width": 128, "blocks": 3},
     "tiny": {"network": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,)},
@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 
-# Where modules and classes were in earlier versions, whose run folders may name a class that no table lists.
+# Modules and classes that have moved since earlier versions, whose run folders may name a class by its old path.
 MOVED = {
     "scoresde.errors": "scoresde.core.errors",
     "scoresde.shapes": "scoresde.core.shapes",

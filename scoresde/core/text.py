@@ -1,8 +1,8 @@
-"""Text that a file chose, fit to be shown: a terminal obeys control characters, and these are written out.
+"""Making text from files safe to show: control characters, which a terminal would obey, are escaped.
 
 References:
-    ECMA-48 for the control characters; Unicode Standard Annex 9 for the marks of direction, by which a text can be made
-    to look like another (Boucher and Anderson 2023, arXiv:2111.00169).
+    ECMA-48 for the control characters; Unicode Standard Annex 9 for the direction marks, which can make a text look
+    like another one (Boucher and Anderson 2023, arXiv:2111.00169).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 
 __all__ = ["one_line", "printable"]
 
-# All but tab and newline: controls, marks of direction, separators of lines, a byte order mark, annotations, halves of
-# pairs, and tags.
+# Everything except tab and newline: control characters, direction marks, line separators, the byte order mark,
+# annotations, lone surrogates, and tags.
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
@@ -20,7 +20,7 @@ CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""``text`` with its control characters written out, but for tabs and the ends of lines.
+    r"""Return ``text`` with all control characters escaped, except tabs and newlines.
 
     >>> print(printable("cat\x1b[2J and dog\nbird"))
     cat\x1b[2J and dog
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def one_line(name: object) -> str:
-    r"""A name from a file, on one line.
+    r"""Return a name from a file on one line, with all control characters escaped.
 
     >>> print(one_line("cat\nerror: dog"))
     cat\nerror: dog

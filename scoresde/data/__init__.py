@@ -1,5 +1,5 @@
-"""Data sets: what they are (``dataset``), where they come from (``readers`` and ``toys``), what is wrong with them
-(``look``), and what training draws from them (``batch``).
+"""Data sets: their types (``dataset``), their sources (``readers`` and ``toys``), a check for problems (``look``), and
+the batches that training draws from them (``batch``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays by name, from a NumPy file or from memory: which one is the data, and which of its axes are the channels.
+"""Named arrays from a NumPy file or from memory: find which one is the data, and which of its axes is the channels.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.
@@ -20,18 +20,18 @@ from .raw import AS_IS, Array, Raw, Reading, index_labels
 __all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
 
 
-# Names of arrays, in any mixture of capitals: of all samples, or of those of one part. arr_0 and arr_1 are what
-# np.savez calls arrays that were given no name, as published samples have them.
+# Recognised array names, ignoring case, for all samples or for one part of them. np.savez calls unnamed arrays arr_0
+# and arr_1, and published samples often come that way.
 ALL = ("x", "images", "image", "data", "samples", "features", "arr_0")
 TRAIN = ("x_train", "train_x", "train_images", "train_data", "train")
 TEST = ("x_test", "test_x", "test_images", "test_data", "test")
 LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
 TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
-CLASSES = 100  # floats that are whole are classes up to so many different ones
+CLASSES = 100  # whole-number floats count as classes if there are at most this many distinct values
 
-COLOURS = (1, 3, 4)  # channels of a picture
-SPACE = 8  # the least height and width of a picture whose channels are last
+COLOURS = (1, 3, 4)  # possible numbers of channels of a picture
+SPACE = 8  # smallest height and width of a picture whose channels are last
 
 
 def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
@@ -44,10 +44,10 @@ def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a NumPy file by name; that of an ``.npy`` file is called x.
+    """Load the arrays of a NumPy file, keyed by name; the array of an ``.npy`` file is called ``x``.
 
     Raises:
-        DataError: If it is none, damaged, too large, or holds pickled objects.
+        DataError: If the file is not a NumPy file, is damaged or too large, or holds pickled objects.
     """
     try:
         return read_arrays(path)
@@ -55,7 +55,7 @@ def load_arrays(path: Path) -> dict[str, Array]:
         if "pickle" in str(error):
             raise DataError(
                 f"{path}: holds Python objects (dtype=object, a pickle), which can run code and are never "
-                "loaded: save plain numbers of one shape, np.save(file, np.stack(rows).astype(np.float32))"
+                "loaded: save plain numbers in one array, np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
         raise DataError(f"{path}: damaged or not a NumPy file ({error})") from error
     except (OSError, MemoryError) as error:
@@ -63,10 +63,10 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Which array is what: names by the roles ``x``, ``y``, ``x_test`` and ``y_test``, of which the first is there.
+    """Map the roles ``x``, ``y``, ``x_test`` and ``y_test`` to array names; ``x`` is always present.
 
     Raises:
-        DataError: If two arrays may be the same, or none the data.
+        DataError: If two arrays could have the same role, or no array is the data.
     """
 
     def named(*tables: tuple[str, ...]) -> list[str]:
@@ -87,40 +87,42 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         if len(keys) > 1:
             what = "labels" if "y" in role else "data"
             raise DataError(
-                f"{path}: {' and '.join(keys)} may each be the {what}: save one of them, or name the parts x_train, "
-                "y_train, x_test and y_test"
+                f"{path}: {' and '.join(keys)} may each be the {what}: save only one of them, or name the parts "
+                "x_train, y_train, x_test and y_test"
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
-        raise DataError(f"{path}: {chosen['x']} stands beside {chosen['x_test']}: name it x_train if it is to train on")
+        raise DataError(
+            f"{path}: has both {chosen['x']} and {chosen['x_test']}: name the first x_train if it is the training data"
+        )
     return chosen
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether an array without a name is more data, and not the labels of the first."""
+    """Whether a second unnamed array is more data rather than the labels of the first."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """The arrays without labels that are no classes but numbers to be predicted, and what was left out."""
+    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, and notes about it."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
         return arrays, []
-    said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers and no classes"
+    said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers, not classes"
     note = f"{said}: left out; to model them too, make them columns of the data"
     return {key: a for key, a in arrays.items() if key not in keys}, [note]
 
 
 def _are_classes(y: Array) -> bool:
-    """Whether floats are whole numbers, few of them, one for each sample."""
+    """Whether an array of floats holds one whole number per sample, with few distinct values."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """What arrays by name hold: the data, perhaps with labels and a split of their own; ``path`` is for messages."""
+    """Build a :class:`Raw` from named arrays, with labels and a split if present; ``path`` is for messages."""
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -131,7 +133,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         a, b = arrays[key], arrays[found["x_test"]]
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise DataError(
-                f"{path}: {key} is {a.shape} {a.dtype}, {found['x_test']} is {b.shape} {b.dtype}: both need one "
+                f"{path}: {key} is {a.shape} {a.dtype}, {found['x_test']} is {b.shape} {b.dtype}: both need the same "
                 "event shape and dtype"
             )
         test = _checked(path, found["x_test"], b, kind, channels_last)
@@ -143,33 +145,36 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
 def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Array:
     y = arrays[key]
     if y.shape not in ((n,), (n, 1)):
-        raise DataError(f"{path}: array {key!r} of labels is {y.shape} for {n} samples: one label per sample")
+        raise DataError(
+            f"{path}: label array {key!r} has shape {y.shape} for {n} samples: there must be one label per sample"
+        )
     return y.reshape(n)
 
 
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
-    """Decide by rank, dtype and sizes what an array holds: its kind, and whether its channels are last.
+    """Decide by rank, dtype and sizes what kind of data an array holds, and whether its channels are last.
 
-    Channels first is the rule. They are last where the last axis has 1, 3 or 4 channels, as pictures have, and all
-    others are at least :data:`SPACE` long; of a signal, where the last axis is at most 4 and the first at least 16.
+    Channels come first by default. They are last if the last axis has length 1, 3 or 4, as in pictures, and all other
+    axes of the event are at least :data:`SPACE` long; for a signal, if the last axis is at most 4 and the first at
+    least 16 long.
     """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{where} has dtype {x.dtype}: real numbers are expected, convert with astype(np.float32)")
+        raise DataError(f"{where} has dtype {x.dtype}, not real numbers: convert it with astype(np.float32)")
     if x.ndim == 0 or x.size == 0:
         raise DataError(
-            f"{where} is {'a single number' if x.ndim == 0 else f'empty, shape {x.shape}'}: (N, ...) needed"
+            f"{where} is {'a single number' if x.ndim == 0 else f'empty, shape {x.shape}'}: the shape must be (N, ...)"
         )
     if x.ndim > 5:
         raise DataError(
-            f"{where} has shape {x.shape}: 1 to 5 dimensions are read, (N, D), (N, C, L), (N, C, H, W) or "
-            "(N, C, D, H, W)"
+            f"{where} has shape {x.shape}: arrays must have 1 to 5 dimensions, such as (N, D), (N, C, L), "
+            "(N, C, H, W) or (N, C, D, H, W)"
         )
     if x.ndim < 3:
         return "vector", False
     event = x.shape[1:]
     if x.ndim == 3 and x.dtype.kind != "f" and not _traces(event):
-        return "image", False  # (N, H, W) of bytes or counts, which have no axis of channels
+        return "image", False  # (N, H, W) of bytes or counts, without a channel axis
     kind = {3: "signal", 4: "image", 5: "volume"}[x.ndim]
     if reading.layout != "auto":
         return kind, reading.layout == "last"
@@ -181,7 +186,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         either = coloured and not last and event[0] <= 4 and min(event[1:-1]) >= SPACE
     if either:
         raise DataError(
-            f"{where} has events of shape {event}, whose channels could be the first axis or the last: say which",
+            f"{where} has events of shape {event}: the channels could be the first axis or the last; say which",
             parameter="layout",
             value="first",
         )
@@ -189,20 +194,20 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Whether whole numbers of this shape are channels of a signal rather than a picture, which is not so thin."""
+    """Whether whole numbers of this shape are a signal with channels, because a picture would not be so thin."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 
 def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: bool) -> Array:
-    """Bring an array to ``(N, *event)``, channels first, of finite numbers."""
+    """Bring an array to shape ``(N, *event)``, channels first, and reject values that are not finite."""
     if x.dtype.kind == "f":
         x = x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32, copy=False)
         bad = ~np.isfinite(x)
         if bad.any():
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
-                f"{path}: array {key!r} has {int(bad.sum())} values that are NaN or infinite, the first in row {row}: "
-                "drop those rows or fill them in"
+                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite values, the first in row {row}: drop "
+                "those rows or fill in the values"
             )
     if x.ndim == 1:
         x = x[:, None]

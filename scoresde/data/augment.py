@@ -1,22 +1,24 @@
-"""Augmentation that does not leak: pictures are moved in training, and the network is told how.
+"""Non-leaking augmentation: pictures are transformed during training, and the network is told how.
 
-More pictures can be made of a few: mirrored, shifted, scaled. A model that is trained on them draws mirrored and
-shifted pictures too, unless it knows which are: with the numbers a of what was done to a row in an input of its own,
+A small set of pictures can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
+mirrored and shifted pictures, unless it can tell them apart. If the network gets the parameters a of the transformation
+as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
-a network learns the score of each augmented law, and a = 0 is that of the pictures as they are (Karras et al. 2022,
-arXiv:2206.00364, app. F.2). Sampling and likelihood ask with a = 0, and the weights are shared with all other a.
+it learns the score of each augmented distribution, and a = 0 stands for the original pictures (Karras et al. 2022,
+arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0; the weights are shared by all a.
 
-Each row is first mirrored, then scaled about its centre, then shifted; a pixel i along an axis of n comes from
+Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels comes from
 
     s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8, a whole number,             (2)
 
-with minus in a mirrored row, linearly interpolated and reflected at the edges. The parameters are those of the paper's
-table 6: a_scale and a_shift are normal, a mirrored row has a = 1, and each but ``flip``, a fair coin in every row, is
-done to a share of 12 % of the rows. Shifts are rounded to whole pixels here, so that they interpolate nothing.
+with the minus sign in a mirrored row, by linear interpolation with reflection at the edges. The parameters follow table
+6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` is a fair coin toss for every
+row; each other kind is applied to 12 % of the rows. Here shifts are rounded to whole pixels, so that they need no
+interpolation.
 
-The numbers of a row are a function of the seed, the step and the place of the row in its batch alone.
+The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
 
 from __future__ import annotations
@@ -33,20 +35,20 @@ from ..core.registry import closest
 
 __all__ = ["KINDS", "Augmentation"]
 
-# What may be done, in the order in which the network is told of it, and how many numbers tell it.
+# The kinds of augmentation in the order of the network's input, each with the number of inputs that describe it.
 KINDS = {"flip": 1, "vflip": 1, "scale": 1, "shift": 2}
 
-_OCTAVES = 0.2  # the standard deviation of log2 of the scale
-_EIGHTH = 0.125  # that of a shift, of the size of the picture
+_OCTAVES = 0.2  # standard deviation of log2 of the scale
+_EIGHTH = 0.125  # standard deviation of a shift, as a share of the picture's size
 
 
 @dataclass(frozen=True)
 class Augmentation(Checked):
-    """What is done to pictures in training.
+    """The augmentation of pictures in training.
 
     Args:
-        kinds: Among ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
-        share: Of the rows that each kind but ``flip`` is done to, from 0 to 1.
+        kinds: Any of ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
+        share: Share of the rows that each kind except ``flip`` is applied to, from 0 to 1.
 
     >>> flipped = Augmentation(("flip",)).applied(torch.arange(3.0).reshape(1, 1, 1, 3), torch.ones(1, 1))
     >>> flipped.flatten().tolist()
@@ -63,15 +65,15 @@ class Augmentation(Checked):
         for kind in self.kinds:
             if kind not in KINDS:
                 told = f"unknown augmentation {kind!r}; {closest(kind, [*KINDS, 'all'])}"
-                raise UsageError(f"{told}; or none alone", parameter="augment")
+                raise UsageError(f"{told}, or use none on its own", parameter="augment")
         object.__setattr__(self, "kinds", tuple(kind for kind in KINDS if kind in self.kinds))
 
     @classmethod
     def of(cls, text: str) -> Augmentation | None:
-        """What a list such as ``flip,shift`` says, ``all`` being every kind; ``None`` for ``none``.
+        """Parse a list such as ``flip,shift``; ``all`` stands for every kind, and ``none`` gives ``None``.
 
         Raises:
-            UsageError: If there is no such kind.
+            UsageError: If a kind is unknown.
         """
         if text == "none":
             return None
@@ -83,17 +85,18 @@ class Augmentation(Checked):
 
     @property
     def numbers(self) -> int:
-        """How many numbers the network is told of a row."""
+        """Number of augmentation parameters per row that the network gets as input."""
         return sum(KINDS[kind] for kind in self.kinds)
 
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
-        """What is done to each of ``count`` rows of shape ``(C, H, W)`` in a step, ``(count, numbers)`` float64.
+        """Draw the parameters of ``count`` rows of shape ``(C, H, W)`` in a step: ``(count, numbers)`` float64.
 
-        0 is nothing; else 1 for a mirrored row, a standard normal for its scale, and for a shift to the right and one
-        down whole pixels over an eighth of the width and of the height.
+        A parameter is 0 where nothing is done. Otherwise it is 1 for a mirrored row and a standard normal for a scale.
+        Shifts to the right and down are whole pixels, divided by an eighth of the width and of the height.
         """
         noise = Noise.of(count, seed % 2**64)
-        # Two addresses, because normals are made of uniforms; all kinds are drawn, so that none depends on the others.
+        # Two addresses, because normals are made from uniforms. All kinds are drawn, so that no kind depends on which
+        # others are chosen.
         u = noise.uniform((5,), 2 * step, "augment", torch.float64)
         z = noise.normal((3,), 2 * step + 1, "augment", torch.float64)
         chosen = u[:, 1:4] < self.share  # vflip, scale, shift
@@ -107,16 +110,16 @@ class Augmentation(Checked):
         return torch.cat([found[kind] for kind in self.kinds], dim=1)
 
     def applied(self, x: Tensor, numbers: Tensor) -> Tensor:
-        """Do it: (2).
+        """Apply the augmentation (2).
 
-        Mirrored and shifted rows are the same numbers in other places; only a scale interpolates.
+        Mirroring and shifting only move pixels; only scaling interpolates.
 
         Args:
             x: Pictures in model units, shape ``(B, C, H, W)``.
-            numbers: What :meth:`drawn` returned for them.
+            numbers: The parameters that :meth:`drawn` returned for them.
 
         Returns:
-            Shape ``(B, C, H, W)``.
+            The augmented pictures, shape ``(B, C, H, W)``.
         """
         done = (numbers != 0).any(1)
         moved = x.clone()
@@ -144,7 +147,7 @@ def _eighths(shape: tuple[int, ...]) -> Tensor:
 
 
 def _read(x: Tensor, source: Tensor, axis: int) -> Tensor:
-    """``x: (B, C, H, W)`` along ``axis`` at the places ``source: (B, n)``, between two pixels by a straight line."""
+    """Read ``x: (B, C, H, W)`` along ``axis`` at the positions ``source: (B, n)`` by linear interpolation."""
     size = x.shape[axis]
     below = source.floor()
 

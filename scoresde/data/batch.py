@@ -1,7 +1,7 @@
-"""Batches: which rows a training step sees, as a function of the seed and the number of the step.
+"""Batches: the rows that a training step sees, as a function of the seed and the step number.
 
-Each pass over the data has an order of its own, a permutation drawn for (seed, number of the pass), and a batch is the
-next piece of it. Nothing depends on the batches before, so that a run that is resumed goes on where it was.
+Each pass over the data has its own order, a permutation drawn for (seed, pass number), and a batch is the next piece of
+it. Nothing depends on earlier batches, so a resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from .augment import Augmentation
 
 __all__ = ["Batch", "Batches", "Rows", "Source"]
 
-WIDE = (torch.float64, torch.int64)  # data that float32 would round
+WIDE = (torch.float64, torch.int64)  # dtypes of data that float32 would round
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a training step sees.
+    """The data of one training step.
 
     Attributes:
         x0: Data in model units, shape ``(B, *event)``.
-        condition: What is known of each row, or ``None``.
-        weight: Weight of each number in the loss, shape of ``x0``; 0 where it is unknown. ``None`` for 1 everywhere.
+        condition: The condition of each row, or ``None``.
+        weight: Weight of each value in the loss, shape of ``x0``; 0 where the value is unknown. ``None`` means 1
+            everywhere.
         eps: The noise that each row is paired with, shape of ``x0``; ``None`` to draw it.
-        augment: What was done to each row, as the network is told, ``(B, A)``; ``None`` for nothing. It is never left
-            out as a condition is.
+        augment: The augmentation parameters of each row, ``(B, A)``, an input of the network; ``None`` without
+            augmentation. Unlike a condition, they are never dropped at random.
     """
 
     x0: Tensor
@@ -47,25 +48,25 @@ class Batch:
         return len(self.x0)
 
     def rows(self, index: Tensor) -> Batch:
-        """The rows ``index``, int64 ``(B',)``."""
+        """Select the rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
+        """Move the batch to a device."""
         known = None if self.condition is None else self.condition.to(device)
         return Batch(self.x0.to(device), known, *each(lambda v: v.to(device), self.weight, self.eps, self.augment))
 
 
 class Source(Protocol):
-    """What batches are drawn from."""
+    """A source that batches are drawn from."""
 
     def __len__(self) -> int:
         """The number of rows."""
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """The rows ``index``, int64 ``(B,)``; what is drawn (dequantisation) comes from ``generator``."""
+        """Return the rows ``index``, int64 ``(B,)``; random numbers (for dequantisation) come from ``generator``."""
         ...
 
 
@@ -74,10 +75,10 @@ class Rows:
     """Rows of data as a :class:`Source`.
 
     Args:
-        x: In data units, shape ``(n, *event)``.
+        x: Data in data units, shape ``(n, *event)``.
         codec: The map to model units.
-        labels: Class of each row, int64 ``(n,)``, if a batch is to know it.
-        classes: How many there are.
+        labels: Class of each row, int64 ``(n,)``, for batches with class labels; ``None`` for batches without.
+        classes: Number of classes.
     """
 
     x: Tensor
@@ -97,13 +98,13 @@ class Rows:
 
 
 class Batches:
-    """Batch n of a seed.
+    """The batches of a seed, by step number.
 
     Args:
-        source: What is drawn from.
-        size: Rows of a batch.
-        seed: Of the orders, and of what is done to the rows.
-        augmentation: What is done to them, if anything is; of pictures without paired noise or weights.
+        source: The source of the rows.
+        size: Number of rows per batch.
+        seed: Seed of the row order and of the augmentation.
+        augmentation: Augmentation of the rows, or ``None``. It needs pictures without paired noise or weights.
     """
 
     def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:
@@ -111,20 +112,20 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """The batch of a step, of ``size`` rows."""
+        """Return the batch of a step, with ``size`` rows."""
         batch = self.source(self.index(step), generator, dtype)
         if self.augmentation is None:
             return batch
         if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
             raise UsageError(
-                f"augmentation moves pictures (B, C, H, W), without noise or weights that belong to their pixels; got "
-                f"the shape {tuple(batch.x0.shape)}"
+                f"augmentation needs pictures (B, C, H, W) without paired noise or per-pixel weights; got the shape "
+                f"{tuple(batch.x0.shape)}"
             )
         numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
         return replace(batch, x0=self.augmentation.applied(batch.x0, numbers), augment=numbers.to(dtype))
 
     def index(self, step: int) -> Tensor:
-        """Which rows, int64 ``(size,)``."""
+        """Return the row indexes of the batch of a step, int64 ``(size,)``."""
         start, stop, count = step * self.size, (step + 1) * self.size, len(self.source)
         parts = []
         while start < stop:  # a batch may span two passes

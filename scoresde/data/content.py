@@ -1,16 +1,17 @@
-"""Rows by what they are: which of them are held out, and whether data are still those that a run was trained on.
+"""Rows identified by content: which rows are held out, and whether data are still those that a run was trained on.
 
-A row is known by a hash of its content. Two rows are equal if their values are (as little-endian float64, with -0 as 0
-and one pattern for NaN) and their labels are; pictures from files are equal if the bytes of their files are. With
+A row is identified by a hash of its content. Two rows are equal if their values (as little-endian float64, with -0 as 0
+and one pattern for NaN) and their labels are equal; pictures from files are equal if the bytes of their files are. Let
 
     u = hash( seed, content, number of equal rows before it ) / 2^64,                                        (1)
 
-uniform on [0, 1), a row is *held out* if u < f, the test fraction, and *validates* if it is among the first 5 % of what
-is left, at most :data:`MOST`. What other rows there are, and their order, have no part in it: data that grow or are
-sorted again move no row from one side to the other. Copies of a picture share a side, because their number is left out
-of (1); the equal rows of a table, which are often many, do not.
+which is uniform on [0, 1). A row is *held out* if u < f, the test fraction. It *validates* if it is among the first 5 %
+of the remaining rows, at most :data:`MOST`. Other rows and their order do not matter, so adding or re-sorting data
+never moves a row between training and test. Copies of a picture land on the same side, because (1) leaves out their
+number; equal rows of a table, which are often many, do not.
 
-A run keeps the sorted hashes of its rows (:class:`Identity`), and of large data the sizes and both ends of its files.
+A run keeps the sorted hashes of its rows (:class:`Identity`); for large data it keeps the sizes of the files and hashes
+of both their ends.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ __all__ = ["LARGE", "MOST", "VALIDATION", "Identity", "contents", "held_out", "k
 
 VALIDATION = 0.05
 MOST = 2_000
-LARGE = 2**30  # bytes of files above which their ends stand for them
-END = 2**16  # bytes of such an end
-CHUNK = 2**22  # numbers that are hashed at once
+LARGE = 2**30  # total bytes above which only the ends of the files are hashed
+END = 2**16  # bytes hashed at each end of a large file
+CHUNK = 2**22  # values hashed at once
 
 Hashes = NDArray[np.uint64]
 
 
 def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[bytes] = ()) -> list[bytes]:
-    """A hash of the content of each row, 16 bytes.
+    """Hash the content of each row to 16 bytes.
 
     Args:
-        x: Shape ``(N, *event)``.
-        classes: The name of the class of each row.
-        files: A hash of the file of each row, which stands for its values.
+        x: The rows, shape ``(N, *event)``.
+        classes: Class name of each row.
+        files: Hash of the file of each row, used instead of its values.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -56,11 +57,11 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
 
 
 def _plain(x: Array) -> Iterable[memoryview | bytes]:
-    """The values of each row as bytes that are equal if the values are."""
+    """Yield the values of each row as bytes, which are equal if and only if the values are."""
     flat = x.reshape(len(x), -1)
     step = max(1, CHUNK // max(1, flat.shape[1]))
     for start in range(0, len(flat), step):
-        chunk = flat[start : start + step].astype("<f8") + 0.0  # which makes -0 to 0
+        chunk = flat[start : start + step].astype("<f8") + 0.0  # turns -0 into 0
         if x.dtype.kind == "f":
             chunk[np.isnan(chunk)] = np.nan
         for row in chunk:
@@ -70,17 +71,18 @@ def _plain(x: Array) -> Iterable[memoryview | bytes]:
 def held_out(
     rows: Sequence[bytes], seed: int, fraction: float, *, copies_apart: bool = True, test: bool = True
 ) -> tuple[Array, Array, Array]:
-    """Training rows and test rows by (1), and which of the training rows validate.
+    """Split rows into training and test rows by (1), and choose the training rows that validate.
 
     Args:
-        rows: The content of each.
-        seed: Of the split.
+        rows: Content hash of each row.
+        seed: Seed of the split.
         fraction: Share of the rows to hold out, in (0, 1).
-        copies_apart: Whether the number of equal rows before a row counts, as it does for all but files.
-        test: Whether test rows are taken at all; otherwise the data have a test part of their own.
+        copies_apart: Whether the number of equal rows before a row counts; false only for pictures from files.
+        test: Whether to choose test rows; false if the data have their own test part.
 
     Returns:
-        Indexes of training rows, indexes *into these* of those that validate, indexes of test rows; int64, in order.
+        Indexes of the training rows, indexes *into these* of the rows that validate, and indexes of the test rows;
+        int64, sorted.
     """
     before: Counter[bytes] = Counter()
     u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")
@@ -95,19 +97,19 @@ def held_out(
 
 
 def known_again(train: Sequence[bytes], held: Sequence[bytes]) -> int:
-    """How many of the rows held out have an equal one among the training rows."""
+    """Count the held-out rows that equal a training row."""
     trained = set(train)
     return sum(row in trained for row in held)
 
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What data are, whatever their name and place.
+    """The identity of data by content, independent of their name and location.
 
     Attributes:
-        hashes: Of each row, sorted, uint64 ``(N,)``; of large data one hash of all files.
-        order: A hash of the rows in their order.
-        large: Whether the files stand for the rows.
+        hashes: Hash of each row, sorted, uint64 ``(N,)``; for large data, a single hash of all files.
+        order: Hash of the rows in their order.
+        large: Whether files were hashed instead of rows.
     """
 
     hashes: Hashes
@@ -116,7 +118,7 @@ class Identity:
 
     @classmethod
     def of(cls, rows: Sequence[bytes], own_test: int = 0) -> Identity:
-        """Of rows by their content, of which the last ``own_test`` are the data's own test part."""
+        """Build the identity from content hashes; the last ``own_test`` rows are the data's own test part."""
         parts = [row[:8] for row in rows[: len(rows) - own_test]]
         parts += [hashlib.blake2b(row, digest_size=8, key=b"test").digest() for row in rows[len(rows) - own_test :]]
         hashes = np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
@@ -125,7 +127,7 @@ class Identity:
 
     @classmethod
     def of_files(cls, files: Iterable[Path]) -> Identity:
-        """Of large files: their sizes, and a hash of the first and the last 64 kB of each."""
+        """Build the identity of large files from their sizes and the first and last 64 kB of each."""
         ends = []
         for path in files:
             size = regular(path)
@@ -139,10 +141,11 @@ class Identity:
         return cls(np.array([whole], np.uint64), whole, large=True)
 
     def compared(self, now: Identity) -> tuple[str, int, int]:
-        """How data that are read ``now`` differ from these, and how many rows are new and how many are missing.
+        """Compare these data with the data ``now``.
 
         Returns:
-            ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``; of large data only ``same`` and ``other``.
+            ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other`` (for large data only ``same`` or ``other``), the
+            number of new rows, and the number of missing rows.
         """
         if self.large or now.large:
             return ("same", 0, 0) if self.large == now.large and self.order == now.order else ("other", 0, 0)
@@ -154,18 +157,18 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """The rows of both, each as often as in the one that has it more often: all that a run has been trained on."""
+        """Merge both, keeping the larger count of each row: all the rows that a run has been trained on."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self
         if not missing:
             return now
         counts = Counter(self.hashes.tolist()) | Counter(now.hashes.tolist())
-        return Identity(np.array(sorted(counts.elements()), np.uint64), 0)  # which never stood in one order
+        return Identity(np.array(sorted(counts.elements()), np.uint64), 0)  # the merged rows have no order
 
 
 def _more(these: Hashes, those: Hashes) -> int:
-    """How many of these rows are not among those, each counted as often as it is there."""
+    """Count the rows of ``these`` that are not in ``those``, with multiplicity."""
     values, counts = np.unique(these, return_counts=True)
     known, known_counts = np.unique(those, return_counts=True)
     there = dict(zip(known.tolist(), known_counts.tolist(), strict=True))

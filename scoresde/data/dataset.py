@@ -1,11 +1,11 @@
-"""Data: what a set of samples is, in its own units, and the codec that takes it to those of a model.
+"""Data sets: samples in their own units, and the codec that maps them to model units.
 
-Everything a model sees is an *event*, channels first: an image ``(C, H, W)``, a volume ``(C, D, H, W)``, a signal
-``(C, L)`` or a vector ``(D,)``. Data units become model units, of order one, by a codec (:mod:`.units`). Which rows are
-held out is decided by what they are (:mod:`.content`).
+A model sees each sample as an *event*, channels first: an image ``(C, H, W)``, a volume ``(C, D, H, W)``, a signal
+``(C, L)`` or a vector ``(D,)``. A codec maps data units to model units, which are of order one (:mod:`.units`). The
+content of a row decides whether it is held out (:mod:`.content`).
 
-:class:`DataInfo` holds what is known of the data without the data, so that a trained model can sample and score when
-the data is gone. :func:`load_data` reads a toy, the bundled digits, or a path; nothing that is read is ever executed.
+:class:`DataInfo` describes the data, so that a trained model can sample and score when the data themselves are gone.
+:func:`load_data` reads a toy, the bundled digits, or a path; nothing that is read is ever executed.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 NAMES = (*TOYS, "digits")
 TOY_POINTS = 20_000
 KINDS = ("image", "volume", "signal", "vector")
-ARRAY = "(array)"  # the source of data that no file holds
+ARRAY = "(array)"  # the source of data that do not come from a file
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What sampling and likelihood need to know about a data set, without it. Saved as ``data.json``.
+    """A description of a data set, which sampling and likelihood use in its place. Saved as ``data.json``.
 
     Attributes:
         name: Short name, for titles and file names.
         source: The name or path it was loaded from.
         kind: ``"image"``, ``"signal"`` or ``"vector"``.
         shape: Event shape, channels first: ``(C, H, W)``, ``(C, L)`` or ``(D,)``.
-        low: Smallest value, data units.
-        high: Largest value, data units.
+        low: Smallest value, in data units.
+        high: Largest value, in data units.
         levels: Number of equally spaced values from ``low`` to ``high``, or None for continuous data.
         classes: Class names in the order of the labels, empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
         channels_last: The source had its channels last; samples can be written back the same way.
-        names: Of the columns of a table, or empty.
-        wide: Values need float64, and samples are written in it.
-        n_validation: Number of samples held out of the training ones, to choose between checkpoints.
-        trained: Number of training samples of each class; empty without labels, or if the run is older than this.
-        spread: Root mean square of the training samples in model units; ``None`` before they are trained on.
-        furthest: The largest distance between two of them, in model units; ``None`` likewise, and for a path that
-            does not depend on it (:mod:`scoresde.sde.reach`).
+        names: Column names of a table, or empty.
+        wide: Values need float64, and samples are written in float64.
+        n_validation: Number of training samples kept out of training, to choose between checkpoints.
+        trained: Number of training samples of each class; empty without labels, and for runs that predate this field.
+        spread: Root mean square of the training samples in model units; ``None`` before training.
+        furthest: Largest distance between two training samples, in model units; ``None`` before training, and for a
+            path that does not depend on it (:mod:`scoresde.sde.reach`).
     """
 
     name: str
@@ -87,11 +87,11 @@ class DataInfo:
 
     @property
     def dims(self) -> int:
-        """Numbers in an event."""
+        """Number of values in an event."""
         return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, for JSON."""
+        """Convert to plain numbers, strings and lists, for JSON."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return plain | {
             "shape": list(self.shape),
@@ -102,9 +102,13 @@ class DataInfo:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> DataInfo:
-        """The inverse of :meth:`to_dict`; a DataError names what is missing, unknown or malformed."""
+        """Invert :meth:`to_dict`.
+
+        Raises:
+            DataError: If a key is missing, unknown or malformed; the message names it.
+        """
         required = {f.name for f in fields(cls) if f.default is MISSING}
-        optional = {f.name for f in fields(cls)} - required | {"transform"}  # which stood here in format 1
+        optional = {f.name for f in fields(cls)} - required | {"transform"}  # a key of format 1
         _check_keys("data description", stored, required, optional)
         try:
             levels = stored["levels"]
@@ -134,11 +138,11 @@ class DataInfo:
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
             raise DataError(f"malformed data description: {levels} levels from {info.low} to {info.high}")
         if info.kind not in KINDS:
-            raise DataError(f"malformed data description: kind {info.kind!r} is none of {', '.join(KINDS)}")
+            raise DataError(f"malformed data description: kind {info.kind!r} is not one of {', '.join(KINDS)}")
         return info
 
     def describe(self) -> str:
-        """A few lines for people: counts, shape, range, levels and classes."""
+        """Describe the data in a few readable lines: counts, shape, range, levels and classes."""
         values = f"{self.levels} levels" if self.levels else "continuous"
         name, source = one_line(self.name), one_line(self.source)
         lines = [
@@ -153,7 +157,7 @@ class DataInfo:
 
 
 def old_codec(stored: Mapping[str, Any]) -> Codec:
-    """The codec of data that were described in format 1, which had the affine map among their facts.
+    """Restore the codec of data described in format 1, where the affine map was part of the description.
 
     Raises:
         DataError: If the description is malformed.
@@ -174,7 +178,7 @@ def old_codec(stored: Mapping[str, Any]) -> Codec:
 
 @dataclass(frozen=True)
 class How:
-    """How data were read and split, so that it can be done again.
+    """The options with which data were read and split, so that this can be repeated.
 
     Attributes:
         seed, test_fraction, split, reading: See :func:`load_data`.
@@ -191,20 +195,20 @@ class Dataset:
     """Samples in memory, in data units.
 
     Attributes:
-        info: The description that outlives the data.
+        info: Description of the data, kept with a run.
         codec: The map to model units.
-        train: ``(n_train, *event)``; uint8 for 8-bit sources, int32 for other whole numbers, else float32;
-            int64 and float64 where these would round.
-        test: ``(n_test, *event)``, the same dtype.
+        train: Training samples, ``(n_train, *event)``; uint8 for 8-bit sources, int32 for other whole numbers, else
+            float32; int64 and float64 where these would round.
+        test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
-        test_labels: ``(n_test,)`` int64, or None.
-        log_density: True log density in nats and data units, ``(N, *event)`` to ``(N,)``, where one is known.
-        validates: Which of the training rows are not trained on, but choose between checkpoints; int64
+        test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
+        log_density: True log density in nats and data units, ``(N, *event)`` to ``(N,)``, where it is known.
+        validates: Indexes of the training rows that are kept out of training to choose between checkpoints; int64
             ``(n_validation,)``.
-        identity: What the data are, by their content; ``None`` for toys, digits and a split by rows.
-        known_again: Number of test rows that have an equal training row.
-        notes: What a reader did that a person should know.
-        how: How they were read and split, if they were.
+        identity: Identity of the data by content; ``None`` for toys, digits and a split by rows.
+        known_again: Number of test rows that equal a training row.
+        notes: Messages from the reader about what it did.
+        how: Options with which the data were read and split, or ``None``.
     """
 
     info: DataInfo
@@ -222,19 +226,19 @@ class Dataset:
 
     @property
     def trained(self) -> Tensor:
-        """The rows that are trained on: the training rows but for those that validate, ``(n, *event)``."""
+        """The rows that are trained on: the training rows except those that validate, ``(n, *event)``."""
         return self.train[self.trains]
 
     @property
     def trains(self) -> Tensor:
-        """Which of the training rows these are, bool ``(n_train,)``."""
+        """Mask of the training rows that are trained on, bool ``(n_train,)``."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
         return mask
 
     def describe(self) -> str:
-        """A few lines for people: those of the description, how the data were split, and what the reader says."""
+        """Describe the data in a few readable lines, with the split and the notes of the reader."""
         info = self.info
         lines = [info.describe()]
         if info.n_validation:
@@ -244,9 +248,9 @@ class Dataset:
         if isinstance(levels, Levels) and not levels.everywhere:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
-            lines.append(f"whole numbers, which have levels: {', '.join(map(one_line, named[:20]))}")
+            lines.append(f"columns of whole numbers, which have levels: {', '.join(map(one_line, named[:20]))}")
         if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
-            lines.append(f"classes without a sample to train on: {', '.join(map(one_line, absent[:10]))}")
+            lines.append(f"classes without training samples: {', '.join(map(one_line, absent[:10]))}")
         if self.identity is not None:
             lines.append(f"{self.known_again or 'none'} of the test samples equal a training sample")
         return "\n".join([*lines, *self.notes])
@@ -266,19 +270,19 @@ class Dataset:
         layout: str = "auto",
         split: str = "content",
     ) -> Dataset:
-        """The data set of an array, as :func:`load_data` makes it of a file that holds it.
+        """Make a data set from an array, as :func:`load_data` makes it from a file that holds the array.
 
         Args:
-            train: All samples, or the training ones: ``(N, D)`` vectors, ``(N, C, L)`` signals, ``(N, C, H, W)``
+            train: All samples, or the training samples: ``(N, D)`` vectors, ``(N, C, L)`` signals, ``(N, C, H, W)``
                 images.
-            test: Samples to hold out; without them a share of ``train`` is.
-            classes, test_classes: The class of each sample, numbers or names, shape ``(N,)``.
-            name: For titles and folders.
-            seed, test_fraction, split: Of the split (see :func:`load_data`).
-            layout: Where the channels are, ``first`` or ``last``, if the shape does not tell.
+            test: Samples to hold out; by default, a share of ``train``.
+            classes, test_classes: The class of each sample, as numbers or names, shape ``(N,)``.
+            name: Name for titles and folders.
+            seed, test_fraction, split: Options of the split (see :func:`load_data`).
+            layout: Position of the channels, ``first`` or ``last``, if the shape is ambiguous.
 
         Raises:
-            DataError: If it cannot be data.
+            DataError: If the array cannot be used as data.
 
         >>> data = Dataset.of(np.random.default_rng(0).normal(3.0, 2.0, (100, 2)))
         >>> data.info.kind, len(data.train), len(data.test)
@@ -288,13 +292,13 @@ class Dataset:
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
-            raise UsageError("test is samples to hold out; the class of each sample is given as classes")
+            raise UsageError("test must hold samples, not labels; pass the class of each sample as classes")
         raw = raw_of(arrays, name, Reading(layout=layout))
         return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
-    """An array of a tensor wherever it is and whatever is asked of it, or of what NumPy takes."""
+    """Convert a tensor on any device, with or without a gradient, or anything NumPy accepts, to an array."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -314,21 +318,22 @@ def load_data(
 
     Args:
         spec: One of ``NAMES``, or the path of a file or folder (``./digits`` for a path that is also a name).
-        seed: Draws the toys, and splits what comes without a test part.
+        seed: Seed for drawing toys, and for splitting data that have no test part of their own.
         test_fraction: Share of samples held out, in (0, 1); unused where the source has a test part.
-        reading: How files are read, where they do not say so themselves.
-        split: ``content``: what a sample is decides whether it is held out, so that more data, or another order, moves
-            none; or ``rows``, a permutation of the rows. Toys and digits are split by rows.
+        reading: Options for reading files, where the files leave a choice.
+        split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
+            between training and test; ``rows`` uses a random permutation of the rows. Toys and digits are always split
+            by rows.
 
     Raises:
-        DataError: If ``spec`` is neither, or if the data is unreadable or inconsistent.
+        DataError: If ``spec`` is neither a name nor a path, or if the data is unreadable or inconsistent.
         UsageError: If ``test_fraction`` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction must lie between 0 and 1, got {test_fraction:g}; 0.1 is usual")
     asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
     if spec in NAMES and asked:
-        raise UsageError(f"{spec} is read from no file, and {' and '.join(asked)} would change nothing; leave it out")
+        raise UsageError(f"{spec} is not read from a file, so {' and '.join(asked)} would have no effect; leave it out")
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
         return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
@@ -350,7 +355,7 @@ def load_data(
 
 
 def there(path: Path) -> bool:
-    """Whether there is such a file or folder; what cannot be a path is none."""
+    """Whether a file or folder exists; false for anything that is not a valid path."""
     return os.path.exists(path)
 
 
@@ -363,19 +368,19 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` at random, by the seed alone, into disjoint training and test indexes (int64)."""
+    """Split ``range(n)`` at random into disjoint training and test indexes (int64), which depend only on the seed."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Split what is not split yet, find levels and units, and put everything into tensors."""
+    """Split the data if they are not split yet, find levels and units, and convert everything to tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
             f"{source}: training events are {raw.train.shape[1:]}, test events {raw.test.shape[1:]}: both must have "
-            "one shape"
+            "the same shape"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
@@ -394,8 +399,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
-            f"{source}: {len(x)} training and {len(test_x)} test samples: at least 2 and 1 are needed, give more data "
-            "or hold out another share",
+            f"{source}: {len(x)} training and {len(test_x)} test samples: at least 2 and 1 are needed; use more data "
+            "or another test fraction",
             parameter="test_fraction",
             value=0.1 if len(x) < 2 else 0.3,
         )
@@ -427,7 +432,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A split by content: rows of the source in training and test, which of the former validate, and what it all is."""
+    """A split by content: training rows, test rows, the training rows that validate, and the identity of the data."""
 
     train: Array
     test: Array
@@ -437,14 +442,14 @@ class _Parts:
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:
-    """Split by (1) of :mod:`scoresde.data.content`; the source's own test part stays what it is."""
+    """Split by (1) of :mod:`scoresde.data.content`; a test part of the source is kept as it is."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
     large = sum(path.stat().st_size for path in raw.files) > LARGE
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
-    # Copies of a picture share a side whatever class each is in.
+    # Copies of a picture land on the same side even if their classes differ.
     alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(
         alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
@@ -454,12 +459,12 @@ def _by_content(raw: Raw, how: How) -> _Parts:
 
 
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
-    """The name of the class of each row, from its number."""
+    """Look up the class name of each row by its number."""
     return None if y is None else [classes[i] for i in y]
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Compact storage: uint8 stays, other whole numbers become int32, floats float32; twice that where it is needed."""
+    """Store compactly: uint8 stays, whole numbers become int32 and floats float32, or int64 and float64 if wide."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":
@@ -474,18 +479,18 @@ def _label_tensor(y: Array | None) -> Tensor | None:
 
 
 def _positive(stored: Any) -> float | None:
-    """A number above 0 that may be missing."""
+    """Read an optional positive number."""
     if stored is None or 0 < float(stored) < math.inf:
         return None if stored is None else float(stored)
-    raise ValueError(f"{stored!r} is not a size")
+    raise ValueError(f"{stored!r} is not a finite positive number")
 
 
 def _check_keys(what: str, stored: Any, required: set[str], optional: set[str]) -> None:
     if not isinstance(stored, Mapping):
-        raise DataError(f"malformed {what}: a table of keys and values is expected, got {type(stored).__name__}")
+        raise DataError(f"malformed {what}: expected a table of keys and values, got {type(stored).__name__}")
     missing, unknown = sorted(required - set(stored)), sorted(set(stored) - required - optional)
     if missing or unknown:
         raise DataError(
             f"malformed {what}: missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; was it "
-            "written by another version?"
+            "written by a different version?"
         )

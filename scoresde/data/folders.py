@@ -1,8 +1,8 @@
-"""Folders of pictures: which files are pictures, and of which split and class each is.
+"""Folders of pictures: find the pictures, and the split and class of each.
 
-Pictures may lie at any depth. The folders of the first level are classes, below ``train`` and ``test`` if there are
-such folders, and whatever lies in or below one of them belongs to it. Every file is either a picture, or named among
-those that are left out; only what operating systems leave behind is passed over.
+Pictures may lie at any depth. Top-level folders are classes, or the folders inside ``train`` and ``test`` if these
+exist; everything in or below a class folder belongs to that class. Every file is either a picture or reported as left
+out; only files that operating systems leave behind are ignored silently.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "some"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
-OLDER = ("train", "test", "val", "valid")  # those that there were first
-JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # and all names that begin with a dot
+OLDER = ("train", "test", "val", "valid")  # the names recognised by older versions
+JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # ignored, as are all names that begin with a dot
 
 Classed = list[tuple[Path, str]]
 
@@ -33,11 +33,11 @@ class Found:
     """The pictures of a folder.
 
     Attributes:
-        train: File and class of each training picture, or of all if the folder has no split; the class is "" if there
-            are none. They are in the order in which they are read.
-        test: The same for the test part.
-        problems: What keeps the folder from being read so.
-        notes: What is left out, a sentence each.
+        train: File and class of each training picture, or of each picture if the folder has no split; the class is ""
+            if there are no classes. The pictures are in the order in which they are read.
+        test: File and class of each test picture.
+        problems: Problems that prevent the folder from being read this way.
+        notes: Notes on what is left out, one sentence each.
     """
 
     train: Classed
@@ -47,7 +47,7 @@ class Found:
 
 
 def find_pictures(folder: Path, older: bool = False) -> Found:
-    """Find all pictures in and below a folder; ``older``: as :class:`~scoresde.data.Reading` says."""
+    """Find all pictures in and below a folder; for ``older`` see :class:`~scoresde.data.Reading`."""
     search = _Search(folder, older)
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
@@ -56,12 +56,12 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     if "train" not in parts:
         if parts:
             search.note(
-                f"there is no train/: {_names(p for several in parts.values() for p in several)} count as classes"
+                f"there is no train/, so {_names(p for several in parts.values() for p in several)} count as classes"
             )
         return search.found(search.classed(folder), [])
     for several in parts.values():
         if len(several) > 1:
-            search.refuse(f"{_names(several)} could each be the same part: rename or move all but one")
+            search.refuse(f"{_names(several)} are names for the same part: rename or move all but one")
     train = search.classed(parts["train"][0])
     chosen = _held_out(search, parts)
     test = search.classed(chosen) if chosen is not None else []
@@ -69,8 +69,8 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
     if beside and not search.older:
         search.refuse(
-            f"pictures lie beside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): rename "
-            "that folder if it is a class, or move the others"
+            f"there are pictures outside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): "
+            "rename that folder if it is a class, or move the other pictures"
         )
     if train and test and bool(train[0][1]) != bool(test[0][1]):
         which = "test" if train[0][1] else "training"
@@ -79,7 +79,7 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """The folder with the test part: that for validation if there is no other, or none with pictures in it."""
+    """Choose the folder of the test part: the validation folder if there is no test folder or it has no pictures."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -87,12 +87,12 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
     chosen = folders[0] if counts[0] or not any(counts) else folders[1]
     for path, count in zip(folders, counts, strict=True):
         if path is not chosen:
-            search.note(f"{path.name}/ is left out, {count:,} pictures: {chosen.name}/ is the test part")
+            search.note(f"{path.name}/ is left out ({count:,} pictures): {chosen.name}/ is the test part")
     return chosen
 
 
 class _Search:
-    """A folder that is searched, with what was found in it besides pictures."""
+    """A search of a folder, which collects problems, notes and the files that are not pictures."""
 
     def __init__(self, folder: Path, older: bool) -> None:
         self.folder, self.older = folder, older
@@ -110,32 +110,32 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """What lies in a folder by the order of the names, and whether each is a folder."""
+        """List the contents of a folder, sorted by name, and whether each entry is a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         return [(folder / name, is_folder) for name, is_folder in seen]
 
     def walk(self, path: Path, is_folder: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        """Every file in and below a folder, or the file itself."""
+        """Yield every file in and below a folder, or the file itself."""
         if not is_folder:
             yield path
         if not is_folder or (self.older and above):
             return
         here = path.resolve()
         above = above or (path.parent.resolve(), *path.parent.resolve().parents)
-        if here not in above:  # a link may lead back to where it lies
+        if here not in above:  # a link may lead back to a folder above it
             for inside, folded in self.visible(path):
                 yield from self.walk(inside, folded, (*above, here))
 
     def pictures(self, path: Path, is_folder: bool) -> list[Path]:
-        """The pictures in and below a folder, or the picture itself; the other files are remembered."""
+        """List the pictures in and below a folder, or the picture itself, and remember the other files."""
         found: list[Path] = []
         for file in self.walk(path, is_folder):
             (found if _is_picture(file) else self.others).append(file)
         return found
 
     def classed(self, part: Path) -> Classed:
-        """Every picture of a part with its class."""
+        """List every picture of a part with its class."""
         flat: list[Path] = []
         inside: dict[str, list[Path]] = {}
         for path, is_folder in self.visible(part):
@@ -150,17 +150,17 @@ class _Search:
             name, pictures = next(iter(classes.items()))
             self.refuse(
                 f"{where}images both directly in it ({len(flat):,}: {self.shown(flat)}) and in folders "
-                f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}): a folder is a class; move the "
-                "former into one, or elsewhere"
+                f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}): each folder is a class; move the "
+                "former into a class folder, or elsewhere"
             )
         if not (flat or classes):
             held = f"; other files: {_by_suffix(self, self.others)}" if self.others else ""
-            self.refuse(f"{where}no images in it nor below it; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
+            self.refuse(f"{where}no images in it or below it; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
         elif empty:
             self.note(f"no pictures in {some([f'{name}/' for name in empty])}")
         rows = [(p, "") for p in flat] + [(p, name) for name, pictures in classes.items() for p in pictures]
-        # File names are often sorted by content: shuffle once, always the same way, so that the first rows are a fair
-        # sample of the whole.
+        # File names are often sorted by content. Shuffle once, always the same way, so that the first rows are a fair
+        # sample of all.
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
     def found(self, train: Classed, test: Classed) -> Found:
@@ -177,7 +177,7 @@ def _names(folders: Iterable[Path]) -> str:
 
 
 def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
-    """``12 .gif (a.gif, b.gif, c.gif and 9 more), 1 .txt (notes.txt)``."""
+    """Summarise files by suffix: ``12 .gif (a.gif, b.gif, c.gif and 9 more), 1 .txt (notes.txt)``."""
     kinds: dict[str, list[Path]] = {}
     for path in paths:
         kinds.setdefault(path.suffix.lower() or "without a suffix", []).append(path)
@@ -186,7 +186,7 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
 
 
 def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
-    """``a, b, c and 9 more``; the first names will do if it is said of how many they are."""
+    """Abbreviate a list to ``a, b, c and 9 more``; with the total ``of``, the first ``most`` names are enough."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"

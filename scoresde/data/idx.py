@@ -26,7 +26,7 @@ IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 
 def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open, decompressing when the content (whatever the name says) is gzip."""
+    """Open a file, and decompress it if its content is gzip, whatever its name."""
     return gzip.open(path, "rb") if is_gzip(path) else opened(path)
 
 
@@ -50,7 +50,7 @@ def _read_idx(path: Path, ndim: int) -> Array:
                 what = {1: "labels", 3: "images"}[ndim]
                 raise DataError(
                     f"{path}: not an IDX file of {what}: it starts with bytes "
-                    f"{header[:4].hex(' ') or '(none)'}, "
+                    f"{header[:4].hex(' ') or '(none)'}; "
                     f"expected 00 00 08 {ndim:02x} ({ndim} dimensions of unsigned bytes)"
                 )
             if len(header) < header_size:
@@ -58,7 +58,8 @@ def _read_idx(path: Path, ndim: int) -> Array:
             shape = struct.unpack(f">{ndim}I", header[4:])
             if most > size:
                 may_unpack(size, math.prod(shape))
-            # No more than promised, whatever a .gz unpacks to, and no more than there is, whatever is promised.
+            # Read at most what the header promises, even if a .gz unpacks to more, and at most what the file can hold,
+            # even if the header promises more.
             payload = file.read(min(math.prod(shape), most) + 1)
     except DataError:
         raise
@@ -68,9 +69,9 @@ def _read_idx(path: Path, ndim: int) -> Array:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     if len(payload) != math.prod(shape):
         raise DataError(
-            f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes and "
+            f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, but "
             f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
-            f"follow: the file is truncated or damaged, download it again"
+            f"follow: the file is truncated or damaged; download it again"
         )
     return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
 
@@ -79,16 +80,18 @@ def _read_idx_pair(images: Path, labels: Path | None) -> tuple[Array, Array | No
     x = _read_idx(images, 3)
     y = None if labels is None else _read_idx(labels, 1)
     if labels is not None and y is not None and len(y) != len(x):
-        raise DataError(f"{labels}: {len(y)} labels for the {len(x)} images of {images}: files of two data sets?")
+        raise DataError(
+            f"{labels}: {len(y)} labels for the {len(x)} images of {images}: are the files from two data sets?"
+        )
     return x[:, None], y
 
 
 def read_idx_folder(folder: Path, names: dict[str, re.Match[str]]) -> Raw:
-    # Sorted in reverse so that of a file and its .gz the plain one wins.
+    # Sort in reverse, so that a plain file takes precedence over its .gz.
     found = sorted(names.items(), reverse=True)
     role = {(m[1].lower() != "train", m[2].lower()): folder / name for name, m in found}
     if (False, "images") not in role:
-        raise DataError(f"{folder}: IDX files {sorted(names)} but no train-images-idx3-ubyte[.gz] among them")
+        raise DataError(f"{folder}: has IDX files {sorted(names)}, but not train-images-idx3-ubyte[.gz]")
     x, y = _read_idx_pair(role[False, "images"], role.get((False, "labels")))
     test_x, test_y = None, None
     if (True, "images") in role:

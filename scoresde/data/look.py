@@ -1,4 +1,4 @@
-"""A look at data before anything is trained on them: all that is wrong with them, or else what they are."""
+"""A check of data before training: it reports every problem, or else describes the data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Look", "look"]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What was seen.
+    """The result of a check of data.
 
     Attributes:
-        problems: All that keeps the data from being read; empty if they were.
-        dataset: The data, if they were.
-        notes: What else a person should know: what is left out, or was done to the data.
+        problems: Every problem that prevents the data from being read; empty if they were read.
+        dataset: The data, or ``None`` if they were not read.
+        notes: Notes on what was left out or changed.
     """
 
     problems: tuple[Problem, ...]
@@ -31,14 +31,14 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """The parameters that answer all problems together, and what to give each; ``None`` if they do not."""
+        """Parameters and values that together solve all problems; ``None`` if no parameters do."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}
 
     @property
     def classes(self) -> dict[str, tuple[int, int]]:
-        """Number of training and of test samples of each class; without labels, empty."""
+        """Numbers of training and test samples of each class; empty without labels."""
         if self.dataset is None or self.dataset.train_labels is None:
             return {}
         names, held_out = self.dataset.info.classes, self.dataset.test_labels
@@ -49,19 +49,19 @@ class Look:
         return {name: (n, m) for name, n, m in zip(names, *counts, strict=True)}
 
     def facts(self) -> dict[str, Any]:
-        """What the data are, as plain numbers, strings and lists; without data, empty."""
+        """Describe the data with plain numbers, strings and lists; empty without data."""
         if self.dataset is None:
             return {}
         return self.dataset.info.to_dict() | {"class_counts": self.classes}
 
 
 def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: float = 0.1) -> Look:
-    """Read data as training does, and say everything that is wrong with them at once.
+    """Read data as training does, and report all problems at once.
 
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).
-        reading: How files are read, where they do not say so themselves.
-        seed, test_fraction: Of the split.
+        reading: Options for reading files, where the files leave a choice.
+        seed, test_fraction: Options of the split.
 
     >>> look("digits").problems, look("digits").classes["0"]
     ((), (161, 17))

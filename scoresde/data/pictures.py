@@ -1,11 +1,12 @@
-"""Pictures: from files of many kinds to one array, or all that keeps them from being one.
+"""Pictures: read files of many kinds into one array, or report every problem that prevents it.
 
-Every file is read before anything is refused, so that all problems are known at once. Files are not trusted: only five
-image formats are opened, and whatever is wrong is reported with the name of the file. Nothing is rounded: where a
-decoder would, the file is refused.
+Every file is read before anything is rejected, so that all problems are known at once. Files are not trusted: only five
+image formats are opened, and every problem is reported with the name of the file. Nothing is rounded: a file that a
+decoder would round is rejected.
 
-Of pictures of several kinds the least that holds them all is made: colour if one has colour, and an alpha channel if
-one is transparent anywhere. An alpha channel that is opaque throughout says nothing and is dropped.
+Pictures of several kinds are converted to the smallest format that holds them all: colour if any picture has colour,
+with an alpha channel if any is transparent anywhere. An alpha channel that is opaque throughout carries no information
+and is dropped.
 
 References:
     PNG (third edition, W3C 2025), 5.3 to 5.6 and 11.2.1, for the checksums and the header.
@@ -41,39 +42,39 @@ if TYPE_CHECKING:
 __all__ = ["read_image_folder"]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-# PIL's modes and what each is read as; 16-bit greys are handled apart.
+# PIL's modes and the mode that each is converted to; 16-bit greys are handled separately.
 MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
-KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # with one colour, or some of a palette, transparent
-ORIENTATION = 0x0112  # a tag of EXIF, and what puts a picture upright by its value
+KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # modes with one transparent colour, or some in a palette
+ORIENTATION = 0x0112  # an EXIF tag; UPRIGHT maps its value to the operation that turns a picture upright
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
-TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # width and height are exchanged
-BITS = 258  # the tag of TIFF
-NAMED = 20  # files with a fault that are named
-SUGGESTED = (32, 16, 8)  # sides of pictures whose networks train without a GPU
-# What may be wrong with a file: of one, of several, and what to do.
+TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
+BITS = 258  # the TIFF tag for bits per sample
+NAMED = 20  # most files of one kind of fault that a message names
+SUGGESTED = (32, 16, 8)  # suggested picture sizes, for which networks train without a GPU
+# Possible faults of a file: the text for one file, the text for several, and the remedy.
 FAULTS = {
     "unreadable": (
         "is not a readable image", "are not readable images",
-        "replace such files, or leave them out",
+        "replace these files, or leave them out",
     ),
     "frames": (
         "holds several frames", "hold several frames",
-        "save each frame as a file of its own, or leave such files out",
+        "save each frame as a separate file, or leave these files out",
     ),
     "deep": (
         "has colours of more than 8 bits", "have colours of more than 8 bits",
-        "save such pictures with 8 bits, or all in a .npy array, or leave them out",
+        "save these pictures with 8 bits, or all pictures in a .npy array, or leave these out",
     ),
     "mode": (
-        "has pixels of a kind that is not read", "have pixels of a kind that is not read",
-        "convert such pictures to grey or RGB, or save all in a .npy array, or leave them out",
+        "has an unsupported pixel format", "have an unsupported pixel format",
+        "convert these pictures to grey or RGB, or save all pictures in a .npy array, or leave these out",
     ),
 }  # fmt: skip
-# How files begin that are often met under another suffix.
+# First bytes of files that often have the suffix of a picture but are something else.
 BEGINNINGS = {
     b"GIF8": "a GIF", b"%PDF": "a PDF", b"%!PS": "PostScript", b"PK": "a ZIP archive", b"\x1f\x8b": "a gzip file",
     b"<": "HTML, XML or SVG", b"8BPS": "a Photoshop file", b"\x93NUMPY": "a NumPy file",
@@ -85,7 +86,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     """Read the pictures in and below a folder.
 
     Raises:
-        Problems: With all that keeps the folder from being read so.
+        Problems: Lists every problem that prevents the folder from being read this way.
     """
     found = find_pictures(folder, reading.older)
     files = found.train + found.test
@@ -100,7 +101,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     if kept and not train:
         problems.append(Problem("none of the training pictures can be read"))
     elif strangers:
-        problems.append(Problem(f"classes in the test split that training lacks: {some(strangers, 5)}"))
+        problems.append(Problem(f"classes in the test split that are not in training: {some(strangers, 5)}"))
     if problems:
         raise Problems(folder, problems, found.notes)
     x = pile.pixels
@@ -113,7 +114,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
-    """The class of each row by its number; ``None`` if there are none, or none of these."""
+    """Number the class of each row; ``None`` if there are no rows or no classes."""
     if not (rows and classes and rows[0][1]):
         return None
     index = {name: i for i, name in enumerate(classes)}
@@ -121,7 +122,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """What is to be said of files that are equal byte for byte."""
+    """Write a note on files that are equal byte for byte, if there are any."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -154,7 +155,7 @@ _NO_BOMBS = Shared(_bombs_are_errors)
 
 
 class _Fault(Exception):
-    """A file that cannot be used: the kind of its fault, and the reason."""
+    """A file that cannot be used, with the kind of fault and the reason."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -163,12 +164,12 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture as it is shown.
+    """A decoded picture.
 
     Attributes:
-        size: Its width and height in the file, upright.
-        pixels: ``(C, H, W)``, uint8, or uint16 for a 16-bit grey.
-        opaque: An alpha channel without a hole was dropped.
+        size: Width and height in the file, after turning it upright.
+        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey.
+        opaque: Whether an alpha channel was dropped because it is opaque throughout.
     """
 
     size: tuple[int, int]
@@ -177,7 +178,7 @@ class _Picture:
 
 
 def _decoded(data: bytes, reading: Reading) -> _Picture:
-    """The picture in the bytes of a file."""
+    """Decode the picture in the bytes of a file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -189,7 +190,7 @@ def _decoded(data: bytes, reading: Reading) -> _Picture:
         raise _Fault("unreadable", _what(data)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _Fault("unreadable", f"a possible decompression bomb: {error}") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:  # decoders raise almost anything on damaged bytes
         raise _Fault("unreadable", f"{error}".partition("\n")[0] or type(error).__name__) from error
 
 
@@ -206,17 +207,17 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     if not (sixteen or reading.older) and image.mode != "F" and _bits(image, data) > 8:
         raise _Fault("deep", "")
     width, height = image.size
-    part = (float(width), float(height))  # the rest, to the right and below, is what a decoder filled up
-    if reading.size:  # a JPEG is decoded at a half, a quarter or an eighth
+    part = (float(width), float(height))  # the rest, to the right and below, is padding of the decoder
+    if reading.size:  # a JPEG can be decoded at a half, a quarter or an eighth of its size
         drafted = image.draft(None, (2 * reading.size, 2 * reading.size))
         part = part if drafted is None else drafted[1][2:]
-    image.load()  # turns a TIFF, and takes the tag away
+    image.load()  # turns a TIFF upright, and removes the tag
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     opaque = False
     if sixteen:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
-            raise _Fault("mode", f"{levels.min()} to {levels.max()}, more than 16 bits")
+            raise _Fault("mode", f"values from {levels.min()} to {levels.max()}, more than 16 bits")
         image = Images.fromarray(levels.astype(np.uint16))
     else:
         mode = MODES.get(image.mode)
@@ -237,7 +238,7 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """The upper left part of a picture as a square of ``side`` pixels, smoothed as it shrinks."""
+    """Resize the upper left ``part`` of a picture to a square of ``side`` pixels, with smoothing when it shrinks."""
     from PIL import Image as Images
 
     width, height = part
@@ -258,15 +259,15 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits of each channel as they are stored; Pillow gives 8 of any colour."""
+    """Bits per channel as stored in the file; Pillow itself reduces any colour to 8."""
     if image.format == "PNG":
-        return data[24]  # in the header, behind width and height
+        return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
     return max(stored) if isinstance(stored, tuple) else int(stored)
 
 
 def _check_sums(data: bytes) -> None:
-    """Hold each chunk of a PNG to its checksum, which Pillow does not do for those with the pixels."""
+    """Verify the checksum of each chunk of a PNG; Pillow does not verify those of the chunks with the pixels."""
     at = 8
     while True:
         head = data[at : at + 8]
@@ -275,36 +276,37 @@ def _check_sums(data: bytes) -> None:
         if not kind or end + 4 > len(data):
             raise _Fault("unreadable", "the file is truncated")
         if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise _Fault("unreadable", f"a wrong checksum in its chunk {kind.decode('ascii', 'replace')}")
+            raise _Fault("unreadable", f"wrong checksum in chunk {kind.decode('ascii', 'replace')}")
         if kind == b"IEND":
             return
         at = end + 4
 
 
 def _what(data: bytes) -> str:
-    """What a file is that is none of the pictures that are read."""
+    """Guess the type of a file that is not a supported picture."""
     if not data:
         return "empty"
     if data[4:8] == b"ftyp":
-        return "HEIC, AVIF or a film"
+        return "HEIC, AVIF or a video"
     known = [what for beginning, what in BEGINNINGS.items() if data.startswith(beginning)]
     start = data[:64]
     text = all(byte >= 32 or byte in b"\t\n\r" for byte in start) and start.isascii()
-    return known[0] if known else "text" if text else f"in none of the formats {', '.join(IMAGE_FORMATS)}"
+    return known[0] if known else "text" if text else f"not in any of the formats {', '.join(IMAGE_FORMATS)}"
 
 
 # ----------------------------------------------------------------------------------------------------------- all files
 
 
 class _Stack:
-    """Pictures of one depth in one array, of as many channels as the richest of them needs.
+    """Pictures of one bit depth in one array, with as many channels as the richest of them needs.
 
     Attributes:
-        at: Which of the files they are.
-        sizes: Which of the files have each width and height.
-        channels: How many have each number of channels.
-        pixels: ``(at least len(at), C, H, W)``; ``None`` if they are of several sizes, and nothing is kept.
-        short: Bytes that were needed and not there.
+        at: Indexes of the files of these pictures.
+        sizes: Indexes of the files of each width and height.
+        channels: Number of pictures for each number of channels.
+        pixels: Pixels, ``(at least len(at), C, H, W)``; ``None`` if the pictures have several sizes, in which case
+            nothing is kept.
+        short: Bytes that were needed but not available.
     """
 
     def __init__(self, room: int) -> None:
@@ -316,7 +318,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count a picture, and with ``keep`` store it if it has the shape of the others."""
+        """Count a picture, and with ``keep`` store it if it has the same shape as the others."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -344,12 +346,12 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Channels that hold both: colour if either has colour, alpha if either has alpha."""
+    """Number of channels that can hold both: colour if either has colour, alpha if either has alpha."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
 def _promote(x: Array, out: Array) -> None:
-    """Write pictures ``(..., C, H, W)`` into more channels: grey into each colour, and an opaque alpha."""
+    """Write pictures ``(..., C, H, W)`` into more channels: repeat grey in each colour, and add an opaque alpha."""
     have, want = x.shape[-3], out.shape[-3]
     if have == want:
         out[...] = x
@@ -361,12 +363,12 @@ def _promote(x: Array, out: Array) -> None:
 
 
 class _Pile:
-    """All pictures of a folder: what can be read of them, and what cannot.
+    """All pictures of a folder, readable or not.
 
     Args:
-        folder: For names.
-        paths: In the order of the rows.
-        reading: How they are to be read.
+        folder: The folder, which names in messages are relative to.
+        paths: Files in the order of the rows.
+        reading: Options for reading them.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading) -> None:
@@ -390,7 +392,7 @@ class _Pile:
                     data = read_bytes(path)
                     picture = _decoded(data, self.reading)
                     fits = not side or picture.pixels.shape[1:] == (side, side)
-                    # What will be refused takes no memory.
+                    # A folder that will be rejected takes no memory.
                     self.depths[8 * picture.pixels.itemsize].add(i, picture, keep=fits and not (stop and self.faults))
                     self.opaque += picture.opaque
                 except _Fault as fault:
@@ -399,31 +401,31 @@ class _Pile:
                     self.faults.setdefault("unreadable", []).append((i, reason(error)))
                 self.hashes.append(blake2b(data, digest_size=8).digest())
 
-    # ------------------------------------------------------------------------------------------------- what was found
+    # --------------------------------------------------------------------------------------------------------- results
 
     @property
     def main(self) -> _Stack:
-        """The pictures of the depth that most have."""
+        """The pictures of the more frequent bit depth."""
         return self.depths[16 if len(self.depths[16].at) > len(self.depths[8].at) else 8]
 
     @property
     def kept(self) -> list[int]:
-        """Which files become rows."""
+        """Indexes of the files that become rows."""
         return self.main.at
 
     @property
     def pixels(self) -> Array:
-        """``(N, C, H, W)``, the rows."""
+        """The rows, ``(N, C, H, W)``."""
         assert self.main.pixels is not None
         return self.main.pixels[: len(self.main.at)]
 
     def name(self, file: int) -> str:
         return one_line(self.paths[file].relative_to(self.folder).as_posix())
 
-    # ----------------------------------------------------------------------------------------------- what is said of it
+    # -------------------------------------------------------------------------------------------------------- messages
 
     def problems(self) -> list[Problem]:
-        """What keeps the pictures from being rows."""
+        """List the problems that prevent the pictures from becoming rows."""
         if self.reading.on_bad == "skip":
             if self.paths and not self.kept:
                 why = ". ".join(self._left_out())
@@ -434,13 +436,13 @@ class _Pile:
         if eight and sixteen:
             rarer = eight if len(eight) < len(sixteen) else sixteen
             found.append(
-                f"8-bit and 16-bit images together: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}), and a "
-                "likelihood counts levels; convert all to one depth, or leave the rarer out"
+                f"8-bit and 16-bit images together: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}); a "
+                "likelihood needs the same levels for all, so convert all to one depth, or leave the rarer kind out"
             )
         return [*(Problem(text, {"on_bad": "skip"}) for text in found), *self._shapes(list(self.depths.values()))]
 
     def notes(self) -> list[str]:
-        """What was done to the pictures."""
+        """List what was done to the pictures."""
         found = [f"left out: {text}" for text in self._left_out()]
         grey, colour = (sum(self.main.channels[c] for c in channels) for channels in ((1, 2), (3, 4)))
         if grey and colour:
@@ -450,18 +452,18 @@ class _Pile:
             others = ", opaque in the others" if holes < len(self.kept) else ""
             found.append(f"{_number(holes)} with transparent parts: the last channel is alpha{others}")
         elif self.opaque:
-            found.append(f"{_number(self.opaque)} with an alpha channel that is opaque throughout, which is dropped")
+            found.append(f"{_number(self.opaque)} with a dropped alpha channel, because it is opaque throughout")
         side = self.reading.size
         other = {size: len(files) for size, files in self.main.sizes.items() if size != (side, side)}
         if side and other:
             grown = sum(n for (w, h), n in other.items() if min(w, h) < side)
             how = f" ({self.reading.fit})" if self.reading.fit else ""
-            smaller = f"; {grown:,} of them had a side below that" if grown else ""
-            found.append(f"{_number(sum(other.values()))} brought to {side}x{side}{how}{smaller}")
+            smaller = f"; {grown:,} of them had a shorter side than that" if grown else ""
+            found.append(f"{_number(sum(other.values()))} resized to {side}x{side}{how}{smaller}")
         return found
 
     def _faulty(self) -> list[tuple[str, str]]:
-        """For each kind of fault among the files, the kind and a sentence."""
+        """List each kind of fault among the files, with a sentence about it."""
         found = []
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
@@ -472,13 +474,13 @@ class _Pile:
         return found
 
     def _left_out(self) -> list[str]:
-        """A sentence for each kind of file that becomes no row."""
+        """Write a sentence for each kind of file that does not become a row."""
         rarer = [(bits, stack.at) for bits, stack in self.depths.items() if stack is not self.main and stack.at]
         depth = [f"{_number(len(at))} of {bits} bits: {self._named(at)}" for bits, at in rarer]
         return [*(text for _, text in self._faulty()), *depth]
 
     def _shapes(self, stacks: Sequence[_Stack]) -> list[Problem]:
-        """What keeps pictures from being of one size."""
+        """List the problems that prevent the pictures from having one size."""
         sizes: dict[tuple[int, int], list[int]] = {}
         for stack in stacks:
             for size, files in stack.sizes.items():
@@ -486,31 +488,31 @@ class _Pile:
         apart = {size: files for size, files in sizes.items() if size[0] != size[1]}
         fit = {"fit": "crop"} if apart else {}
         missing = sum(stack.short for stack in stacks)
-        much = f"{_number(len(self.kept))} of this size take {missing / 1e9:,.1f} GB, more than there is"
+        much = f"{_number(len(self.kept))} of this size take {missing / 1e9:,.1f} GB, more memory than is available"
         if self.reading.size:
             if not apart or self.reading.fit:
-                return [Problem(f"{much}; read them at a smaller one")] if missing else []
+                return [Problem(f"{much}; read them at a smaller size")] if missing else []
             count = sum(map(len, apart.values()))
             text = f"{_number(count)} {'is' if count == 1 else 'are'} not square: {self._sized(apart)}"
-            return [Problem(f"{text}; say how they fit: crop, pad or stretch", fit)]
+            return [Problem(f"{text}; choose how to fit them: crop, pad or stretch", fit)]
         shorts = sorted(min(size) for size, files in sizes.items() for _ in files)
-        short = shorts[len(shorts) // 4] if shorts else 0  # three quarters of the pictures have as much
+        short = shorts[len(shorts) // 4] if shorts else 0  # three quarters of the pictures are at least this large
         answers = {"size": next((side for side in SUGGESTED if side <= short), SUGGESTED[-1]), **fit}
-        how = ", and say how others than squares fit: crop, pad or stretch" if apart else ""
+        how = ", and choose how to fit pictures that are not square: crop, pad or stretch" if apart else ""
         if len(sizes) > 1:
             widths, heights = zip(*sizes, strict=True)
             span = f"from {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high"
             text = f"images of {len(sizes):,} sizes, {span}: {self._sized(sizes)}"
             return [Problem(f"{text}; resize them, or read all at one size{how}", answers)]
         if missing:
-            return [Problem(f"{much}; read them at a smaller one{how}", answers)]
+            return [Problem(f"{much}; read them at a smaller size{how}", answers)]
         return []
 
     def _named(self, files: Sequence[int]) -> str:
         return some(sorted(self.name(i) for i in files))
 
     def _sized(self, sizes: Mapping[tuple[int, int], Sequence[int]]) -> str:
-        """``40x30 (12: a.jpg), 5x4 (3: b.png)``: width and height, how many there are, and one of them."""
+        """Summarise files by size: ``40x30 (12: a.jpg), 5x4 (3: b.png)``, with a count and one name for each size."""
         most_first = sorted(sizes.items(), key=lambda of: -len(of[1]))
         return some([f"{w}x{h} ({len(at):,}: {min(map(self.name, at))})" for (w, h), at in most_first], 5)
 

@@ -1,6 +1,6 @@
-"""What a reader finds in a file or a folder, and how it is to be read: the words that readers and data sets share.
+"""Types that readers and data sets share: the options for reading a file or folder, and the content that was read.
 
-A reader returns :class:`Raw`: the numbers as stored, their kind and their labels. What they mean to a model (range,
+A reader returns :class:`Raw`: the numbers as stored, their kind and their labels. Their meaning to a model (range,
 levels, scaling, split) is decided in one place, :mod:`scoresde.data.dataset`.
 """
 
@@ -23,16 +23,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reading(Checked):
-    """How a file or folder is to be read, where it does not say so itself.
+    """Options for reading a file or folder, where the content leaves a choice.
 
     Attributes:
-        size: The side of the square that all pictures are brought to; 0 leaves them as they are.
-        fit: What becomes of another shape: ``crop`` (the middle), ``pad`` (black borders), ``stretch``; empty to
-            refuse it.
-        layout: Where an array has its channels: ``first``, ``last``, or ``auto``.
-        on_bad: What happens at a file that cannot be read: ``stop`` or ``skip``.
-        older: Read a folder of pictures as it was read for runs that kept no hashes of their rows: only what lies
-            directly in a class folder, with colours rounded to 8 bits and any alpha channel.
+        size: Side of the square that all pictures are resized to; 0 leaves them as they are.
+        fit: How to resize a picture that is not square: ``crop`` (to the middle), ``pad`` (with black borders) or
+            ``stretch``; empty to reject it.
+        layout: Position of the channels of an array: ``first``, ``last`` or ``auto``.
+        on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
+        older: Read a folder of pictures as for runs that kept no hashes of their rows: only files directly in a class
+            folder, with colours rounded to 8 bits, and with any alpha channel kept.
     """
 
     limits = ranges(size=SIZE)
@@ -51,7 +51,7 @@ class Reading(Checked):
                 told = ", ".join(v for v in values if v)
                 raise UsageError(f"{name} is {getattr(self, name)!r}; choose from: {told}")
         if self.fit and not self.size:
-            raise UsageError(f"fit is {self.fit!r} without a size to fit pictures to", parameter="size", value=64)
+            raise UsageError(f"fit is {self.fit!r}, but size is not set", parameter="size", value=64)
 
 
 AS_IS = Reading()
@@ -59,23 +59,23 @@ AS_IS = Reading()
 
 @dataclass(frozen=True)
 class Raw:
-    """What a reader found.
+    """The content that a reader found.
 
     Attributes:
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        train: All samples, or the training ones where the source has a split: ``(N, *event)``.
-        test: The test samples where the source has a split, else None.
-        train_labels: Class index of each sample, shape ``(N,)``, or None.
-        test_labels: The same for ``test``.
+        train: All samples, or the training samples if the source has a split: ``(N, *event)``.
+        test: The test samples if the source has a split, else None.
+        train_labels: Class index of each sample in ``train``, shape ``(N,)``, or None.
+        test_labels: Class index of each sample in ``test``, or None.
         classes: Class names, in the order of the indexes.
-        levels: Lowest value, highest value and number of levels where the format fixes them, else None.
-        channels_last: The source had its channels last.
-        names: Of the columns of a table, or empty.
-        whole: Of each column of a table, whether it holds whole numbers and no others; empty if the dtype says it all.
-        hashes: A hash of the bytes of each sample's file, 8 bytes, training samples first; empty if there is no file
-            for each.
-        files: What was read, for the identity of large data.
-        notes: What a reader did that a person should know, a sentence each.
+        levels: Lowest value, highest value and number of levels if the format fixes them, else None.
+        channels_last: Whether the source had its channels last.
+        names: Column names of a table, or empty.
+        whole: Whether each column of a table holds only whole numbers; empty if the dtype settles it.
+        hashes: Hash of the bytes of each sample's file, 8 bytes, training samples first; empty if the samples do not
+            have a file each.
+        files: Files that were read, for the identity of large data.
+        notes: Messages from the reader about what it did, one sentence each.
     """
 
     kind: str
@@ -94,11 +94,11 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace label values by indexes into the sorted values found in all parts; return those as names."""
+    """Replace label values by indexes into the sorted values of all parts; return indexes, and the values as names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):
-            raise DataError(f"{path}: labels are {p.dtype} and not class numbers or names: give integers or strings")
+            raise DataError(f"{path}: labels have dtype {p.dtype}, not class numbers or names: use integers or strings")
     if not found:
         return list(parts), ()
     found = [p.astype(np.int64) if p.dtype.kind in "bf" else p for p in found]

@@ -1,7 +1,7 @@
-"""Readers: from a file or a folder to plain arrays, channels first, with nothing executed on the way.
+"""Readers: load a file or folder into plain arrays, channels first, without executing anything.
 
-Files are not trusted: pickled arrays are refused, only a few image formats are opened, and whatever is wrong is
-reported with the name of the file. A format has a module of its own.
+Files are not trusted: pickled arrays are rejected, only a few image formats are opened, and every problem is reported
+with the name of the file. Each format has its own module.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ __all__ = ["READABLE", "read_digits", "read_path"]
 READABLE = (
     f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), at any depth, flat, with class folders, or with "
     "train/ and test/; "
-    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file; a table in a file "
-    f"of CSV or TSV ({', '.join(TABLE_SUFFIXES)}, also .gz)"
+    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file; a CSV or TSV table "
+    f"({', '.join(TABLE_SUFFIXES)}, also .gz)"
 )
 ARRAYS = (".npy", ".npz")
-# What people have and is not read, and what to do about it.
+# Common file types that are not supported, and what to do instead.
 INSTEAD = {
     (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
-    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table of another kind: save it as CSV",
-    (".h5", ".hdf5", ".mat"): "arrays of another kind: save them with np.save or np.savez",
+    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table in another format: save it as CSV",
+    (".h5", ".hdf5", ".mat"): "a file of arrays in another format: save them with np.save or np.savez",
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
         "a pickle, which can run code and is never loaded: save its numbers with np.save or np.savez"
     ),
-    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and give the folder or the file in it",
+    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and pass the folder or file inside it",
 }
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the file or folder ``path`` in whichever of the known layouts it has; ``reading`` says what it does not."""
+    """Read the file or folder ``path`` in any supported layout, with the options ``reading``."""
     raw = _read_path(path, reading)
     pictures, unused = bool(raw.hashes), []
     if reading.size and not pictures:
-        unused.append("size and fit are for folders of pictures, and change nothing here")
+        unused.append("size and fit are for folders of pictures, and have no effect here")
     if reading.layout != "auto" and pictures and not reading.older:
-        unused.append("layout is for arrays, and changes nothing here")
+        unused.append("layout is for arrays, and has no effect here")
     files = raw.files or tuple(p for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file())
     return replace(raw, notes=(*raw.notes, *unused), files=files)
 
@@ -74,21 +74,21 @@ def _read_path(path: Path, reading: Reading) -> Raw:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
-            raise DataError(f"{path}: not a kind of file that can be read, but {told}. What can be read: {READABLE}")
-    raise DataError(f"{path}: not a kind of file that can be read. What can be read: {READABLE}")
+            raise DataError(f"{path}: unsupported file type. This is {told}. Supported: {READABLE}")
+    raise DataError(f"{path}: unsupported file type. Supported: {READABLE}")
 
 
 def _refuse_files(folder: Path) -> None:
-    """Refuse a folder of tables or arrays without a picture, each of which is a data set."""
+    """Reject a folder of tables or arrays without pictures, because each file is a data set of its own."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
     if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
         return
     more = f", which is one of {len(found)}" if len(found) > 1 else ""
-    raise DataError(f"{folder}: a folder without pictures: give the file itself, {found[0]}{more}")
+    raise DataError(f"{folder}: a folder without pictures: pass the file itself, {found[0]}{more}")
 
 
 def read_digits() -> Raw:
-    """The 1,797 8x8 optical digits of UCI, 17 levels, shipped with the package: ``(1797, 1, 8, 8)`` uint8."""
+    """Read the 1,797 8x8 optical digits of UCI, with 17 levels, from the package: ``(1797, 1, 8, 8)`` uint8."""
     stored = resources.files("scoresde").joinpath("assets/digits.npz").read_bytes()
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]

@@ -1,9 +1,9 @@
-"""Tables: CSV and TSV files, a line for each sample and a column for each number, as data frames and spreadsheets write
-them.
+"""Tables: CSV and TSV files with a line for each sample and a column for each number, as data frames and spreadsheets
+write them.
 
-Nothing in a cell is guessed at: what is neither a number nor a class is refused with its line and the name of its
-column, all columns at once. What is decided (an index that is left out, the column that is the class) is said in the
-notes.
+The content of a cell is never guessed: a cell that is neither a number nor a class is rejected with its line and column
+name, for all columns at once. The notes report every decision, such as an index that is left out, or the column that
+is the class.
 
 References:
     Shafranovich (2005), RFC 4180, Common format and MIME type for comma-separated values.
@@ -32,43 +32,43 @@ __all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
-UNNAMED = ("", "unnamed: 0")  # the index of a data frame
+UNNAMED = ("", "unnamed: 0")  # names of the index of a data frame
 MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"))
 NO_CLASS = MISSING - {"none", "-"}
-CLASSES = 100  # whole numbers are classes up to so many different ones
-EXACT = 2**53  # float64 holds every whole number up to here
+CLASSES = 100  # whole numbers count as classes if there are at most this many distinct values
+EXACT = 2**53  # float64 represents every whole number up to this one exactly
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)  # 1,5
 GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)  # 1,500, which is 1500 or 1.5
-FIRST = "0123456789+-.,$€£¥"  # of a number, a date or an amount
-# What is found in cells that are no numbers, and what to do about it.
+FIRST = "0123456789+-.,$€£¥"  # first characters of a number, a date or an amount
+# Common contents of cells that are not numbers, and what to do about them.
 HINTS = (
     (re.compile(r"[+-]?(inf|infinity)", re.I), "an infinite value: leave out its line, or write a finite number"),
     (re.compile(r"[+-]?[\d.,\s]*\d\s*%"), "a percentage: write it without the sign"),
     (re.compile(r"[+-]?\d{1,3}([,'\s_]\d{3})+(\.\d*)?"), "with thousands separators: write it without them"),
     (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "with thousands separators: write it without them"),
-    (COMMA, "with a decimal comma: write a point, or separate the columns by semicolons"),
+    (COMMA, "with a decimal comma: write a point instead, or separate the columns by semicolons"),
     (re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
      "a date or a time: write a number, such as days since the first"),
     (re.compile(r"true|false|yes|no", re.I), "true or false in words: write 1 and 0"),
     (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "an amount with its currency: write the number alone"),
 )  # fmt: skip
 TEXT = (
-    "no number: leave the column out, write a column of 0 and 1 for each of its values, or, if it is the class of each "
-    "line, name it label"
+    "not a number: leave the column out, write a column of 0 and 1 for each of its values, or, if it is the class of "
+    "each line, name it label"
 )
 
 
 def is_table(path: Path) -> bool:
-    """Whether a name ends as that of a table, zipped or not."""
+    """Whether a file name has the suffix of a table, gzipped or not."""
     return path.name.lower().removesuffix(".gz").endswith(TABLE_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its name (empty without a header), its place from 1, its cells, and their numbers if all are numbers.
+    """A column: its name (empty without a header), its position from 1, its cells, and their values if all are numbers.
 
-    ``whole`` says whether they were written as whole numbers.
+    ``whole`` tells whether all cells were written as whole numbers.
     """
 
     name: str
@@ -82,7 +82,7 @@ class _Column:
 
     @property
     def classes(self) -> int:
-        """How many different numbers, if all are whole and so few that they may be classes; else 0."""
+        """Number of distinct values if all are whole numbers and few enough to be classes; else 0."""
         x = self.numbers
         if x is None or x.dtype == object or not np.array_equal(x, np.rint(x.astype(np.float64))):
             return 0
@@ -95,14 +95,14 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
     Args:
         path: The file: UTF-8, cells separated by commas, semicolons or tabs, with or without names in the first line.
-        reading: Has nothing to say of tables.
-        keep: Names of columns that are numbers of the data, whatever else they could be.
+        reading: Not used by tables.
+        keep: Names of columns to keep as data, even if they could be an index or the class.
 
     Returns:
-        ``train`` of shape ``(N, D)``, float64, or int64 if all columns are of whole numbers.
+        The table, with ``train`` of shape ``(N, D)``, float64, or int64 if all columns hold whole numbers.
 
     Raises:
-        DataError: With the line and the column of what is neither a number nor a class.
+        DataError: If a cell is neither a number nor a class; the message names its line and column.
     """
     text = _text(path)
     separator = _separator(text)
@@ -121,8 +121,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     if pointed:
         more = f" and {len(pointed) - 5} more" if pointed[5:] else ""
         notes.append(
-            f"whole numbers with a decimal point, which are taken as continuous: {', '.join(pointed[:5])}{more}; write "
-            "them without one to have levels"
+            f"whole numbers with a decimal point, which count as continuous: {', '.join(pointed[:5])}{more}; write "
+            "them without the point to treat them as levels"
         )
     whole = all(c.whole for c in columns)
     train = np.stack([np.asarray(c.numbers) for c in columns], 1).astype(np.int64 if whole else np.float64, copy=False)
@@ -147,7 +147,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
 
 
 def _text(path: Path) -> str:
-    """The whole file as text, without a byte order mark."""
+    """Read the whole file as text, without a byte order mark."""
     try:
         data = gunzipped(read_bytes(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -165,12 +165,12 @@ def _text(path: Path) -> str:
             "spreadsheet: CSV UTF-8)"
         ) from error
     if "\0" in text:
-        raise DataError(f"{path}: has zero bytes and is no text: save it as CSV in UTF-8")
+        raise DataError(f"{path}: contains zero bytes, so it is not a text file: save it as CSV in UTF-8")
     return text
 
 
 def _separator(text: str) -> str:
-    """Of comma, semicolon and tab the one that makes columns of one length and of numbers out of the first lines."""
+    """Choose comma, semicolon or tab, whichever best splits the first lines into equally long rows of numbers."""
     start = text[: 1 << 16]
     cut = len(start) < len(text)
 
@@ -183,7 +183,7 @@ def _separator(text: str) -> str:
             rows = []
         if not rows:
             return False, 0.0, 0.0, 0
-        rows = rows[:-1] if cut and len(rows) > 1 else rows  # the last may be cut short
+        rows = rows[:-1] if cut and len(rows) > 1 else rows  # the last row may be cut short
         width, times = Counter(map(len, rows)).most_common(1)[0]
         cells = [cell.strip() for cell in chain(*rows[1:] or rows)]
         numbers = sum(bool(NUMBER.fullmatch(c) or COMMA.fullmatch(c) or c.lower() in MISSING) for c in cells)
@@ -193,7 +193,7 @@ def _separator(text: str) -> str:
 
 
 def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Names (empty ones without a header), the rows below them, and the line in which each ends."""
+    """Return the names (empty without a header), the rows below them, and the line in which each row ends."""
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -201,11 +201,11 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is not read as CSV ({error}): look at its quotes") from error
-    while rows and not any(cell.strip() for cell in rows[-1]):  # what a spreadsheet leaves at the end
+        raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}): check its quotes") from error
+    while rows and not any(cell.strip() for cell in rows[-1]):  # empty rows that a spreadsheet leaves at the end
         rows.pop()
     if not rows:
-        raise DataError(f"{path}: is empty: a table has a line for each sample")
+        raise DataError(f"{path}: is empty; a table needs a line for each sample")
     while not rows[0]:
         rows, lines = rows[1:], lines[1:]
     width = len(rows[0])
@@ -220,8 +220,8 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
     for row, line in zip(rows, lines, strict=False):
         if len(row) != width:
             raise DataError(
-                f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, and the first has {width}, "
-                f"separated by {separator!r}: every line needs as many"
+                f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, but the first has {width}, "
+                f"separated by {separator!r}: every line needs the same number of cells"
             )
     names = [" ".join(cell.split()) for cell in rows[0]]
     names[0] = names[0].removeprefix("#").lstrip()  # as np.savetxt writes it
@@ -233,12 +233,12 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}: rename all but one"
         )
     if len(rows) == 1:
-        raise DataError(f"{path}: has names of columns and no line below them")
+        raise DataError(f"{path}: has column names, but no lines below them")
     return names, rows[1:], lines[1:]
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names columns: in some column it has a word, and a number stands below it."""
+    """Whether the first row names columns: it has a word in a column whose first value is a number."""
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue
@@ -252,7 +252,7 @@ def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], notes: list[str]) -> None:
-    """Write points for the decimal commas of a table whose columns are not separated by commas."""
+    """Replace decimal commas by points in a table whose columns are not separated by commas."""
     commas = [(i, cell) for column in columns for i, cell in enumerate(column) if "," in cell and COMMA.fullmatch(cell)]
     if not commas:
         return
@@ -267,7 +267,7 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
         (i, one), (k, other) = commas[0], points[0]
         raise DataError(
             f"{path}: {one!r} in line {lines[i]} has a decimal comma and {other!r} in line {lines[k]} a point: "
-            "write all numbers one way"
+            "write all numbers the same way"
         )
     for column in columns:
         column[:] = [cell.replace(",", ".") if COMMA.fullmatch(cell) else cell for cell in column]
@@ -275,11 +275,11 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
 
 
 def _parsed(column: _Column) -> _Column:
-    """The column with its numbers, if every cell is one."""
+    """Add the numbers of a column if every cell is a number."""
     letters = set("".join(column.cells))
     try:
         if letters <= set("0123456789+-"):
-            # Python reads no whole number of more digits than 4,300; a float of so many is infinite, and refused.
+            # Python does not parse whole numbers of more than 4,300 digits; as floats they are infinite, and rejected.
             numbers: list[float] = [int(cell) if len(cell) <= 4300 else float(cell) for cell in column.cells]
             small = -(2**63) <= min(numbers) and max(numbers) < 2**63
             return replace(column, numbers=np.array(numbers, np.int64 if small else object), whole=True)
@@ -291,10 +291,10 @@ def _parsed(column: _Column) -> _Column:
 
 
 def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
-    """The columns without those that a data frame or a spreadsheet adds."""
+    """Leave out the columns that a data frame or spreadsheet adds."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
-        notes.append("column 1 counts the lines; leave it out if it is no part of the data")
+        notes.append("column 1 counts the lines; leave it out if it is not part of the data")
     if not named:
         return columns
     kept = []
@@ -304,10 +304,10 @@ def _without_index(path: Path, columns: list[_Column], keep: Collection[str], no
         elif not c.name and not any(c.cells):
             notes.append(f"{c}, which has neither a name nor values, is left out")
         elif not c.name:
-            raise DataError(f"{path}: {c} has no name in the first line: name it, or leave it out")
+            raise DataError(f"{path}: {c} has no name in the first line: name it, or remove it")
         else:
             if _counts(c) and c.name not in keep:
-                notes.append(f"{c} counts the lines; leave it out if it is no part of the data")
+                notes.append(f"{c} counts the lines; leave it out if it is not part of the data")
             kept.append(c)
     return kept
 
@@ -321,28 +321,28 @@ def _counts(column: _Column) -> bool:
 
 
 def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
-    """The column that is the class of each line, if one is."""
+    """Find the column that is the class of each line, if there is one."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
     words = [c for c in called if _words(c)]
-    points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are a plane
+    points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
     numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
     if len(words) + len(numbers) > 1:
         listed = " and ".join(str(c) for c in (*words, *numbers))
         raise DataError(f"{path}: {listed} may each be the class: rename the one that is not, or leave it out")
     for c in called:
         if c.numbers is not None and c not in numbers:
-            notes.append(f"{c} is one of the data, as it " + _why_no_class(c))
+            notes.append(f"{c} is a column of the data, because it " + _why_no_class(c))
     found = next(iter((*words, *numbers)), None)
     if found is None:
         return None
     values = len(set(found.cells))
     if found in words and values == len(found.cells) > 1:
         raise DataError(
-            f"{path}: {found} has another value in each of {values} lines, such as {found.cells[0]!r}, and a class has "
-            "several: leave it out"
+            f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, but a class "
+            "has several lines: leave it out"
         )
     if len(columns) == 1:
-        raise DataError(f"{path}: {found} holds classes, and there is no column of numbers beside it")
+        raise DataError(f"{path}: {found} holds classes, but there is no column of numbers")
     notes.append(f"{found} is the class of each line")
     return found
 
@@ -360,12 +360,12 @@ def _why_no_class(column: _Column) -> str:
         return "holds numbers that are not whole"
     values = len(np.unique(x))
     if values <= min(CLASSES, len(x) / 2):
-        return "stands beside x; a class is named label"
+        return "comes with a column x; name it label if it is the class"
     return f"has {values:,} different values in {len(x):,} lines"
 
 
 def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
-    """Refuse what is not finite numbers that can be kept exactly, every column at once."""
+    """Reject cells that are not finite numbers or cannot be stored exactly, in all columns at once."""
     whole = all(c.whole for c in columns)
     found = [fault for c in columns if (fault := _fault(c, lines, whole))]
     empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
@@ -377,7 +377,7 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
         more = f" of {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
         found.append(
             f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
-            f"{lines[at[0]]}, {name}: write a number, or leave out such lines or columns (a later version fills them)"
+            f"{lines[at[0]]}, {name}: write a number, or leave out these lines or columns (a later version fills them)"
         )
     if found:
         others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
@@ -389,7 +389,7 @@ def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
 
 
 def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
-    """What is wrong with the first cell of a column that cannot stay, but for those that are missing."""
+    """Describe the first invalid cell of a column, not counting missing cells; empty if there is none."""
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]
@@ -397,10 +397,10 @@ def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
     elif column.whole:
         limit = 2**63 - 1 if whole else EXACT
         bad = [i for i, value in enumerate(x.tolist()) if abs(value) > limit]
-        reason = "with more digits than are kept: leave the column out, or subtract an offset"
+        reason = "with more digits than can be stored: leave the column out, or subtract an offset"
     else:
         bad = np.flatnonzero(~np.isfinite(x)).tolist()
-        reason = "beyond the range of numbers: write a smaller one"
+        reason = "beyond the range of floating-point numbers: write a smaller one"
     if not bad:
         return ""
     others = f" ({len(bad):,} such cells)" if len(bad) > 1 else ""

@@ -1,12 +1,11 @@
 """Two-dimensional toy densities, drawn from their formulas.
 
-Each toy is a function ``(n, generator) -> (n, 2)`` float32 points in data units. Points are independent, so
-any subset is again a sample of the toy. Two of them have a density that can be written down, which makes them
-a measuring stick for a likelihood: ``8gaussians`` (smooth, full support) and ``checkerboard`` (discontinuous,
-log density -inf outside).
+Each toy is a function ``(n, generator) -> (n, 2)`` that returns float32 points in data units. The points are
+independent, so any subset is again a sample of the toy. Two toys have a known density, so they can be used to check
+a likelihood: ``8gaussians`` (smooth, full support) and ``checkerboard`` (discontinuous, log density -inf outside).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367; these follow its toys, at other scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367; the toys here follow theirs, at other scales.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from ..core.limits import COUNT, SEED, checked, enough_memory
 
 __all__ = ["DENSITIES", "TOYS", "eight_gaussians", "sample_toy"]
 
-RADIUS = 2.0  # of the ring of eight Gaussians
-STD = 0.2  # of each of them
-SIDE = 2.0  # of a checkerboard square; the board is 4 x 4 squares about the origin
+RADIUS = 2.0  # radius of the ring of eight Gaussians
+STD = 0.2  # standard deviation of each of them
+SIDE = 2.0  # side of a checkerboard square; the board has 4 x 4 squares, centred at the origin
 
 
 @checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
-    """Draw ``n`` points of the toy ``name``: shape ``(n, 2)``, float32, a function of ``seed`` alone."""
+    """Draw ``n`` points of the toy ``name``: shape ``(n, 2)``, float32, a function of ``seed`` only."""
     enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 
@@ -77,7 +76,7 @@ def _swissroll(n: int, generator: Generator) -> Tensor:
 def _moons(n: int, generator: Generator) -> Tensor:
     lower = _choice(2, n, generator).double()
     arc = _polar(torch.ones(n, dtype=torch.float64), math.pi * _uniform(n, generator))
-    # The lower moon is the upper one turned by half a turn about (0.5, 0.25).
+    # The lower moon is the upper one rotated by half a turn about (0.5, 0.25).
     points = torch.where(lower[:, None] > 0, torch.tensor([1.0, 0.5], dtype=torch.float32) - arc, arc)
     return 2 * (points + 0.1 * _normal(n, generator)) - torch.tensor([1.0, 0.2], dtype=torch.float32)
 

@@ -1,12 +1,12 @@
-"""The units of data: their levels and range, and the codec that takes them to numbers of order one.
+"""The units of data: their levels and range, and the codec that maps them to numbers of order one.
 
-Columns of a table, channels of a signal, and channels of a picture that differ in kind (an age beside an income, a
-temperature beside a humidity) have a shift and a scale each, the mean and the standard deviation of the training rows.
-Pictures whose channels are alike, as all colours are, map their range to [-1, 1].
+Columns of a table, channels of a signal, and channels of a picture that differ in kind (age and income, temperature and
+humidity) each have their own shift and scale, the mean and the standard deviation of the training rows. Pictures whose
+channels are alike, such as colours, are mapped from their range to [-1, 1].
 
-Whole numbers are levels. A column of levels has levels of its own, the whole numbers from its lowest to its highest;
-their standard deviation is that of the dequantised values, so that even a column of two rare values has order one. All
-of it is computed in float64 from the values as they were stored, and nothing is rounded before it is scaled.
+Whole numbers are levels. Each column of levels has its own levels, the whole numbers from its lowest to its highest.
+Its standard deviation is that of the dequantised values, so that even a column of two rare values has order one. All
+statistics are computed in float64 from the stored values, and nothing is rounded before it is scaled.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .raw import Array, Raw
 
 __all__ = ["Units", "axes_of", "units_of"]
 
-EXACT = 2**18  # float32 holds every whole number up to here, and 64 values between two of them
-LARGEST = 2**53  # and float64
-ROUNDED = 1e-6  # of a standard deviation: what float32 may cost
-UNLIKE = 4.0  # ratio of spreads, and distance of centres in spreads, at which channels differ in kind
-SQUEEZED = 10.0  # how many times wider than the bulk of the values their range may be
-TAIL = 0.005  # share of the values on each side that is not the bulk
+EXACT = 2**18  # up to this, float32 represents every whole number exactly, and 64 values between neighbours
+LARGEST = 2**53  # up to this, float64 represents every whole number exactly
+ROUNDED = 1e-6  # rounding error allowed in float32, in standard deviations
+UNLIKE = 4.0  # ratio of spreads, and distance of centres in spreads, above which channels differ in kind
+SQUEEZED = 10.0  # largest range of the values, relative to the range of the bulk of them
+TAIL = 0.005  # share of the values on each side that is not part of the bulk
 
 
 @dataclass(frozen=True)
 class Units:
-    """What the values of data are.
+    """The range, levels and precision of the values of data.
 
     Attributes:
         low, high: The smallest and the largest value.
-        levels: The codec of what is levels, or ``None``.
-        each: Whether every column or channel has a shift and a scale of its own.
-        wide: Values need float64.
+        levels: The codec of the values that are levels, or ``None``.
+        each: Whether each column or channel has its own shift and scale.
+        wide: Whether values need float64.
     """
 
     low: float
@@ -60,29 +60,29 @@ class Units:
         return levels.count
 
     def codec(self, kind: str, train: Tensor, source: str, names: Sequence[str] = ()) -> Codec:
-        """The map to model units.
+        """Build the map to model units.
 
         Args:
-            kind: Of the data.
-            train: The training rows in data units, ``(n, *event)``.
-            source: For messages.
-            names: Of the columns, likewise.
+            kind: Kind of the data.
+            train: Training rows in data units, ``(n, *event)``.
+            source: Source of the data, for messages.
+            names: Column names, for messages.
 
         Raises:
-            DataError: If a column has one value in all of them.
+            DataError: If a column has the same value in all training rows.
         """
         affine = self._standardised(kind, train, source, names) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
-        """The range, with all of the highest cell, to [-1, 1]."""
+        """Map the range, including the whole highest cell, to [-1, 1]."""
         assert self.levels is None or isinstance(self.levels.width, float)
         top = self.high if self.levels is None else self.high + self.levels.width
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
         return Affine(self.low + half, half)
 
     def _standardised(self, kind: str, train: Tensor, source: str, names: Sequence[str]) -> Affine:
-        """Mean 0 and standard deviation 1 of each column, or channel, over the training rows."""
+        """Standardise each column or channel to mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
         std, mean = std[0], mean[0]
@@ -100,10 +100,10 @@ class Units:
 
 
 def units_of(raw: Raw, source: str) -> Units:
-    """Levels and range of what was read, over all rows; whether its columns differ in kind.
+    """Find the levels and range of data over all rows, and whether their columns or channels differ in kind.
 
     Raises:
-        DataError: If there are no values, one value alone, or whole numbers that no float holds.
+        DataError: If there are no values, only one distinct value, or whole numbers too large for float64.
     """
     if not raw.train.size:
         raise DataError(f"{source}: no samples (shape {raw.train.shape})")
@@ -121,18 +121,18 @@ def units_of(raw: Raw, source: str) -> Units:
     if raw.whole:
         whole = np.array(raw.whole).reshape(lows.shape)
     if low == high and (raw.kind in ("image", "volume") or whole.all()):
-        raise DataError(f"{source}: every value is {low:g}: a constant has no density, look at how it was saved")
+        raise DataError(f"{source}: every value is {low:g}: a constant has no density; check how the data were saved")
     largest = float(np.abs(np.where(whole, np.maximum(np.abs(lows), np.abs(highs)), 0)).max())
     if largest >= LARGEST:
         raise DataError(
-            f"{source}: whole numbers up to {largest:.0f} do not fit float64 exactly (below {LARGEST}): subtract an "
-            "offset, or convert them to floating point (continuous data)"
+            f"{source}: whole numbers up to {largest:.0f} are too large for float64 to represent exactly (below "
+            f"{LARGEST}): subtract an offset, or convert them to floating point (continuous data)"
         )
     each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
     wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
     if dtype.kind == "f" or each:
         _name_the_absurd(raw, axes, source)
-    if dtype.kind == "f" and not wide:  # as they will be stored
+    if dtype.kind == "f" and not wide:  # the values as they will be stored
         low, high = float(np.float32(low)), float(np.float32(high))
     levels = None
     if whole.any():
@@ -141,12 +141,12 @@ def units_of(raw: Raw, source: str) -> Units:
 
 
 def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
-    """All axes but that of the columns of a table, or of the channels."""
+    """All axes except that of the columns of a table or of the channels."""
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
 def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = ()) -> str:
-    """That columns have one value alone, and which."""
+    """Write the error message for columns or channels that are constant."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
@@ -155,7 +155,7 @@ def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[st
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
-    """Whole numbers: of each column its own, or one range for all."""
+    """Build the levels of whole numbers: a range for each column, or one range for all."""
     if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
@@ -165,7 +165,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Whether the channels of pictures differ in kind: in spread, or in place by more than their spread."""
+    """Whether the channels of pictures differ in kind: in spread, or in mean by more than their spread."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]
@@ -174,14 +174,14 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
 
 
 def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
-    """Whether float32 would cost a column more than :data:`ROUNDED` of its standard deviation."""
+    """Whether float32 would round a column by more than :data:`ROUNDED` of its standard deviation."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn of a value so far from all others that it squeezes them into a small part of the range."""
+    """Warn about a value so far from all others that it squeezes them into a small part of the range."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]
@@ -196,9 +196,9 @@ def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
             row, value = furthest // (values.size // len(x)), float(values.flat[furthest])
             what = "" if x.shape[1] == 1 else f" of {_column(raw, c)}"
             warnings.warn(
-                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), and nearly all others "
+                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), but nearly all others "
                 f"lie between {some[tail]:g} and {some[-1 - tail]:g}: they are squeezed into a small part of the "
-                "range; look at that row, or drop it",
+                "range; check that row, or drop it",
                 stacklevel=2,
             )
 

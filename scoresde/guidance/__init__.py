@@ -1,1 +1,1 @@
-"""Models that are steered while they are sampled: denoisers again."""
+"""Guidance: models that are steered during sampling, which are denoisers themselves."""

@@ -1,6 +1,6 @@
-"""Classifier-free guidance: away from what a model says without a condition.
+"""Classifier-free guidance, which moves the estimate away from that of a model without a condition.
 
-A guided model is a denoiser again, so that no solver knows of guidance.
+A guided model is itself a denoiser, so solvers need no support for guidance.
 
 References:
     Ho and Salimans (2022), Classifier-free diffusion guidance, arXiv:2207.12598.
@@ -23,15 +23,15 @@ __all__ = ["Guided"]
 
 @dataclass(frozen=True)
 class Guided(Checked, Wrapped):
-    """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, 0 the other one.
+    """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, and 0 is ``against``.
 
-    Ho and Salimans (2022), arXiv:2207.12598, eq. 6, whose w is ``scale - 1``: the model with a condition against the
-    one without. Two networks are asked, but one at scale 0 or 1.
+    With the model with a condition against the model without one, this is eq. 6 of Ho and Salimans (2022),
+    arXiv:2207.12598, whose w is ``scale - 1``. An evaluation costs two network evaluations, or one at scale 0 or 1.
 
     Args:
         model: The model to move towards.
         against: The model to move away from.
-        scale: How far.
+        scale: The strength of the guidance.
     """
 
     limits = ranges(scale=SCALE)
@@ -41,11 +41,12 @@ class Guided(Checked, Wrapped):
 
     @cached_property
     def domain(self) -> Domain:
-        """Where both may be asked."""
+        """The domain in which both models can be evaluated."""
         a, b = self.model.domain, self.against.domain
         if a.sde != b.sde:
             raise UsageError(
-                f"guidance mixes two models on one path, and these are on {a.sde!r} and {b.sde!r}; convert one of them"
+                f"guidance needs two models on the same path, but these are on {a.sde!r} and {b.sde!r}; "
+                "convert one of them"
             )
         return replace(
             a,
@@ -60,6 +61,6 @@ class Guided(Checked, Wrapped):
             return self.model(x, t) if self.scale else self.against(x, t)
         c, u = self.model(x, t), self.against(x, t)
         # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them. A learned variance is that of
-        # the conditional model: a fraction that is extrapolated would leave its interval.
+        # the conditional model, because extrapolating the fraction could leave its interval.
         x0, eps = torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale)
         return replace(c, x0=x0, eps=eps, calls=c.calls + u.calls)

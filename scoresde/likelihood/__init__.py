@@ -5,23 +5,23 @@ the divergence (Chen et al. 2018, arXiv:1806.07366, thm. 1; Song et al. 2021, ar
 
     log p(x) = log p_prior(z) + int_r0^r1 div(eps_hat - x0_hat) dr + D log( s(t_max) / s(t_min) ),              (1)
 
-where z is the latent at t_max, D the number of dimensions, and the prior that of the sampler. (1) is the density of
-the model at ``t_min``; on a path that a model was converted to, in the scale of its own path (``data_scale``), so that
-it is the same on every path.
+where z is the latent at t_max and D is the number of dimensions. The prior is the one that the sampler uses. (1) is the
+density of the model at ``t_min``. If the model was converted to another path, the density is in the scale of its
+original path (``data_scale``), so that it is the same on every path.
 
-Bits per dimension. Data on levels of width b in data units (0, 1, ..., 255: b = 1) are dequantised, x + b u with
+Bits per dimension. Data on levels of width b in data units (0, 1, ..., 255: b = 1) are dequantised to x + b u, with
 u uniform on [0, 1), and mapped to model units by dividing by ``scale``. The probability of a level is the integral of
 the density over its cell, and Jensen's inequality (Theis et al. 2016, arXiv:1511.01844, sec. 3.1) gives
 
     bits/dim = -( log p(x) / D + log(b / scale) ) / log 2        in expectation over u, an upper bound.         (2)
 
-For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7: it is derived from the data, not a setting.
+For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7. It is derived from the data, not a setting.
 
-In the order of the argument: the clock of the straight frame and the problem in it (``clock``, ``problem``), the
-divergence and its probes (``divergence``), the integral along a path that was solved (``quadrature``), both as one
-system (``coupled``), the memory they take (``memory``); then what turns levels into a density (``dequantise``), the
-figure in the units of the data (``data``), the options and the check that it has converged (``method``), and the
-variational bounds, in continuous time (``elbo``) and of a chain (``chain``).
+The modules, in the order of the derivation: the clock of the straight frame and the problem in it (``clock``,
+``problem``), the divergence and its probes (``divergence``), the integral along a solved path (``quadrature``), the
+path and the integral as one system (``coupled``), and the memory that these need (``memory``); then dequantisation
+(``dequantise``), the likelihood in data units (``data``), the options and the convergence check (``method``), and the
+variational bounds in continuous time (``elbo``) and of a chain (``chain``).
 """
 
 from __future__ import annotations

@@ -1,26 +1,28 @@
-"""The path and the log-determinant solved as one system.
+"""Solving the path and the log-determinant as one system.
 
-The state is  (y, log-det / D of each probe, int power).  Adaptive: besides y, the log-determinant is held to the
-tolerance if it is exact, so that ``rtol`` means nats per dimension. The estimate of a few probes is no smooth function
-to control steps by. In its place stands the integrated power (:mod:`scoresde.likelihood.problem`), in nats per
-dimension as well: the steps do not depend on the probes (but for the error of differences), and given the steps the
-estimate is unbiased. The log-determinant acts on nothing else, so that a stage without a weight in the solution, the
-second of Dormand and Prince, needs no trace.
+The state is  (y, log-det / D of each probe, int power).
 
-A probe is the same through a step (but for the step's first stage, which is the last one of the step before) and new
-for the next. The errors of the probes then average out along the path: on the digits' network the standard deviation
-of one probe falls from 0.13 to 0.05 bits/dim at the price of nothing. With ``redraw=False`` it is the same for the
-whole solve, as FFJORD has it.
+Adaptive steps. The tolerance applies to y and, if it is exact, to the log-determinant, so that ``rtol`` is in nats per
+dimension. An estimate from a few probes is not smooth enough to control steps. In that case the tolerance applies
+instead to the integrated power (:mod:`scoresde.likelihood.problem`), also in nats per dimension. The steps then do not
+depend on the probes (apart from the error of differences), and given the steps the estimate is unbiased. Nothing else
+depends on the log-determinant, so a stage without a weight in the solution, the second one of Dormand and Prince, needs
+no trace.
 
-Why as one system: at equal steps the figure is several times closer to the converged one than along a path that is
-solved on its own (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of the log-determinant come from
-the same stages and partly cancel.
+A probe stays the same within a step (except for the step's first stage, which is the last stage of the previous step)
+and is redrawn for the next. The errors of the probes then average out along the path: on the digits' network the
+standard deviation of one probe falls from 0.13 to 0.05 bits/dim at no extra cost. With ``redraw=False`` a probe stays
+the same for the whole solve, as in FFJORD.
 
-Fixed steps: Euler, Heun or the classical Runge-Kutta rule, all steps of the same size in u. Every number is then a
-differentiable function of the data and of the weights, and the gradient is that of the value that is returned, because
-it goes back through these very steps (an adjoint equation solved backward in time has an error of its own). A step
-keeps no graph but is repeated on the way back (:mod:`scoresde.likelihood.repeat`), so that the memory is that of one
-step.
+One system rather than two: for the same steps, the result is several times closer to the converged one than along a
+path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of the
+log-determinant come from the same stages and partly cancel.
+
+Fixed steps: Euler, Heun or the classical Runge-Kutta rule, with steps of equal size in u. Every result is then a
+differentiable function of the data and of the weights. The gradient is exactly that of the returned value, because
+backpropagation goes through the same steps (an adjoint equation solved backward in time has an error of its own). A
+step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that only one step is
+in memory.
 
 References:
     Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.
@@ -63,7 +65,7 @@ def _finish(
     problem: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
 ) -> LogLikelihood:
     z, log_prob = problem.finish(state[:, : problem.dims], state[:, problem.dims : -1] * problem.dims)
-    # A row that failed stopped on its way: what it has there is no likelihood.
+    # A row that failed stopped before the end of the path, so its value is not a likelihood.
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
@@ -72,11 +74,11 @@ def _finish(
 
 
 def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: str, max_nfe: int) -> LogLikelihood:
-    """Solve the system with a step size for each row.
+    """Solve the system with an adaptive step size for each row.
 
     Args:
         problem: Data, model and interval.
-        probes: The probes of its rows.
+        probes: The probes of the rows.
         rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of points at which a row is evaluated.
@@ -115,7 +117,7 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
 
     Args:
         problem: Data, model and interval.
-        probes: The probes of its rows.
+        probes: The probes of the rows.
         scheme: A key of :data:`scoresde.ode.fixed.RULES`.
         steps: Number of steps.
     """
@@ -142,4 +144,4 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
-        return _finish(plain, probes, state, nfe, nfe, status)  # whose calls were counted
+        return _finish(plain, probes, state, nfe, nfe, status)  # which counted the forward calls

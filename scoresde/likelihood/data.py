@@ -1,16 +1,16 @@
-"""Likelihoods in the units of the data, with everything that the figure depends on.
+"""Likelihoods in data units, with everything that the figure depends on.
 
-A figure in bits/dim says nothing without its dequantisation, its number of draws, the time at which the density is
-taken, the tolerance, the probes and the scale of the data (:mod:`scoresde.likelihood.dequantise`), and nothing without
-its error. The first are in the :class:`~scoresde.Likelihood` that every result carries. Of errors there are two:
+A figure in bits/dim means little without its dequantisation, the number of draws, the time of the density, the
+tolerance, the probes and the scale of the data (:mod:`scoresde.likelihood.dequantise`), or without its error. Every
+result carries the :class:`~scoresde.Likelihood` that holds these options. There are two errors:
 
-    stderr_probes   of each sample: what its K probes leave uncertain, everything else being fixed;
-    stderr_mean     of the mean: the spread of the samples over sqrt(n), in which data, dequantisation and probes all
-                    have their part, because each sample has draws of its own.
+    stderr_probes   for each sample: the uncertainty from its K probes, with everything else fixed;
+    stderr_mean     for the mean: the spread of the samples over sqrt(n), which includes data, dequantisation and
+                    probes, because each sample has its own draws.
 
-Importance-weighted bounds take the logarithm of a mean, which the noise of probes would raise: log mean exp of noisy
-terms is too large by about half their variance. The K terms of a sample therefore share their probes, which are the
-same along the path, so that the noise is nearly common and drops out; an exact divergence has none.
+Importance-weighted bounds take the logarithm of a mean, and the noise of probes would bias it upward: log mean exp of
+noisy terms is too large by about half their variance. The K terms of a sample therefore share their probes, which stay
+the same along the path, so that most of the noise is common and cancels. An exact divergence has no such noise.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Scores:
     """Likelihoods of data.
 
     Attributes:
-        log_prob: Nats per sample, shape ``(n,)``: for data with levels a lower bound of the log probability, otherwise,
-            and without dequantisation, the log density in data units.
-        bits_per_dim: The same in bits per dimension, ``None`` for a density.
-        stderr_probes: Standard error of ``log_prob`` of each sample from its probes, nats, shape ``(n,)``; 0 for an
-            exact divergence, NaN for one probe.
-        model: What the solver returned for the first draw, in model units; evaluations and failures are those of all.
-        how: What the figure depends on, every option resolved.
-        scale: Data units per model unit, the geometric mean over an event.
-        dims: How many numbers each sample really has, int64, shape ``(n,)``.
+        log_prob: Nats per sample, shape ``(n,)``: for data with levels, a lower bound of the log probability; for
+            other data, or without dequantisation, the log density in data units.
+        bits_per_dim: The same in bits per dimension; ``None`` for a density.
+        stderr_probes: Standard error of the ``log_prob`` of each sample from its probes, in nats, shape ``(n,)``; 0 for
+            an exact divergence, NaN for one probe.
+        model: Solver result of the first draw, in model units, but with evaluations and failures of all draws.
+        how: The options that the figure depends on, all resolved.
+        scale: Data units per model unit, as the geometric mean over an event.
+        dims: Number of dimensions that each sample really has, int64, shape ``(n,)``.
     """
 
     log_prob: Tensor
@@ -66,7 +66,7 @@ class Scores:
         return f"{self.mean():.4f} ± {self.stderr_mean():.4f} {self.unit} ({self.depends_on()})"
 
     def depends_on(self) -> str:
-        """What the figure depends on, in words."""
+        """Describe in words what the figure depends on."""
         return f"{self.how}, data scale {self.scale:g}"
 
     @property
@@ -81,15 +81,15 @@ class Scores:
 
     @property
     def nats_per_unit(self) -> Tensor:
-        """How many nats of each sample one unit of ``values`` is, float64 ``(n,)``."""
+        """Nats per unit of ``values`` for each sample, float64 ``(n,)``."""
         nats = self.dims.double() * math.log(2)
         return torch.ones_like(nats) if self.bits_per_dim is None else nats
 
     @property
     def change(self) -> float:
-        """Largest change of a sample when some are solved again more accurately, in the unit of the values.
+        """Largest change of a sample when some are solved again more accurately, in the unit of ``values``.
 
-        NaN if none were.
+        NaN if no samples were solved again.
         """
         changes = self.model.change / self.nats_per_unit
         checked = changes[~changes.isnan()]
@@ -97,27 +97,27 @@ class Scores:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the change is small, at most 0.01 bits per dimension; ``None`` if that was not checked."""
+        """Whether the change is at most 0.01 bits per dimension; ``None`` if convergence was not checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
 
     def mean(self) -> float:
-        """Mean over the samples that were solved."""
+        """Mean over the samples that were solved successfully."""
         return float(self.values[self.model.ok].double().mean())
 
     def stderr_mean(self) -> float:
-        """Standard error of the mean over samples; data, dequantisation and probes are part of the spread."""
+        """Standard error of the mean over samples; the spread includes data, dequantisation and probes."""
         values = self.values[self.model.ok].double()
         return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
     def stderr_sample(self) -> float:
-        """Root mean square of ``stderr_probes`` over the samples, in the unit of the values."""
+        """Root mean square of ``stderr_probes`` over the samples, in the unit of ``values``."""
         errors = (self.stderr_probes / self.nats_per_unit)[self.model.ok]
         return float(errors.double().square().mean().sqrt())
 
     def pack(self) -> Packed:
-        """What was found as tensors by name, with the scale; all but ``how``, for :meth:`unpack`."""
+        """Convert all fields except ``how`` to named tensors and the scale, for :meth:`unpack`."""
         own = {name: getattr(self, name) for name in ("log_prob", "bits_per_dim", "stderr_probes", "dims")}
         solved = {f"model.{f.name}": getattr(self.model, f.name) for f in fields(self.model)}
         return {k: v for k, v in {**own, **solved}.items() if v is not None}, {"scale": self.scale}
@@ -126,7 +126,7 @@ class Scores:
     def unpack(
         cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], how: Likelihood, device: torch.device
     ) -> Scores:
-        """What :meth:`pack` took apart."""
+        """Restore the result of :meth:`pack`."""
         found = {name: value.to(device) for name, value in tensors.items()}
         model = LogLikelihood(**{k.partition(".")[2]: found.pop(k) for k in list(found) if k.startswith("model.")})
         found.setdefault("bits_per_dim", None)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ class Scores:
 
 
 def join(pieces: Sequence[Scores]) -> Scores:
-    """Put the scores of a data set that was scored in parts together again."""
+    """Join the scores of a data set that was scored in parts."""
     model = LogLikelihood.join([p.model for p in pieces])
     bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
     log_prob, stderr, dims = (
@@ -144,14 +144,14 @@ def join(pieces: Sequence[Scores]) -> Scores:
 
 
 def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "none") -> float:
-    """The time at which the path of a likelihood begins by default."""
+    """The default time at which the path of a likelihood begins."""
     low = model.domain.interval("likelihood")[0]
     if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
     width = torch.as_tensor(codec.levels.width) / as_affine(codec, "truncated-normal dequantisation").scale
     if not codec.levels.everywhere:
         raise UsageError(
-            "truncated-normal dequantisation needs levels in every column; take uniform, which leaves the others alone",
+            "truncated-normal dequantisation needs levels in every column; use uniform, which leaves the others alone",
             parameter="dequantisation",
             value="uniform",
         )
@@ -175,25 +175,25 @@ def score(
     """Score data, batch by batch.
 
     Args:
-        likelihood: How.
+        likelihood: The options of the likelihood.
         model: The denoiser; its conditioning has one row for each sample, or one for all.
-        codec: The map from data units to the model's.
+        codec: The map from data units to model units.
         x: Data in data units, shape ``(n, *event)``.
         noise: Addresses of the samples' draws (dequantisation and probes), on the model's device.
-        dtype: In which to solve.
-        batch: Samples solved at once, at most.
+        dtype: Dtype in which to solve.
+        batch: Largest number of samples solved at once.
         memory: Budget in bytes that may lower ``batch`` further.
-        check: Check the convergence of the first draw, on samples from all over the data.
+        check: Check the convergence of the first draw, on samples spread evenly over the data.
         watch: Called with the scores of each batch.
-        parts: Where each batch is kept as soon as it is scored, and is read from if it is there.
+        parts: Store that keeps each batch as soon as it is scored; batches already in it are read instead of scored.
 
     Raises:
-        UsageError: If an option cannot be used.
+        UsageError: If an option is invalid.
     """
     if not len(x):
         raise UsageError("there are no samples to score")
     if batch < 1:
-        raise UsageError(f"batch is {batch}; at least 1 sample is solved at once", parameter="batch")
+        raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x)) if noise is None else noise
     dims = codec.dims(x)
     how = likelihood.resolved(model, dims if isinstance(dims, int) else int(dims.max()), codec)
@@ -220,7 +220,7 @@ def score(
 
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
-    """The scores of ``rows``, int64 ``(b,)``: R draws of K weights each."""
+    """Score ``rows``, int64 ``(b,)``, with R draws of K weights each."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
@@ -240,7 +240,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
     )
     x = states.x[rows.cpu()].double()
     log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
-    # Where only some columns are levels, an event has a density: in nats, with the probability of those levels in it.
+    # If only some columns are levels, an event has a density in nats, which includes the probability of those levels.
     density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
     bits = None if density else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
@@ -249,7 +249,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
 
 @dataclass(frozen=True)
 class _States:
-    """Data as the states that a density is asked for, draw by draw."""
+    """Data as the states at which the density is evaluated, draw by draw."""
 
     how: Likelihood
     model: Denoiser
@@ -259,7 +259,7 @@ class _States:
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """The state of ``rows: (b,)`` at ``t_min``, ``(b, *event)``, and ``log p - log w``, ``(b,)``."""
+        """The state of ``rows: (b,)`` at ``t_min``, ``(b, *event)``, and the correction ``log p - log w``, ``(b,)``."""
         x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
         u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
         if self.how.dequantisation == "truncated-normal":
@@ -275,11 +275,11 @@ class _States:
     def _minus_log_det(codec: Codec, x: Tensor) -> Tensor:
         log_det = codec.log_det(x)
         if log_det is None:
-            raise UsageError(f"the data go through {codec}, which has no log-determinant, and so no likelihood")
+            raise UsageError(f"the data go through {codec}, which has no log-determinant, so there is no likelihood")
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``x + b/2 + s e`` with e a normal that is cut off at the ends of the cell."""
+        """``x + b/2 + s e`` with a normal e that is truncated at the ends of the cell."""
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
         # s = scale sigma/alpha: the state is alpha times this at t0
@@ -287,7 +287,7 @@ class _States:
         alpha, sigma = domain.sde.coefficients(torch.tensor(t0, dtype=torch.float64))
         std = affine.scale * sigma / alpha
         e, log_q_e = truncated_normal(u, levels.width / (2 * std))
-        # a converted model takes states at its beginning in the unit of its own path
+        # a converted model expects states at the start of its path in the unit of its original path
         alpha = alpha / (domain.sde.data_scale if t0 == domain.interval("likelihood")[0] else 1.0)
         state = alpha * affine.to_model(x + levels.width / 2 + std * e)
         # log q = log q(e) - sum log s, and the density of v is alpha^D that of the state
@@ -296,9 +296,9 @@ class _States:
 
 
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
-    """Standard error from the probes ``(n,)`` of weights ``log_w: (R, K, n)``.
+    """Standard error ``(n,)`` from the probes, for weights ``log_w: (R, K, n)``.
 
-    Groups are independent, within a group the probes are shared.
+    The R groups are independent; within a group the probes are shared.
     """
     each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
     grouped = (torch.softmax(log_w, dim=1) * each).sum(1)

@@ -1,7 +1,7 @@
 """From a density to the probability of a level: dequantisation and its bounds.
 
-The probability that a density p gives to the level x is its integral over the cell C(x), a cube of side b. For any
-density q(v | x) on the cell, Jensen's inequality bounds it from below (Theis et al. 2016; Ho et al. 2019),
+The probability of the level x under a density p is the integral of p over the cell C(x), a cube of side b. For any
+density q(v | x) on the cell, Jensen's inequality gives a lower bound (Theis et al. 2016; Ho et al. 2019),
 
     log P(x) = log int_C p(v) dv  >=  E_q[ log w(v) ],                w(v) = p(v) / q(v | x),                (1)
 
@@ -9,18 +9,19 @@ and K draws from q give a tighter bound, which rises to log P(x) with K (Burda e
 
     E log( 1/K sum_k w(v_k) )  >=  E log w(v).                                                              (2)
 
-``uniform``: q is uniform on the cell, v = x + b u, and -log q = D log b. The same that the networks are trained with.
+``uniform``: q is uniform on the cell, v = x + b u, and -log q = D log b. The networks are trained with the same
+dequantisation.
 
-``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise that the path begins with is the dequantisation,
+``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise at the beginning of the path is the dequantisation,
 
-    v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, cut off at |e| <= tau = b/(2 s),       (3)
+    v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, truncated to |e| <= tau = b/(2 s),     (3)
     -log q = sum_d [ e^2/2 + log( sqrt(2 pi) s Z ) ],           Z = erf(tau / sqrt(2)).
 
-The state at t0 is alpha(t0) v in model units. Theirs begins where tau is about 3; so does ours, or at the model's
-t_min if that is later. It suits networks that were trained on the bare levels, for which the densest point of a cell
-is its middle; on dequantised ones it is a looser bound than ``uniform``.
+The state at t0 is alpha(t0) v in model units. As in the paper, the path begins where tau is about 3, or at the model's
+t_min if that is later. This suits networks that were trained on the levels themselves, for which the density of a cell
+is highest in its middle. For networks trained on dequantised data, the bound is looser than ``uniform``.
 
-``none``: no dequantisation; the figure is the density at the middle of the cell, not a probability.
+``none``: no dequantisation; the result is the density at the middle of the cell, not a probability.
 
 References:
     Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.    Burda, Grosse and Salakhutdinov (2016),
@@ -50,7 +51,7 @@ def start_time(sde: SDE, t_min: float, width: float) -> float:
 
     Args:
         sde: The path.
-        t_min: Where the model's domain begins.
+        t_min: The beginning of the model's domain.
         width: Width of a cell in model units.
     """
     log_snr = torch.tensor(-2 * math.log(width / 2 / TAU), dtype=torch.float64)
@@ -58,16 +59,16 @@ def start_time(sde: SDE, t_min: float, width: float) -> float:
 
 
 def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Normals cut off at ``tau``, by the inverse of their distribution function.
+    """Draw normals truncated at ``tau``, by the inverse of their distribution function.
 
     Args:
-        u: Uniform on [0, 1), float64 ``(B, *event)``.
-        tau: One for all elements, or one each: ``()`` or ``event``.
+        u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
+        tau: One bound for all elements, or one for each: ``()`` or ``event``.
 
     Returns:
-        e, the shape of ``u``, and its log density ``(B,)`` in units of the standard deviation.
+        The normals e, with the shape of ``u``, and their log density ``(B,)`` in units of the standard deviation.
     """
-    # In the middle of the 2^-24 wide cells of u: 0 would be sent to infinity where the cut lies far outside.
+    # Use the centres of the 2^-24 wide cells of u, because u = 0 would map to infinity for large tau.
     tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
     z = torch.erf(tau / math.sqrt(2))
     e = math.sqrt(2) * torch.erfinv((2 * (u + 2**-25) - 1) * z)

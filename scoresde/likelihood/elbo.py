@@ -1,28 +1,28 @@
 """The variational bound of the SDE model, in continuous time.
 
-For data x the bound on the density of what the reverse *SDE* generates is (Kingma et al. 2021, eq. 11 and 17; Song et
+For data x, the bound on the density of samples from the reverse *SDE* is (Kingma et al. 2021, eq. 11 and 17; Song et
 al. 2021, thm. 3), with l the log-SNR and x_t = alpha x + sigma eps,
 
     -log p(x)  <=  KL( q(x_T | x) || prior )  +  1/2 int_l(t_max)^l(t_min) E |eps - eps_hat(x_t)|^2 dl  +  R,   (1)
 
     R = E[ -log N( x; x_t/alpha, (sigma/alpha)^2 ) ] at t_min = D/2 ( log(2 pi e) - l(t_min) ).
 
-R decodes the state at t_min by its own noise, so that (1) is about a density at t = 0: that of the model at t_min, in
-units of the data, blurred by sigma/alpha once more. The prior term is in closed form,
+R decodes the state at t_min with its own noise, so (1) bounds a density at t = 0: the density of the model at t_min, in
+units of the data, blurred once more by sigma/alpha. The prior term has the closed form
 D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) + alpha^2 |x|^2/(2 s^2) with s the prior's standard deviation.
 
-It is *not* a bound on the likelihood of the probability flow, eq. 1 of :mod:`scoresde.likelihood`: the two are
-different models unless the score is exact. With the score of N(0, 0.5^2) taken 1.1 times under VP, the flow's
-negative log-likelihood is 1.223 nats and the bound 0.783. Neither is above the other by necessity, and reports show
-both.
+(1) is *not* a bound on the likelihood of the probability flow, eq. 1 of :mod:`scoresde.likelihood`: the two are
+different models unless the score is exact. With 1.1 times the score of N(0, 0.5^2) under VP, the flow's negative
+log-likelihood is 1.223 nats and the bound is 0.783. Neither has to be above the other, and reports show both.
 
-The integral. Strata, equal in the variable
+The integral is computed on strata of equal length in the variable
 
     v = log( r / (1 - r + 0.05) ),                                                                          (2)
 
-which is -l/2 but for the end of the noise, where the integrand vanishes; one time and one draw of eps in each, so
-that the estimate is unbiased whatever their number. Where the noise is too small to be seen in x_t the integrand is
-|eps|^2, all noise: a part c |eps|^2 of it, with c = (alpha^2/(alpha^2 + sigma^2))^2, is replaced by its mean c D.
+which equals -l/2 except near pure noise, where the integrand vanishes. Each stratum has one time and one draw of eps,
+so the estimate is unbiased for any number of strata. Where the noise is too small to be visible in x_t, the integrand
+is |eps|^2, which is pure noise. A part of it, c |eps|^2 with c = (alpha^2/(alpha^2 + sigma^2))^2, is therefore replaced
+by its mean c D.
 
 References:
     Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630.
@@ -58,10 +58,13 @@ class Elbo:
 
     Attributes:
         prior, reconstruction: The first and the last term, shape ``(B,)``.
-        steps: The parts of the second from data to noise, shape ``(B, S)``: of each stratum, or each step of a chain.
-        stderr: Standard error of the sum from the draws, ``(B,)``, with ``draws - 1`` degrees of freedom; NaN for one.
-        nfe: Networks asked, ``(B,)``.
-        whose: What model's density it bounds: that of the reverse SDE, whose law is another one than the flow's.
+        steps: Contributions to the second term from data to noise, shape ``(B, S)``, one for each stratum, or for each
+            step of a chain.
+        stderr: Standard error of the sum from the draws, ``(B,)``, with ``draws - 1`` degrees of freedom; NaN for one
+            draw.
+        nfe: Number of network evaluations, ``(B,)``.
+        whose: The model that the bound is for. The default is the reverse SDE, whose distribution differs from that of
+            the flow.
     """
 
     prior: Tensor
@@ -82,17 +85,17 @@ class Elbo:
         return -(self.prior + self.diffusion + self.reconstruction)
 
     def pack(self) -> Packed:
-        """The terms by name, with whose they are, for :meth:`unpack`."""
+        """Convert the bound to named terms and ``whose``, for :meth:`unpack`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "whose"}, {"whose": self.whose}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> Elbo:
-        """What :meth:`pack` took apart."""
+        """Restore the result of :meth:`pack`."""
         return cls(**{name: value.to(device) for name, value in tensors.items()}, whose=str(facts["whose"]))
 
     @classmethod
     def join(cls, pieces: Sequence[Elbo]) -> Elbo:
-        """Put the pieces of a chunked batch together again."""
+        """Join the pieces of a chunked batch."""
         tensors: dict[str, Any] = {
             f.name: torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls) if f.name != "whose"
         }
@@ -100,7 +103,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Whose density a bound of ``model`` bounds, in words: that of its reverse SDE, or of its chain."""
+    """Describe in words the model that a bound of ``model`` is for: its reverse SDE, or its chain."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -116,44 +119,44 @@ def elbo(
     noise: Noise | None = None,
     batch: int = 256,
 ) -> Elbo:
-    """The bound (1) on the log density of each row under the reverse SDE.
+    """Compute the bound (1) on the log density of each row under the reverse SDE.
 
     Args:
         model: A denoiser with a score.
         x: Data in model units, shape ``(B, *event)``, at t = 0.
-        strata: Times per draw.
-        draws: Independent estimates, whose mean is returned.
-        t_min: Where the diffusion begins and the decoder takes over (default: the model's).
+        strata: Number of times per draw.
+        draws: Number of independent estimates to average.
+        t_min: The time where the diffusion begins and the decoder takes over (default: the model's ``t_min``).
         noise: Addresses of the rows' random numbers (default: samples 0 to B-1 of seed 0).
-        batch: States evaluated at once.
+        batch: Number of states evaluated at once.
 
     Raises:
-        UsageError: If the model has no score, or an option cannot be used.
+        UsageError: If the model has no score, or an option is invalid.
     """
     x = as_states(x)
     if not model.domain.has_score:
-        raise UsageError("a model trained on coupled (data, noise) pairs has no score, and so no variational bound")
+        raise UsageError("a model trained on coupled (data, noise) pairs has no score, so it has no variational bound")
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data has shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
-    # a number of each stratum, its place and its value, and all of them put together
+    # the number, place and value of each stratum, and all values concatenated
     enough_memory(32 * len(x) * draws * strata, f"a bound of {len(x):,} rows with {draws:,} draws of {strata:,} strata",
                   "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
-        raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
+        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
     sde, count = model.domain.sde, len(x)
     t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
     if not bool(sde.log_snr(ends[0]).isfinite()):
         raise UsageError(
-            f"the bound decodes by the noise at t_min, and at t = {t0:g} {type(sde).__name__} has none; begin above, "
-            "at t_min=1e-5, say",
+            f"the bound decodes with the noise at t_min, but at t = {t0:g} {type(sde).__name__} has none; use a larger "
+            "t_min, such as 1e-5",
             parameter="t_min",
             value=1e-5,
         )
 
     values, counted = [], Counted(model, Tally(x))
-    # every stratum of every draw of every row, in one list
+    # one list of all strata of all draws of all rows
     for item in torch.split(torch.arange(count * draws * strata, device=x.device), batch):
         row, place, stratum = item // (draws * strata), item % (draws * strata), item % strata
         draw = noise.rows(row)
@@ -175,7 +178,7 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """``1/2 |eps - eps_hat|^2 dl/du`` of the rows at the shares ``u: (P,)`` of (2), shape ``(P,)``."""
+    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of (2), shape ``(P,)``."""
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))

@@ -1,23 +1,25 @@
-"""How many rows fit into a memory budget.
+"""The number of rows that fit into a memory budget.
 
-What a row needs is taken to be
+The memory for a row is estimated as
 
     3 S + 1024 D        numbers,                                                                            (1)
 
-with S what one evaluation of the model stores for the backward pass (measured on two rows against one, so that
-weights do not count), three times for the backward pass itself and its workspace, and 1024 states of D numbers for the
-stages of a step, two hundred knots of a path with their slopes, twice when they are put in order, and slopes at up to
-129 nodes, twice when a finer rule takes them over. With a graph through a step, a backward
-pass that will be differentiated again keeps 2 S of its own: for four stages with K passes each,
+where S is the number of values that one evaluation of the model stores for the backward pass. It is measured as the
+difference between two rows and one, so that weights do not count. The factor 3 covers the backward pass itself and its
+workspace. The 1024 states of D numbers cover the stages of a step, two hundred knots of a path with their slopes (twice
+while they are sorted), and slopes at up to 129 nodes (twice while they are passed on to a finer rule).
+
+With a graph through a step, a backward pass that will be differentiated again keeps another 2 S. For four stages with K
+passes each this gives
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-the third for workspace. Differences take no backward pass, and two states of each row at once:
+where the third S is for workspace. Differences need no backward pass, but two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
-with F the most that an evaluation has alive (measured likewise). Weights, the workspace of (3) and what the allocator
-keeps are not in it.
+where F is the peak number of values alive in an evaluation (measured the same way). Weights, the workspace of (3) and
+memory that the allocator holds on to are not included.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ __all__ = ["default_budget", "rows_within"]
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes: half of what is free on a GPU, and 2 GiB elsewhere."""
+    """The default budget in bytes: half of the free memory of a GPU, and 2 GiB on other devices."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """How many rows of ``x``, shape ``(B, *event)``, can be solved at once; it asks the model twice.
+    """Number of rows of ``x``, shape ``(B, *event)``, that can be solved at once; this evaluates the model twice.
 
     Args:
-        budget: Bytes.
+        budget: Budget in bytes.
         model: The denoiser.
         x: Data in model units.
-        passes: If the result is to be differentiated: how many backward passes an evaluation has, K or, if the
-            divergence is exact, D. The evaluations of differences stay within (2) too.
+        passes: Number of backward passes per evaluation if the result is to be differentiated: K, or D if the
+            divergence is exact. The evaluations of differences stay within (2) too.
         backward: Whether there are backward passes.
 
     Raises:
@@ -64,14 +66,14 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
     if row > budget:
         raise UsageError(
             f"one sample needs about {row / 2**20:,.0f} MiB, more than the memory budget of {budget / 2**20:,.0f} MiB; "
-            "raise the budget, if there is more",
+            "raise the budget if more memory is available",
             parameter="memory",
         )
     return budget // row
 
 
 def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
-    """What an evaluation of ``count`` rows returns."""
+    """Evaluate the model on ``count`` rows and return the result."""
     index = torch.zeros(count, dtype=torch.int64, device=x.device)
     problem = Problem(model.rows(index), x.detach()[index])
     u = problem.scales.new_full((count,), problem.interval[1])
@@ -80,7 +82,7 @@ def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Bytes that an evaluation of ``count`` rows keeps for the backward pass."""
+    """Bytes that an evaluation of ``count`` rows stores for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -89,14 +91,14 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # kept until the sizes are known: a freed address could be used twice
+        # keep the output until the sizes are known, because a freed address could be reused
         output = _evaluate(model, x, count, True)
         del output
     return sum(sizes.values())
 
 
 def _alive(model: Denoiser, x: Tensor, count: int) -> int:
-    """The most bytes that the results of an evaluation of ``count`` rows take at one time."""
+    """Peak number of bytes in the intermediate results of an evaluation of ``count`` rows."""
     alive = _Alive()
     with alive:
         _evaluate(model, x, count, False)
@@ -104,7 +106,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """Counts the bytes of the tensors that functions of torch return, as long as they live."""
+    """Counts the bytes of tensors that torch functions return, for as long as the tensors live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class _Alive(TorchFunctionMode):
         return found
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor from now until it is gone; tensors that share their numbers count once."""
+        """Count a tensor until it is freed; tensors that share storage count once."""
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders.get(place):
@@ -131,7 +133,7 @@ class _Alive(TorchFunctionMode):
         weakref.finalize(tensor, self.release, place, size)
 
     def release(self, place: int, size: int) -> None:
-        """One holder less."""
+        """Remove one holder of a storage."""
         self.holders[place] -= 1
         if not self.holders[place]:
             self.now -= size

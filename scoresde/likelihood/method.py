@@ -1,7 +1,7 @@
-"""The likelihood as an object: its options, what it does with a model and data, and the check that it has converged.
+"""The likelihood as an object: its options, its evaluation on a model and data, and the convergence check.
 
-A :class:`Likelihood` is built like a solver and called like one. It is also the record of what a figure depends on:
-every result carries the one it came from, with each ``auto`` replaced by what it stood for.
+A :class:`Likelihood` is built and called like a solver. It also records everything that a figure depends on: every
+result carries its :class:`Likelihood`, with each ``auto`` replaced by the actual choice.
 """
 
 from __future__ import annotations
@@ -41,40 +41,43 @@ __all__ = ["Likelihood", "log_likelihood"]
 METHODS = ("coupled", "quadrature")
 DIVERGENCES = ("auto", "exact", "hutchinson", "difference")
 
-# Up to this many dimensions the exact divergence costs less than the probes that a small error bar would need.
+# Up to this many dimensions, the exact divergence costs less than the probes needed for a small error bar.
 EXACT_UP_TO = 16
 
 _DRAWS = Range(1, 100_000)
 
-CHECKED = 16  # rows on which convergence is checked
+CHECKED = 16  # number of rows on which convergence is checked
 
 
 @dataclass(frozen=True)
 class Likelihood(Checked):
-    """How to compute a log-likelihood by the probability flow (:mod:`scoresde.likelihood`, eq. 1 and 2).
+    """The options for a log-likelihood by the probability flow (:mod:`scoresde.likelihood`, eq. 1 and 2).
 
     Args:
         method: ``coupled`` (path and log-determinant as one system) or ``quadrature`` (the path first, then the
-            divergence at nodes along it: half the cost of an exact divergence or of many probes).
+            divergence at nodes along it; this halves the cost of an exact divergence or of many probes).
         divergence: ``exact``; ``hutchinson`` (probes and backward passes); ``difference`` (probes and pairs of
-            evaluations, without backward passes, for a model that computes in the dtype of the data, not by autocast;
-            :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``: exact up to 16 dimensions, then ``hutchinson``.
+            evaluations without backward passes, for a model that computes in the dtype of the data rather than with
+            autocast; :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``, which is ``exact`` up to 16 dimensions
+            and ``hutchinson`` above.
         probes: Number of probes K; not used by the exact divergence.
         probe: ``rademacher`` (signs) or ``gaussian``.
-        redraw: Draw new probes on the way, so that their errors average out; otherwise they are the same everywhere.
-            The samples of one importance-weighted bound share theirs, and so it is off for more than one.
+        redraw: Draw new probes along the path, so that their errors average out; otherwise the probes stay the same.
+            Redrawing is off for importance-weighted bounds of more than one sample, because their samples share
+            probes.
         rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
-        atol: Absolute tolerance in the same units; ``None`` for that of ``rtol``.
+        atol: Absolute tolerance in the same units; ``None`` for the value of ``rtol``.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto``: ``dopri5``); with ``steps``, one of
             ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto``: ``rk4``).
-        steps: Number of fixed steps; ``None`` to follow the tolerance.
-        t_min: Where the path begins, the time at which the density is taken; ``None`` for the beginning of the model's
-            domain, or with ``truncated-normal`` for the time at which the path's own noise fills a cell.
+        steps: Number of fixed steps; ``None`` for adaptive steps by the tolerance.
+        t_min: The time at which the path begins and the density is evaluated; ``None`` for the beginning of the model's
+            domain or, with ``truncated-normal``, the time at which the noise of the path fills a cell.
         max_nfe: Largest number of points at which a row is evaluated.
-        dequantisation: Of data with levels: ``uniform``, ``truncated-normal`` or ``none``
-            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for those, ``none`` for continuous data.
-        draws: Independent draws R of each sample, averaged.
-        importance: Samples K of each importance-weighted bound.
+        dequantisation: Dequantisation of data with levels: ``uniform``, ``truncated-normal`` or ``none``
+            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for data with levels and ``none`` for
+            continuous data.
+        draws: Number of independent draws R of each sample, which are averaged.
+        importance: Number of samples K of each importance-weighted bound.
 
     Example:
         >>> from scoresde import GaussianMixture, Likelihood, VPSDE
@@ -116,12 +119,12 @@ class Likelihood(Checked):
         check_tolerances(self.rtol, self.atol)
         if self.steps is not None and self.method != "coupled":
             raise UsageError(
-                f"{self.steps} steps with the method {self.method}; fixed steps are of the method coupled",
+                f"{self.steps} fixed steps do not work with the method {self.method}; use the method coupled",
                 parameter="method",
                 value="coupled",
             )
         if self.dequantisation == "none" and self.importance > 1:
-            raise UsageError("an importance-weighted bound needs a dequantisation; there is nothing else to weigh")
+            raise UsageError("an importance-weighted bound needs dequantisation; without it there is nothing to weight")
         Probes(self.probe, self.probes, Noise.of(0), (self.draws - 1) * self.probes).check()
 
     def __str__(self) -> str:
@@ -149,15 +152,15 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """The same with every ``auto`` and ``None`` replaced by what it stands for.
+        """Replace every ``auto`` and ``None`` by the actual choice.
 
         Args:
             model: The model.
-            dims: Numbers in an event.
-            codec: The data's map to model units; without it, what is said of levels stays as it is.
+            dims: Number of values in an event.
+            codec: The map from data units to model units; without it, ``dequantisation`` stays unchanged.
 
         Raises:
-            UsageError: If an option does not suit the data.
+            UsageError: If an option does not fit the data.
         """
         choice = "exact" if dims <= EXACT_UP_TO else "hutchinson"
         changed = replace(
@@ -205,24 +208,24 @@ class Likelihood(Checked):
         dtype: torch.dtype = torch.float32,
         parts: Parts | None = None,
     ) -> LogLikelihood | Scores:
-        """The log-likelihood of each row: a density in model units, or with ``codec`` a figure in the data's.
+        """Compute the log-likelihood of each row: a density in model units or, with ``codec``, in data units.
 
         Args:
             model: Any denoiser.
-            x: Shape ``(B, *event)``: the state at ``t_min`` in model units, or with ``codec`` the data.
+            x: The state at ``t_min`` in model units or, with ``codec``, the data; shape ``(B, *event)``.
             noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
-            codec: The map from data units to the model's.
-            batch: Rows solved at once, at most; ``difference`` shows the model two states of each.
+            codec: The map from data units to model units.
+            batch: Largest number of rows solved at once; ``difference`` gives the model two states for each row.
             memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
-            check: Solve up to 16 of the rows again, at a tolerance ten times as tight (as loose, where the numbers do
-                not resolve a tighter one) or with twice the steps, and warn if the figure changes by more than 0.01
-                bits per dimension. Its evaluations are not in ``nfe``.
+            check: Solve up to 16 of the rows again, with a tolerance ten times tighter (ten times looser if the dtype
+                does not resolve a tighter one) or with twice as many steps, and warn if the result changes by more than
+                0.01 bits per dimension. These evaluations do not count in ``nfe``.
             watch: Called with the result of each batch.
-            dtype: In which data are solved; a density is solved in the dtype of ``x``.
-            parts: Where each batch of data is kept as soon as it is scored.
+            dtype: Dtype in which data are solved; a density is solved in the dtype of ``x``.
+            parts: Store that keeps each batch of data as soon as it is scored.
 
         Raises:
-            UsageError: If an option cannot be used.
+            UsageError: If an option is invalid.
         """
         if codec is not None:
             return score(
@@ -244,13 +247,13 @@ class Likelihood(Checked):
         narrow: float = 1.0,
         watch: Callable[[LogLikelihood], object] | None = None,
     ) -> LogLikelihood:
-        """Solve the rows of ``x``, ``batch`` at once, with every option resolved and nothing checked.
+        """Solve the rows of ``x``, ``batch`` at once, with resolved options and without checks.
 
         Args:
             model, x, noise, batch, watch: See :meth:`__call__`.
-            draw: Another number gives the same rows other probes.
-            graph: Keep the graph of everything.
-            finer: Begin and end the quadrature with twice as many nodes.
+            draw: Number of the draw; a different number gives the same rows different probes.
+            graph: Keep the graph of the whole computation.
+            finer: Start and stop the quadrature at twice as many nodes.
             narrow: Factor on the width of differences.
         """
         kind = "exact" if self.divergence == "exact" else self.probe
@@ -276,7 +279,7 @@ class Likelihood(Checked):
         return by_quadrature(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
 
     def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
-        """How many rows of ``x``, shape ``(B, *event)``, are solved at once within a budget of ``memory`` bytes."""
+        """Number of rows of ``x``, shape ``(B, *event)``, to solve at once within a budget of ``memory`` bytes."""
         if memory is None:
             return batch
         backward = self.divergence != "difference" or graph
@@ -286,39 +289,41 @@ class Likelihood(Checked):
     def change(
         self, result: LogLikelihood, part: Callable[[Tensor], tuple[Denoiser, Tensor, Noise]], batch: int
     ) -> Tensor:
-        """By how much ``result`` changes when some of its rows are solved more accurately; warns if by too much.
+        """Compute how much ``result`` changes when some rows are solved more accurately; warn if it is too much.
 
         Args:
-            result: Of all rows.
-            part: Model, states and noise of some of them, by their numbers, int64 ``(b,)``.
-            batch: Rows solved at once.
+            result: The result for all rows.
+            part: Function that returns model, states and noise of some rows, given their indexes, int64 ``(b,)``.
+            batch: Number of rows solved at once.
 
         Returns:
-            Nats, shape ``(B,)``; NaN for rows that were not solved again, infinite for those whose other solve failed.
+            The change in nats, shape ``(B,)``; NaN for rows that were not solved again, infinite for rows whose second
+            solve failed.
         """
         change = torch.full_like(result.log_prob.detach(), torch.nan)
         good = result.ok.nonzero().flatten()
         if not len(good):
             return change
         rows = good[torch.linspace(0, len(good) - 1, min(CHECKED, len(good))).round().long().to(good.device)]
-        # Probes that are the same along the path, and in both solves: what is left is the error of the integration.
+        # Use probes that are the same along the path and in both solves, so that only the integration error is left.
         same = self.divergence == "exact" or not self.redraw
         fixed = replace(self, redraw=False)
         model, x, noise = part(rows)
         own = result.log_prob.detach()[rows] if same else fixed.solve(model, x, noise, batch).log_prob
         other, finer = fixed._other(x.dtype)
-        # Differences are half as wide: a quarter of their error is left, and twice the rounding.
+        # Halve the width of the differences, which leaves a quarter of their error and doubles the rounding error.
         again = other.solve(model, x, noise, batch, finer=finer, narrow=0.5)
-        # A row that cannot be solved more tightly has not converged.
+        # A row that cannot be solved with a tighter tolerance has not converged.
         off = (again.log_prob - own).abs()
         change[rows] = torch.where(off.isfinite(), off, torch.inf)
         self._warn(change, dims(x), other)
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """What to compare with, and whether it has finer nodes.
+        """Return the likelihood to compare with, and whether it has finer nodes.
 
-        That is 2N steps, or a tolerance ten times tighter, or looser if the numbers resolve no tighter one.
+        It has twice as many steps or a tolerance ten times tighter, or ten times looser if the dtype does not resolve a
+        tighter one.
         """
         if self.steps is not None:
             return replace(self, steps=2 * self.steps), False
@@ -328,7 +333,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn where the figure is not to be trusted; NaN is what was not checked."""
+        """Warn if the figure is unreliable; ``change`` is NaN where it was not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
@@ -361,19 +366,19 @@ def log_likelihood(
     watch: Callable[[LogLikelihood], object] | None = None,
     differentiable: bool = False,
 ) -> LogLikelihood:
-    """Log density of each row under the model's probability flow (:mod:`scoresde.likelihood`, eq. 1).
+    """Compute the log density of each row under the model's probability flow (:mod:`scoresde.likelihood`, eq. 1).
 
     Args:
         model: Any denoiser.
         x: The state at ``t_min`` in model units, shape ``(B, *event)``.
-        likelihood: How (default: ``Likelihood()``); what it says of levels is for data, not for a density.
+        likelihood: The options (default: ``Likelihood()``); those on dequantisation apply to data, not to a density.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
-        draw: Another number gives the same rows other probes.
-        check: The same; default: unless the result is to be differentiated.
-        differentiable: Keep the graph, for gradients in ``x`` and in the model's parameters; needs ``steps``.
+        draw: Number of the draw; a different number gives the same rows different probes.
+        check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable``.
+        differentiable: Keep the graph, for gradients with respect to ``x`` and the model's parameters; needs ``steps``.
 
     Raises:
-        UsageError: If an option cannot be used.
+        UsageError: If an option is invalid.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -388,18 +393,18 @@ def log_likelihood(
     how = (likelihood or Likelihood()).resolved(model, dims(x))
     if differentiable and how.steps is None:
         raise UsageError(
-            "a likelihood to be differentiated takes a fixed number of steps; give steps, for example 40",
+            "a differentiable likelihood needs a fixed number of steps; set steps, for example to 40",
             parameter="steps",
         )
     if differentiable and model.domain.sde.parameters():
-        raise UsageError("the path has learned ends, which a differentiable likelihood does not follow; freeze them")
+        raise UsageError("the path has learned ends, which a differentiable likelihood does not support; freeze them")
     if batch < 1:
-        raise UsageError(f"batch is {batch}; at least 1 row is solved at once", parameter="batch")
+        raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if noise.indices.device != x.device:
-        raise UsageError(f"the noise is on {noise.indices.device}, the data on {x.device}")
+        raise UsageError(f"the noise is on {noise.indices.device}, but the data on {x.device}")
     if len(noise.indices) != len(x):
-        raise UsageError(f"noise for {len(noise.indices)} rows, but the data has {len(x)}")
+        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()
     batch = how.batch_within(memory, model, x, batch, differentiable)
     result = how.solve(model, x, noise, batch, draw=draw, graph=differentiable, watch=watch)
@@ -411,13 +416,13 @@ def log_likelihood(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Convolutions on a GPU in float32 proper: by default their inputs are rounded to 10 bits there (TF32).
+    """Compute convolutions on a GPU in full float32; by default, their inputs are rounded to 10 bits (TF32).
 
-    That would be an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
+    TF32 would cause an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):
         yield
 
 
-_SINGLE_PRECISION = Shared(_full_precision)  # the flag is of the process, whichever thread solves
+_SINGLE_PRECISION = Shared(_full_precision)  # the flag is shared by all threads of the process

@@ -1,20 +1,20 @@
 """A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
 
-The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is followed in the clock u of
+The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integrated over the clock u of
 :mod:`scoresde.likelihood.clock`, with the slope
 
     f = dy/du = (eps_hat - x0_hat) dr/du,                                                                    (1)
 
-on flat states of shape ``(P, D)`` that name their row.
+on flat states of shape ``(P, D)``, together with the row that each state belongs to.
 
-The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r:  near
-the data, errors that are small in units of y are large in nats. What a solver of the path holds to its tolerance
-besides y is therefore the integral of
+The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
+data, errors that are small in units of y are therefore large in nats. For this reason, the tolerance of a path solver
+applies not only to y, but also to the integral of
 
     f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.003,                                      (2)
 
-nats per dimension again, without any pass through the network of its own. q keeps the rounding and the roughness of a
-network's eps_hat near the data out of it.
+which is again in nats per dimension and needs no extra pass through the network. The constant q suppresses the rounding
+and the roughness of a network's eps_hat near the data.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ SMALL = 0.003  # q of (2)
 
 @dataclass(frozen=True)
 class Problem:
-    """Data, model and interval.
+    """A likelihood problem: data, model and interval.
 
     Args:
-        model: The denoiser, whose conditioning has one row per sample, or one for all.
-        x: Data in model units, shape ``(B, *event)``, the state at ``t0``.
-        t0: Where the path begins; ``None`` for the beginning of the model's domain.
-        graph: Keep the graph of everything.
+        model: The denoiser; its conditioning has one row per sample, or one for all.
+        x: Data in model units, shape ``(B, *event)``: the state at ``t0``.
+        t0: The time at which the path begins; ``None`` for the beginning of the model's domain.
+        graph: Keep the graph of the whole computation.
     """
 
     model: Denoiser
@@ -54,7 +54,7 @@ class Problem:
 
     @cached_property
     def counted(self) -> Counted:
-        """The model, whose calls are counted."""
+        """The model, wrapped to count its calls."""
         return Counted(self.model, Tally(self.x))
 
     @cached_property
@@ -63,7 +63,7 @@ class Problem:
         low, high = self.model.domain.interval("likelihood")
         t0 = low if self.t0 is None else self.t0
         if not low <= t0 < high:
-            raise UsageError(f"t_min is {t0}; the likelihood of this model begins in [{low:g}, {high:g})")
+            raise UsageError(f"t_min is {t0}; for this model it must lie in [{low:g}, {high:g})")
         return t0, high
 
     @cached_property
@@ -74,7 +74,7 @@ class Problem:
     def interval(self) -> tuple[float, float]:
         """The interval of the clock."""
         r = self.model.domain.sde.ratio(self._ends)
-        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # a float32 clock can round up
+        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # r in float32 can round up
 
     @cached_property
     def scales(self) -> Tensor:
@@ -83,17 +83,17 @@ class Problem:
 
     @property
     def dims(self) -> int:
-        """Numbers in an event, D."""
+        """Number of values in an event, D."""
         return dims(self.x)
 
     @cached_property
     def start(self) -> Tensor:
-        """The state where the path begins, shape ``(B, D)``."""
+        """The state at the beginning of the path, shape ``(B, D)``."""
         return flat(self.x * expand(self.unit / at(self.scales, 0), self.x))
 
     @property
     def unit(self) -> float:
-        """What a unit of ``x`` is on the path: ``data_scale`` where the model begins, and 1 at any other ``t0``."""
+        """The unit of ``x`` on the path: ``data_scale`` if the path begins where the model's domain does, else 1."""
         return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 
     def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ class Problem:
         return value, traces, powers[0]
 
     def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, *event)`` and log densities ``(B, K)`` from the state at the end and the integrated traces."""
+        """Latents ``(B, *event)`` and log densities ``(B, K)`` from the final state and the integrated traces."""
         z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
         growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()

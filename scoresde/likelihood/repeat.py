@@ -1,16 +1,16 @@
-"""A step that keeps no graph and is repeated on the way back.
+"""A step that keeps no graph and is repeated in the backward pass.
 
-The graph of a solve in n steps holds every evaluation of the network. Kept instead are the n states between the
-steps: on the way back a step is taken once more, now with its graph, and gives the products of its Jacobian with
+The graph of a solve in n steps holds every evaluation of the network. Here only the n states between the steps are
+kept. In the backward pass each step is repeated with its graph, which gives the products of its Jacobian with
 
     d/d state      and      d/d theta,
 
-theta the parameters that the network was found to depend on, by following the graph of one evaluation to its leaves.
-The memory is then that of one step, the price one more evaluation for each of the solve, and the gradient that of the
-value that was returned.
+where theta are the parameters that the network depends on, found by following the graph of one evaluation to its
+leaves. The memory is then that of one step, at the cost of one more evaluation for each evaluation of the solve. The
+gradient is exactly that of the returned value.
 
-``torch.utils.checkpoint`` does the same for plain functions. A step takes derivatives inside, and there each of them
-repeats the step so far: eight times as many evaluations.
+``torch.utils.checkpoint`` does the same for plain functions. A step, however, computes derivatives inside, and with
+``checkpoint`` each of them would repeat the step so far, which takes eight times as many evaluations.
 
 References:
     Chen et al. (2016), arXiv:1604.06174: checkpoints.
@@ -31,7 +31,7 @@ Step = Callable[[Tensor, bool], Tensor]  # (state: (B, N), whether to keep the g
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """The tensors that ``value``, of any shape, depends on and that collect a gradient."""
+    """Find the tensors that ``value``, of any shape, depends on and that accumulate a gradient."""
     found: list[Tensor] = []
     todo, seen = [value.grad_fn], set()
     while todo:
@@ -46,7 +46,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def repeated(step: Step, state: Tensor, parameters: list[Tensor]) -> Tensor:
-    """``step(state, ...)``, the shape of ``state: (B, N)``, with a gradient in it and in ``parameters``."""
+    """Compute ``step(state, ...)``, with the shape of ``state: (B, N)``, and gradients for it and ``parameters``."""
     out: Tensor = _Repeated.apply(step, state, *parameters)  # type: ignore[no-untyped-call]
     return out
 
@@ -65,6 +65,6 @@ class _Repeated(torch.autograd.Function):
         with torch.enable_grad():
             state = state.detach().requires_grad_()
             out = ctx.step(state, True)
-        # The graph is kept for what lies outside the step, such as an embedding that all steps share.
+        # Keep the graph for anything computed outside the step, such as an embedding that all steps share.
         found = torch.autograd.grad(out, (state, *parameters), grad, allow_unused=True, retain_graph=True)
         return None, *found

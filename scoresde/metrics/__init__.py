@@ -1,18 +1,18 @@
-"""How far is what was generated from what was wanted? Distances between sets of samples, each with its error.
+"""Metrics: distances between generated samples and a reference set, each with a standard error.
 
-Every metric takes samples first and the reference second, as tensors, computes in float64, and holds a bounded part of
-any table of pairs. A metric with an error returns a :class:`Measurement`; its error is that of a delete-a-block
-jackknife over both sets, whatever the metric.
+Every metric takes the samples first and the reference second, as tensors. It computes in float64 and never holds more
+than a bounded part of a table of pairs in memory. A metric with an error returns a :class:`Measurement`. For every
+metric the error comes from a delete-a-block jackknife over both sets.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N
 =======================  ==============================================  ==================
-:func:`frechet`          means and covariances                           upwards, as 1/N
-:func:`kernel_distance`  moments to the third                            none
-:func:`mmd`              everything at one length                        none
-:func:`sliced`           every projection                                upwards
+:func:`frechet`          means and covariances                           upward, as 1/N
+:func:`kernel_distance`  moments up to the third                         none
+:func:`mmd`              all differences at one length scale             none
+:func:`sliced`           one-dimensional projections                     upward
 :func:`neighbourhoods`   supports: precision, recall, density, coverage  depends on N, M, k
-:func:`find_copies`      each sample with its nearest training row       none
+:func:`find_copies`      each sample and its nearest training row        none
 =======================  ==============================================  ==================
 """
 

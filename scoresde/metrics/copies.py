@@ -5,28 +5,30 @@ training row. The ratio
 
     rho(x) = d(x) / r_k(t)                                                                           (1)
 
-is 0 for a copy and of order one for something new, in crowded and in empty regions alike; with k = 5 a training row
-that is there two or three times, which is what models copy first, does not hide behind its twin.
+is 0 for a copy and of order one for a new sample, in dense and in sparse regions alike. Models copy duplicated training
+rows first. With k = 5, a training row that occurs two or three times still has a scale above 0, so that its copies are
+found.
 
-How small must rho be? As small as new data never are. Held-out rows are new, and the chance that one comes close to a
-training row falls like a power of the ratio, the power being the dimension of the data around it:
+How small must rho be to count as a copy? Smaller than it ever is for new data. Held-out rows are new, and the chance
+that one of them lies close to a training row falls as a power of the ratio. The power is the local dimension of the
+data:
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
 
-with u the (K+1)-th smallest ratio of m held-out rows, K = m/4. Then log(u / rho) is exponential of rate kappa, K of
-them sum to S, and the chance that the next one exceeds L, with kappa unknown, is exactly (1 + L / S)^-K. So a sample
-has the p-value
+where u is the (K+1)-th smallest ratio of m held-out rows, and K = m/4. Then log(u / rho) is exponentially distributed
+with rate kappa. If K such values sum to S, the chance that the next one exceeds L is exactly (1 + L / S)^-K, although
+kappa is unknown. The p-value of a sample is therefore
 
     p(x) = (K / m) (1 + log(u / rho(x)) / S)^-K,                                                     (3)
 
-0 for a copy, and it is *flagged* if p < level / N: among N new rows the chance of any flag is about ``level``. If
-held-out rows are copies of training rows themselves (real data repeat), a copy among the samples proves nothing, and is
-not flagged.
+which is 0 for a copy. The sample is *flagged* if p < level / N: among N new rows the chance of any flag is about
+``level``. If some held-out rows are themselves copies of training rows (real data contain duplicates), a copy among the
+samples proves nothing and is not flagged.
 
-Two figures of the whole set go with it. *Authenticity* (Alaa et al.) is the share of samples that are further from t
-than t is from its own nearest neighbour; held-out rows have a share below 1, too, which is given for comparison.
-*Closer* (Meehan et al.) is the chance that a sample is nearer to the training data than a held-out row, 1/2 for new
-data; blurred samples exceed it without copying anything.
+Two statistics describe the set as a whole. *Authenticity* (Alaa et al.) is the share of samples that are further from t
+than t is from its own nearest neighbour. The share is below 1 for held-out rows too, and theirs is reported for
+comparison. *Closer* (Meehan et al.) is the chance that a sample is nearer to the training data than a held-out row is.
+It is 1/2 for new data; blurred samples exceed that without copying anything.
 
 References:
     Alaa, van Breugel, Saveliev and van der Schaar (2022), How faithful is your synthetic data?, arXiv:2102.08921,
@@ -54,28 +56,29 @@ from .rows import as_rows, nearest, squared_distances
 
 __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
-HELD_OUT = 20  # rows at least, to say how near new data come
-LOOKED_AT = 100  # samples at the end of a training, and as many held-out rows
-READ = 2**28  # numbers of the training data that are read for it
-COARSE = 512  # numbers of a row by which its neighbours are looked for there
-CANDIDATES = 8  # that are measured by all of their numbers
+HELD_OUT = 20  # the fewest held-out rows that can calibrate the test
+LOOKED_AT = 100  # samples checked at the end of training, and as many held-out rows
+READ = 2**28  # the most numbers of the training data that this check reads
+COARSE = 512  # numbers per row used in its coarse search for neighbours
+CANDIDATES = 8  # coarse neighbours that are then measured with all of their numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """The nearest training row of each sample, and what that says.
+    """The nearest training row of each sample, and the result of the test for copies.
 
     Attributes:
         nearest: Index of the nearest training row, int64 ``(N,)``.
-        distance: Distance to it, ``(N,)``, in the units of the rows.
-        ratio: (1), ``(N,)``.
-        p_value: (3), ``(N,)``.
-        level: The chance of a flag among as many new rows.
-        closer: The chance that a sample is nearer to the training rows than a held-out row.
-        authenticity: Share of the samples that are further from their nearest training row than its own neighbour.
+        distance: Distance to that row, ``(N,)``, in the units of the rows.
+        ratio: The ratio (1), ``(N,)``.
+        p_value: The p-value (3), ``(N,)``.
+        level: The chance that N new rows would produce any flag.
+        closer: The chance that a sample is nearer to the training rows than a held-out row is.
+        authenticity: Share of the samples that are further from their nearest training row than that row is from its
+            own nearest neighbour.
         authenticity_held_out: The same share of the held-out rows.
         exact: How many samples have a distance of 0.
-        exact_held_out: How many held-out rows have one.
+        exact_held_out: How many held-out rows have a distance of 0.
     """
 
     nearest: Tensor
@@ -91,7 +94,7 @@ class Copies:
 
     @property
     def flagged(self) -> Tensor:
-        """Indices of the samples that new data would not explain, the most suspicious first, int64 ``(F,)``."""
+        """Indices of the samples that are too close to be new data, the most suspicious first, int64 ``(F,)``."""
         return self.suspects[: int((self.p_value * len(self.p_value) < self.level).sum())]
 
     @property
@@ -105,10 +108,11 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     """Look for copies of training rows among samples.
 
     Args:
-        x: Samples, shape ``(N, *event)``: pixels, or features of them.
-        train: What the model was trained on, ``(T, *event)``.
-        held_out: Data of the same kind that it was not trained on, ``(m, *event)``; :data:`HELD_OUT` rows at least.
-        k: The neighbour of a training row that gives its scale.
+        x: Samples, shape ``(N, *event)``: pixels, or features extracted from them.
+        train: The data the model was trained on, ``(T, *event)``.
+        held_out: Data of the same kind that the model was not trained on, ``(m, *event)``; at least :data:`HELD_OUT`
+            rows.
+        k: Which neighbour of a training row sets its scale: the distance to the k-th nearest.
         level: The chance of a flag if all samples are new.
 
     Raises:
@@ -116,14 +120,14 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
             0 and 1.
     """
     if not 0 < level < 1:
-        raise UsageError(f"the level of the test for copies lies between 0 and 1: got {level:g}")
+        raise UsageError(f"the level of the test for copies must lie between 0 and 1: got {level:g}")
     shapes = {tuple(z.shape[1:]) for z in (x, train, held_out)}
     if len(shapes) > 1:
-        raise UsageError(f"samples, training and held-out rows have one shape: got {', '.join(map(str, shapes))}")
+        raise UsageError(f"samples, training and held-out rows must have one shape: got {', '.join(map(str, shapes))}")
     if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
-            f"{len(held_out)} held-out and {len(train)} training rows: copies are judged by at least {HELD_OUT} "
-            f"held-out rows and {k} neighbours of a training row; hold out more when training",
+            f"{len(held_out)} held-out and {len(train)} training rows: finding copies needs at least {HELD_OUT} "
+            f"held-out rows and {k} neighbours of each training row; hold out more when training",
             parameter="test_fraction",
             value=0.2,
         )
@@ -145,22 +149,22 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 
 
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distance to the nearest training row, its index, (1), and its distance to its own nearest; each ``(N,)``."""
+    """The nearest training row: distance, index, ratio (1), and the row's own nearest distance; each ``(N,)``."""
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
-    # The nearest of a training row is itself, at 0: k others follow.
+    # The nearest neighbour of a training row is itself, at 0; k others follow.
     around = nearest(train[needed], train, k + 1)[0][back]
     ratio = torch.where(distance == 0, 0.0, distance / around[:, k])
     return distance, index, ratio, around[:, 1]
 
 
 def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
-    """(3) for each ratio ``(N,)``, given the ratios of held-out rows ``(m,)``."""
+    """The p-value (3) of each ratio ``(N,)``, given the ratios of held-out rows ``(m,)``."""
     ordered, m = held_out.sort().values, len(held_out)
     tail = min(m // 2, max(10, m // 4))
     u, below = ordered[tail], ordered[:tail]
     total = float((u / below).log().sum())
-    if not 0 < total < math.inf:  # copies among the held-out rows, or many equal ratios: count, do not extrapolate
+    if not 0 < total < math.inf:  # copies among the held-out rows, or many equal ratios: count instead of extrapolating
         return (1 + torch.searchsorted(ordered, ratio, right=True)) / (m + 1)
     excess = (u / ratio).log().clamp_min(0)
     smooth = tail / m * (1 + excess / total) ** -tail
@@ -168,7 +172,7 @@ def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
 
 
 def _closer(distance: Tensor, held_out: Tensor) -> float:
-    """``P(distance < held_out) + P(equal) / 2``."""
+    """Estimate ``P(distance < held_out) + P(equal) / 2``."""
     return 1 - share_above(distance, held_out)
 
 
@@ -187,24 +191,25 @@ def nearest_line(
     *,
     level: float = 0.01,
 ) -> str:
-    """How far a few samples are from the training data, beside held-out rows: one line for the end of a training.
+    """Summarise in one line how far a few samples and held-out rows are from the training data.
 
-    The rule is that of :func:`find_copies` on :data:`LOOKED_AT` samples and held-out rows, in a second or two.
-    Neighbours are looked for by :data:`COARSE` of their numbers and measured by all, and the scale around a training
-    row is the distance to the nearest in every fifth one, which is much the same as that to its fifth neighbour.
+    The line is printed at the end of training. It applies the rule of :func:`find_copies` to at most :data:`LOOKED_AT`
+    samples and as many held-out rows, which takes a second or two. Neighbours are searched with :data:`COARSE` numbers
+    of each row and then measured with all of them. The scale around a training row is the distance to its nearest
+    neighbour in every fifth training row, which is close to the distance to its fifth neighbour.
 
     Args:
         samples: Shape ``(N, *event)``; rows that are not finite are left out.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows that were not trained on, ``(m, *event)``, perhaps none.
-        units: What takes rows to the units in which they are compared, a slab at a time, such as
-            ``codec.continuous.to_model``: in those of a table one column outweighs the others.
+        held_out: Rows that were not trained on, ``(m, *event)``; may be empty.
+        units: Function that converts a slab of rows to the units in which they are compared, such as
+            ``codec.continuous.to_model``. In the units of a table, one column can outweigh the others.
         level: The chance of a flag if all samples are new.
     """
     if samples.is_floating_point():
         samples = samples[samples.flatten(1).isfinite().all(1)]
     if not len(samples) or len(train) < 2:
-        return f"nearest training samples: nothing to say of {len(samples)} samples and {len(train)} training ones"
+        return f"nearest training samples: not computed for {len(samples)} samples and {len(train)} training ones"
     size = max(1, train[0].numel())
     step = -(-len(train) * size // READ)
     most = min(LOOKED_AT, max(HELD_OUT, 2**24 // size))
@@ -236,13 +241,13 @@ def nearest_line(
 def _nearest_in_slabs(
     x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The nearest training row to each row ``x: (N, d)``: its distance and its index, ``(N,)``.
+    """Find the nearest training row to each row ``x: (N, d)``: its distance and its index, ``(N,)``.
 
-    Only a slab of the training rows is held as floating numbers. Copies have the distance 0, exactly; with ``other``
-    they do not count.
+    Only one slab of the training rows at a time is held as floating-point numbers. Copies have a distance of exactly 0;
+    with ``other`` they are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
-    centre = flat(train[:slab])[:, some].mean(0)  # so that little cancels in |a|^2 + |b|^2 - 2 a.b
+    centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b
     moved = x[:, some] - centre
     best, index = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
     for start in range(0, len(train), slab):

@@ -2,14 +2,14 @@
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2}).                        (1)
 
-It is d^2 that is returned, without a root, as everywhere in the FID literature; covariances divide by N - 1.
-The last trace is a sum of square roots of eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, A = S1^{1/2} S2^{1/2}.
-They are taken as the singular values of A: real, never negative, and without the sqrt(eps) noise that rooting
-the eigenvalues of a singular matrix would bring.
+The functions return d^2 without taking the root, as is usual in the FID literature. Covariances divide by N - 1.
+The last trace is the sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where
+A = S1^{1/2} S2^{1/2}. They are computed as the singular values of A: these are real, never negative, and free of the
+sqrt(eps) noise that comes from rooting the eigenvalues of a singular matrix.
 
-The estimate is biased upwards by an amount that falls as 1/N for either set and depends on the features: values compare
-at equal N only. Chong and Forsyth extrapolate to 1/N = 0 from several N; the jackknife's bias does so from N and
-N (B - 1)/B.
+The estimate is biased upwards by an amount that falls as 1/N for either set and depends on the features, so values are
+only comparable at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several N; the bias of the jackknife does the
+same from N and N (B - 1)/B.
 
 References:
     Dowson and Landau (1982), The Fréchet distance between multivariate normal distributions, JMVA 12,
@@ -40,9 +40,9 @@ class Moments:
     """The mean and covariance of a set of features.
 
     Attributes:
-        n: Number of rows they come from.
-        mean: Shape ``(d,)``, float64.
-        covariance: Shape ``(d, d)``, float64, divided by n - 1.
+        n: Number of rows in the set.
+        mean: Mean of the rows, shape ``(d,)``, float64.
+        covariance: Sample covariance with divisor n - 1, shape ``(d, d)``, float64.
     """
 
     n: int
@@ -51,7 +51,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor) -> Moments:
-        """The moments of features ``(N, d)``.
+        """Compute the moments of features ``(N, d)``.
 
         Raises:
             UsageError: If there are fewer than 2 rows, or a value is not finite.
@@ -62,13 +62,13 @@ class Moments:
         return cls(len(rows), mean, centred.T @ centred / (len(rows) - 1))
 
     def distance(self, other: Moments) -> float:
-        """The squared Fréchet distance (1), in squared units of the features; never negative.
+        """Compute the squared Fréchet distance (1), in squared units of the features; never negative.
 
         Raises:
-            UsageError: If the two have different numbers of features.
+            UsageError: If the two moments have different numbers of features.
         """
         if self.mean.shape != other.mean.shape:
-            raise UsageError(f"moments of {len(self.mean)} and of {len(other.mean)} features have no distance")
+            raise UsageError(f"moments of {len(self.mean)} and of {len(other.mean)} features cannot be compared")
         mean, covariance = other.mean.to(self.mean.device), other.covariance.to(self.mean.device)
         shift = float((self.mean - mean).square().sum())
         cross = float(torch.linalg.svdvals(_root(self.covariance) @ _root(covariance)).sum())
@@ -76,7 +76,7 @@ class Moments:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Squared Fréchet distance between Gaussian fits to two sets of features, as FID reports it.
+    """Compute the squared Fréchet distance between Gaussian fits to two sets of features, as FID reports it.
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -100,9 +100,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _of_few(x: Tensor, y: Tensor) -> float:
-    """(1) of fewer rows than features, without a table of all pairs of features.
+    """Compute (1) for fewer rows than features, without a table of all pairs of features.
 
-    With rows X about their mean, S = X^T X / (n - 1), and the singular values of S1^{1/2} S2^{1/2} are those of
+    For rows X centred on their mean, S = X^T X / (n - 1), and the singular values of S1^{1/2} S2^{1/2} are those of
     X Y^T / sqrt((n - 1)(m - 1)).
     """
     means = [rows.mean(dim=0) for rows in (x, y)]
@@ -113,12 +113,12 @@ def _of_few(x: Tensor, y: Tensor) -> float:
 
 @checked(blocks=SEVERAL)
 def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurement:
-    """:func:`frechet_distance` with its jackknife error and bias.
+    """Compute :func:`frechet_distance` with its jackknife error and bias.
 
     Args:
         x: Features, shape ``(N, d)``.
-        y: Features, shape ``(M, d)``, or their moments; of moments the error and the bias are those of ``x`` alone.
-        blocks: Of the jackknife; the distance is computed once more than that.
+        y: Features, shape ``(M, d)``, or their moments. With moments, the error and the bias come from ``x`` alone.
+        blocks: Number of jackknife blocks, B. The distance is computed B + 1 times.
     """
     if isinstance(y, Moments):
         return jackknife(lambda rows: Moments.of(rows).distance(y), as_rows(x, "x"), blocks=blocks)
@@ -126,7 +126,7 @@ def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurem
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Symmetric square root ``(d, d)`` of a covariance; eigenvalues rounded below zero count as zero."""
+    """Symmetric square root ``(d, d)`` of a covariance; eigenvalues that round-off made negative count as zero."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     return root

@@ -1,20 +1,20 @@
-"""Kernel distances: the squared maximum mean discrepancy, without bias.
+"""Kernel distances: unbiased estimates of the squared maximum mean discrepancy.
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                                    (1)
 
-is estimated by means over pairs of different rows, which makes it unbiased: between two draws of one distribution it is
-0 on average, and so sometimes negative, at any N. Two kernels:
+is estimated by means over pairs of different rows, which makes it unbiased. Between two draws of one distribution it is
+0 on average at any N, and therefore sometimes negative. There are two kernels:
 
     k(a, b) = (a.b / d + 1)^3                         the kernel distance of the GAN literature (KID)  (2)
     k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, of one or more bandwidths h            (3)
 
-(2) compares moments up to the third and depends on the scale of the features; (3) compares everything at the length h,
-by default the median distance between rows of the two sets together.
+Kernel (2) compares moments up to the third and depends on the scale of the features. Kernel (3) compares the whole
+distributions at the length scale h, by default the median distance between rows of the two sets together.
 
-KID is often published as the mean over subsets of 1,000 rows. All pairs at once have the same expectation and less
-variance, so that is what is computed. Its error comes from blocks: with the kernel summed over pairs of blocks,
-deleting block b means to leave out row and column b of three B x B tables, and the jackknife costs nothing. Between
-equal distributions, where the estimate is degenerate, the error is too large by about sqrt(2).
+KID is often published as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which has the
+same expectation and less variance. The error comes from blocks: the kernel is summed over pairs of blocks, deleting
+block b leaves out row and column b of three B x B tables, and so the jackknife costs next to nothing. Between equal
+distributions, where the estimate is degenerate, the error is too large by about sqrt(2).
 
 References:
     Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).
@@ -36,18 +36,18 @@ from .rows import pair, slabs, squared_distances
 
 __all__ = ["kernel_distance", "median_distance", "mmd"]
 
-Kernel = Callable[[Tensor, Tensor], Tensor]  # rows (N, d) and (M, d) to (N, M)
+Kernel = Callable[[Tensor, Tensor], Tensor]  # maps rows (N, d) and (M, d) to values (N, M)
 
 
 @checked(degree=Range(1, 100), blocks=SEVERAL)
 def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
-    """Kernel distance between two sets of features, as KID reports it: MMD^2 with the kernel (2), unbiased.
+    """Compute the kernel distance of two sets of features, as KID reports it: unbiased MMD^2 with the kernel (2).
 
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        degree: Of the polynomial.
-        blocks: Of the jackknife error.
+        degree: Degree of the polynomial.
+        blocks: Number of jackknife blocks.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or the degree is below 1.
@@ -57,19 +57,21 @@ def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOC
     -62.0
     """
     if degree < 1:
-        raise UsageError(f"the degree of the polynomial kernel is at least 1: got {degree}")
+        raise UsageError(f"the degree of the polynomial kernel must be at least 1: got {degree}")
     return _mmd2(*pair(x, y), lambda a, b: (a @ b.T / a.shape[1] + 1) ** degree, blocks)
 
 
 @checked(blocks=SEVERAL)
 def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, blocks: int = BLOCKS) -> Measurement:
-    """Squared maximum mean discrepancy with the Gaussian kernel (3), unbiased; between -2 and 2, without unit.
+    """Estimate the squared maximum mean discrepancy with the Gaussian kernel (3), without bias.
+
+    The value is dimensionless and lies between -2 and 2.
 
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        bandwidths: In units of the features; :func:`median_distance` of the two when ``None``.
-        blocks: Of the jackknife error, which takes the bandwidths as given.
+        bandwidths: Bandwidths in units of the features; :func:`median_distance` of the two sets when ``None``.
+        blocks: Number of jackknife blocks. The error treats the bandwidths as fixed.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or a bandwidth is not
@@ -79,7 +81,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
     widths = [median_distance(a, b)] if bandwidths is None else [float(h) for h in bandwidths]
     if not widths or not all(h > 0 for h in widths):
         given = "all rows are equal" if bandwidths is None else f"got {list(bandwidths)}"
-        raise UsageError(f"the bandwidths of the Gaussian kernel are above 0: {given}; give bandwidths")
+        raise UsageError(f"the bandwidths of the Gaussian kernel must be above 0: {given}; pass positive bandwidths")
 
     def gaussian(p: Tensor, q: Tensor) -> Tensor:
         squares = squared_distances(p, q)
@@ -91,12 +93,14 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 
 @checked(limit=SEVERAL)
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
-    """Median distance between different rows of two sets together; of each at most ``limit`` rows, evenly spaced.
+    """Compute the median distance between different rows of two sets together.
+
+    At most ``limit`` evenly spaced rows of each set are used.
 
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        limit: The most rows of each.
+        limit: The most rows to use from each set.
     """
     both = torch.cat([rows[:: -(-len(rows) // limit)] for rows in pair(x, y)])
     both = both - both.mean(dim=0)
@@ -106,7 +110,7 @@ def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
 
 
 def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
-    """The unbiased estimate of (1), with the jackknife from sums over blocks."""
+    """Estimate (1) without bias, with a jackknife error from sums over blocks."""
     in_x, in_y = (torch.nn.functional.one_hot(b).double().to(x.device) for b in deal([len(x), len(y)], blocks))
     xx, yy, xy = _sums(x, x, in_x, in_x, kernel), _sums(y, y, in_y, in_y, kernel), _sums(x, y, in_x, in_y, kernel)
     sizes_x, sizes_y = in_x.sum(dim=0), in_y.sum(dim=0)
@@ -117,14 +121,14 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
         return within - 2 * float(keep @ xy @ keep) / (n * m)
 
     every = torch.ones_like(sizes_x)
-    # With a single block nothing is left without it.
+    # With a single block, nothing is left once it is deleted.
     units = torch.eye(len(every), dtype=every.dtype, device=every.device)
     without = [estimate(every - unit) for unit in units] if len(every) > 1 else []
     return from_blocks(estimate(every), without)
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """The kernel summed over pairs of rows by their blocks, ``(B, B)``; a row is no pair with itself."""
+    """Sum the kernel over the pairs of rows in each pair of blocks, ``(B, B)``, without pairs of a row with itself."""
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):
         table = kernel(a[part], b)

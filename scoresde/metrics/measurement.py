@@ -1,17 +1,17 @@
-"""A number with its standard error, and one way to get the error for any statistic: the delete-a-block jackknife.
+"""Measurements: a number with its standard error, and the delete-a-block jackknife, which works for any statistic.
 
-The rows of every set are dealt at random into B blocks. With theta_b the statistic without the b-th block of each set,
+The rows of each set are dealt at random into B blocks. If theta_b is the statistic without the b-th block of each set,
 
     stderr^2 = (B - 1) / B  sum_b (theta_b - mean theta)^2,                                          (1)
     bias     = (B - 1) (mean theta - theta).                                                         (2)
 
-The error is over all the sets: what would change if samples and reference were both drawn anew. The bias is the part
-that falls as 1/N, so that theta - bias is the statistic extrapolated to endless data; it is right to order 1/N, and
-poor where N is not well above the number of features. With B = 20 the error itself is known to about
+The error covers all the sets: it is the spread to expect if samples and reference were both drawn anew. The bias is
+the part that falls as 1/N, so that theta - bias is the statistic extrapolated to infinite data. This is correct to
+order 1/N, and poor unless N is well above the number of features. With B = 20, the error itself is known to about
 1/sqrt(2 (B - 1)) = 16 %.
 
-A bootstrap would serve no better: rows drawn twice have the distance zero, which neighbours and unbiased kernel
-distances take for structure.
+A bootstrap would not work better: rows drawn twice are at distance zero, which nearest-neighbour metrics and unbiased
+kernel distances mistake for structure.
 
 References:
     Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
@@ -36,12 +36,12 @@ BLOCKS = 20
 
 @dataclass(frozen=True)
 class Measurement:
-    """A statistic of sets of samples.
+    """A statistic of one or more sets of samples, with its error.
 
     Attributes:
-        value: The statistic on all the rows.
-        stderr: Its standard error; NaN if it has none.
-        bias: What it is above its limit for endless data, to order 1/N; NaN if that is not known.
+        value: The statistic of all the rows.
+        stderr: Its standard error; NaN if unknown.
+        bias: The value minus its limit for infinite data, to order 1/N; NaN if unknown.
     """
 
     value: float
@@ -50,11 +50,11 @@ class Measurement:
 
     @property
     def extrapolated(self) -> float:
-        """The value without its bias."""
+        """The value minus its bias."""
         return self.value - self.bias
 
     def __str__(self) -> str:
-        """Value and error, the error to two digits."""
+        """Format the value and its error, with two significant digits of the error."""
         if not (math.isfinite(self.value) and math.isfinite(self.stderr) and self.stderr > 0):
             return f"{self.value:.4g}"
         digits = 1 - math.floor(math.log10(self.stderr))
@@ -64,12 +64,12 @@ class Measurement:
 
 
 def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tensor]:
-    """Deal the rows of each set into blocks: the block of each row, int64 ``(N,)``, as equal in size as can be.
+    """Deal the rows of each set into blocks of nearly equal size; returns the block of each row, int64 ``(N,)``.
 
-    There are ``blocks`` of them, or fewer if a set is so small that a block would have fewer than two rows.
+    There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows.
 
     Raises:
-        UsageError: If a block count makes no sense.
+        UsageError: If there are fewer than 2 blocks.
     """
     if blocks < 2:
         raise UsageError(f"a jackknife needs at least 2 blocks: got {blocks}")
@@ -79,7 +79,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """The measurement ``value`` given what it is without each block, (1) and (2)."""
+    """Make a measurement from the value and the values without each block, by (1) and (2)."""
     count = len(without)
     if count < 2:
         return Measurement(value)
@@ -89,13 +89,13 @@ def from_blocks(value: float, without: Sequence[float]) -> Measurement:
 
 
 def jackknife(statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOCKS, seed: int = 0) -> Measurement:
-    """A statistic of one or more sets of samples with its standard error and its bias.
+    """Compute a statistic of one or more sets of samples, with its standard error and its bias.
 
     Args:
-        statistic: Takes the sets, returns a number.
-        sets: Each of shape ``(N, *event)``; the sizes may differ.
-        blocks: How many blocks, B. The statistic is computed B + 1 times.
-        seed: Of the deal of rows to blocks.
+        statistic: Function that takes the sets and returns a number.
+        sets: Sets of samples, each of shape ``(N, *event)``; their sizes may differ.
+        blocks: Number of blocks, B. The statistic is computed B + 1 times.
+        seed: Seed for dealing rows into blocks.
 
     >>> x = torch.arange(40.0)
     >>> jackknife(lambda x: float(x.mean()), x, blocks=20).value

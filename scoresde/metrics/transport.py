@@ -1,12 +1,12 @@
-"""The sliced Wasserstein distance. A random direction turns both sets into numbers on a line; transport is sorting:
+"""The sliced Wasserstein distance. Projecting on a random direction reduces optimal transport to sorting:
 
     SW_p(x, y) = ( E_u [ W_p(u.x, u.y)^p ] )^(1/p),    u uniform on the unit sphere of R^d,
     W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq.
 
-The expectation is a mean over ``projections`` directions. There is no factor of d: because
-E[(u.m)^2] = |m|^2 / d, a shift by m moves a cloud a sliced distance |m| / sqrt(d), not |m|.
+The expectation is estimated by a mean over ``projections`` directions. It is not multiplied by d: because
+E[(u.m)^2] = |m|^2 / d, shifting a set by m gives a sliced distance of |m| / sqrt(d), not |m|.
 
-For few samples the estimate is biased upwards: compare values at equal N only.
+The estimate is biased upwards for few samples, so compare values at equal N only.
 
 References:
     Rabin, Peyré, Delon and Bernot (2011), Wasserstein barycenter and its application to texture mixing, SSVM.
@@ -28,22 +28,22 @@ from .rows import as_rows
 
 __all__ = ["sliced", "sliced_wasserstein"]
 
-_BLOCK = 64  # Directions projected at once: bounds the memory at 64 (N + M) numbers.
+_BLOCK = 64  # Directions projected at once; this bounds the memory at 64 (N + M) numbers.
 
 
 @checked(projections=Range(1, 10**6), seed=SEED, p=Range(1, 100))
 def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: int = 0, p: float = 2) -> float:
-    """Sliced p-Wasserstein distance between two sets of samples, in the units of the data.
+    """Compute the sliced p-Wasserstein distance between two sets of samples, in the units of the data.
 
     Args:
         x: Samples, shape ``(N, *event)``; events of any shape are flattened.
         y: Samples, shape ``(M, *event)``; ``M`` may differ from ``N``.
         projections: Number of random directions.
-        seed: Of the directions; the same seed gives the same directions for the same event shape.
+        seed: Seed for the directions; the same seed gives the same directions for the same event shape.
         p: Order of the distance, at least 1.
 
     Returns:
-        (mean over directions of W_p^p)^(1/p). Sets of unequal size are matched quantile by quantile, exactly.
+        (mean over directions of W_p^p)^(1/p). Sets of unequal size are matched exactly, quantile by quantile.
 
     Raises:
         UsageError: If the event shapes differ, a value is not finite, there are fewer than 2 rows, or an
@@ -54,22 +54,21 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
     3.0
     """
     if projections < 1:
-        raise UsageError(f"projections is at least 1: got {projections}")
+        raise UsageError(f"projections must be at least 1: got {projections}")
     if not p >= 1:
         raise UsageError(f"the order p of a Wasserstein distance is at least 1: got {p}")
     if x.shape[1:] != y.shape[1:]:
-        raise UsageError(f"x and y have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
+        raise UsageError(f"x and y must have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     a = as_rows(x, "x", x.device)
     b = as_rows(y, "y", x.device)
 
-    # Drawn on the CPU, so that the directions do not depend on where the data live.
+    # Draw on the CPU, so that the directions do not depend on the device of the data.
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = (directions / directions.norm(dim=0)).to(a.device)
 
-    # Both quantile functions are constant between consecutive levels i/N and j/M. Counted in units of 1/(N M)
-    # the levels are integers, so no rounding decides which sample an interval belongs to. Equal sizes give
-    # i/N alone.
+    # Both quantile functions are constant between consecutive levels i/N and j/M. In units of 1/(N M) the levels
+    # are integers, so rounding cannot assign an interval to the wrong sample. With equal sizes the levels are i/N.
     n, m = a.shape[0], b.shape[0]
     edges = torch.cat((torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n))
     levels: Tensor = torch.unique(edges).to(a.device)
@@ -87,12 +86,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
 
 @checked(blocks=SEVERAL)
 def sliced(x: Tensor, y: Tensor, *, blocks: int = BLOCKS) -> Measurement:
-    """:func:`sliced_wasserstein` of order 2 in 512 directions, with its jackknife error.
+    """Compute :func:`sliced_wasserstein` of order 2 in 512 directions, with its jackknife error.
 
     Args:
         x: Samples, shape ``(N, *event)``.
         y: Samples, shape ``(M, *event)``.
-        blocks: Of the jackknife; the distance is computed once more than that.
+        blocks: Number of jackknife blocks, B. The distance is computed B + 1 times.
     """
-    # The bias of a distance that is close to 0 falls as N^(-1/2), not as 1/N: none is told.
+    # The bias of a distance close to 0 falls as N^(-1/2), not as 1/N: report no bias.
     return replace(jackknife(sliced_wasserstein, x, y, blocks=blocks), bias=math.nan)

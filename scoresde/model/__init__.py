@@ -1,3 +1,3 @@
-"""Denoisers: what is asked of one (``estimate``), what the output of a network means (``parametrization``), a trained
-network (``network``), a model on another path (``convert``), and exact ones (``mixture``, ``empirical``).
+"""Denoisers: their interface (``estimate``), the meaning of a network's output (``parametrization``), trained networks
+(``network``), models on another path (``convert``), and exact denoisers (``mixture``, ``empirical``).
 """

@@ -1,12 +1,12 @@
-"""A model on another path.
+"""Using a model on another path.
 
-A model belongs to no path. At one noise level sigma/alpha the states of two paths differ by a factor, which is that of
-their scales  s = alpha + sigma,
+A model is not tied to its path. At the same noise level sigma/alpha, the states of two paths differ only by the ratio
+of their scales  s = alpha + sigma,
 
     x'_t' / s'(t') = x_t / s(t)        where        sigma'/alpha' (t') = sigma/alpha (t),                      (1)
 
-and the estimates of data and noise are the same. :class:`Converted` asks a model trained on one path for another, such
-as a VP model for the straight path of flow matching: the same samples and likelihoods, solved where that costs less.
+and the estimates of data and noise are the same. :class:`Converted` uses a model trained on one path for another, such
+as a VP model on the straight path of flow matching. Samples and likelihoods are the same, but may cost less there.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Converted", "convert"]
 
 @dataclass(frozen=True)
 class Converted(Wrapped):
-    """A model asked on another path, at the same noise levels (1); :func:`convert` makes it.
+    """A model used on another path, at the same noise levels (1); created by :func:`convert`.
 
     Args:
         model: Any denoiser.
-        sde: The stretch of the other path whose noise levels the model knows.
+        sde: The stretch of the other path whose noise levels the model supports.
     """
 
     sde: Stretch
 
     @cached_property
     def domain(self) -> Domain:
-        """The stretch, with those of the model's nodes that lie on it, at its times."""
+        """The domain on the stretch, with the model's nodes that lie on it, converted to its times."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -52,29 +52,29 @@ class Converted(Wrapped):
         outside = (t < ours.t_min - _CLOSE) | (t > ours.t_max + _CLOSE)
         if bool(outside.any()):
             raise UsageError(
-                f"asked at t = {float(t[outside].flatten()[0]):g}: {_ranges(theirs, self.sde.path)}; what they "
-                f"share is t from {ours.t_min:.6g} to {ours.t_max:.6g}"
+                f"cannot evaluate the model at t = {float(t[outside].flatten()[0]):g}: "
+                f"{_ranges(theirs, self.sde.path)}; they share the times from {ours.t_min:.6g} to {ours.t_max:.6g}"
             )
         at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
         # x_t = s(t) x'_t' / s'(t')                                                                      (1)
         estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
-        # A learned variance was learned between the two of the model's own path, and the step up is another here.
+        # A learned variance interpolates between the two variances of the model's own path, which differ on this one.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 
-_CLOSE = 1e-12  # what rounding may carry a time over an end
+_CLOSE = 1e-12  # how far rounding may move a time beyond an end
 
 
 def convert(model: Denoiser, path: SDE) -> Converted:
-    """Return ``model`` on another path, for those of the path's times whose noise level the model knows.
+    """Return ``model`` on another path, for the times of the path whose noise level the model supports.
 
     Args:
         model: Any denoiser.
-        path: The path to ask it on; the prior of the result is the model's, in the scale of the path.
+        path: The new path; the prior of the result is the model's, in the scale of the path.
 
     Raises:
-        UsageError: If the two share no noise level. The result raises it when asked outside those they share. The
-            message names both ranges of log-SNR.
+        UsageError: If model and path share no noise level. The result raises it when evaluated outside the shared
+            range. The message names both ranges of log-SNR.
 
     >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
     >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
@@ -84,13 +84,13 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     """
     domain, theirs = model.domain, model.domain.sde
     t = torch.tensor([domain.t_min, theirs.times("sample")[0], domain.t_max], dtype=torch.float64)
-    # Their noise levels, as far as the path has them
+    # The model's noise levels, restricted to those of the path.
     most, least = path.log_snr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64))
     shared = theirs.log_snr(t).clamp(least, most)
     low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
     if not low < high:
-        raise UsageError(f"{_ranges(domain, path)}: they share none, and the model cannot be asked on that path")
-    # Where the model's own end is the end, what holds there for it does so in the scale of the path.
+        raise UsageError(f"{_ranges(domain, path)}: the two do not overlap, so the model cannot be used on that path")
+    # An end that is the model's own keeps the model's prior or data unit there, in the scale of the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
@@ -99,11 +99,11 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
 
 def _ranges(domain: Domain, path: SDE) -> str:
-    """The log-SNR that a model knows and that a path goes through, in words."""
+    """Describe the ranges of log-SNR of a model and of a path, for a message."""
 
     def span(sde: SDE, low: float, high: float) -> str:
         ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))
         return " to ".join(f"{end:.4g}" for end in ends.tolist())
 
     known, theirs = span(domain.sde, domain.t_min, domain.t_max), span(path, path.t_min, path.t_max)
-    return f"the model knows the log-SNR from {known}, {type(path).__name__} goes from {theirs}"
+    return f"the model covers the log-SNR from {known}, and {type(path).__name__} covers {theirs}"

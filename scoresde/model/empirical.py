@@ -1,10 +1,10 @@
 """The exact score of a finite set of points.
 
-It has the closed form of a mixture of Gaussians with components of no width,
+It has the closed form of a mixture of Gaussians with components of zero width,
 
     x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
 
-and is the minimiser of the training loss: a network that reached it would give the points back (Karras et al. 2022,
+and minimises the training loss: a network that reached the minimum would reproduce the points (Karras et al. 2022,
 arXiv:2206.00364, app. B.3).
 """
 
@@ -25,17 +25,17 @@ from ..sde.base import SDE
 
 __all__ = ["CHUNK", "TrainingSet"]
 
-CHUNK = 2**21  # numbers in the largest tensor: rows x points x elements
+CHUNK = 2**21  # number of elements in the largest tensor: rows x points x elements of an event
 
 
 @dataclass(frozen=True)
 class TrainingSet(Checked):
-    """The score (1) of a finite set of points, a denoiser that works on a part of the set at a time.
+    """The score (1) of a finite set of points, as a denoiser that processes one part of the set at a time.
 
     Args:
         sde: The path.
-        points: In model units, ``(K, *event)``.
-        std: Standard deviation of the Gaussian that each point stands for.
+        points: The points in model units, ``(K, *event)``.
+        std: Standard deviation of the Gaussian around each point; 0 for the points themselves.
     """
 
     limits = ranges(std=NONNEGATIVE)
@@ -46,11 +46,11 @@ class TrainingSet(Checked):
 
     @cached_property
     def domain(self) -> Domain:
-        """The whole of the path."""
+        """The domain, which is the whole path."""
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
-        """The set itself: all rows are alike."""
+        """Return the set itself, because there is nothing specific to a row."""
         return self
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
@@ -61,7 +61,8 @@ class TrainingSet(Checked):
         for part in torch.split(self.points, max(1, CHUNK // x.numel())):
             stds = torch.full((len(part),), self.std, dtype=x.dtype, device=x.device)
             piece = GaussianMixture(self.sde, part.to(x), stds)
-            # A mixture of mixtures: each part counts by its density and its size, from the largest so far.
+            # The set is a mixture of mixtures. Each part is weighted by its density and size, relative to the largest
+            # weight so far.
             weight = piece.log_prob(x, t) + math.log(len(part))
             top = torch.maximum(best, weight)
             old, new = torch.exp(best - top), torch.exp(weight - top)

@@ -1,7 +1,7 @@
-"""What is known at ``(x_t, t)``, and the contract that solvers rely on.
+"""The estimate of a denoiser at ``(x_t, t)``, and the interface that solvers rely on.
 
 A denoiser estimates data and noise, which satisfy  alpha x0_hat + sigma eps_hat = x_t.  Score and velocity follow from
-the two (Tweedie's formula and the path's derivative):
+these two estimates (by Tweedie's formula and the derivative of the path):
 
     score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (1)
 
@@ -27,21 +27,21 @@ __all__ = [
     "Wrapped",
 ]  # fmt: skip
 
-# What a step down may have for a variance (see Estimate.share).
+# The choices for the variance of a step down (see Estimate.share).
 VARIANCES = ("auto", "posterior", "beta", "learned")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """All that is known at ``(x_t, t)``.
+    """A model's estimate of data and noise at ``(x_t, t)``.
 
     Attributes:
         x: The noisy batch, shape ``(B, *event)``.
         t: The time, shape ``()`` or ``(B,)``.
         x0, eps: The estimated data and noise, shape of ``x``; ``alpha x0 + sigma eps = x``.
-        sde: The path they belong to.
-        frac: The learned variance as a fraction (see :meth:`share`), shape of ``x``; ``None`` if the model has none.
-        calls: How many networks were asked for this answer, for each row: one number, or int64 ``(B,)``.
+        sde: The path that the estimate belongs to.
+        frac: The learned variance as a fraction (see :meth:`share`), shape of ``x``; ``None`` if it is not learned.
+        calls: The number of network evaluations per row behind this estimate: one number, or int64 ``(B,)``.
     """
 
     x: Tensor
@@ -53,25 +53,25 @@ class Estimate:
     calls: int | Tensor = 1
 
     def share(self, variance: str = "auto") -> Tensor:
-        """The fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
+        """Return the fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
 
-        See :mod:`scoresde.sde.marginal`, (3).
+        The variance is that of equation (3) in :mod:`scoresde.sde.marginal`.
 
         Args:
             variance: ``posterior`` (f = 0), ``beta`` (f = 1), ``learned`` (:attr:`frac`), or ``auto``: learned if the
-                model learned it, else the posterior's.
+                model learned the variance, otherwise posterior.
 
         Returns:
-            Shape ``()``, or that of ``x`` if it was learned.
+            The fraction, of shape ``()``, or of the shape of ``x`` if it was learned.
 
         Raises:
-            UsageError: If it is ``learned`` and the model did not learn it.
+            UsageError: If ``variance`` is ``learned`` but the model did not learn it.
         """
         if variance in ("auto", "learned") and self.frac is not None:
             return self.frac
         if variance == "learned":
             raise UsageError(
-                "the variance is 'learned', but this model did not learn it; train with learn_variance=True, or take "
+                "the variance is 'learned', but this model did not learn it; train with learn_variance=True, or use "
                 "the variance posterior or beta",
                 parameter="variance",
                 value="posterior",
@@ -80,28 +80,29 @@ class Estimate:
 
     @property
     def score(self) -> Tensor:
-        """``grad log p_t(x)``, shape of ``x``."""
+        """The score ``grad log p_t(x)``, shape of ``x``."""
         return -self.eps / expand(self.sde.coefficients(self.t)[1], self.x)
 
     @property
     def velocity(self) -> Tensor:
-        """``dx/dt`` of the probability flow, shape of ``x``."""
+        """The velocity ``dx/dt`` of the probability flow, shape of ``x``."""
         d_alpha, d_sigma = self.sde.rates(self.t)
         return expand(d_alpha, self.x) * self.x0 + expand(d_sigma, self.x) * self.eps
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Where a model may be asked, and what its answers are.
+    """The times at which a model can be evaluated, and the properties of its estimates.
 
     Attributes:
         sde: The path.
-        t_min, t_max: The times at which it may be asked; no solver asks elsewhere.
-        nodes: The times that a discrete model knows, rising, shape ``(N,)``, or ``None``.
-        has_score: Whether ``-eps_hat/sigma`` is the score of a density. Not where data and noise were paired in
-            training (the flow is still right).
-        consistent: Whether the estimates at all levels belong to one law. Not for a guided model: its flow and its
-            reverse SDE have different laws, and a variational bound is one of the reverse SDE.
+        t_min, t_max: The times between which the model can be evaluated; no solver leaves this interval.
+        nodes: The times that a discrete model supports, rising, shape ``(N,)``, or ``None``.
+        has_score: Whether ``-eps_hat/sigma`` is the score of a density. It is not if data and noise were paired in
+            training (the flow is still correct).
+        consistent: Whether the estimates at all noise levels belong to one distribution. Those of a guided model do
+            not: its flow and its reverse SDE have different distributions, and a variational bound is only valid for
+            the reverse SDE.
     """
 
     sde: SDE
@@ -113,13 +114,14 @@ class Domain:
 
     @classmethod
     def of(cls, sde: SDE) -> Domain:
-        """The whole of a path, with a score everywhere."""
+        """Build the domain of a whole path, with a score everywhere."""
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """The SDE's interval of t for ``use``, within the domain: ``"train"``, ``"sample"`` or ``"likelihood"``.
+        """Return the SDE's interval of t for a use, restricted to the domain.
 
-        Sampling goes from node to node.
+        ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts and ends at a
+        node.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -128,17 +130,17 @@ class Domain:
         inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
         if len(inside) < 2:
             raise UsageError(
-                f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two of them"
+                f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two or more"
             )
         return max(low, inside[0]), min(high, inside[-1])
 
 
 class Denoiser(Protocol):
-    """The only thing that solvers, the likelihood and guidance know of a model."""
+    """The interface of a model, and all that solvers, the likelihood and guidance know about it."""
 
     @property
     def domain(self) -> Domain:
-        """Where the model may be asked, and what its answers are."""
+        """The times at which the model can be evaluated, and the properties of its estimates."""
         ...
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
@@ -146,50 +148,50 @@ class Denoiser(Protocol):
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """The same model for the rows ``index``, shape ``(B',)``, of a batch: conditioning keeps its row."""
+        """Return the same model for the rows ``index``, shape ``(B',)``, of a batch; conditioning follows its row."""
         ...
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A denoiser made of another: derive a frozen dataclass from it and write ``__call__``.
+    """Base of a denoiser that wraps another one. To write one, derive a frozen dataclass and implement ``__call__``.
 
-    Every field that has rows (another denoiser, a condition, noise) is cut to them by :meth:`rows`, so that a subclass
-    stays what it is, with all of its fields.
+    :meth:`rows` selects the rows of every field that has rows (another denoiser, a condition, noise), and returns an
+    object of the same class with all other fields unchanged.
 
     Args:
-        model: The denoiser that is asked.
+        model: The wrapped denoiser.
     """
 
     model: Denoiser
 
     @property
     def domain(self) -> Domain:
-        """That of the model."""
+        """The domain of the wrapped model."""
         return self.model.domain
 
     def rows(self, index: Tensor) -> Self:
-        """The same for the rows ``index``, shape ``(B',)``."""
+        """Return the same denoiser for the rows ``index``, shape ``(B',)``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value.rows(index) for name, value in values.items() if hasattr(value, "rows")})
 
 
 class Tally:
-    """How many networks were asked, by :attr:`Estimate.calls`.
+    """A counter of network evaluations, by :attr:`Estimate.calls`.
 
     Attributes:
-        evaluations: How often the model was asked, whatever the rows.
-        more: What an evaluation cost beyond one network, added up for each row: 0, or int64 ``(B,)``.
+        evaluations: Number of evaluations of the model, whatever the rows.
+        more: Network evaluations beyond one per evaluation of the model, summed for each row: 0, or int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
-        """For a batch ``x`` of shape ``(B, *event)``."""
+        """Start counting for a batch ``x`` of shape ``(B, *event)``."""
         self.evaluations = 0
         self.more: int | Tensor = 0
         self._none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def add(self, calls: int | Tensor, rows: Tensor | None = None) -> None:
-        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``; ``calls`` is one number or one for each."""
+        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``; ``calls`` is one number, or one per row."""
         self.evaluations += 1
         if isinstance(calls, int) and calls == 1:
             return
@@ -201,7 +203,7 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """Networks asked in evaluations of all rows, one number or int64 ``(B,)``."""
+        """Network evaluations per row, if every evaluation was of all rows: one number, or int64 ``(B,)``."""
         return self.evaluations + self.more
 
 
@@ -210,8 +212,8 @@ class Counted(Wrapped):
     """A denoiser whose calls are counted.
 
     Args:
-        tally: Where.
-        index: Which rows of the tally's batch are asked, int64 ``(b,)``; ``None`` for all.
+        tally: The tally in which calls are counted.
+        index: The rows of the tally's batch that are evaluated, int64 ``(b,)``; ``None`` for all.
     """
 
     tally: Tally
@@ -223,6 +225,6 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """The same for the rows ``index``, shape ``(B',)``, which count where they did."""
+        """Return the same denoiser for the rows ``index``, shape ``(B',)``, which keep their places in the tally."""
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

@@ -1,13 +1,13 @@
-"""Exact denoisers: data distributions whose perturbed score is known, with the same contract as a trained network.
+"""Exact denoisers: data distributions whose perturbed score is known, with the same interface as a trained network.
 
 For  p_0 = sum_k w_k N(mu_k, C_k)  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
-V_k = alpha^2 C_k + sigma^2 I, and with the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k):
+V_k = alpha^2 C_k + sigma^2 I. With the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k)  the estimates are
 
     eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
     x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
 
-All of it is computed along the axes of C_k = Q_k diag(l_k) Q_k^T, where V_k is diagonal. Every solver, the loss and the
-likelihood are held against this model, not against themselves.
+They are computed along the axes of C_k = Q_k diag(l_k) Q_k^T, where V_k is diagonal. All solvers, the loss and the
+likelihood are tested against this model rather than against themselves.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ __all__ = ["GaussianMixture"]
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of Gaussians as data distribution and exact :class:`~scoresde.model.estimate.Denoiser`.
+    """A mixture of Gaussians, as a data distribution and an exact :class:`~scoresde.model.estimate.Denoiser`.
 
     Args:
         sde: The path.
-        means: Shape ``(K, *event)``.
+        means: Mean of each component, shape ``(K, *event)``.
         stds: Standard deviation of each isotropic component, shape ``(K,)``; 0 gives the closed-form score of a finite
             set.
-        weights: Shape ``(K,)``, adding up to 1; equal if left out.
-        covariances: Instead of ``stds``, shape ``(K, D, D)`` for events of D elements.
+        weights: Weight of each component, shape ``(K,)``, summing to 1; equal by default.
+        covariances: Covariance of each component, shape ``(K, D, D)`` for events of D elements; used instead of
+            ``stds``.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -63,9 +64,11 @@ class GaussianMixture:
                 got = tuple(value.shape)
                 raise UsageError(f"{count} means of {dims} elements need {name} of shape {shape}; got {got}")
         if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise UsageError(f"the weights of a mixture add up to 1, not {float(self.weights.sum()):.6g}")
+            raise UsageError(f"the weights of a mixture must add up to 1, not {float(self.weights.sum()):.6g}")
         if self.covariances is not None and float(self.axes[0].min()) < 0:
-            raise UsageError(f"a covariance has the eigenvalue {float(self.axes[0].min()):.6g}; none may be negative")
+            raise UsageError(
+                f"a covariance has the eigenvalue {float(self.axes[0].min()):.6g}; eigenvalues must not be negative"
+            )
 
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor | None]:
@@ -78,15 +81,18 @@ class GaussianMixture:
 
     @cached_property
     def domain(self) -> Domain:
-        """The whole of the path."""
+        """The domain, which is the whole path."""
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> GaussianMixture:
-        """The mixture itself: all rows are alike."""
+        """Return the mixture itself, because there is nothing specific to a row."""
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Along the axes: residuals ``(B, K, D)``, variances (last axis D or 1), l_k; log densities; alpha, sigma."""
+        """Return the residuals, variances and l_k along the axes, the log densities, alpha and sigma.
+
+        Residuals have the shape ``(B, K, D)``; the last dimension of the variances is D or 1.
+        """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
         values = values.to(x)
@@ -95,7 +101,7 @@ class GaussianMixture:
         if vectors is not None:
             residual = torch.einsum("bkd,kde->bke", residual, vectors.to(x))
         variance = alpha.square() * values + sigma.square()
-        # One variance for all axes, or one each.
+        # There is one variance for all axes, or one for each.
         log_volume = torch.log(2 * math.pi * variance).sum(-1) * (residual.shape[-1] / variance.shape[-1])
         log_joint = log_weights - ((residual.square() / variance).sum(-1) + log_volume) / 2
         return residual, variance, values, log_joint, alpha, sigma
@@ -113,14 +119,17 @@ class GaussianMixture:
         return Estimate(x, t, x0.reshape(x.shape), eps.reshape(x.shape), self.sde)
 
     def log_prob(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
-        """Log density in nats, ``(B, *event)`` to ``(B,)``: of the data, or of ``p_t`` if ``t`` is given."""
+        """Return the log density of ``x``, shape ``(B, *event)``, in nats, shape ``(B,)``.
+
+        It is the density of the data, or of ``p_t`` if ``t`` is given.
+        """
         if t is not None:
             return torch.logsumexp(self._components(x, as_time(t, x))[3], dim=1)
         return replace(self, sde=_Data()).log_prob(x, 0.0)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
-        # Drawn where the generator is, so that a CPU generator gives the same draws whatever the device.
+        """Draw samples of the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
+        # Samples are drawn on the generator's device, so that a CPU generator gives the same draws on any device.
         drawn_on = torch.device("cpu") if generator is None else generator.device
         weights = torch.ones(len(self.means)) if self.weights is None else self.weights
         k = torch.multinomial(weights.double().to(drawn_on), count, replacement=True, generator=generator)
@@ -135,7 +144,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class _Data(SDE):
-    """The identity at t = 0: alpha = 1, sigma = t, so that ``p_0`` is the data itself."""
+    """A path that is the identity at t = 0 (alpha = 1, sigma = t), so that ``p_0`` is the data distribution itself."""
 
     def alpha(self, t: Tensor) -> float:
         return 1.0

@@ -1,8 +1,8 @@
-"""A trained model: a network, the path it was trained on, and what its output means.
+"""A trained model: a network, the path it was trained on, and the meaning of its output.
 
-:class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. What is known of the samples is bound before
-solving, ``model.given(condition)``, which is a denoiser again, so that no solver ever carries a condition. A condition
-keeps its row: ``rows(index)`` selects the rows that a solver still works on.
+:class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. Conditions are bound before solving with
+``model.given(condition)``, which is itself a denoiser, so that solvers never handle conditions. A condition follows its
+row: ``rows(index)`` selects the rows that a solver still works on.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = ["Given", "ScoreModel"]
 
 
 class ScoreModel(nn.Module):
-    """``network + sde + parametrization``, called as ``model(x, t) -> Estimate``.
+    """A model made of a network, an SDE and a parametrization, called as ``model(x, t) -> Estimate``.
 
-    What of the path is learned (:meth:`scoresde.SDE.parameters`) is among the parameters of the model.
+    The learned parameters of the path (:meth:`scoresde.SDE.parameters`) are among the parameters of the model.
 
     Args:
-        network: Called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and ``cond``
-            the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``; returns the shape of ``x``.
-            :class:`scoresde.nn.Labelled` wraps one that takes two arguments. In training on augmented data it is called
-            as ``network(x, c, cond, augment)``.
-        sde: The path. The model of a chain knows its nodes, and fixed-step solvers go from node to node.
-        parametrization: What the output means.
+        network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and
+            ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It returns the shape of
+            ``x``. Use :class:`scoresde.nn.Labelled` to wrap a network that takes two arguments. In training on
+            augmented data it is called as ``network(x, c, cond, augment)``.
+        sde: The path. The model of a chain is limited to its nodes, and fixed-step solvers go from node to node.
+        parametrization: The meaning of the network's output.
         classes: Number of classes the network was trained with; class ``classes`` stands for "not given".
-        coupled: Data and noise were paired in training (:mod:`scoresde.objective.coupling`): the flow is right, but
-            there is no score.
-        codec: The map from data units to the model's; the network sees and answers arrays of the shape of the data,
-            ``codec.show(x)``. Without one, they are alike.
-        learn_variance: The network returns twice the channels, ``(B, 2 C, ...)``, and the second half v says where the
-            variance of a reverse step lies: ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow is then
+            correct, but there is no score.
+        codec: The map from data units to model units. The network's input, ``codec.show(x)``, and its output have the
+            shape of the data. Without a codec, data units and model units are the same.
+        learn_variance: Whether the network returns twice the channels, ``(B, 2 C, ...)``. The second half v gives the
+            variance of a reverse step as ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -67,13 +67,13 @@ class ScoreModel(nn.Module):
         check_network(network, classes)
         if learn_variance and sde.nodes is None:
             raise UsageError(
-                f"learn_variance: {type(sde).__name__} has no nodes, and what is learned is the variance of a step "
-                "from one node to the next; take the SDE ddpm or smld",
+                f"learn_variance: {type(sde).__name__} has no nodes, but the learned variance is that of a step from "
+                "one node to the next; use the SDE ddpm or smld",
                 parameter="sde",
                 value="ddpm",
             )
         if learn_variance and coupled:
-            raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; leave one out")
+            raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; drop one option")
         self.network = network
         self.sde = sde
         self.parametrization = parametrization
@@ -89,21 +89,21 @@ class ScoreModel(nn.Module):
 
     @property
     def learned(self) -> nn.Module:
-        """What training changes: the network, or the network and the path."""
+        """The module that training changes: the network, or the network and the path."""
         return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """The output F at ``(x_t, t)``, shape of ``x``."""
+        """Return the output F at ``(x_t, t)``, shape of ``x``."""
         return self.outputs(x, t, cond)[0]
 
     def outputs(
         self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The output F at ``(x_t, t)`` and ``frac``, if the model learns it, else ``None``; shape of ``x``.
+        """Return the output F at ``(x_t, t)``, and ``frac`` if the model learns it, otherwise ``None``; shape of ``x``.
 
-        ``augment: (B, A)`` is what was done to the rows; only training has it.
+        ``augment: (B, A)`` describes how the rows were augmented; it is only used in training.
         """
-        # Schedules are computed in the dtype of t (float64 in solvers) and cast where they meet the network.
+        # Schedules are computed in the dtype of t (float64 in solvers) and cast to that of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
         raw = self._asked(shown, label, self._known(cond, x), augment)
@@ -114,14 +114,14 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """What is known of each row; a model that knows classes is told where none is given."""
+        """Return the condition of each row; if the model has classes and no label is given, it is "not given"."""
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """What the network returns, a tensor of the right shape."""
+        """Call the network and return its output, a tensor of the right shape."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
@@ -129,7 +129,7 @@ class ScoreModel(nn.Module):
                 raise
             raise UsageError(
                 f"the network {type(self.network).__name__} is given a scoresde.Condition as its third argument and "
-                f"cannot use it ({error}); the classes are its field label, int64 (B,): write cond.label"
+                f"cannot use it ({error}); the classes are in its field label, int64 (B,): use cond.label"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
@@ -140,29 +140,30 @@ class ScoreModel(nn.Module):
         return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
-        """The model itself: without a condition all rows are alike."""
+        """Return the model itself, because without a condition there is nothing specific to a row."""
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
-        """Bind what is known of each row.
+        """Bind a condition to each row.
 
         Args:
-            condition: A :class:`~scoresde.Condition`; or a class for all rows, or for each, int64 ``(B,)``, where
-                ``classes`` stands for "not given".
+            condition: A :class:`~scoresde.Condition`, one class for all rows, or the class of each row, int64 ``(B,)``,
+                where ``classes`` stands for "not given".
 
         Raises:
-            UsageError: If the model knows no classes, or not this one.
+            UsageError: If the model has no classes, or does not have this one.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
             if label.is_floating_point() or label.is_complex() or label.ndim > 1:
                 raise UsageError(
-                    f"labels are whole numbers, one for all or (B,); got {label.dtype} of shape {tuple(label.shape)}"
+                    "labels must be whole numbers, one for all rows or of shape (B,); got "
+                    f"{label.dtype} of shape {tuple(label.shape)}"
                 )
             condition = Condition(label=label.to(torch.int64).reshape(-1))
         if condition.label is not None:
             if not self.classes:
-                raise UsageError("this model was trained without classes; train with cond='class' to give it a label")
+                raise UsageError("this model was trained without classes; train with cond='class' to use labels")
             wrong = condition.label[(condition.label < 0) | (condition.label > self.classes)]
             if len(wrong):
                 raise UsageError(
@@ -172,34 +173,35 @@ class ScoreModel(nn.Module):
 
 
 def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
-    """The times between which the network's output says all there is to know.
+    """Return the times between which the network's output determines both the data and the noise.
 
     Raises:
-        UsageError: If a chain begins its sampling where it says nothing.
+        UsageError: If a chain starts sampling where the output does not determine the data, or if no such time exists.
     """
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
         raise UsageError(
-            f"the last level of {type(sde).__name__} has no data in it, alpha = 0, and there the output {name} says "
-            "nothing of the data; without that level samples would start from another distribution than the chain "
-            "ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or take a last beta below 1",
+            f"the last level of {type(sde).__name__} contains no data, alpha = 0, and there the output {name} says "
+            "nothing about the data; without that level, samples would start from a different distribution than the "
+            "chain ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta "
+            "below 1",
             parameter="predict",
             value="v",
         )
     if not t_min < t_max:
         raise UsageError(
-            f"{type(parametrization).__name__} on {sde!r}: there is no time at which its output says what the data and "
-            "what the noise is; take another path or prediction",
+            f"{type(parametrization).__name__} on {sde!r}: there is no time at which the output determines both the "
+            "data and the noise; use another path or prediction",
             parameter="predict",
         )
     return t_min, t_max
 
 
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
-    """The output ``raw`` of a network for ``x: (B, *event)``, in its dtype, if an output can be so.
+    """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    It has the shape of ``x``, or ``twice`` the channels.
+    It must have the shape of ``x``, with ``twice`` the channels if that is set.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)
@@ -207,15 +209,15 @@ def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
         several = f" of {len(raw)}" if isinstance(raw, tuple | list) else ""
         found = f"a {type(raw).__name__}{several}, not a tensor of shape {expected}; return the tensor alone"
     elif tuple(raw.shape) != expected:
-        found = f"the shape {tuple(raw.shape)} for {tuple(x.shape)}; expected is {expected}"
+        found = f"the shape {tuple(raw.shape)} for an input of shape {tuple(x.shape)}; expected {expected}"
         if twice:
-            found += "; to learn the variance it returns twice the channels (B, 2 C, ...)"
+            found += "; to learn the variance, it must return twice the channels (B, 2 C, ...)"
         elif tuple(raw.shape) == both:
             found += "; twice the channels are for a model that learns the variance, learn_variance=True"
     elif not raw.is_floating_point():
-        found = f"{raw.dtype} for {x.dtype}; an output is of real numbers"
+        found = f"{raw.dtype} for an input of {x.dtype}; the output must consist of real numbers"
     elif raw.device != x.device:
-        found = f"a tensor on {raw.device} for one on {x.device}; keep it where its input is"
+        found = f"a tensor on {raw.device} for an input on {x.device}; keep it on the device of its input"
     else:
         return raw.to(x.dtype)
     raise UsageError(f"the network {name} returns {found}")
@@ -226,8 +228,8 @@ class Given(Wrapped):
     """A model with a condition bound to each row.
 
     Args:
-        model: The model that knows what to do with it.
-        condition: What is known of the rows: of each, or the same of all.
+        model: The conditional model.
+        condition: The condition: one for each row, or the same for all.
     """
 
     model: ScoreModel

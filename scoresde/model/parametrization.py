@@ -1,15 +1,15 @@
-"""What the output of a network means: its target, what it is shown, and the noise label.
+"""Parametrizations: the target of a network's output, the scale of its input, and the noise label.
 
-Whatever a network was trained to output, its target is a combination of the data and the noise,
+Whatever a network was trained to output, its target is a linear combination of the data and the noise,
 
     F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
                                      score (0, -1/sigma)   EDM residual, below.                             (1)
 
-With ``x_t = alpha x_0 + sigma eps`` that is a 2 x 2 linear system, and one solve gives both:
+With ``x_t = alpha x_0 + sigma eps`` this is a 2 x 2 linear system, whose solution gives both:
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 
-There is no table of converters.
+No table of converters between parametrizations is needed.
 
 References:
     Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
@@ -36,33 +36,35 @@ __all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
 
 
 class Parametrization(Checked, ABC):
-    """What a network's output means, and what it is shown: a target (1), an input scale and a noise label.
+    """The meaning of a network's output and the form of its input: a target (1), an input scale and a noise label.
 
     Attributes:
-        weighting: The weighting of the loss that suits it (see :mod:`scoresde.objective.loss`).
+        weighting: The default weighting of the loss for this parametrization (see :mod:`scoresde.objective.loss`).
     """
 
     weighting: ClassVar[str] = "native"
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``(a, b)`` of (1), each in the shape of ``t``, or ``()`` for a constant."""
+        """Return ``(a, b)`` of (1), each in the shape of ``t``, or ``()`` for a constant."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """The factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
+        """Return the factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
 
     def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """The factor on the network's raw output that makes it ``F``, in the shape of ``t``."""
+        """Return the factor that turns the network's raw output into ``F``, in the shape of ``t``."""
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """The noise label ``log(sigma/alpha)/4``, shape of ``t``, clamped to [-5, 5]: no network sees t or the SDE.
+        """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], in the shape of ``t``.
 
-        On a path that ends at alpha = 0, where the logarithm is infinite, it ends at 1.5: a step that starts there
-        would ask the network at a label that training hardly ever draws, and beyond sigma = e^6 alpha, 400 times the
-        data, all levels look alike.
+        The network sees this label instead of t or the SDE.
+
+        On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped at 1.5. Otherwise a step
+        that starts there would evaluate the network at a label that training hardly ever draws. Above
+        sigma = e^6 alpha, 400 times the data, all levels look alike anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
@@ -76,17 +78,17 @@ class Parametrization(Checked, ABC):
         return Estimate(x, t, x0, eps, sde)
 
     def legal_t_max(self, sde: SDE) -> float:
-        """The largest t at which (2) can be solved: ``t_max``, or just below it where ``d`` is 0 there.
+        """Return the largest t at which (2) can be solved: ``t_max``, or just below it if ``d`` is 0 at ``t_max``.
 
         An eps- or score-network says nothing about the data where ``alpha = 0``.
         """
         return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
 
     def legal_t_min(self, sde: SDE) -> float:
-        """The smallest t at which (2) can be solved: ``t_min``, or just above it where ``d`` is 0 or F infinite there.
+        """Return the smallest t at which (2) can be solved: ``t_min``, or a time just above it.
 
-        An x0- or score-network says nothing about the noise where ``sigma = 0``. The domain begins where
-        ``sigma = 1e-5 alpha`` then, as it does on the straight path.
+        The latter is needed if ``d`` is 0 or F is infinite at ``t_min``: an x0- or score-network says nothing about the
+        noise where ``sigma = 0``. The domain then begins where ``sigma = 1e-5 alpha``, as it does on the straight path.
         """
         if self._solvable(sde, sde.t_min):
             return sde.t_min
@@ -95,18 +97,18 @@ class Parametrization(Checked, ABC):
 
     @torch.no_grad()
     def _solvable(self, sde: SDE, end: float) -> bool:
-        """Whether (2) can be solved at a time, and F is a number of ordinary size."""
+        """Return whether (2) can be solved at the time ``end``, and F has an ordinary size there."""
         t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         size = torch.hypot(a, b) * torch.hypot(alpha, sigma)
-        # Squares of F are summed in float32.
+        # The bound on the size is needed because squares of F are summed in float32.
         return bool(((size < 1e15) & ((a * sigma - b * alpha).abs() > 1e-6 * size)).all())
 
 
 @dataclass(frozen=True)
 class Eps(Parametrization):
-    """The noise: ``F = eps`` (Ho et al. 2020, arXiv:2006.11239, eq. 11-12)."""
+    """Prediction of the noise: ``F = eps`` (Ho et al. 2020, arXiv:2006.11239, eq. 11-12)."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return t.new_zeros(()), t.new_ones(())
@@ -114,7 +116,7 @@ class Eps(Parametrization):
 
 @dataclass(frozen=True)
 class X0(Parametrization):
-    """The data: ``F = x_0``."""
+    """Prediction of the data: ``F = x_0``."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return t.new_ones(()), t.new_zeros(())
@@ -122,7 +124,7 @@ class X0(Parametrization):
 
 @dataclass(frozen=True)
 class V(Parametrization):
-    """``F = alpha eps - sigma x_0`` (Salimans and Ho 2022, arXiv:2202.00512, app. D)."""
+    """Prediction of v: ``F = alpha eps - sigma x_0`` (Salimans and Ho 2022, arXiv:2202.00512, app. D)."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = sde.coefficients(t)
@@ -131,9 +133,9 @@ class V(Parametrization):
 
 @dataclass(frozen=True)
 class Score(Parametrization):
-    """The score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7).
+    """Prediction of the score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7).
 
-    The network's raw output is divided by sigma, so that it stays of unit size, and the loss is weighted by
+    The network's raw output is divided by sigma, so the raw output keeps unit size. The loss is weighted by
     ``sigma^2``, as published.
     """
 
@@ -148,7 +150,7 @@ class Score(Parametrization):
 
 @dataclass(frozen=True)
 class Velocity(Parametrization):
-    """The velocity of the path: ``F = alpha' x_0 + sigma' eps`` (Lipman et al. 2023, arXiv:2210.02747, eq. 8)."""
+    """Prediction of the velocity: ``F = alpha' x_0 + sigma' eps`` (Lipman et al. 2023, arXiv:2210.02747, eq. 8)."""
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
         return sde.rates(t)
@@ -156,10 +158,10 @@ class Velocity(Parametrization):
 
 @dataclass(frozen=True)
 class EDM(Parametrization):
-    """The residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
+    """Prediction of the residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
 
-    ``x0_hat = c_skip x + c_out F`` with the skip and scale that make the target of unit variance and amplify the
-    network's error least, for data of standard deviation ``data_std`` per element:
+    ``x0_hat = c_skip x + c_out F``, where the coefficients give the target unit variance and amplify the network's
+    error least, for data of standard deviation s = ``data_std`` per element:
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """

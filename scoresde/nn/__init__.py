@@ -1,9 +1,9 @@
-"""Networks. They know no SDE: ``forward(x, c, cond)`` returns the shape of ``x: (B, *event)``.
+"""Networks. They are independent of the SDE: ``forward(x, c, cond)`` returns the shape of ``x: (B, *event)``.
 
-``c: (B,)`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped), ``cond`` a
-:class:`~scoresde.Condition` with a row for each of ``x``, or ``None``; classes are its ``label``. Any ``nn.Module``
-with this call can take their place, and :class:`Labelled` gives it to one that is called ``f(x, t)``.
-:class:`Classifier` is none of these: it sees data without noise, and its features tell samples from data.
+``c: (B,)`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped). ``cond`` is
+a :class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``; classes are its ``label``. Any
+``nn.Module`` with this signature can replace them, and :class:`Labelled` adapts one that is called as ``f(x, t)``.
+:class:`Classifier` is a different kind of network: it sees data without noise, and its features tell samples from data.
 """
 
 from .classifier import Classifier

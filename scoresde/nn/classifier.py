@@ -1,9 +1,9 @@
-"""A small classifier, for its features: what tells the classes apart is what a picture is about.
+"""A small classifier, used for its features: what tells classes apart describes the content of an image.
 
-Events with axes in space go through convolutions, each after the first halving every axis, until none is longer than
-four; vectors through two hidden layers. A hidden layer of ``width`` features and a linear layer to the classes follow.
-The features are divided by one number, ``scale``, which whoever trains the network sets to their root mean square: the
-scale of a hidden layer means nothing, and distances between features should not depend on it.
+Events with spatial axes go through convolutions. Each one after the first halves every axis, until no axis is longer
+than four. Vectors go through two hidden layers. A hidden layer of ``width`` features and a linear layer to the classes
+follow. The features are divided by one number, ``scale``, which the training code sets to their root mean square: the
+scale of a hidden layer is arbitrary, and distances between features should not depend on it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Classifier(nn.Module):
-    """Convolutional classifier of events of any shape.
+    """Classifier for events of any shape, convolutional if they have spatial axes.
 
     Args:
         shape: Shape of an event, channels first: ``(D,)``, ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``.
         classes: Number of classes, at least 2.
         width: Number of features.
-        dropout: Probability of dropping a feature in training.
+        dropout: Probability of dropping a feature during training.
 
     Example:
         >>> network = Classifier((1, 8, 8), classes=10)
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         super().__init__()
         if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1 or classes < 2 or width < 1:
             raise UsageError(
-                f"a classifier takes events (D,), (C, L), (C, H, W) or (C, D, H, W) and at least 2 classes: "
+                f"a classifier needs events of shape (D,), (C, L), (C, H, W) or (C, D, H, W) and at least 2 classes: "
                 f"got shape {tuple(shape)}, {classes} classes, {width} features"
             )
         layers: list[nn.Module] = []
@@ -65,11 +65,14 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """``x: (B, *event)`` in model units to the last hidden layer over ``scale``, ``(B, width)``, never negative."""
+        """Return the last hidden layer over ``scale``, ``(B, width)``, for ``x: (B, *event)`` in model units.
+
+        The features are never negative.
+        """
         out: Tensor = self.body(x) / self.scale
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x: (B, *event)`` in model units to log-odds, ``(B, classes)``."""
+        """Return the log-odds, ``(B, classes)``, for ``x: (B, *event)`` in model units."""
         out: Tensor = self.head(self.body(x))
         return out

@@ -1,8 +1,8 @@
-"""Dropout whose numbers come from a generator of its own, where it is given one.
+"""Dropout that can draw from its own generator.
 
-The dropout of torch draws from the one global generator of the process: two trainings in two threads would mix up their
-draws. With ``generator`` set, the mask is that of the global generator in the same state (on a CPU, to the bit), and
-the global one is left alone.
+The dropout of torch draws from the global generator of the process, so two training runs in two threads would mix up
+their draws. With ``generator`` set, the mask is the same as from the global generator in the same state (on a CPU, bit
+by bit), and the global one is not touched.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ OURS = tuple(f"scoresde.nn.{name}" for name in ("mlp", "unet", "classifier"))
 
 
 class Dropout(nn.Dropout):
-    """``x * m / (1 - p)`` in training, with m = 0 with probability p and 1 otherwise; ``x`` itself in evaluation.
+    """Return ``x * m / (1 - p)`` in training, where m is 0 with probability p and else 1, and ``x`` in evaluation.
 
     Attributes:
-        generator: Where m is drawn from, on the device of x; ``None`` for the global generator.
+        generator: The generator of m, on the device of x; ``None`` for the global generator.
     """
 
     generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop some of the numbers of ``x``, of any shape."""
+        """Drop elements of ``x``, of any shape, at random."""
         if self.generator is None or not self.training or self.p in (0.0, 1.0):
             return super().forward(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
 
 
 def draws_by_dropout(network: nn.Module) -> bool:
-    """Whether :class:`Dropout` is all that is random in a network: it is one of this package, and no subclass."""
+    """Whether :class:`Dropout` is the only randomness in a network: true for the classes of this package only."""
     return type(network).__module__ in OURS
 
 
 @contextmanager
 def drawing_from(network: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Give all :class:`Dropout` in a network a generator."""
+    """Let all :class:`Dropout` layers of a network draw from a generator while the block runs."""
     found = [module for module in network.modules() if isinstance(module, Dropout)]
     try:
         for module in found:

@@ -1,4 +1,4 @@
-"""A network of one's own that is called as f(x, t), in the place of one that is called as f(x, c, cond)."""
+"""An adapter that lets a network called as f(x, t) replace one that is called as f(x, c, cond)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from ..core.errors import UsageError
 
 __all__ = ["Labelled", "check_network"]
 
-LABELS = (-5.0, 5.0)  # between which the noise label is clamped
+LABELS = (-5.0, 5.0)  # the range to which the noise label is clamped
 
 
 class Labelled(nn.Module):
-    """A network ``f(x, t)`` that is shown the noise label c in the place of a time.
+    """A network ``f(x, t)`` that gets the noise label c in place of a time.
 
-    The label is what the parametrisation makes of t. Unless it has a label of its own, that is a quarter of the log
-    noise-to-signal ratio, ``c = log(sigma/alpha) / 4``, within [-5, 5], and about -1.7 to 1.3 on the path of
-    :class:`~scoresde.VPSDE`: it grows with the noise, but is neither a time in [0, 1] nor the number of a step. A
-    network that is trained here learns whatever it is shown; one whose embedding was made for numbers up to 1,000
-    tells levels apart better if the label spans as much, ``embed=(0, 999)``. Weights from elsewhere know one label
-    alone, which is the parametrisation's to give: with :class:`scoresde.run.foreign.OriginalEps` c is ``999 t``.
+    The parametrisation computes the label from t. By default the label is a quarter of the log noise-to-signal ratio,
+    ``c = log(sigma/alpha) / 4``, within [-5, 5], which is about -1.7 to 1.3 on the path of :class:`~scoresde.VPSDE`. It
+    grows with the noise, but is neither a time in [0, 1] nor the number of a step. A network that is trained here
+    adapts to any label, but one whose embedding was designed for numbers up to 1,000 separates noise levels better if
+    the label spans the same range, ``embed=(0, 999)``. Pretrained weights from elsewhere work only with the label they
+    were trained with, which the parametrisation must then provide: with :class:`scoresde.run.foreign.OriginalEps`, c is
+    ``999 t``.
 
     Args:
         network: Called as ``network(x, c)`` with ``x: (B, *event)`` and ``c: (B,)``; returns the shape of ``x``.
-        embed: What becomes of the label first: the two numbers that -5 and 5 are taken to, linearly, or a function of
-            ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that wants a column.
+        embed: How to transform the label first: two numbers to which -5 and 5 are mapped linearly, or a function of
+            ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that expects a column.
 
     Raises:
-        UsageError: If it is not a module, or told a condition, of which such a network learns nothing.
+        UsageError: If ``network`` is not a module or cannot be called like this, if ``embed`` is invalid, or if the
+            network is called with a condition, which it cannot use.
 
     >>> Labelled(nn.Bilinear(2, 1, 2), embed=lambda c: c[:, None])(torch.zeros(3, 2), torch.zeros(3)).shape
     torch.Size([3, 2])
@@ -46,16 +48,16 @@ class Labelled(nn.Module):
         _check_module(network)
         known = _accepts(network, 2)
         if known is False:
-            raise UsageError(f"Labelled calls its network as network(x, c); {_named(network)}")
+            raise UsageError(f"Labelled calls its network as network(x, c), but {_named(network)}")
         if not (embed is None or callable(embed)):
             embed = (float(embed[0]), float(embed[1])) if len(embed) == 2 else (math.nan, math.nan)
             if not math.isfinite(embed[1] - embed[0]) or embed[0] == embed[1]:
-                raise UsageError("embed takes two numbers that differ, such as (0, 999), or a function of the label")
+                raise UsageError("embed must be two different numbers, such as (0, 999), or a function of the label")
         self.network = network
         self.embed = embed
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None) -> Tensor:
-        """``x: (B, *event)`` and the noise label ``c: (B,)``; returns what the network does."""
+        """Return the network's output for ``x: (B, *event)`` and the noise label ``c: (B,)``."""
         if cond is not None:
             raise _blind(self)
         if isinstance(self.embed, tuple):
@@ -68,14 +70,14 @@ class Labelled(nn.Module):
 
 
 def check_network(network: object, classes: int = 0) -> None:
-    """Refuse what cannot be called as ``network(x, c, cond)``, before anything is computed.
+    """Reject a network that cannot be called as ``network(x, c, cond)``, before anything is computed.
 
     Args:
-        network: A network of anybody's.
-        classes: How many classes it is to know.
+        network: Any network.
+        classes: The number of classes that it must accept; 0 if none.
 
     Raises:
-        UsageError: If it is not a module, takes another number of arguments, or could not be told a class.
+        UsageError: If it is not a module, takes another number of arguments, or cannot use a class that it must accept.
     """
     _check_module(network)
     assert isinstance(network, nn.Module)
@@ -83,25 +85,25 @@ def check_network(network: object, classes: int = 0) -> None:
         raise _blind(network)
     if _accepts(network, 3) is not False:
         return
-    cure = "a network takes what it is shown, the noise label and the condition, forward(self, x, c, cond=None)"
+    cure = "it must take the noisy data, the noise label and the condition, forward(self, x, c, cond=None)"
     if _accepts(network, 2):
         cure = "wrap it, scoresde.nn.Labelled(network), or give it a third argument, forward(self, x, c, cond=None)"
-    raise UsageError(f"a network is called as network(x, c, cond); {_named(network)}: {cure}")
+    raise UsageError(f"a network is called as network(x, c, cond), but {_named(network)}: {cure}")
 
 
 def _check_module(network: object) -> None:
     if isinstance(network, nn.Module):
         return
     if isinstance(network, type):
-        raise UsageError(f"the network {network.__name__} is a class; pass an object of it, {network.__name__}(...)")
-    raise UsageError(f"the network is {network!r}; a network is a torch.nn.Module, whose weights are trained and saved")
+        raise UsageError(f"the network {network.__name__} is a class; pass an instance, {network.__name__}(...)")
+    raise UsageError(f"the network is {network!r}; it must be a torch.nn.Module, with weights to train and save")
 
 
 def _blind(network: Labelled) -> UsageError:
     name = type(network.network).__name__
     return UsageError(
-        f"Labelled({name}) shows its network the noise label alone, and it cannot be told a class or any other "
-        "condition: train with cond='none', or give the network a third argument, forward(self, x, c, cond=None)",
+        f"Labelled({name}) passes only the noise label to its network, not a class or any other condition: train with "
+        "cond='none', or give the network a third argument, forward(self, x, c, cond=None)",
         parameter="cond",
         value="none",
     )
@@ -113,7 +115,7 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """What a wrapper that hands all of its arguments on, compiled or parallel, calls in the end."""
+    """Return the network inside compiled or parallel wrappers, as long as they pass on all of their arguments."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):
@@ -122,7 +124,7 @@ def _inner(network: nn.Module) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """The arguments by which a network is called; ``None`` if nobody can tell."""
+    """Return the signature of a call to the network; ``None`` if it is unknown."""
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)
@@ -131,7 +133,7 @@ def _bare(network: nn.Module) -> inspect.Signature | None:
 
 
 def _open(signature: inspect.Signature | None) -> bool:
-    """Whether any number of arguments will do."""
+    """Whether a signature accepts any number of arguments."""
     kinds = () if signature is None else tuple(p.kind for p in signature.parameters.values())
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
@@ -142,7 +144,7 @@ def _signature(network: nn.Module) -> inspect.Signature | None:
     schema = getattr(getattr(inner, "forward", None), "schema", None)
     if found is not None or schema is None:
         return found
-    # Traced code has a schema and no signature.
+    # Traced code has a schema but no signature.
     kind, nothing = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     return inspect.Signature(
         [
@@ -153,7 +155,7 @@ def _signature(network: nn.Module) -> inspect.Signature | None:
 
 
 def _accepts(network: nn.Module, count: int) -> bool | None:
-    """Whether a network takes ``count`` arguments by position; ``None`` if nobody can tell."""
+    """Whether a network accepts ``count`` positional arguments; ``None`` if that is unknown."""
     signature = _signature(network)
     if signature is None:
         return None

@@ -1,4 +1,4 @@
-"""A residual MLP for vectors: each block is  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
+"""A residual MLP for vectors; each block computes  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class _Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual MLP with noise and class modulation.
+    """A residual MLP, modulated by the noise level and the class.
 
     Args:
         dims: Number of elements of an event; events of any shape are flattened.
         width: Width of the hidden layers.
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
-        classes: Number of classes (0: none).
-        outputs: How many times the channels (the first axis) of the event are returned; 2 to learn the variance.
-        augments: How many numbers say what was done to a row in training (0: no such input).
+        classes: Number of classes; 0 if there are none.
+        outputs: Output channels as a multiple of the event's channels (its first axis); 2 to learn the variance.
+        augments: How many numbers describe the augmentation of a row in training; 0 for no such input.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -68,10 +68,10 @@ class MLP(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """``x: (B, *event)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
+        """Apply the network to ``x: (B, *event)`` with noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` is what was done to the rows in training; ``None`` is zeros, for nothing.
-        With ``outputs`` above 1, that many times its first axis: ``(B, outputs C, ...)``.
+        ``augment: (B, augments)`` describes the augmentation of the rows in training; ``None`` means zeros, for no
+        augmentation. The result has the shape of ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(x.flatten(1))

@@ -1,8 +1,8 @@
-"""A U-Net of the DDPM++ kind, for 1-D, 2-D and 3-D events of any size.
+"""A U-Net in the style of DDPM++, for 1-D, 2-D and 3-D events of any size.
 
-ResNet blocks (group norm, SiLU, convolution, twice) with the noise embedding as scale and shift, skip connections
-rescaled by 1/sqrt(2), self-attention at chosen levels, and an encoder and a decoder joined level by level. Sizes need
-not be powers of two: a level of odd size is halved upward, and the decoder returns to the size it came from.
+It has ResNet blocks (group norm, SiLU and convolution, twice) with the noise embedding as scale and shift, skip
+connections rescaled by 1/sqrt(2), self-attention at chosen levels, and an encoder and a decoder that are joined level
+by level. Sizes need not be powers of two: halving an odd size rounds up, and the decoder restores the original size.
 
 References:
     Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).
@@ -72,7 +72,7 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A ResNet block, and attention where the level has it."""
+    """A ResNet block, followed by attention if the level has it."""
 
     def __init__(self, dims: int, ins: int, outs: int, width: int, dropout: float, attention: bool) -> None:
         super().__init__()
@@ -88,19 +88,19 @@ _BLOCKS = Range(1, 1000)
 
 
 class UNet(nn.Module):
-    """U-Net with noise and class modulation.
+    """A U-Net, modulated by the noise level and the class.
 
     Args:
         channels_in: Channels of the event.
         dims: Number of spatial axes: 1, 2 or 3.
         channels: Channels at the finest level.
         multipliers: Channels of each level relative to ``channels``; each level halves the size.
-        blocks: ResNet blocks of each level, one more on the way up.
-        attention: Levels with self-attention, 0 the finest.
+        blocks: ResNet blocks per level on the way down; there is one more on the way up.
+        attention: Levels with self-attention; 0 is the finest.
         dropout: Dropout probability inside the blocks.
-        classes: Number of classes (0: none).
-        outputs: How many times the channels of the event are returned; 2 to learn the variance.
-        augments: How many numbers say what was done to a row in training (0: no such input).
+        classes: Number of classes; 0 if there are none.
+        outputs: Output channels as a multiple of the event's channels; 2 to learn the variance.
+        augments: How many numbers describe the augmentation of a row in training; 0 for no such input.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -127,8 +127,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not multipliers:
-            raise UsageError("multipliers is empty; a U-Net has at least one level", parameter="multipliers")
-        # Two convolutions and a modulation in each of the 2 blocks + 1 stages of a level
+            raise UsageError("multipliers is empty; a U-Net needs at least one level", parameter="multipliers")
+        # Each level has 2 * blocks + 1 stages, with two convolutions and a modulation in each of them.
         stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)
         enough_for_network(stages, f"a U-Net with {channels=}, {multipliers=}, {blocks=}", "channels")
         width = 4 * channels
@@ -167,10 +167,10 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, outputs * channels_in)))
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """``x: (B, C, *space)``, noise label ``c: (B,)``, and what is known of the rows; returns the shape of ``x``.
+        """Apply the network to ``x: (B, C, *space)`` with noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` is what was done to the rows in training; ``None`` is zeros, for nothing.
-        With ``outputs`` above 1, that many times its channels: ``(B, outputs C, *space)``.
+        ``augment: (B, augments)`` describes the augmentation of the rows in training; ``None`` means zeros, for no
+        augmentation. The result has the shape of ``x`` or, with ``outputs`` above 1, ``(B, outputs C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(x)
@@ -185,7 +185,7 @@ class UNet(nn.Module):
             h = stage(h, embedded)
         for i, stage in enumerate(self.up):
             if i and i % (self.blocks + 1) == 0:
-                # To the size the encoder had there, which may be odd.
+                # Return to the size that the encoder had at this level, which may be odd.
                 h = functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
                 h = self.upsample[i // (self.blocks + 1) - 1](h)
             h = stage(torch.cat([h, skips.pop()], dim=1), embedded)

@@ -1,3 +1,3 @@
-"""What training minimises: weightings (``weighting``), times (``times``), pairs of data and noise (``coupling``), all
-that a step draws (``draw``), and the loss (``loss``).
+"""The training objective: weightings (``weighting``), times (``times``), pairs of data and noise (``coupling``), the
+random draws of a step (``draw``), and the loss (``loss``).
 """

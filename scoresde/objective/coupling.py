@@ -1,19 +1,19 @@
-"""Which noise goes with which data: couplings of the two ends of the path.
+"""Couplings of data and noise, the two ends of the path.
 
-Training draws a pair (x_0, eps) and regresses the network at  x_t = alpha x_0 + sigma eps.  For any joint law of the
-pair with the right marginals the minimiser is the velocity of a flow from noise to data (Lipman et al. 2023,
-arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3); they differ in how its paths cross, and so in
-how straight it is:
+Training draws a pair (x_0, eps) and regresses the network at  x_t = alpha x_0 + sigma eps.  For any joint distribution
+of the pair with the right marginals, the minimiser is the velocity of a flow from noise to data (Lipman et al. 2023,
+arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how often the paths of
+training pairs cross, and so in how straight the flow is:
 
-    ``independent``   any noise with any data: the score-matching loss, and the only pairing that has a score
-    ``ot``            the noise of a batch dealt out to its data at the least sum of |x_0 - eps|^2: minibatch optimal
+    ``independent``   any noise with any data: the score-matching loss, and the only coupling that has a score
+    ``ot``            the noise of a batch assigned to its data with the least sum of |x_0 - eps|^2: minibatch optimal
                       transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482), within
-                      each class where there are labels, because the noise would otherwise tell the class
-    ``reflow``        each sample with the noise it came from, in a model that is trained already
+                      each class if there are labels, because otherwise the noise would reveal the class
+    ``reflow``        each sample with the noise that a trained model generated it from
                       (:mod:`scoresde.train.reflow`)
 
-With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, which assumes that x_t given x_0 is Gaussian.
-A coupled model says so (``coupled=True``), and whatever needs a score refuses it.
+With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, which assumes that x_t given x_0 is Gaussian. A
+coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ COUPLINGS = ("independent", "ot", "reflow")
 class Pairs:
     """Data with the noise that each sample is paired with.
 
-    They are a :class:`~scoresde.data.batch.Source` of batches.
+    Pairs are a :class:`~scoresde.data.batch.Source` of batches.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
-        eps: The noise of each, of unit variance, shape of ``x0``.
-        condition: What is known of each, or ``None``.
+        eps: The noise of each sample, of unit variance, shape of ``x0``.
+        condition: The condition of each sample, or ``None``.
     """
 
     x0: Tensor
@@ -53,18 +53,18 @@ class Pairs:
         return len(self.x0)
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """The pairs ``index``, int64 ``(B,)``."""
+        """Return the pairs ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Deal the noise out to the data at the least total squared distance; a permutation, nothing is drawn twice.
+    """Assign the noise to the data with the least total squared distance, as a permutation that uses each noise once.
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.
         eps: Standard normals, shape of ``x0``.
-        labels: Class of each row, int64 ``(B,)``, or ``None``; noise changes hands within a class only.
+        labels: Class of each row, int64 ``(B,)``, or ``None``; noise is only exchanged within a class.
 
     Returns:
         The rows of ``eps`` in their new order, shape of ``x0``.
@@ -78,7 +78,7 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
     order = torch.arange(len(x0))
     classes = [order.clone()] if labels is None else [(labels == c).nonzero().flatten() for c in set(labels.tolist())]
     for rows in classes:
-        # |x_0 - eps|^2 = |x_0|^2 + |eps|^2 - 2 x_0 . eps, and only the product depends on who gets what.
+        # |x_0 - eps|^2 = |x_0|^2 + |eps|^2 - 2 x_0 . eps, and only the product depends on the assignment.
         gain = flat(x0[rows]).double() @ flat(eps[rows]).double().T
         _, best = linear_sum_assignment(gain.numpy(), maximize=True)
         order[rows] = rows[torch.as_tensor(best)]
@@ -86,10 +86,10 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
 
 
 def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> None:
-    """Refuse a coupling that is none, or that what else is asked for rules out.
+    """Reject an unknown coupling, or one that conflicts with the other choices.
 
     Raises:
-        UsageError: With the reason.
+        UsageError: If there is a conflict; the message states the reason.
     """
     if coupling not in COUPLINGS:
         raise UsageError(f"unknown coupling {coupling!r}; choose from: {', '.join(COUPLINGS)}")
@@ -97,12 +97,12 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
         return
     why = f"coupling {coupling}: a model of paired data and noise has a flow but no score, and"
     if weighting in ("likelihood", "score"):
-        raise UsageError(f"{why} the weighting {weighting} weighs errors of the score; take native or eps")
+        raise UsageError(f"{why} the weighting {weighting} weighs errors of the score; use native or eps")
     if predict == "score":
         raise UsageError(
-            f"{why} predicts none; take the prediction velocity, x0, v, eps or edm",
+            f"{why} cannot predict one; use the prediction velocity, x0, v, eps or edm",
             parameter="predict",
             value="velocity",
         )
     if nodes:
-        raise UsageError(f"{why} a discrete chain goes back by the score; take a continuous SDE, such as vp or flow")
+        raise UsageError(f"{why} a discrete chain is reversed by the score; use a continuous SDE, such as vp or flow")

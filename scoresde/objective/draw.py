@@ -1,7 +1,7 @@
-"""What a training step draws besides its rows: noise, times, and what some rows are not to know.
+"""The random draws of a training step besides its rows: noise, times, and which conditions to drop.
 
-Everything comes from the generator of the step, in one order (times, noise, pairing, dropped conditions), so that a
-step is a function of the seed and its number.
+Everything comes from the generator of the step, in a fixed order (times, noise, pairing, dropped conditions), so a step
+is a function of the seed and its number.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["Draw", "Draws", "NoiseDraw", "PathDraw"]
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What was drawn for a batch.
+    """The random draws for a batch.
 
     Attributes:
         eps: The noise of each row, shape ``(B, *event)``.
-        condition: What each row is told, or ``None``.
-        t: Times, shape ``(B,)``, or ``None`` where there are none; on the nodes of a chain.
-        drawn: The times as they were drawn, shape ``(B,)``, likewise.
-        weight: Factor on the loss of each row, which makes up for how its time was drawn, shape ``(B,)``; ``None``
-            for 1.
+        condition: The condition that the network sees for each row, or ``None``.
+        t: Times, shape ``(B,)``, moved to the nodes of a chain; ``None`` if no times are drawn.
+        drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
+        weight: Factor on the loss of each row that corrects for the density of its time, shape ``(B,)``; ``None`` for
+            1.
     """
 
     eps: Tensor
@@ -44,12 +44,12 @@ class Draws:
     weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> Draws:
-        """The draws of the rows ``index``, int64 ``(B',)``."""
+        """Return the draws of the rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
-        """The same on a device; ``drawn`` stays where it is."""
+        """Return the draws on a device; ``drawn`` stays on its own."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
         t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
@@ -57,34 +57,35 @@ class Draws:
 
 
 class Draw(Protocol):
-    """How a step draws; what it learns of the losses on the way is part of the state of training."""
+    """The random draws of a step; anything it learns from the losses is part of the training state."""
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
-        """Draw for the rows of ``batch``, all from ``generator``."""
+        """Draw for the rows of ``batch``, using only ``generator``."""
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the ``losses`` of the last draw, shape ``(B,)``, before their weights."""
+        """Learn from the ``losses`` of the last draw, shape ``(B,)``, before they are weighted."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What it has learned, to be saved; shapes are its own."""
+        """Return what it has learned, to be saved; the tensors can have any shape."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`state` returned, of any shape that it had."""
+        """Restore what :meth:`state` returned, in the same shapes."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class PathDraw(Checked):
-    """Times and noise for denoising, a :class:`Draw`.
+    """A :class:`Draw` of times and noise for denoising.
 
     Args:
         times: The sampler of times.
-        nodes: The times that there are, shape ``(N,)``; ``None`` for all in an interval.
-        pair: Pair the rows of a batch with its noise by optimal transport, instead of as they come.
-        drop: Share of the rows that are told nothing, from 0 to 1.
+        nodes: The nodes of a chain, to which times are moved, shape ``(N,)``; ``None`` for times anywhere in an
+            interval.
+        pair: Pair the rows of a batch with its noise by optimal transport, instead of in the order drawn.
+        drop: Probability of dropping the condition of a row, from 0 to 1.
     """
 
     limits = ranges(drop=FRACTION)
@@ -117,9 +118,10 @@ class PathDraw(Checked):
 
 
 def _apart(batch: Batch) -> Tensor | None:
-    """Groups of rows whose noise must not tell one from the other, int64 ``(B,)``, or ``None``.
+    """Return groups of rows, int64 ``(B,)``, whose noise must not reveal the group, or ``None`` if there are no groups.
 
-    These are classes, and the rows to which nothing was done in augmentation: the model is asked for those alone, with
+    The groups are the classes, each split into augmented and original rows. Sampling asks for original rows only, and
+    with any noise.
     noise of all kinds.
     """
     label = None if batch.condition is None else batch.condition.label
@@ -131,10 +133,10 @@ def _apart(batch: Batch) -> Tensor | None:
 
 @dataclass(frozen=True)
 class NoiseDraw(Checked):
-    """Noise alone, a :class:`Draw`: for what sees data that are a little noisy.
+    """A :class:`Draw` of noise alone, for training on slightly noisy data.
 
     Args:
-        std: Its standard deviation, model units.
+        std: Standard deviation of the noise, in model units.
     """
 
     limits = ranges(std=NONNEGATIVE)
@@ -146,10 +148,10 @@ class NoiseDraw(Checked):
         return Draws(self.std * eps, batch.condition)
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """There is nothing to learn."""
+        """Do nothing, because there is nothing to learn."""
 
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """There is nothing to load."""
+        """Do nothing, because there is nothing to load."""

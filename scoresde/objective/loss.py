@@ -1,4 +1,4 @@
-"""Denoising score matching, in one line whatever the network outputs.
+"""Denoising score matching, in one form for every network output.
 
 The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for a Gaussian path is
 
@@ -6,12 +6,12 @@ The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for
 
 and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` that *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
 arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
-same error in eps up to a factor known in closed form,
+error in eps times a factor known in closed form,
 
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
-so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  They differ in what the
-network is asked to get right, not in what it converges to.
+so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  Weightings differ in which
+errors the network is pushed to reduce, not in what it converges to.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ __all__ = ["Denoising", "Objective", "denoising_loss", "end_terms"]
 
 
 class Objective(ABC):
-    """What training minimises: the mean over rows and draws of what it returns."""
+    """A training objective: training minimises the mean of its result over rows and draws."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """The loss of each row, shape ``(B,)``.
+        """Compute the loss of each row, shape ``(B,)``.
 
         Args:
             model: The module in training.
             batch: The rows.
-            draws: What was drawn for them; its weights are not in the result.
+            draws: The random draws for these rows; their weights are not applied to the result.
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """What is added to the loss of each row whatever was drawn, shape ``(B,)``, or ``None``."""
+        """Compute a term of the loss of each row that does not depend on the draws, shape ``(B,)``, or ``None``."""
         return None
 
 
 @dataclass(frozen=True)
 class Denoising(Objective):
-    """Denoising score matching: :func:`denoising_loss`, and :func:`end_terms` for a path that is learned.
+    """Denoising score matching: :func:`denoising_loss`, plus :func:`end_terms` if the path is learned.
 
     Args:
         weighting: The factor on the squared error.
@@ -83,23 +83,24 @@ def denoising_loss(
     each: Tensor | None = None,
     augment: Tensor | None = None,
 ) -> Tensor:
-    """The denoising loss of each row, mean over the event; of a model that learns its variance the hybrid loss.
+    """Compute the denoising loss of each row, averaged over the event.
 
-    That is, plus 0.001 times the variational bound with the mean held fixed, (3) of :mod:`scoresde.likelihood.chain`.
+    A model that learns its variance uses the hybrid loss, which adds 0.001 times the variational bound with the mean
+    held fixed, (3) of :mod:`scoresde.likelihood.chain`.
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        t: Times, shape ``(B,)``: nodes, if the model has any.
+        t: Times, shape ``(B,)``; nodes, if the model has any.
         noise: Standard normal, shape of ``x0``.
-        cond: What is known of each row, or ``None``.
+        cond: The condition of each row, or ``None``.
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
-        each: Factor on each number's squared error, shape of ``x0``; ``None`` for 1.
-        augment: What was done to each row, as the network is told, ``(B, A)``; ``None`` for nothing.
+        each: Factor on the squared error of each element, shape of ``x0``; ``None`` for 1.
+        augment: Augmentation numbers of each row, as passed to the network, ``(B, A)``; ``None`` for no augmentation.
 
     Returns:
-        Shape ``(B,)``.
+        Losses, shape ``(B,)``.
     """
     sde, parametrization = model.sde, model.parametrization
     # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
@@ -116,27 +117,28 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """The mean over the event of squares ``(B, *event)`` that are weighed first; ``(B,)``."""
+    """Average weighted squares ``(B, *event)`` over the event; ``(B,)``."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
         return mean_flat(expand(weight, square) * square)
-    return weight.to(square.dtype) * mean_flat(square)  # the same for one weight a row
+    return weight.to(square.dtype) * mean_flat(square)  # the same, for one weight per row
 
 
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
-    """What the ends of the path add to the variational bound, of which (1) with ``lambda = g^2`` is the middle.
+    """Compute the terms that the ends of the path add to the variational bound.
 
-    Kingma et al. (2021), arXiv:2107.00630, eq. 12, times 2/D as (1) is: the divergence of x at ``t_max`` from the
-    prior, and the negative log density of the data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a path that
-    is learned needs them: without them its ends would run away.
+    The middle of the bound is (1) with ``lambda = g^2``. The terms are those of Kingma et al. (2021), arXiv:2107.00630,
+    eq. 12, times 2/D like (1): the divergence of x at ``t_max`` from the prior, and the negative log density of the
+    data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a learned path needs them: without them its ends would
+    drift without bound.
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
 
     Returns:
-        Shape ``(B,)``.
+        Terms, shape ``(B,)``.
     """
     sde = model.sde
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device), device=x0.device)

@@ -1,19 +1,21 @@
-"""Training times: where the loss looks.
+"""Distributions of training times.
 
 A time sampler is a quantile function Q on (0, 1): ``t = Q(u)`` with u uniform has the density ``p(t) = 1/Q'(u)``.
-Stratified draws have one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift: the
-expectation of independent draws, and less variance (Kingma et al. 2021, arXiv:2107.00630, app. I.1).
+Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift. It has
+the expectation of independent draws with less variance (Kingma et al. 2021, arXiv:2107.00630, app. I.1).
 
-There are two kinds. *Emphasis*: draws count as they come, and p is part of the objective, as a factor on the weighting,
+There are two kinds of samplers. With *emphasis*, draws are not reweighted, so p is part of the objective, as a factor
+on the weighting,
 
     E_p w(t) L(t) = int p(t) w(t) L(t) dt.                                                                         (1)
 
-*Importance*: draws come with the weight ``1/(p(t) (high - low))``, so that the expected loss is that of times uniform
+With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so the expected loss is that of times uniform on
+``[low, high]``, whatever p is,
 on ``[low, high]``, whatever p is,
 
     E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
 
-and p decides only how far single draws scatter; best is ``p ~ sqrt(E (w L)^2)``.
+and p only affects the variance of single draws; the best choice is ``p ~ sqrt(E (w L)^2)``.
 
     ``uniform``              t uniform, draws independent                                            neither
     ``low-discrepancy``      t uniform, stratified                                                   neither
@@ -26,7 +28,7 @@ and p decides only how far single draws scatter; best is ``p ~ sqrt(E (w L)^2)``
     ``loss-second-moment``   p ~ sqrt(E L^2) of the last losses; Nichol and Dhariwal 2021,           importance
                              arXiv:2102.09672, sec. 3.3
 
-All are confined to the domain ``[low, high]``; a distribution that reaches beyond it is cut off there, not clamped.
+All samplers stay within the domain ``[low, high]``; a distribution that extends beyond it is truncated, not clamped.
 """
 
 from __future__ import annotations
@@ -68,13 +70,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """Where times are drawn, and what the loss asks there.
+    """The interval where times are drawn, with the path, the prediction and the weighting of the loss.
 
     Args:
         sde: The path.
         low, high: The interval of t.
         parametrization: What the network outputs.
-        weighting: The factor on its squared error (see :mod:`scoresde.objective.weighting`).
+        weighting: The factor on the squared error of the output (see :mod:`scoresde.objective.weighting`).
     """
 
     sde: SDE
@@ -94,13 +96,13 @@ _MEAN, _STD = Range(-1000, 1000), Range(0, 1e9, above=True)
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSampler(Checked, ABC):
-    """A distribution of training times: derive a frozen dataclass and write ``quantile``.
+    """A distribution of training times: to write one, derive a frozen dataclass and define ``quantile``.
 
     Args:
-        stratified: Draw one time in each cell of equal probability, instead of independent ones.
+        stratified: Draw one time in each cell of equal probability, instead of independent times.
 
     Attributes:
-        emphasis: Whether the density is part of the objective (1). If not, ``weight`` takes it out again (2).
+        emphasis: Whether the density is part of the objective (1). If not, ``weight`` compensates for it (2).
     """
 
     emphasis: ClassVar[bool] = True
@@ -108,27 +110,29 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """The time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
+        """Return the time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
 
     def check(self, setting: Setting) -> None:
-        """Refuse a domain or a weighting that does not go with it (a :class:`~scoresde.core.errors.UsageError`)."""
+        """Reject a domain or a weighting that this sampler does not support
+        (:class:`~scoresde.core.errors.UsageError`).
+        """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {setting.weighting} is stated for times uniform in t, and {self} is a factor on it: "
-                "the loss would be another; take the time sampler low-discrepancy or importance"
+                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} is a factor on it, "
+                "which would change the loss; use the time sampler low-discrepancy or importance"
             )
 
     def over(self, setting: Setting) -> Times:
-        """The sampler at work on a setting."""
+        """Return the sampler bound to a setting."""
         return Times(self, setting)
 
 
 class Times:
-    """A time sampler at work on a setting: what the training loop holds.
+    """A time sampler bound to a setting, as used by the training loop.
 
     Args:
         sampler: The distribution.
-        setting: Where it draws.
+        setting: The setting it is bound to.
     """
 
     def __init__(self, sampler: TimeSampler, setting: Setting) -> None:
@@ -137,7 +141,7 @@ class Times:
 
     @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """``count`` times and the weight of each draw's loss, both float64 ``(count,)`` on the CPU."""
+        """Draw ``count`` times and the weight of each draw's loss, both float64 ``(count,)`` on the CPU."""
         if self.sampler.stratified:
             shift = torch.rand((), generator=generator, dtype=torch.float64)
             u = (torch.arange(count, dtype=torch.float64) + shift) / count
@@ -147,22 +151,22 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The time that a share ``u`` of all draws lies below, in the shape of ``u``."""
+        """Return the time that a share ``u`` of all draws lies below, in the shape of ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """The weight (2) of a draw at ``t``, in the shape of ``t``; 1 where draws count as they come."""
+        """Return the weight (2) of a draw at ``t``, in the shape of ``t``; 1 if draws are not reweighted."""
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses at the times of the last draw, each ``(count,)``, before their weights ``weight``."""
+        """Learn from the losses at the times of the last draw, each ``(count,)``, before they are weighted."""
 
     def state(self) -> dict[str, Tensor]:
-        """What it has learned, to be saved with a checkpoint; shapes are its own."""
+        """Return what it has learned, to be saved with a checkpoint; the tensors can have any shape."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`state` returned, of any shape that it had."""
+        """Restore what :meth:`state` returned, in the same shapes."""
 
 
 # ----------------------------------------------------------------------------------------------------- in closed form
@@ -170,7 +174,7 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Uniform in t, as published for most SDEs; stratified."""
+    """Times uniform in t, as published for most SDEs; stratified."""
 
     emphasis = False
 
@@ -179,15 +183,15 @@ class LowDiscrepancy(TimeSampler):
 
 
 def independent() -> LowDiscrepancy:
-    """Uniform in t, with independent draws: :class:`LowDiscrepancy` without strata."""
+    """Times uniform in t, with independent draws: :class:`LowDiscrepancy` without strata."""
     return LowDiscrepancy(stratified=False)
 
 
 @dataclass(frozen=True)
 class Sqrt(TimeSampler):
-    """Uniform in sqrt(t), which visits the low noise levels of VP and sub-VP more often.
+    """Times uniform in sqrt(t), which visits the low noise levels of VP and sub-VP more often.
 
-    Times below 0.01 are a third of their log-SNR range, but 1 % of uniform t.
+    Times below 0.01 cover a third of the log-SNR range of these paths, but only 1 % of uniform t.
     """
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
@@ -200,7 +204,8 @@ class LogNormal(TimeSampler):
     """``log(sigma/alpha) ~ N(mean, std^2)``, on any path (Karras et al. 2022, arXiv:2206.00364, tab. 1).
 
     Args:
-        mean, std: Of the log noise level for data of deviation about 0.5; EDM2 has -0.4 and 1.
+        mean, std: Mean and standard deviation of the log noise level, for data with a standard deviation of about 0.5;
+            EDM2 uses -0.4 and 1.
     """
 
     limits = ranges(mean=_MEAN, std=_STD)
@@ -224,11 +229,11 @@ class LogNormal(TimeSampler):
 class LogitNormal(TimeSampler):
     """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path that is :class:`LogNormal`. Their shift by a factor s, ``t' = s t/(1 + (s - 1) t)``, is
-    ``mean + log(s)``.
+    On the straight path this equals :class:`LogNormal`. A shift by a factor s as in Esser et al., ``t' = s t/(1 + (s -
+    1) t)``, corresponds to ``mean + log(s)``.
 
     Args:
-        mean, std: Of the logit of t.
+        mean, std: Mean and standard deviation of the logit of t.
     """
 
     limits = ranges(mean=_MEAN, std=_STD)
@@ -252,10 +257,10 @@ class LogitNormal(TimeSampler):
 
 @dataclass(frozen=True)
 class Mode(TimeSampler):
-    """More of the middle, and still enough of both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
+    """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
-        k: Their s: from -1 (the ends) over 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+        k: Called s in the paper: from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
     """
 
     limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
@@ -263,7 +268,7 @@ class Mode(TimeSampler):
     k: float = 1.29
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        # f(1 - u), so that it rises, of their f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u)
+        # the paper's f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u) at 1 - u, so that it rises
         v = u - self.k * (torch.sin(math.pi / 2 * u).square() - u)
         return setting.low + (setting.high - setting.low) * v
 
@@ -273,18 +278,19 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class Importance(TimeSampler):
-    """The more draws, the more the loss weighs: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
+    """More draws where the loss weighs more: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
 
-    Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With ``likelihood``, ``w = g^2/sigma^2 = -l'``: uniform in
-    the log-SNR l, and ``int w dt`` is its range. For other weightings the inverse of ``int w dt`` is tabulated.
+    This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. For the weighting ``likelihood``, ``w
+    = g^2/sigma^2 = -l'``: times are uniform in the log-SNR l, and ``int w dt`` is the range of l. For other weightings
+    the inverse of ``int w dt`` is tabulated.
 
-    Where the log-SNR is infinite (alpha = 0 at t = 1), ``likelihood`` would put all draws there; times end at the
-    log-SNR -20 then.
+    Where the log-SNR is infinite (alpha = 0 at t = 1), ``likelihood`` would put all draws there, so times then end at
+    the log-SNR -20.
 
     Args:
-        error: The output whose error is taken to be as large at all times, a name in
-            :data:`scoresde.core.tables.PARAMETRIZATIONS`. ``eps`` is the published choice; ``edm`` is right for
-            Gaussian data of unit variance, and the choice for weightings that favour high noise.
+        error: The output whose error is assumed to be equally large at all times, a name in
+            :data:`scoresde.core.tables.PARAMETRIZATIONS`. ``eps`` is the published choice. ``edm`` is exact for
+            Gaussian data of unit variance, and suits weightings that favour high noise.
     """
 
     emphasis = False
@@ -296,20 +302,20 @@ class Importance(TimeSampler):
     def check(self, setting: Setting) -> None:
         super().check(setting)
         if setting.sde.parameters():
-            raise UsageError("importance: the path is learned, and the density would not follow; take low-discrepancy")
+            raise UsageError("importance: the path is learned, but the density stays fixed; use low-discrepancy")
 
     def over(self, setting: Setting) -> Times:
         return _Tabulated(self, setting)
 
 
 class _Tabulated(Times):
-    """Importance sampling by a table of ``W = int w dt`` in steps of the log-SNR l, where ``dW/dl = w/(-l')``."""
+    """Importance sampling from a table of ``W = int w dt`` in steps of the log-SNR l, where ``dW/dl = w/(-l')``."""
 
     cells = 4096
 
     def __init__(self, sampler: Importance, setting: Setting) -> None:
         super().__init__(sampler, setting)
-        # A sampler with options from a file was made by the door, which lets no foreign name through.
+        # Options from a file were already checked by the registry, which rejects names that are not built-ins.
         self.error: Parametrization = build(
             sampler.error, PARAMETRIZATIONS, "prediction", typed=True, kind=Parametrization
         )
@@ -325,7 +331,7 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """The weight on the error of the output ``error``, shape of ``t``; p is this over its integral ``total``."""
+        """Return the weight on the error of the output ``error``, shape of ``t``; divided by ``total`` it is p."""
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
         return self.setting.weighting(sde, own, t) / factor
@@ -337,10 +343,10 @@ class _Tabulated(Times):
         return self.total / (self.density(t) * self.span)
 
     def _check(self, t: Tensor, speed: Tensor) -> None:
-        """Refuse draws that would scatter the loss more than uniform ones do.
+        """Reject draws that would give the loss more variance than uniform times do.
 
-        The loss w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) of Gaussian data of unit variance, has the second
-        moment int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
+        The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. Its second
+        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
         """
         if not 0 < self.total < math.inf:
             raise UsageError(f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}")
@@ -352,7 +358,7 @@ class _Tabulated(Times):
         if ratio > 1 + 1e-6:
             raise UsageError(
                 f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
-                f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data): take its option "
+                f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data); use its option "
                 "error='edm', or the sampler low-discrepancy",
                 parameter="t_sampler.error",
                 value="edm",
@@ -361,15 +367,15 @@ class _Tabulated(Times):
 
 @dataclass(frozen=True)
 class LossSecondMoment(TimeSampler):
-    """The more draws, the larger the last losses: ``p(t) ~ sqrt(E L^2)``.
+    """More draws where recent losses are larger: ``p(t) ~ sqrt(E L^2)``.
 
-    Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. t is uniform within bins, the cells of the SDE's default
-    grid. Until every bin has its losses, all bins are equally likely.
+    This is the sampler of Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. t is uniform within bins, the cells
+    of the SDE's default grid. All bins are equally likely until every bin has a full history of losses.
 
     Args:
-        bins: How many; published are the nodes of a discrete model.
-        history: How many losses of each bin are remembered, the last ones.
-        uniform: Share of draws that go to all bins alike, so that none is forgotten.
+        bins: Number of bins; the paper uses the nodes of a discrete model.
+        history: Number of recent losses to remember for each bin.
+        uniform: Share of draws that is spread evenly over all bins, so that no bin is neglected.
     """
 
     limits = ranges(bins=Range(2, 10_000), history=Range(1, 10_000), uniform=Range(0, 1, above=True))
@@ -387,7 +393,7 @@ class LossSecondMoment(TimeSampler):
 
 
 class _Remembering(Times):
-    """Draws by the losses it has been told of, the last ones of each bin."""
+    """Draws according to the latest losses of each bin."""
 
     sampler: LossSecondMoment
 
@@ -397,7 +403,7 @@ class _Remembering(Times):
         self.losses: list[deque[float]] = [deque(maxlen=sampler.history) for _ in range(sampler.bins)]
 
     def probabilities(self) -> Tensor:
-        """Of the bins, shape ``(bins,)``."""
+        """Return the probabilities of the bins, shape ``(bins,)``."""
         bins = self.sampler.bins
         alike = torch.full((bins,), 1 / bins, dtype=torch.float64)
         if any(len(losses) < self.sampler.history for losses in self.losses):
@@ -428,7 +434,7 @@ class _Remembering(Times):
         expected = (self.sampler.bins, self.sampler.history)
         if stored is None or stored.shape != expected:
             found = "none" if stored is None else tuple(stored.shape)
-            raise CheckpointError(f"the losses that {self.sampler} remembers have the shape {expected}; found: {found}")
+            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; found: {found}")
         self.losses = [deque(row[~row.isnan()].tolist(), maxlen=self.sampler.history) for row in stored]
 
     def _bin(self, t: Tensor) -> Tensor:
@@ -439,41 +445,41 @@ class _Remembering(Times):
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """The piecewise linear function through ``(xs, ys)``, at ``x``; ``xs`` rises."""
+    """Evaluate the piecewise linear function through ``(xs, ys)`` at ``x``; ``xs`` must be increasing."""
     i = torch.searchsorted(xs, x, right=True).clamp(1, len(xs) - 1)
     share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
     return torch.lerp(ys[i - 1], ys[i], share)
 
 
 def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
-    """The quantile of a standard normal that is cut off at both ends."""
+    """Return the quantile of a standard normal truncated at both ends."""
     below, above = torch.special.ndtr(ends).tolist()
     z: Tensor = torch.special.ndtri(below + (above - below) * u)
     return z
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Refuse a normal distribution of which only a far tail lies in the setting, whose ends are in deviations."""
+    """Reject a normal distribution with only a far tail inside the setting; ``ends`` are in standard deviations."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(
-            f"the mean of {sampler} lies {outside:.3g} of its deviations outside of where {setting.sde} is trained, "
-            f"t = {setting.low:g} to {setting.high:g}: take another mean"
+            f"the mean of {sampler} lies {outside:.3g} standard deviations outside the times at which {setting.sde} is "
+            f"trained, t = {setting.low:g} to {setting.high:g}; use another mean"
         )
 
 
 def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ) -> Times:
-    """The time sampler that a name stands for, at work on a setting.
+    """Build the time sampler that a name stands for, bound to a setting.
 
     Args:
         sampler: The name, or the sampler itself.
-        options: Its fields.
-        setting: Where it draws.
+        options: The fields of the sampler.
+        setting: The setting to bind it to.
         typed: Which names a person typed (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If there is none of that name, it has no such option, or it does not suit the setting.
-        CheckpointError: If the name was read from a file and is in no table.
+        UsageError: If the name is unknown, the sampler has no such option, or it does not suit the setting.
+        CheckpointError: If the name was read from a file and is not a built-in.
     """
     made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
     if not isinstance(made, TimeSampler):

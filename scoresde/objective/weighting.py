@@ -1,14 +1,14 @@
 """Weightings of the denoising loss: how much an error counts at each noise level.
 
-An error of any output ``F = a x_0 + b eps`` is the same error of the noise, or of the data, up to a factor, because
+An error of any output ``F = a x_0 + b eps`` equals the error of the noise, or of the data, up to a factor, because
 ``alpha x0_hat + sigma eps_hat = x_t`` is exact:
 
     |F - target|^2 = (d/alpha)^2 |eps_hat - eps|^2 = (d/sigma)^2 |x0_hat - x_0|^2,      d = a sigma - b alpha.     (1)
 
-So a weighting is stated once, as a weight ``w`` on ``|eps_hat - eps|^2``, and called for the factor on the loss of
-whatever the network outputs, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
+So each weighting is defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling it returns the factor on the loss
+of the actual network output, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
 
-    ``native``      (d/alpha)^2         the factor is 1: plain regression of what the network outputs
+    ``native``      (d/alpha)^2         the factor is 1: plain regression of the network output
     ``eps``         1                   the simple loss of Ho et al. 2020, eq. 14
     ``x0``          1/SNR               |x0_hat - x_0|^2
     ``v``           1 + 1/SNR           (SNR + 1) |x0_hat - x_0|^2, Salimans and Ho 2022, sec. 4
@@ -19,14 +19,14 @@ whatever the network outputs, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` 
     ``edm``         1 + 1/(s^2 SNR)     Karras et al. 2022, tab. 1; s is ``data_std``
     ``sigmoid``     sigmoid(bias - l) (-l')     Kingma and Gao 2023, Hoogeboom et al. 2024
 
-Convention. The loss is the mean over times that are drawn with a density p(t), and so
+Convention. The loss is the mean over times drawn with a density p(t), so
 
     E_t w |eps_hat - eps|^2 = int w p(t)/(-l') |eps_hat - eps|^2 dl.                                               (2)
 
-What is learned, and how well at each noise level, depends on ``w p/(-l')`` alone, the effective weight per unit of
-log-SNR; neither the path nor its clock have a say (Kingma et al. 2021, sec. 5.1). ``likelihood`` and ``sigmoid`` are
-published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``, and so they carry the factor
-``-l' = g^2/sigma^2``, which makes that true of times uniform in t.
+What is learned, and how well at each noise level, depends only on ``w p/(-l')``, the effective weight per unit of
+log-SNR. The path and its clock do not matter (Kingma et al. 2021, sec. 5.1). ``likelihood`` and ``sigmoid`` are
+published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``. Here they carry the factor ``-l' = g^2/sigma^2``,
+which gives these weights for times uniform in t.
 
 References:
     Ho et al. (2020), arXiv:2006.11239. Song, Durkan, Murray and Ermon (2021), arXiv:2101.09258. Kingma et al. (2021),
@@ -73,11 +73,11 @@ __all__ = [
     "noise_factor",
 ]
 
-# A weighting as the loss sees it: the factor on |F - target|^2, in the shape of t.
+# A weighting as called by the loss: it returns the factor on |F - target|^2, in the shape of t.
 Weight = Callable[[SDE, Parametrization, Tensor], Tensor]
 
-# Neither alpha nor sigma is quite 0 here, so that min(SNR, gamma)/SNR and its like are right at both ends. The squares
-# of the ratio and of its inverse are still numbers in float32.
+# Keep alpha and sigma above 0, so that min(SNR, gamma)/SNR and similar terms are right at both ends. The squares of the
+# ratio and of its inverse stay finite in float32.
 _TINY = 1e-18
 
 
@@ -92,34 +92,34 @@ def _snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
-    """``-l' = g^2/sigma^2``, how fast the log-SNR falls, in the shape of ``t``."""
-    # l = 2 log(alpha/sigma): neither g, infinite where alpha = 0, nor a difference of large numbers
+    """Return ``-l' = g^2/sigma^2``, the speed at which the log-SNR falls, in the shape of ``t``."""
+    # l = 2 log(alpha/sigma): avoids g, which is infinite where alpha = 0, and differences of large numbers
     (alpha, sigma), (d_alpha, d_sigma) = _levels(sde, t), sde.rates(t)
     return 2 * (alpha * d_sigma - d_alpha * sigma) / (alpha * sigma)
 
 
 def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """``(alpha/d)^2`` of (1): what makes ``|F - target|^2`` the error of the noise, in the shape of ``t``."""
+    """Return ``(alpha/d)^2`` of (1), which turns ``|F - target|^2`` into the error of the noise, shape of ``t``."""
     alpha, sigma = _levels(sde, t)
     a, b = parametrization.target(sde, t)
     return (alpha / (a * sigma - b * alpha)).square()
 
 
 class Weighting(Checked, ABC):
-    """A weight at each time: derive a frozen dataclass and write ``on_noise``.
+    """A weight at each time: to write one, derive a frozen dataclass and define ``on_noise``.
 
-    It is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, in the shape
-    of ``t``; a plain function with that signature is a weighting as well.
+    A weighting is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, in the
+    shape of ``t``. A plain function with that signature is also a weighting.
 
     Attributes:
-        per_log_snr: Whether it is stated per unit of log-SNR, and so for times uniform in t.
+        per_log_snr: Whether the weight is stated per unit of log-SNR, and so for times uniform in t.
     """
 
     per_log_snr: ClassVar[bool] = False
 
     @abstractmethod
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
-        """The weight on ``|eps_hat - eps|^2``, in the shape of ``t``."""
+        """Return the weight on ``|eps_hat - eps|^2``, in the shape of ``t``."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
         return self.on_noise(sde, t) * noise_factor(sde, parametrization, t)
@@ -127,7 +127,7 @@ class Weighting(Checked, ABC):
 
 @dataclass(frozen=True)
 class Native:
-    """Plain regression of what the network outputs: weight 1 on ``|F - target|^2``, shape of ``t``."""
+    """Plain regression of the network output: weight 1 on ``|F - target|^2``, shape of ``t``."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -153,7 +153,7 @@ class X0Weight(Weighting):
 class VWeight(Weighting):
     """``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
 
-    On a path with ``alpha^2 + sigma^2 = 1`` that is the error of ``v = alpha eps - sigma x_0``.
+    On a path with ``alpha^2 + sigma^2 = 1`` this is the error of ``v = alpha eps - sigma x_0``.
     """
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
@@ -172,8 +172,8 @@ class ScoreWeight(Weighting):
 class LikelihoodWeight(Weighting):
     """``g^2 |score - grad log p(x_t | x_0)|^2``: the loss bounds the likelihood.
 
-    Song, Durkan et al. (2021), arXiv:2101.09258, thm. 1. Per unit of log-SNR the error of the noise has weight 1
-    (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
+    The bound is thm. 1 of Song, Durkan et al. (2021), arXiv:2101.09258. Per unit of log-SNR the error of the noise has
+    weight 1 (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
     """
 
     per_log_snr: ClassVar[bool] = True
@@ -184,11 +184,11 @@ class LikelihoodWeight(Weighting):
 
 @dataclass(frozen=True)
 class P2(Weighting):
-    """``|eps_hat - eps|^2 / (k + SNR)^gamma``: less of what is nearly clean (Choi et al. 2022, arXiv:2204.00227).
+    """``|eps_hat - eps|^2 / (k + SNR)^gamma``: less weight on nearly clean data (Choi et al. 2022, arXiv:2204.00227).
 
     Args:
-        k: Where it sets in, as an SNR; >= 0.
-        gamma: How strongly, >= 0; 0 is ``eps``.
+        k: The SNR around which the weight starts to fall, >= 0.
+        gamma: How strongly the weight falls, >= 0; 0 gives ``eps``.
     """
 
     limits = ranges(k=Range(0, 1e6), gamma=Range(0, 100))
@@ -205,7 +205,7 @@ class MinSNR(Weighting):
     """``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
 
     Args:
-        gamma: The SNR above which the error of the data counts alike, > 0; ``inf`` is ``eps``.
+        gamma: The SNR above which the error of the data has constant weight, > 0; ``inf`` gives ``eps``.
     """
 
     limits = ranges(gamma=Range(0, above=True, infinite=True, hint="5 is the published value"))
@@ -218,13 +218,13 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeight(Weighting):
-    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma, ``1/sqrt(SNR)``, and s, the data's.
+    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma, ``1/sqrt(SNR)``, and s of the data.
 
-    Karras et al. (2022), arXiv:2206.00364, tab. 1: the weight that makes an untrained network's loss the same at all
-    noise levels. It is plain regression of EDM's residual.
+    This weight of Karras et al. (2022), arXiv:2206.00364, tab. 1, gives an untrained network the same loss at all noise
+    levels. It is plain regression of EDM's residual.
 
     Args:
-        data_std: s, the standard deviation of the data per element, in model units; training fills in the data's own.
+        data_std: s, the standard deviation of the data per element, in model units; training fills in that of its data.
     """
 
     limits = ranges(data_std=Range(1e-9, 1e12))
@@ -239,11 +239,11 @@ class EDMWeight(Weighting):
 class Sigmoid(Weighting):
     """``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
 
-    Kingma and Gao (2023), arXiv:2303.00848; Hoogeboom et al. (2024), arXiv:2410.19324. For uniform t that is the factor
-    ``-l'`` more.
+    The sources are Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. For uniform
+    t the weight has the additional factor ``-l'``.
 
     Args:
-        bias: The log-SNR at which the weight has fallen to a half; a lower one asks for less detail.
+        bias: The log-SNR at which the weight has fallen to a half; a lower bias puts less weight on detail.
     """
 
     limits = ranges(bias=Range(-100, 100))
@@ -256,16 +256,16 @@ class Sigmoid(Weighting):
 
 
 def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
-    """The weighting that a name stands for: in the table, or ``module:Class`` or ``module:function`` of your own.
+    """Return the weighting that a name stands for: a built-in, or your own ``module:Class`` or ``module:function``.
 
     Args:
         weighting: The name, or the weighting itself.
-        options: Its fields.
+        options: The fields of the weighting.
         typed: Which names a person typed (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If there is none of that name, or it has no such option.
-        CheckpointError: If the name was read from a file and is in no table.
+        UsageError: If the name is unknown, or the weighting has no such option.
+        CheckpointError: If the name was read from a file and is not a built-in.
     """
     if not isinstance(weighting, str):
         return weighting
@@ -277,26 +277,26 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
     made = construct(found, "weighting", weighting, options or {}, typed=typed)
     if not callable(made):
         raise UsageError(
-            f"the weighting {weighting} is called with the path, the prediction and times, and has no call"
+            f"the weighting {weighting} is not callable; it must accept the path, the prediction and times"
         )
     return made  # type: ignore[no-any-return]
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:
-    """Check that a weighting can be trained with on ``[low, high]``: one number per time, finite and >= 0.
+    """Check that a weighting is valid for training on ``[low, high]``: one number per time, finite and >= 0.
 
     Raises:
-        UsageError: With the first time that offends.
+        UsageError: If it is not; the message states the first invalid time.
     """
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high
     values = weight(sde, parametrization, t)
     if not isinstance(values, Tensor) or values.shape != t.shape:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
-        raise UsageError(f"the weighting {weight} returns {found} for times of shape (257,); it must be the times'")
+        raise UsageError(f"the weighting {weight} returns {found} for times of shape (257,); it must keep the shape")
     bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
     if len(bad):
         raise UsageError(
             f"the weighting {weight} is {float(values[bad[0]]):.3g} at t = {float(t[bad[0]]):.3g} for the prediction "
-            f"{parametrization} on {sde}; it must be finite, >= 0 and below 1e15: take another weighting or prediction"
+            f"{parametrization} on {sde}; it must be finite, >= 0 and below 1e15; use another weighting or prediction"
         )

@@ -1,3 +1,6 @@
-"""Differential equations: the embedded methods (``tableaus``), their driver with a step for each row (``integrate``),
-rules of fixed step (``fixed``), what lies between the steps (``dense``), and other people's integrators (``engines``).
+"""Ordinary differential equations.
+
+This package holds the embedded methods (``tableaus``), their driver with a step size for each row (``integrate``),
+rules with a fixed step (``fixed``), dense output between the steps (``dense``), and third-party integrators
+(``engines``).
 """

@@ -1,13 +1,13 @@
 """The path between the steps of a solver: Hermite interpolation through its knots.
 
-A solver leaves, for each row, knots u_j with the state y_j and the slope k_j = dy/du there. Through m knots in a row,
-with l_j their Lagrange polynomials, goes one polynomial of degree 2m - 1 with these values and slopes,
+A solver produces, for each row, knots u_j with the state y_j and the slope k_j = dy/du there. Exactly one polynomial of
+degree 2m - 1 has these values and slopes at m consecutive knots. With l_j the Lagrange polynomials of the knots, it is
 
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
 
-whose error is of order h^(2m). Through four knots, degree 7, it is as close to the path between the steps of a method
-of order 5 as the steps are themselves, and the cubic of two knots three times further off.
+and its error is of order h^(2m). With four knots (degree 7), for a method of order 5, it is as accurate between the
+steps as the steps themselves are; the cubic through two knots has three times the error.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).
@@ -22,12 +22,12 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The factors of (1) on the states and on the slopes of the knots, each ``(P, m)``.
+    """Return the factors of (1) on the states and on the slopes of the knots, each ``(P, m)``.
 
     Args:
-        u: Where, shape ``(P,)``.
-        knots: The knots of each, shape ``(P, m)``.
-        there: Which of them there are, bool ``(P, m)``; ``None`` for all. The others get the factor 0.
+        u: The points at which to interpolate, shape ``(P,)``.
+        knots: The knots for each point, shape ``(P, m)``.
+        there: Which of the knots exist, bool ``(P, m)``; ``None`` if all do. Missing knots get the factor 0.
     """
     m = knots.shape[1]
     there = torch.ones_like(knots, dtype=torch.bool) if there is None else there
@@ -41,12 +41,12 @@ def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tens
 
 
 class Knots:
-    """What a solver left on its way; called as ``on_step`` of :func:`scoresde.ode.integrate.integrate`.
+    """The knots that a solver produces; pass it as ``on_step`` to :func:`scoresde.ode.integrate.integrate`.
 
     Args:
-        u: Where all rows start.
-        y: Their states, shape ``(B, D)``.
-        slope: Their slopes, shape ``(B, D)``.
+        u: The starting point of all rows.
+        y: The states there, shape ``(B, D)``.
+        slope: The slopes there, shape ``(B, D)``.
     """
 
     def __init__(self, u: float, y: Tensor, slope: Tensor) -> None:
@@ -56,12 +56,12 @@ class Knots:
         self(everyone, torch.full((len(y),), u, dtype=torch.float64, device=y.device), y, slope, 0.0)
 
     def __call__(self, index: Tensor, u: Tensor, y: Tensor, slope: Tensor, done: float) -> None:
-        """Take the knots of the rows ``index``, shape ``(b,)``: ``u: (b,)``, ``y`` and ``slope: (b, D)``."""
+        """Add a knot to each of the rows ``index: (b,)``, at ``u: (b,)`` with ``y`` and ``slope: (b, D)``."""
         self.steps.append((index, self.count[index], u, y, slope))
         self.count[index] += 1
 
     def path(self, order: int = 4) -> Path:
-        """The path of all rows; ``order`` is the number of knots of a polynomial."""
+        """Return the path of all rows; ``order`` is the number of knots per polynomial."""
         index, place, u, y, slope = (torch.cat([s[i] for s in self.steps]) for i in range(5))
         shape = (len(self.count), max(order, int(self.count.max())))
         at = index, place
@@ -73,21 +73,21 @@ class Knots:
 
 
 class Path:
-    """The way of each row, made by :meth:`Knots.path`.
+    """The interpolated path of each row, made by :meth:`Knots.path`.
 
     Args:
-        u: Knots, rising, shape ``(B, M)``; infinite where a row has fewer.
-        y: States there, shape ``(B, M, D)``.
-        slope: Slopes there, shape ``(B, M, D)``.
-        count: How many knots each row has, shape ``(B,)``.
-        order: Number of knots m of a polynomial.
+        u: The knots in rising order, shape ``(B, M)``; infinite where a row has fewer than M.
+        y: The states there, shape ``(B, M, D)``.
+        slope: The slopes there, shape ``(B, M, D)``.
+        count: The number of knots of each row, shape ``(B,)``.
+        order: The number m of knots per polynomial.
     """
 
     def __init__(self, u: Tensor, y: Tensor, slope: Tensor, count: Tensor, order: int) -> None:
         self.u, self.y, self.slope, self.count, self.order = u, y, slope, count, order
 
     def __call__(self, rows: Tensor, u: Tensor) -> Tensor:
-        """The states (1) of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
+        """Return the states (1) of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
         interval = (self.u[rows] <= u[:, None]).sum(1) - 1
         last = (self.count[rows] - self.order).clamp(min=0)
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)

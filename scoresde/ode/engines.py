@@ -1,9 +1,9 @@
-"""Other people's integrators behind our call: torchdiffeq and SciPy.
+"""Third-party integrators behind a common call: torchdiffeq and SciPy.
 
-For cross-checks, for their methods (dopri8, Radau, LSODA), and because a reader may trust them more. They advance the
-whole batch with one step, so that a sample's result depends on its neighbours to within the tolerance, and every row
-reports the same count. torchdiffeq is made to land on the end of the interval and to measure the worst sample; by
-default it steps over the end, to times where there is no model, and averages the batch.
+They serve for cross-checks, for their methods (dopri8, Radau, LSODA), and for readers who trust them more. They advance
+the whole batch with one step size, so a sample's result depends on its neighbours to within the tolerance, and every
+row reports the same count. By default torchdiffeq steps beyond the end of the interval, to times where the model is not
+defined, and averages the error over the batch; here it is set to stop at the end and to control the worst sample.
 
 References:
     Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
@@ -28,7 +28,7 @@ Slope = Callable[[float, Tensor], Tensor]  # dy/dr of the whole batch at one r
 
 
 def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with torchdiffeq (default method: dopri5); shape of ``y``."""
+    """Solve with torchdiffeq (default method: dopri5); the result has the shape of ``y``."""
     from torchdiffeq import odeint
     from torchdiffeq._impl.odeint import SOLVERS
 
@@ -40,7 +40,7 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
     low, high = min(r0, r1), max(r0, r1)
     ends = torch.tensor([r0, r1], dtype=time_dtype(y.device), device=y.device)
     options = {
-        "step_t": ends[1:],  # land there instead of interpolating back from beyond
+        "step_t": ends[1:],  # step exactly to the end instead of interpolating back from beyond it
         "first_step": 0.01 * (high - low),  # the heuristic first step may leave the interval
         "norm": lambda e: rms_flat(e).max(),  # the worst sample, not the mean of the batch
     }
@@ -56,14 +56,17 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
         )
     except AssertionError as error:
         raise NumericalError(
-            f"torchdiffeq gave up: {error}; try a larger rtol, or the engine own", parameter="engine", value="own"
+            f"torchdiffeq gave up: {error}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
         ) from None
     out: Tensor = solved[-1]
     return out
 
 
 def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64 (default method: RK45); shape of ``y``."""
+    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64; the result has the shape of ``y``.
+
+    The default method is RK45.
+    """
     from scipy.integrate import solve_ivp
 
     method = "RK45" if method == "auto" else method
@@ -78,7 +81,7 @@ def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, m
     solved = solve_ivp(slope, (r0, r1), y.flatten().double().cpu().numpy(), method, rtol=rtol, atol=atol)
     if not solved.success:
         raise NumericalError(
-            f"SciPy gave up: {solved.message}; try a larger rtol, or the engine own", parameter="engine", value="own"
+            f"SciPy gave up: {solved.message}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
         )
     return torch.as_tensor(solved.y[:, -1]).reshape(y.shape).to(y)
 

@@ -4,8 +4,8 @@ With nodes c_j, stage weights a_jl and weights b_j, a step of size h from y is
 
     k_j = f(c_j, y + h sum_(l < j) a_jl k_l),        y <- y + h sum_j b_j k_j                                    (1)
 
-(Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations I, II.1), where f is told how far into the
-step it is asked.
+(Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations I, II.1). The first argument of f is the
+position within the step, as a fraction of h.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["RULES", "Rule", "rule_step"]
 
 @dataclass(frozen=True)
 class Rule:
-    """An explicit rule.
+    """An explicit Runge-Kutta rule.
 
     Attributes:
-        c: Nodes, shares of the step.
+        c: Nodes, as fractions of the step.
         a: Rows of stage weights.
         b: Weights of the solution.
     """
@@ -44,13 +44,13 @@ RULES = {
 
 
 def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
-    """One step (1).
+    """Take one step (1).
 
     Args:
         rule: A key of :data:`RULES`.
-        f: The slope at a share of the step and a state, in the shape of ``y``.
-        y: The state, any shape.
-        h: The size of the step, either sign.
+        f: The slope as a function of the fraction of the step and the state, in the shape of ``y``.
+        y: The state, of any shape.
+        h: The size of the step, of either sign.
 
     >>> import torch
     >>> round(float(rule_step("rk4", lambda c, y: y, torch.ones(()), 1.0)), 4)  # 1 + 1 + 1/2 + 1/6 + 1/24

@@ -1,9 +1,9 @@
-"""Adaptive embedded Runge-Kutta with one step size per row.
+"""Adaptive embedded Runge-Kutta methods with one step size per row.
 
-A batch is many independent initial value problems ``dy/dt = f(t, y)``. Libraries advance all of them with one step
-chosen by the root mean square error of the batch, so that an easy majority hides a hard sample, and a sample's result
-depends on its neighbours. Here every row has its own time and step and leaves the batch when it is done: the
-result alone equals the result in any batch, and nobody waits.
+A batch is many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all of them with one
+step, chosen by the root mean square error of the batch, so an easy majority hides a hard sample, and a sample's result
+depends on its neighbours. Here every row has its own time and step, and leaves the batch when it is done: a row has the
+same result alone as in any batch, and it does not wait for others.
 
 A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  the solution  y + h sum_i b_i k_i  and two
 estimates of its error,  e = h sum_i (b_i - b*_i) k_i  and, if the method is of order 5, a cruder one of order 3,
@@ -11,19 +11,19 @@ e' = h sum_i g_i k_i.  The step is accepted where, with  size = atol/rtol + max(
 
     err = max( rms(e / size) / rtol, rms(e' / size)^(3/2) / rtol ) <= 1     (the largest over the parts of the state)
 
-and the next step follows by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  q the order. It is cut to seven
-binary digits: an error estimate near rounding would otherwise turn the last digit of the input into another step, and
-that into another error of the size of the tolerance.
+and the next step follows from the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q)  with the order q. It is cut to
+seven binary digits. Otherwise, where the error estimate is close to rounding error, a change in the last digit of the
+input would lead to another step, and so to a change in the result of the size of the tolerance.
 
-The second estimate is there because e can be near 0 where the error is not: where a sample turns towards one of several
-modes within one step, one step in some hundreds passed that was wrong by more than ten tolerances
-(``experiments/estimates.py``). It falls like h^4, and its power 3/2 like h^6: small steps are judged by e alone. Only
-the first part of the state has it; what comes behind is an integral along the way, which turns nowhere. DOP853 combines
-two estimates with the same aim (Hairer et al., II.10).
+The second estimate is needed because e can be near 0 where the error is not. Where a sample turns towards one of
+several modes within one step, about one step in several hundred passed although its error exceeded ten tolerances
+(``experiments/estimates.py``). The second estimate falls like h^4 and its power 3/2 like h^6, so small steps are judged
+by e alone. It applies only to the first part of the state; the other parts are integrals along the path, which do not
+turn. DOP853 combines two estimates for the same purpose (Hairer et al., II.10).
 
-The step control of a row is a few numbers, and they stay on the host, in NumPy (:class:`_Rows`): its calls cost a third
-of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round, one attempted step for each row
-on its way, then moves one table of times there and one error for each row back.
+The step control of a row needs only a few numbers. They stay on the host, in NumPy (:class:`_Rows`), whose calls cost a
+third of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round is one attempted step for
+each active row; it moves one table of times to the device, and one error per row back.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), II.10 (two
@@ -79,12 +79,12 @@ STATUS = {
     FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
     FAILED_LIMIT: "the limit on evaluations was reached",
     FAILED_PATH: "the path is NaN or infinite, not the model: check alpha, sigma and the inverse of their ratio",
-    FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; take the method coupled",
+    FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the method 'coupled'",
 }
 
 
 def failures(status: Tensor, noun: str = "samples") -> list[str]:
-    """One line for each kind of failure in ``status``, shape ``(B,)``: how many rows, which, and why."""
+    """Return one line for each kind of failure in ``status``, shape ``(B,)``: how many rows failed, which, and why."""
     lines = []
     for code, reason in STATUS.items():
         rows = (status == code).nonzero().flatten().tolist()
@@ -95,20 +95,23 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 
 
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
-    """``status: (B,)`` with the path, not the model, to blame for numbers that are none, unless the path is sound."""
+    """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
+
+    The path is then the cause of NaN or infinite values, not the model. ``sound`` is called only if there are any.
+    """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
 
 
 @dataclass(frozen=True)
 class OdeSolution:
-    """What :func:`integrate` returns; every count has shape ``(B,)``.
+    """The result of :func:`integrate`; every count has shape ``(B,)``.
 
     Attributes:
         y: The state at ``t1`` (or where a row failed), shape ``(B, *state)``.
-        nfe: Evaluations of f per row.
-        accepted, rejected: Steps per row.
-        status: A key of :data:`STATUS` per row.
+        nfe: Number of evaluations of f, per row.
+        accepted, rejected: Number of accepted and of rejected steps, per row.
+        status: A key of :data:`STATUS`, per row.
     """
 
     y: Tensor
@@ -137,7 +140,7 @@ def integrate(
     on_step: OnStep | None = None,
     passing: Field | None = None,
 ) -> OdeSolution:
-    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, either way; f is never called outside the interval.
+    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, in either direction; f is never called outside the interval.
 
     Args:
         f: ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` for the rows ``index`` of the batch.
@@ -145,16 +148,16 @@ def integrate(
         t0, t1: The interval; both ends are met exactly.
         rtol, atol: Tolerances on the local error of each row.
         method: A key of :data:`TABLEAUS`.
-        max_nfe: Largest number of evaluations of a row.
-        parts: Linear views of the state that are each held to the tolerance; the worst one counts. The first is what
-            the others follow from: it has the second estimate.
-        on_step: Called after each round of steps with the rows that moved, ``index: (b,)``, ``t: (b,)``, their state
-            and its slope, ``(b, *state)``, and how much of the way lies behind the slowest row, from 0 to 1.
-        passing: Takes the place of f at stages without a weight in the result (:attr:`Tableau.passing`). A part of the
-            state on which f does not depend, such as an integral along the way, may have any finite slope there.
+        max_nfe: Largest number of evaluations for a row.
+        parts: Splits the state into linear views, each of which must meet the tolerance. The first one determines the
+            others, and only it has the second estimate.
+        on_step: Called after each round of steps with the rows that moved: ``index: (b,)``, ``t: (b,)``, their state
+            and its slope, both ``(b, *state)``, and the fraction of the way that the slowest row has covered.
+        passing: Replaces f at stages without a weight in the result (:attr:`Tableau.passing`). A part of the state on
+            which f does not depend, such as an integral along the path, may have any finite slope there.
 
     Raises:
-        UsageError: If a tolerance or the method cannot be used.
+        UsageError: If a tolerance or the method is invalid.
     """
     _check(y, rtol, atol, method)
     ended = _Ended(y)
@@ -168,7 +171,7 @@ def integrate(
     leave: Bools = ~sound
     status: Ints | int = FAILED_NONFINITE
 
-    # Rounds of one attempted step for each row on its way, until all have left.
+    # Each round attempts one step for every active row, until all rows have left.
     while True:
         if leave.any():
             ended.add(rows, np.flatnonzero(leave), status, y)
@@ -191,10 +194,10 @@ def integrate(
 
 
 def check_tolerances(rtol: float, atol: float | None) -> None:
-    """Refuse tolerances that no step can meet; ``atol`` of ``None`` is that of ``rtol``.
+    """Reject tolerances that no step can meet; an ``atol`` of ``None`` means the same as ``rtol``.
 
     Raises:
-        UsageError: With the values.
+        UsageError: If one is invalid; the message gives its value.
     """
     check_number("rtol", rtol, RTOL)
     check_number("atol", atol, ATOL, "float | None")
@@ -207,8 +210,8 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
     if y.dtype == torch.float32 and rtol < 1e-6:
         warnings.warn(
             Advice(
-                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations and gains "
-                "nothing; use float64",
+                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations without gaining "
+                "accuracy; use float64",
                 parameter="dtype",
                 value="float64",
             ),
@@ -218,7 +221,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """For each stage its weights in the sums of :class:`_Attempt` that it is part of, shape ``(n, 1, ..., 1)``."""
+    """Return, for each stage, its weights in the sums of :class:`_Attempt` that need it, shape ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -228,11 +231,11 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 
 
 class _Attempt:
-    """A step of the method for each row, whether it will be accepted or not: what happens on the device.
+    """One attempted step of the method for each row: the part of the work that runs on the device.
 
-    The sums  s_i = sum_j a_ij k_j  of all stages and, as the last, of the error grow together: each slope is added to
-    all that need it by one operation, term by term, and is not kept. (A matrix product would round differently in
-    batches of other sizes.)
+    The sums  s_i = sum_j a_ij k_j  of all stages, and last those of the error, are accumulated together. One operation
+    adds each slope, term by term, to all sums that need it, and the slope is not kept. (A matrix product would round
+    differently in batches of other sizes.)
     """
 
     def __init__(
@@ -245,7 +248,10 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """State and slope at the end of a step with the sizes and times ``plan``, and its errors / h."""
+        """Return state and slope ``(b, *state)`` at the end of a step, and its error estimates / h.
+
+        ``plan`` holds the step sizes and the times of the stages, shape ``(stages, b)``, see :meth:`_Rows.plan`.
+        """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
         torch.mul(self.columns[0], k, out=sums)
@@ -260,12 +266,12 @@ class _Attempt:
         return y_new, k, errors
 
     def allowed(self, before: Tensor, after: Tensor) -> list[Tensor]:
-        """``atol/rtol + max(|y|, |y_new|)`` for each part."""
+        """Return ``atol/rtol + max(|y|, |y_new|)`` for each part."""
         pairs = zip(self.parts(before), self.parts(after), strict=True)
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts of ``allowed``; on the host."""
+        """Return ``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts of ``allowed``, in NumPy."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
@@ -273,7 +279,7 @@ class _Attempt:
         return reduce(np.maximum, norms)
 
     def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
-        """The size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
+        """Return the size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
         size, slope = self.norm(y, allowed), self.norm(k, allowed)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -287,16 +293,16 @@ class _Attempt:
 
 
 class _Rows:
-    """Where the rows on their way are, and what they try next: on the host, in float64, each number ``(b,)``.
+    """The step control of the active rows, on the host in float64; per-row numbers have shape ``(b,)``.
 
     Attributes:
-        index: Their numbers in the batch.
-        t, h: Time and next step, in the direction of travel: ``sign * t`` rises.
-        memory: 0.4/q log of the last accepted error.
-        most: How much the step may grow.
-        accepted: Accepted steps.
-        attempts: Steps tried, of every row.
-        last, then: Whether the step being tried is the last one, and where it ends.
+        index: Positions of the rows in the batch.
+        t, h: Time and next step size of each row, times the sign of the direction, so that ``t`` rises.
+        memory: 0.4/q times the log of the last accepted error.
+        most: The largest factor by which the step may grow.
+        accepted: Number of accepted steps of each row.
+        attempts: Number of attempted steps, which is the same for every active row.
+        last, then: Whether the attempted step is the last one, and where it ends.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -311,27 +317,27 @@ class _Rows:
 
     @property
     def nfe(self) -> int:
-        """Evaluations so far, of each row."""
+        """Number of evaluations so far, for each row."""
         return 2 + self.cost * self.attempts
 
     @property
     def done(self) -> float:
-        """How much of the way lies behind the slowest row, from 0 to 1."""
+        """The fraction of the way that the slowest row has covered, from 0 to 1."""
         return float((self.t.min() - self.start) / (self.end - self.start))
 
     def times(self, which: Bools) -> Floats:
-        """The times of some of the rows."""
+        """Return the times of the rows selected by ``which``."""
         return self.sign * self.t[which]
 
     def keep(self, stay: Ints) -> None:
-        """Go on with some of the rows."""
+        """Keep only the rows at positions ``stay``."""
         for name in ("index", "t", "h", "memory", "most", "accepted"):
             setattr(self, name, getattr(self, name)[stay])
 
     def plan(self) -> Floats:
-        """The sizes of the next steps, and the times of their stages but the first; shape ``(stages, b)``.
+        """Return the sizes of the next steps and the times of all their stages but the first, shape ``(stages, b)``.
 
-        The last step ends at t1 exactly. No other time lies beyond it, because rounding is monotone.
+        The last step ends at t1 exactly. No stage lies beyond it, because rounding is monotone.
         """
         rest = self.end - self.t
         self.last = rest <= self.h * (1 + 1e-9)
@@ -342,12 +348,15 @@ class _Rows:
         return self.sign * plan
 
     def judge(self, errors: list[Floats]) -> Bools:
-        """Accept or reject steps by their estimates / h (the second times rtol^(1/3)), and choose the next ones."""
+        """Accept or reject the steps, and choose the size of the next ones.
+
+        ``errors`` holds the error estimates / h; the second one is multiplied by rtol^(1/3).
+        """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
-        accept: Bools = error <= 1  # which a NaN is not
-        # The PI rule; by this error alone after a rejection, and without growth in the step after one.
+        accept: Bools = error <= 1  # False for NaN
+        # The PI rule. After a rejection the step depends on this error alone, and the step after that may not grow.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
@@ -359,7 +368,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Which rows leave, and their status."""
+        """Return which rows leave, and their status."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -371,7 +380,7 @@ class _Rows:
 
 
 class _Ended:
-    """The rows that have left: where they were then, and what they cost."""
+    """The rows that have left: their last states, and their costs."""
 
     def __init__(self, y: Tensor) -> None:
         self.start = y
@@ -379,7 +388,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Note that rows have left, with their status."""
+        """Record rows that leave, with their status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status
@@ -387,7 +396,7 @@ class _Ended:
         self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
-        """All rows in their order; those that never started are where they were."""
+        """Return all rows in their original order; rows that never started keep their initial state."""
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:
             found = np.concatenate(self.counts, axis=1)
@@ -397,6 +406,6 @@ class _Ended:
 
 
 def coarse(h: Floats) -> Floats:
-    """Step sizes, float64 ``(b,)``, cut to seven binary digits: the last 46 of the 53 they have are cleared."""
+    """Cut step sizes, float64 ``(b,)``, to seven binary digits: the last 46 of their 53 are cleared."""
     cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
     return cut

@@ -1,13 +1,14 @@
-"""Embedded Runge-Kutta methods, by name, for steps of adaptive size (:mod:`scoresde.ode.integrate`).
+"""Embedded Runge-Kutta methods, by name, for adaptive steps (:mod:`scoresde.ode.integrate`).
 
-A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i, of which the first, of order q, is the
-solution and the difference estimates the error (Hairer, Norsett and Wanner 1993, II.4). In all of these the last stage
-is taken at the solution, so that it is the first of the next step ("first same as last"): q + 1 evaluations buy a step
-of order q = 5, and 3 one of order 3, after the first.
+A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i. The first set, of order q, gives the
+solution, and the difference of the two estimates the error (Hairer, Norsett and Wanner 1993, II.4). In all methods here
+the last stage is evaluated at the solution, so it is also the first stage of the next step ("first same as last").
+After the first step, a step of order q = 5 costs q + 1 evaluations, and one of order 3 costs 3.
 
-The weights g of the second estimate are ours. Differences of weights that satisfy the four conditions up to order 3
-have three dimensions, b - b* among them. The direction was chosen to tell steps that are wrong by more than ten
-tolerances, although they pass b - b*, from all others, and the size so that one good step in 15 to 50 is taken again.
+The weights g of the second estimate are our own. The differences of two sets of weights that satisfy the four
+conditions up to order 3 form a space of three dimensions, which contains b - b*. The direction of g was chosen to
+separate the steps that pass b - b* although their error exceeds ten tolerances from all other steps. Its size was
+chosen so that one good step in 15 to 50 is rejected.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
@@ -28,10 +29,10 @@ class Tableau:
 
     Attributes:
         c: Nodes.
-        a: Rows of stage weights; the last row is the solution's.
+        a: Rows of stage weights; the last row holds the weights of the solution.
         e: Error weights ``b - b*``.
         order: Order of the solution.
-        g: Weights of a second, cruder estimate, ``b`` minus weights of order 3; empty where there is none.
+        g: Weights of a second, cruder error estimate, ``b`` minus weights of order 3; empty if there is no second one.
     """
 
     c: tuple[float, ...]
@@ -42,7 +43,7 @@ class Tableau:
 
     @property
     def passing(self) -> tuple[bool, ...]:
-        """Which stages have no weight in the solution nor in the estimates and serve other stages alone."""
+        """For each stage, whether it serves only other stages, with no weight in the solution or the estimates."""
         b = (*self.a[-1], 1.0)  # the last stage is the first of the next step
         return tuple(not any(weights) for weights in zip(b, self.e, self.g or self.e, strict=True))
 

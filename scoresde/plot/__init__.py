@@ -1,14 +1,14 @@
-"""Pictures of samples, scores, schedules and training, from arrays.
+"""Plots of samples, scores, schedules and training, drawn from arrays.
 
-Every function returns a :class:`matplotlib.figure.Figure` and shows nothing; a function that takes ``ax`` draws there
-instead and returns that figure. ``pyplot`` is never imported. Images and points are in data units.
+Every function returns a :class:`matplotlib.figure.Figure` without showing it. A function that is given ``ax`` draws on
+those axes and returns their figure. ``pyplot`` is never imported. Images and points are in data units.
 
     samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
-    on the way    :mod:`.strips`, :mod:`.paths`
+    paths         :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
-    the rest      :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`
+    other         :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`
 
-The style is in :mod:`.base`.
+:mod:`.base` defines the style.
 """
 
 from __future__ import annotations

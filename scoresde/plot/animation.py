@@ -1,7 +1,7 @@
-"""Moving pictures of sampling: noise on its way to data, as a GIF.
+"""Animations of sampling: noise turning into data, as a GIF.
 
-A trajectory's frames, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.run.Run.frames`), become pictures as
-:mod:`scoresde.plot` draws still ones: sheets of images, clouds of points in the plane on fixed axes, or signals.
+The frames of a trajectory, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.run.Run.frames`), are drawn like
+the still plots of :mod:`scoresde.plot`: sheets of images, points in the plane on fixed axes, or signals.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["animate", "animate_pair", "save_gif"]
 
 
 def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[str] = ()) -> list[Pixels]:
-    """Draw every frame.
+    """Draw every frame of an animation.
 
     Args:
         frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, volumes ``(C, D, H, W)``, signals ``(C, L)`` or vectors
             ``(D,)``, in data units.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        low, high: The values of an image that are black and white.
-        names: Of the coordinates of vectors, or of the channels of signals.
+        low, high: The image values to draw as black and as white.
+        names: Names of the coordinates of vectors, or of the channels of signals.
 
     Returns:
-        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+        One picture per frame, uint8 ``(height, width, 3)``, all of the same size.
     """
     values = np.asarray(plain(frames), dtype=np.float64)
     if kind in ("image", "volume"):
@@ -40,9 +40,9 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
         factor = max(1, 400 // sheets[0].shape[1])
         return [sheet.repeat(factor, axis=0).repeat(factor, axis=1) for sheet in sheets]
     if kind not in ("signal", "vector"):
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     pictures = []
-    # Axes of the data, with room around it: where the noise is wider, it enters from outside.
+    # The axes fit the data, with a margin. Noise that is wider than the data starts outside them.
     last = finite(values[-1], "frames", values.ndim - 1)
     if kind == "vector":
         least, most = window(last)
@@ -66,24 +66,26 @@ def animate_pair(
 ) -> list[Pixels]:
     """Draw every frame of two animations side by side, with a title above each.
 
+    Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
+    the direction in which its path on the left ends.
+
     Args:
-        left, right: Shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, volumes ``(C, D, H, W)``, signals
-            ``(C, L)``, of which the first channel is drawn, or vectors ``(D,)``, of which two coordinates are, coloured
-            by the direction in which the left ones end.
-        titles: Two for each frame.
+        left, right: Frames of shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, volumes ``(C, D, H, W)``,
+            signals ``(C, L)`` or vectors ``(D,)``.
+        titles: Two titles for each frame.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        low, high: The values of an image that are black and white.
+        low, high: The image values to draw as black and as white.
 
     Returns:
-        One picture per frame, uint8 ``(height, width, 3)``, all of one size.
+        One picture per frame, uint8 ``(height, width, 3)``, all of the same size.
     """
     pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
         raise UsageError(
-            f"two animations of one shape (F, N, *event): got {[x.shape for x in pair]}, {len(titles)} titles"
+            f"animations of one shape (F, N, *event) need F titles: got {[x.shape for x in pair]}, {len(titles)}"
         )
     if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
-        raise UsageError(f"no animation for the kind {kind!r} of shape {pair[0].shape[2:]}")
+        raise UsageError(f"cannot animate data of kind {kind!r} and shape {pair[0].shape[2:]}")
     flat = kind in ("image", "volume")
     if flat:
         sheet = image_grid(pair[0][0][:64], None, low, high)
@@ -97,7 +99,7 @@ def animate_pair(
     pictures = []
     for k, names in enumerate(titles):
         figure = new_figure(6.6, height + 0.45)
-        figure.set_layout_engine("constrained", h_pad=0.09)  # a hat stands above the height that a title is given
+        figure.set_layout_engine("constrained", h_pad=0.09)  # a hat in a title needs extra space above it
         for ax, x, name in zip(figure.subplots(1, 2), pair, names, strict=True):
             tidy(ax)
             if flat:
@@ -116,18 +118,18 @@ def animate_pair(
 
 
 def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: float = 3.0, hold: float = 1.5) -> None:
-    """Write an animation that runs for ever.
+    """Write pictures as a GIF that loops forever.
 
     Args:
-        path: Where; missing folders are made.
+        path: File to write; missing folders are created.
         pictures: The frames, uint8 ``(height, width, 3)`` each.
-        seconds: How long the frames run in all.
-        hold: How long the last one stays, in seconds.
+        seconds: Total duration of the frames before the last, in seconds.
+        hold: How long the last frame stays, in seconds.
     """
     from PIL import Image
 
     if len(pictures) < 2:
-        raise UsageError(f"{len(pictures)} pictures are no animation; take at least 2")
+        raise UsageError(f"an animation needs at least 2 pictures: got {len(pictures)}")
     images = [Image.fromarray(p) for p in pictures]
     each = max(20, round(1000 * seconds / len(images)))
     durations = [each] * (len(images) - 1) + [round(1000 * hold)]

@@ -1,11 +1,11 @@
-"""What all pictures share: colours, figures without pyplot, checked arrays, whole files.
+"""Shared parts of all plots: colours, figures without pyplot, checked arrays and atomic file writes.
 
-Figures are built directly, each with its own Agg canvas, so that ``pyplot`` is never imported, no global state changes,
-no display is needed and a figure is freed when its last reference goes. Files are written under a temporary name and
-then renamed, so that a reader never meets half a picture.
+Each figure is built directly, with its own Agg canvas. So ``pyplot`` is never imported, no global state changes, no
+display is needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name
+and then renamed, so that a reader never sees a partial picture.
 
-The colours are those of Okabe and Ito, which stay apart under the common colour-vision deficiencies: blue for samples,
-grey for the reference, vermilion for what needs the eye.
+The colours are those of Okabe and Ito, which remain distinct under the common colour-vision deficiencies: blue for
+samples, grey for the reference, and vermilion for anything that needs attention.
 
 References:
     Okabe and Ito (2008), Color universal design: how to make figures that are friendly to colorblind people.
@@ -44,15 +44,15 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # times as wide is another scale: for any coordinates, and for those with names
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # of lines, in this order
+UNLIKE = (20.0, 3.0)  # the ratio of widths above which two coordinates get separate scales: unnamed, and named
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # the colours of lines, in order
 
 
 # --- arrays -------------------------------------------------------------------------------------------------
 
 
 def plain(x: Array) -> npt.NDArray[Any]:
-    """A NumPy array from anything array-like; a tensor may be on any device and carry a graph."""
+    """Convert anything array-like to a NumPy array; a tensor may be on any device and require gradients."""
     if hasattr(x, "detach"):
         tensor = cast("Tensor", x).detach().cpu()
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
@@ -60,10 +60,10 @@ def plain(x: Array) -> npt.NDArray[Any]:
 
 
 def finite(x: Array, name: str, ndim: int) -> Floats:
-    """Finite float64 values with ``ndim`` axes."""
+    """Convert to float64 and check that there are ``ndim`` axes and all values are finite."""
     values = np.asarray(plain(x), dtype=np.float64)
     if values.ndim != ndim:
-        raise UsageError(f"{name} has {ndim} axes: got shape {values.shape}")
+        raise UsageError(f"{name} must have {ndim} axes: got shape {values.shape}")
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
         raise UsageError(f"{name} has {bad:,} of {values.size:,} values that are not finite: nothing to draw")
@@ -73,13 +73,14 @@ def finite(x: Array, name: str, ndim: int) -> Floats:
 def points_of(x: Array, name: str) -> Floats:
     points = finite(x, name, 2)
     if len(points) == 0 or points.shape[1] != 2:
-        raise UsageError(f"{name} are points of shape (N, 2): got {points.shape}")
+        raise UsageError(f"{name} must be points of shape (N, 2), N at least 1: got {points.shape}")
     return points
 
 
 def window(values: Floats) -> tuple[Floats, Floats]:
-    """Lowest and highest value to show of each column, ``(N, D)`` to twice ``(D,)``: all of them, but for those that
-    lie farther outside the middle 98 % than these are wide, and would squeeze the rest.
+    """Find the lowest and the highest value to show in each column: ``(N, D)`` to two arrays ``(D,)``.
+
+    Values are left out if they lie further outside the middle 98 % than its width, because they would squeeze the rest.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -88,8 +89,10 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Half the width of a window over two coordinates that have these widths, ``(2,)``: one scale for both, unless they
-    are of unlike size, as are columns of a table, which have names.
+    """Half the widths ``(2,)`` of a window over two coordinates of these widths.
+
+    Both get the same scale unless their widths differ a lot. The limit is lower for coordinates with names, which are
+    columns of a table.
     """
     most, least = float(widths.max()), float(widths.min())
     if least > 0 and most > (UNLIKE[1] if len(names) else UNLIKE[0]) * least:
@@ -101,8 +104,9 @@ def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
 
 
 def literal(text: str, length: int = 200) -> str:
-    """A name that others chose, as Matplotlib draws it character by character, on one line, cut to a length: a dollar
-    would begin a formula, and a legend leaves out what begins with an underscore.
+    """Escape a name from outside, so that Matplotlib draws it literally, on one line and cut to a length.
+
+    Otherwise a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
     """
     line = " ".join(text.split())
     line = line if len(line) <= length else f"{line[: length - 3]}..."
@@ -110,7 +114,7 @@ def literal(text: str, length: int = 200) -> str:
 
 
 def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str]:
-    """Titles of ``count`` columns: their names, or x0, x1, ... if there are none, or not as many."""
+    """Titles of ``count`` columns: their names, or x0, x1, ... if the number of names is different."""
     return [literal(name, length) for name in names] if len(names) == count else [f"x{i}" for i in range(count)]
 
 
@@ -118,12 +122,12 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib, also where ``MPLBACKEND`` names what it does not know: figures here need no backend."""
+    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend; the figures here need no backend."""
     with _IMPORTING:
         _import_without_backend()
 
 
-_IMPORTING = Lock()  # a thread that fails takes the modules of all away
+_IMPORTING = Lock()  # a thread whose import fails removes the modules for all threads
 
 
 def _import_without_backend() -> None:
@@ -134,7 +138,7 @@ def _import_without_backend() -> None:
         if asked is None:
             raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[name]  # what was imported before it failed
+            del sys.modules[name]  # modules imported before the failure
         try:
             import_module("matplotlib")
         finally:
@@ -142,7 +146,7 @@ def _import_without_backend() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, with a canvas of its own."""
+    """Create an empty figure of this size in inches, with its own canvas."""
     _import()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -153,12 +157,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """The axes to draw on and the figure they are on: the caller's, or new ones."""
+    """Return the figure and the axes to draw on: the caller's axes, or new ones of this size in inches."""
     if ax is None:
         figure = new_figure(width, height)
         ax = figure.add_subplot()
     else:
-        figure = ax.figure.figure  # a subfigure's figure is the whole
+        figure = ax.figure.figure  # the whole figure, even if the axes are in a subfigure
     tidy(ax)
     return figure, ax
 
@@ -179,7 +183,7 @@ def set_title(ax: Axes, title: str | None) -> None:
 
 
 def legend_above(ax: Axes, ncols: int) -> None:
-    """A legend above the data, on the right, where it hides nothing; its keys are opaque."""
+    """Add a legend above the axes on the right, where it covers no data; its keys are opaque."""
     legend = ax.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, fontsize=8, frameon=False,
         borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=2,
@@ -190,9 +194,9 @@ def legend_above(ax: Axes, ncols: int) -> None:
 
 
 def show_picture(ax: Axes, picture: npt.NDArray[Any]) -> None:
-    """Pixels as they are, in a thin frame."""
+    """Show pixels without interpolation, in a thin frame."""
     white = 255 if picture.dtype == np.uint8 else 1
-    ax.imshow(picture, interpolation="nearest", cmap="gray", vmin=0, vmax=white)  # RGB ignores the last three
+    ax.imshow(picture, interpolation="nearest", cmap="gray", vmin=0, vmax=white)  # RGB ignores cmap and limits
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -205,6 +209,6 @@ def show_picture(ax: Axes, picture: npt.NDArray[Any]) -> None:
 
 
 def save_figure(path: str | os.PathLike[str], fig: Figure, dpi: float = 120) -> None:
-    """Write a figure in the format that ``path`` ends in, PNG without one; missing folders are made."""
+    """Write a figure in the format given by the suffix of ``path``, or as PNG without one; create missing folders."""
     with atomic(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip(".").lower() or "png")

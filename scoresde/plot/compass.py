@@ -1,4 +1,4 @@
-"""The compass: does the learned score point where the exact one does, and is it as long, at each noise level?"""
+"""The compass plot compares the direction and length of the learned score with the exact one at each noise level."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ __all__ = ["compass"]
 
 
 def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = None, note: str | None = None) -> Figure:
-    """Cosine and relative error of a score against the exact one, by noise level.
+    """Plot the cosine and the relative error of a score against the exact one, by noise level.
 
     Args:
-        log_snr: Noise levels ``(L,)``.
-        cosine: Of the angle between the two, ``(L, 3)``: a low quantile over samples, the mean, a high quantile.
-        error: ``|learned - exact| / |exact|``, ``(L, 3)``: a low quantile, the root of the ratio of the mean squares, a
+        log_snr: Log-SNRs of the noise levels, ``(L,)``.
+        cosine: Cosine of the angle between the two scores, ``(L, 3)``: a low quantile over samples, the mean, and a
             high quantile.
-        title: A line above.
-        note: A line below.
+        error: Relative error ``|learned - exact| / |exact|``, ``(L, 3)``: a low quantile over samples, the root of the
+            ratio of the mean squares, and a high quantile.
+        title: Title above the figure.
+        note: Line of text below the figure.
     """
     levels = finite(log_snr, "log_snr", 1)
     bands = {"cosine of the angle to the exact score": (finite(cosine, "cosine", 2), BLUE, "mean", "lower right")}
     bands["relative error"] = (finite(error, "error", 2), VERMILION, "root mean square", "lower left")
     if any(band.shape != (len(levels), 3) for band, *_ in bands.values()) or len(levels) < 2:
-        raise UsageError(f"a band has shape (L, 3) for at least 2 noise levels, L = {len(levels)}")
+        raise UsageError(f"cosine and error must have shape (L, 3) for at least 2 noise levels, here L = {len(levels)}")
     figure = new_figure(8.6, 3.7)
     panels = figure.subplots(1, 2)
     for ax, (name, (band, colour, middle, corner)) in zip(panels, bands.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Scores in the plane, as arrows."""
+"""Plots of scores in the plane, as arrows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["score_field", "score_fields"]
 
 
 def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Array, density: Array | None) -> Figure:
-    """Arrows of a score over an image of the density it belongs to.
+    """Draw the arrows of a score over an image of its density.
 
-    A score grows without bound away from the data, so that arrows of true length would hide all others: an
-    arrow points along (u, v) and its length is proportional to the fourth root of |(u, v)|.
+    A score grows without bound away from the data, so the longest arrows would hide all others if drawn to scale.
+    Instead, an arrow points along (u, v), and its length is proportional to the fourth root of |(u, v)|.
 
     Args:
-        ax: Where to draw; a new figure when ``None``.
+        ax: Axes to draw on; a new figure when ``None``.
         x_grid: Abscissas ``(X,)``, evenly spaced.
         y_grid: Ordinates ``(Y,)``, evenly spaced.
-        u: First component of the score ``(Y, X)``.
-        v: Second component ``(Y, X)``.
-        density: Density ``(Y, X)``, or ``None`` for white.
+        u: First component of the score, ``(Y, X)``.
+        v: Second component of the score, ``(Y, X)``.
+        density: Density ``(Y, X)``, or ``None`` for a white background.
     """
     xs, ys = finite(x_grid, "x_grid", 1), finite(y_grid, "y_grid", 1)
     us, vs = finite(u, "u", 2), finite(v, "v", 2)
@@ -38,12 +38,12 @@ def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Arra
     shape = (len(ys), len(xs))
     seen = [a.shape for a in (us, vs, image) if a is not None]
     if min(shape) < 2 or any(s != shape for s in seen):
-        raise UsageError(f"u, v and density have the shape (Y, X) = {shape}, at least (2, 2): got {seen}")
+        raise UsageError(f"u, v and density must have the shape (Y, X) = {shape}, at least (2, 2): got {seen}")
     figure, ax = canvas(ax, 4.6, 4.6)
     half_x, half_y = (xs[-1] - xs[0]) / (len(xs) - 1) / 2, (ys[-1] - ys[0]) / (len(ys) - 1) / 2
     extent = (xs[0] - half_x, xs[-1] + half_x, ys[0] - half_y, ys[-1] + half_y)
     if image is not None:
-        # The darkest third of the map is left out, so that dark arrows are read everywhere.
+        # Leave out the darkest third of the colour map, so that dark arrows stand out everywhere.
         peak = max(float(image.max()), 1e-300)
         ax.imshow(image, "Blues", vmin=0, vmax=1.6 * peak, origin="lower", extent=extent, interpolation="bilinear")
     ky, kx = (max(1, math.ceil(size / 22)) for size in shape)
@@ -72,19 +72,19 @@ def score_fields(
     density: Array | None = None,
     points: Array | None = None,
 ) -> Figure:
-    """Scores at several times, a row for each model, over the density or over points of it.
+    """Draw scores at several times, one row for each model, over the density or over points drawn from it.
 
     Args:
         x_grid, y_grid: Abscissas ``(X,)`` and ordinates ``(Y,)``, evenly spaced.
-        fields: For each title the scores ``(T, 2, Y, X)``.
+        fields: Scores ``(T, 2, Y, X)``, keyed by the title of their row.
         columns: A label for each of the T times.
-        density: Density ``(T, Y, X)``, if it is known.
-        points: Points of the density ``(T, N, 2)``, where it is not.
+        density: Density ``(T, Y, X)``, if known.
+        points: Points drawn from the density, ``(T, N, 2)``, if the density is unknown.
     """
     found = {title: finite(field, title, 4) for title, field in fields.items()}
     if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):
         shapes = [f.shape for f in found.values()]
-        raise UsageError(f"a field has shape (T, 2, Y, X) for T = {len(columns)} columns: got {shapes}")
+        raise UsageError(f"a field must have shape (T, 2, Y, X) for T = {len(columns)} columns: got {shapes}")
     shades = None if density is None else finite(density, "density", 3)
     dots = None if points is None else finite(points, "points", 3)
     figure = new_figure(2.9 * len(columns), 3.05 * len(found) + 0.1)

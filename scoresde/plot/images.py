@@ -1,11 +1,11 @@
-"""Images on a sheet, pixel by pixel, and in a row.
+"""Sheets of images, drawn pixel by pixel.
 
-Images are in data units, ``low`` black and ``high`` white; a pixel value v becomes the byte
+Images are in data units: ``low`` is black and ``high`` is white. A pixel value v becomes the byte
 
     round(255 clip((v - low) / (high - low), 0, 1)),
 
-and an RGBA image with colour c and opacity a is composited on white, a c + (1 - a). Channels that are no colours are
-grey pictures side by side. Of a volume the slice in the middle is shown.
+and an RGBA image with colour c and opacity a is composited on white: a c + (1 - a). Channels that are not colours
+become grey pictures side by side. A volume is shown by its middle slice.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .base import Array, Floats, Pixels, finite, plain
 
 __all__ = ["CHANNELS", "GAP", "image_grid", "save_image_grid"]
 
-GAP = 224  # The grey between the images of a grid: visible beside black and beside white.
+GAP = 224  # The grey between the images of a grid, visible next to black and next to white.
 SHEET = 600  # A saved grid is at least this wide, in pixels.
-CHANNELS = 6  # of an image that are shown side by side
+CHANNELS = 6  # the most channels of an image to show side by side
 
 
 def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: float = 1.0, pad: int = 1) -> Pixels:
     """Lay images out row by row on one sheet.
 
     Args:
-        x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, of which the slice ``D // 2`` is
-            shown. C = 1 is grey, 3 is RGB, and 4 is RGBA, composited on white. Any other number of channels are grey
-            pictures side by side, the first six of them, each on a scale of its own: the middle 99 % of its values
-            here.
-        columns: Images in a row; the smallest square that holds them all when ``None``, or, of channels side by side,
-            about a square of pixels.
-        low: The value that is black, or transparent.
-        high: The value that is white, or opaque.
-        pad: Grey pixels between and around the images.
+        x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, which are shown by their slice
+            ``D // 2``. C = 1 is grey, 3 is RGB, and 4 is RGBA, composited on white. With any other number, the first
+            six channels are drawn as grey pictures side by side, each on its own scale: the middle 99 % of the values
+            in ``x``.
+        columns: Images in a row. When ``None``, the sheet is the smallest square that holds all images, or about a
+            square of pixels if channels are side by side.
+        low: The value to draw as black, or as transparent.
+        high: The value to draw as white, or as opaque.
+        pad: Number of grey pixels between and around the images.
 
     Returns:
         The sheet, uint8 ``(rows (H + pad) + pad, columns (W' + pad) + pad, 3)``, where ``W'`` is W, or
         ``C' (W + 1) + 1`` for C' channels side by side.
 
     Raises:
-        UsageError: If the shape is not that of images, a value is not finite, or an option is out of range.
+        UsageError: If ``x`` does not have the shape of images, a value is not finite, or an option is out of range.
 
     >>> image_grid(np.ones((6, 1, 8, 8))).shape
     (19, 28, 3)
@@ -54,14 +54,14 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
     """
     values = finite(x, "x", 5 if plain(x).ndim == 5 else 4)
     if 0 in values.shape:
-        raise UsageError(f"images have shape (N, C, H, W), volumes (N, C, D, H, W), none of them 0: got {values.shape}")
+        raise UsageError(f"images need shape (N, C, H, W), volumes (N, C, D, H, W), all at least 1: got {values.shape}")
     if values.ndim == 5:
         values = values[:, :, values.shape[2] // 2]
     n, channels, height, _ = values.shape
     if not high > low:
-        raise UsageError(f"high is above low: got low {low} and high {high}")
+        raise UsageError(f"high must be above low: got low {low} and high {high}")
     if (columns is not None and columns < 1) or pad < 0:
-        raise UsageError(f"columns is at least 1 and pad at least 0: got {columns} and {pad}")
+        raise UsageError(f"columns must be at least 1 and pad at least 0: got {columns} and {pad}")
 
     if channels in (1, 3, 4):
         colour = np.clip((values - low) / (high - low), 0.0, 1.0)
@@ -86,8 +86,9 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
 
 
 def _side_by_side(values: Floats) -> Floats:
-    """Channels ``(N, C, H, W)`` as grey pictures in [0, 1] in a row, ``(N, 1, H, C (W + 1) + 1)``, each channel on its
-    own scale and with a pixel at its sides, so that channels are nearer to each other than images are.
+    """Lay channels ``(N, C, H, W)`` out as grey pictures in [0, 1] in a row, ``(N, 1, H, C (W + 1) + 1)``.
+
+    Each channel has its own scale and one grey pixel on each side, so that channels are closer together than images.
     """
     n, channels, height, width = values.shape
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)
@@ -110,20 +111,20 @@ def save_image_grid(
     """Write :func:`image_grid` as a PNG file.
 
     Args:
-        path: Where; missing folders are made.
+        path: File to write; missing folders are created.
         x: Images ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``, in data units.
-        low: The value that is black.
-        high: The value that is white.
-        columns: Images in a row; a square when ``None``.
-        magnify: Every pixel becomes a square of this side; when ``None``, the smallest that makes the sheet
-            at least 600 pixels wide.
+        low: The value to draw as black.
+        high: The value to draw as white.
+        columns: Images in a row; chosen as in :func:`image_grid` when ``None``.
+        magnify: Side of the square that each pixel becomes; when ``None``, the smallest that makes the sheet at least
+            600 pixels wide.
     """
     from PIL import Image
 
     sheet = image_grid(x, columns, low, high)
     factor = max(1, math.ceil(SHEET / sheet.shape[1])) if magnify is None else magnify
     if factor < 1:
-        raise UsageError(f"magnify is at least 1: got {magnify}")
+        raise UsageError(f"magnify must be at least 1: got {magnify}")
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)  # nearest neighbour: pixels stay pixels
     with atomic(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

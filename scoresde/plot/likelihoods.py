@@ -1,4 +1,4 @@
-"""Likelihoods of several data sets, beside each other."""
+"""Histograms of the likelihoods of several data sets in one plot."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ __all__ = ["likelihood_histogram"]
 
 
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
-    """A histogram for each data set, with a line at its mean, which the legend states.
+    """Draw a histogram for each data set, with a line at its mean; the legend gives the means.
 
-    All have bins of one width, that of Freedman and Diaconis (1981) for the narrowest set, and the area 1.
+    All histograms have area 1 and the same bin width, which is that of Freedman and Diaconis (1981) for the narrowest
+    set.
 
     Args:
-        sets: Values ``(n,)`` by name, at most seven.
-        unit: What the values are in, for the axis.
-        ax: Where to draw; a new figure when ``None``.
+        sets: Values ``(n,)`` of each data set, keyed by its name; at most seven sets.
+        unit: Unit of the values, for the label of the axis.
+        ax: Axes to draw on; a new figure when ``None``.
     """
     values = {name: finite(v, name, 1) for name, v in sets.items()}
     if not values or len(values) > len(COLOURS) or any(len(v) == 0 for v in values.values()):
         sizes = {name: len(v) for name, v in values.items()}
-        raise UsageError(f"a figure shows 1 to {len(COLOURS)} data sets, each with a value: got {sizes}")
+        raise UsageError(f"a figure needs 1 to {len(COLOURS)} data sets, each with a value: got {sizes}")
     low, high = (float(f(np.concatenate(list(values.values())))) for f in (np.min, np.max))
     count = int(np.clip(np.ceil((high - low) / _bin_width(list(values.values()))), 12, 150)) if high > low else 12
     width = (high - low or 1.0) / count
     figure, ax = canvas(ax, 5.6, 3.2)
     for colour, (name, v) in zip(COLOURS, values.items(), strict=False):
-        # bins of one grid, from the first to the last that has a value, so that no line runs along zero
+        # Use the bins of one grid, from the first to the last that has a value, so that no line runs along zero.
         first, last = (int((f(v) - low) / width) for f in (np.min, np.max))
         bins = list(low + width * np.arange(first, last + 2))
-        bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # whatever the rounding
+        bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # despite rounding
         label = f"{literal(name, 40)}, mean {v.mean():.4g}"
         ax.hist(v, bins=bins, density=True, color=colour, alpha=0.3)
         ax.hist(v, bins=bins, density=True, color=colour, histtype="step", linewidth=1.3, label=label)
@@ -53,6 +54,6 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
 
 
 def _bin_width(sets: list[Floats]) -> float:
-    """``2 IQR n^(-1/3)`` of the set for which it is smallest, among those that are spread at all."""
+    """The smallest ``2 IQR n^(-1/3)`` among the sets that have any spread."""
     widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
     return min((w for w in widths if w > 0), default=np.inf)

@@ -1,9 +1,9 @@
-"""Samples beside their nearest training rows, the most suspicious first: what the eye should judge.
+"""Plots of samples next to their nearest training rows, the most suspicious first, for a check by eye.
 
-Images stand in pairs, the sample above; signals and vectors are drawn over each other, the sample in blue over the
-training row in grey, each column of a table in standard deviations of the data. What the test for copies flags has a
-vermilion frame. Points of the plane share one panel, each sample with a line to its nearest training row, over the
-training data; what is flagged is vermilion there.
+Images are drawn in pairs, with the sample on top. Signals and vectors are drawn over each other, the sample in blue
+over the training row in grey; each column of a table is in standard deviations of the data. A pair that the test for
+copies flags has a vermilion frame. Points in the plane share one panel with the training data, with a line from each
+sample to its nearest training row; flagged samples are vermilion there.
 """
 
 from __future__ import annotations
@@ -56,18 +56,19 @@ def neighbour_sheet(
     data: Array | None = None,
     names: Sequence[str] = (),
 ) -> Figure:
-    """Pairs of a sample and a training row.
+    """Draw pairs of a sample and its nearest training row.
 
     Args:
-        samples: Shape ``(N, *event)``, in data units.
-        nearest: The training row of each, the same shape.
-        captions: A line under each pair.
+        samples: Samples, shape ``(N, *event)``, in data units.
+        nearest: The nearest training row of each sample, the same shape.
+        captions: A caption below each pair. A figure of points in the plane does not show them.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        low: The value of an image that is black.
-        high: The value of an image that is white.
-        flagged: The pairs, by number, that get a frame.
-        data: The training rows, shape ``(T, *event)``, behind points of the plane, and the scale of other vectors.
-        names: Of the coordinates of points.
+        low: The image value to draw as black.
+        high: The image value to draw as white.
+        flagged: Numbers of the pairs to mark as flagged.
+        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and set the scale of
+            other vectors.
+        names: Names of the two coordinates of points in the plane.
 
     Raises:
         UsageError: If the shapes differ, or there is nothing to draw.
@@ -75,7 +76,7 @@ def neighbour_sheet(
     a, b = np.asarray(plain(samples)), np.asarray(plain(nearest))
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
-            f"samples, nearest rows and captions are as many, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
+            f"samples, nearest rows and captions must match, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
         )
     if kind == "vector" and a.shape[1:] == (2,):
         return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data, names)
@@ -91,8 +92,8 @@ def neighbour_sheet(
         shape = image_grid(a[:1], 1, low, high, pad=0).shape
         height = 2 * max(1.25 * shape[0] / shape[1], 0.25) + 0.25
     figure = new_figure(1.25 * columns, height * rows + 0.3)
-    figure.suptitle("samples, and below each its nearest training row" if flat else
-                    "samples, and in grey the nearest training row", fontsize=9, color=INK)  # fmt: skip
+    figure.suptitle("samples, each above its nearest training row" if flat else
+                    "samples, with the nearest training row in grey", fontsize=9, color=INK)  # fmt: skip
     grid = figure.add_gridspec(rows, columns)
     for i, caption in enumerate(captions):
         cell = grid[i // columns, i % columns]
@@ -100,7 +101,7 @@ def neighbour_sheet(
         if flat:
             both = cell.subgridspec(2, 1)
             panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
-            sheet = image_grid(np.stack([a[i], b[i]]), 1, low, high, pad=0)  # on one scale
+            sheet = image_grid(np.stack([a[i], b[i]]), 1, low, high, pad=0)  # both on one scale
             for panel, picture in zip(panels, np.split(sheet, 2), strict=True):
                 show_picture(panel, picture)
         else:
@@ -113,7 +114,7 @@ def neighbour_sheet(
 
 
 def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, names: Sequence[str]) -> Figure:
-    """Pairs of points over the data."""
+    """Draw pairs of points over the data."""
     figure, ax = canvas(None, 4.5, 4.5)
     behind = b if data is None else points_of(data, "data")
     least, most = window(np.concatenate([behind, a, b]))
@@ -138,7 +139,7 @@ def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, 
 
 
 def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
-    """The values of both against their place, channels one after another."""
+    """Plot the values of both against their position, with channels one after another."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
     tidy(ax)

@@ -1,8 +1,8 @@
-"""Paths of samples on their way from noise to data, by the flow and by the reverse SDE, on one number of each sample.
+"""Plots of the paths of samples from noise to data, by the flow and by the reverse SDE, in one number per sample.
 
-From one starting noise the flow takes one path and the reverse SDE infinitely many; at every time they have the same
-law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The shade behind the paths is that law as the samples
-have it, and the histograms at the ends are its first and its last.
+From a given starting noise the flow takes one path and the reverse SDE infinitely many. At every time both have the
+same law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The shading behind the paths is the law estimated
+from the samples, and the histograms at the ends show the first and the last one.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ def trajectories(
     data: Array | None = None,
     label: str = "x",
 ) -> Figure:
-    """Paths side by side, with the laws they have at both ends.
+    """Draw sets of paths side by side, with their distributions at both ends.
 
     Args:
-        t: Times ``(T,)``, in the order they are passed.
-        paths: For each title the samples on their way, ``(T, N)``; row i of each starts from the same noise.
-        shown: Paths drawn as lines, in the same colour on each side; the others make the shade.
-        data: What the samples should look like at the end, ``(M,)``, in grey.
-        label: What the number is.
+        t: Times ``(T,)``, in the order in which the paths pass them.
+        paths: Paths ``(T, N)`` of the samples, keyed by the title of their panel. Path i of each set starts from the
+            same noise.
+        shown: How many paths to draw as lines; a path has the same colour in each panel. All paths make up the shading.
+        data: Values of the data ``(M,)``, drawn in grey at the end for comparison.
+        label: Label of the vertical axis.
 
     Raises:
-        UsageError: If the shapes do not go together.
+        UsageError: If the shapes do not match.
     """
     times = finite(t, "t", 1)
     found = {title: finite(x, title, 2) for title, x in paths.items()}
     if not found or any(len(x) != len(times) or x.shape[1] < 2 for x in found.values()):
         raise UsageError(
-            f"paths have shape (T, N), T = {len(times)} times and N at least 2: got {[x.shape for x in found.values()]}"
+            f"paths need shape (T, N), T = {len(times)} times and N at least 2: got {[x.shape for x in found.values()]}"
         )
     real = None if data is None else finite(data, "data", 1)
     every = np.concatenate([x.ravel() for x in found.values()])
@@ -60,7 +61,7 @@ def trajectories(
     for i, (title, x) in enumerate(found.items()):
         start, panel, end = grid[3 * i : 3 * i + 3]
         _law(panel, times, x, edges)
-        # The colours go by where a path starts.
+        # Colour paths in the order of where they start.
         order = np.argsort(x[0, : max(shown, 1)])
         for k, row in enumerate(order):
             panel.plot(times, x[:, row], color=COLOURS[k % len(COLOURS)], linewidth=1.1)
@@ -87,7 +88,7 @@ def trajectories(
 
 
 def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
-    """The density at each time as a shade, on a scale of its own at each: a narrow law is no darker than a wide one."""
+    """Shade the density at each time, each on its own scale, so that a narrow law is no darker than a wide one."""
     density = np.stack([np.histogram(row, edges)[0] for row in x]).astype(np.float64)
     density = _smooth(density) / np.maximum(_smooth(density).max(axis=1, keepdims=True), 1e-300)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -95,14 +96,14 @@ def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
 
 
 def _smooth(density: Floats) -> Floats:
-    """A Gaussian mean over neighbouring bins, of which each holds few samples."""
+    """Smooth over neighbouring bins with Gaussian weights, because each bin holds few samples."""
     reach = np.arange(-6, 7)
     kernel = np.exp(-(reach**2) / (2 * 2.0**2))
     return np.apply_along_axis(np.convolve, 1, density, kernel / kernel.sum(), "same")
 
 
 def _histogram(ax: Axes, x: Floats, edges: Floats, real: Floats | None) -> None:
-    """A histogram that lies on its side."""
+    """Draw a horizontal histogram."""
     bins = edges[::2]
     if real is not None:
         ax.hist(real, bins=list(bins), density=True, orientation="horizontal", color=GREY, alpha=0.5, label="data")

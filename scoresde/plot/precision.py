@@ -1,10 +1,11 @@
-"""The work-precision figure of solvers: what an evaluation buys, log against log.
+"""Work-precision plots of solvers: error against model evaluations, on logarithmic axes.
 
-Two panels with the same lines. In the first the distance to the converged solution: a solver of order k falls with
-slope -k until rounding, or the error of the converged solution, stops it. In the second the sliced W2 distance to data,
-with what real data reach as a grey band and what the model reaches, however many the evaluations, as a dotted line:
-where a solver meets that line, more evaluations are wasted. The conventions are those of :mod:`scoresde.plot`; markers
-and, beyond seven solvers, dashes tell the lines apart without colours.
+There are two panels with a line for each solver. The first shows the distance to the converged solution. It falls with
+slope -k for a solver of order k, until rounding or the error of the converged solution limits it. The second shows the
+sliced W2 distance to data. A grey band is the range that real data reach, and a dotted line is the value of the
+converged solution, which more evaluations cannot improve: once a solver meets that line, more evaluations are wasted.
+The conventions are those of :mod:`scoresde.plot`. Lines differ in their markers as well as in colour, and beyond seven
+solvers in their dashes.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ def work_precision(
     converged: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Distance to the converged solution, and to data, against evaluations: a line for each solver.
+    """Plot the distances to the converged solution and to data against evaluations, with a line for each solver.
 
     Args:
-        curves: For each solver a row for each budget, shape ``(K, 3)``: evaluations, distance to the converged
-            solution, sliced W2 to data; NaN where there is none. A panel without a number is left out.
-        floor: The range of what real data reach in sliced W2.
+        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. A row has the evaluations, the
+            distance to the converged solution and the sliced W2 distance to data of one budget; NaN marks a missing
+            value. A panel without any value is left out.
+        floor: The lowest and the highest sliced W2 of real data.
         converged: The sliced W2 of the converged solution.
-        ax: Where to draw the first panel alone; a new figure when ``None``.
+        ax: Axes for the first panel alone; a new figure when ``None``.
 
     Raises:
         UsageError: If a shape is wrong, or there is nothing to draw.
@@ -49,7 +51,7 @@ def work_precision(
     found = {literal(name): np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
     wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
     if wrong:
-        raise UsageError(f"a curve has shape (K, 3), evaluations, distance and sliced W2: got {wrong}")
+        raise UsageError(f"a curve must have shape (K, 3), for evaluations, distance and sliced W2: got {wrong}")
     columns = [c for c in TITLES if any(len(_shown(points, c)) for points in found.values())]
     if not columns:
         raise UsageError("no solver has a distance that is finite and above 0: nothing to draw")
@@ -79,13 +81,13 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Evaluations and distance of the points that a logarithmic axis can show, ``(k, 2)``."""
+    """Select evaluations and distance of the points that a logarithmic axis can show, ``(k, 2)``."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 
 
 def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
-    """A line for each solver, both axes logarithmic with ticks at 1, 2 and 5."""
+    """Draw a line for each solver, on logarithmic axes with ticks at 1, 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     ax.set_xscale("log")
@@ -101,7 +103,7 @@ def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
     values = np.concatenate([_shown(points, column)[:, 1] for points in found.values()])
     span = float(values.max() / values.min())
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    # Within half a decade 1, 2 and 5 are too few: evenly spaced numbers, which lie unevenly.
+    # Ticks at 1, 2 and 5 are too few within half a decade: use evenly spaced numbers instead.
     even = MaxNLocator(6, steps=[1, 2, 5, 10])
     ax.yaxis.set_major_locator(even if span < 5 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     for axis in (ax.xaxis, ax.yaxis):

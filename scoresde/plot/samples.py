@@ -1,4 +1,4 @@
-"""Samples as they are: points in the plane, signals, histograms of coordinates, sheets of images."""
+"""Plots of samples: points in the plane, signals, histograms of coordinates, and sheets of images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
-SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the most that a figure shows
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the most to show in a figure
 
 
 def scatter(
@@ -52,17 +52,17 @@ def scatter(
     names: Sequence[str] = (),
     like: Array | None = None,
 ) -> Figure:
-    """Points in the plane, over data in grey.
+    """Draw points in the plane, over the data in grey.
 
-    Both axes have one scale, unless the coordinates are of unlike size. The few points that would squeeze all others
-    are left out, and counted in the figure.
+    Both axes have the same scale unless the widths of the coordinates differ a lot. Outliers that would squeeze all
+    other points are left out, and the figure states their number.
 
     Args:
         x: Points ``(N, 2)``.
-        reference: What they should look like, ``(M, 2)``; both share the limits of their union.
-        ax: Where to draw; a new figure when ``None``.
-        title: A line above.
-        names: Of the two coordinates.
+        reference: Data ``(M, 2)`` to compare with. Points and data together set the limits.
+        ax: Axes to draw on; a new figure when ``None``.
+        title: Title above the axes.
+        names: Names of the two coordinates.
         like: Points ``(K, 2)`` that set the limits instead.
     """
     points = points_of(x, "x")
@@ -94,7 +94,7 @@ def scatter(
 
 
 def _outside(ax: Axes, count: int) -> None:
-    """Say how many samples are not shown."""
+    """State how many samples are not shown."""
     if count:
         ax.text(
             0.99, 0.98, f"{count:,} outside", transform=ax.transAxes, ha="right", va="top", fontsize=7, color=VERMILION
@@ -108,15 +108,15 @@ def signals(
     names: Sequence[str] = (),
     like: Array | None = None,
 ) -> Figure:
-    """The first eight signals one above the other, a panel for each of the first six channels.
+    """Draw the first eight signals one below the other, with a panel for each of the first six channels.
 
-    All signals of a channel have one scale, in the units of the data, whose values are beside each of them.
+    All signals of a channel have the same scale. The ticks beside each signal are in data units.
 
     Args:
         x: Signals ``(N, C, L)``.
-        ax: Where to draw the first channel alone; a new figure when ``None``.
-        title: A line above.
-        names: Of the channels.
+        ax: Axes for the first channel alone; a new figure when ``None``.
+        title: Title above the figure.
+        names: Names of the channels.
         like: Signals ``(K, C, L)`` whose range sets the scale of each channel instead.
     """
     values = _traces_of(x, "x")
@@ -139,14 +139,14 @@ def signals(
 def _traces_of(x: Array, name: str) -> Floats:
     values = finite(x, name, 3)
     if 0 in values.shape:
-        raise UsageError(f"signals have shape (N, C, L): got {values.shape}")
+        raise UsageError(f"signals need shape (N, C, L), all at least 1: got {values.shape}")
     return values
 
 
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Signals ``(N, C, L)``, a panel for each channel, on the scale of ``span``, with room for ``rows`` of them."""
+    """Draw signals ``(N, C, L)``, a panel for each channel, on the scale of ``span``, with room for ``rows`` rows."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
     titles = column_names(names, span.shape[1], 32) if len(names) == span.shape[1] else [
@@ -154,9 +154,9 @@ def _panels(
     ]  # fmt: skip
     for c, panel in enumerate(panels):
         traces, low, high = values[:, c], float(span[:, c].min()), float(span[:, c].max())
-        # Rows are one range of this channel apart, so that an offset or a large neighbour hides nothing.
+        # The spacing is a little more than the range of this channel, so that signals never overlap.
         step = 1.15 * max(high - low, 1e-9)
-        edge = 0.06 * step  # what lies outside of a span that was given ends there, and crosses no neighbour
+        edge = 0.06 * step  # clip here what lies outside a given span, so that it does not cross its neighbours
         for i, trace in enumerate(np.clip(traces, low - edge, high + edge)):
             panel.plot(trace - i * step, color=colour or colours[c % len(colours)], linewidth=1.0)
             panel.annotate(
@@ -176,7 +176,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """One to three round numbers between two, or these."""
+    """Choose two or three round numbers in the interval, or its ends if there are fewer than two."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -188,22 +188,22 @@ def _marks(low: float, high: float) -> list[float]:
 
 
 def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
-    """Histograms of the first twelve coordinates, each over that of data in grey, in the same bins.
+    """Draw histograms of the first twelve coordinates, each over the histogram of the data in grey, in the same bins.
 
-    Whole numbers have bins around them. The few values that would squeeze all others are left out, and counted in the
-    figure.
+    The bins of whole numbers are centred on them. Outliers that would squeeze all other values are left out, and the
+    figure states their number.
 
     Args:
         x: Vectors ``(N, D)``.
-        reference: What they should look like, ``(M, D)``.
-        names: Of the coordinates.
-        like: Vectors ``(K, D)`` whose range the bins span instead.
+        reference: Data ``(M, D)`` to compare with.
+        names: Names of the coordinates.
+        like: Vectors ``(K, D)`` whose range the bins cover instead.
     """
     values = finite(x, "x", 2)
     below = None if reference is None else finite(reference, "reference", 2)
     if 0 in values.shape or (below is not None and (len(below) == 0 or below.shape[1] != values.shape[1])):
         shape = None if below is None else below.shape
-        raise UsageError(f"vectors have shape (N, D), the reference (M, D): got {values.shape} and {shape}")
+        raise UsageError(f"vectors need shape (N, D) and the reference (M, D): got {values.shape} and {shape}")
     count = min(values.shape[1], COORDINATES)
     columns = min(count, 2 if count == 4 else 3 if count <= 6 else 4)
     rows = math.ceil(count / columns)
@@ -220,7 +220,7 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
             "samples": {"color": BLUE, "lw": 1.3, "histtype": "step"},
         }
         for label, v in (("data", below), ("samples", values)):
-            if v is not None:  # a density of all values, also of those outside
+            if v is not None:  # normalise by all values, including those outside the bins
                 weights = np.full(len(v), 1 / (len(v) * (edges[1] - edges[0])))
                 ax.hist(v[:, d], edges, weights=weights, label=label, **looks[label])
         ax.set_xlim(edges[0], edges[-1])
@@ -241,8 +241,10 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
 
 
 def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
-    """Edges of the bins of ``count`` values, and the share of a bin that a bar fills. Bins are around whole numbers, as
-    many in each, or else equally wide from the least to the most.
+    """Choose the edges of the bins for ``count`` values, and the share of a bin that a bar fills.
+
+    If the values are whole numbers, bins are around them, with the same number of them in each. Otherwise bins of equal
+    width run from ``least`` to ``most``.
     """
     bins = int(np.clip(math.sqrt(count), 10, 50))
     if (values == np.rint(values)).all() and max(abs(least), abs(most)) < 1e15:
@@ -258,22 +260,22 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """The usual picture of samples of one kind, beside or over data.
+    """Draw the usual figure for samples of one kind, next to the data or over it.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors of two coordinates are drawn as points.
-        low: The value of an image that is black.
-        high: The value of an image that is white.
-        reference: Data of the same shape but for N.
-        names: Of the coordinates of vectors, or of the channels of signals.
+        low: The image value to draw as black.
+        high: The image value to draw as white.
+        reference: Data to compare with; its shape may differ in N only.
+        names: Names of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":
         values = finite(x, "x", 2)
         draw = scatter if values.shape[1] == 2 else vectors
         return draw(values, reference, names=names)
     if kind not in ("image", "volume", "signal"):
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     panels = [("samples", x)] if reference is None else [("samples", x), ("data", reference)]
     if kind == "signal":
         return signals(x, names=names) if reference is None else _signal_pair(x, reference, names)
@@ -288,7 +290,7 @@ def samples_figure(
 
 
 def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
-    """Signals and data on the same scales: side by side, or, if there are several channels, above each other."""
+    """Draw signals and data on the same scales: side by side, or one above the other if there are several channels."""
     both = {"samples": _traces_of(x, "x")[:SIGNALS], "data": _traces_of(reference, "reference")[:SIGNALS]}
     channels = min(both["samples"].shape[1], PANELS)
     rows = max(len(values) for values in both.values())
@@ -308,7 +310,7 @@ def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
 
 
 def dots(ax: Axes, points: Floats, colour: str, label: str) -> None:
-    """Smaller and fainter dots the more there are; a bitmap even in a vector file, which so stays small."""
+    """Draw dots, smaller and fainter the more there are; they are rasterised to keep vector files small."""
     crowd = min(1.0, 300 / len(points))
     size, alpha = 4 + 9 * crowd, 0.4 + 0.4 * crowd
     ax.scatter(

@@ -1,9 +1,10 @@
-"""Schedules of SDEs, in their own time and on the log-SNR axis that they share.
+"""Plots of the schedules of SDEs, against their own time and against the log-SNR, which they have in common.
 
-The clock of a path is a convention: two paths with the same alpha and sigma as functions of the log-SNR differ only in
-the time at which they pass each noise level. So the upper row shows the SDEs as they are written, in t, and the lower
-row what is left of the difference when the clock is taken away: the scale, and how the steps of a solver and the draws
-of training are spent over noise levels. The log-SNR falls from left to right, from data to noise, as t rises.
+The parametrisation of a path by time is a convention: two paths with the same alpha and sigma as functions of the
+log-SNR differ only in the time at which they pass each noise level. So the upper row shows the SDEs as they are
+defined, in t. The lower row shows the differences that remain without time: the scale, and how the steps of a solver
+and the draws of training are distributed over noise levels. The log-SNR falls from left to right, from data to noise,
+as t rises.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["Schedule", "schedules"]
 
 LOG_SNR = "log-SNR  2 log(α/σ)"
-WIDEST = (-14.0, 18.0)  # of the log-SNR axis: where alpha or sigma is 0 it would have no end
-RATES = (1e-2, 1e3)  # of the axis of beta and g^2, which may be infinite at t = 1
+WIDEST = (-14.0, 18.0)  # limits of the log-SNR axis, because the log-SNR is infinite where alpha or sigma is 0
+RATES = (1e-2, 1e3)  # limits of the axis of beta and g^2, which may be infinite at t = 1
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is drawn of one SDE; all arrays are one-dimensional.
+    """The curves to draw for one SDE; all arrays are one-dimensional.
 
     Attributes:
-        name: For the legend.
+        name: Name for the legend.
         t: Times, shape ``(T,)``, ascending.
-        alpha, sigma, log_snr: There, shape ``(T,)``.
-        beta: ``-2 d log alpha / dt``, shape ``(T,)``.
-        g2: ``g^2``, shape ``(T,)``; equal to beta for variance-preserving SDEs.
+        alpha, sigma, log_snr: Their values at the times ``t``, shape ``(T,)``.
+        beta: The rate ``-2 d log alpha / dt``, shape ``(T,)``.
+        g2: The squared diffusion ``g^2``, shape ``(T,)``; equal to beta for variance-preserving SDEs.
         nodes: The log-SNR at the nodes of a solver's grid, shape ``(S + 1,)``.
         training: The log-SNR of training draws, shape ``(K,)``.
     """
@@ -53,13 +54,15 @@ class Schedule:
 
 
 def schedules(curves: Sequence[Schedule]) -> Figure:
-    """SDEs in their own time (above) and on one log-SNR axis (below); where lines coincide, the thinner lies on top.
+    """Plot SDEs against their own time (top row) and against the log-SNR (bottom row).
+
+    Lines get thinner from one SDE to the next, so that lines that coincide remain visible.
 
     Args:
-        curves: One for each SDE, at least one.
+        curves: The curves of each SDE, for at least one SDE.
     """
     if not curves:
-        raise UsageError("no schedule to draw; give at least one")
+        raise UsageError("no schedule to draw; pass at least one")
     figure = new_figure(13.2, 6.0)
     (alpha, sigma, beta, clock), (scale, size, steps, training) = figure.subplots(2, 4)
     known = np.concatenate([_ends(curve) for curve in curves])
@@ -118,7 +121,7 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
 
 
 def _bounded(curve: Schedule) -> Floats:
-    """The log-SNR with an end where it has none."""
+    """The log-SNR, clipped where it is infinite."""
     return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)
 
 
@@ -128,12 +131,12 @@ def _ends(curve: Schedule) -> Floats:
 
 
 def _within(rate: Floats) -> Floats:
-    """A rate where its axis can show it, NaN elsewhere."""
+    """The rate where it is within the limits of its axis, NaN elsewhere."""
     return np.where((rate >= RATES[0]) & (rate <= RATES[1]), rate, np.nan)
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """Log-SNR and the share of a solver's steps in a unit of it, each ``(S,)``: 1/S over the width of a step."""
+    """The log-SNR at the middle of each step of a solver, and the share of steps per unit of log-SNR, each ``(S,)``."""
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1
     nodes = nodes[np.isfinite(nodes)]

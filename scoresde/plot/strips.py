@@ -1,9 +1,9 @@
-"""Strips: samples in time, from left to right, one block below another.
+"""Strip plots: samples over time, from left to right, in one block below another.
 
-A block is an array of states ``(T, N, *event)``, a column for each of T times. Images are sheets of pixels, a row for
-each of N images. Points are N dots in a panel for each time; a point keeps its colour, which says from which direction,
-seen from the middle, it comes (or where it goes), so that mixing can be seen. Signals are traces, in a panel for each
-time.
+A block is an array of states ``(T, N, *event)`` and has a column for each of T times. Images form a sheet of pixels
+with a row for each of N images. Points are N dots in a panel for each time. A point keeps its colour, which shows the
+direction from the centre in which it starts (or ends), so that mixing is visible. Signals are traces in a panel for
+each time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["sectors", "strips"]
 
-SECTORS = (*COLOURS, GREY)  # eight directions
-TITLE = 0.55  # inches above a block: its title and the labels of its columns
+SECTORS = (*COLOURS, GREY)  # a colour for each of eight directions
+TITLE = 0.55  # inches above a block, for its title and the labels of its columns
 
 
 def sectors(points: Array) -> list[str]:
-    """A colour for each of N points by the direction in which it lies from their centre, ``(N, 2)`` to N colours."""
+    """Colour each point by the direction in which it lies from the centre of all points, ``(N, 2)`` to N colours."""
     x = np.asarray(plain(points), dtype=np.float64)
     x = x - x.mean(axis=0)
     eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -44,29 +44,30 @@ def strips(
     coloured_by: Array | None = None,
     note: str | None = None,
 ) -> Figure:
-    """Blocks of samples in time.
+    """Draw blocks of samples over time.
+
+    Only the first channel of signals and the first two coordinates of vectors are drawn.
 
     Args:
-        blocks: For each title the states ``(T, N, *event)`` in data units: images ``(C, H, W)``, volumes
-            ``(C, D, H, W)``, signals ``(C, L)``, of which the first channel is drawn, or vectors ``(D,)``, of which the
-            first two coordinates are.
+        blocks: States ``(T, N, *event)`` in data units, keyed by the title of their block: images ``(C, H, W)``,
+            volumes ``(C, D, H, W)``, signals ``(C, L)`` or vectors ``(D,)``.
         columns: A label for each of the T columns.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        low, high: The values of an image that are black and white.
-        coloured_by: Vectors ``(N, D)`` whose directions colour the points; the last states of the first block if left
-            out.
-        note: A line below.
+        low, high: The image values to draw as black and as white.
+        coloured_by: Vectors ``(N, D)`` whose directions colour the points; the last states of the first block when
+            ``None``.
+        note: Line of text below the figure.
 
     Raises:
-        UsageError: If the shapes do not go together.
+        UsageError: If the shapes do not match.
     """
     states = {title: np.asarray(plain(x), dtype=np.float64) for title, x in blocks.items()}
     axes = {"image": 5, "volume": 6, "signal": 4, "vector": 3}
     if kind not in axes:
-        raise UsageError(f"no picture for the kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     shapes = [x.shape for x in states.values()]
     if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
-        raise UsageError(f"a block of a strip has shape (T, N, *event), T = {len(columns)} columns: got {shapes}")
+        raise UsageError(f"a block of a strip must have shape (T, N, *event), T = {len(columns)} columns: got {shapes}")
     if kind in ("image", "volume"):
         return _image_strips(states, columns, low, high, note)
     if kind == "signal":
@@ -78,7 +79,7 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """A figure with a part for each block, ``heights`` inches high, its title on the left; the note is in the last."""
+    """Create a figure with a part for each block, ``heights`` inches high, with its title; the last has the note."""
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
     figure = new_figure(width, sum(tall))
@@ -93,8 +94,8 @@ def _blocks(
 def _image_strips(
     states: Mapping[str, Floats], columns: Sequence[str], low: float, high: float, note: str | None
 ) -> Figure:
-    """A sheet of pixels for each block, a column for each time."""
-    # Row by row, all times of an image.
+    """Draw a sheet of pixels for each block, with a column for each time."""
+    # Each row has all times of one image.
     rows = [np.nan_to_num(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])) for x in states.values()]
     sheets = [image_grid(x, len(columns), low, high) for x in rows]
     width = max(5.0, min(0.95 * len(columns), 13.0))
@@ -112,7 +113,7 @@ def _image_strips(
 def _panels(
     states: Mapping[str, Floats], columns: Sequence[str], size: float, note: str | None
 ) -> tuple[Figure, dict[str, list[Axes]]]:
-    """A row of bare panels for each block."""
+    """Create a row of panels without ticks for each block."""
     figure, parts = _blocks(size * len(columns), list(states), [size] * len(states), note)
     rows = {}
     for title, part in zip(states, parts, strict=True):
@@ -129,9 +130,9 @@ def _panels(
 def _point_strips(
     states: Mapping[str, Floats], columns: Sequence[str], coloured_by: Floats, note: str | None
 ) -> Figure:
-    """Dots that keep their colours, on the same axes everywhere."""
+    """Draw dots that keep their colours, with the same axes in all panels."""
     if any(x.shape[2] < 2 for x in states.values()):
-        raise UsageError("vectors of one element have no picture in the plane; plot trajectories shows them")
+        raise UsageError("vectors of one element cannot be drawn in the plane; use plot trajectories for them")
     figure, rows = _panels(states, columns, 1.35, note)
     every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])
     centre = np.median(every, axis=0)
@@ -149,7 +150,7 @@ def _point_strips(
 
 
 def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
-    """The first channel of each signal, one below the other, on the same axes everywhere."""
+    """Draw the first channel of each signal, one below the other, with the same axes in all panels."""
     figure, rows = _panels(states, columns, 1.5, note)
     step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
     for title, x in states.items():

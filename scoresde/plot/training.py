@@ -1,4 +1,4 @@
-"""Training, as it went."""
+"""Plots of the course of training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def loss_curve(
     best: int | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """The loss at each step in light, its running mean in dark, and the loss on rows that are not trained on.
+    """Plot the training loss in light blue, its running mean in dark blue, and the loss on held-out rows.
 
     Args:
         steps: Step numbers ``(N,)``, ascending.
-        losses: Losses ``(N,)``; one that is not finite leaves a gap. The axis is logarithmic when they are
+        losses: Losses ``(N,)``; a value that is not finite leaves a gap. The axis is logarithmic if all losses are
             positive and span more than a decade.
         validation: Step numbers ``(V,)`` and losses ``(V,)`` of the averaged weights on held-out rows.
-        best: The step at which the validation loss is best.
-        ax: Where to draw; a new figure when ``None``.
+        best: The step at which the validation loss is lowest.
+        ax: Axes to draw on; a new figure when ``None``.
     """
     t, y = _curve(steps, losses)
     held = None if validation is None or len(plain(validation[0])) == 0 else _curve(*validation)
@@ -57,16 +57,16 @@ def loss_curve(
 
 
 def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
-    """Steps and losses ``(N,)``, NaN where a loss is not finite."""
+    """Convert steps and losses to arrays ``(N,)``, with NaN where a loss is not finite."""
     t = np.asarray(plain(steps), dtype=np.float64)
     y = np.asarray(plain(losses), dtype=np.float64)
     if t.ndim != 1 or t.shape != y.shape:
-        raise UsageError(f"one loss for each step: got shapes {t.shape} and {y.shape}")
+        raise UsageError(f"expected one loss for each step: got shapes {t.shape} and {y.shape}")
     return t, np.where(np.isfinite(y), y, np.nan)
 
 
 def _running_mean(y: Floats, window: int) -> Floats:
-    """Centred mean over ``window`` values, of those that exist: shorter at the ends, blind to NaN."""
+    """Centred mean over ``window`` values; it uses fewer values at the ends, and ignores NaN."""
     kernel = np.ones(window | 1)
     there = ~np.isnan(y)
     if len(y) == 0:

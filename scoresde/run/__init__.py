@@ -1,5 +1,5 @@
-"""Runs: how one is trained (``config``), what its model is made of (``spec``), its folder (``files``), its use
-(``run``), samples on the disk (``samples``), and weights from elsewhere (``foreign``).
+"""Runs: how one is trained (``config``), the parts of its model (``spec``), its folder (``files``), sampling and
+likelihood (``run``), samples on disk (``samples``), and pretrained weights from other code (``foreign``).
 """
 
 from __future__ import annotations

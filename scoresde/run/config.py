@@ -1,11 +1,12 @@
-"""What a training run is: one frozen dataclass, and the objects it stands for.
+"""The configuration of a training run: one frozen dataclass, and the objects that it describes.
 
-``auto`` fields are resolved against the data before training; the resolved configuration is what is printed, saved as
-``config.json`` and built again by :func:`scoresde.load`.
+Fields set to ``auto`` are resolved against the data before training. The resolved configuration is printed, saved as
+``config.json``, and rebuilt by :func:`scoresde.load`.
 
-A configuration knows where its names came from (:mod:`scoresde.core.registry`). One that is written in Python counts
-as typed. One that was read from a file does not, and neither does what ``replace`` makes of it: to train on with a
-class of one's own, name it again (``typed``) or put the object itself in the field.
+A configuration records where its names came from (:mod:`scoresde.core.registry`). The names in a configuration written
+in Python count as typed by a person. Those in a configuration read from a file do not, nor do those in a copy of it
+made by ``replace``. To continue training with a class of your own, name the class again (``typed``) or put the object
+itself in the field.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .spec import ModelSpec, Part, make_path
 
 __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
 
-# What a network is asked to output on each path, if nothing else is said.
+# What a network outputs on each path, unless the configuration says otherwise.
 _PREDICT = {"flow": "velocity"}
 
 # Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
@@ -52,17 +53,17 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 _HINT = "0 for the preset's"
 _OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
 
-_PICTURES = 10_000  # of samples, in a run
+_PICTURES = 10_000  # the most pictures of samples in a run
 
-AUTO = "auto"  # what the data decide
+AUTO = "auto"  # decided by the data
 
-# What may stand in a field in place of a name, and the table of its names.
+# The objects that a field accepts in place of a name, and the table of its names.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
 
 def stored_fields() -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of a configuration that a run keeps."""
+    """Return the fields of a configuration that are stored with a run."""
     return tuple(f for f in dataclasses.fields(TrainConfig) if f.name != "typed")
 
 
@@ -71,44 +72,47 @@ class TrainConfig:
     """Everything that defines a training run.
 
     Args:
-        data: A name or a path (see :func:`scoresde.load_data`).
-        sde: A name in :data:`scoresde.core.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its class.
-        sde_options: Its fields, if it is a name.
-        shift: Factor on sigma/alpha at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves the path as it is.
-        predict: What the network outputs, a name in :data:`scoresde.core.tables.PARAMETRIZATIONS`, ``auto``, or a
+        data: A name or a path of the data (see :func:`scoresde.load_data`).
+        sde: The path: a name in :data:`scoresde.core.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its
+            class.
+        sde_options: The fields of the SDE, if it is given by name.
+        shift: Factor on sigma/alpha at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves the path unchanged.
+        predict: What the network outputs: a name in :data:`scoresde.core.tables.PARAMETRIZATIONS`, ``auto``, or a
             :class:`~scoresde.Parametrization`.
-        predict_options: Its fields, if it is a name; so for the next two.
-        weighting: Weight of the loss, a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
-            :mod:`scoresde.objective.weighting`), ``auto`` (by the prediction), or the weighting itself.
-        weighting_options: Its fields.
-        t_sampler: Where times are drawn, a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
-            :mod:`scoresde.objective.times`), a sampler, or ``auto``: with the weighting ``native``, ``sqrt`` where
-            that is the SDE's grid; ``lognormal`` for EDM's path and loss; else ``low-discrepancy``, because most
-            weightings are stated for uniform times.
-        t_sampler_options: Its fields.
-        coupling: Which noise goes with which data: ``independent``, ``ot`` or ``reflow`` (see
+        predict_options: The fields of the parametrisation, if it is given by name.
+        weighting: Weight of the loss: a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
+            :mod:`scoresde.objective.weighting`), ``auto`` (chosen by the prediction), or the weighting itself.
+        weighting_options: The fields of the weighting, if it is given by name.
+        t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
+            :mod:`scoresde.objective.times`), a sampler, or ``auto``. With ``auto``, the weighting ``native`` uses
+            ``sqrt`` where that is the SDE's grid, and EDM's path with EDM's loss uses ``lognormal``. Everything else
+            uses ``low-discrepancy``, because most weightings are stated for uniform times.
+        t_sampler_options: The fields of the time sampler, if it is given by name.
+        coupling: How noise is paired with data: ``independent``, ``ot`` or ``reflow`` (see
             :mod:`scoresde.objective.coupling`).
-        preset: A size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (by the data).
-        network_options: Fields of the network that replace the preset's; ``network`` names another one.
+        preset: A network size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (chosen by the data).
+        network_options: Fields of the network that override the preset's; ``network`` names another network.
         learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
             the hybrid loss of :mod:`scoresde.likelihood.chain`.
-        augment: What is done to pictures in training, of which the network is told so that samples are as the data
-            are: a list of ``flip``, ``vflip``, ``scale`` and ``shift``, ``all``, or ``none``
-            (:mod:`scoresde.data.augment`).
-        cond: ``class`` to train on labels, or ``none``.
-        cond_drop: Probability of leaving a label out, for classifier-free guidance.
-        steps, batch, lr: Budget; 0 takes the preset's.
-        warmup: Steps over which the learning rate rises; 0 takes a twentieth of the run.
-        decay: ``cosine`` (learning rate falls to 0 at the end) or ``none``.
-        clip: Largest norm of the gradient.
-        ema: Largest decay of the weight average.
-        seed: Of everything: split, initial weights, batches, noise.
-        test_fraction: Held out where the data has no split of its own.
-        split: ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs from before it have ``rows``.
+        augment: How pictures are augmented in training: a list of ``flip``, ``vflip``, ``scale`` and ``shift``,
+            ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network is told of each change, so that samples
+            look like the original data.
+        cond: ``class`` to train with labels, or ``none``.
+        cond_drop: Probability of dropping a label, for classifier-free guidance.
+        steps, batch, lr: Number of steps, batch size and learning rate; 0 uses the preset's.
+        warmup: Steps over which the learning rate rises; 0 uses a twentieth of the run.
+        decay: ``cosine`` (the learning rate falls to 0 at the end) or ``none``.
+        clip: Largest norm of the gradient; larger gradients are scaled down.
+        ema: Largest decay of the moving average of the weights.
+        seed: Seed of the split, the initial weights, the batches and the noise.
+        test_fraction: Share of the rows to hold out, where the data have no split of their own.
+        split: How rows are held out, ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs from before this
+            field used ``rows``.
         size, fit, layout, on_bad: How files are read (:class:`scoresde.data.Reading`).
-        sample_every: Steps from one picture of samples to the next; 0 for 1, 2, 5, 10, 20, 50 and 100 % of the run.
-        save_minutes: Longest time between two checkpoints; there is one after each fifth of the run as well.
-        typed: Which names a person typed: all of them, or those listed. It is not stored.
+        sample_every: Steps between two pictures of samples; 0 makes them at 1, 2, 5, 10, 20, 50 and 100 % of the run.
+        save_minutes: Longest time between two checkpoints, in minutes; a checkpoint is also saved after each fifth of
+            the run.
+        typed: Which names a person typed: all of them, or only those listed. It is not stored.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
@@ -157,17 +161,17 @@ class TrainConfig:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
             object.__setattr__(self, "sde", made)
-        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will say it
+        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will decide it
             object.__setattr__(self, "sde_options", options_of(self.sde))
             object.__setattr__(self, "sde", self.name("sde"))
-        if isinstance(self.sde, Shifted):  # stored as what it is made of
+        if isinstance(self.sde, Shifted):  # stored as its shift and its path
             object.__setattr__(self, "shift", self.shift * self.sde.shift)
             object.__setattr__(self, "sde", self.sde.path)
         for name in ("augment", "cond", "decay"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, "none")
         for name in _TABLES:
-            if not isinstance(getattr(self, name), str):  # an object brings its options with it
+            if not isinstance(getattr(self, name), str):  # an object has its options in itself
                 object.__setattr__(self, f"{name}_options", {})
         check_fields(self, "")
         for f in stored_fields():
@@ -177,7 +181,7 @@ class TrainConfig:
                 noun = "a name" if kind is str else "a table of options"
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}", parameter=f.name)
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
-        self.reading  # noqa: B018  # which refuses what it cannot be
+        self.reading  # noqa: B018  # which rejects invalid values
         choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
@@ -186,10 +190,12 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """The same with the highest noise level, in model units, where the path leaves it to the data.
+        """Return the configuration with the highest noise level filled in, in model units, where the path leaves it to
+        the data.
 
         Args:
-            highest: Called if it is asked for (:func:`scoresde.sde.reach.sigma_for`).
+            highest: A function that returns the level; it is called only if needed
+                (:func:`scoresde.sde.reach.sigma_for`).
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -198,7 +204,7 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
-        """Replace every ``auto`` by what it means for this data; ``data_std`` is its spread in model units.
+        """Replace every ``auto`` by its value for these data; ``data_std`` is their spread in model units.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -206,7 +212,7 @@ class TrainConfig:
         preset = self.preset if self.preset != "auto" else _preset_for(info)
         if self.cond == "class" and not info.classes:
             raise UsageError(
-                f"cond='class': {info.name} has no labels (class folders, a label file or an array y)",
+                f"cond='class' cannot be used: {info.name} has no labels (class folders, a label file or an array y)",
                 parameter="cond",
                 value="none",
             )
@@ -214,7 +220,7 @@ class TrainConfig:
         if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
             raise UsageError(
                 f"sample_every={self.sample_every:,} would make {pictures:,} pictures of samples in the "
-                f"{self.steps or steps:,} steps, each with samples of its own; take at most {_PICTURES:,}",
+                f"{self.steps or steps:,} steps, each with its own samples; the limit is {_PICTURES:,}",
                 parameter="sample_every",
                 value=-(-(self.steps or steps) // _PICTURES),
             )
@@ -231,8 +237,8 @@ class TrainConfig:
             weighting = "likelihood" if sde.parameters() else kind.weighting
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
-                f"the weighting {weighting}: the ends of the path are learned by the variational bound, and only the "
-                "weighting likelihood is its; take that one, or leave out learn",
+                f"the weighting {weighting} cannot train a learned path: the ends of the path are learned by the "
+                "variational bound, which only the weighting likelihood matches; use that one, or leave out learn",
                 parameter="weighting",
                 value="likelihood",
             )
@@ -240,7 +246,7 @@ class TrainConfig:
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
             given = f"{info.name} holds {info.kind}s" if info.kind != "image" else "reflow trains on pairs"
             raise UsageError(
-                f"augment={self.augment!r}: what is mirrored, scaled and shifted are pictures of the data; {given}",
+                f"augment={self.augment!r} applies only to pictures of the data, but {given}",
                 parameter="augment",
                 value="none",
             )
@@ -267,12 +273,12 @@ class TrainConfig:
         )
 
     def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
-        """What the model of a resolved configuration is made of.
+        """Return the parts of the model of a resolved configuration.
 
         Args:
-            info: Of the data.
+            info: The description of the data.
             codec: The map from the data's units to the model's.
-            network: Whether the network is built; otherwise it was passed as an object.
+            network: Whether to describe the network; pass false if it was given as an object.
 
         Raises:
             UsageError: If the network does not suit the data.
@@ -285,7 +291,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def _network(self, info: DataInfo, classes: int) -> Part:
-        """The preset's network with what the data and ``network_options`` say of it."""
+        """Return the preset's network with the options that follow from the data and from ``network_options``."""
         options = {**PRESETS[self.preset], **self.network_options}
         name = str(options.pop("network"))
         fields = fields_of(resolve(name, NETWORKS, "network", typed=self.typed))
@@ -295,33 +301,33 @@ class TrainConfig:
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
-                raise UsageError(f"network {name!r} is for images and signals; {info.name} holds vectors: use mlp")
+                raise UsageError(f"network {name!r} is for images and signals, but {info.name} holds vectors; use mlp")
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def check_network(self, network: nn.Module) -> None:
-        """Refuse a network that cannot be told what is done to the data.
+        """Reject a network that has no input for the augmentation of the data.
 
         Raises:
-            UsageError: With what it needs.
+            UsageError: If it has none; the message states what the network needs.
         """
         if self.augmentation is None:
             return
         needed, has = self.augmentation.numbers, getattr(network, "augments", 0)
         if has != needed:
             raise UsageError(
-                f"augment={self.augment!r}: the network is told {needed} numbers of each row, or samples would be as "
-                f"the augmented data are, and {type(network).__name__} has an input for {has}. A network of your own "
-                f"has an attribute augments = {needed} and is called as network(x, c, cond, augment), with augment of "
-                f"shape (B, {needed}), or without, which means zeros",
+                f"augment={self.augment!r} needs a network that takes {needed} augmentation numbers per row, but "
+                f"{type(network).__name__} takes {has}; without them samples would look like the augmented data. Give "
+                f"your network an attribute augments = {needed}. It is called as network(x, c, cond, augment), with "
+                f"augment of shape (B, {needed}), or without augment, which means zeros",
                 parameter="augment",
                 value="none",
             )
 
     def check_spec(self, spec: ModelSpec, folder: Path) -> None:
-        """Refuse a ``model.json`` that says something else than this, the ``config.json`` beside it.
+        """Reject a ``model.json`` that disagrees with this configuration, the ``config.json`` beside it.
 
         Raises:
-            CheckpointError: With the first difference.
+            CheckpointError: If they disagree; the message states the first difference.
         """
         ours: list[tuple[str, str, Mapping[str, Any], Part]] = [("sde", self.name("sde"), self.sde_options, spec.path)]
         ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
@@ -353,16 +359,16 @@ class TrainConfig:
                 )
 
     def typed_names(self) -> Typed:
-        """The names in this configuration that a person typed."""
+        """Return the names in this configuration that a person typed."""
         if not isinstance(self.typed, bool):
             return self.typed
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """The data of the run, or of another name or path, split as the run splits.
+        """Load the data of the run, or of another name or path, split as for the run.
 
         Raises:
-            DataError: If they are gone, or unreadable.
+            DataError: If the data are missing or unreadable.
         """
         return load_data(
             data or self.data, self.seed, self.test_fraction, reading=self.reading, split=self.split
@@ -370,23 +376,25 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """What is done to pictures in training."""
+        """The augmentation of pictures in training, or ``None``."""
         return Augmentation.of(self.augment)
 
     @property
     def reading(self) -> Reading:
-        """How files are read."""
+        """The settings for reading files."""
         return Reading(self.size, self.fit, self.layout, self.on_bad)
 
     def name(self, field: str) -> str:
-        """The name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object there."""
+        """Return the name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object
+        there.
+        """
         value = getattr(self, field)
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """The same with names that a person typed, or objects, in some of these four fields, and with their options.
+        """Return a copy with some of these four fields set to names that a person typed, or to objects.
 
-        A name that is there already keeps its options; what replaces another starts with its defaults.
+        A name that is already set keeps its options; a new one starts with its defaults.
         """
         changes = dict(given)
         for name, value in given.items():
@@ -397,7 +405,7 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an object becomes its name and fields."""
+        """Return plain JSON values; an object becomes its name and its fields."""
         plain = {f.name: getattr(self, f.name) for f in stored_fields()}
         for name in _TABLES:
             if not isinstance(plain[name], str):
@@ -406,24 +414,24 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild from :meth:`to_dict`; the names in it count as read from a file.
+        """Rebuild a configuration from :meth:`to_dict`; the names in it count as read from a file.
 
         Raises:
-            CheckpointError: If a field is unknown or cannot be right.
+            CheckpointError: If a field is unknown or invalid.
         """
         known = {f.name for f in stored_fields()}
         for name in plain:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
         try:
-            # What a run from before a field did.
+            # A run from before the field ``split`` was split by rows.
             return cls(**{"split": "rows"} | {name: _today(value) for name, value in plain.items()}, typed=READ)
         except UsageError as error:
             raise CheckpointError(f"config.json: {error}") from None
 
 
 def _today(value: Any) -> Any:
-    """Plain values with the names in them as they are today."""
+    """Return plain values with old names replaced by the current ones."""
     if isinstance(value, str):
         return moved(value)
     if isinstance(value, Mapping):
@@ -432,14 +440,14 @@ def _today(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON would give it back."""
+    """Return a value as JSON would return it."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in plain values."""
+    """Yield all strings in plain values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -459,10 +467,10 @@ def _preset_for(info: DataInfo) -> str:
 
 
 def build_sde(config: TrainConfig) -> SDE:
-    """Return the SDE of a configuration, with a stand-in for what the data have not said yet.
+    """Return the SDE of a configuration, with placeholders for values that the data have not decided yet.
 
     Raises:
-        UsageError: If there is no such SDE, or it is not one.
+        UsageError: If the name is unknown or is not an SDE.
     """
     given = None if isinstance(config.sde, str) else config.sde
     options = {name: 50.0 if value == AUTO else value for name, value in config.sde_options.items()}

@@ -1,19 +1,19 @@
 """The files of a run: weights in safetensors, everything else in JSON. Loading them never runs code.
 
-A run folder holds
+A run folder contains
 
     config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
     checkpoints/step-000002400/{model,ema,optim}.safetensors  state.json
     checkpoints/best/ema.safetensors  state.json
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so that it exists whole or not at all;
-``state.json`` carries the size and SHA-256 of each file beside it, and like the other JSON files a checksum of itself.
-A reader takes the newest checkpoint that is whole. Only what is called as above is a checkpoint: a copy of another name
-is a person's, and neither read nor removed.
+A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
+``state.json`` stores the size and SHA-256 of each file beside it and, like the other JSON files, a checksum of itself.
+A reader uses the newest complete checkpoint. Only folders named as above are checkpoints. A copy under another name
+belongs to the user and is neither read nor removed.
 
-``config.json`` is written last of what describes a run, so that a folder without it holds no run; one without a
-checkpoint holds a run that has not got anywhere yet, or never did.
+``config.json`` is the last of the describing files to be written, so a folder without it holds no run. A run without a
+checkpoint has either just started or stopped before its first checkpoint.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ __all__ = [
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
-BEFORE = "best-before"  # the one of the newest checkpoint, as long as the best is younger
-CHOICE = "validation.json"  # says at the end of a training whether it is used
+BEFORE = "best-before"  # the best as of the newest checkpoint, while the best itself is newer
+CHOICE = "validation.json"  # written at the end of training; states whether the best weights are used
 
 
 STEP = re.compile(r"step-([0-9]{9,})")
 SIGNED = ("config.json", "model.json", "data.json", CHOICE)
-# What a training writes before its first checkpoint, besides pictures.
+# The files that training writes before its first checkpoint, besides pictures.
 BEGUN = (*SIGNED, "rows.npz", "pairs.safetensors", "metrics.jsonl")
 
 
@@ -68,28 +68,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run as plain values.
 
     Raises:
-        CheckpointError: If it is missing or from another format.
+        CheckpointError: If the file is missing or has another format.
     """
     path = folder / "config.json"
     stored = read_json(path)
     check_format(path, stored)
     if not isinstance(stored.get("config"), dict):
-        raise CheckpointError(f"{path} has no configuration in it; is it damaged?")
+        raise CheckpointError(f"{path} contains no configuration; is it damaged?")
     config: dict[str, Any] = stored["config"]
     return config
 
 
 def make_run_folder(out: str | Path | None, name: str) -> Path:
-    """Make the folder of a new run: ``out``, or ``runs/NAME`` with a number if that is taken.
+    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that is taken.
 
     Raises:
         UsageError: If ``out`` already holds a run.
-        CheckpointError: If it cannot be written.
+        CheckpointError: If the folder cannot be written.
     """
     if out is None:
         folder, n = Path("runs") / name, 2
         make_folder(folder.parent)
-        while True:  # of two that begin at the same moment one makes it
+        while True:  # if two runs start at the same moment, only one gets the name
             try:
                 folder.mkdir()
                 break
@@ -106,14 +106,14 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Refuse the folder of another run for a new one; a run that never came to a checkpoint may be begun again.
+    """Reject a folder that holds another run; a run without a checkpoint may be started again.
 
     Args:
         folder: The folder.
-        mine: The caller holds its lock.
+        mine: Whether the caller holds the lock of the folder.
 
     Raises:
-        CheckpointError: If another trains there.
+        CheckpointError: If another process is training there.
         UsageError: If ``folder`` already holds a run.
     """
     if not mine and (holder := held_by(folder)) is not None:
@@ -124,7 +124,7 @@ def refuse_taken(folder: Path, *, mine: bool = False) -> None:
 
 
 def clear_start(folder: Path) -> None:
-    """Remove what a training left that ended before its first checkpoint, and nothing else."""
+    """Remove the files of a training that ended before its first checkpoint, and nothing else."""
     pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
     for path in (*(folder / name for name in BEGUN), *pictures):
         try:
@@ -139,11 +139,11 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
     """Return the folder of a run: a path, a name under ``runs/``, or the newest run there.
 
     Args:
-        run: The run.
-        edited: Take its files as they are, though they were changed after they had been written.
+        run: The path or the name; ``None`` for the newest run.
+        edited: Accept files that were changed after they were written.
 
     Raises:
-        CheckpointError: If there is none, or its files were changed.
+        CheckpointError: If there is no such run, or its files were changed.
     """
     folder = _found(run)
     changed = _changed(folder)
@@ -151,21 +151,21 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
         several = f"{' and '.join(changed)} in {folder} {'were' if changed[1:] else 'was'} changed after training"
         if not edited:
             raise CheckpointError(
-                f"{several} (the content has not the checksum in it): restore what was there, or say that it was "
+                f"{several} (the content does not match its checksum): restore the original, or confirm that it was "
                 "edited on purpose",
                 parameter="edited",
             )
-        warnings.warn(f"{several}; taken as it is", stacklevel=1)
+        warnings.warn(f"{several}; using it as it is", stacklevel=1)
     return folder
 
 
 def _changed(folder: Path) -> list[str]:
-    """The names of the files of a run that are not as they were written."""
+    """Return the names of the files of a run that were changed after they were written."""
     return [name for name in SIGNED if os.path.lexists(folder / name) and was_changed(folder / name)]
 
 
 def accept_changes(folder: Path) -> None:
-    """Give the files of a run that were changed the checksum of what is in them now."""
+    """Update the checksums of the files of a run that were changed, to match their contents."""
     for name in _changed(folder):
         write_json(folder / name, read_object(folder / name), signed=True)
 
@@ -176,20 +176,20 @@ def _found(run: str | Path | None) -> Path:
             if os.path.isfile(folder / "config.json"):
                 return folder
         if os.path.isfile(run):
-            raise CheckpointError(f"{run} is a file; give the run folder, such as runs/NAME")
+            raise CheckpointError(f"{run} is a file; pass the run folder, such as runs/NAME")
         why = "there is no such folder, nor one under runs/"
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
-            why = "it has no config.json: a training there ended before it had begun; begin it again with the same out"
-            why = f"it has no config.json yet: {holder} begins to train there" if holder else why
+            why = "it has no config.json: training there stopped before it began; start it again with the same out"
+            why = f"it has no config.json yet: {holder} is starting to train there" if holder else why
         elif os.path.isdir(run):
             why = "it has no config.json"
         here = [folder.name for folder in _runs()]
         names = (
-            f"the runs here are: {', '.join(map(one_line, here))}" if here else "there is none here; train one first"
+            f"the runs here are: {', '.join(map(one_line, here))}" if here else "there are none here; train one first"
         )
-        raise CheckpointError(f"{run} is no run folder ({why}); {names}", parameter=None if here else "fit")
+        raise CheckpointError(f"{run} is not a run folder ({why}); {names}", parameter=None if here else "fit")
     runs = [(os.stat(folder / "checkpoints").st_mtime_ns, folder) for folder in _runs() if checkpoints(folder)]
     if not runs:
         begun_here = ", ".join(one_line(folder.name) for folder in _runs())
@@ -201,7 +201,7 @@ def _found(run: str | Path | None) -> Path:
 
 
 def _runs() -> list[Path]:
-    """The folders under ``runs/`` that hold a run, by name."""
+    """Return the folders under ``runs/`` that hold a run, sorted by name."""
     try:
         names = sorted(os.listdir("runs"))
     except OSError:
@@ -210,7 +210,7 @@ def _runs() -> list[Path]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first by their names; nothing is said of whether they are whole."""
+    """Return the checkpoints of a run, newest first by name, without checking that they are complete."""
     root = folder / "checkpoints"
     try:
         with os.scandir(root) as inside:
@@ -221,7 +221,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Whether a checkpoint says that it is of another step than its name."""
+    """Return whether a checkpoint states another step than its name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -232,14 +232,14 @@ def _digest(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Save a checkpoint whole or not at all, then drop all but the newest ``keep``.
+    """Save a checkpoint completely or not at all, then remove all but the newest ``keep``.
 
     Args:
         folder: The run folder.
-        step: Steps done.
-        tensors: Groups of tensors by name, one safetensors file each.
-        state: Plain JSON values.
-        keep: How many checkpoints stay.
+        step: Number of steps done.
+        tensors: Groups of tensors, keyed by name; each is written to its own safetensors file.
+        state: Further plain JSON values for ``state.json``.
+        keep: Number of checkpoints to keep.
     """
     root = folder / "checkpoints"
     final = root / f"step-{step:09d}"
@@ -251,8 +251,9 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove what is not needed once ``checkpoint`` is whole: the older ones but for ``keep`` - 1, and the best before
-    the best.
+    """Remove what is not needed once ``checkpoint`` is complete.
+
+    That is the older checkpoints, except the newest ``keep`` - 1 of them, and the former best weights.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
@@ -262,9 +263,10 @@ def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Save averaged weights as the best so far, in place of those before; see :func:`save_checkpoint`.
+    """Save averaged weights as the best so far, replacing the former best; see :func:`save_checkpoint`.
 
-    Those before are kept beside them until there is a checkpoint as young as these: a run that goes on from the
+    The former best weights are kept until there is a checkpoint at least as new as the new best. A run that is resumed
+    from the current checkpoint uses them as its best.
     checkpoint that there is now has them for its best.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
@@ -277,7 +279,7 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
 
 def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint, -1 if there is none that says it."""
+    """Return the step that a checkpoint states, or -1 if it states none."""
     try:
         step = read_object(checkpoint / "state.json").get("step")
     except CheckpointError:
@@ -286,7 +288,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the files of a checkpoint and what is known of them."""
+    """Write the files of a checkpoint and their sizes and digests."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()
         files = {}
@@ -298,11 +300,11 @@ def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tenso
 
 
 def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
-    """Why a checkpoint cannot be used, or ``None`` if it is whole; see :func:`find_run`."""
+    """Return why a checkpoint cannot be used, or ``None`` if it is complete; see :func:`find_run`."""
     path = checkpoint / "state.json"
     try:
         if not edited and was_changed(path):
-            return f"{path} was changed after it was written (its content has not the checksum in it)"
+            return f"{path} was changed after it was written (its content does not match its checksum)"
         state = read_json(path)
         check_format(path, state)
     except CheckpointError as error:
@@ -310,9 +312,9 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
     files = state.get("files")
     listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
     if not listed or not isinstance(state.get("step"), int):
-        return f"{path} does not say which files belong to the checkpoint (damaged?)"
+        return f"{path} does not list the files of the checkpoint (damaged?)"
     if STEP.fullmatch(checkpoint.name) and _is_copy(checkpoint):
-        return f"{checkpoint} is of step {state['step']:,} and not of that in its name (a copy?)"
+        return f"{checkpoint} is of step {state['step']:,}, not of the step in its name (a copy?)"
     for name, expected in files.items():
         path = checkpoint / name
         try:
@@ -324,22 +326,22 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
         if found["size"] != expected.get("size"):
             return f"{path} has {found['size']} bytes instead of {expected.get('size')} (truncated?)"
         if found != expected:
-            return f"{path} does not have the SHA-256 that state.json says (damaged?)"
+            return f"{path} does not match its SHA-256 in state.json (damaged?)"
     return None
 
 
 def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the newest checkpoint that is whole; see :func:`find_run`.
+    """Return the newest complete checkpoint; see :func:`find_run`.
 
     Raises:
-        CheckpointError: If there is none, with what is wrong with those there are.
+        CheckpointError: If there is none; the message states what is wrong with those found.
     """
     found = checkpoints(folder)
     if not found:
         holder = held_by(folder)
         raise CheckpointError(
             f"{folder} has no checkpoint yet; "
-            + (f"{holder} trains there: wait for its first" if holder else "resume its training, or begin it again")
+            + (f"{holder} is training there: wait for one" if holder else "resume its training, or start it again")
         )
     faults: list[str] = []
     for checkpoint in found:
@@ -350,7 +352,7 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
             return checkpoint
         faults.append(fault)
     raise CheckpointError(
-        f"{folder} has no whole checkpoint: {'; '.join(faults)}",
+        f"{folder} has no complete checkpoint: {'; '.join(faults)}",
         parameter="edited" if "checksum" in faults[0] else None,
     )
 
@@ -360,7 +362,7 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     :func:`find_run`.
 
     Raises:
-        CheckpointError: If there is none that is whole.
+        CheckpointError: If there is no complete checkpoint.
     """
     path = folder / CHOICE
     told = read_object(path) if os.path.lexists(path) else None
@@ -378,12 +380,12 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------- weights
 
-WRAPPERS = ("_orig_mod", "module")  # what torch.compile and parallel training put into the names of a network
+WRAPPERS = ("_orig_mod", "module")  # parts that torch.compile and parallel training add to names in a network
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """The names in a module's state, and what each is without the wrappers of ``torch.compile`` and of parallel
-    training, wherever in the module they are.
+    """Map the names in a module's state to those without the wrappers of ``torch.compile`` and of parallel training,
+    wherever in the module these are.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
@@ -398,23 +400,23 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """For each of ``others`` the one of the ``names`` that differs from it by wrappers alone, or else itself."""
+    """Map each of ``others`` to the one of ``names`` that differs from it only by wrappers, or else to itself."""
 
     def bare(name: str) -> str:
         return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
     ours, theirs = {bare(name): name for name in names}, {bare(name) for name in others}
     if set(others) <= set(names) or len(ours) != len(names) or len(theirs) != len(others):
-        return {name: name for name in others}  # or two names would become one
+        return {name: name for name in others}  # otherwise two names would become one
     return {name: ours.get(bare(name), name) for name in others}
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights into a module, every name and shape as expected, but for what wraps a network (see
+    """Load weights into a module; every name and shape must be as expected, apart from wrappers of the network (see
     :func:`bare_names`).
 
     Raises:
-        CheckpointError: With the first difference.
+        CheckpointError: If a name or a shape differs; the message states the first difference.
     """
     expected = module.state_dict()
     now = matching(expected, tensors)
@@ -422,9 +424,10 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             where = "the file" if name in tensors else "the network"
-            raise CheckpointError(f"{source}: {name!r} is only in {where}; was the network changed since?")
+            raise CheckpointError(f"{source}: {name!r} is only in {where}; has the network changed since?")
         if tensors[name].shape != expected[name].shape:
             raise CheckpointError(
-                f"{source}: {name!r} has shape {tuple(tensors[name].shape)}, the network {tuple(expected[name].shape)}"
+                f"{source}: {name!r} has shape {tuple(tensors[name].shape)}, but the network expects "
+                f"{tuple(expected[name].shape)}"
             )
     module.load_state_dict(dict(tensors))

@@ -1,7 +1,7 @@
-r"""Weights from elsewhere: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
+r"""Pretrained weights from elsewhere: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
 
-A network that was trained there is shown x_t itself and a label of its own kind, and its output becomes a score by a
-rule of its SDE:
+A network trained with that code receives x_t itself and a label of its own kind. Its output becomes a score by a rule
+that depends on its SDE:
 
     =====================  ==============================  =========================  ===========================
     parametrisation        the original                    label                      score
@@ -12,21 +12,22 @@ rule of its SDE:
     `OriginalLevelScore`   VE, discrete (SMLD, NCSN)       N - 1 - i, from the top    output
     =====================  ==============================  =========================  ===========================
 
-Our noise label is a quarter of a log noise level, whatever the SDE; these are for networks that know no other. They are
-named in full, ``--predict scoresde.run.foreign:OriginalEps``, or passed to :class:`~scoresde.ScoreModel`.
+The noise label of this package is a quarter of the log noise level, whatever the SDE. The parametrisations here are for
+networks trained with other labels. Give them by their full name, ``--predict scoresde.run.foreign:OriginalEps``, or
+pass them to :class:`~scoresde.ScoreModel`.
 
-Levels. The discrete networks know N levels, which here are the nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and
+Levels. The discrete networks know N levels. Here these are the nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and
 :class:`~scoresde.SMLD`: the level is i = N t - 1, and ``sigma_i`` is the path's own. The original has no such chain. It
-asks these networks along the continuous path, at the label t (N - 1), which is no whole number in general, with sigma_i
-of the level floor(t (N - 1)), and for VE at the label round((1 - t)(N - 1)). Under a path without nodes that is done
-here too.
+calls these networks along the continuous path, with the label t (N - 1), which in general is not a whole number, and
+with sigma_i of the level floor(t (N - 1)); for VE the label is round((1 - t)(N - 1)). On a path without nodes, this
+package does the same.
 
-The losses (its ``losses.py``) are all of one form, with s for the score at x_t = alpha x_0 + sigma z:
+The losses (in ``losses.py`` of the original) all have one form, with s for the score at x_t = alpha x_0 + sigma z:
 
     |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2,                                      (1)
 
-each the mean over the elements, or half of the sum. On the nodes of a chain the first is its DDPM loss, |output - z|^2,
-and its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
+each as the mean over the elements, or as half of the sum. On the nodes of a chain the first is the DDPM loss of the
+original, |output - z|^2, and its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
 """
 
 from __future__ import annotations
@@ -53,19 +54,19 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """The noise, of a network labelled with 999 t (VP and sub-VP); its input is not scaled, as for all of these."""
+    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as in all of these, inputs are not scaled."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """``999 t``, in the shape of ``t``."""
+        """Return ``999 t``, in the shape of ``t``."""
         return 999 * t
 
 
 @dataclass(frozen=True)
 class OriginalScore(Score):
-    """The score, of a network labelled with sigma(t), which divides by sigma itself (VE)."""
+    """Score prediction of a network labelled with sigma(t), which divides by sigma itself (VE)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -74,29 +75,29 @@ class OriginalScore(Score):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """``sigma(t)``, in the shape of ``t``."""
+        """Return ``sigma(t)``, in the shape of ``t``."""
         return sde.coefficients(t)[1]
 
 
 @lru_cache(maxsize=8)
 def _sigmas(levels: int, beta_min: float, beta_max: float) -> Tensor:
-    """``sigma_i`` of the original's table for VP, float64 ``(N,)``."""
+    """Return ``sigma_i`` of the original's table for VP, float64 ``(N,)``."""
     chain = DDPM(levels, start=beta_min / levels, end=beta_max / levels)
     return chain.sigma(chain.nodes)
 
 
 @dataclass(frozen=True)
 class OriginalLevelEps(OriginalEps):
-    """The noise, of a network labelled with the level (DDPM).
+    """Noise prediction of a network labelled with the level (DDPM).
 
     Args:
-        levels: N, the number of levels on a continuous VP path; a chain has its own.
+        levels: N, the number of levels on a continuous VP path; a chain has its own number.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """The level of a node, or ``t (N - 1)`` on a continuous path; in the shape of ``t``."""
+        """Return the level of a node, or ``t (N - 1)`` on a continuous path; in the shape of ``t``."""
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,8 +105,8 @@ class OriginalLevelEps(OriginalEps):
             return super().target(sde, t)
         if not isinstance(sde, VPSDE):
             raise UsageError(
-                f"OriginalLevelEps has a table of levels for VPSDE and for chains, none for {type(sde).__name__}; "
-                "take OriginalEps, or the SDE ddpm",
+                f"OriginalLevelEps has tables of levels for VPSDE and for chains, but not for {type(sde).__name__}; "
+                "use OriginalEps, or the SDE ddpm",
                 parameter="sde",
                 value="ddpm",
             )
@@ -117,16 +118,16 @@ class OriginalLevelEps(OriginalEps):
 
 @dataclass(frozen=True)
 class OriginalLevelScore(OriginalScore):
-    """The score, of a network labelled with the level, counted from the highest noise down (SMLD, NCSN).
+    """Score prediction of a network labelled with the level, counted from the highest noise down (SMLD, NCSN).
 
     Args:
-        levels: N, the number of levels on a continuous path; a chain has its own.
+        levels: N, the number of levels on a continuous path; a chain has its own number.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """``N - 1 - i`` of a node, or ``round((1 - t)(N - 1))`` on a continuous path; in the shape of ``t``."""
+        """Return ``N - 1 - i`` of a node, or ``round((1 - t)(N - 1))`` on a continuous path; in the shape of ``t``."""
         if sde.nodes is None:
             return ((1 - t) * (self.levels - 1)).round()
         return ((1 - t) * len(sde.nodes)).round()
@@ -135,18 +136,18 @@ class OriginalLevelScore(OriginalScore):
 def original_loss(
     model: Denoiser, x0: Tensor, t: Tensor, z: Tensor, *, likelihood: bool = False, reduce: str = "mean"
 ) -> Tensor:
-    """The loss (1) of each row.
+    """Compute the loss (1) of each row.
 
     Args:
-        model: Any model; with a parametrisation of this module a network is asked as in the original.
+        model: Any model; a network with a parametrisation of this module is called as in the original.
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``; the original draws them uniformly from 1e-5 to 1, or from the nodes of a chain.
         z: Standard normal, shape of ``x0``.
-        likelihood: Weight by ``g^2`` instead of ``sigma^2`` (its ``likelihood_weighting``).
-        reduce: ``mean`` over the elements (its ``reduce_mean``), or ``half-sum``.
+        likelihood: Weight by ``g^2`` instead of ``sigma^2`` (``likelihood_weighting`` in the original).
+        reduce: ``mean`` over the elements (``reduce_mean`` in the original), or ``half-sum``.
 
     Returns:
-        Shape ``(B,)``.
+        Losses, shape ``(B,)``.
     """
     if reduce not in REDUCTIONS:
         raise UsageError(f"unknown reduction {reduce!r}; {closest(reduce, REDUCTIONS)}")

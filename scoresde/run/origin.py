@@ -1,9 +1,9 @@
-"""The data of a run, found again and held against what it was trained on.
+"""Locate the data of a run again and compare them with those it was trained on.
 
-A run keeps a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``, so that whatever reads its
-data again can say what has become of them: the same, sorted otherwise, grown (both are right, because rows are split
-by their content), shrunk, or other data (both refused). An older run is held against what ``data.json`` says: number,
-range, levels and classes.
+A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. Whenever the data are read
+again, they can be classified as identical, in another order, grown, shrunk, or different. The first three are accepted,
+because rows are split by their content; the last two are rejected. For an older run the data are compared with the
+description in ``data.json``: number, range, levels and classes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .config import TrainConfig
 __all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
 
 FILE = "rows.npz"
-# What must not change for a run that goes on, whatever rows are added: the units and the meaning of a number.
+# What must not change when a run is resumed, whatever rows are added: the units and the meaning of a number.
 UNITS = ("kind", "shape", "levels", "classes", "names")
 
 
 def placed(config: TrainConfig) -> TrainConfig:
-    """The same with the path of its data written so that it is found from any folder."""
+    """Return the configuration with the path of its data made absolute, so that it can be found from any folder."""
     path = os.path.expanduser(config.data)
     if config.data in NAMES or not os.path.exists(path):
         return config
@@ -39,10 +39,10 @@ def placed(config: TrainConfig) -> TrainConfig:
 
 
 def found(folder: Path, config: TrainConfig) -> str:
-    """The name or the path of a run's data, where they are now.
+    """Return the name or the current path of a run's data.
 
-    They are looked for where they were, then beside the run as they lay beside it (both were moved), and then, for an
-    older run with a relative path, from each of the folders above it.
+    The data are looked up at their original path, then at the same place relative to the run (in case both were moved),
+    and then, for an older run with a relative path, from each of the folders above the run.
     """
     data = config.data
     if data in NAMES or os.path.exists(os.path.expanduser(data)):
@@ -55,7 +55,7 @@ def found(folder: Path, config: TrainConfig) -> str:
 
 
 def beside(folder: Path, config: TrainConfig) -> str | None:
-    """The path of the data from the run folder, if they have a path."""
+    """Return the path of the data relative to the run folder, or ``None`` if the data have no path."""
     if config.data in NAMES or not os.path.exists(config.data):
         return None
     try:
@@ -65,7 +65,7 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset) -> None:
-    """Write what the data are, if they are split by content, together with those the run was trained on before."""
+    """Write the identity of the data, joined with that of earlier training; data not split by content have none."""
     before, known = kept_identity(folder), data.identity
     if known is None:
         return
@@ -77,28 +77,28 @@ def keep_identity(folder: Path, data: Dataset) -> None:
 
 
 def kept_identity(folder: Path) -> Identity | None:
-    """What :func:`keep_identity` wrote, or ``None``."""
+    """Read what :func:`keep_identity` wrote, or return ``None``."""
     path = folder / FILE
     if not os.path.lexists(path):
         return None
     try:
         file = read_arrays(path)
         return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
-    except Exception as error:  # a damaged file raises nearly anything
-        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to go on without") from None
+    except Exception as error:  # a damaged file can raise almost anything
+        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to do without it") from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
-    """The data of a run, or others by name or path, split as the run splits, and held against those it knows.
+    """Load the data of a run, or others by name or path, split as for the run, and compare them with those it knows.
 
     Args:
         folder: The run folder.
-        config: Of the run.
-        data: Another name or path than the run's.
-        changed: Take the run's data as they are, whatever has become of them.
+        config: The configuration of the run.
+        data: Another name or path; ``None`` for the run's own.
+        changed: Accept the run's data even if they have changed.
 
     Raises:
-        DataError: If they are gone or unreadable, or are not the run's any more.
+        DataError: If the data are missing or unreadable, or are no longer the run's.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
@@ -106,22 +106,22 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 
 
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
-    """Read the data of a run, or others by name or path, as the run did, without a word about what became of them.
+    """Read the data of a run, or others by name or path, as the run did, without reporting changes.
 
-    A run that kept no hashes may be older than the rules by which axes are told apart and pictures found, and keeps its
-    own.
+    A run without hashes may predate the current rules for detecting axes and finding pictures; its data are read by the
+    rules of its time.
     """
     source = data or found(folder, config)
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
             raise DataError(
-                f"{folder} was trained on an array, which is not kept in a run: pass it again, or save it as an .npy "
-                "file and name that",
+                f"{folder} was trained on an array, which is not stored in a run: pass it again, or save it as an .npy "
+                "file and pass its path",
                 parameter="data",
             )
         raise DataError(
-            f"the data of {folder} are gone: there is no {source}, nor are they beside the run; name the place where "
-            "they are now",
+            f"the data of {folder} are missing: there is no {source}, and they are not beside the run; pass their "
+            "current path",
             parameter="data",
         )
     if (folder / FILE).is_file() or source in NAMES:
@@ -141,25 +141,28 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
-    """What has become of the data of a run: ``same``, or a warning or an error that says it.
+    """Compare the data of a run with those it was trained on, and report a change by a warning or an error.
+
+    The result is ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``, or ``unknown`` for other data of a run
+    without hashes.
 
     Args:
         folder: The run folder.
-        data: As they are now.
-        changed: Warn of what would be an error.
-        named: They were named for this, and may well be others.
+        data: The data as they are now.
+        changed: Warn where there would be an error.
+        named: Whether these data were chosen explicitly, and so may well be different.
 
     Raises:
-        DataError: If rows are missing, or these are other data, and they were not named.
+        DataError: If rows are missing, or these are different data that were not chosen explicitly.
     """
     known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:
         return _by_description(folder, info, data.info, changed=changed, named=named)
-    if data.identity is None:  # toys and digits named in their place
+    if data.identity is None:  # toys and digits chosen in place of the run's data
         state, new, missing = "other", 0, 0
     else:
         state, new, missing = known.compared(data.identity)
-    split = "rows are held out by their content, and those held out then are held out now"
+    split = "rows are split by their content, so those held out then are held out now"
     told = {
         "re-sorted": f"the data of {folder} are in another order than in training; {split}",
         "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
@@ -179,7 +182,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """The same for a run that kept no hashes: what can be told from counts and ranges."""
+    """Compare the data of a run without hashes, by counts and ranges alone."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):
@@ -187,7 +190,7 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
         if was != today:
             _refuse(
                 f"{now.source} has changed since {folder} was trained on it ({name} {was} then, {today} "
-                "now), and the run has no rows.npz to tell its rows by, so that rows it was "
+                "now), and the run has no rows.npz to identify its rows, so rows it was "
                 "trained on may count as held out",
                 changed,
             )
@@ -197,6 +200,6 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
 
 def _refuse(told: str, changed: bool) -> None:
     if not changed:
-        advice = "Restore the data, or take them as they are with changed_data"
+        advice = "Restore the data, or accept the change with changed_data"
         raise DataError(f"{told}. {advice}", parameter="changed_data")
-    warnings.warn(Advice(f"{told}. They are taken as they are"), stacklevel=4)
+    warnings.warn(Advice(f"{told}. They are used as they are"), stacklevel=4)

@@ -1,21 +1,21 @@
-"""Are numbers in the units of the data?
+"""Detect numbers that are not in the units of the data.
 
-Pixels from 0 to 1 beside pixels from 0 to 255 give figures, and wrong ones. Units cannot be seen, but what they do can.
-A set of samples may be as bad as it likes, and still it lies about where the data do: it may be grey, collapsed to one
-picture or to the mean, or noise that spreads to both sides. In other units it lies elsewhere, or it has the wrong width
-and lies where a factor on the data would put it. With m the median and s the spread from the 1 % to the 99 % quantile,
-samples are refused
+Comparing pixels from 0 to 1 with pixels from 0 to 255 gives numbers, but wrong ones. Units cannot be seen, but their
+effects can. Even a bad set of samples lies roughly where the data do: it may be grey, collapsed to one picture or to
+the mean, or noise that spreads to both sides. In other units the samples lie elsewhere, or have the wrong width and lie
+where a factor on the data would put them. With m the median and s the spread from the 1 % to the 99 % quantile, samples
+are rejected if
 
-    that overlap nowhere with the data;                                                                        (1)
-    that may be the data times a small number,  s < s_data / 8  and  |m - m_data s / s_data| < s,  if the median is not
-        where that of the data is, or they fill [-1, 1] or [0, 1];                                             (2)
-    of which the data may be a small multiple, if the median is elsewhere, they spread to one side alone, or 4,000 times
-        as far;                                                                                                (3)
-    that fill [-1, 1] where no data are below 0, or [0, 1] where the data fill [-1, 1];                        (4)
-    of data with levels, that lie in [-1, 1] between the levels.                                               (5)
+    they do not overlap with the data;                                                                         (1)
+    they may be the data times a small number,  s < s_data / 8  and  |m - m_data s / s_data| < s,  and their median is
+        not at that of the data, or they fill [-1, 1] or [0, 1];                                               (2)
+    the data may be a small multiple of them, and their median is not at that of the data, or they spread to one side
+        alone, or 4,000 times as far;                                                                          (3)
+    they fill [-1, 1] where no data are below 0, or [0, 1] where the data fill [-1, 1];                        (4)
+    the data have levels, and the samples lie in [-1, 1] between the levels.                                   (5)
 
-The quantiles are those of each column of a table, of each channel where channels have scales of their own, and else of
-all numbers together. A set that is constant is not judged by (2). Whoever knows better says so: ``units="data"``.
+Quantiles are taken per column of a table, per channel where channels have their own scales, and otherwise over all
+numbers together. Rule (2) does not apply to a constant set. To skip these checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ..data import DataInfo, Dataset
 
 __all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units"]
 
-Units = str | tuple[float, float]  # auto, data, model, or the numbers that stand for the data's lowest and highest
+Units = str | tuple[float, float]  # auto, data, model, or the two numbers that the data's lowest and highest become
 WAYS = ("auto", "data", "model")
-VALUES = 2**20  # numbers that quantiles are taken of, about
-FEW = 16  # numbers that have no spread to speak of
-SLACK = 0.02  # a value that is rounded, or denoised a little too far, is still in [0, 1]
+VALUES = 2**20  # how many numbers quantiles are computed from, roughly
+FEW = 16  # fewer numbers than this have no meaningful spread
+SLACK = 0.02  # a value that is rounded, or denoised slightly too far, still counts as in [0, 1]
 
 
 def read_units(text: str) -> Units:
-    """``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` stay what they are.
+    """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
 
     Raises:
-        UsageError: If it is none of these.
+        UsageError: If ``text`` is none of these.
     """
     if text in WAYS:
         return text
@@ -53,38 +53,38 @@ def read_units(text: str) -> Units:
     except ValueError:
         low = high = math.nan
     if not math.isfinite(high - low) or low >= high:
-        raise UsageError(f"units {text!r}: they are two numbers, such as 0,1, or one of: {', '.join(WAYS)}")
+        raise UsageError(f"units {text!r} must be two numbers, such as 0,1, or one of: {', '.join(WAYS)}")
     return low, high
 
 
 def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str = "the samples") -> Tensor:
-    """Samples in the units of the data.
+    """Convert samples to the units of the data.
 
     Args:
         x: Samples, shape ``(N, *event)``.
-        data: What they are samples of.
-        units: Theirs: the two numbers that stand for the lowest and the highest value of the data (of each column of a
-            table); ``model`` for those of a network; ``data`` for the data's, and ``auto`` for these, unless they do
-            not look so.
-        source: Where they come from, for messages.
+        data: The data that the samples are compared with.
+        units: The units of the samples. Two numbers stand for the lowest and the highest value of the data (of each
+            column of a table). ``model`` means the units of a network. ``data`` means those of the data, and so does
+            ``auto``, which also rejects samples that look as if they had others.
+        source: The origin of the samples, for messages.
 
     Returns:
-        Shape ``(N, *event)``. Of data with levels, values between levels are taken to the level below, and those that
-        were converted to the nearest.
+        Samples, shape ``(N, *event)``. If the data have levels, values between two levels are moved to the level below,
+        and converted values to the nearest level.
 
     Raises:
-        DataError: If a value is not finite, if data with levels have none there, or if they look like other units.
-        UsageError: If there are no such units.
+        DataError: If a value is not finite, is outside the levels of the data, or looks as if it had other units.
+        UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
-        raise DataError(f"{source}: samples are real numbers, and these are {x.dtype}")
+        raise DataError(f"{source}: samples must be real numbers, but these are {x.dtype}")
     bad = ~x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.zeros(len(x), dtype=torch.bool)
     if bool(bad.any()):
         first = int(bad.nonzero()[0, 0])
-        raise DataError(f"{source}: {int(bad.sum()):,} samples are not finite, the first no. {first}; leave them out")
+        raise DataError(f"{source}: {int(bad.sum()):,} samples are not finite, first no. {first}; leave them out")
     codec, levels = data.codec, data.codec.levels
     if not x.is_floating_point() and x.dtype != torch.uint8:
-        x = x.long()  # the rarer kinds of whole numbers have little arithmetic
+        x = x.long()  # the less common integer types support little arithmetic
     if isinstance(units, str):
         units = read_units(units)
     if units == "model":
@@ -101,10 +101,10 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
 
 
 def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
-    """Refuse samples ``(N, *event)`` that look as if they were in other units than the data.
+    """Reject samples ``(N, *event)`` that look as if they had other units than the data.
 
     Raises:
-        DataError: If they do, with both ranges.
+        DataError: If they do; the message states both ranges.
     """
     if not x.numel():
         return
@@ -124,16 +124,16 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     where, more = _where(data.info, axes, k), int(found.sum()) - 1
     others = f" (and {more} other{'s' * (more > 1)} likewise)" if more else ""
     raise DataError(
-        f"{source}: values from {theirs.low[k]:g} to {theirs.high[k]:g}{where}{others}, {data.info.name} from "
-        f"{ours.low[k]:g} to {ours.high[k]:g}: samples come in data units, and these look like others; say which "
-        "numbers stand for the lowest and the highest value of the data, or that the units are those of the data",
+        f"{source}: values from {theirs.low[k]:g} to {theirs.high[k]:g}{where}{others}, but {data.info.name} goes from "
+        f"{ours.low[k]:g} to {ours.high[k]:g}: samples must be in data units, and these look like other units; say "
+        "which numbers stand for the lowest and the highest value of the data, or confirm that these are data units",
         parameter="units",
         value=_guess(theirs.low, theirs.high),
     )
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Between which two numbers values from ``low`` to ``high``, of any shape, were meant to lie."""
+    """Guess the range in which values from ``low`` to ``high``, of any shape, were meant to lie."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -142,15 +142,15 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn of data that lie so far from those of a model that their units may be others.
+    """Warn about data so far from those of a model that their units may differ.
 
-    They are not refused: to score what is far away is what some ask a likelihood for.
+    Such data are not rejected, because a likelihood is often used to score outliers.
 
     Args:
-        x: In data units, shape ``(N, *event)``.
+        x: Data in data units, shape ``(N, *event)``.
         codec: The model's map from data units to numbers of order one.
-        info: What is known of its own data.
-        stacklevel: Of the warning.
+        info: The description of the data that the model was trained on.
+        stacklevel: The stack level of the warning.
     """
     if not x.numel():
         return
@@ -176,8 +176,8 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
         a, b = _grouped(units.to_data(ends), axes)[k].aminmax()
         ours = f"about {a:.4g} to {b:.4g}"
     warnings.warn(
-        f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, and those of {info.name}, which the model "
-        f"was trained on, from {ours}: are they in the same units?",
+        f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, but those of {info.name}, which the model "
+        f"was trained on, go from {ours}: are they in the same units?",
         stacklevel=stacklevel,
     )
 
@@ -187,7 +187,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Where the numbers of each of G groups lie, each float64 ``(G,)``, and how many numbers a group has."""
+    """The location and spread of the numbers of G groups, each float64 ``(G,)``, and the count per group."""
 
     count: int
     low: Tensor
@@ -199,7 +199,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Of ``x: (N, *event)``; the lowest and the highest number are those of ``more`` as well."""
+        """Measure ``x: (N, *event)``; the lowest and the highest number cover ``more`` as well."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -213,22 +213,22 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """(1)"""
+        """Return whether the samples do not overlap with the data (1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
     def smaller(self, data: _Spread) -> Tensor:
-        """(2)"""
+        """Return whether the samples may be the data times a small number (2)."""
         return self._times(data) & (self._moved(data) | (self.within(-1, 1) & (self.size > 0.5)))
 
     def larger(self, data: _Spread) -> Tensor:
-        """(3)"""
+        """Return whether the data may be the samples times a small number (3)."""
         room = self.width / 8
         one_sided = (self.low > data.low - room) | (self.high < data.high + room)
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Whether this may be ``other`` times a small number."""
+        """Return whether this may be ``other`` times a small number."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 
@@ -240,7 +240,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """(4)"""
+        """Return whether the samples and the data fill ranges that differ in sign (4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -248,7 +248,9 @@ class _Spread:
 
 
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
-    """The axes of an event along which units may differ: the columns of a table, or where the codec has many scales."""
+    """Return the axes of an event along which units may differ: the columns of a table, or the axes with separate
+    scales in the codec.
+    """
     scale = getattr(codec.continuous, "scale", None)
     if info.kind == "vector":
         return (0,)
@@ -259,19 +261,19 @@ def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
 
 
 def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Events ``(N, *event)`` as a row of numbers for each group, ``(G, M)``."""
+    """Arrange events ``(N, *event)`` as one row of numbers per group, ``(G, M)``."""
     front = x.movedim([1 + a for a in axes], list(range(len(axes))))
     return front.reshape(math.prod(front.shape[: len(axes)]), -1)
 
 
 def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest number of each group, float64 ``(G,)``."""
+    """Return the lowest and the highest number of each group, float64 ``(G,)``."""
     low, high = x.amin(0).double()[None], x.amax(0).double()[None]
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 
 
 def _some(x: Tensor) -> Tensor:
-    """Rows of ``x`` from all over it, so many that quantiles of them are good enough."""
+    """Return evenly spaced rows of ``x``, as many as its quantiles need."""
     return x[_every(x)]
 
 
@@ -280,7 +282,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Which group, in words."""
+    """Name the group in words."""
     if not axes:
         return ""
     if info.kind == "vector":
@@ -293,15 +295,15 @@ def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
 
 
 def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str) -> Tensor:
-    """Samples of which two numbers stand for the ends of the data."""
+    """Convert samples from the range ``units`` to the range of the data."""
     low, high = units
     if not len(x):
         return x
     theirs = float(x.min()), float(x.max())
     if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
-            f"{source}: values from {theirs[0]:g} to {theirs[1]:g}, and not from {low:g} to {high:g}, the units that "
-            "they were said to have",
+            f"{source}: values from {theirs[0]:g} to {theirs[1]:g} do not match the given units, from {low:g} to "
+            f"{high:g}",
             parameter="units",
             value="LOW,HIGH",
         )
@@ -316,13 +318,13 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
 
 
 def _width(levels: Codec) -> float | Tensor:
-    """The distance between two levels, data units."""
+    """Return the distance between two levels, in data units."""
     width: float | Tensor = getattr(levels, "width", 0.0)
     return width
 
 
 def _check_cells(x: Tensor, data: Dataset, levels: Codec, source: str) -> None:
-    """Refuse values below the lowest level, or beyond the cell of the highest."""
+    """Reject values below the lowest level, or above the cell of the highest level."""
     for part in torch.split(x, max(1, VALUES // max(1, data.info.dims))):
         off = part.double() - levels.to_data(part.double())
         if not bool(((off == 0) | ((off > 0) & (off < _width(levels)))).all()):
@@ -331,8 +333,8 @@ def _check_cells(x: Tensor, data: Dataset, levels: Codec, source: str) -> None:
         return
     info = data.info
     raise DataError(
-        f"{source}: values from {float(x.min()):g} to {float(x.max()):g}, {info.name} from {info.low:g} to "
-        f"{info.high:g}: samples come in data units; if other numbers stand for these two, say which",
+        f"{source}: values from {float(x.min()):g} to {float(x.max()):g}, but {info.name} goes from {info.low:g} to "
+        f"{info.high:g}: samples must be in data units; if other numbers stand for these two, say which",
         parameter="units",
         value=_guess(x, x),
     )

@@ -1,12 +1,12 @@
 """A trained run in use: samples and likelihoods in the units of the data.
 
-A :class:`Run` joins a model with the units, levels and classes of its data. What is known of the samples, how strongly
-it is followed and on which path the model is asked is *bound* first,
+A :class:`Run` joins a model with the units, levels and classes of its data. The condition, the guidance scale and the
+path are *bound* first,
 
     run.given("cat").guided(2.0).on("flow").sample(16)
 
-and each of these is a run again, so that sampling and likelihood take none of it. Bindings compose in one order, given,
-guided, on, whatever the order of the calls. :func:`load` reads a run folder.
+and each of these calls returns another run, so sampling and likelihood take none of them as arguments. Bindings always
+apply in the order given, guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
 
 
 def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
-    """What is there at the end of a model's path, for data of this description."""
+    """Compare the end of a model's path with its prior, for data of this description."""
     return Reach.of(domain.sde, domain.t_max, spread or info.spread or 1.0, info.furthest)
 
 
 def warn_of_prior(domain: Domain, info: DataInfo, spread: float | None = None) -> None:
-    """Warn of a prior that does not fit, with the figure and what would put it right (:mod:`scoresde.sde.reach`)."""
+    """Warn if the prior does not fit, stating by how much and what to change (:mod:`scoresde.sde.reach`)."""
     if (advice := reach(domain, info, spread).advice) is not None:
-        warnings.warn(advice, stacklevel=4)  # over the check of the arguments
+        warnings.warn(advice, stacklevel=4)  # skips the frame that checks the arguments
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: Shape ``(n, *event)``; on the data's levels if it has any.
+        x: The samples, shape ``(n, *event)``; on the data's levels if it has any.
         solution: The solver's statistics, with the samples in model units.
     """
 
@@ -84,23 +84,23 @@ class Samples:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A model with the units of its data, and what is bound to it.
+    """A model with the units of its data and the settings bound to it.
 
     Args:
         base: The model as it was trained, or any other denoiser.
         codec: The map from the data's units to the model's.
-        info: What is known of the data.
-        config: How it was trained, ``None`` for a model that was not trained here.
-        spec: What it is made of, so that it can be built again; ``None`` likewise.
-        step: Training steps done.
+        info: The description of the data.
+        config: How the model was trained; ``None`` for a model that was not trained by this package.
+        spec: The parts of the model, from which it can be rebuilt; ``None`` if they are unknown.
+        step: Number of training steps done.
         folder: The run folder, or ``None``.
-        device, dtype: Where and in which precision the states are; ``None`` for those of the weights.
-        condition: What is known of the samples, bound by :meth:`given`.
-        scale: Of guidance, bound by :meth:`guided`.
-        path: Bound by :meth:`on`.
-        changed_data: Read its data again whatever has become of them; otherwise data that shrank, or are others, are
-            refused.
-        told: Warn no more of a prior that does not fit.
+        device, dtype: Device and precision of the solver states; ``None`` uses those of the weights.
+        condition: The condition on the samples, bound by :meth:`given`.
+        scale: The guidance scale, bound by :meth:`guided`.
+        path: The path to sample on, bound by :meth:`on`; ``None`` for the model's own.
+        changed_data: Accept the run's data even if they have changed. Otherwise data with missing rows, or different
+            data, raise an error.
+        told: Suppress the warning about a prior that does not fit.
     """
 
     base: Denoiser
@@ -147,7 +147,7 @@ class Run:
         return self.info.spread or float(options.get("data_std", 1.0))
 
     def _names(self) -> str:
-        """What is bound of the samples, in words."""
+        """Describe the bound condition in words."""
         assert self.condition is not None
         known = self.condition
         shapes = {name: getattr(known, name).shape for name in SLOTS[1:] if getattr(known, name) is not None}
@@ -162,14 +162,15 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- binding
 
     def given(self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
-        """The run given what is known of the samples; ``None`` takes it away again.
+        """Return the run with a condition on its samples; ``None`` removes the condition.
 
         Args:
-            known: A class for all samples, by number or name; or one for each of n, ``(n,)``, where the number of
-                classes stands for "not given"; or a :class:`~scoresde.Condition`.
+            known: One class for all samples, by number or name; or one for each of n samples, ``(n,)``, where the
+                number of classes stands for "not given"; or a :class:`~scoresde.Condition`.
 
         Raises:
-            UsageError: If the model knows no classes, or not this one, or never saw it in training.
+            UsageError: If the model was trained without classes, has no such class, or never saw that class in
+                training.
         """
         if known is None:
             return replace(self, condition=None)
@@ -177,12 +178,12 @@ class Run:
         if not trained and not (isinstance(known, Condition) and known.label is None):
             what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without labels, and {what} needs cond='class' in training",
+                f"{self.folder or 'this model'} was trained without labels; {what} requires training with cond='class'",
                 parameter="cond",
                 value="class",
             )
         if not isinstance(self.base, ScoreModel):
-            raise UsageError(f"{type(self.base).__name__} is not a network and cannot be given anything")
+            raise UsageError(f"{type(self.base).__name__} is not a network, so it cannot be conditioned")
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
@@ -194,20 +195,20 @@ class Run:
 
     @property
     def _dropped(self) -> float | None:
-        """How often training left the labels out; ``None`` if there are none, or if nobody knows."""
+        """How often training dropped the labels; ``None`` for a model without labels, or if the rate is unknown."""
         knows = isinstance(self.base, ScoreModel) and self.base.classes > 0
         return self.config.cond_drop if knows and self.config is not None else None
 
     def _check_trained(self, label: Tensor) -> None:
-        """Refuse labels ``(B,)`` or ``(1,)`` of which the network learned nothing."""
+        """Reject labels ``(B,)`` or ``(1,)`` that the network learned nothing about."""
         assert isinstance(self.base, ScoreModel)
         classes, who = self.base.classes, self.folder or "this model"
         for k in sorted(set(label.tolist())):
             name = f"class {self.info.classes[k]!r}" if k < min(classes, len(self.info.classes)) else f"label {k}"
             if k < classes and self._dropped == 1:
                 raise UsageError(
-                    f"{who} was trained with cond_drop=1, which leaves every label out, and knows nothing of {name}; "
-                    "leave it out here too, or train with cond_drop=0.1",
+                    f"{who} was trained with cond_drop=1, which drops every label, so it knows nothing about {name}; "
+                    "leave the label out here too, or train with cond_drop=0.1",
                     parameter="cond_drop",
                     value=0.1,
                 )
@@ -216,17 +217,17 @@ class Run:
             if k < classes and len(self.info.trained) == classes and not self.info.trained[k]:
                 seen = [c for c, n in zip(self.info.classes, self.info.trained, strict=False) if n]
                 raise UsageError(
-                    f"{who} was trained on no sample of {name}, and knows nothing of it; it was trained on "
+                    f"{who} was trained on no samples of {name}, so it knows nothing about it; it was trained on "
                     f"{_listed(seen)}",
                     parameter="label",
                     value=seen[0] if seen else None,
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """The error for what asks a model without a label that always had one."""
+        """Return the error for asking a model that always had a label to work without one."""
         return UsageError(
-            f"{self.folder or 'this model'} was trained with cond_drop=0 and never saw a sample without its label, "
-            f"which {what} would need; give it one of its classes, {_listed(self.info.classes)}, without guidance, or "
+            f"{self.folder or 'this model'} was trained with cond_drop=0, so it never saw a sample without its label, "
+            f"and {what} requires that; pass one of its classes, {_listed(self.info.classes)}, without guidance, or "
             "train with cond_drop=0.1",
             parameter="cond_drop",
             value=0.1,
@@ -234,20 +235,20 @@ class Run:
 
     @checked(n=COUNT)
     def example_labels(self, n: int) -> Tensor | None:
-        """Classes to draw ``n`` samples of everything with, for a run that cannot do without; ``None`` for all others.
+        """Return classes for ``n`` samples of everything, for a run that needs labels; ``None`` for any other run.
 
-        They come in the proportions of the training data, or evenly if the run does not say, and those of a smaller
-        ``n`` are the first ones.
+        The classes come in the proportions of the training data, or in equal shares if these are unknown. A smaller
+        ``n`` returns the first of them.
 
         Returns:
-            int64 ``(n,)``.
+            Class numbers, int64 ``(n,)``.
         """
         if self._dropped != 0:
             return None
         assert isinstance(self.base, ScoreModel)
         counts = self.info.trained if len(self.info.trained) == self.base.classes else ()
         shares = torch.tensor(counts if sum(counts) else [1] * self.base.classes, dtype=torch.float64).cumsum(0)
-        # Multiples of the golden ratio, modulo 1, fill [0, 1) evenly however many there are.
+        # Multiples of the golden ratio, modulo 1, fill [0, 1) evenly for any n.
         u = ((torch.arange(n, dtype=torch.float64) + 0.5) * (math.sqrt(5) - 1) / 2) % 1
         return torch.searchsorted(shares, u * shares[-1], right=True)
 
@@ -257,35 +258,36 @@ class Run:
             return names.index(name)
         if name.isdecimal() and len(name) < 10 and int(name) < len(names):
             return int(name)
-        raise UsageError(f"no class {name!r}; {closest(name, names)}", parameter="label")
+        raise UsageError(f"unknown class {name!r}; {closest(name, names)}", parameter="label")
 
     @checked(scale=SCALE)
     def guided(self, scale: float) -> Run:
-        """The run guided away from the model without a condition: 1 is the conditional model, 0 the other one."""
+        """Return the run with guidance: scale 1 is the conditional model, 0 the unconditional one."""
         return replace(self, scale=float(scale))
 
     def on(self, path: str | SDE | None) -> Run:
-        """The run on another path, at the model's noise levels (:func:`scoresde.convert`); ``None`` for its own.
+        """Return the run on another path, at the model's noise levels (:func:`scoresde.convert`).
 
         Args:
-            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE.
+            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE; ``None`` for the model's own
+                path.
         """
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """The run for the rows ``index``, int64 ``(B,)``, of what is bound to it."""
+        """Return the run restricted to the rows ``index``, int64 ``(B,)``, of what is bound to it."""
         known = None if self.condition is None else self.condition.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known)
 
     @cached_property
     def model(self) -> Denoiser:
-        """The model with all that is bound to it: what solvers and the likelihood are given."""
+        """The model with everything that is bound to it, as passed to solvers and to the likelihood."""
         model = self.base
         if self.condition is not None:
             assert isinstance(model, ScoreModel)
             model = model.given(self.condition)
         if self._dropped == 0 and (self.condition is None or self.condition.label is None):
-            raise self._never_without("an answer without one")
+            raise self._never_without("a result without a label")
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
@@ -298,17 +300,17 @@ class Run:
         return model if self.path is None else convert(model, self.path)
 
     def _bound(self, count: int) -> Denoiser:
-        """The model for ``count`` rows."""
+        """Return the model for ``count`` rows."""
         if self.condition is not None:
-            self.condition.expand(count)  # which refuses another number of rows
+            self.condition.expand(count)  # raises if the number of rows differs
         return self.model
 
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """What results depend on, as plain JSON values: what is ``asked`` of the model, the model, and what is bound.
+        """Return, as plain JSON values, everything that results depend on.
 
-        What is bound for each row is no part of it.
+        That is ``asked``, the model, and what is bound to it, except for values bound row by row.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
@@ -322,22 +324,22 @@ class Run:
         return plain_request({**facts, **asked})
 
     def sample_request(self, solver: Solver, **asked: Any) -> dict[str, Any]:
-        """What samples depend on, likewise."""
+        """Return everything that samples depend on, as in :meth:`request`."""
         options = {f"solver.{name}": value for name, value in options_of(solver).items()}
         name = name_of(solver, SOLVERS)
         name = name.rpartition(":")[2] if name.startswith("scoresde.") else name
         return self.request({"solver": name, **options, **asked})
 
     def score_request(self, likelihood: Likelihood, **asked: Any) -> dict[str, Any]:
-        """What likelihoods depend on, likewise."""
+        """Return everything that likelihoods depend on, as in :meth:`request`."""
         return self.request({**asdict(likelihood), **asked})
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """What is bound for some rows, int64 ``(b,)``, if it is bound for each."""
+        """Return the values bound to the rows ``index``, int64 ``(b,)``; empty unless they are bound row by row."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
-        """Where the results of data ``x``, shape ``(n, *event)``, are kept."""
+        """Return the store for the results of data ``x``, shape ``(n, *event)``."""
         if keep is None:
             return None
 
@@ -349,38 +351,38 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
-        """The data that the run was trained on, or of another name or path, split as the run splits.
+        """Load the data that the run was trained on, or data of another name or path, split as for the run.
 
         Raises:
-            UsageError: If it was not trained here.
-            DataError: If the data are gone, or unreadable.
+            UsageError: If the run was not trained by this package.
+            DataError: If the data are missing or unreadable.
         """
         if self.config is None:
-            raise UsageError("this run was not trained here and does not say on which data; load them with load_data")
+            raise UsageError("this run was not trained here, so its data are unknown; load them with load_data")
         if data is not None and not isinstance(data, str | Path):
-            raise UsageError("data are named here, or their path is; an array becomes a data set by Dataset.of")
+            raise UsageError("data must be a name or a path; use Dataset.of to turn an array into a data set")
         place = None if data is None else str(data)
         if self.folder is not None:
             return data_of(self.folder, self.config, place, changed=self.changed_data)
         if place is None and self.config.data == ARRAY:
-            raise DataError("this run was trained on an array, which it does not keep: pass it again")
+            raise DataError("this run was trained on an array, which is not stored; pass the array again")
         return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
-        """Data ``(n, *event)`` in model units, on the run's device and in its precision.
+        """Convert data ``(n, *event)`` to model units, on the run's device and in its precision.
 
         Args:
-            x: In data units.
-            u: Uniform numbers in [0, 1), the shape of ``x``, which spread levels over their cells.
+            x: Data in data units.
+            u: Uniform numbers in [0, 1), shape of ``x``, which spread levels over their cells.
         """
         noise = None if u is None else u.cpu().double()
         found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
         return found.to(device=self.device, dtype=self.dtype)
 
     def to_data(self, m: Tensor) -> Tensor:
-        """Model units ``(n, *event)`` in data units, on the data's levels if it has any, on the CPU.
+        """Convert model units ``(n, *event)`` to data units, on the CPU and on the data's levels if it has any.
 
-        In the dtype of ``m``, or float64 for data that need it.
+        The result has the dtype of ``m``, or float64 for data that need it.
         """
         return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
 
@@ -404,26 +406,27 @@ class Run:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
         Args:
-            n: Number of samples; as many as there are bound rows, if there is one for each.
+            n: Number of samples; if a condition is bound row by row, the number of its rows.
             solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
-            seed, start: Addresses of the samples: sample i is the same in every call.
+            seed, start: Seed and index of the first sample. Sample i of a seed is the same in every call.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
             brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
-            batch: Samples solved at once.
-            watch: Called with a :class:`~scoresde.solvers.Step` after each step of each batch, in model units.
-            record: Keep every step, for :meth:`frames`.
-            keep: A folder in which each batch is kept as soon as it is solved (:mod:`scoresde.core.parts`). What is
-                there already is not solved again; who has the samples may remove it.
+            batch: Number of samples solved at once.
+            watch: A function that is called with a :class:`~scoresde.solvers.Step` in model units after each step of
+                each batch.
+            record: Keep every step for :meth:`frames`.
+            keep: A folder to which each batch is saved as soon as it is solved (:mod:`scoresde.core.parts`). Batches
+                already there are not solved again. The folder may be removed once the samples are returned.
 
         Raises:
-            UsageError: If an option cannot be used, or other samples are kept in the folder.
+            UsageError: If an option is invalid, or the folder holds other samples.
         """
-        # the state, the answer of the model at the end, and the samples in data units
+        # the state, the model's final output, and the samples in data units
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
         built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
         if brownian and not built.stochastic:
-            raise UsageError(f"{type(built).__name__} draws no noise; a Brownian path is for stochastic solvers")
+            raise UsageError(f"{type(built).__name__} draws no noise; brownian requires a stochastic solver")
         model = self._bound(n)
         if not self.told:
             warn_of_prior(model.domain, self.info, self._spread)
@@ -447,14 +450,15 @@ class Run:
 
     @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
-        """Recorded samples on their way, for an animation.
+        """Return recorded samples on their way from noise to data, for an animation.
 
         Args:
-            samples: Drawn with ``record=True``.
+            samples: Samples drawn with ``record=True``.
             count: Number of frames.
 
         Returns:
-            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``; the last are the samples.
+            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``; the last state is the
+            samples.
         """
         trajectory = samples.solution.trajectory
         if trajectory is None:
@@ -480,18 +484,18 @@ class Run:
         watch: Callable[[Scores], object] | None = None,
         keep: str | Path | None = None,
     ) -> Scores:
-        """Score data by the probability flow.
+        """Compute the log-likelihood of data by the probability flow.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            likelihood: How (default: ``Likelihood()``).
-            seed, start: Addresses of the draws (dequantisation and probes).
+            likelihood: The method and its settings (default: ``Likelihood()``).
+            seed, start: Seed and index of the first sample, which fix the random draws (dequantisation and probes).
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
-            keep: A folder in which each batch is kept, as in :meth:`sample`.
+            keep: A folder to which each batch is saved, as in :meth:`sample`.
 
         Raises:
-            DataError: For what :meth:`checked` refuses.
-            UsageError: If other scores are kept in the folder.
+            DataError: If the data fail :meth:`checked`.
+            UsageError: If the folder holds other scores.
         """
         how = likelihood or Likelihood()
         x = self.checked(x, dequantise=how.dequantisation != "none")
@@ -517,26 +521,26 @@ class Run:
         batch: int = 256,
         keep: str | Path | None = None,
     ) -> Elbo:
-        """The variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
+        """Compute the variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
 
-        It bounds the density of what the reverse SDE of this very model generates. For a guided model that is neither
-        the density of its flow nor the tilted one; the result says whose it is.
+        The bound is on the density of the samples that the reverse SDE of this very model generates. For a guided model
+        that is neither the density of its flow nor the tilted one; the result names the density that is bounded.
 
         Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
-        A model with nodes is a chain, whose bound has one draw for each of its nodes
-        (:func:`scoresde.likelihood.chain.bound`); its decoder is the reconstruction here.
+        A model with nodes is a chain. Its bound has one draw for each node (:func:`scoresde.likelihood.chain.bound`),
+        and ``reconstruction`` holds the term of its decoder.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            dequantise: Whether data with levels are dequantised; the bound is one of a density if not.
-            strata, draws, t_min: See :func:`scoresde.elbo`; without a meaning for a chain.
-            batch: States evaluated at once.
-            seed, start: Addresses of the draws.
-            keep: A folder in which the bounds of each ``batch`` of samples are kept, as in :meth:`sample`.
+            dequantise: Whether to dequantise data with levels; if not, the bound is on a density.
+            strata, draws, t_min: See :func:`scoresde.elbo`; a chain ignores them.
+            batch: Number of states evaluated at once.
+            seed, start: Seed and index of the first sample, which fix the random draws.
+            keep: A folder to which the bounds of each ``batch`` of samples are saved, as in :meth:`sample`.
 
         Raises:
-            DataError: For what :meth:`checked` refuses.
-            UsageError: If other bounds are kept in the folder.
+            DataError: If the data fail :meth:`checked`.
+            UsageError: If the folder holds other bounds.
         """
         x = self.checked(x, dequantise=dequantise)
         warn_of_units(x, self.codec, self.info, stacklevel=4)
@@ -546,7 +550,7 @@ class Run:
         else:
             u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
         if log_det is None:
-            raise UsageError(f"the data go through {self.codec}, which has no log-determinant, and so no bound")
+            raise UsageError(f"the codec of the data, {self.codec}, has no log-determinant, so there is no bound")
         encoded, model = self.to_model(x, u), self._bound(len(x))
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
@@ -568,20 +572,21 @@ class Run:
             solve = partial(solved, rows)
             pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Elbo.pack, unpack))
         terms = Elbo.join(pieces)
-        # -log p(x) = -log p(m) - log_det: part of the decoder
+        # -log p(x) = -log p(m) - log_det, which belongs to the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)
 
     def checked(self, x: Tensor | npt.ArrayLike, name: str = "", *, dequantise: bool = True) -> Tensor:
-        """Data as a tensor, if the model gives them a probability.
+        """Return data as a tensor, after checking that the model gives them a probability.
 
         Args:
-            x: In data units, shape ``(n, *event)``.
-            name: Of the data, for messages.
-            dequantise: Whether they are to be levels, if the run's own data are; without it they have a density
-                wherever they lie.
+            x: Data in data units, shape ``(n, *event)``.
+            name: The name of the data, for messages.
+            dequantise: Require values on the levels of the run's data, if these have any. Without it, any value has a
+                density.
 
         Raises:
-            DataError: If the shape is not the model's, a value is not finite, or none of the levels of its data.
+            DataError: If the shape is not the model's, or a value is not finite or not one of the levels of the run's
+                data.
         """
         x, info, whose = as_tensor(x), self.info, f"{name} has samples" if name else "samples"
         if tuple(x.shape[1:]) != info.shape:
@@ -592,7 +597,7 @@ class Run:
         if x.is_floating_point() and not bool(x.isfinite().all()):
             bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise DataError(
-                f"{where}: {len(bad):,} samples have values that are not finite, the first no. {int(bad[0])}; leave "
+                f"{where}: {len(bad):,} samples have values that are not finite, first no. {int(bad[0])}; leave "
                 "them out"
             )
         if levels is None or not dequantise:
@@ -600,15 +605,15 @@ class Run:
         off = levels.to_data(x) != x
         if bool(off.any()):
             raise DataError(
-                f"{where}: values from {float(x.min()):g} to {float(x.max()):g}, such as {float(x[off][0]):g}, are no "
+                f"{where}: values from {float(x.min()):g} to {float(x.max()):g}, such as {float(x[off][0]):g}, are not "
                 f"levels of {info.name}, on which the model was trained: {info.levels or 'its'} levels in "
-                f"[{info.low:g}, {info.high:g}]; it gives no probability to others"
+                f"[{info.low:g}, {info.high:g}]; the model gives other values no probability"
             )
         return x
 
 
 def _tensors(thing: object) -> list[Tensor]:
-    """All tensors of a model, a condition, or whatever else is made of fields, in one order."""
+    """Return all tensors of a model, a condition or any other dataclass, in a fixed order."""
     if isinstance(thing, Tensor):
         return [thing]
     if isinstance(thing, nn.Module):
@@ -617,7 +622,7 @@ def _tensors(thing: object) -> list[Tensor]:
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    """The first names of a list."""
+    """Join the first names of a list."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -632,19 +637,19 @@ def load(
     changed_data: bool = False,
     edited: bool = False,
 ) -> Run:
-    """Load a trained run; no code comes from the folder.
+    """Load a trained run. No code is loaded from the folder.
 
     Args:
         run: A run folder, a name under ``runs/``, or ``None`` for the newest.
-        sde: The SDE, its class, or ``"module:Name"``, if it is in no table.
-        network: The network, if it is in no table.
-        parametrization: What its output means, if that is in no table.
-        device, dtype: Where and in which precision to compute.
+        sde: The SDE, its class, or ``"module:Name"``, if it is not a built-in.
+        network: The network, if it is not a built-in.
+        parametrization: The meaning of the network's output, if it is not a built-in.
+        device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
-        edited: Take the files of the run as they are, though they were changed after they had been written.
+        edited: Accept files of the run that were changed after they were written.
 
     Raises:
-        CheckpointError: If the folder is none, damaged, or needs a class that was not given.
+        CheckpointError: If the folder is not a run, is damaged, or needs a class that was not passed.
     """
     folder = find_run(run, edited=edited)
     given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
@@ -664,20 +669,20 @@ def load(
 
 
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
-    """What a run's files say of its data and of its model.
+    """Read the descriptions of a run's data and of its model.
 
-    A run from before ``model.json`` (format 1) has the affine map of its codec in ``data.json``, and its model is what
-    the configuration stands for.
+    A run from before ``model.json`` (format 1) has the affine map of its codec in ``data.json``; its model is built
+    from the configuration.
 
     Raises:
-        CheckpointError: If they are missing, damaged, or contradict each other.
+        CheckpointError: If the files are missing, damaged, or contradict each other.
     """
     stored = read_object(folder / "data.json")
     try:
         info = DataInfo.from_dict(stored)
         path = folder / "model.json"
         if not os.path.lexists(path) and "transform" not in stored:
-            raise CheckpointError(f"{path} is missing, without which nobody knows the model; restore it")
+            raise CheckpointError(f"{path} is missing, and the model is unknown without it; restore it")
         spec = ModelSpec.read(path) if os.path.lexists(path) else config.spec(info, old_codec(stored))
     except (DataError, UsageError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None

@@ -1,4 +1,4 @@
-"""Samples as files: a picture to look at, the numbers, and how they were made; and the numbers read again."""
+"""Samples as files: writing a picture, the numbers and how they were made, and reading the numbers back."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """The kinds of files to write of samples of some data, checked; without any the usual ones.
+    """Check the kinds of files to write for samples of some data; ``None`` gives the usual ones.
 
     Raises:
-        UsageError: If a kind is unknown, or the data are no table.
+        UsageError: If a kind is unknown, or ``csv`` is given for data that are not a table.
     """
     if kinds is None:
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
     if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
         raise UsageError(
-            f"csv is for tables, and {info.name} has {info.kind}s of shape {info.shape}: write npz", parameter="save"
+            f"csv is for tables, but {info.name} has {info.kind}s of shape {info.shape}; use npz", parameter="save"
         )
     return kinds
 
@@ -53,24 +53,26 @@ def write_samples(
     reference: Tensor | Callable[[], Tensor | None] | None = None,
     codec: Codec | None = None,
 ) -> list[Path]:
-    """Write the samples that succeeded, in data units: the numbers first, then what may fail, with a warning.
+    """Write the samples that succeeded, in data units.
+
+    The numbers are written first; a picture that fails afterwards is only a warning.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         samples: The samples, ``x`` of shape ``(n, *event)``.
-        info: What is known of the data.
-        made: How the samples were made, plain JSON values, for ``samples.json``.
+        info: The description of the data.
+        made: How the samples were made, as plain JSON values, for ``samples.json``.
         kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
-            table with the names of its columns), ``gif`` (the samples on their way) and ``path`` (the same as arrays
-            ``t`` and ``x``); by default ``png`` and ``npz``, and ``csv`` of data whose columns have names.
-        frames: Times ``(F,)`` and states ``(F, n, *event)`` for the last two (see :meth:`scoresde.run.run.Run.frames`),
-            or what finds them once the samples are written.
-        reference: Data ``(m, *event)`` that the figure of points, tables and signals shows beside the samples, or what
-            finds them, likewise.
-        codec: That of the run, which knows the columns that have levels.
+            table with named columns), ``gif`` (the samples on their way) and ``path`` (the same as arrays ``t`` and
+            ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
+        frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
+            :meth:`scoresde.run.run.Run.frames`), or a function that computes them once the samples are written.
+        reference: Data ``(m, *event)`` to show beside the samples in the figure of points, tables and signals, or a
+            function that returns them.
+        codec: The codec of the run, which knows the columns that have levels.
 
     Returns:
-        The files written, the picture first.
+        The paths of the files written, the picture first.
     """
     kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
@@ -116,9 +118,7 @@ def write_samples(
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """The cells of a table ``(n, D)``: whole numbers where a column has levels, else as
-    :func:`_shortest` has them.
-    """
+    """Return the cells of a table ``(n, D)``: whole numbers in columns with levels, else as in :func:`_shortest`."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
@@ -133,8 +133,9 @@ def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
 
 
 def _shortest(value: np.floating) -> str:
-    """The fewest digits that are read back as the value, in its own precision; without an exponent unless it is far
-    from one.
+    """Write a value with the fewest digits that read back as the same value in its own precision.
+
+    An exponent is used only for values far from one.
     """
     if 1e-4 <= abs(value) < 1e16:
         return np.format_float_positional(value, trim="0")
@@ -142,30 +143,30 @@ def _shortest(value: np.floating) -> str:
 
 
 def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
-    """Samples from a file, in data units, whoever made them.
+    """Read samples from a file made by any program, in data units.
 
     Args:
-        path: An ``.npz`` whose array is called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
+        path: An ``.npz`` with an array called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
             so on, as others do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
-        data: What they are samples of.
-        units: Of the samples (see :func:`scoresde.run.plausible.in_data_units`).
+        data: The data that the samples are compared with.
+        units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
     Returns:
-        Shape ``(N, *event)``; values between the levels of the data are taken to the level below.
+        Samples, shape ``(N, *event)``; values between two levels of the data are moved to the level below.
 
     Raises:
-        DataError: If the file is none, or its samples are not like the data.
+        DataError: If the file is not a file of samples, or its samples do not match the data.
     """
     x = in_data_units(_array(path, data.info), data, units, str(path))
-    return x if data.info.wide or not x.is_floating_point() else x.float()  # as the data are, which copies equal
+    return x if data.info.wide or not x.is_floating_point() else x.float()  # as the data, so copies are equal
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
-    """What a file of samples holds, in the shape of the data: ``(N, *event)``, finite real numbers."""
+    """Read a file of samples in the shape of the data: ``(N, *event)``, finite real numbers."""
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(
-                f"{path}: is a pickle, which can run code and is never loaded: save its numbers with np.savez, as x"
+                f"{path} is a pickle, which can run code and is never loaded; save its numbers with np.savez, as x"
             )
         if path.is_dir():
             found = read_path(path)
@@ -176,12 +177,12 @@ def _array(path: Path, info: DataInfo) -> Tensor:
             arrays = load_arrays(path)
             chosen = roles(path, arrays)
             if "x_test" in chosen:
-                raise DataError(f"{path}: {chosen['x']} and {chosen['x_test']} are parts of data: name the samples x")
+                raise DataError(f"{path}: {chosen['x']} and {chosen['x_test']} are parts of data; name the samples x")
             x = arrays[chosen["x"]]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{path} has samples of dtype {x.dtype}: real numbers are expected")
+        raise DataError(f"{path} has samples of dtype {x.dtype}, but samples must be real numbers")
     x = _arranged(path, x, info)
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1) if x.size else np.zeros(0, bool)
     if bad.any():
@@ -193,7 +194,7 @@ def _array(path: Path, info: DataInfo) -> Tensor:
 
 
 def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
-    """An array in the shape of the data, its channels moved to the front, or the only one written out."""
+    """Return an array in the shape of the data: move channels to the front, or add the axis of a single channel."""
     event = info.shape
     if x.shape[1:] == event and x.ndim:
         return x
@@ -202,13 +203,13 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
     if len(event) > 1 and x.ndim == len(event) + 1 and (x.shape[-1], *x.shape[1:-1]) == event:
         return np.moveaxis(x, -1, 1)
     last = f" or, with channels last, {(*event[1:], event[0])}" if len(event) > 1 else ""
-    raise DataError(f"{path} has samples of shape {x.shape[1:]}, {info.name} has shape {event}{last}")
+    raise DataError(f"{path} has samples of shape {x.shape[1:]}, but {info.name} has shape {event}{last}")
 
 
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
-    """The columns of a table in the order of the data, ``(N, D)``."""
+    """Read the columns of a table in the order of the data, ``(N, D)``."""
     if info.kind != "vector":
-        raise DataError(f"{path} is a table, and {info.name} has {info.kind}s of shape {info.shape}")
+        raise DataError(f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}")
     names = info.names or tuple(f"x{i}" for i in range(info.dims))
     found = read_table(path, keep=names)
     if found.names and (info.names or set(found.names) == set(names)):
@@ -216,7 +217,7 @@ def _columns(path: Path, info: DataInfo) -> np.ndarray:
         others = [name for name in found.names if name not in names]
         if missing or others:
             told = [f"lacks {', '.join(missing[:5])}"] if missing else []
-            told += [f"has {', '.join(others[:5])} besides"] if others else []
+            told += [f"has extra columns {', '.join(others[:5])}"] if others else []
             raise DataError(f"{path} {' and '.join(told)}: the columns of {info.name} are {', '.join(names[:20])}")
         return found.train[:, [found.names.index(name) for name in names]]
     return found.train

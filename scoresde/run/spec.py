@@ -1,9 +1,9 @@
-"""What a model is made of: the file ``model.json`` of a run.
+"""The parts of a model: the file ``model.json`` of a run.
 
-A configuration (:mod:`scoresde.run.config`) says how a run was trained, and leaves much to a preset and to the data.
-This says what came of it: path, parametrisation, network and codec, each by its name in a table and with *all* of its
-options. A preset is read once, when training starts, and redefining one never changes a run. A run without the file is
-from before it, and is described by its configuration.
+A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves much to a preset and to the data.
+A specification states the result: path, parametrisation, network and codec, each by its name in a table and with *all*
+of its options. A preset is read once, when training starts, so redefining it never changes a run. A run without this
+file predates it, and is described by its configuration.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Part:
     """A part of a model.
 
     Attributes:
-        name: In its table, or ``module:Name``.
-        options: All of its options, plain values.
+        name: The name in its table, or ``module:Name``.
+        options: All options of the part, as plain values.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Part:
 
     @classmethod
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
-        """Of an object, with ``options`` that it may not show itself."""
+        """Describe an object, with further ``options`` that the object itself may not show."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Part:
-        """From plain values."""
+        """Read a part from plain values."""
         return cls(moved(str(stored["name"])), dict(stored["options"]))
 
 
@@ -57,8 +57,8 @@ class ModelSpec:
 
     Attributes:
         path: The SDE.
-        shift: Factor on its sigma/alpha.
-        parametrization: What the network's output means.
+        shift: Factor on the SDE's sigma/alpha.
+        parametrization: The meaning of the network's output.
         network: The network; ``None`` if it was passed as an object.
         codec: The map from data units to the model's.
         classes: Number of classes that the model knows.
@@ -83,15 +83,15 @@ class ModelSpec:
         *,
         typed: Typed = READ,
     ) -> ScoreModel:
-        """The untrained model.
+        """Build the untrained model.
 
         Args:
-            sde, network, parametrization: What is in no table, as objects (or the class of the SDE).
+            sde, network, parametrization: Parts that are not built-ins, as objects (or the class of the SDE).
             typed: Which names a person typed.
 
         Raises:
-            UsageError: If there is no such part, or it cannot be.
-            CheckpointError: If a name that was read is in no table.
+            UsageError: If a part is unknown or has invalid options.
+            CheckpointError: If a name that was read from a file is not a built-in.
         """
         path = make_path(self.path, self.shift, sde, typed=typed)
         if parametrization is None:
@@ -108,7 +108,7 @@ class ModelSpec:
         )  # fmt: skip
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """The same with all options of the parts of ``model``, which was built of it."""
+        """Return the specification with all options of the parts of ``model``, which was built from it."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -123,7 +123,7 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         parts = {name: getattr(self, name) for name in ("path", "parametrization", "network")}
         return {
             "format": FORMAT,
@@ -135,10 +135,10 @@ class ModelSpec:
 
     @classmethod
     def read(cls, file: Path) -> ModelSpec:
-        """What :meth:`to_dict` gave, from a file.
+        """Read the values of :meth:`to_dict` from a file.
 
         Raises:
-            CheckpointError: If it is malformed, or its codec is not the one that was written.
+            CheckpointError: If the file is malformed, or its codec is not the one that was written.
         """
         stored = read_object(file)
         check_format(file, stored)
@@ -146,7 +146,7 @@ class ModelSpec:
             path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))
             codec = from_dict(stored["codec"])
             if digest(codec) != stored["codec_digest"]:
-                raise CheckpointError(f"{file}: the codec has not the digest {stored['codec_digest']!r} (damaged?)")
+                raise CheckpointError(f"{file}: the codec does not match digest {stored['codec_digest']!r} (damaged?)")
             return cls(
                 path=path,
                 shift=float(stored["shift"]),
@@ -164,17 +164,17 @@ class ModelSpec:
 
 
 def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = None, *, typed: Typed = READ) -> SDE:
-    """The SDE of a model.
+    """Build the SDE of a model.
 
     Args:
-        part: Its name and options.
+        part: The name and the options of the SDE.
         shift: Factor on sigma/alpha.
-        given: The SDE itself, or its class, for one that no table lists.
+        given: The SDE itself, or its class, for one that is not a built-in.
         typed: Which names a person typed.
 
     Raises:
-        UsageError: If there is no such SDE, or it is not one.
-        CheckpointError: If a name that was read is in no table.
+        UsageError: If the name is unknown or is not an SDE.
+        CheckpointError: If a name that was read from a file is not a built-in.
     """
     name = part.name if given is None else name_of(given, SDES)
     if name != part.name and SDES.keys() & {name, part.name}:
@@ -195,18 +195,18 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
 
 def _count(stored: Mapping[str, Any], name: str) -> int:
     if isinstance(stored[name], bool) or int(stored[name]) != stored[name] or stored[name] < 0:
-        raise ValueError(f"{name} is {stored[name]!r}, not a whole number from 0 on")
+        raise ValueError(f"{name} is {stored[name]!r}, not a whole number >= 0")
     return int(stored[name])
 
 
 def _flag(stored: Mapping[str, Any], name: str) -> bool:
     if not isinstance(stored[name], bool):
-        raise ValueError(f"{name} is {stored[name]!r}, neither true nor false")
+        raise ValueError(f"{name} is {stored[name]!r}, not true or false")
     return bool(stored[name])
 
 
 def _tuples(part: Part, typed: Typed) -> dict[str, Any]:
-    """Options of a network, where lists of JSON and a single number typed for several are tuples again."""
+    """Return the options of a network, with tuples restored from JSON lists and from single numbers."""
     fields = fields_of(resolve(part.name, NETWORKS, "network", typed=typed))
     found = {}
     for key, value in part.options.items():

@@ -1,7 +1,8 @@
 """Linear SDEs, that is, Gaussian paths.
 
-What an SDE is (``base``), its steps between two times (``marginal``), paths in continuous time (``continuous``),
-discrete chains (``chains``), paths made of others (``modified``), and time grids (``grids``).
+The modules define the SDE interface (``base``), the steps of a path between two times (``marginal``), paths in
+continuous time (``continuous``), discrete chains (``chains``), paths derived from others (``modified``), the fit of the
+prior (``reach``), and time grids (``grids``).
 """
 
 from __future__ import annotations

@@ -4,18 +4,19 @@ A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
 
     x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I),                                    (1)
 
-and (1) says everything about it: an :class:`SDE` states ``alpha`` and ``sigma``, and
+and (1) determines it completely: an :class:`SDE` defines ``alpha`` and ``sigma``, and
 
     f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
 
-follow by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior), everywhere.
+follow by forward-mode automatic differentiation. Time always runs from 0 (data) to 1 (prior).
 
-The straight frame. Every such path is the straight path in another clock and scale: with
+The straight frame: every such path is the straight path in another clock and scale. With
 
     s = alpha + sigma,      r = sigma / s,      y = x / s:      y = (1 - r) x_0 + r eps,       (3)
 
-so the probability flow is dy/dr = eps_hat - x0_hat, with no f, g, alpha' or sigma', finite at both ends for all of
-them. The ODE solvers and the likelihood work there; r and the log-SNR  2 log(alpha/sigma)  name the same clock.
+the probability flow is dy/dr = eps_hat - x0_hat. It contains no f, g, alpha' or sigma', and is finite at both ends for
+every path. The ODE solvers and the likelihood work in this frame. r and the log-SNR  2 log(alpha/sigma)  are equivalent
+clocks.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
@@ -43,7 +44,7 @@ from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
 __all__ = ["SDE", "Prior", "informative"]
 
 
-_LARGEST = 1e15  # alpha and sigma, whose squares are numbers in float32 as well
+_LARGEST = 1e15  # the largest alpha and sigma: their squares are still finite in float32
 
 
 @overload
@@ -51,7 +52,7 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Where some of the data is left, as far as numbers tell (cos(pi/2) is 6e-17); a mask in the shape of ``alpha``."""
+    """Return a mask, in the shape of ``alpha``, of where data is left beyond rounding error (cos(pi/2) is 6e-17)."""
     return alpha > 1e-6 * sigma
 
 
@@ -60,7 +61,7 @@ class Prior(Checked):
     """The Gaussian ``N(0, std^2 I)`` at the end of a path, where sampling begins.
 
     Args:
-        std: Its standard deviation.
+        std: Standard deviation of the Gaussian.
     """
 
     limits = ranges(std=POSITIVE)
@@ -68,29 +69,29 @@ class Prior(Checked):
     std: float
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """One state for each address of ``noise``, of event shape ``shape``: ``(B, *shape)``."""
+        """Draw one state for each address of ``noise``; the result has the shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log density in nats, ``(B, *event)`` to ``(B,)``."""
+        """Return the log density in nats, shape ``(B,)``, of ``z``, shape ``(B, *event)``."""
         return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
 class SDE(Checked, ABC):
     """A linear SDE given by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
 
-    Derive a frozen dataclass and write ``alpha`` and ``sigma`` with torch functions; times arrive as tensors of shape
-    ``()`` or ``(B,)``, usually float64, and a constant may be returned as a plain number. Sampling with every solver,
-    training and likelihood follow.
+    To define a path, derive a frozen dataclass and write ``alpha`` and ``sigma`` with torch functions. Times are passed
+    as tensors of shape ``()`` or ``(B,)``, usually float64; a constant may be returned as a plain number. Sampling with
+    every solver, training and likelihood then work without further code.
 
     Attributes:
-        t_min, t_max: The legal domain of t; training draws t from it and the likelihood integrates over it.
-        t_sample: Where sampling stops (default: ``t_min``).
-        data_scale: What a unit of the data is at ``t_min``: 1, but for a path that a model was converted to.
-        more_noise: The field that says how much noise there is at the end, and a value with enough of it, for advice
-            (:mod:`scoresde.sde.reach`).
-        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, no step in t can be chosen by its
-            error, which solvers in the clock of the straight frame do not mind.
+        t_min, t_max: The valid range of t; training draws t from it and the likelihood integrates over it.
+        t_sample: The time at which sampling stops (default: ``t_min``).
+        data_scale: The size of one data unit at ``t_min``: 1, except for a path that a model was converted to.
+        more_noise: The field that sets how much noise there is at the end, and a value that gives enough noise; used in
+            advice (:mod:`scoresde.sde.reach`).
+        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen by
+            their error; solvers in the clock of the straight frame are not affected.
 
     Example:
         >>> import math
@@ -114,17 +115,17 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """How much of the data is left at ``t``, in the shape of ``t``."""
+        """Return the factor on the data at ``t``, that is, how much of them is left, in the shape of ``t``."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:
-        """The standard deviation of the noise at ``t``, in the shape of ``t``."""
+        """Return the standard deviation of the noise at ``t``, in the shape of ``t``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
 
-    # ------------------------------------------------------------------- coefficients: the arithmetic of a step
+    # ------------------------------------------------------------------- coefficients: used in the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``alpha(t), sigma(t)`` as tensors in the shape and dtype of ``t``."""
@@ -137,27 +138,27 @@ class SDE(Checked, ABC):
         return torch.as_tensor(value, dtype=t.dtype, device=t.device).expand(t.shape)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``alpha'(t), sigma'(t)``, the time derivatives, in the shape of ``t``."""
+        """Return the time derivatives ``alpha'(t), sigma'(t)``, in the shape of ``t``."""
         rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        """``f(t) = alpha'/alpha``, in the shape of ``t``; infinite where alpha is 0."""
+        """Return ``f(t) = alpha'/alpha``, in the shape of ``t``; it is infinite where alpha is 0."""
         return self.rates(t)[0] / self.coefficients(t)[0]
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        """``g(t)^2 = 2 sigma (sigma' - f sigma)``, in the shape of ``t``; infinite where alpha is 0."""
+        """Return ``g(t)^2 = 2 sigma (sigma' - f sigma)``, in the shape of ``t``; it is infinite where alpha is 0."""
         (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.rates(t)
         return 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The drift ``f(t) x`` of the forward SDE, shape of ``x``."""
+        """Return the drift ``f(t) x`` of the forward SDE, in the shape of ``x``."""
         return expand(self.drift_rate(as_time(t, x)), x) * x
 
     def diffusion(self, t: float | Tensor) -> Tensor:
-        """The diffusion ``g(t)`` of the forward SDE, in the shape of ``t``."""
+        """Return the diffusion ``g(t)`` of the forward SDE, in the shape of ``t``."""
         t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-        # g^2 >= 0; rounding can leave -1e-17 where the noise does not grow.
+        # g^2 is >= 0, but rounding can produce -1e-17 where the noise does not grow.
         return self.diffusion_squared(t).clamp(min=0).sqrt()
 
     @property
@@ -167,54 +168,55 @@ class SDE(Checked, ABC):
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t`` given ``x_0``."""
+        """Return mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t`` given ``x_0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0, sigma
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
-        """``x_t = alpha x_0 + sigma eps``: one jump along the path, shape of ``x0``."""
+        """Jump from the data to time ``t``: return ``x_t = alpha x_0 + sigma eps``, in the shape of ``x0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``, in sampling and likelihood alike."""
+        """Standard deviation of the Gaussian that replaces ``x_t`` at ``t_max`` in sampling and in the likelihood."""
         return float(self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1])
 
     @property
     def prior(self) -> Prior:
-        """That Gaussian."""
+        """The Gaussian of standard deviation :attr:`prior_std`, where sampling begins."""
         return Prior(self.prior_std)
 
     def scale(self, t: Tensor) -> Tensor:
-        """``s = alpha + sigma``, the scale of the straight frame (3)."""
+        """Return the scale ``s = alpha + sigma`` of the straight frame (3), in the shape of ``t``."""
         alpha, sigma = self.coefficients(t)
         return alpha + sigma
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What of ``(alpha, sigma)`` a change of the log-SNR leaves as it is (see :mod:`scoresde.sde.modified`).
+        """Return the quantity that a shift of the log-SNR preserves (see :mod:`scoresde.sde.modified`).
 
-        A path that only mixes, ``alpha^2 + sigma^2 = 1``, keeps the root of that sum, and this is the default; where
-        another function is constant along the path, a subclass names it. Linear in both, in the shape of ``alpha``.
+        The default is the root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path. A subclass
+        overrides it if another function is constant along its path. If both arguments are scaled by a factor, so is the
+        result, which has the shape of ``alpha``.
         """
         return torch.hypot(alpha, sigma)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What of the path is learned with the network, by name: nothing, unless a subclass says so."""
+        """Return the parameters of the path that are learned with the network, by name; there are none by default."""
         return {}
 
-    # ------------------------------------------------------------------- clock: what only chooses t
+    # ------------------------------------------------------------------- clock: only used to choose t
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """``2 log(alpha/sigma)``, in the shape of ``t``; falls from data to prior."""
+        """Return the log-SNR ``2 log(alpha/sigma)``, in the shape of ``t``; it falls from data to prior."""
         alpha, sigma = self.coefficients(t)
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The time at which the log-SNR has a given value, in its shape, clamped to the domain; float64.
+        """Return the time at which the log-SNR has a given value, clamped to the domain; float64, in the value's shape.
 
-        This is a bisection on ``[t_min, t_max]`` down to the last bit, right for any monotone path; a subclass with a
-        closed form overrides it.
+        This is a bisection on ``[t_min, t_max]`` down to the last bit, which is correct for any monotone path. A
+        subclass with a closed form overrides it.
         """
         target = log_snr.to(time_dtype(log_snr.device))
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
@@ -225,15 +227,17 @@ class SDE(Checked, ABC):
         return (low + high) / 2
 
     def ratio(self, t: Tensor) -> Tensor:
-        """``r = sigma / (alpha + sigma)``, the clock of the straight frame (3), from about 0 to about 1."""
+        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame (3), from about 0 to about 1.
+
+        The result has the shape of ``t``.
+        """
         alpha, sigma = self.coefficients(t)
         return sigma / (alpha + sigma)
 
     def t_of_ratio(self, r: Tensor) -> Tensor:
-        """The time at which :meth:`ratio` is ``r``, clamped to the domain.
+        """Return the time at which :meth:`ratio` is ``r``, clamped to the domain; in the shape of ``r``.
 
-        Both ends are met exactly. On a steep path r rounds to 1 well before ``t_max``; of all those times 1 stands for
-        the last one.
+        Both ends are exact. On a steep path r rounds to 1 well before ``t_max``; the value 1 then maps to ``t_max``.
         """
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
         first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
@@ -241,11 +245,11 @@ class SDE(Checked, ABC):
 
     @property
     def nodes(self) -> Tensor | None:
-        """The times of a discrete chain, rising, float64 ``(N,)``; ``None`` for a path in continuous time."""
+        """The times of a discrete chain in rising order, float64 ``(N,)``; ``None`` for a path in continuous time."""
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """The interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
+        """Return the interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
         if use not in ("train", "sample", "likelihood"):
             raise UsageError(f"unknown use {use!r} of the times; choose from: train, sample, likelihood")
         if use == "sample" and self.t_sample is not None:
@@ -255,9 +259,9 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- self-check
 
     def finite(self, t0: float, t1: float) -> bool:
-        """Whether coefficients and clock are numbers from ``t0`` to ``t1``, forwards and back.
+        """Return whether the coefficients, the clock and its inverse are finite from ``t0`` to ``t1``.
 
-        If not, a solver that fails has the path to blame, not the model. A rate may be infinite, but is a number.
+        If they are not, a failed solve is due to the path, not to the model. A rate may be infinite, but not NaN.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
@@ -278,10 +282,10 @@ class SDE(Checked, ABC):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the path is one: right shapes, finite, sigma > 0, log-SNR falling.
+        """Check that the path is valid: right shapes, finite values, sigma > 0, and a falling log-SNR.
 
         Raises:
-            UsageError: With the first t that offends.
+            UsageError: If it is not valid; the message names the first offending t.
         """
         name = type(self).__name__
         self._check_times(f"{name}: ")
@@ -300,7 +304,7 @@ class SDE(Checked, ABC):
                     f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
                     "it must be computed element by element"
                 )
-            bad = ~((values >= 0) & (values <= _LARGEST))  # so is a NaN
+            bad = ~((values >= 0) & (values <= _LARGEST))  # a NaN is bad too
             if label == "sigma":
                 bad |= (values == 0) & (t > 0)
             if bool(bad.any()):
@@ -313,12 +317,12 @@ class SDE(Checked, ABC):
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, which no arithmetic tells from "
-                "none; begin at t_min = 1e-5, or at 0 where there is none (t_min is a class attribute you can set)"
+                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, too small to tell from zero; begin "
+                "at t_min = 1e-5, or at 0 if the noise is zero there (t_min is a class attribute you can set)"
             )
         snr = self.log_snr(t)
-        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # of a steep path nothing is left, which is no error
-        rising = ~(torch.diff(snr) < 0) & ~gone  # a NaN too
+        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # a steep path has no data left, which is valid
+        rising = ~(torch.diff(snr) < 0) & ~gone  # a NaN counts as rising
         if bool(rising.any()):
             i = int(rising.nonzero()[0])
             raise UsageError(

@@ -1,7 +1,7 @@
 """Discrete chains: DDPM and SMLD as SDEs with nodes.
 
-A chain has N noise levels. Level i = 0 ... N - 1 gets the time t_i = (i + 1)/N, its *node*, and t = 0 is the data; what
-the chain says at its nodes is exact, and between them a smooth rule fills in, so that a chain is an
+A chain has N noise levels. Level i = 0 ... N - 1 has the time t_i = (i + 1)/N, its *node*, and t = 0 is the data. At
+its nodes the path equals the chain exactly, and between them it is interpolated, so that a chain is an
 :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
@@ -10,10 +10,11 @@ the chain says at its nodes is exact, and between them a smooth rule fills in, s
     SMLD   alpha = 1,  sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   (Song and Ermon 2019, sec. 4)      (3)
            and log sigma is linear in t.
 
-The steps between two nodes, up and down, are those of any path (:mod:`scoresde.sde.marginal`); between neighbours of
-DDPM the step up is (1).
+The steps between two nodes, up and down, are those of any path (:mod:`scoresde.sde.marginal`). Between neighbouring
+nodes of DDPM the step up is (1).
 
-With betas from 0.1/N to 20/N the chain goes to VP(0.1, 20) as N grows, with an error of 1/N; SMLD goes to VE.
+With betas from 0.1/N to 20/N, DDPM converges to VP(0.1, 20) as N grows, with an error of order 1/N; SMLD converges to
+VE.
 
 References:
     Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, arXiv:2006.11239.
@@ -41,7 +42,7 @@ from .continuous import Exploding
 
 __all__ = ["DDPM", "SMLD"]
 
-# N times the first and the last beta, or (scaled-linear) the ends between which sqrt(beta) is linear.
+# N times the first and the last beta; for scaled-linear, sqrt(beta) is linear between them.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
 _SCHEDULES = (*_ENDS, "cosine")
 
@@ -50,7 +51,7 @@ _BETA = Range(0, 1, above=True, below=True)
 
 
 class _Chain(SDE):
-    """What chains of N = ``steps`` levels share: nodes, and a domain that begins at the first."""
+    """Base of the chains of N = ``steps`` levels, with their nodes and a domain that begins at the first node."""
 
     limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
@@ -63,7 +64,7 @@ class _Chain(SDE):
 
     @cached_property
     def nodes(self) -> Tensor:
-        """``t_i = (i + 1)/N``, float64 ``(N,)``."""
+        """The nodes ``t_i = (i + 1)/N``, float64 ``(N,)``."""
         return torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
 
 
@@ -75,12 +76,12 @@ class DDPM(_Chain):
         steps: N, the number of noise levels.
         schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root, as in latent diffusion) or
             ``cosine`` (Nichol and Dhariwal: s = 0.008, betas clipped at 0.999).
-        betas: The betas themselves, which then also give the number of steps; the schedule is not used.
-        start, end: First and last beta of the linear schedules. By default those published for 1000 steps, 1e-4 to
-            0.02 and 8.5e-4 to 0.012, times 1000/N, so that chains of different length go to one SDE.
-        zero_snr: Rescale the chain so that nothing of the data is left at its last node: alpha is shifted and stretched
-            such that it ends at 0 and begins as before (Lin et al. 2024, arXiv:2305.08891, alg. 1). The network must
-            predict v, x0, velocity or edm then, not the noise. A last beta of 1 says the same.
+        betas: The betas themselves, which then also set the number of steps; the schedule is not used.
+        start, end: First and last beta of the linear schedules. The defaults are those published for 1000 steps, 1e-4
+            to 0.02 and 8.5e-4 to 0.012, times 1000/N, so that chains of different lengths converge to the same SDE.
+        zero_snr: Whether to rescale the chain so that no data is left at its last node: alpha is shifted and scaled so
+            that it ends at 0 and begins as before (Lin et al. 2024, arXiv:2305.08891, alg. 1). The network must then
+            predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no data.
 
     Example:
         >>> chain = DDPM()
@@ -100,36 +101,36 @@ class DDPM(_Chain):
     zero_snr: bool = False
 
     more_noise = ("zero_snr", "yes")
-    smooth = False  # log alpha bends at each node
+    smooth = False  # log alpha has a kink at each node
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.betas is not None:  # from JSON it is a list
+        if self.betas is not None:  # JSON gives a list
             object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
             object.__setattr__(self, "steps", len(self.betas))
         if self.schedule not in _SCHEDULES:
             raise UsageError(f"unknown schedule {self.schedule!r} of DDPM; {closest(self.schedule, _SCHEDULES)}")
         if (self.start, self.end) != (None, None) and (self.betas is not None or self.schedule == "cosine"):
             kind = "given betas have" if self.betas is not None else "the schedule cosine has"
-            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); leave them out")
+            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); omit them")
         super().__post_init__()
 
     def check(self) -> None:
         """Check the betas, then the path (see :meth:`SDE.check <scoresde.SDE.check>`).
 
         Raises:
-            UsageError: With the first step that offends.
+            UsageError: If a beta or the path is not valid; the message names the first offending step or time.
         """
         wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
-        meant = self.zero_snr or self.betas is not None  # not where a schedule has too few steps
+        meant = self.zero_snr or self.betas is not None  # a schedule reaches 1 only by having too few steps
         if meant and wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
-            wrong = []  # nothing of the data is left at the last node
+            wrong = []  # no data is left at the last node
         if len(wrong):
             i = wrong[0]
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1, "
                 "or be given as 1 at the last step. "
-                "The linear schedules grow with 1/steps: take more steps (more than 20), a smaller end, or the "
+                "The linear schedules grow with 1/steps: use more steps (more than 20), a smaller end, or the "
                 "schedule cosine"
             )
         super().check()
@@ -162,16 +163,16 @@ class DDPM(_Chain):
 
     @cached_property
     def _table(self) -> Tensor:
-        """``log alpha`` at 0, 1/N, ..., 1, float64 ``(N + 1,)``: half of ``log prod (1 - beta_j)``."""
+        """The values of ``log alpha`` at 0, 1/N, ..., 1, float64 ``(N + 1,)``: half of ``log prod (1 - beta_j)``."""
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``log alpha`` and its slope in t, in the shape of ``t``; at a node the slope is that of the step before.
+        """Return ``log alpha`` and its slope in t, in the shape of ``t``; a node has the slope of the step before it.
 
-        In a last step that leaves nothing of the data, alpha itself is linear in t.
+        In a last step that leaves no data, alpha itself is linear in t.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
-        # Rounding leaves 3.0000000000000004 of the node 3, which belongs to the third interval all the same.
+        # Rounding can turn node 3 into 3.0000000000000004, which must still belong to the third interval.
         i = (torch.ceil(position * (1 - 4 * torch.finfo(t.dtype).eps)).long() - 1).clamp(0, self.steps - 1)
         rise, part = table[i + 1] - table[i], position - i
         if not self._ends_in_noise:
@@ -190,23 +191,23 @@ class DDPM(_Chain):
         return torch.exp(self._log_alpha(t)[0])
 
     def sigma(self, t: Tensor) -> Tensor:
-        # 1 - prod (1 - beta_j), which cancels near the data
+        # expm1 is used because 1 - prod (1 - beta_j) cancels near the data.
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)[0]))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # alpha' = alpha (log alpha)',  sigma' = -alpha alpha'/sigma
         (alpha, sigma), slope = self.coefficients(t), self._log_alpha(t)[1]
         d_alpha = alpha * slope
-        if self._ends_in_noise:  # 0 times infinity at the end of the last step
+        if self._ends_in_noise:  # the product is 0 times infinity at the end of the last step
             d_alpha = torch.where(alpha == 0, -self.steps * torch.exp(self._table[-2]).to(t), d_alpha)
         return d_alpha, -alpha * d_alpha / sigma
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        # also at t = 0, where sigma' is infinite
+        # This also holds at t = 0, where sigma' is infinite.
         return -2 * self._log_alpha(t)[1]
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # alpha^2 = sigmoid(log_snr), looked up in the table, which falls
+        # alpha^2 = sigmoid(log_snr) is looked up in the table, which is decreasing.
         target = torch.nn.functional.logsigmoid(log_snr.to(time_dtype(log_snr.device))) / 2
         table = self._table.to(target)
         i = (torch.searchsorted(-table, (-target).contiguous()) - 1).clamp(0, self.steps - 1)
@@ -223,15 +224,15 @@ class DDPM(_Chain):
 
 @dataclass(frozen=True)
 class SMLD(Exploding, _Chain):
-    """The chain (3) of score matching with Langevin dynamics, also NCSN: N geometric noise levels, nothing is shrunk.
+    """The chain (3) of score matching with Langevin dynamics, also called NCSN: N geometric noise levels, alpha = 1.
 
-    Song and Ermon (2019), arXiv:1907.05600, had 10 levels from 1 to 0.01; (2020), arXiv:2006.09011, 232 from 50 to 0.01
-    for CIFAR-10; Song et al. (2021), arXiv:2011.13456, 1000.
+    Song and Ermon (2019), arXiv:1907.05600, used 10 levels from 1 to 0.01; Song and Ermon (2020), arXiv:2006.09011, 232
+    levels from 50 to 0.01 for CIFAR-10; and Song et al. (2021), arXiv:2011.13456, 1000 levels.
 
     Args:
         steps: N, the number of noise levels.
-        sigma_min, sigma_max: The lowest and the highest; ``auto`` in training for the largest distance between two
-            samples.
+        sigma_min, sigma_max: The lowest and the highest noise level; in training, ``auto`` sets the highest to the
+            largest distance between two samples.
 
     Example:
         >>> chain = SMLD(steps=3, sigma_min=0.1, sigma_max=10.0)
@@ -245,7 +246,7 @@ class SMLD(Exploding, _Chain):
 
     @property
     def _rate(self) -> float:
-        """``(log sigma)'``: N/(N - 1) log(sigma_max/sigma_min)."""
+        """The rate ``(log sigma)'``, which is N/(N - 1) log(sigma_max/sigma_min)."""
         return math.log(self.highest / self.sigma_min) * self.steps / (self.steps - 1)
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The SDEs of the papers: each states alpha and sigma (:mod:`scoresde.sde.base`), and what is known in closed form.
+"""The published SDEs: each defines alpha and sigma (:mod:`scoresde.sde.base`), and everything known in closed form.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
@@ -24,11 +24,11 @@ __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "Flow
 
 
 class Exploding(SDE):
-    """What paths share that shrink nothing, alpha = 1: noise levels from ``sigma_min`` to ``sigma_max``, model units.
+    """Base of the paths that do not shrink the data, alpha = 1; noise levels from ``sigma_min`` to ``sigma_max``.
 
-    ``sigma_max`` may be ``"auto"``, for which training puts the largest distance between two of its samples (Song and
-    Ermon 2020, arXiv:2006.09011, technique 1), or ten times their root mean square if that is more
-    (:func:`scoresde.sde.reach.sigma_for`); until then the path has no levels.
+    The levels are in model units. ``sigma_max`` may be ``"auto"``, which training replaces by the largest distance
+    between two of its samples (Song and Ermon 2020, arXiv:2006.09011, technique 1), or by ten times their root mean
+    square if that is larger (:func:`scoresde.sde.reach.sigma_for`). Until then the path has no levels.
     """
 
     limits = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
@@ -42,26 +42,26 @@ class Exploding(SDE):
 
     @property
     def highest(self) -> float:
-        """``sigma_max``, the number.
+        """The value of ``sigma_max``.
 
         Raises:
-            UsageError: If the data have not said it yet.
+            UsageError: If it has not been determined from the data yet.
         """
         if isinstance(self.sigma_max, str):
             raise UsageError(
                 f"sigma_max of {type(self).__name__} is {self.sigma_max!r}, which training replaces by a number, the "
-                "largest distance between two samples; give the number here",
+                "largest distance between two samples; give a number here",
                 parameter="sigma_max",
             )
         return self.sigma_max
 
     def check(self) -> None:
-        """Check the path, if it has its levels (see :meth:`SDE.check <scoresde.SDE.check>`)."""
+        """Check the path once its levels are known (see :meth:`SDE.check <scoresde.SDE.check>`)."""
         if self.sigma_max == "auto":
             return
         if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
             raise UsageError(
-                f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max {self.sigma_max!r}; take 0 < "
+                f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose 0 < "
                 "sigma_min < sigma_max, or auto for the largest distance between two samples",
                 parameter="sigma_max",
                 value="auto",
@@ -74,7 +74,7 @@ class Exploding(SDE):
 
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
-    """What VP and sub-VP share: ``alpha = exp(-B/2)``, ``B(t) = int_0^t beta``, ``beta`` linear in t."""
+    """Base of VP and sub-VP: ``alpha = exp(-B/2)``, ``B(t) = int_0^t beta``, ``beta`` linear in t."""
 
     limits = ranges(beta_min=Range(0, 1e6), beta_max=Range(0, 1e6, above=True))
 
@@ -85,25 +85,25 @@ class _LinearBeta(SDE):
     more_noise = ("beta_max", 20)
 
     def integral(self, t: Tensor) -> Tensor:
-        """``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, in the shape of ``t``."""
+        """Return ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, in the shape of ``t``."""
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """The time at which B has a given value."""
-        # The root of the quadratic in the form that does not cancel; 0/0 and inf/inf are kept out of it.
+        """Return the time at which B has a given value, in the shape of ``integral``."""
+        # This form of the root of the quadratic does not cancel; the clamp avoids 0/0 and inf/inf.
         slope, numbers = self.beta_max - self.beta_min, torch.finfo(integral.dtype)
         integral = integral.clamp(numbers.tiny, numbers.max**0.5)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def beta(self, t: Tensor) -> Tensor:
-        """``beta(t) = beta_min + t (beta_max - beta_min)``, in the shape of ``t``."""
+        """Return ``beta(t) = beta_min + t (beta_max - beta_min)``, in the shape of ``t``."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-self.integral(t) / 2)
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        # also where beta is so large that alpha is 0 in floating point
+        # This also holds where beta is so large that alpha is 0 in floating point.
         return -self.beta(t) / 2
 
     @property
@@ -120,7 +120,7 @@ class VPSDE(_LinearBeta):
     """
 
     def sigma(self, t: Tensor) -> Tensor:
-        # expm1, because 1 - exp(-B) cancels: in float32 at t = 1e-5 its root is 0.6 % off.
+        # expm1 is used because 1 - exp(-B) cancels: in float32 at t = 1e-5 its root is off by 0.6 %.
         return torch.sqrt(-torch.expm1(-self.integral(t)))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class VPSDE(_LinearBeta):
         return -beta * alpha / 2, beta * alpha.square() / (2 * sigma)
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        # also at t = 0, where sigma' is infinite
+        # This also holds at t = 0, where sigma' is infinite.
         return self.beta(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -138,13 +138,13 @@ class VPSDE(_LinearBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)); softplus drops what lies beyond its threshold.
+        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)); above its threshold, softplus is the identity.
         return self.t_of_integral(torch.nn.functional.softplus(-log_snr, threshold=40))
 
 
 @dataclass(frozen=True)
 class SubVPSDE(_LinearBeta):
-    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, the square of VP's.
+    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, which is the square of VP's sigma.
 
     ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
     """
@@ -166,7 +166,7 @@ class SubVPSDE(_LinearBeta):
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2), and B is minus the log-SNR to rounding where that is low.
+        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2); at a low log-SNR, B is minus the log-SNR up to rounding.
         near = 2 * torch.asinh(torch.exp(-log_snr.clamp(min=-80) / 2) / 2)
         return self.t_of_integral(torch.where(log_snr < -80, -log_snr, near))
 
@@ -180,7 +180,7 @@ class VESDE(Exploding):
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest, or ``auto`` in training: the largest distance between two samples.
+        sigma_max: The highest noise level; in training, ``auto`` sets it to the largest distance between two samples.
     """
 
     sigma_min: float = 0.01
@@ -201,8 +201,8 @@ class FlowMatching(SDE):
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
 
     Lipman et al. (2023), arXiv:2210.02747, eq. 20 with sigma_min = 0 and time reversed; Liu et al. (2023),
-    arXiv:2209.03003, eq. 1. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data are left; networks that output
-    the velocity, x0 or v are finite there.
+    arXiv:2209.03003, eq. 1. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data is left. Networks that predict the
+    velocity, x0 or v are finite there.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -223,14 +223,14 @@ class FlowMatching(SDE):
 
 @dataclass(frozen=True)
 class CosineSDE(SDE):
-    """Variance preserving, with a cosine: ``alpha = cos(u)/cos(u_0)``, ``u = (t + offset)/(1 + offset) pi/2``.
+    """The cosine path, variance preserving: ``alpha = cos(u)/cos(u_0)``, ``u = (t + offset)/(1 + offset) pi/2``.
 
-    Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without their clipping. offset = 0 is
-    the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023,
-    arXiv:2209.15571). Nothing of the data is left at t = 1, so that g is infinite there.
+    This is the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without their
+    clipping. offset = 0 is the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and
+    Vanden-Eijnden 2023, arXiv:2209.15571). No data is left at t = 1, so g is infinite there.
 
     Args:
-        offset: Their s. With it the noise begins like sqrt(t) instead of t.
+        offset: The s of Nichol and Dhariwal. If it is above 0, the noise initially grows like sqrt(t) instead of t.
     """
 
     limits = ranges(offset=Range(0, 100))
@@ -248,7 +248,7 @@ class CosineSDE(SDE):
         return torch.cos(self._angle(t)) / math.cos(self._start)
 
     def sigma(self, t: Tensor) -> Tensor:
-        # cos(u_0)^2 - cos(u)^2 = sin(u - u_0) sin(u + u_0), which does not cancel
+        # The form cos(u_0)^2 - cos(u)^2 = sin(u - u_0) sin(u + u_0) does not cancel.
         u = self._angle(t)
         product = torch.sin(t * (math.pi / 2 / (1 + self.offset))) * torch.sin(u + self._start)
         return torch.sqrt(product) / math.cos(self._start)
@@ -262,7 +262,7 @@ class CosineSDE(SDE):
         return d_alpha, rate * torch.sin(u) * torch.cos(u) / (math.cos(self._start) ** 2 * self.sigma(t))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), by the arc tangent, which is exact at both ends
+        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), solved with the arc tangent, which is accurate at both ends.
         cosine = math.cos(self._start) * torch.sigmoid(log_snr).sqrt()
         sine = torch.sqrt(math.sin(self._start) ** 2 + math.cos(self._start) ** 2 * torch.sigmoid(-log_snr))
         return torch.atan2(sine, cosine) * (2 / math.pi * (1 + self.offset)) - self.offset
@@ -276,8 +276,9 @@ class CosineSDE(SDE):
 class EDMSDE(Exploding):
     """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
 
-    Their time is sigma itself; ours runs through the levels as their sampler does (arXiv:2206.00364, eq. 5),
-    ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``: a grid uniform in t is theirs.
+    In the paper, time is sigma itself. Here t runs through the levels in the same way as their sampler does
+    (arXiv:2206.00364, eq. 5), ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``, so that
+    a grid uniform in t is the paper's grid.
     """
 
     limits = ranges(rho=Range(0, 100, above=True))
@@ -304,15 +305,15 @@ class EDMSDE(Exploding):
 
 @dataclass(frozen=True)
 class VDMSDE(SDE):
-    """Variance preserving with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
+    """The variance-preserving path with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
 
-    Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Every noise level gets the same
-    share of the time, so that a uniform grid is uniform in log-SNR.
+    This is the path of Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Time is
+    spread evenly over the log-SNR, so a grid uniform in t is uniform in log-SNR.
 
     Args:
-        log_snr_max, log_snr_min: The ends, at t = 0 and t = 1.
-        learn: Learn the ends with the network, by the variational bound (sec. 5; see
-            :func:`scoresde.objective.loss.end_terms`); the numbers are where they begin.
+        log_snr_max, log_snr_min: The log-SNR at t = 0 and at t = 1.
+        learn: Whether to learn these two ends with the network, by the variational bound (sec. 5; see
+            :func:`scoresde.objective.loss.end_terms`). The given numbers are then their initial values.
     """
 
     limits = ranges(log_snr_max=Range(-100, 100), log_snr_min=Range(-100, 100))
@@ -335,12 +336,12 @@ class VDMSDE(SDE):
         return learned
 
     def ends(self) -> tuple[float | Tensor, float | Tensor]:
-        """The log-SNR at t = 0 and t = 1: numbers, or tensors of shape ``()`` where they are learned."""
+        """Return the log-SNR at t = 0 and t = 1: numbers, or tensors of shape ``()`` if they are learned."""
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
     def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """The same where ``t`` is: grids are made on the CPU, wherever the model is."""
+        """Return the ends on the device of ``t``, because grids are made on the CPU, wherever the model is."""
         high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
         return high, low
 

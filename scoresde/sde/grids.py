@@ -1,18 +1,20 @@
-"""Time grids: where a solver with a given number of steps puts its nodes.
+"""Time grids, which place the nodes of a solver with a given number of steps.
 
-A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also takes its name. It goes from
-``t0`` to ``t1``, either way, in float64, and both ends are exact. Most are uniform in some monotone clock of the SDE:
+A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also accepts its name. It goes from
+``t0`` to ``t1`` in either direction, in float64, and both ends are exact. Most grids are uniform in some monotone clock
+of the SDE:
 
     ``uniform``   t itself
-    ``sqrt``      sqrt(t): noise levels of VP grow like sqrt(t) near the data
+    ``sqrt``      sqrt(t), because noise levels of VP grow like sqrt(t) near the data
     ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
     ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
 
-Three visit nodes i/N of a discrete model with N noise levels, spaced as in the usage of DDPM samplers (Lin et al. 2024,
-arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. And a grid may be given as its times.
+Three grids visit nodes i/N of a discrete model with N noise levels, spaced as is common in DDPM samplers (Lin et al.
+2024, arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. A grid can also be a given list of times.
 
-A model of a chain (:mod:`scoresde.sde.chains`) was trained at its nodes only. On any grid its times are moved to the
-nearest nodes, and in training a time drawn from the domain is moved to the node of its cell (:func:`snap`).
+The model of a chain (:mod:`scoresde.sde.chains`) is trained only at its nodes. For such a model, the times of any grid
+are moved to the nearest nodes, and in training a time drawn from the domain is moved to the node of its cell
+(:func:`snap`).
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-# The grid that suits an SDE, by its class, where it is not sqrt. VE's is uniform in t, and better than that of Karras
-# et al. (docs/choosing-a-solver.md). On a chain of N nodes, N - 1 uniform steps visit all of them.
+# The default grid of each SDE class, where it is not sqrt. For VE, logsnr is uniform in t, and better than the grid of
+# Karras et al. (docs/choosing-a-solver.md). On a chain of N nodes, N - 1 uniform steps visit all of them.
 _SUITED: dict[type[SDE], str] = {
     VESDE: "logsnr", FlowMatching: "uniform", EDMSDE: "uniform", VDMSDE: "uniform", DDPM: "uniform", SMLD: "uniform",
 }  # fmt: skip
 
 
 def default_grid(sde: SDE) -> str:
-    """The name of the grid that suits an SDE; one of your own may name its own in a class attribute ``default_grid``.
+    """Return the name of the default grid of an SDE; your own class can set it in a class attribute ``default_grid``.
 
     >>> from scoresde import VPSDE
     >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # in t, a grid is shifted with the path
@@ -60,31 +62,31 @@ def default_grid(sde: SDE) -> str:
 
 
 class Grid(Checked, ABC):
-    """Nodes for a solver: derive a frozen dataclass and write ``__call__``."""
+    """The nodes of a solver. To write a grid, derive a frozen dataclass and implement ``__call__``."""
 
     @abstractmethod
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
-        """Times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
+        """Return the times from ``t0`` to ``t1``, float64 ``(steps + 1,)``."""
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """The log-SNR in the shape of ``t``; where it is infinite, -20 stands for alpha = 0, 20 for sigma = 0."""
+    """Return the log-SNR in the shape of ``t``; where it is infinite, -20 replaces it at alpha = 0, 20 at sigma = 0."""
     found = sde.log_snr(t)
     return torch.where(found.abs() > 60, found.clamp(-20, 20), found)
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """The log-SNR at both ends, where no nodes are spent on what holds nothing of the data."""
+    """Return the log-SNR at both ends, cut off at -20 where no data is left, so that no nodes are spent there."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
     return torch.where(left, finite_log_snr(sde, t), -20.0)
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Which steps of a grid ``times: (n + 1,)`` lie where there is next to nothing of the data, beyond log-SNR -18.
+    """Return which steps of a grid ``times: (n + 1,)`` lie where hardly any data is left, below a log-SNR of -18.
 
-    Grids in a clock of the noise spend no nodes there. However many nodes they have it is one step, with which the
-    rules of Euler and Heun in t would not converge: a solver that uses them crosses it by another rule.
+    Grids in a clock of the noise place no nodes there, so this region is a single step however many nodes they have.
+    The rules of Euler and Heun in t would not converge with such a step, so solvers cross it by another rule.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < -18)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -123,7 +125,7 @@ class Karras(Grid):
     """Uniform in (sigma/alpha)^(1/rho).
 
     Args:
-        rho: 7 puts most nodes near the data; 1 is uniform in sigma/alpha.
+        rho: The exponent rho; 7 puts most nodes near the data, and 1 is uniform in sigma/alpha.
     """
 
     limits = ranges(rho=Range(0, 1e6, above=True))
@@ -137,15 +139,15 @@ class Karras(Grid):
 
 @dataclass(frozen=True)
 class Discrete(Grid):
-    """Nodes i/N of a discrete model, i = 1 ... N, between the ends.
+    """A grid on the nodes i/N of a discrete model, i = 1 ... N, between the ends.
 
-    With the top node n and k steps: ``linspace`` rounds k + 1 equally spaced nodes; ``trailing`` goes down from the top
-    in strides of n/k; ``leading`` goes up from 1 in strides of n//k. As published, leading never visits the top node
-    although it starts there; here the first step leaves from the top.
+    With the top node n and k steps, ``linspace`` rounds k + 1 equally spaced positions to nodes, ``trailing`` goes down
+    from the top in strides of n/k, and ``leading`` goes up from 1 in strides of n//k. As published, leading never
+    visits the top node although sampling starts there; here the first step starts at the top node.
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
-        nodes: N, the number of noise levels; that of a chain is its own.
+        nodes: N, the number of noise levels; for a chain, its own number is used instead.
     """
 
     limits = ranges(nodes=Range(2, 10**6))
@@ -162,7 +164,7 @@ class Discrete(Grid):
         count = self.nodes if sde.nodes is None else len(sde.nodes)
         low, high = max(1, round(min(t0, t1) * count)), round(max(t0, t1) * count)
         if high - low < steps:
-            raise UsageError(f"{steps} steps do not fit between nodes {low} and {high} of {count}: take fewer steps")
+            raise UsageError(f"{steps} steps do not fit between nodes {low} and {high} of {count}; use fewer steps")
         k = torch.arange(steps + 1, dtype=torch.float64)
         if self.spacing == "linspace":
             index = high - (high - low) * k / steps
@@ -175,26 +177,26 @@ class Discrete(Grid):
 
 
 def leading(nodes: int = 1000) -> Discrete:
-    """The grid :class:`Discrete` with leading spacing."""
+    """Build the grid :class:`Discrete` with leading spacing."""
     return Discrete("leading", nodes)
 
 
 def trailing(nodes: int = 1000) -> Discrete:
-    """The grid :class:`Discrete` with trailing spacing."""
+    """Build the grid :class:`Discrete` with trailing spacing."""
     return Discrete("trailing", nodes)
 
 
 def linspace(nodes: int = 1000) -> Discrete:
-    """The grid :class:`Discrete` with linspace spacing."""
+    """Build the grid :class:`Discrete` with linspace spacing."""
     return Discrete("linspace", nodes)
 
 
 @dataclass(frozen=True)
 class GivenGrid(Grid):
-    """A grid given by its times, which also give the number of steps.
+    """A grid given by its times, which also set the number of steps.
 
     Args:
-        times: From ``t0`` to ``t1``, strictly monotone.
+        times: The times from ``t0`` to ``t1``, strictly monotone.
     """
 
     times: tuple[float, ...]
@@ -202,23 +204,23 @@ class GivenGrid(Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.times) < 2:
-            raise UsageError(f"the given time grid is {self.times}: give both ends, such as 1,0.001")
+            raise UsageError(f"the given time grid is {self.times}; give at least both ends, such as 1,0.001")
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
                 f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
-                f"t = {t0:g} to {t1:g}: give both ends, or other t0 and t1"
+                f"t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
             )
         return times
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
-    """The grid that a name, its times as text (``"1,0.5,0.001"``) or as numbers stand for; ``None`` for ``auto``.
+    """Convert a name, a text of times (``"1,0.5,0.001"``) or a sequence of times to a grid; ``None`` for ``auto``.
 
     Raises:
-        UsageError: If it is none; the message lists the names.
+        UsageError: If the grid is unknown; the message lists the names.
     """
     if isinstance(grid, str) and grid == "auto":
         return None
@@ -226,29 +228,30 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
         try:
             grid = [float(part) for part in grid.split(",")]
         except ValueError:
-            raise UsageError(f"the time grid {grid!r} is no list of numbers, such as 1,0.5,0.1,0.001") from None
+            raise UsageError(f"the time grid {grid!r} is not a list of numbers, such as 1,0.5,0.1,0.001") from None
     if isinstance(grid, Sequence) and not isinstance(grid, str):
         return GivenGrid(tuple(float(t) for t in grid))
     built = build(grid, GRIDS, "time grid", typed=True)
     if not callable(built):
-        raise UsageError(f"a time grid is a name, a list of times or a Grid; got {built!r}")
+        raise UsageError(f"a time grid must be a name, a list of times or a Grid; got {built!r}")
     return built  # type: ignore[no-any-return]
 
 
 def make_grid(
     grid: str | Grid | Sequence[float], sde: SDE, steps: int, t0: float, t1: float, nodes: Tensor | None = None
 ) -> Tensor:
-    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone; ``auto`` is the SDE's own grid.
+    """Return ``steps + 1`` times from ``t0`` to ``t1``, float64, strictly monotone.
 
     Args:
-        grid: A name, an object or the times themselves.
+        grid: The name of a grid, a grid object, the times themselves, or ``auto`` for the SDE's default grid.
         sde: The path.
         steps: Number of steps.
         t0, t1: Both ends.
-        nodes: The times that a discrete model knows, rising, shape ``(N,)``; each time is moved to the nearest.
+        nodes: The times that a discrete model supports, rising, shape ``(N,)``; each time is moved to the nearest node.
 
     Raises:
-        UsageError: If the grid is unknown, there is no step, the times do not move, or the nodes do not suffice.
+        UsageError: If the grid is unknown, the number of steps is not valid, the times are not strictly monotone, or
+            the nodes are too few.
     """
     check_number("steps", steps, STEPS, "int")
     made = as_grid(grid) or as_grid(default_grid(sde))
@@ -261,22 +264,22 @@ def make_grid(
         raise UsageError(
             f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must move towards its end, "
             f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
-            "take fewer steps or another grid"
+            "use fewer steps or another grid"
         )
     return times if nodes is None else _on_nodes(times, nodes, made, sde)
 
 
 def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
-    """The number of the node nearest to ``t``, int64 in its shape; ``nodes`` are rising, shape ``(N,)``."""
+    """Return the index of the node nearest to ``t``, int64 in the shape of ``t``; ``nodes`` are rising, ``(N,)``."""
     nodes = nodes.to(t)
     return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
 
 
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
-    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes; in the shape of ``t``.
+    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes; the result has the shape of ``t``.
 
-    The interval is cut into N cells of the same length, one for each node, so that uniform times become uniform nodes,
-    each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). Without nodes the times stay.
+    The interval is divided into N cells of the same length, one for each node, so that uniform times become uniform
+    nodes, each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). Without nodes the times are unchanged.
 
     >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
     tensor([0.2500, 0.2500, 0.5000, 1.0000])
@@ -289,13 +292,13 @@ def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
 
 
 def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
-    """The grid on the nearest nodes; an end that is none, or two times on one node, is an error."""
+    """Move a grid to the nearest nodes; an end that is not a node, or two times on the same node, is an error."""
     index = nearest_node(times, nodes)
     moved, steps = nodes[index], len(times) - 1
     for end in (0, -1):
         if abs(float(times[end] - moved[end])) > 1e-9:
             raise UsageError(
-                f"t = {float(times[end]):.6g} is no node of this discrete model; the nearest is "
+                f"t = {float(times[end]):.6g} is not a node of this discrete model; the nearest is "
                 f"{float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
             )
     if bool((index.diff() == 0).any()):
@@ -306,7 +309,7 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
         raise UsageError(
             f"the time grid {grid} with {steps} steps puts {float(times[i]):.6g} and {float(times[i + 1]):.6g} both on "
             f"node {int(index[i]) + 1} of {len(nodes)}: "
-            + (f"take at most {most} steps on this grid" if most else "give times that are farther apart")
-            + f" (between these ends there are at most {abs(int(index[0] - index[-1]))}, on the grid uniform)"
+            + (f"use at most {most} steps on this grid" if most else "give times that are farther apart")
+            + f" (between these ends, at most {abs(int(index[0] - index[-1]))} steps fit, on the uniform grid)"
         )
     return moved

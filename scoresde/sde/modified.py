@@ -1,19 +1,19 @@
-"""Paths made from paths: the same noise levels at other times, or a stretch of them.
+"""Paths derived from other paths: the same noise levels at other times, or only some of the noise levels.
 
-A Gaussian path is its log-SNR  l(t) = 2 log(alpha/sigma)  and its scale (Kingma et al. 2021, arXiv:2107.00630, sec.
-5.1), so that one path is turned into another by changing either.
+A Gaussian path is determined by its log-SNR  l(t) = 2 log(alpha/sigma)  and its scale (Kingma et al. 2021,
+arXiv:2107.00630, sec. 5.1), so changing either of them gives another path.
 
 A shift multiplies sigma/alpha by s at every t, that is
 
     l'(t) = l(t) - 2 log s,                                                                              (1)
 
-and the scale is chosen such that what is constant along the path stays so: alpha^2 + sigma^2 for VP, alpha + sigma for
-flow matching, alpha for VE (:meth:`scoresde.SDE.size`). On the straight path (1) is the shift of the time
-t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23: large images need more noise to hide the
-same amount of structure, by about the root of the number of pixels.
+and the scale is chosen so that the quantity that is constant along the path stays constant: alpha^2 + sigma^2 for VP,
+alpha + sigma for flow matching, alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, (1) is the shift of the
+time  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because large images
+need more noise to hide the same amount of structure, by about the root of the number of pixels.
 
-A :class:`Stretch` is what of a path lies between two times, with a prior of its own: a model that knows fewer noise
-levels than the path has (:class:`scoresde.model.convert.Converted`) lives there.
+A :class:`Stretch` is the part of a path between two times, with a prior of its own. It serves as the path of a model
+that covers fewer noise levels than the whole path (:class:`scoresde.model.convert.Converted`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Shifted(SDE):
     """A path with its log-SNR shifted by ``-2 log(shift)`` (1): more noise at every t for ``shift`` above 1.
 
     Args:
-        path: The path.
+        path: The path to shift.
         shift: The factor s on sigma/alpha.
 
     >>> from scoresde import FlowMatching
@@ -85,21 +85,21 @@ class Shifted(SDE):
 
     @property
     def prior_std(self) -> float:
-        # At t_max (almost) nothing of the data is left, and sigma grows with the shift as far as the scale lets it.
+        # At t_max (almost) no data is left, and sigma grows with the shift as far as the scale allows.
         end = torch.tensor(self.t_max, dtype=torch.float64)
         return self.path.prior_std * float(self.coefficients(end)[1] / self.path.coefficients(end)[1])
 
 
 @dataclass(frozen=True)
 class Stretch(SDE):
-    """A path between two times.
+    """The part of a path between two times.
 
     Args:
-        path: The path.
-        std: Standard deviation of the Gaussian that stands for ``x_t`` at ``t_max``.
+        path: The whole path.
+        std: Standard deviation of the Gaussian that replaces ``x_t`` at ``t_max``.
         t_min, t_max: The two times.
-        t_sample: Where sampling stops (default: ``t_min``).
-        data_scale: What a unit of the data is at ``t_min``.
+        t_sample: The time at which sampling stops (default: ``t_min``).
+        data_scale: The size of one data unit at ``t_min``.
     """
 
     limits = ranges(std=POSITIVE, data_scale=POSITIVE)

@@ -1,4 +1,4 @@
-"""Interchangeable solvers: from the prior to the data, and back.
+"""Interchangeable solvers, which move samples from the prior to the data and back.
 
 =====================  =======================  ===============================================  ==================
 name                   class                    what it integrates                               evaluations

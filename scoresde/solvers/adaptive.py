@@ -1,4 +1,4 @@
-"""The reverse SDE with a step size of its own for each sample (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
+"""The reverse SDE with a separate step size for each sample (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
 
 A step of size h = t - s compares Euler-Maruyama with stochastic Heun on the same noise (drift f and eta(t) as in
 :mod:`scoresde.solvers.stochastic`),
@@ -7,11 +7,11 @@ A step of size h = t - s compares Euler-Maruyama with stochastic Heun on the sam
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
     err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
 
-accepts x'' where err <= 1, and goes on with  h <- 0.9 h err^(-0.9)  (alg. 1). Four things differ from the publication.
-The noise is a Brownian path for each sample, so that a rejected step is done again with the same path: fresh noise
-after a rejection would favour quiet draws. Because the path is rough, h is cut to seven binary digits, so that rounding
-does not move the end of a step. f(x, t) is kept after a rejection, which then costs one evaluation. And the
-tolerance goes by the states before and after the step.
+accepts x'' where err <= 1, and continues with  h <- 0.9 h err^(-0.9)  (alg. 1). Four things differ from the paper.
+Each sample has its own Brownian path, and a rejected step is repeated on the same path, because fresh noise after a
+rejection would favour quiet draws. The path is rough, so h is truncated to seven binary digits, which keeps rounding
+from moving the end of a step. f(x, t) is kept after a rejection, so the retry costs only one evaluation. The tolerance
+depends on the states before and after the step.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from .trajectory import Step
 
 __all__ = ["AdaptiveSDE"]
 
-_SMALLEST = 8 / 2**20  # what the Brownian path resolves
+_SMALLEST = 8 / 2**20  # the resolution of the Brownian path
 
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Solver):
-    """The reverse SDE to a tolerance, with steps of its own for each sample: two evaluations a step, one if rejected.
+    """The reverse SDE to a tolerance, with separate steps for each sample: two evaluations a step, one to retry it.
 
     Args:
         rtol: Relative tolerance on the error of a step.
-        atol: Absolute tolerance; ``None`` for that of ``rtol``.
+        atol: Absolute tolerance; ``None`` to use the value of ``rtol``.
         eta: Factor on the noise level.
         level: The noise level (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.
-        max_nfe: Largest number of evaluations of a sample.
+        max_nfe: Largest number of evaluations per sample.
     """
 
     limits = ranges(first=Range(0, 1e6, above=True), max_nfe=EVALUATIONS)
@@ -113,7 +113,7 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """x'' and the path at times ``s``, and the error of each row: NaN if the model's answer was not finite."""
+        """Return x'', the path at times ``s``, and the error of each row (NaN if the model's output is not finite)."""
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
         here, there = (level_of(model.domain.sde, self.level, self.eta, at) for at in (t, s))
@@ -124,7 +124,7 @@ class AdaptiveSDE(Solver):
         f, dw = rows.f, (w_s - rows.w).to(x.dtype)
         euler = x - expand(h, x) * f + expand(here, x) * dw
         f_s = drift(model(euler, s), *drift_weights(model.domain.sde, s, there))
-        # Where sigma = 0 there is no score, and the step is Euler-Maruyama's.
+        # The score is undefined where sigma = 0, so that step is a plain Euler-Maruyama step.
         f_s = torch.where(expand(model.domain.sde.coefficients(s)[1] == 0, x), f, f_s)
         heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
         atol = self.rtol if self.atol is None else self.atol
@@ -137,14 +137,14 @@ class AdaptiveSDE(Solver):
 
 @dataclass
 class _Rows:
-    """The samples on their way; times and steps are float64 and stay on the host.
+    """The samples still being solved; times and step sizes are float64 and stay on the host.
 
     Attributes:
-        model, noise: Theirs.
-        index: Their numbers in the batch, ``(b,)``.
-        x, w, f: State, path and drift at the time where they are.
-        t, h: That time, and the next step.
-        fresh: Whether f is still to be evaluated.
+        model, noise: The model and the noise of these rows.
+        index: The positions of the rows in the batch, ``(b,)``.
+        x, w, f: State, Brownian path and drift of each row at its current time.
+        t, h: Current time and next step size of each row.
+        fresh: Whether f still has to be evaluated.
     """
 
     model: Denoiser
@@ -159,25 +159,25 @@ class _Rows:
 
     @classmethod
     def start(cls, model: Denoiser, x: Tensor, noise: Noise, t0: float, h: float) -> _Rows:
-        """All samples at the start."""
+        """Put all samples at the start time."""
         count, w = len(x), noise.path(t0, tuple(x.shape[1:]))
         t, h_, fresh = np.full(count, t0), np.full(count, h), np.ones(count, dtype=bool)
         return cls(model, noise, np.arange(count), x, w, torch.zeros_like(x), t, h_, fresh)
 
     def plan(self, t1: float) -> Floats:
-        """Where the next steps end."""
+        """Return the times at which the next steps end."""
         h = coarse(self.h)
         return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
 
     def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
-        """Go to ``s`` where the step is accepted, and choose the next one."""
+        """Move accepted rows to ``s``, and choose the next step size of every row."""
         self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
         moved = to_device(accept, x)
         self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)
         self.t, self.fresh = np.where(accept, s, self.t), accept
 
     def keep(self, stay: Ints) -> _Rows:
-        """Some of the rows."""
+        """Select the rows ``stay``."""
         at = to_device(stay, self.x)
         x, w, f = self.x[at], self.w[at], self.f[at]
         return _Rows(

@@ -1,11 +1,11 @@
-"""What a solver is: options in, ``solver(model, x, t0=, t1=, noise=) -> Solution`` out.
+"""The solver interface: a solver holds its options and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``.
 
 A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.model.estimate.Denoiser`. It
-states what it needs (a score, say) and is refused before the first evaluation where the model has none. Rows do not
-mix, noise comes with an address, and evaluations are counted where the call happens.
+declares what it needs (a score, for example), and a model without it is rejected before the first evaluation. Rows
+never mix, every random number has an address, and evaluations are counted at the call itself.
 
-Most solvers have a fixed grid: they derive from :class:`FixedStep` and say how one step goes. Whoever wants to look on
-passes ``watch``, which is called after every step, or asks to ``record`` a :class:`Trajectory`.
+Most solvers have a fixed grid: they derive from :class:`FixedStep` and define a single step. Pass ``watch`` to be
+called after every step, or set ``record`` to keep a :class:`Trajectory`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Watch = Callable[[Step], object]
 
 
 def unwatched(step: Step) -> None:
-    """The watcher of a solver that nobody watches: it need not work out what a step would show."""
+    """The default watcher, which does nothing; solvers recognise it and skip computing what a step would show."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Solution:
     """A batch of solved rows; every count has shape ``(B,)``.
 
     Attributes:
-        x: Where the rows ended, shape ``(B, *event)``.
-        nfe: Networks asked per row: evaluations of the model, each with its :attr:`~scoresde.Estimate.calls`.
-        accepted, rejected: Steps per row (a fixed-step solver rejects none).
-        status: Per row, a key of :data:`scoresde.ode.integrate.STATUS`; 0 is success.
+        x: The final states, shape ``(B, *event)``.
+        nfe: Network evaluations per row: the evaluations of the model, each with its :attr:`~scoresde.Estimate.calls`.
+        accepted, rejected: Number of accepted and rejected steps per row (a fixed-step solver never rejects one).
+        status: Status code per row, a key of :data:`scoresde.ode.integrate.STATUS`; 0 means success.
         trajectory: Every step of every row, if it was recorded.
     """
 
@@ -69,21 +69,21 @@ class Solution:
         return failures(self.status)
 
     def pack(self) -> Packed:
-        """All of it as tensors by name, for :meth:`unpack`."""
+        """Return the whole solution as named tensors, for :meth:`unpack`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
         return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
-        """What :meth:`pack` took apart, of a solution on the path ``sde``."""
+        """Rebuild a solution on the path ``sde`` from the tensors of :meth:`pack`."""
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
         return cls(**own, trajectory=Trajectory.unpack(sde, recorded) if recorded else None)
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
-        """Put the pieces of a chunked batch together again."""
+        """Join the pieces of a chunked batch."""
         names = [f.name for f in fields(cls) if f.name != "trajectory"]
         tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
         trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
@@ -95,8 +95,8 @@ class Solver(Checked, ABC):
 
     Attributes:
         needs_score: Whether the solver uses the score (a coupled model has none).
-        stochastic: Whether it draws noise.
-        denoises: Whether it ends with a noise-free step of its own, so that :func:`sample` adds none.
+        stochastic: Whether the solver draws noise.
+        denoises: Whether the solver already ends with a noise-free step, so that :func:`sample` does not add one.
     """
 
     needs_score: ClassVar[bool] = False
@@ -105,10 +105,10 @@ class Solver(Checked, ABC):
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        """Solve from ``x``, shape ``(B, *event)``, with everything checked; call ``watch`` after each step."""
+        """Solve from ``x``, shape ``(B, *event)``, with all arguments checked; call ``watch`` after each step."""
 
     def within(self, nfe: int) -> Self | None:
-        """This solver with so many steps as ``nfe`` evaluations pay for; ``None`` if it cannot be told so."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if it has no such option."""
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
@@ -124,7 +124,7 @@ class Solver(Checked, ABC):
                 f"{type(self).__name__} starts with the rates alpha' and sigma' of {type(sde).__name__}, which are "
                 f"{rates[0]:g} and {rates[1]:g} at t = {t0:g}; use "
                 + ("the solver sde or ancestral" if self.stochastic else "the frame straight, or the solver ddim")
-                + ", which need none",
+                + ", which do not need the rates",
                 parameter="solver",
                 value="sde" if self.stochastic else "ddim",
             )
@@ -145,14 +145,14 @@ class Solver(Checked, ABC):
         Args:
             model: Any denoiser.
             x: State at ``t0`` in model units, shape ``(B, *event)``.
-            t0, t1: By default from the prior (``domain.t_max``) to the SDE's sampling end; deterministic solvers go
-                either way.
+            t0, t1: Start and end time. By default the solver goes from the prior (``domain.t_max``) to the SDE's
+                sampling end; deterministic solvers can go in either direction.
             noise: The random numbers of the rows (default: samples 0 to B-1 of seed 0).
-            watch: Called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
-            record: Keep every step, as ``solution.trajectory``.
+            watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
+            record: Whether to keep every step, as ``solution.trajectory``.
 
         Raises:
-            UsageError: Before the first evaluation, if the model or the interval does not suit the solver.
+            UsageError: If the model or the interval does not suit the solver; raised before the first evaluation.
         """
         domain = model.domain
         low, high = domain.interval("sample")
@@ -166,19 +166,19 @@ class Solver(Checked, ABC):
                 )
         if self.needs_score and not domain.has_score:
             raise UsageError(
-                f"{name} needs the score, and a model trained on coupled (data, noise) pairs has none; "
+                f"{name} needs the score, and a model trained on coupled (data, noise) pairs has no score; "
                 "use a solver of the flow: ode, multistep, heun"
             )
         if self.stochastic and t1 > t0:
-            raise UsageError(f"{name} goes from noise to data, t0 > t1; got t0 = {t0}, t1 = {t1}")
+            raise UsageError(f"{name} goes from noise to data and needs t0 > t1; got t0 = {t0}, t1 = {t1}")
         if not x.is_floating_point():
             raise UsageError(f"{name}: the state must be floating point, got {x.dtype}")
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
-            raise UsageError(f"{name}: the noise is on {noise.indices.device}, the state on {x.device}")
+            raise UsageError(f"{name}: the noise is on {noise.indices.device}, but the state is on {x.device}")
         if len(noise.indices) != len(x):
-            raise UsageError(f"{name}: noise for {len(noise.indices)} samples, but the state has {len(x)} rows")
+            raise UsageError(f"{name}: the noise is for {len(noise.indices)} samples, but the state has {len(x)} rows")
         trajectory = Trajectory.start(model.domain.sde, x, t0) if record else None
         watchers = [w for w in (watch, trajectory and trajectory.append) if w]
         with torch.no_grad():
@@ -190,12 +190,12 @@ class Solver(Checked, ABC):
 
 @dataclass(frozen=True)
 class FixedStep(Solver):
-    """A solver with a fixed grid: derive a frozen dataclass and write :meth:`stepper`.
+    """A solver with a fixed grid. To write one, derive a frozen dataclass and implement :meth:`stepper`.
 
     Args:
         steps: Number of steps.
-        grid: A time grid of :mod:`scoresde.sde.grids` by name or as an object, the times themselves (which then give
-            the number of steps), or ``auto`` for the SDE's own.
+        grid: The time grid: the name of one in :mod:`scoresde.sde.grids`, a grid object, the times themselves (which
+            then also set the number of steps), or ``auto`` for the SDE's default grid.
     """
 
     limits = ranges(steps=STEPS)
@@ -205,31 +205,31 @@ class FixedStep(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        made = as_grid(self.grid)  # an unknown name is an error here, not in the middle of something
+        made = as_grid(self.grid)  # an unknown name fails here already, not in the middle of a run
         if isinstance(made, GivenGrid):
             object.__setattr__(self, "steps", len(made.times) - 1)
 
     @abstractmethod
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        """How one step goes.
+        """Build the function that does one step.
 
         Args:
-            model: The model to ask; its calls are counted.
+            model: The model to evaluate; its calls are counted.
             times: The grid, ``(steps + 1,)``, on the device of the state.
             noise: The random numbers of the rows.
 
         Returns:
-            ``advance(i, x)``, which takes ``x``, shape ``(B, *event)``, from ``times[i]`` to ``times[i + 1]``; it is
-            called once for each i, in order, and may remember.
+            ``advance(i, x)``, which moves ``x``, shape ``(B, *event)``, from ``times[i]`` to ``times[i + 1]``. It is
+            called once for each i, in order, and may keep state between calls.
         """
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return 1
 
     def within(self, nfe: int) -> Self | None:
-        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow no step."""
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
 
@@ -246,15 +246,15 @@ class FixedStep(Solver):
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
-    """The times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU: nodes, if the model has any.
+    """Return the times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU: nodes, if the model has any.
 
-    ``auto`` is the SDE's own grid.
+    ``auto`` is the SDE's default grid.
     """
     return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """The solution of a fixed-step solver: the same number of steps for all rows, and a finite check for each."""
+    """Return the solution of a fixed-step solver: all rows did ``steps`` steps, and a row that is not finite failed."""
 
     def each(count: int | Tensor) -> Tensor:
         return torch.as_tensor(count, dtype=torch.int64, device=x.device).expand(len(x)).clone()
@@ -264,7 +264,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Which rows are finite, bool ``(B,)``."""
+    """Return which rows are finite, bool ``(B,)``."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -282,29 +282,29 @@ def sample(
     record: bool = False,
     parts: Parts | None = None,
 ) -> Solution:
-    """Draw samples: prior, solver, and a last noise-free step.
+    """Draw samples: start from the prior, run the solver, and finish with a noise-free step.
 
-    Sample i depends on ``(noise.seed, i)`` alone, whatever the batch.
+    Sample i depends only on ``(noise.seed, i)``, not on the batch it is in.
 
     Args:
         model: The denoiser; its conditioning has one row per sample, or one for all.
         solver: Any solver.
         shape: The event shape.
         noise: The random numbers of the samples, ``noise.indices`` of shape ``(B,)``.
-        denoise: Replace ``x`` at the end by ``x0_hat`` (Tweedie's formula), one more evaluation. Without it the
-            samples keep the noise ``sigma`` at the sampling end.
-        batch: Rows solved at once.
-        dtype: Of the state.
-        watch: Called after each step of each batch, with rows numbered as in the whole set.
-        record: Keep every step, as ``solution.trajectory``.
-        parts: Where each chunk is kept as soon as it is solved, and is read from if it is there.
+        denoise: Whether to replace the final ``x`` by ``x0_hat`` (Tweedie's formula), at the cost of one more
+            evaluation. Without it, the samples keep the noise ``sigma`` of the sampling end.
+        batch: Number of rows solved at once.
+        dtype: Data type of the state.
+        watch: A function called after each step of each batch, with rows numbered as in the whole set.
+        record: Whether to keep every step, as ``solution.trajectory``.
+        parts: The store in which each chunk is saved as soon as it is solved; a chunk already there is read back.
 
     Returns:
         The samples in model units, with their statistics.
     """
     low, high = model.domain.interval("sample")
     device, count = noise.indices.device, len(noise.indices)
-    # all states, the batches' and those put together; of a recorded solver with a fixed grid those of each step
+    # All states count twice, in batches and joined; a recorded fixed-grid solver keeps those of every step instead.
     states = getattr(solver, "steps", 1) if record else 2
     size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
@@ -336,5 +336,5 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """A watcher of a chunk, for a watcher of the whole."""
+    """Wrap a watcher of the whole set into a watcher of one chunk."""
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

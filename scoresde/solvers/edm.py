@@ -1,15 +1,16 @@
 """Heun's rule with churn, in the variance-exploding frame (Karras et al. 2022, arXiv:2206.00364, alg. 2).
 
 In  y = x/alpha  and  s = sigma/alpha  every path is the VE path  y = x_0 + s eps,  and its flow is dy/ds = eps_hat. A
-step from s to s' adds noise up to s^ = s (1 + gamma), then takes Heun's rule from there:
+step from s to s' adds noise up to the level s^ = s (1 + gamma), then applies Heun's rule from there:
 
     gamma = min(churn/N, sqrt(2) - 1)  where s_min <= s <= s_max, else 0
     y^ = y + sqrt(s^^2 - s^2) s_noise z
     d = eps_hat(y^, s^),   y' = y^ + (s' - s^) d,   y <- y^ + (s' - s^) (d + eps_hat(y', s')) / 2.
 
-The noise never goes beyond the start of the path, where there is no model. The published algorithm ends with an Euler
-step to s = 0; that is the last noise-free step that every sampler here can take (``denoise``), which makes it
-2N - 1 evaluations for N noise levels. Where alpha = 0 there is no s: that step goes to alpha x0_hat + sigma eps_hat.
+The noise level never exceeds that of the start of the path, because the model does not cover higher ones. The published
+algorithm ends with an Euler step to s = 0. Here that is the final noise-free step which every sampler offers
+(``denoise``), so N noise levels cost 2N - 1 evaluations. Where alpha = 0, s is infinite, and the step goes directly to
+alpha x0_hat + sigma eps_hat.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class EDMHeun(FixedStep):
 
     Args:
         steps: Number of steps N.
-        churn: Noise put in over the whole way; 0 is deterministic.
-        s_min, s_max: Noise levels sigma/alpha between which it is put in.
-        s_noise: Factor on the noise; values above 1 make up for a network that removes too much.
-        grid: See :class:`~scoresde.solvers.base.FixedStep`; ``karras`` as published.
+        churn: Amount of noise added over the whole path; 0 is deterministic.
+        s_min, s_max: The noise levels sigma/alpha between which noise is added.
+        s_noise: Factor on the added noise; values above 1 compensate for a network that removes too much noise.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`; ``karras``, the default, is the published grid.
     """
 
     limits = ranges(churn=Range(0, 1e6), s_min=Range(0, 1e9), s_max=Range(0, infinite=True),
@@ -60,21 +61,23 @@ class EDMHeun(FixedStep):
         super().__post_init__()
         for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
             if getattr(self, name) != getattr(type(self), name):
-                raise UsageError(f"{name} is {getattr(self, name)}, but there is no churn for it; give churn, say 40")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, but it has no effect without churn; set churn, for example to 40"
+                )
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Only with churn: the marginals must be Gaussian around the data."""
+        """Whether there is churn, which needs marginals that are Gaussian around the data."""
         return self.churn > 0
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether there is churn."""
+        """Whether the solver draws noise, that is, whether there is churn."""
         return self.churn > 0
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return 2
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:

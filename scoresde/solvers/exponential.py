@@ -1,7 +1,7 @@
-r"""Exponential multistep solvers: one evaluation a step, order 1 to 6, written once.
+r"""Exponential multistep solvers of order 1 to 6, with one evaluation per step, in a single implementation.
 
-Each holds one quantity q of the model to a polynomial and integrates everything else exactly. With a norm N(t), a
-clock c(t) and the estimates at hand, the probability flow of any path reads
+Each solver approximates one quantity q of the model by a polynomial and integrates everything else exactly. With a
+norm N(t), a clock c(t) and the model's estimates, the probability flow of any path reads
 
     d(x/N) = q dc                       variable     N                    q                            c
                                         x0           sigma                x0_hat                       alpha/sigma
@@ -9,35 +9,41 @@ clock c(t) and the estimates at hand, the probability flow of any path reads
                                         straight     alpha + sigma        eps_hat - x0_hat             sigma/N
                                         v, gauss     hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
 
-so that a step from t to s with the last k values of q, interpolated by Lagrange polynomials L_j, is
+A step from t to s with the last k values of q, interpolated by Lagrange polynomials L_j, is therefore
 
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc.                                 (1)
 
-The polynomials are in l = log(alpha/sigma) for x0, eps and gauss, and in the clock itself for straight and v, which
-makes these plain Adams-Bashforth with variable steps, finite from end to end. gauss is exact for data N(0, I).
-One line of the table and one order is one published method: DDIM (x0, eps or straight, order 1), DPM-Solver++ 2M
-(x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order; (1) with k = 3
-is third order. With ``correct`` each step is done once more with the value at its own end, which the next step needs
-anyway: one order more, no evaluation more. That is UniPC, whose B(h) matters with two values only. With u = (l - l_t)/h
-the integral of u dc is then exact, or (``midpoint``, B2) c(s) - c(t) halved, or (``bh1``) dc/dl at s times h/2.
-The first k - 1 steps have fewer values and lower order, and the first one's error of h^2 bounds the order by 2 unless
-q hardly moves at the start, as on VP, sub-VP and VE.
+The polynomials are in l = log(alpha/sigma) for x0, eps and gauss. For straight and v they are in the clock itself,
+which makes these solvers plain Adams-Bashforth with variable steps, finite over the whole path. gauss is exact for data
+N(0, I).
 
-The reverse SDE with eta(t) = tau g(t), tau constant over a step, has the same form: with h = l_s - l_t,
+Each combination of a line of the table and an order is a published method: DDIM (x0, eps or straight, order 1),
+DPM-Solver++ 2M (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order;
+(1) with k = 3 is third order.
+
+With ``correct`` each step is repeated with the value at its own end, which the next step needs anyway: this raises the
+order by one at no extra evaluation. It is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
+integral of u dc is then exact, or (``midpoint``, B2) half of c(s) - c(t), or (``bh1``) dc/dl at s times h/2.
+
+The first k - 1 steps have fewer values and a lower order. The first step's error of h^2 limits the overall order to 2,
+unless q hardly moves at the start, as on VP, sub-VP and VE.
+
+The reverse SDE with eta(t) = tau g(t), tau constant over a step, has the same form. With h = l_s - l_t,
 
     x0:   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sigma_s int (1 + tau^2) e^(l - tau^2 (l_s - l)) x0_hat dl
                 + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,                                                             (2)
     eps:  x_s = (alpha_s/alpha_t) x_t - alpha_s int (1 + tau^2) e^(-l) eps_hat dl
                 + alpha_s tau sqrt(e^(-2 l_t) - e^(-2 l_s)) z.                                                    (3)
 
-(2) at order 1 with tau = 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239, eq. 6-7; at
-order 2 DPM-Solver++ 2M-SDE; with ``correct`` SA-Solver; with the level ``er`` ER-SDE. (3) at order 1 is SDE-DPM-Solver.
-tau = 0 is (1).
+(2) at order 1 with tau = 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239, eq. 6-7. At
+order 2 it is DPM-Solver++ 2M-SDE, with ``correct`` it is SA-Solver, and with the level ``er`` it is ER-SDE. (3) at
+order 1 is SDE-DPM-Solver. With tau = 0, both are (1).
 
-Where alpha = 0 the log-SNR is infinite and eps has no clock: that node serves the first step, which is of first order,
-x_s = alpha_s x0_hat + sigma_s eps_hat, and nothing divides by alpha. Likewise a step in log-SNR that is more than twice
-as long as the one before (the last one of a grid uniform in t, say) is of first order: a polynomial extrapolated that
-far does harm. And a correction with a weight of more than 3 hypot(alpha, sigma) is left out: it would magnify errors.
+Where alpha = 0, the log-SNR is infinite and the clock of eps is undefined. Such a node is used only by the first step,
+x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not divide by alpha. A step that is more than
+twice as long in log-SNR as the one before (such as the last step of a grid uniform in t) is also first order, because
+extrapolating a polynomial that far does harm. A correction with a weight of more than 3 hypot(alpha, sigma) is skipped,
+because it would magnify errors.
 
 References:
     Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++, SDE too.
@@ -89,22 +95,22 @@ Node = tuple[float, float]  # (alpha, sigma)
 
 RULES = ("exact", "midpoint", "bh1")
 
-# 24 Gauss-Legendre nodes integrate polynomials times exp over any step that a sensible grid takes to rounding.
+# 24 Gauss-Legendre nodes integrate polynomials times exp to rounding error over any step of a sensible grid.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A line of the table, as functions of alpha and sigma."""
+    """One line of the table in the module docstring, as functions of alpha and sigma."""
 
     norm: Callable[[float, float], float]
     clock: Callable[[float, float], float]
     q: Callable[[Estimate, float, float], Tensor]
-    log_ratio: Callable[[float], float]  # l where the polynomials' variable has a given value
+    log_ratio: Callable[[float], float]  # l at a given value of the polynomials' variable
     slope: Callable[[Floats], Floats] | None = None  # dc/dl at l = log(alpha/sigma), if the polynomials are in l
 
     def node(self, alpha: float, sigma: float) -> float:
-        """Where the polynomials have this node."""
+        """Return the value of the polynomials' variable at this node."""
         return log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
 
 
@@ -146,7 +152,7 @@ VARIABLES = {
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
-    """``l = log(alpha/sigma)``, infinite where nothing is left of the data or of the noise."""
+    """Return ``l = log(alpha/sigma)``, which is infinite where no data or no noise is left."""
     if not informative(alpha, sigma):
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
@@ -155,13 +161,13 @@ def log_ratio(alpha: float, sigma: float) -> float:
 def weights(
     slope: Callable[[Floats], Floats] | None, span: float, nodes: list[float], interval: tuple[float, float], rule: str
 ) -> list[float]:
-    """``w_j`` of (1), for polynomials through ``nodes``, newest first, integrated over ``interval``.
+    """Return the ``w_j`` of (1), for polynomials through ``nodes``, newest first, integrated over ``interval``.
 
-    ``slope`` is dc/dl if the polynomials are in l, and ``span`` the whole step of the clock. Fewer weights than nodes
-    are returned where the step is too long for them.
+    ``slope`` is dc/dl if the polynomials are in l, and ``span`` is the whole step of the clock. If the step is too long
+    for all the nodes, fewer weights than nodes are returned.
     """
     start, end = interval
-    # Where the clock stands still, in floating point, values at one node are one value and the newest is known.
+    # Where the clock stands still in floating point, several nodes coincide; only the newest of them is used.
     known = next((j for j in range(1, len(nodes)) if nodes[j] == nodes[j - 1]), len(nodes))
     nodes = nodes[:known] if span else nodes[:1]
     if len(nodes) == 1 or (slope is not None and abs(end - start) > 2.01 * abs(nodes[0] - nodes[1])):
@@ -174,7 +180,7 @@ def weights(
         return [span - second, second]
     at = (start + end) / 2 + (end - start) / 2 * _NODES
     dc = (end - start) / 2 * _WEIGHTS * (1.0 if slope is None else slope(at))
-    dc *= span / dc.sum()  # the quadrature's own error, about 1e-16, out of the constant term
+    dc *= span / dc.sum()  # removes the quadrature's own error, about 1e-16, from the constant term
     found = []
     for j, node in enumerate(nodes):
         lagrange = np.ones_like(at)
@@ -187,9 +193,9 @@ def weights(
 
 @dataclass(frozen=True)
 class _Step:
-    """The numbers of one step: ``x <- keep x + sum_j weights_j q_j + spread z``, and the same done once more.
+    """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``, and of its repetition (``again``).
 
-    A ``jump`` leaves from alpha = 0 or arrives at sigma = 0: ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    A ``jump`` starts at alpha = 0 or ends at sigma = 0: ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
     """
 
     keep: float
@@ -203,7 +209,7 @@ class _Step:
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:
-    """The numbers of every step along ``path``, which do not depend on the state."""
+    """Compute the coefficients of every step along ``path``, which do not depend on the state."""
     variable, plan, nodes = VARIABLES[name], [], list[float]()
     for left, ((here, there), tau) in zip(range(len(taus), 0, -1), zip(pairwise(path), taus, strict=True), strict=True):
         start, end = variable.node(*here), variable.node(*there)
@@ -226,7 +232,7 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Of (1), (2) or (3): factor on x, norm, integral and slope of the clock, factor on z."""
+    """Return the terms of (1), (2) or (3): factor on x, norm, integral and slope of the clock, factor on z."""
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
     keep, growth = norm / variable.norm(*here), 1 + tau**2
@@ -248,7 +254,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """What (1) to (3) share: the loop."""
+    """The loop over the steps that (1) to (3) share."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -266,7 +272,7 @@ class _Exponential(FixedStep):
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
     def choice(self, steps: int) -> tuple[int, bool, bool]:
-        """The order, whether to correct and whether to taper, for so many steps."""
+        """Choose the order, whether to correct and whether to taper, for the given number of steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
             return self.order, bool(self.correct), taper
@@ -275,7 +281,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """``eta(t)/g(t)`` of each step."""
+        """Return ``eta(t)/g(t)`` for each step."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -285,7 +291,7 @@ class _Exponential(FixedStep):
         taus = self.taus(model.domain.sde, times.cpu())
         plan = _plan(self.variable, order, self.rule, correct, taper, path, taus)
         clock = times.tolist()
-        values: list[Tensor] = []  # of q, the newest first
+        values: list[Tensor] = []  # previous values of q, newest first
         before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the step that led here, to correct it
 
         def advance(i: int, x: Tensor) -> Tensor:
@@ -307,50 +313,51 @@ class _Exponential(FixedStep):
 
 
 def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread: float, z: Tensor | None) -> Tensor:
-    """``x + sum_j weights_j values_j + spread z``."""
+    """Return ``x + sum_j weights_j values_j + spread z``."""
     x = add_scaled(x, weights, values)
     return x if z is None else torch.add(x, z, alpha=spread)
 
 
 @dataclass(frozen=True)
 class Multistep(_Exponential):
-    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation a step.
+    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation per step.
 
     Args:
-        steps: Number of steps and of evaluations.
-        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values k in the polynomial; the first steps use those there are. By default what measured
-            best for so many steps: below 8 order 3, then with ``correct`` order 2, from 25 order 3, from 40 order 4.
-        rule: ``exact`` integrates the polynomial; with two values also ``midpoint`` (DPM-Solver++, UniPC's bh2) and
-            ``bh1``.
-        correct: Redo each step with the value at its end (order + 1, no further evaluation); by default not, unless the
-            order is left to the number of steps.
-        taper: Let the order fall to 1 in the last steps, as published code does; by default for x0 below 15 steps,
-            where it measured better.
+        steps: Number of steps, and of evaluations.
+        variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
+        order: Number of values k in the polynomial; the first steps use as many as there are. The default is what
+            measured best for the number of steps: order 3 below 8 steps; from 8 steps, with ``correct``, order 2,
+            from 25 order 3, and from 40 order 4.
+        rule: How the polynomial is integrated: ``exact``, or with two values also ``midpoint`` (DPM-Solver++, UniPC's
+            bh2) or ``bh1``.
+        correct: Whether to repeat each step with the value at its end (order + 1, no extra evaluation). The default is
+            no if ``order`` is given; otherwise it depends on the number of steps.
+        taper: Whether the order falls to 1 in the last steps, as in published code. By default it does so for x0 below
+            15 steps, where it measured better.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Zero: no noise."""
+        """Return zeros, because there is no noise."""
         return (0.0,) * (len(times) - 1)
 
 
 @dataclass(frozen=True)
 class MultistepSDE(_Exponential):
-    """The stochastic exponential multistep solver (2) or (3): one evaluation a step.
+    """The stochastic exponential multistep solver (2) or (3): one evaluation per step.
 
     Args:
-        steps: Number of steps and of evaluations.
-        variable: What is held to a polynomial: ``x0`` or ``eps``.
-        order: Number of its values in the polynomial.
+        steps: Number of steps, and of evaluations.
+        variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
+        order: Number of values of the quantity in the polynomial.
         rule: See :class:`Multistep`; ``midpoint`` is DPM-Solver++ 2M-SDE.
-        correct: Redo each step with the value at its end and the same noise.
-        taper: See :class:`Multistep`; by default not.
+        correct: Whether to repeat each step with the value at its end and the same noise.
+        taper: See :class:`Multistep`; by default the order does not taper.
         eta: Factor on the noise level: 1 with the level ``g`` is Anderson's reverse SDE, 0 the probability flow.
-        level: The noise level (see :mod:`scoresde.solvers.level`), here ``g`` by default, which is integrated exactly
-            even where it is infinite; any other is a multiple of g on each step, its value at the step's middle.
+        level: The noise level (see :mod:`scoresde.solvers.level`). The default ``g`` is integrated exactly even where
+            it is infinite; any other level is treated as a multiple of g on each step, set at the step's midpoint.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -366,11 +373,11 @@ class MultistepSDE(_Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variable not in ("x0", "eps"):
-            raise UsageError(f"the variable of a reverse SDE is x0 or eps, not {self.variable!r}")
+            raise UsageError(f"the variable of a reverse SDE must be x0 or eps, not {self.variable!r}")
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """``eta(t)/g(t)`` in the middle of each step."""
+        """Return ``eta(t)/g(t)`` at the midpoint of each step."""
         return ratios(sde, self.level, self.eta, times)
 
 
@@ -392,7 +399,7 @@ def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
 def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = "bh2", grid: str = "auto") -> Multistep:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with the corrector, order + 1.
 
-    ``variant`` is ``bh1``, ``bh2``, or ``exact``, which does what the published ``vary_coeff`` is meant to do.
+    ``variant`` is ``bh1``, ``bh2``, or ``exact``, which does what the published ``vary_coeff`` is intended to do.
     """
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown variant {variant!r} of UniPC; choose from: bh1, bh2, exact")
@@ -410,8 +417,8 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
 
 
 def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
-    """The noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data, with the corrector.
+    """A solver with the noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data.
 
-    The published ER-SDE-3 has ``order=3, correct=False``.
+    It uses the corrector by default; the published ER-SDE-3 is ``order=3, correct=False``.
     """
     return MultistepSDE(steps, "x0", order, "midpoint", correct, eta=eta, level="er", grid=grid)

@@ -5,12 +5,12 @@ the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, reads
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t),                                                     frame "straight"
 
-with no f, g or derivative of the schedule, finite at both ends. The same flow in two other frames:
+with no f, g or derivative of the schedule, and is finite at both ends. In two other frames the same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
 
-The solvers here integrate them, either way.
+The solvers here integrate these equations in either direction.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
-    """``dy/dr`` at ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
+    """Return ``dy/dr`` at ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
     estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
     return estimate.eps - estimate.x0
 
@@ -48,9 +48,9 @@ class Frame:
     """A scale and a clock in which the flow is integrated: the state is x/scale.
 
     Attributes:
-        scale, clock: Of the SDE at t, in the shape of t.
-        time: The t at which the clock shows a value.
-        slope: Change of the state with the clock, for a state, the model and t.
+        scale, clock: Scale and clock of an SDE at t, in the shape of t.
+        time: The t at which the clock has a given value.
+        slope: The derivative of the state with respect to the clock, given the model, a state and t.
     """
 
     scale: Callable[[SDE, Tensor], Tensor]
@@ -93,15 +93,16 @@ def _frame(name: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Solver):
-    """Adaptive Runge-Kutta on the probability flow, with its own step size for each sample.
+    """Adaptive Runge-Kutta on the probability flow, with a separate step size for each sample.
 
     Args:
         rtol: Relative tolerance on the local error of a sample, in the straight frame (data of unit size).
-        atol: Absolute tolerance; ``None`` for that of ``rtol``.
-        method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); with another engine one of its methods.
-        max_nfe: Largest number of evaluations of a sample.
-        engine: ``own``, or ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.ode.engines`).
-        frame: ``straight``, or ``t`` to integrate the velocity in time, as the original does.
+        atol: Absolute tolerance; ``None`` to use the value of ``rtol``.
+        method: The method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); or, with another engine, one of
+            that engine's methods.
+        max_nfe: Largest number of evaluations per sample.
+        engine: The integrator: ``own``, ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.ode.engines`).
+        frame: ``straight``, or ``t`` to integrate the velocity in time, as the original code does.
     """
 
     limits = ranges(max_nfe=EVALUATIONS)
@@ -132,11 +133,11 @@ class ProbabilityFlow(Solver):
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         sde, frame = model.domain.sde, FRAMES[self.frame]
         if self.frame == "t" and not sde.smooth:
-            # Between the stages of a step lie many nodes, and the estimate of its error sees none of them: on a DDPM
-            # chain of 709 levels rows were 50 tolerances off at 4e-5, and 7,000 at 1e-7.
+            # Many nodes lie between the stages of a step, and its error estimate does not see them. On a DDPM chain of
+            # 709 levels, rows were off by 50 tolerances at a tolerance of 4e-5, and by 7,000 at 1e-7.
             raise UsageError(
                 f"ProbabilityFlow: the velocity of {type(sde).__name__} jumps at each of its nodes, where the error of "
-                "a step in t cannot be told; use the frame straight, whose clock has no nodes",
+                "a step in t cannot be estimated; use the frame straight, whose clock has no nodes",
                 parameter="frame",
                 value="straight",
             )
@@ -177,13 +178,13 @@ class ProbabilityFlow(Solver):
         scale: Tensor,
         tally: Tally,
     ) -> Solution:
-        """The same by another integrator, which has one step for the batch and does not count its steps."""
+        """Solve with an external integrator, which uses one step size for the batch and does not count its steps."""
         everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:
             if tally.evaluations >= self.max_nfe:
                 raise NumericalError(
-                    f"{self.engine} took more than {self.max_nfe:,} evaluations; try a larger rtol",
+                    f"{self.engine} used more than {self.max_nfe:,} evaluations; try a larger rtol",
                     parameter="rtol",
                     value=f"{10 * self.rtol:g}",
                 )
@@ -199,9 +200,10 @@ class RungeKutta(FixedStep):
 
     Args:
         steps: Number of steps.
-        method: ``euler`` (order 1, one evaluation a step), ``midpoint`` or ``heun`` (2, two), ``rk4`` (4, four).
-        frame: ``straight``, ``t`` or ``ve`` (see the equations above); Euler's rule in the frames straight and ve is
-            DDIM. In the frame ve nothing may start where alpha = 0.
+        method: The rule: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2, two
+            evaluations), ``rk4`` (order 4, four evaluations).
+        frame: ``straight``, ``t`` or ``ve`` (see :mod:`scoresde.solvers.flow`). Euler's rule in the frames straight
+            and ve is DDIM. The frame ve cannot start where alpha = 0.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -217,7 +219,7 @@ class RungeKutta(FixedStep):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return len(RULES[self.method].c)
 
     def uses_rates(self, sde: SDE) -> bool:
@@ -229,7 +231,9 @@ class RungeKutta(FixedStep):
         clocks = {f: f.clock(sde, times) for f in {frame, *frames}}
         scales = {f: f.scale(sde, times) for f in {frame, *frames}}
         if not bool(torch.isfinite(clocks[frame]).all()):
-            raise UsageError("the frame 've' has no clock where alpha = 0, at the start of this path; take 'straight'")
+            raise UsageError(
+                "the clock of the frame 've' is infinite where alpha = 0, at the start of this path; use 'straight'"
+            )
         sizes = [float(clocks[f][i + 1] - clocks[f][i]) for i, f in enumerate(frames)]
 
         def advance(i: int, x: Tensor) -> Tensor:
@@ -247,15 +251,15 @@ class RungeKutta(FixedStep):
 
 
 def euler(steps: int = 100, frame: str = "t", grid: str = "auto") -> RungeKutta:
-    """Euler's rule on the velocity: one evaluation a step, order 1."""
+    """Euler's rule on the velocity: one evaluation per step, order 1."""
     return RungeKutta(steps, "euler", frame, grid=grid)
 
 
 def heun(steps: int = 32, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """Heun's rule: two evaluations a step, order 2."""
+    """Heun's rule: two evaluations per step, order 2."""
     return RungeKutta(steps, "heun", frame, grid=grid)
 
 
 def rk4(steps: int = 16, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """The classical rule of Runge and Kutta: four evaluations a step, order 4."""
+    """The classical rule of Runge and Kutta: four evaluations per step, order 4."""
     return RungeKutta(steps, "rk4", frame, grid=grid)

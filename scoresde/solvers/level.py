@@ -1,16 +1,16 @@
-r"""Noise levels eta(t) of stochastic solvers, in one convention.
+r"""Noise levels eta(t) of stochastic solvers, in a single convention.
 
 For any eta(t) >= 0 the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
-2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has a factor ``eta`` and a
-``level``:  eta(t) = eta * level(t), where the level is
+2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta``, a
+factor, and ``level``, so that  eta(t) = eta * level(t).  The level is one of
 
     ``g``       the diffusion of the SDE: eta = 1 is Anderson's reverse SDE
-    ``sigma``   sqrt(2 sigma(t)), finite everywhere and 0 where the noise is
+    ``sigma``   sqrt(2 sigma(t)), finite everywhere and 0 where sigma is 0
     ``auto``    g, or sigma where g is infinite at the start (flow matching, cosine)
     ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10)),  s = sigma/alpha: the default of ER-SDE solvers (Cui et
                 al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
 
-or a function of the user, ``level(sde, t)``, on the command line ``module:function``.
+or your own function ``level(sde, t)``, named ``module:function`` on the command line.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Level = str | Callable[[SDE, Tensor], Tensor]
 
 def _g(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
-    # cos(pi/2) is 6e-17: nothing of the data is left, and g is infinite
+    # cos(pi/2) is computed as 6e-17, although no data is left there and g is infinite.
     return torch.where(informative(alpha, sigma), sde.diffusion(t), torch.inf)
 
 
 def auto_level(sde: SDE, t: Tensor) -> Tensor:
-    """``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, in the shape of ``t``."""
+    """Return ``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, in the shape of ``t``."""
     return sde.diffusion(t) if sde.finite_g else torch.sqrt(2 * sde.coefficients(t)[1])
 
 
 def _er(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
     power = (sigma / alpha).pow(0.3)
-    # e^p / (e^p + 10), which does not overflow
+    # e^p / (e^p + 10), in a form that does not overflow
     return _g(sde, t) * torch.sqrt(0.3 * power / (1 + 10 * torch.exp(-power)))
 
 
@@ -64,33 +64,33 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         return LEVELS[level]
     if ":" not in level:
         raise UsageError(
-            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or name your own as module:function"
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or give your own as module:function"
         )
     found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
 
 
 def check_level(level: Level, eta: float) -> None:
-    """Refuse a level that is none and a factor below 0.
+    """Reject an unknown noise level or a negative factor.
 
     Raises:
-        UsageError: With the value.
+        UsageError: If the level or the factor is invalid; the message names its value.
     """
     check_number("eta", eta, ETA)
     _function(level)
 
 
 def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
-    """``eta(t)``, in the shape of ``t``.
+    """Return ``eta(t)``, in the shape of ``t``.
 
     Raises:
-        UsageError: If it is negative, not finite or of another shape.
+        UsageError: If the level is negative, not finite or of another shape.
     """
     found = _function(level)(sde, t)
     if not isinstance(found, Tensor | float | int):
         raise UsageError(
-            f"the noise level {getattr(level, '__name__', level)} returns {type(found).__name__}, and a tensor is "
-            "expected, one number for each t"
+            f"the noise level {getattr(level, '__name__', level)} returns {type(found).__name__}, but must return a "
+            "tensor with one number for each t"
         )
     value = eta * torch.as_tensor(found)
     if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
@@ -98,14 +98,16 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
         if value.shape == t.shape:
             i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
             number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
-        raise UsageError(f"the noise level {name} is {number}{at}; it must be finite and >= 0, one number for each t")
+        raise UsageError(
+            f"the noise level {name} is {number}{at}; it must be finite and >= 0, with one number for each t"
+        )
     return value
 
 
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
-    """``eta(t)/g(t)`` in the middle of each step of ``times``, float64 ``(n + 1,)``.
+    """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times``, float64 ``(n + 1,)``.
 
-    A step out of alpha = 0, where g is infinite, is taken without noise, unless the level is g itself.
+    A step that starts at alpha = 0, where g is infinite, has no noise unless the level is g itself.
     """
     if level == "g" or eta == 0:
         return (eta,) * (len(times) - 1)

@@ -1,13 +1,13 @@
-r"""The samplers of Song et al. (2021), arXiv:2011.13456, as their code discretises them: for reproducing that paper.
+r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in their code, to reproduce that paper.
 
-Our other solvers take A, S and sigma from the continuous path, for any grid. The original takes N = ``steps`` levels
-and reads their tables at i = floor(t (N - 1)/T), with a_i = 1 and sigma_{-1} = 0 for VE:
+Our other solvers use A, S and sigma of the continuous path, on any grid. The original uses N = ``steps`` levels and
+reads their tables at i = floor(t (N - 1)/T), with a_i = 1 and sigma_{-1} = 0 for VE:
 
     VP   beta_i = linspace(beta_min/N, beta_max/N, N),   a_i = 1 - beta_i,   sigma_i^2 = 1 - a_0 ... a_i
     VE   sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   beta_i = sigma_i^2 - sigma_{i-1}^2.             (1)
 
-One step up is  x + f x + G z  with  f = sqrt(a_i) - 1, G^2 = beta_i  (eq. 8 and 10), and for sub-VP, which has no
-tables, Euler's  f = f(t)/N, G^2 = g(t)^2/N.  All predictors are
+One step up is  x + f x + G z  with  f = sqrt(a_i) - 1, G^2 = beta_i  (eq. 8 and 10). Sub-VP has no tables; its step
+up is Euler's, with  f = f(t)/N, G^2 = g(t)^2/N.  All predictors have the form
 
     x <- x_mean + n z,      x_mean = k x + p score,                                                               (2)
 
@@ -19,19 +19,19 @@ tables, Euler's  f = f(t)/N, G^2 = g(t)^2/N.  All predictors are
     ``ancestral``          1/sqrt(a_i)  beta_i k         G, VE: G sigma_{i-1}/sigma_i        eq. 4 and 47, VP and VE
     =====================  ===========  ===============  ==================================  =======================
 
-The probability flow is the same with p/2 and n = 0. The correctors (VP and VE; alg. 4 and 5) are
+The probability flow has the same form with p/2 and n = 0. The correctors (VP and VE; alg. 4 and 5) are
 x <- x + e score + sqrt(2 e) z  with
 
-    ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, the means taken over the batch;
+    ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, with means over the batch;
     ``ald``        e = 2 a_i (snr sigma(t))^2.
 
-The times are linspace(T, eps, N), and at each of them the correctors come first, then the predictor. So there are N
-updates, not N - 1, the last one leaves from eps, and its x_mean is the sample. A step is 1/N long whatever the distance
-of the times, (T - eps)/(N - 1): the two are equal for N = 1000 and eps = 1e-3 only. docs/mathematics.md says what that
-does to the moments.
+The times are linspace(T, eps, N). At each of them the correctors run first, then the predictor. There are therefore N
+updates rather than N - 1; the last update starts at eps, and its x_mean is the sample. A step always has the length
+1/N, although the times are (T - eps)/(N - 1) apart. The two are equal only for N = 1000 and eps = 1e-3.
+docs/mathematics.md describes how this affects the moments.
 
-The scores are the model's own, with sigma(t) of the continuous path. Networks that the original trained on the
-discrete levels divide by sigma_i of (1), which is not done here.
+The scores are those of the model, with sigma(t) of the continuous path. Networks that the original trained on discrete
+levels divide by the sigma_i of (1); this solver does not.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class LevelTables:
     """The tables (1) of N noise levels, from the data up; each is float64 with shape ``(N,)``.
 
     Attributes:
-        alphas: ``a_i``, what a step up keeps of the variance: ``1 - beta_i`` for VP, 1 for VE.
-        betas: ``beta_i``, the variance that it adds.
+        alphas: ``a_i``, the fraction of the variance that a step up keeps: ``1 - beta_i`` for VP, 1 for VE.
+        betas: ``beta_i``, the variance that a step up adds.
         sigmas: ``sigma_i``, the standard deviation of all noise at the level.
 
     >>> levels = LevelTables.of(VPSDE(), 1000)
@@ -81,7 +81,7 @@ class LevelTables:
 
     @classmethod
     def of(cls, sde: VPSDE | VESDE, count: int) -> LevelTables:
-        """The ``count`` levels of an SDE."""
+        """Build the tables of ``count`` levels of an SDE."""
         if isinstance(sde, VPSDE):
             betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
             return cls(1 - betas, betas, torch.sqrt(1 - (1 - betas).cumprod(0)))
@@ -92,17 +92,17 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """``a_0 ... a_i``, what the level keeps of the data's variance, shape ``(N,)``."""
+        """``a_0 ... a_i``, the fraction of the data's variance that is left at the level, shape ``(N,)``."""
         return self.alphas.cumprod(0)
 
 
 def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
-    """The level ``floor(t (N - 1)/T)`` of ``count`` whose entries the tables give, int64 in the shape of ``t``."""
-    return (t * (count - 1) / sde.t_max + 1e-9).long()  # 1000 - 1e-13, which rounding makes of 1000, is 1000
+    """Return the index ``floor(t (N - 1)/T)`` into tables of N = ``count`` levels, int64 in the shape of ``t``."""
+    return (t * (count - 1) / sde.t_max + 1e-9).long()  # rounding can turn 1000 into 1000 - 1e-13
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, in the shape of ``t``."""
+    """Return ``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, in the shape of ``t``."""
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
     levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
@@ -112,7 +112,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
 def predictor_weights(
     predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``k``, ``p`` and ``n`` of the predictors (2), each in the shape of ``t``."""
+    """Return ``k``, ``p`` and ``n`` of the predictors (2), each in the shape of ``t``."""
     if predictor == "euler-maruyama":
         g = sde.diffusion(t) / math.sqrt(count)
         return 1 - sde.drift_rate(t) / count, g.square(), g
@@ -122,35 +122,37 @@ def predictor_weights(
     keep, spread = 1 / (1 + f), g
     if isinstance(sde, VESDE):
         levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
-        # The posterior of one level given the next; no noise is left below the lowest.
+        # This is the posterior of one level given the next; below the lowest level no noise is left.
         spread = g * torch.sqrt(1 - levels.betas / levels.sigmas.square())[i]
     return keep, g.square() * keep, spread
 
 
 @dataclass(frozen=True)
 class Original(Solver):
-    """The original's predictor-corrector sampler: its tables, its order, its step 1/N, its last step.
+    """The original's predictor-corrector sampler, with the tables, order, step 1/N and last step of the original code.
 
-    It runs over the whole of ``sde.times("sample")``, under VP, sub-VP and VE, and combines what the original does; the
-    other solvers (``pc``, ``ancestral``, ``reverse-diffusion``, ``em``) do the rest from the continuous path. The paper
-    samples VE by ``reverse-diffusion`` with ``langevin``, VP and sub-VP by ``euler-maruyama`` alone, and DDPM by
-    ``ancestral``, with N = 1000. The sample is without the last step's noise, and no other noise-free step follows.
+    It runs over the whole of ``sde.times("sample")`` and supports VP, sub-VP and VE, with the combinations that the
+    original offers. For anything else, use the solvers on the continuous path (``pc``, ``ancestral``,
+    ``reverse-diffusion``, ``em``). The paper samples VE with ``reverse-diffusion`` and ``langevin``, VP and sub-VP with
+    ``euler-maruyama`` alone, and DDPM with ``ancestral``, all at N = 1000. The sample does not include the last step's
+    noise, and no other noise-free step follows.
 
-    With ``langevin`` a sample depends on its batch, because the norms are means over it, and where batch and event have
-    but a few numbers together their ratio has no bound, as in the original: there ``ald``, or the solver ``pc``.
+    With ``langevin``, a sample depends on its batch, because the norms are means over the batch. If batch and event
+    together have only a few elements, the ratio of the norms is unbounded, as in the original. In that case, use
+    ``ald`` or the solver ``pc``.
 
     Args:
         steps: N, the number of noise levels, of times and of updates; at least 2.
         predictor: ``euler-maruyama``, ``reverse-diffusion``, ``ancestral`` or ``none``.
         corrector: ``langevin``, ``ald`` or ``none``.
         snr: Signal-to-noise ratio of the corrector.
-        corrections: Langevin steps before each predictor step.
-        probability_flow: Take the predictor's discrete probability flow, without noise.
-        mean: Return ``x_mean`` of the last step, as the original's noise removal does. Without a predictor there is
-            none, and the noise stays.
+        corrections: Number of Langevin steps before each predictor step.
+        probability_flow: Whether to use the predictor's discrete probability flow, without noise.
+        mean: Whether to return ``x_mean`` of the last step, as the original's noise removal does. Without a predictor
+            there is no ``x_mean``, and the noise stays.
     """
 
-    limits = ranges(steps=Range(2, 10**6, hint="the times from T to eps, 1000 as published", seconds=1e-4))
+    limits = ranges(steps=Range(2, 10**6, hint="the times from T to eps; 1000 as published", seconds=1e-4))
 
     steps: int = 1000
     predictor: str = "euler-maruyama"
@@ -170,7 +172,7 @@ class Original(Solver):
                 raise UsageError(f"unknown {name} {value!r} of the original; {closest(value, known)}")
         if self.probability_flow and self.predictor == "ancestral":
             raise UsageError(
-                "the original has no probability flow of the predictor ancestral; take the predictor "
+                "the original has no probability flow for the predictor ancestral; use the predictor "
                 "reverse-diffusion, or the solver ddim",
                 parameter="solver",
                 value="ddim",
@@ -179,17 +181,17 @@ class Original(Solver):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Only with noise."""
+        """Whether the score is needed, which is whenever the solver draws noise."""
         return self.stochastic
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """All but the probability flow without a corrector."""
+        """Whether the solver draws noise: always, except for the probability flow without a corrector."""
         return not self.probability_flow or self._corrections > 0
 
     @property
     def denoises(self) -> bool:  # type: ignore[override]
-        """Whether it ends with ``x_mean``."""
+        """Whether the solver ends with ``x_mean``."""
         return self.mean and self.predictor != "none"
 
     @property
@@ -198,11 +200,11 @@ class Original(Solver):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even two."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if that is fewer than two."""
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
 
@@ -210,7 +212,7 @@ class Original(Solver):
         sde, count, shape = self._suited(model.domain.sde, t0, t1), self.steps, tuple(x.shape[1:])
         everyone, counted = torch.arange(len(x), device=x.device), Counted(model, Tally(x))
         nodes = torch.linspace(t0, t1, count, dtype=torch.float64)
-        clock = [*nodes.tolist(), 0.0]  # the last update leaves from eps, and what it returns stands for the data
+        clock = [*nodes.tolist(), 0.0]  # the last update starts at eps, and its result stands for the data
 
         def here(table: Tensor) -> Tensor:
             return table.to(device=x.device, dtype=time_dtype(x.device))
@@ -234,34 +236,34 @@ class Original(Solver):
         return fixed_solution(x, counted.tally.total, count)
 
     def correct(self, x: Tensor, score: Tensor, z: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
-        """One corrector step of a batch ``x`` with its ``score`` and normals ``z``, all ``(B, *event)``.
+        """Do one corrector step.
 
         Args:
-            x, score, z: Shape ``(B, *event)``.
+            x, score, z: The state, its score and standard normals, shape ``(B, *event)``.
             sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of its level, shape ``()``.
         """
         size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector that would ask."""
+        """Return ``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector to use them."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
 
     def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
-        """The SDE, if the original can sample it with these options over this interval."""
+        """Return the SDE if the original can sample it with these options over this interval; otherwise raise."""
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(
-                f"Original: the original knows VPSDE, SubVPSDE and VESDE, not {name}; take the continuous solvers "
-                "pc, ancestral, reverse-diffusion or em, which run on any path",
+                f"Original: the original supports VPSDE, SubVPSDE and VESDE, not {name}; use one of the continuous "
+                "solvers pc, ancestral, reverse-diffusion or em, which run on any path",
                 parameter="solver",
                 value="pc",
             )
         if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
             raise UsageError(
-                f"Original: the original has no predictor ancestral for {name}, only for VPSDE and VESDE; take "
+                f"Original: the original has the predictor ancestral only for VPSDE and VESDE, not for {name}; use "
                 "the solver ancestral, which follows the continuous path, or the predictor reverse-diffusion",
                 parameter="solver",
                 value="ancestral",
@@ -269,7 +271,7 @@ class Original(Solver):
         if isinstance(sde, SubVPSDE) and self._corrections:
             raise UsageError(
                 f"Original: the original's corrector {self.corrector} fails for {name}, which has no table of alphas; "
-                "take the solver pc, which corrects on the continuous path, or the corrector none",
+                "use the solver pc, which corrects on the continuous path, or the corrector none",
                 parameter="solver",
                 value="pc",
             )
@@ -278,7 +280,7 @@ class Original(Solver):
             ours = "pc" if self._corrections else self.predictor
             raise UsageError(
                 f"Original: with {self.steps} steps the original's table of betas reaches beta_max/N = "
-                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, and 1 - beta must stay above 0; take more than "
+                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but 1 - beta must stay above 0; use more than "
                 f"{max(sde.beta_min, sde.beta_max):g} steps, or the solver {ours}, whose steps are always finite",
                 parameter="solver",
                 value=ours,
@@ -287,7 +289,7 @@ class Original(Solver):
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
                 f"Original: the original goes from t = {high:g} to {low:g}, the whole sampling interval of {name}; got "
-                f"t0 = {t0:g}, t1 = {t1:g}. For other ends take the solver pc, ancestral or reverse-diffusion",
+                f"t0 = {t0:g}, t1 = {t1:g}. For other ends use the solver pc, ancestral or reverse-diffusion",
                 parameter="solver",
                 value="pc",
             )

@@ -1,7 +1,7 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair its distribution.
 
-Song et al. (2021), arXiv:2011.13456, alg. 1-5. A predictor is any one-step rule of :mod:`scoresde.solvers.stochastic`,
-a corrector a step of Langevin dynamics that leaves the marginal at one time alone,
+Song et al. (2021), arXiv:2011.13456, alg. 1-5. A predictor is any one-step rule of :mod:`scoresde.solvers.stochastic`.
+A corrector is a step of Langevin dynamics that leaves the marginal at one time unchanged,
 
     x <- x + e score + sqrt(2 e) z,      with  A = alpha(t)/alpha(s)  of the step from t to s and
 
@@ -10,29 +10,28 @@ a corrector a step of Langevin dynamics that leaves the marginal at one time alo
     ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or
                                                                (``norm="batch"``) their means over the batch.
 
-Both agree where |z|/|score| is sigma, its value for noise. With the batch's means the samples are coupled; with norms
-of each sample the step e(x) depends on x, and Langevin dynamics with a step e(x) does not settle at p but at p/e, which
-favours large scores, and in the middle of a mode, where the score vanishes, the ratio has no bound. It is therefore
-held to sigma, the closer the fewer dimensions there are (:mod:`scoresde.solvers.langevin`, eq. 2): with up to 16
-numbers in an event, ``langevin`` with its norms is ``annealed``. In many dimensions the ratio hardly varies, and is as
-published.
+Both agree where |z|/|score| is sigma, its value for pure noise. Norms averaged over the batch couple its samples.
+With norms of each sample, the step e(x) depends on x; Langevin dynamics with such a step settles at p/e instead of p,
+which favours large scores. In the middle of a mode, where the score vanishes, the ratio is unbounded. It is therefore
+limited to a range around sigma, which is narrower in fewer dimensions (:mod:`scoresde.solvers.langevin`, eq. 2). With
+up to 16 elements in an event, ``langevin`` with norms of each sample is the same as ``annealed``. In many dimensions
+the ratio hardly varies, and is as published.
 
-A corrector lowers the order below 1, that of the predictors. Its step e does not shrink as the steps grow in number,
-and leaves a variance that is too large by e/2v = (snr sigma)^2/v. That bias follows the noise down until the n
-corrections that are left, which take away 4 (snr sigma)^2/v of it each, no longer suffice. On N uniform steps of the
-straight path n e/v is of order N sigma^3, so that sigma is of order N^(-1/3) there, and the error of order N^(-2/3); on
-VP with its own grid the sum is N sigma^(5/2) to N sigma^3, and the error N^(-4/5) to N^(-2/3). Measured by
-experiments/edges.py: 0.66 and 0.77.
+A corrector lowers the order below 1, the order of the predictors. Its step e does not shrink as the number of steps
+grows, and leaves a variance that is too large by e/2v = (snr sigma)^2/v. This bias falls with the noise until the n
+remaining corrections, each of which removes 4 (snr sigma)^2/v of it, no longer suffice. On N uniform steps of the
+straight path n e/v is of order N sigma^3, so sigma is of order N^(-1/3) at that point, and the error of order
+N^(-2/3). On VP with its default grid the sum is N sigma^(5/2) to N sigma^3, and the error N^(-4/5) to N^(-2/3). The
+measured exponents are 0.66 and 0.77 (experiments/edges.py).
 
-``sequence="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as the original
-does.
+``sequence="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as in the original.
 
-Annealed Langevin dynamics is the corrector alone. Under :class:`~scoresde.SMLD` with its L levels, and with ``start``,
-which corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
+Annealed Langevin dynamics is the corrector alone. On the L levels of :class:`~scoresde.SMLD`, and with ``start``, which
+corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
 
     alpha_i = eps sigma_i^2/sigma_L^2 = 2 e,      that is,  snr = sqrt(eps)/(2 sigma_L),
 
-sigma_L the lowest level: theirs, eps = 2e-5 and sigma_L = 0.01, is snr = 0.2236.
+where sigma_L is the lowest level. Their eps = 2e-5 and sigma_L = 0.01 correspond to snr = 0.2236.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ PREDICTORS: dict[str, Predictor] = {
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }
-_EULERS = ("reverse-diffusion", "em")  # which do not converge on a grid that leaps
+_EULERS = ("reverse-diffusion", "em")  # these do not converge on a grid that leaps
 CORRECTORS = ("annealed", "langevin", "none")
 
 
@@ -75,14 +74,16 @@ class PredictorCorrector(FixedStep):
 
     Args:
         steps: Number of predictor steps; the cost is ``steps (1 + corrections)`` evaluations.
-        predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or one's own function
-            ``(model, x, t, s, z) -> x`` with one evaluation, also as ``module:function``.
+        predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
+            ``(model, x, t, s, z) -> x`` with one evaluation, which can also be named as ``module:function``.
         corrector: ``annealed``, ``langevin`` or ``none``.
-        snr: Signal-to-noise ratio r of the corrector, below 1; the variance is too large by up to 1/(1 - snr^2).
-        corrections: Langevin steps at each node.
-        norm: Of the corrector langevin: ``sample``, or ``batch`` as in the original, which couples the samples.
-        sequence: ``pc``, or ``cp`` as in the original.
-        start: With ``pc``, correct at the first node as well, before the first step.
+        snr: Signal-to-noise ratio r of the corrector, below 1; the variance is too large by a factor of up to
+            1/(1 - snr^2).
+        corrections: Number of Langevin steps at each node.
+        norm: How the corrector langevin computes norms: per ``sample``, or over the ``batch`` as in the original, which
+            couples the samples.
+        sequence: ``pc`` (predict, then correct), or ``cp`` as in the original.
+        start: Whether to correct at the first node as well, before the first step; only with the sequence ``pc``.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -108,7 +109,7 @@ class PredictorCorrector(FixedStep):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
         if self.start and self.sequence == "cp":
-            raise UsageError("start corrects before the first step, which the sequence cp does anyway; leave it out")
+            raise UsageError("start corrects before the first step, which the sequence cp does anyway; omit start")
         self._predictor()
         check_corrector(self.snr, self.corrections, self.evaluations)
 
@@ -128,15 +129,15 @@ class PredictorCorrector(FixedStep):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """This solver with so many steps as ``nfe`` evaluations pay for, or ``None`` if that is not even one."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow no step."""
         return super().within(max(0, nfe - self._corrections * self.start))
 
     def uses_rates(self, sde: SDE) -> bool:
-        # near alpha = 0 the reverse diffusion step is Euler's
+        # Near alpha = 0 the reverse diffusion step is an Euler step.
         return self.predictor == "em" or (self.predictor == "reverse-diffusion" and not sde.finite_g)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
@@ -162,8 +163,8 @@ class PredictorCorrector(FixedStep):
                             f"shape {tuple(stepped.shape)}" if isinstance(stepped, Tensor) else type(stepped).__name__
                         )
                         raise UsageError(
-                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}; a "
-                            f"tensor of shape {tuple(x.shape)} is expected"
+                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}; it "
+                            f"must return a tensor of shape {tuple(x.shape)}"
                         )
                     x = stepped
                 else:
@@ -173,9 +174,9 @@ class PredictorCorrector(FixedStep):
         return advance
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
-        """One Langevin step at time ``at``, an end of the step from ``t`` to ``s``; shapes ``(B, *event)``."""
+        """Do a Langevin step at ``at``, an end of the step from ``t`` to ``s``; ``x`` and ``z`` are ``(B, *event)``."""
         if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
-            return x  # nothing is spread there, and there is no score
+            return x  # there is no noise, so the score is undefined
         a, _ = forward_step(model.domain.sde, t, s)
         score = model(x, at).score
         annealed = self.corrector == "annealed"
@@ -194,6 +195,6 @@ def annealed_langevin(
 ) -> PredictorCorrector:
     """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone.
 
-    Their algorithm on L levels is ``start=True`` with L - 1 steps.
+    For their algorithm on L levels, use ``start=True`` with L - 1 steps.
     """
     return PredictorCorrector(steps, "none", "annealed", snr, corrections, start=start, grid=grid)

@@ -1,18 +1,18 @@
 """Exponential Runge-Kutta ("singlestep") solvers: k evaluations for a step of order k.
 
-A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. Here they are made within the step: with
-stages at fractions u of the step, measured in the variable of the polynomials,
+A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. These solvers compute them within the step,
+at stages placed at fractions u of the step, measured in the variable of the polynomials:
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
 
-each by formula (1) there. On eps these are DPM-Solver-2 and 3, on x0 DPM-Solver++ 2S and 3S; on the straight variable
-they are the classical midpoint rule and Heun's third-order rule. Nothing is remembered, so that a guided or otherwise
-jumpy model cannot mislead the next step.
+Each stage uses formula (1) of that module. On eps these are DPM-Solver-2 and 3, and on x0 DPM-Solver++ 2S and 3S. On
+the straight variable they are the classical midpoint rule and Heun's third-order rule. Nothing is carried over from one
+step to the next, so a guided or otherwise jumpy model cannot mislead the next step.
 
-Where a path starts at alpha = 0 and the grid is uniform in t, as by default on the straight path, the first steps are
-long in log-SNR however many there are, and on eps and x0 order 3 comes out as 2.0 to 2.3 (docs/choosing-a-solver.md).
-With the variable straight or v, or on the grid logsnr, it is 3.
+If a path starts at alpha = 0 and the grid is uniform in t, as it is by default on the straight path, the first steps
+are long in log-SNR however many there are. On eps and x0 the measured order of the order-3 solvers is then 2.0 to 2.3
+(docs/choosing-a-solver.md). With the variable straight or v, or on the grid logsnr, it is 3.
 
 References:
     Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.    Lu et al. (2022), arXiv:2211.01095, alg. 1: ++ 2S.
@@ -42,13 +42,14 @@ _FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 @dataclass(frozen=True)
 class Singlestep(FixedStep):
-    """An exponential Runge-Kutta solver of order 1, 2 or 3, on a fixed grid: ``order`` evaluations a step.
+    """An exponential Runge-Kutta solver of order 1, 2 or 3, on a fixed grid: ``order`` evaluations per step.
 
     Args:
         steps: Number of steps.
-        variable: What is held to a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Of the solver.
-        rule: At order 2 ``midpoint``, as published, ``bh1`` or ``exact``; order 3 is always exact.
+        variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
+        order: Order of the solver.
+        rule: How order 2 integrates the polynomial: ``midpoint``, as published, ``bh1`` or ``exact``. Order 3 is always
+            exact.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -68,7 +69,7 @@ class Singlestep(FixedStep):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return self.order
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
@@ -80,7 +81,7 @@ class Singlestep(FixedStep):
             here, there = path[i], path[i + 1]
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
-            # Where both ends are noise, a clock that is finite stands still, and there is nothing between them.
+            # If both ends are pure noise, a finite clock stands still, and there is nothing between them to evaluate.
             noise_only = log_ratio(*here) == log_ratio(*there) == -math.inf
             if noise_only or not (math.isfinite(start) and math.isfinite(end)):
                 return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
@@ -126,5 +127,5 @@ def dpmpp_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
 
 
 def dpmpp_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
-    """The same at order 3."""
+    """DPM-Solver++ 3S: the solver of :func:`dpmpp_2s` at order 3."""
     return Singlestep(steps, "x0", 3, "exact", grid=grid)

@@ -1,29 +1,31 @@
-"""Stochastic solvers of the reverse SDE on a fixed grid, step by step.
+"""Stochastic one-step solvers of the reverse SDE on a fixed grid.
 
 For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`) the SDE
 
     dx = (velocity - eta^2/2 score) dt + eta dw,      run from t = 1 down to 0,                                 (1)
 
-has the marginals of the path: eta = 0 is the probability flow, eta = g the reverse SDE of Anderson (1982) used by
+has the marginals of the path: eta = 0 is the probability flow, and eta = g the reverse SDE of Anderson (1982) used by
 Song et al. (2021), arXiv:2011.13456, eq. 6. With f(x, t) for the drift of (1) and h = t - s, a step down to s is
 
     Euler-Maruyama     x <- x - h f(x, t) + eta(t) sqrt(h) z
     stochastic Heun    the same to x', then x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z.
 
-From t to s the path itself moves forward by x_t = A x_s + S z, with
+From s up to t the path itself moves by x_t = A x_s + S z, with
 
-    A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2,
+    A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2.
 
-from the continuous coefficients, so that all is finite for any number of steps. Three ways back:
+These are computed from the continuous coefficients, so everything is finite for any number of steps. There are three
+ways back:
 
     reverse diffusion  x <- (2 - A) x + S^2 score + S z                                      (Song et al. 2021, eq. 46)
     DDIM               x <- alpha(s) x0_hat + sqrt(sigma(s)^2 - n^2) eps_hat + n z,
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
 
-with a and b of the posterior, (2) of :mod:`scoresde.sde.marginal`; f = 0 is its variance, f = 1 that of the step up.
-DDIM's eta is the paper's, a factor on the standard deviation of ancestral sampling with f = 0, which eta = 1 is; 0 and
-1 mean the same in both conventions, docs/mathematics.md converts the others.
+Here a and b are those of the posterior, (2) of :mod:`scoresde.sde.marginal`. The fraction f sets the variance: f = 0
+gives that of the posterior, and f = 1 that of the step up. DDIM's eta is that of the paper, a factor on the standard
+deviation of ancestral sampling with f = 0; eta = 1 is ancestral sampling. The values 0 and 1 have the same meaning in
+both conventions of eta; docs/mathematics.md converts the others.
 """
 
 from __future__ import annotations
@@ -53,33 +55,33 @@ __all__ = [
 ]  # fmt: skip
 
 
-_DATA = 0.5  # the deviation s of data on which steps are tried before they are taken
+_DATA = 0.5  # the standard deviation s of the data on which _check_growth tries the steps
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """``(a, b)`` of the drift of (1), ``a x0_hat + b eps_hat``, for eta(t) = ``level``; each in the shape of ``t``."""
+    """Return ``(a, b)`` of the drift ``a x0_hat + b eps_hat`` of (1) for eta(t) = ``level``, in the shape of ``t``."""
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
     return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
 
 
 def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
-    """``a x0_hat + b eps_hat`` in the shape of the state; ``a`` and ``b`` have the shape ``()`` or ``(B,)``."""
+    """Return ``a x0_hat + b eps_hat`` in the shape of the state; ``a`` and ``b`` have the shape ``()`` or ``(B,)``."""
     return expand(a, estimate.x) * estimate.x0 + expand(b, estimate.x) * estimate.eps
 
 
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
-    """One Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z``; shape of ``x``."""
+    """Do one Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z`` in the shape of ``x``."""
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """The reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
     if not model.domain.sde.finite_g:
-        # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so that the reverse
-        # diffusion step does not converge; the Euler step with the SDE's finite noise level does.
+        # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so the reverse diffusion
+        # step does not converge; the Euler step with the SDE's finite noise level does.
         return euler_step(model, x, t, s, z, auto_level(model.domain.sde, t))
     a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
@@ -87,7 +89,7 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
 
 
 def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None, eta: float) -> Tensor:
-    """The DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
     estimate = model(x, t)
     if z is None:
         return model.domain.sde.perturb(estimate.x0, s, estimate.eps)
@@ -99,12 +101,12 @@ def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None
 
 
 def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """Ancestral sampling: DDIM with eta = 1; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a step of ancestral sampling, which is DDIM with eta = 1; ``x`` and ``z`` have the shape ``(B, *event)``."""
     return ddim_step(model, x, t, s, z, 1.0)
 
 
 def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The drift ``a x0_hat + b eps_hat`` of data N(0, s^2) over x, at times and with weights of shape ``(n,)``."""
+    """Return ``(a x0_hat + b eps_hat)/x`` for data N(0, s^2), for times and weights of shape ``(n,)``."""
     alpha, sigma = sde.coefficients(t)
     data = (_DATA * alpha).square()
     return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
@@ -113,13 +115,15 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _check_growth(
     solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
 ) -> None:
-    """Refuse steps that overshoot: x <- ``gain`` x + ``kick`` z on data N(0, s^2), float64 ``(n,)`` each, or a leap.
+    """Reject steps that overshoot on data N(0, s^2), where a step is x <- ``gain`` x + ``kick`` z or an exact leap.
+
+    ``gain`` and ``kick`` are float64 ``(n,)``.
 
     Raises:
-        UsageError: If a standard deviation comes out a hundred times larger than it should be and than it was.
+        UsageError: If the final standard deviation is a hundred times larger than both the correct and the initial one.
     """
     if gain.ndim > 1:
-        return  # a path with coefficients for each number of an event
+        return  # the path has separate coefficients for each element of an event
     alpha, sigma = (c.detach() for c in sde.coefficients(times[[0, -1]]))
     start, right = ((_DATA * alpha).square() + sigma.square()).tolist()
     variance = start
@@ -128,7 +132,7 @@ def _check_growth(
     if variance > 1e4 * max(start, right):
         raise UsageError(
             f"{type(solver).__name__}: eta is {solver.eta:g} with {solver.steps} steps, each of which overshoots: "
-            f"samples of N(0, {_DATA}^2) would come out {math.sqrt(variance / right):.2g} times too wide; take more "
+            f"samples of N(0, {_DATA}^2) would come out {math.sqrt(variance / right):.2g} times too wide; use more "
             "steps, a smaller eta, or the solver sde, whose steps are stable",
             parameter="eta",
         )
@@ -136,7 +140,7 @@ def _check_growth(
 
 @dataclass(frozen=True)
 class EulerMaruyama(FixedStep):
-    """Euler-Maruyama on the reverse SDE: one evaluation a step, weak order 1.
+    """Euler-Maruyama on the reverse SDE: one evaluation per step, weak order 1.
 
     Args:
         steps: Number of steps.
@@ -181,7 +185,7 @@ class EulerMaruyama(FixedStep):
 
 @dataclass(frozen=True)
 class StochasticHeun(FixedStep):
-    """Heun's rule on the reverse SDE: two evaluations a step, weak order 2.
+    """Heun's rule on the reverse SDE: two evaluations per step, weak order 2.
 
     Args:
         steps: Number of steps.
@@ -203,7 +207,7 @@ class StochasticHeun(FixedStep):
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model in a step."""
+        """Number of model evaluations per step."""
         return 2
 
     def uses_rates(self, sde: SDE) -> bool:
@@ -211,7 +215,7 @@ class StochasticHeun(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, sigma = times.tolist(), model.domain.sde.coefficients(times)[1]
-        silent = all_rows(sigma == 0)  # where there is no score; nor is g a number, where the noise begins like a root
+        silent = all_rows(sigma == 0)  # the score is undefined there, and g may be too, if sigma grows like a root
         heard = torch.where(torch.tensor(silent, device=times.device), times[0], times)
         levels = level_of(model.domain.sde, self.level, self.eta, heard)
         a, b = drift_weights(model.domain.sde, heard, levels)
@@ -240,11 +244,12 @@ class StochasticHeun(FixedStep):
 
 @dataclass(frozen=True)
 class DDIM(FixedStep):
-    """DDIM: one evaluation a step, order 1; with eta = 0 the probability flow, either way.
+    """DDIM: one evaluation per step, order 1; with eta = 0 it is the probability flow, in either direction.
 
     Args:
         steps: Number of steps.
-        eta: The paper's: standard deviation of the noise as a multiple of ancestral sampling's, 0 to 1.
+        eta: The eta of the paper: the standard deviation of the noise as a multiple of that of ancestral sampling, from
+            0 to 1.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -255,12 +260,12 @@ class DDIM(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Only with noise."""
+        """Whether the score is needed, which is only with noise."""
         return self.eta > 0
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether eta > 0."""
+        """Whether the solver draws noise, that is, whether eta > 0."""
         return self.eta > 0
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
@@ -275,15 +280,16 @@ class DDIM(FixedStep):
 
 @dataclass(frozen=True)
 class Ancestral(FixedStep):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid: one evaluation a step.
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid: one evaluation per step.
 
-    Under :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on its own grid and the noise-free x0_hat at the end
+    On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on its default grid followed by the noise-free x0_hat
     (:func:`scoresde.sample`) are their algorithm with T = N, whose last step has no noise.
 
     Args:
         steps: Number of steps.
-        variance: Of the noise: ``posterior`` (their beta tilde), ``beta`` (the variance of the step up), ``learned``
-            (between the two, by a model that learned it), or ``auto``: learned if there is one, else the posterior's.
+        variance: Variance of the noise: ``posterior`` (their beta tilde), ``beta`` (that of the step up), ``learned``
+            (between the two, from a model that learned it), or ``auto`` (learned if the model has it, otherwise
+            posterior).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

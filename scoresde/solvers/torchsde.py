@@ -1,7 +1,7 @@
 """The reverse SDE by torchsde (Li et al. 2020, arXiv:2001.01328), for cross-checks and for its stochastic Runge-Kutta.
 
-It advances the whole batch with one step, and gets a Brownian motion with the step of the grid: its default costs a
-thousand times more.
+torchsde advances the whole batch with one step size. It is given a Brownian motion with the step size of the grid,
+because its default costs a thousand times more.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ __all__ = ["TorchSDE"]
 
 @dataclass(frozen=True)
 class TorchSDE(Solver):
-    """The reverse SDE by torchsde, on its own grid of equal steps in t.
+    """The reverse SDE by torchsde, on a grid of equal steps in t.
 
-    Its random numbers come from one generator for each batch, seeded by the seed and the first sample: a batch is
-    reproducible, a sample alone is not. ``reversible_heun`` is refused, because it diverges on the reverse SDE.
+    Its random numbers come from one generator per batch, seeded by the seed and the first sample: a batch is
+    reproducible, but a single sample is not. ``reversible_heun`` is rejected, because it diverges on the reverse SDE.
 
     Args:
         steps: Number of steps.
-        method: ``euler``, ``milstein`` (equal to euler: the noise is additive), ``srk`` (ten evaluations a step).
+        method: ``euler``, ``milstein`` (the same as euler, because the noise is additive) or ``srk`` (ten evaluations
+            per step).
         eta: Factor on the noise level of the reverse SDE.
     """
 
-    limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="the solver ode has no noise"))
+    limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="for no noise, use the solver ode"))
 
     steps: int = 200
     method: str = "srk"
@@ -61,16 +62,16 @@ class TorchSDE(Solver):
         import torchsde
 
         if noise.brownian:
-            raise UsageError("torchsde makes its own Brownian motion, which knows no samples; use the solver sde or em")
+            raise UsageError("torchsde makes one Brownian motion per batch, not per sample; use the solver sde or em")
         sde, shape = model.domain.sde, x.shape
-        make_grid("uniform", sde, self.steps, t0, t1)  # refuses what is no grid; torchsde knows no nodes
+        make_grid("uniform", sde, self.steps, t0, t1)  # rejects an invalid grid; torchsde does not support nodes
         eta, counted = self.eta, Counted(model, Tally(x))
 
         class Reverse(torch.nn.Module):
             sde_type, noise_type = "ito", "diagonal"
 
             def time(self, s: Tensor) -> Tensor:
-                # torchsde runs forward in s = t0 - t; rounding must not leave the model's domain.
+                # torchsde runs forward in s = t0 - t; the clamp keeps rounding from leaving the model's domain.
                 return (t0 - s.to(time_dtype(x.device))).clamp(t1, t0)
 
             def f(self, s: Tensor, y: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class TorchSDE(Solver):
                 return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
 
         start = flat(x)
-        # One word of the first row's address, so that no two batches share their Brownian motion.
+        # The seed is drawn at the first row's address, so that no two batches share their Brownian motion.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         step = (t0 - t1) / self.steps

@@ -1,8 +1,8 @@
-"""What happened on the way: the states of every row after each of its steps.
+"""The recording of a solve: the state of every row after each of its steps.
 
-Rows of an adaptive solver stop at times of their own. Between two stops a row is read off in the straight frame,
-y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde.base`), where paths hardly bend: by the
-cubic Hermite polynomial if the solver knows the slopes dy/dr, by a straight line otherwise.
+Each row of an adaptive solver stops at its own times. Between two stops a row is interpolated in the straight frame,
+y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde.base`), where paths hardly bend. The
+interpolation is a cubic Hermite polynomial if the solver knows the slopes dy/dr, and a straight line otherwise.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Step", "Trajectory"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a watcher is shown after a step.
+    """The information passed to a watcher after a step.
 
     Attributes:
-        index: The rows that moved, int64 ``(b,)``.
-        t: Where they are now, shape ``()`` or ``(b,)``.
-        x: Their states, shape ``(b, *event)``.
-        slope: ``dy/dr`` there, shape of ``x``, if the solver knows it.
-        done: How much of the way lies behind the slowest row, from 0 to 1.
+        index: Indices of the rows that moved, int64 ``(b,)``.
+        t: The times of these rows after the step, shape ``()`` or ``(b,)``.
+        x: The states of these rows, shape ``(b, *event)``.
+        slope: ``dy/dr`` at these states, shape of ``x``, if the solver knows it.
+        done: The fraction of the interval that the slowest row has covered, from 0 to 1.
     """
 
     index: Tensor
@@ -60,19 +60,19 @@ class Trajectory:
 
     @classmethod
     def start(cls, sde: SDE, x: Tensor, t0: float) -> Trajectory:
-        """The trajectory of rows ``x``, shape ``(B, *event)``, that have not left ``t0`` yet."""
+        """Start the trajectory of rows ``x``, shape ``(B, *event)``, at time ``t0``."""
         return cls(sde, [([t0], [row], [None]) for row in x.detach().cpu()])
 
     @classmethod
     def join(cls, pieces: Sequence[Trajectory]) -> Trajectory:
-        """Put the pieces of a chunked batch together again."""
+        """Join the pieces of a chunked batch."""
         joined = cls(pieces[0].sde, [row for piece in pieces for row in piece._rows])
         if all(p._final is not None for p in pieces):
             joined._final = torch.cat([p._final for p in pieces if p._final is not None])
         return joined
 
     def pack(self) -> dict[str, Tensor]:
-        """The recording as tensors, for :meth:`unpack`: the rows one after the other."""
+        """Return the recording as named tensors, with the rows one after the other, for :meth:`unpack`."""
         times, states, slopes = ([value for row in self._rows for value in row[k]] for k in range(3))
         found = {
             "counts": torch.tensor([len(row[0]) for row in self._rows]),
@@ -86,7 +86,7 @@ class Trajectory:
 
     @classmethod
     def unpack(cls, sde: SDE, found: Mapping[str, Tensor]) -> Trajectory:
-        """What :meth:`pack` took apart."""
+        """Rebuild a trajectory from the tensors of :meth:`pack`."""
         known = iter(found.get("slope", ()))
         slopes = [next(known) if sloped else None for sloped in found["sloped"].tolist()]
         times, states = found["t"].tolist(), list(found["x"])
@@ -99,7 +99,7 @@ class Trajectory:
         return len(self._rows)
 
     def append(self, step: Step) -> None:
-        """Add what a step did."""
+        """Append a step to the rows that it moved."""
         times = step.t.expand(len(step.index)).tolist()
         states = step.x.detach().cpu()
         slopes = [None] * len(times) if step.slope is None else list(step.slope.detach().cpu())
@@ -108,31 +108,31 @@ class Trajectory:
                 kept.append(new)
 
     def finish(self, x0: Tensor) -> None:
-        """Add what the rows became in a last step without noise, shape ``(B, *event)``."""
+        """Store the result of a last step without noise, shape ``(B, *event)``."""
         self._final = x0.detach().cpu()
 
     def times(self, row: int) -> Tensor:
-        """Where a row stopped, float64 ``(n + 1,)`` for n steps."""
+        """Return the times of a row at the start and after each of its n steps, float64 ``(n + 1,)``."""
         return torch.tensor(self._rows[row][0], dtype=torch.float64)
 
     def states(self, row: int) -> Tensor:
-        """The states of a row at its :meth:`times`, shape ``(n + 1, *event)``."""
+        """Return the states of a row at its :meth:`times`, shape ``(n + 1, *event)``."""
         return torch.stack(self._rows[row][1])
 
     def step_sizes(self, row: int) -> Tensor:
-        """The sizes of a row's steps in t, float64 ``(n,)``, positive."""
+        """Return the sizes of a row's steps in t, float64 ``(n,)``; they are positive."""
         return torch.diff(self.times(row)).abs()
 
     def _ends(self) -> tuple[float, float]:
-        """Where the rows started, and the furthest that any of them came."""
+        """Return the start time of the rows, and the furthest time that any of them reached."""
         start, ends = self._rows[0][0][0], [row[0][-1] for row in self._rows]
         return start, min(ends) if min(ends) < start else max(ends)
 
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
-        """All rows at common times, shape ``(T, B, *event)``; a row that failed stays where it was.
+        """Return all rows at common times, shape ``(T, B, *event)``; a row that failed keeps its last state.
 
         Raises:
-            UsageError: If a time was never passed.
+            UsageError: If a time lies outside the trajectory.
         """
         asked = torch.as_tensor(times, dtype=torch.float64)
         start, end = self._ends()
@@ -142,12 +142,12 @@ class Trajectory:
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:
-        """One row at ``asked``, shape ``(T, *event)``."""
+        """Return one row at the times ``asked``, shape ``(T, *event)``."""
         t, x, slopes = self.times(row), self.states(row), self._rows[row][2]
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])
         falling = bool(t[-1] < t[0])
-        # The interval [t_i, t_i+1] that each time lies in.
+        # i is the index of the interval [t_i, t_i+1] in which each time lies.
         order = -t if falling else t
         i = (torch.searchsorted(order, (-asked if falling else asked).clamp(order[0], order[-1])) - 1).clamp(
             0, len(t) - 2
@@ -169,21 +169,21 @@ class Trajectory:
 
     @checked(count=FRAMES)
     def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:
-        """All rows at common times from start to end, ready for an animation.
+        """Return all rows at common times from start to end, for example for an animation.
 
         Args:
             count: Number of frames, at least 2.
-            grid: How the times are spaced (see :mod:`scoresde.sde.grids`); ``auto`` is the SDE's own grid.
+            grid: The spacing of the times (see :mod:`scoresde.sde.grids`); ``auto`` is the SDE's default grid.
 
         Returns:
-            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``; the last ones are what the rows became
-            in a last step without noise, if there was one.
+            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``. If there was a last step without noise,
+            the last states are its result.
         """
         if count < 2:
-            raise UsageError(f"{count} frames are no animation; take at least 2")
+            raise UsageError(f"{count} frames are not enough for an animation; use at least 2")
         start, end = self._ends()
         if start == end:
-            raise UsageError("no row of this trajectory has moved: there is nothing to show")
+            raise UsageError("no row of this trajectory has moved, so there is nothing to show")
         times = make_grid(grid, self.sde, count - 1, start, end)
         shown = self.at(times)
         if self._final is not None:

@@ -1,3 +1,5 @@
-"""What one does with a trained run: judge its samples (``evaluate``, with ``features`` of a ``classifier``), its
-scores of data (``report``) and its solvers (``bench``), and look at it (``figures``, ``compass``).
+"""Studies of a trained run.
+
+They judge its samples (``evaluate``, with ``features`` of a ``classifier``), the likelihoods that it gives to data
+(``report``) and solvers (``bench``), and draw pictures of what it does (``figures``, ``compass``).
 """

@@ -1,20 +1,20 @@
-"""Which solver, for how many evaluations: solvers at several budgets, all from the same draws of the prior.
+"""A comparison of solvers at several budgets of evaluations, all from the same draws of the prior.
 
-Two distances, both in model units. The first is that of the solver from what it solves,
+There are two distances, both in model units. The first is the distance of a solver's result from the exact solution,
 
     rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
 
-where x* is the probability flow from the same start at a tolerance of 1e-6 (1e-8 in float64), the *converged*
-solution, before the last noise-free step. A stochastic solver goes elsewhere on purpose and has no such distance.
+where x* is the *converged* solution: the probability flow from the same start at a tolerance of 1e-6 (1e-8 in float64),
+before the last noise-free step. A stochastic solver does not approximate this solution, so it has no such distance.
 
-The second is that of solver and model from the data: the sliced 2-Wasserstein distance (:mod:`scoresde.metrics`) of the
-samples, after the noise-free step, to held-out data, dequantised if they have levels. For few samples it is biased
-upwards and does not fall to 0; what it can fall to is the *floor*, the distance of as many training samples to the same
-held-out data, and what it falls to as the steps shrink is the distance of the converged solution.
+The second measures solver and model together. It is the sliced 2-Wasserstein distance (:mod:`scoresde.metrics`) between
+the samples, after the noise-free step, and held-out data, dequantised if they have levels. For few samples it is biased
+upwards and does not fall to 0. The *floor* is the lowest value to expect: the distance of an equal number of training
+samples to the same held-out data. As the steps shrink, the distance tends to that of the converged solution.
 
-A solver with a fixed grid takes as many steps as the evaluations pay for; an adaptive one is run at tolerances and
-reported by the evaluations that it took; any other is run once as it is. Evaluations and seconds are those of the
-solver, without the noise-free step.
+A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
+tolerances, and the evaluations that it took are reported. Any other solver is run once with its own settings.
+Evaluations and seconds do not include the noise-free step.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from ..solvers import ProbabilityFlow, Solution, Solver, sample
 __all__ = ["Bench", "BenchRow", "Case", "Floor", "bench", "bench_table", "plan", "solvers_by_name", "write_bench"]
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
-STOCHASTIC_TOLERANCES = (1e-1, 5e-2, 2e-2, 1e-2)  # as published; a path of order 1/2 pays dearly for smaller ones
-DRAWS = 8  # sets of training data behind the floor
+STOCHASTIC_TOLERANCES = (1e-1, 5e-2, 2e-2, 1e-2)  # as published; smaller ones cost too much at order 1/2
+DRAWS = 8  # number of sets of training samples that the floor averages over
 
 
 @dataclass(frozen=True)
 class Case:
-    """A solver with its budget; ``solver`` is ``None`` if the evaluations do not pay for a step."""
+    """A solver with its budget; ``solver`` is ``None`` if the evaluations are too few for a single step."""
 
     name: str
     solver: Solver | None
@@ -61,18 +61,18 @@ class Case:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What a solver did with a budget; ``None`` where there is nothing to say.
+    """The result of a solver at one budget; ``None`` where there is no value.
 
     Attributes:
-        solver: Its name.
-        asked: Evaluations it was given.
-        tolerance: ``rtol`` and ``atol`` it was given instead.
-        nfe: Evaluations it took, mean over the samples.
-        rms: Distance to the converged solution, of the samples that succeeded.
-        sliced_w2: Distance to held-out data.
-        seconds: Of the solver, for all samples.
-        failed: How many samples failed.
-        note: Why there is no result.
+        solver: Name of the solver.
+        asked: Number of evaluations that the solver was given.
+        tolerance: ``rtol`` and ``atol`` that the solver was given instead.
+        nfe: Number of evaluations that the solver took, mean over the samples.
+        rms: Distance of the samples that succeeded to the converged solution.
+        sliced_w2: Sliced W2 distance of the samples to held-out data.
+        seconds: Time that the solver took for all samples.
+        failed: Number of samples that failed.
+        note: The reason why there is no result.
     """
 
     solver: str
@@ -97,10 +97,10 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """Sliced W2 of training data to held-out data: mean, least and most of a few draws.
+    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value of a few draws.
 
     Attributes:
-        samples, held_out: How many rows were compared, as for the solvers.
+        samples, held_out: Number of rows on each side of the comparison, as for the solvers.
     """
 
     mean: float
@@ -112,7 +112,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Bench:
-    """The rows, the converged solution as a row of its own, and the floor if there were data."""
+    """The rows, the converged solution as a separate row, and the floor if data were given."""
 
     rows: tuple[BenchRow, ...]
     converged: BenchRow
@@ -120,7 +120,7 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Solvers with their own settings, and with ``grid`` those that have a grid.
+    """Build solvers with their default settings, and with the time grid ``grid`` where they have one.
 
     Raises:
         UsageError: If a name is unknown.
@@ -133,25 +133,25 @@ def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, 
 
 
 def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
-    """What will be run, in this order.
+    """List the cases to run, in order.
 
     Raises:
         UsageError: If there is nothing to run.
     """
     if not solvers or not nfe or min(nfe) < 1:
-        raise UsageError(f"solvers {list(solvers)} and evaluations {list(nfe)}: take at least one of each, 5,10,20,50")
+        raise UsageError(f"solvers {list(solvers)} and evaluations {list(nfe)}: name at least one of each, 5,10,20,50")
     cases: list[Case] = []
     for name, solver in solvers.items():
         if {"rtol", "atol"} <= options_of(solver).keys():
             tolerances = STOCHASTIC_TOLERANCES if solver.stochastic else TOLERANCES
             cases += [Case(name, _at(solver, tolerance), tolerance=tolerance) for tolerance in tolerances]
-        elif solver.within(10**6) is not None:  # what no number pays for cannot be told one
+        elif solver.within(10**6) is not None:  # the solver accepts a number of evaluations
             cases += [Case(name, solver.within(count), asked=count) for count in nfe]
         else:
             cases.append(Case(name, solver))
     if all(case.solver is None for case in cases):
         raise UsageError(
-            f"{max(nfe)} evaluations do not pay for one step of {', '.join(solvers)}; take more", parameter="nfe"
+            f"{max(nfe)} evaluations are too few for one step of {', '.join(solvers)}; use more", parameter="nfe"
         )
     return tuple(cases)
 
@@ -168,24 +168,24 @@ def bench(
     batch: int = 256,
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> Bench:
-    """Run solvers at several budgets and measure what they return.
+    """Run solvers at several budgets and measure their results.
 
     Args:
-        run: A trained run, with what is bound to it; bound to one class, it is compared with data of that class.
+        run: A trained run, with any conditioning. A run conditioned on one class is compared with data of that class.
         solvers: Solvers, keyed by the name to show.
-        nfe: Budgets of the solvers with a fixed grid.
+        nfe: Numbers of evaluations for the solvers with a fixed grid.
         n: Number of samples.
-        seed: Of the prior and the solvers' noise, and of the choice of data.
-        data: What the run was trained on; without it there is no sliced W2.
-        batch: Samples solved at once.
+        seed: Seed of the prior, of the solvers' noise, and of the choice of data.
+        data: The data that the run was trained on. Without them, sliced W2 is not measured.
+        batch: Number of samples to solve at once.
         on_row: Called with each row, the converged solution first.
 
     Raises:
-        UsageError: If an option cannot be used, or no solver can run.
-        DataError: If the data are not those of the run.
+        UsageError: If an option is not valid, or no solver can run.
+        DataError: If the data do not match the run.
     """
     cases, model = plan(solvers, nfe), run.model
-    # the starts, the converged solution and that of a row
+    # Three sets of samples: the starts, the converged solution and the solution of a row.
     size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8
     enough_memory(n * size, f"{n:,} samples of {run.info.dims:,} numbers", "n")
     real, floor = (None, None) if data is None else _real(run, data, n, seed)
@@ -215,7 +215,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Common:
-    """What all rows share: the model, the starts and the data."""
+    """The model, starting points and data that all rows share."""
 
     run: Run
     model: Denoiser
@@ -225,7 +225,7 @@ class _Common:
     floor: Floor | None
 
     def solve(self, row: BenchRow, solver: Solver, converged: Solution | None = None) -> tuple[BenchRow, Solution]:
-        """Fill in a row; the solution comes without the noise-free step."""
+        """Fill in a row, and return it with the solution before the noise-free step."""
         model, shape, dtype = self.model, self.run.info.shape, self.run.dtype
         began = time.monotonic()
         solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
@@ -241,32 +241,32 @@ class _Common:
 
 
 def _at(solver: Solver, tolerance: float) -> Solver:
-    """An adaptive solver at a tolerance."""
+    """Set the tolerance of an adaptive solver."""
     found: Solver = replace(solver, rtol=tolerance, atol=None)  # type: ignore[type-var]
     return found
 
 
 def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Distance per dimension, over the rows that succeeded in both."""
+    """Root-mean-square distance per dimension, over the rows that succeeded in both solutions."""
     ok = solution.ok & converged.ok
     gap = (solution.x[ok].double() - converged.x[ok].double()).square()
     return float(gap.mean().sqrt()) if bool(ok.any()) else None
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """``x0_hat`` where sampling ends, in the shape of ``x``."""
+    """The estimate ``x0_hat`` at the time where sampling ends, in the shape of ``x``."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """At most ``n`` held-out rows in model units, ``(m, *event)``, and how far training data are from them."""
+    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distance of training data from them."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
-            f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, the run was trained on shape "
-            f"{info.shape} and {info.levels or 'no'} levels: these are not its data"
+            f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
+            f"shape {info.shape} and {info.levels or 'no'} levels: these are not its data"
         )
 
     label = None if run.condition is None else run.condition.label
@@ -276,7 +276,7 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
         if only is not None and y is not None:
             x = x[y == only]
         if len(x) < 2:
-            raise DataError(f"{theirs.name} has {len(x)} samples to compare with, and a distance needs at least 2")
+            raise DataError(f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2")
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
         return run.codec.to_model(x.to(u.dtype), noise=u)
@@ -292,7 +292,7 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
 
 
 def _short(value: float | None) -> str:
-    """Three digits, or a dash."""
+    """Format a number with three significant digits, or ``None`` as a dash."""
     if value is None:
         return "-"
     if value == 0 or not 1e-4 <= abs(value) < 1e4:
@@ -305,7 +305,7 @@ def _fixed(value: float | None, digits: int) -> str:
 
 
 def bench_table(found: Bench) -> str:
-    """The rows as text: for each quantity, solver x budget."""
+    """Format the rows as text, with a table of solvers and budgets for each quantity."""
     by_solver: dict[str, list[BenchRow]] = {}
     for row in found.rows:
         by_solver.setdefault(row.solver, []).append(row)
@@ -347,8 +347,9 @@ def bench_table(found: Bench) -> str:
 
 
 def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Path]:
-    """Write ``bench.csv`` (the rows), ``bench.json`` (how they came), and last ``work-precision.png`` if there is a
-    distance, which may fail.
+    """Write ``bench.csv`` (the rows), ``bench.json`` (the settings), and the figure ``work-precision.png``.
+
+    The figure is written last, if there are distances to show. If it cannot be drawn, there is a warning.
 
     Returns:
         The files written.
@@ -365,7 +366,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
         point = (row.nfe, row.rms, row.sliced_w2)
         curves.setdefault(row.solver, []).append([math.nan if v is None else v for v in point])
     floor, picture = found.floor, folder / "work-precision.png"
-    with optional(str(picture), f"the figures are in {files[0]}"):
+    with optional(str(picture), f"the numbers are in {files[0]}"):
         from ..plot import save_figure, work_precision
 
         figure = work_precision(

@@ -1,13 +1,14 @@
-"""A small classifier trained on the labels of a data set: features for comparing samples, and a judge of classes.
+"""A small classifier trained on the labels of a data set, which gives features for comparing samples.
 
-Training is cross-entropy on the training split in model units, with a little Gaussian noise on every picture, which
-keeps features from hanging on single pixels. Every draw comes from the seed. The features, the last hidden layer, are
-scaled to a mean square of 1 on the training split. What is stored is two files,
+It can also judge the classes of samples. It is trained with cross-entropy on the training split in model units. A
+little Gaussian noise on every image keeps features from depending on single pixels. Every draw comes from the seed. The
+features are the last hidden layer, scaled to a mean square of 1 on the training split. A classifier is stored in two
+files,
 
     classifier.safetensors   classifier.json
 
-weights and everything else; loading them runs no code. The accuracy is that on the held-out split, with its binomial
-standard error.
+one with the weights and one with everything else. Loading them runs no code. The accuracy is measured on the held-out
+split and has a binomial standard error.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
 
 @dataclass(frozen=True)
 class ClassifierConfig(Checked):
-    """How a classifier is trained.
+    """Training settings of a classifier.
 
     Attributes:
-        steps, batch: Steps and batch size.
+        steps, batch: Number of training steps, and batch size.
         lr: Learning rate of Adam.
-        noise: Standard deviation of the noise on every picture, in model units.
+        noise: Standard deviation of the noise on every image, in model units.
         width: Number of features.
-        seed: Of weights, batches and noise.
+        seed: Seed of weights, batches and noise.
     """
 
     limits = ranges(
@@ -80,12 +81,12 @@ class TrainedClassifier:
     """A trained classifier with the units of its data.
 
     Attributes:
-        network: In evaluation mode.
-        info: The data it was trained on.
-        codec: The map from the data's units to its own.
-        config: How.
-        accuracy: Share of held-out samples that it names rightly; NaN if none has a label.
-        held_out: How many those are.
+        network: The network, in evaluation mode.
+        info: Description of the training data.
+        codec: The map from data units to the units of the network.
+        config: The training settings.
+        accuracy: Fraction of held-out samples that are classified correctly; NaN if none has a label.
+        held_out: Number of held-out samples.
     """
 
     network: Classifier
@@ -106,11 +107,11 @@ class TrainedClassifier:
         return weights_digest(self.network.state_dict())
 
     def features(self, x: Tensor) -> Tensor:
-        """Data units ``(B, *event)`` to the last hidden layer, ``(B, width)``, in the precision of the weights."""
+        """The last hidden layer, ``(B, width)``, for events in data units ``(B, *event)``, in the weights' dtype."""
         return self.network.features(self._encode(x))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Data units ``(B, *event)`` to log-odds, ``(B, classes)``, in the precision of the weights."""
+        """Log-odds, ``(B, classes)``, for events in data units ``(B, *event)``, in the weights' dtype."""
         out: Tensor = self.network(self._encode(x))
         return out
 
@@ -119,7 +120,7 @@ class TrainedClassifier:
         return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the two files into ``folder``, which is made; returns their paths."""
+        """Write the two files into ``folder``, making it if needed, and return their paths."""
         facts = {
             "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
             "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
@@ -131,7 +132,7 @@ class TrainedClassifier:
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy of the classes of noisy rows, nats."""
+    """Cross-entropy of the classes of noisy rows, in nats."""
 
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         assert draws.condition is not None and draws.condition.label is not None
@@ -149,13 +150,13 @@ def train_classifier(
     """Train a classifier on the labels of a data set.
 
     Args:
-        data: The data; labels of shape ``(n,)``.
-        config: How; the defaults take seconds on the digits.
-        device, dtype: Where, and in which precision.
-        on_step: Called after each step with the steps done and the loss in nats.
+        data: The data, with labels of shape ``(n,)``.
+        config: The training settings. With the defaults, training takes seconds on the digits.
+        device, dtype: Device and floating-point type of the network.
+        on_step: Called after each step with the number of steps done and the loss in nats.
 
     Raises:
-        UsageError: If there are no labels, or fewer than two classes.
+        UsageError: If the data have no labels, or fewer than two classes.
     """
     config = config or ClassifierConfig()
     info, labels = data.info, data.train_labels
@@ -184,15 +185,15 @@ def train_classifier(
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited: bool = False) -> TrainedClassifier:
-    """Load what :meth:`TrainedClassifier.save` wrote; no code comes from the folder.
+    """Load a classifier that :meth:`TrainedClassifier.save` wrote. No code in the folder is run.
 
     Args:
-        folder: Where it is.
-        device: Where to compute.
-        edited: Take the facts as they are, though they were changed after they had been written.
+        folder: The folder of the classifier.
+        device: Device of the network.
+        edited: Accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If it holds no classifier, or a damaged one.
+        CheckpointError: If the folder holds no classifier, or a damaged one.
     """
     path = folder / FACTS
     if not os.path.lexists(path):
@@ -201,8 +202,8 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         )
     if not edited and was_changed(path):
         raise CheckpointError(
-            f"{path} was changed after it was written (its content has not the checksum in it): restore what was "
-            "there, or say that it was edited on purpose",
+            f"{path} was changed after it was written (its content does not match its checksum): restore the original, "
+            "or confirm that it was edited on purpose",
             parameter="edited",
         )
     facts = read_object(path)
@@ -222,12 +223,12 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
     network.to(device).eval().requires_grad_(False)
     trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
     if trained.digest != digest:
-        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 that {FACTS} says (damaged?)")
+        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 given in {FACTS} (damaged?)")
     return trained
 
 
 def weights_digest(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 over the names, shapes and bytes of weights, in the order of the names."""
+    """SHA-256 of the names, dtypes, shapes and bytes of the weights, in the order of their names."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

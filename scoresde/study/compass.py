@@ -1,12 +1,13 @@
-"""The learned score against an exact one, noise level by noise level.
+"""A comparison of the learned score with an exact one at each noise level.
 
-For two kinds of data the exact score is known: of a mixture of Gaussians (:class:`scoresde.GaussianMixture`), and of
-any finite set of points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that reached the
-latter would give the training data back; one that generalises follows it at high noise and departs from it at low
+The exact score is known for a mixture of Gaussians (:class:`scoresde.GaussianMixture`) and for any finite set of
+points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that reached the score of the training
+set would reproduce the training data. A network that generalises follows it at high noise and departs from it at low
 noise.
 
-Levels are dequantised in training: each point is then a cell of width b. Under noise wider than b a cell is like a
-Gaussian of its variance, b^2/12, which the components get instead of no width.
+Data with levels are dequantised in training, so that each point becomes a cell of width b. Under noise wider than b, a
+cell is like a Gaussian with the variance of the cell, b^2/12. Each component of the exact score has this variance,
+instead of 0.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from ..sde.base import SDE
 
 __all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", "score_grid"]
 
-FURTHEST = 14.0  # The largest |log-SNR| that is looked at; at alpha = 0 and sigma = 0 it has no end.
+FURTHEST = 14.0  # The largest |log-SNR| to measure at; it is infinite where alpha or sigma is 0.
 
 
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
-    """The mixture that data is drawn from, in model units, if it is one."""
+    """The Gaussian mixture that the data is drawn from, in model units, or ``None`` for other data."""
     if info.source != "8gaussians":
         return None
     means, std = eight_gaussians()
@@ -44,11 +45,11 @@ def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | N
 
 
 def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
-    """The exact score of data, whose score it is, and what to keep in mind with it.
+    """The exact score of data, a description of it, and a note on how to read the comparison.
 
     Args:
-        info: What is known of the data.
-        codec: The map from their units to the run's.
+        info: Description of the data.
+        codec: The map from data units to model units.
         sde: The path.
         train: The training set in data units, ``(K, *event)``.
     """
@@ -59,8 +60,8 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
     if isinstance(codec.levels, Levels):
         width = float(torch.as_tensor(codec.levels.width).mean() / as_affine(codec, "the exact score").scale.mean())
     note = (
-        "This score has the least training loss: a network that reached it would repeat the training set.\n"
-        "One that generalises departs from it at low noise."
+        "This score minimises the training loss: a network that reached it would reproduce the training set.\n"
+        "A network that generalises departs from it at low noise."
     )
     return TrainingSet(sde, points, width / math.sqrt(12)), f"the score of the {len(train):,} training samples", note
 
@@ -70,15 +71,17 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class Compass:
-    """How far a model's score is from the exact one; each ``(L, 3)`` has a 10 % quantile, a mean and a 90 % quantile.
+    """The distance of a model's score from the exact one.
+
+    Each tensor of shape ``(L, 3)`` has the 10 % quantile, the mean and the 90 % quantile over rows.
 
     Attributes:
-        log_snr: Noise levels, float64 ``(L,)``, falling.
-        cosine: Of the angle between the two, over rows.
-        error: ``|model - exact| / |exact|`` over rows; the mean is the root of the ratio of the mean squares.
-        against: Whose score the exact one is.
-        note: What to keep in mind with it, or ``None``.
-        n: How many held-out samples there were.
+        log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
+        cosine: Cosine of the angle between the two scores, ``(L, 3)``.
+        error: ``|model - exact| / |exact|``, ``(L, 3)``. Its mean is the root of the ratio of the mean squares.
+        against: Description of the exact score.
+        note: A note on how to read the comparison, or ``None``.
+        n: Number of held-out samples.
     """
 
     log_snr: Tensor
@@ -91,14 +94,15 @@ class Compass:
 
 @checked(n=COUNT, levels=Range(2, 10_000), seed=SEED)
 def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
-    """Compare the score at ``n`` held-out samples with noise of each level.
+    """Compare the scores at ``n`` held-out samples with noise of each level.
 
     Args:
-        run: The trained run; bound to one class, it is compared with the score of the training data of that class.
-        data: The data it was trained on.
-        n: Held-out samples, or as many as there are.
-        levels: Noise levels, evenly spaced in log-SNR over the model's interval.
-        seed: Of the noise.
+        run: The trained run. A run conditioned on one class is compared with the score of the training data of that
+            class.
+        data: The data that the run was trained on.
+        n: Number of held-out samples; fewer if there are not enough.
+        levels: Number of noise levels, evenly spaced in log-SNR over the model's interval.
+        seed: Seed of the noise.
 
     Raises:
         UsageError: If the model has no score.
@@ -150,11 +154,11 @@ class ScoreFields:
 
     Attributes:
         t: Times, float64 ``(T,)``.
-        x, y: Abscissas ``(G,)`` and ordinates ``(G,)``.
-        learned: ``(T, 2, G, G)``: the gradient of the log density with respect to what is drawn.
-        exact: The same of the density that the data is drawn from, or ``None``.
-        density: That density ``(T, G, G)``, or ``None``.
-        points: Held-out data with noise ``(T, N, 2)``.
+        x, y: Abscissas ``(G,)`` and ordinates ``(G,)`` of the grid.
+        learned: The learned score, ``(T, 2, G, G)``: the gradient of the log density in the units that are drawn.
+        exact: The score of the density that the data is drawn from, ``(T, 2, G, G)``, or ``None``.
+        density: The density that the data is drawn from, ``(T, G, G)``, or ``None``.
+        points: Held-out data with noise, ``(T, N, 2)``.
     """
 
     t: Tensor
@@ -168,23 +172,23 @@ class ScoreFields:
 
 @checked(size=Range(2, 4096), seed=SEED)
 def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> ScoreFields:
-    """Ask for the score on a grid around the data.
+    """Evaluate the score on a grid around the data.
 
     Args:
-        run: A trained run on data in the plane.
-        data: The data it was trained on.
-        t: Times ``(T,)``.
-        size: Points of the grid along each axis.
-        seed: Of the noise of the points.
+        run: A run trained on data in the plane.
+        data: The data that the run was trained on.
+        t: Times, ``(T,)``.
+        size: Number of grid points along each axis.
+        seed: Seed of the noise of the points.
 
     Raises:
-        UsageError: If the data is not in the plane, or the model has no score.
+        UsageError: If the data are not in the plane, or the model has no score.
     """
     info, sde = run.info, run.model.domain.sde
     if info.shape != (2,):
         raise UsageError(
-            f"a score field is drawn in the plane, and {info.name} is {info.kind}s of shape "
-            f"{' x '.join(map(str, info.shape))}; plot compass compares the score in any number of dimensions"
+            f"a score field needs data in the plane, but {info.name} has {info.kind}s of shape "
+            f"{' x '.join(map(str, info.shape))}; plot compass compares scores in any number of dimensions"
         )
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
@@ -200,7 +204,7 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
     for s in t:
         alpha, sigma = sde.coefficients(s)
         spread = float(torch.hypot(alpha, sigma))
-        # With respect to what is drawn, decode(x_t / spread), the gradient is the score times spread / scale.
+        # The plot shows decode(x_t / spread). The gradient in these units is the score times spread / scale.
         factor = spread / units.scale
         at = nodes * spread
         with torch.no_grad():

@@ -1,14 +1,15 @@
-"""How good are samples? Every metric on one set of features, beside what real data reach.
+"""Sample quality: all metrics on one set of features, each beside the value that real data reach.
 
-Samples are compared with *reference* data: the held-out split, or, as published Fréchet distances are, the training
-split. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a figure alone says
-little. Beside each stands the *floor*: the same metric of as many real rows, from the other split, against the same
-reference. Samples that reach the floor cannot be told from data by that metric; figures below it hint at copies.
+Samples are compared with *reference* data: the held-out split, or the training split, which published Fréchet distances
+use. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a value alone says
+little. Each value therefore stands beside the *floor*: the same metric for an equal number of real rows, from the other
+split, against the same reference. A metric cannot distinguish samples that reach the floor from data. A value below the
+floor hints at copies.
 
-The check for copies looks at single samples instead: is one so near to a training row as held-out data never are? It
-uses the pixels unless told otherwise, because features are made to forget what tells two similar pictures apart.
+The check for copies looks at single samples instead: is a sample closer to a training row than held-out data ever are?
+It uses the pixels by default, because features are meant to ignore the details that distinguish two similar images.
 
-What is compared are values as they are written to files: data with levels are not dequantised, and neither are samples.
+Values are compared as they are written to files: neither data with levels nor samples are dequantised.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ SUSPECTS = 16
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric.
+    """The values of a metric.
 
     Attributes:
-        metric: Its name.
-        samples: Of the samples against the reference.
-        real: Of real rows against the same reference: the floor; ``None`` if there were none.
+        metric: Name of the metric.
+        samples: Its value for the samples against the reference.
+        real: Its value for real rows against the same reference, the floor; ``None`` if there are no real rows.
     """
 
     metric: str
@@ -70,15 +71,15 @@ class MetricRow:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured, and on what.
+    """The results of an evaluation, and the data and features behind them.
 
     Attributes:
         rows: The metrics.
-        copies: The check for copies, if it was made.
-        reference: What samples were compared with, and its features' name, hash and resizing.
+        copies: The check for copies, or ``None`` if it was not made.
+        reference: The statistics that samples were compared with, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows behind the floor.
-        copies_by: Name and hash of the features of the check for copies.
+        copies_by: Name and hash of the features that the check for copies used.
     """
 
     rows: tuple[MetricRow, ...]
@@ -95,7 +96,7 @@ class Evaluation:
 
 
 def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
-    """Metrics by their names, or ``module:function`` of features ``(N, d)`` and ``(M, d)``.
+    """Look up metrics by name, or as ``module:function`` of features ``(N, d)`` and ``(M, d)``.
 
     Raises:
         UsageError: If a name is unknown.
@@ -122,25 +123,25 @@ def evaluate(
 
     Args:
         x: Samples in data units, ``(N, *event)``.
-        data: What the model was trained on, with what was held out.
-        extractor: What gives the features.
-        metrics: By name (see :func:`metrics_by_name`).
-        against: The split to compare with, ``"test"`` or ``"train"``; the floor comes from the other.
-        reference: Statistics to compare with instead.
-        copies: The features in which copies are looked for; without them, or with too few held-out rows (of which it
-            warns), there is no such check.
-        limit: The most rows of the reference, drawn at random; 0 takes all.
-        seed: Of the choice of rows.
-        check: Refuse samples that look as if they were in other units (:mod:`scoresde.run.plausible`).
+        data: The data that the model was trained on, with the held-out split.
+        extractor: The extractor of the features.
+        metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
+        against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
+        reference: Statistics to compare with instead of the split.
+        copies: The features for the check for copies. There is no check without them, nor with too few held-out rows,
+            which causes a warning.
+        limit: Maximum number of reference rows, drawn at random; 0 for all.
+        seed: Seed of the choice of rows.
+        check: Reject samples that seem to be in other units (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
-        DataError: If the samples look as if they were in other units.
-        UsageError: If an option cannot be used, or the reference is of other features.
+        DataError: If the samples seem to be in other units.
+        UsageError: If an option is not valid, or the reference was made with other features.
     """
     splits = {"test": data.test, "train": data.train}
     if against not in splits:
-        raise UsageError(f"there is no split {against!r} to compare with; choose from: test, train")
+        raise UsageError(f"unknown split {against!r}; choose from: test, train")
     if check:
         check_units(x, data)
     if reference is None:
@@ -154,7 +155,7 @@ def evaluate(
     if copies is not None and len(data.test) < HELD_OUT:
         warnings.warn(
             Advice(
-                f"no check for copies: it needs {HELD_OUT} held-out rows, and {data.info.name} has {len(data.test)}; "
+                f"no check for copies: it needs {HELD_OUT} held-out rows, but {data.info.name} has {len(data.test)}; "
                 "hold out more when training",
                 parameter="test_fraction",
                 value=0.2,
@@ -171,15 +172,15 @@ def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool
     """Compare features that were computed elsewhere (see :func:`~scoresde.study.features.read_features`).
 
     Args:
-        path: An ``.npz`` of arrays ``samples`` and ``reference``, each ``(N, d)``, and perhaps ``train``: the training
-            rows, among which copies are looked for, with ``reference`` as held-out data.
-        metrics: By name.
-        copies: Look for copies, if there is ``train``.
+        path: An ``.npz`` file with the arrays ``samples`` and ``reference``, each ``(N, d)``, and optionally ``train``.
+            The check for copies uses ``train`` as training rows and ``reference`` as held-out data.
+        metrics: Metrics, keyed by name.
+        copies: Whether to check for copies, if the file has ``train``.
     """
     found = read_features(path)
     samples, rows, train = found["samples"], found["reference"], found.get("train")
     if copies and train is None:
-        warnings.warn(f"no check for copies: {path} has no array train", stacklevel=2)
+        warnings.warn(f"no check for copies: {path} has no array 'train'", stacklevel=2)
     digest = file_digest(path)[:16]
     reference = Reference.of(rows, Extractor(path.name, digest, "unknown", lambda x: x), path.name, "reference")
     real = None if train is None else _choose(train, len(samples), 1)
@@ -201,17 +202,17 @@ def compare(
     real: Tensor | None = None,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> tuple[MetricRow, ...]:
-    """The metrics of features.
+    """Compute the metrics from features.
 
     Args:
         x: Features of the samples, ``(N, d)``.
-        reference: What to compare with.
-        metrics: By name.
+        reference: The statistics to compare with.
+        metrics: Metrics, keyed by name.
         real: Features of real rows for the floor, ``(R, d)``.
         on_metric: Called with each row.
 
     Raises:
-        UsageError: If a metric needs features, and the reference has moments only.
+        UsageError: If a metric needs features, but the reference has only moments.
     """
     rows: list[MetricRow] = []
     for name, metric in metrics.items():
@@ -220,8 +221,8 @@ def compare(
             against = reference.features
         elif metric is not frechet:
             raise UsageError(
-                f"the metric {name} needs the features of the reference, which kept its moments alone (too many "
-                "numbers): take the metric frechet, or compare with the data",
+                f"the metric {name} needs the features of the reference, which has only their moments (the features "
+                "were too large to save): use the metric frechet, or compare with the data",
                 parameter="metrics",
                 value="frechet",
             )
@@ -235,7 +236,7 @@ def compare(
 
 
 def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:
-    """What a metric returns, by name; a bare number gets the error of a jackknife."""
+    """Compute a metric and return its values, keyed by name. A plain number gets the error of a jackknife."""
     found = metric(x, y)
     if isinstance(found, Neighbourhoods):
         return {f.name: getattr(found, f.name) for f in fields(found)}
@@ -245,7 +246,7 @@ def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[
     try:
         float(found)
     except (TypeError, ValueError):
-        raise UsageError(f"the metric {name} returned {found!r}; it returns a number or a Measurement") from None
+        raise UsageError(f"the metric {name} returned {found!r}; it must return a number or a Measurement") from None
     return {name: jackknife(lambda a, b: float(metric(a, b)), x, y)}  # type: ignore[arg-type]
 
 
@@ -260,7 +261,7 @@ def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
 
 
 def evaluation_table(found: Evaluation) -> str:
-    """The result as text."""
+    """Format the result as text."""
     reference, copies = found.reference, found.copies
     head = ("", "samples", "real data")
     lines = [head] if found.rows else []
@@ -289,12 +290,12 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def _verdict(found: Evaluation, copies: Copies) -> str:
-    """One line on copies."""
+    """Summarise the check for copies in one line."""
     flagged = copies.flagged.tolist()
     by = "" if found.copies_by is None else f" by {found.copies_by[0]}"
-    exact = f"{copies.exact} exact (of held-out data: {copies.exact_held_out})"
+    exact = f"{copies.exact} exact (among held-out data: {copies.exact_held_out})"
     if not flagged:
-        return f"copies{by}: none of the samples is nearer to training data than held-out data would be; {exact}"
+        return f"copies{by}: no sample is closer to training data than held-out data would be; {exact}"
     shown = ", ".join(f"{i} (of training row {int(copies.nearest[i])})" for i in flagged[:5])
     more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
     return f"copies{by}: {len(flagged)} flagged: sample {shown}{more}; {exact}"
@@ -303,13 +304,15 @@ def _verdict(found: Evaluation, copies: Copies) -> str:
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json`` and, with pictures, ``neighbours.png``: the most suspicious samples and training rows.
-    The picture may fail.
+    """Write ``evaluation.json`` and, with pictures, ``neighbours.png``.
+
+    The picture shows the most suspicious samples beside their nearest training rows. If it cannot be drawn, there is a
+    warning.
 
     Args:
-        folder: Where to.
-        found: What was measured.
-        made: How, plain JSON values.
+        folder: Folder to write to.
+        found: The results.
+        made: The settings of the evaluation, plain JSON values.
         pictures: The data's description, the samples and the training rows, ``(N, *event)`` and ``(T, *event)``.
 
     Returns:
@@ -319,7 +322,7 @@ def write_evaluation(
     if pictures is None or found.copies is None:
         return files
     picture, (info, x, train), copies = folder / "neighbours.png", pictures, found.copies
-    with optional(str(picture), f"the figures are in {files[0]}"):
+    with optional(str(picture), f"the numbers are in {files[0]}"):
         from ..plot import neighbour_sheet, save_figure
 
         shown, flagged = copies.suspects[:SUSPECTS], set(copies.flagged.tolist())
@@ -335,7 +338,7 @@ def write_evaluation(
 
 
 def described(found: Evaluation) -> dict[str, Any]:
-    """The result as plain JSON values; what is not finite is ``None``."""
+    """The result as plain JSON values, with ``None`` for numbers that are not finite."""
     reference, copies = found.reference, found.copies
     facts: dict[str, Any] = {
         "metrics": {

@@ -1,23 +1,23 @@
-"""Features: what samples are compared by. An extractor turns events in data units into rows of numbers.
+"""Features for comparing samples. An extractor turns events in data units into rows of numbers.
 
 ===================  ============================================================================
 name                 features
 ===================  ============================================================================
-``pixels``           the values themselves, in model units, flattened
+``pixels``           the values of the event in model units, flattened
 ``classifier``       the last hidden layer of a small classifier (:mod:`scoresde.study.classifier`)
 ``inception``        the 2,048 features of the network that published Fréchet distances use (FID)
-``module:function``  your own: events ``(B, *event)`` in data units to ``(B, d)``
+``module:function``  your own function, from events ``(B, *event)`` in data units to ``(B, d)``
 ===================  ============================================================================
 
-A distance between features means nothing without the features. So every extractor has a *hash*, of what it is: of its
-weights, or for a function of the source file it is in (not of weights that it reads), together with options and the
-transform of the data; and it states how it *resizes*. A :class:`Reference` holds the statistics of real data together
-with both, and refuses to be compared with features of another extractor.
+The value of a distance depends on the features. Every extractor therefore has a *hash* of its weights, its options and
+the transform of the data. For a function, the hash covers the source file that defines it, but not any weights that it
+reads. An extractor also states how it *resizes* its input. A :class:`Reference` holds the statistics of real data
+together with the hash and the resizing, and rejects features of another extractor.
 
 References:
     Heusel et al. (2017), arXiv:1706.08500: the Inception features.
     Parmar, Zhang and Zhu (2022), On aliased resizing and surprising subtleties in GAN evaluation, arXiv:2104.11222: why
-    the way of resizing is part of the figure.
+    a Fréchet distance depends on the way of resizing.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ __all__ = [
     "read_features",
 ]  # fmt: skip
 
-ENOUGH = 20  # training samples of a class, about, from which a classifier learns it
+ENOUGH = 20  # rough number of training samples that a classifier needs per class
 
 # The weights that torch-fidelity publishes; the name ends with the first digits of their SHA-256.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 FEATURES = ("auto", "pixels", "classifier[:FOLDER]", "inception[:FILE]", "FILE.npz", "module:function")
-STORED = 2**24  # a reference keeps its features up to so many numbers, 64 MB; above, their moments alone
+STORED = 2**24  # a reference of at most this many numbers (64 MB) keeps its features; a larger one only moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,10 @@ class Extractor:
     """A named map from events to features.
 
     Attributes:
-        name: What it is, for people.
-        hash: 16 hexadecimal digits that change when it does.
-        resize: How it resizes its input, or ``"none"``.
-        function: Events ``(B, *event)`` in data units to features ``(B, d)``.
+        name: Name of the features to show to users.
+        hash: 16 hexadecimal digits that change whenever the extractor changes.
+        resize: The way the extractor resizes its input, or ``"none"``.
+        function: The map from events ``(B, *event)`` in data units to features ``(B, d)``.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Extractor:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, batch: int = 64) -> Tensor:
-        """Features ``(N, d)``, floating, on the CPU, of events ``(N, *event)`` in data units.
+        """Features ``(N, d)`` of events ``(N, *event)`` in data units, floating-point and on the CPU.
 
         Raises:
             UsageError: If the function returns something else.
@@ -86,8 +86,8 @@ class Extractor:
                 if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(part):
                     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
                     raise UsageError(
-                        f"features {self.name}: events {tuple(part.shape)} became {shape}; a function of features "
-                        f"returns a tensor of shape ({len(part)}, d)"
+                        f"features {self.name}: events {tuple(part.shape)} became {shape}; a feature function must "
+                        f"return a tensor of shape ({len(part)}, d)"
                     )
                 found.append(features.detach().cpu())
         features = torch.cat(found)
@@ -100,7 +100,7 @@ def pixels(codec: Codec) -> Extractor:
         "pixels",
         _hash("pixels", _units(codec)),
         "none",
-        # By way of float64, so that a level becomes the same number whatever the dtype it comes in.
+        # The detour through float64 makes a level the same number for every input dtype.
         lambda x: codec.continuous.to_model(x.double()).flatten(1).float(),
     )
 
@@ -109,12 +109,12 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
     """The last hidden layer of a trained classifier, ``(B, *event)`` to ``(B, width)``.
 
     Raises:
-        UsageError: If it was trained on data of another shape.
+        UsageError: If the classifier was trained on data of another shape.
     """
     if classifier.info.shape != info.shape:
         raise UsageError(
-            f"the classifier was trained on {classifier.info.name}, shape {classifier.info.shape}, and {info.name} has "
-            f"shape {info.shape}; train one on it",
+            f"the classifier was trained on {classifier.info.name}, shape {classifier.info.shape}, but {info.name} has "
+            f"shape {info.shape}; train another classifier on these data",
             parameter="train_classifier",
             value=info.source,
         )
@@ -123,48 +123,52 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
 
 
 def function_features(name: str) -> Extractor:
-    """A function of the user's own, ``module:function``: events ``(B, *event)`` in data units to ``(B, d)``.
+    """Features from a user-defined ``module:function``, which maps events ``(B, *event)`` in data units to ``(B, d)``.
 
     Raises:
-        UsageError: If there is no such function.
+        UsageError: If the function does not exist, or has no source file.
     """
     function = resolve(name, {}, "features", typed=True, function=True)
     try:
         source = read_bytes(inspect.getsourcefile(inspect.unwrap(function)) or "")
     except (TypeError, OSError):
         raise UsageError(
-            f"features {name}: there is no source file, so it has no hash; name a function of a .py file"
+            f"features {name}: the function has no source file to hash; use a function from a .py file"
         ) from None
     return Extractor(name, _hash("function", name, hashlib.sha256(source).hexdigest()), "its own", function)
 
 
 def inception(info: DataInfo, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """The pool features of Inception v3 as published Fréchet distances use them, ``(B, C, H, W)`` to ``(B, 2048)``.
+    """The pool features of Inception v3 that published Fréchet distances use, ``(B, C, H, W)`` to ``(B, 2048)``.
 
     Args:
-        info: The images; C is 1 or 3, and values become bytes over their range.
-        weights: The file of torch-fidelity's weights; where torch.hub keeps it, if left out. Nothing is downloaded.
-        device: Where to compute.
+        info: Description of the images. C must be 1 or 3. Values are scaled from their range to bytes.
+        weights: The file of torch-fidelity's weights. The default is the place where torch.hub stores it. Nothing is
+            downloaded.
+        device: Device to compute on.
 
     Raises:
-        UsageError: If the extra is not installed, there are no such weights, or the data are no images.
+        UsageError: If the extra ``fid`` is not installed, the weights do not exist or are others, or the data are not
+            images of 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
-        raise UsageError(f"inception takes images of 1 or 3 channels; {info.name} is {info.kind} of shape {info.shape}")
+        raise UsageError(
+            f"inception needs images of 1 or 3 channels; {info.name} has {info.kind}s of shape {info.shape}"
+        )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"features inception: {error.name} is not installed; pip install 'scoresde[fid]', or take other features "
+            f"features inception: {error.name} is not installed; pip install 'scoresde[fid]', or use other features "
             "(pixels, classifier, module:function)"
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION if weights is None else weights
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
     if not os.path.isfile(path):
         raise UsageError(
-            f"features inception: no weights at {path}; download {INCEPTION_URL} to there, or give inception:FILE"
+            f"features inception: no weights at {path}; download {INCEPTION_URL} to it, or use inception:FILE"
         )
-    # Checked before it is read: only these weights give published figures, and the file may hold code.
+    # Check the file before loading it: it may hold code, and only these weights give comparable values.
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
@@ -183,10 +187,12 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
 
 
 def read_features(path: Path) -> dict[str, Tensor]:
-    """Features from an ``.npz`` file: arrays ``samples`` and ``reference``, each ``(N, d)``, and perhaps ``train``.
+    """Read features from an ``.npz`` file.
+
+    The file has the arrays ``samples`` and ``reference``, and optionally ``train``, each of shape ``(N, d)``.
 
     Raises:
-        DataError: If the file is none, or lacks one.
+        DataError: If the file cannot be read, lacks an array, or has an array of another shape.
     """
     try:
         found = {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
@@ -195,12 +201,14 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; features come as samples and reference, "
-            "and train for the check for copies"
+            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs samples and reference, and train "
+            "for the check for copies"
         )
     for name, array in found.items():
         if array.ndim != 2 or array.shape[1] != found["samples"].shape[1]:
-            raise DataError(f"{path}: {name} has shape {tuple(array.shape)}; features have shape (N, d) with one d")
+            raise DataError(
+                f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with the same d for all"
+            )
     return found
 
 
@@ -213,20 +221,20 @@ def extractor_by_name(
     told: Callable[[str], None] | None = None,
     edited: bool = False,
 ) -> Extractor:
-    """The extractor that a user named.
+    """Build the extractor with the given name.
 
     Args:
-        spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE``, ``module:function``;
-            ``auto`` is ``classifier`` for pictures and signals with labels, of which there are enough to learn them,
-            if it does, and ``pixels`` for others.
+        spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE`` or
+            ``module:function``. ``auto`` is ``classifier`` for labelled images and signals, if there are enough samples
+            per class and the classifier is better than a guess; otherwise it is ``pixels``.
         data: The data to compare with.
-        folder: Where ``classifier`` is looked for; it is trained, and kept there, if there is none.
-        device: Where to compute.
-        told: Called with a line when something takes seconds.
-        edited: Take the classifier's files as they are, though they were changed.
+        folder: The folder of the classifier. If there is no classifier in it, one is trained and saved there.
+        device: Device to compute on.
+        told: Called with a message when a step takes seconds.
+        edited: Accept the classifier's files even if they were edited.
 
     Raises:
-        UsageError: If there is no such extractor.
+        UsageError: If the name is unknown.
     """
     info, (kind, _, path) = data.info, spec.partition(":")
     if spec == "auto":
@@ -241,32 +249,32 @@ def extractor_by_name(
             found = load_classifier(Path(path) if path else folder or Path(), device, edited=edited)
             return classifier_features(found, info)
         if told is not None:
-            told(f"training a classifier on the labels of {info.name} for its features")
+            told(f"training a classifier on the labels of {info.name} to use its features")
         trained = train_classifier(data, device=device)
         if told is not None:
-            told(f"the classifier names {trained.accuracy:.1%} of {trained.held_out:,} held-out samples rightly")
-        guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))  # by the commonest class always
+            told(f"the classifier is right about {trained.accuracy:.1%} of {trained.held_out:,} held-out samples")
+        guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))  # always guess the commonest class
         if spec == "auto" and not trained.accuracy > guessed + 2 * trained.stderr:
             if told is not None:
-                told(f"that is no better than a guess ({guessed:.1%}): comparing by pixels")
+                told(f"this is no better than guessing ({guessed:.1%}): comparing pixels instead")
             return pixels(data.codec)
         if folder is not None:
             trained.save(folder)
         return classifier_features(trained, info)
     if not path:
-        raise UsageError(f"no features {spec!r}; choose from: {', '.join(FEATURES)}")
+        raise UsageError(f"unknown features {spec!r}; choose from: {', '.join(FEATURES)}")
     return function_features(spec)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The statistics of real data, to compare with again and again.
+    """Statistics of real data, which can be saved and compared with repeatedly.
 
     Attributes:
-        extractor, hash, resize: Of the :class:`Extractor` they were made with.
-        data, split: What they are of: ``digits``, ``test``.
-        moments: Mean ``(d,)`` and covariance ``(d, d)``.
-        features: The features ``(M, d)``, if they are few enough to be kept.
+        extractor, hash, resize: Name, hash and resizing of the :class:`Extractor` that made the features.
+        data, split: Name and split of the data, such as ``digits`` and ``test``.
+        moments: Mean ``(d,)`` and covariance ``(d, d)`` of the features.
+        features: The features ``(M, d)``, or ``None`` if they are too large to save.
     """
 
     extractor: str
@@ -279,12 +287,12 @@ class Reference:
 
     @classmethod
     def of(cls, features: Tensor, extractor: Extractor, data: str, split: str) -> Reference:
-        """The statistics of features ``(M, d)``."""
+        """Compute the statistics of features ``(M, d)``."""
         kept = features if features.numel() <= STORED else None
         return cls(extractor.name, extractor.hash, extractor.resize, data, split, Moments.of(features), kept)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
+        """Write the statistics to a safetensors file."""
         tensors = {"mean": self.moments.mean, "covariance": self.moments.covariance}
         kept = {} if self.features is None else {"features": self.features}
         facts = {name: getattr(self, name) for name in ("extractor", "hash", "resize", "data", "split")}
@@ -292,10 +300,10 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            CheckpointError: If it is something else.
+            CheckpointError: If the file holds no reference statistics.
         """
         facts, tensors = read_metadata(path), read_tensors(path)
         try:
@@ -307,34 +315,37 @@ class Reference:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                f"{path} holds no reference statistics ({error}); save some there first",
+                f"{path} holds no reference statistics ({error}); save them there first",
                 parameter="save_reference",
                 value=path,
             ) from None
 
     def check(self, extractor: Extractor) -> None:
-        """Refuse features of another extractor.
+        """Reject features of another extractor.
 
         Raises:
-            UsageError: If hash or resizing differ.
+            UsageError: If the hash or the resizing differs.
         """
         for what, theirs, ours in (("hash", self.hash, extractor.hash), ("resizing", self.resize, extractor.resize)):
             if theirs != ours:
                 raise UsageError(
-                    f"the reference was made with the features {self.extractor} of {what} {theirs!r}, the samples have "
-                    f"{extractor.name} of {what} {ours!r}: their distance means nothing; take the features of the "
-                    "reference, or make it again with these",
+                    f"the reference was made with features {self.extractor} ({what} {theirs!r}), but the samples have "
+                    f"features {extractor.name} ({what} {ours!r}), so a distance would mean nothing; use the features "
+                    "of the reference, or make the reference again",
                     parameter="features",
                     value=self.extractor,
                 )
 
 
 def _units(codec: Codec) -> Any:
-    """What features depend on of a codec; of a single part its options alone, as hashes always had them."""
+    """The part of a codec that features depend on.
+
+    For a codec of a single part these are its options alone, so that old hashes stay valid.
+    """
     parts = to_dict(codec.continuous)
     return parts[0]["options"] if len(parts) == 1 else parts
 
 
 def _hash(*parts: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of plain values."""
+    """The first 16 hexadecimal digits of the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

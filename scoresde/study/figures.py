@@ -1,11 +1,11 @@
-"""What the pictures of ``scoresde plot`` show: models, data and SDEs in, the arrays of :mod:`scoresde.plot` out.
+"""The numbers behind the pictures of ``scoresde plot``: arrays for :mod:`scoresde.plot` from models, data and SDEs.
 
-States are drawn in data units and divided by the size they have on the path,
+States are drawn in data units and divided by the size that they have on the path,
 
     shown = decode(x_t / sqrt(alpha^2 + sigma^2)),                                                              (1)
 
-which is x_t itself where the SDE preserves the variance, and keeps the others, whose states grow to 50 or shrink to
-0.7, on one axis. Between data and noise, columns are equally far apart in r = sigma/(alpha + sigma), the clock of the
+which is x_t itself where the SDE preserves the variance. States of other SDEs, which grow to 50 or shrink to 0.7, stay
+on the same axis. Between data and noise, columns are equally spaced in r = sigma/(alpha + sigma), the clock of the
 straight frame (:mod:`scoresde.sde.base`), in which as much happens early as late.
 """
 
@@ -45,13 +45,13 @@ __all__ = [
     "schedule_of", "shown", "size_note", "training_log_snr", "undo", "write_reverse",
 ]  # fmt: skip
 
-POINTS = 513  # on each curve of a schedule
-STEPS = 250  # of the solver whose steps are counted
-DRAWS = 100_000  # of training times
+POINTS = 513  # number of points on each curve of a schedule
+STEPS = 250  # number of steps in the histogram of a solver's steps
+DRAWS = 100_000  # number of training times that are drawn
 
 
 def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
-    """States ``(T, N, *event)`` at times ``(T,)``, in the units (1) that are drawn; shape of ``x``, float64."""
+    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the units (1) that are drawn; float64, shape of ``x``."""
     alpha, sigma = sde.coefficients(t.double())
     scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
     decoded = codec.continuous.to_data(scaled.flatten(0, 1))
@@ -59,7 +59,7 @@ def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
-    """``count`` times from ``start`` to ``end`` at equal distances in r, float64 ``(count,)``."""
+    """``count`` times from ``start`` to ``end``, equally spaced in r, float64 ``(count,)``."""
     first, last = sde.ratio(torch.tensor([start, end], dtype=torch.float64)).tolist()
     t = sde.t_of_ratio(torch.linspace(first, last, count, dtype=torch.float64))
     t[0], t[-1] = start, end
@@ -67,22 +67,22 @@ def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
 
 
 def column_labels(t: Tensor) -> list[str]:
-    """``t = 0.25`` for each of the times ``(T,)``."""
+    """A label such as ``t = 0.25`` for each of the times ``(T,)``."""
     return [f"t = {s:.2f}" if s >= 0.01 else f"t = {s:.1g}" for s in t.tolist()]
 
 
 def size_note(sde: SDE, t: Tensor) -> str:
-    """A sentence on (1) for a picture, where it changes what is seen at the times ``(T,)``."""
+    """A sentence about (1) for the caption of a picture; empty if (1) changes nothing at the times ``(T,)``."""
     same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
     return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
 
 
 def _finite(*states: Tensor) -> None:
-    """Refuse samples, ``(T, n, *event)``, that have no picture."""
+    """Reject samples, ``(T, n, *event)``, that are not finite and cannot be drawn."""
     bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
     if bad:
         raise NumericalError(
-            f"{bad} of the samples are not finite: nothing to draw; train longer, or try another solver"
+            f"{bad} of the samples are not finite and cannot be drawn; train longer, or try another solver"
         )
 
 
@@ -90,9 +90,9 @@ def _finite(*states: Tensor) -> None:
 
 
 def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
-    """The curves of an SDE for :func:`scoresde.plot.schedules`."""
+    """Compute the curves of an SDE for :func:`scoresde.plot.schedules`."""
     low, high = sde.times("train")
-    # Quadratic in t: noise levels change fast near the data.
+    # The spacing is quadratic in t, because noise levels change fast near the data.
     t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
     t[-1] = high
     alpha, sigma = sde.coefficients(t)
@@ -105,7 +105,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """The log-SNR at ``count`` times as training draws them for this SDE if nothing else is said, ``(count,)``."""
+    """The log-SNR at ``count`` times drawn as training with default settings draws them for this SDE, ``(count,)``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -122,14 +122,15 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Dissolved:
-    """Data on its way to noise, in two ways that have the same law at every time.
+    """Data on its way to noise, computed in two ways that have the same law at each time.
 
     Attributes:
         t: Times, float64 ``(T,)``.
-        jump: ``x_t = alpha x_0 + sigma eps``, one eps for all times, ``(T, N, *event)`` in model units.
-        chain: ``x_t = A x_s + S z`` from one time to the next, a new z at each, ``(T, N, *event)``.
-        spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, by the jump and by
-            the chain, ``(2, T)``; 1 up to the draws.
+        jump: The states ``x_t = alpha x_0 + sigma eps`` with one eps for all times, ``(T, N, *event)`` in model units.
+        chain: The states ``x_t = A x_s + S z`` from one time to the next with a new z each time, ``(T, N, *event)`` in
+            model units.
+        spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and
+            for the chain, ``(2, T)``. It is 1 up to sampling error.
     """
 
     t: Tensor
@@ -139,12 +140,12 @@ class Dissolved:
 
 
 def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) -> Dissolved:
-    """Dissolve data by the jump, and step by step.
+    """Turn data into noise by a jump, and step by step.
 
     Args:
         sde: The path.
         x0: Data in model units, ``(N, *event)``.
-        t: Times, ascending, ``(T,)``.
+        t: Times, increasing, ``(T,)``.
         noise: The random numbers of the N rows.
     """
     times, shape = torch.as_tensor(t, dtype=torch.float64), tuple(x0.shape[1:])
@@ -166,13 +167,13 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
 
 @dataclass(frozen=True)
 class Undone:
-    """Samples on their way from noise to data, and what the model took them for.
+    """Samples on their way from noise to data, and the model's estimates of the data.
 
     Attributes:
-        t: Times, float64 ``(T,)``, falling.
+        t: Times, float64 ``(T,)``, decreasing.
         x: The states, ``(T, n, *event)``, in the units (1) that are drawn.
-        x0: ``x0_hat(x_t, t)`` there, ``(T, n, *event)`` in data units.
-        nfe: Evaluations of the model per sample, without those for the picture.
+        x0: The estimates ``x0_hat(x_t, t)`` at these states, ``(T, n, *event)`` in data units.
+        nfe: Number of evaluations of the model per sample, without those for the estimates.
     """
 
     t: Tensor
@@ -183,7 +184,7 @@ class Undone:
 
 @checked(n=COUNT, count=COUNT, seed=SEED)
 def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undone:
-    """Draw ``n`` samples, look at ``count`` times on their way, and ask the model for the data there."""
+    """Draw ``n`` samples, and compute their states and the model's estimates of the data at ``count`` times."""
     samples = run.sample(n, solver, seed=seed, denoise=False, batch=n, record=True)
     model, trajectory = run.model, samples.solution.trajectory
     assert trajectory is not None
@@ -199,7 +200,7 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """The least number of times, ``frames`` or more, of which ``columns`` are equally far apart.
+    """The smallest number of times, at least ``frames``, from which ``columns`` equally spaced ones can be taken.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)
@@ -208,10 +209,12 @@ def frames_between(columns: int, frames: int) -> int:
 
 
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
-    """Write the strip of ``columns`` of the times to ``file``, and a GIF of all of them beside it, which may fail; the
-    files written.
+    """Write a strip of ``columns`` of the times to ``file``, and a GIF of all times beside it.
 
-    The number of times is one of :func:`frames_between`.
+    The number of times must come from :func:`frames_between`. If the GIF cannot be drawn, there is a warning.
+
+    Returns:
+        The files written.
 
     Raises:
         NumericalError: If a state is not finite.
@@ -221,7 +224,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
     _finite(found.x, found.x0)
     info, state, data = run.info, r"$x_t$", r"$\hat{x}_0(x_t, t)$"
     some = slice(None, None, (len(found.t) - 1) // (columns - 1))
-    blocks = {f"the state {state}": found.x[some], f"the data that the model sees in it, {data}": found.x0[some]}
+    blocks = {f"the state {state}": found.x[some], f"the model's estimate of the data, {data}": found.x0[some]}
     figure = strips(
         blocks, column_labels(found.t[some]), info.kind, info.low, info.high,
         coloured_by=found.x0[-1] if info.kind == "vector" else None,
@@ -242,10 +245,10 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """The direction along which paths are drawn, float64 ``(D,)`` in model units, and what it is.
+    """The direction along which paths are drawn, float64 ``(D,)`` in model units, and its name.
 
-    The first coordinate of vectors of up to three, or else the direction in which the training data, ``(M, *event)`` in
-    data units, vary most.
+    For vectors of up to three coordinates it is the first coordinate. Otherwise it is the direction in which the
+    training data, ``(M, *event)`` in data units, vary most.
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
@@ -255,12 +258,12 @@ def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
 
 @dataclass(frozen=True)
 class Paths:
-    """One number of each sample on its way by the flow and by the reverse SDE, from the same noise.
+    """Paths of samples by the flow and by the reverse SDE from the same noise, projected on one direction.
 
     Attributes:
-        t: Times, float64 ``(T,)``, falling.
-        flow: By the probability flow, ``(T, n)``: the number of x_t / sqrt(alpha^2 + sigma^2), in model units.
-        sde: By the reverse SDE, ``(T, n)``; row i starts from the same noise as row i of ``flow``.
+        t: Times, float64 ``(T,)``, decreasing.
+        flow: Projections of x_t / sqrt(alpha^2 + sigma^2) by the probability flow, ``(T, n)``, in model units.
+        sde: The same by the reverse SDE, ``(T, n)``. Column i starts from the same noise as column i of ``flow``.
     """
 
     t: Tensor

@@ -1,20 +1,22 @@
-"""Data sets under one model, beside each other: what ``scoresde likelihood`` reports and writes.
+"""The likelihoods of data sets under one model or several, as ``scoresde likelihood`` reports and writes them.
 
-Two sets are compared by the probability that a sample of one is less probable to the model than a sample of the other
-(the area under the curve of a detector of foreign data that looks at the likelihood alone):
+Two data sets are compared by the probability that the model finds a sample of one less likely than a sample of the
+other. This is the area under the ROC curve of a detector of foreign data that uses only the likelihood:
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
-over all pairs of a sample of this set and one of the first. 0.5 says nothing, 1 separates. A likelihood is no detector
-by itself: simpler images than the data are often more probable, and (1) is then below 0.5.
+over all pairs of a sample of this set and a sample of the first. A value of 0.5 means that the sets are
+indistinguishable, and 1 that they are separate. A likelihood alone is not a good detector: images simpler than the data
+are often more likely, and (1) is then below 0.5.
 
-Two runs are compared on the same samples with the same noise. What makes a sample improbable, and an estimate of it
-unlucky, is then much the same for both, and cancels in the differences d_i of their figures,
+Two runs are compared on the same samples with the same noise. The causes of an unlikely sample, and the errors of its
+estimate, are then much the same for both runs, and cancel in the differences d_i of their likelihoods,
 
-    difference = mean d_i,      stderr = std(d_i) / sqrt(n),                                                  (2)
+    difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
-whose error is often far below that of either mean. It says nothing of the luck of training itself, for which there are
-other seeds; and it is fair only where neither was trained on the samples, or both were.
+The error of the difference is often far below the error of either mean. It does not cover the randomness of training
+itself, which takes runs with other seeds. The comparison is fair only if neither run was trained on the samples, or
+both were.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -59,12 +61,12 @@ class Chosen:
     """Samples to score.
 
     Attributes:
-        name: Of the data.
+        name: Name of the data.
         split: ``train``, ``test`` or ``all``.
-        total: Samples in that part.
-        index: Which of them were chosen, int64, shape ``(n,)``.
+        total: Number of samples in the split.
+        index: Indices of the chosen samples in the split, int64, shape ``(n,)``.
         x: The samples in data units, shape ``(n, *event)``.
-        label: Their classes, int64 ``(n,)``, if each is to be conditioned on its own.
+        label: The classes of the samples, int64 ``(n,)``, if each is conditioned on its own class.
     """
 
     name: str
@@ -76,7 +78,7 @@ class Chosen:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Which samples these are, plain JSON values."""
+        """Plain JSON values that identify the samples."""
         labels = () if self.label is None else (self.label,)
         return {
             "data": self.name, "split": self.split, "n": len(self.x), "of": self.total,
@@ -96,15 +98,15 @@ class Chosen:
         watch: Callable[[Scores], object] | None = None,
         keep: Path | None = None,
     ) -> Scored:
-        """Score them.
+        """Score the samples.
 
         Args:
-            run: A run, with what is bound to it.
-            likelihood: How.
-            seed: Of the draws.
-            strata: Evaluations of the variational bound in a draw; 0 for no bound.
+            run: A run, with any conditioning.
+            likelihood: The settings of the likelihood.
+            seed: Seed of the draws.
+            strata: Number of evaluations of the variational bound in a draw; 0 for no bound.
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
-            keep: A folder in which each batch is kept as soon as it is scored, and the bounds in one inside it.
+            keep: A folder in which each batch is saved as soon as it is scored. The bounds go into a subfolder.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -127,24 +129,26 @@ class Chosen:
 def choose(
     run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False, dequantise: bool = True
 ) -> Chosen:
-    """The samples to score. Those of a smaller ``limit`` are the first ones of a larger, with the same draws.
+    """Choose the samples to score.
+
+    The samples of a smaller ``limit`` are the first samples of a larger one, with the same draws.
 
     Args:
         run: The run.
         data: A name or a path; ``None`` for the run's own data.
         split: ``train``, ``test`` or ``all``.
-        limit: How many, drawn at random; 0 for all.
-        seed: Of the choice.
-        by_class: Condition each sample on its class.
+        limit: Number of samples, drawn at random; 0 for all.
+        seed: Seed of the choice.
+        by_class: Whether each sample is conditioned on its class.
         dequantise: Whether data with levels are dequantised.
 
     Raises:
-        DataError: If the run gives no probability to the data.
-        UsageError: If they have other classes than the run.
+        DataError: If the run cannot give the data a likelihood.
+        UsageError: If ``by_class``, and the data do not have the classes of the run.
     """
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
-    # The training part is what was trained on; the rows that validate are of "all" alone.
+    # "train" has only the rows that were trained on; the validation rows are part of "all" alone.
     rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
     pieces = [] if split == "test" else [(dataset.train[rows], known)]
@@ -157,7 +161,7 @@ def choose(
     if by_class and (y is None or theirs.classes != ours.classes):
         theirs_are, ours_are = (", ".join(map(one_line, info.classes)) or "(none)" for info in (theirs, ours))
         raise UsageError(
-            f"{theirs.name} has the classes {theirs_are}, the run was trained on {ours_are}",
+            f"{theirs.name} has the classes {theirs_are}, but the run was trained on {ours_are}",
             parameter="labels",
         )
     if data is not None and split != "train":
@@ -166,12 +170,13 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Say that samples of data which were named for this were trained on."""
-    with silence:  # of what has become of the run's own data
+    """Warn if the run was trained on samples of a data set that the user named."""
+    with silence:  # no warnings about changes of the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
         warnings.warn(
-            f"{run.folder} was trained on {int(found.sum()):,} of these {len(x):,} samples of {name}, or on equal ones",
+            f"{run.folder} was trained on {int(found.sum()):,} of these {len(x):,} samples of {name}, "
+            "or on samples equal to them",
             stacklevel=3,
         )
 
@@ -180,14 +185,14 @@ def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
 
 
 def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
-    """Refuse to compare the likelihoods of two runs that are of different things.
+    """Reject a comparison of two runs whose likelihoods mean different things.
 
     Args:
-        run, first: Two runs.
+        run, first: The two runs.
         by_class: Whether each sample is conditioned on its class.
 
     Raises:
-        UsageError: If their data have other shapes, levels, columns or, ``by_class``, other classes.
+        UsageError: If the data of the runs differ in shape, levels, columns or, with ``by_class``, classes.
     """
     for name, of in (
         ("shape", lambda r: r.info.shape),
@@ -198,7 +203,7 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         theirs, ours = of(run), of(first)
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
-                f"{run.folder} and {first.folder} cannot be compared: their data have other {name}, "
+                f"{run.folder} and {first.folder} cannot be compared: their data differ in {name}: "
                 f"{_told(run, name)} and {_told(first, name)}"
             )
 
@@ -213,9 +218,9 @@ def _told(run: Run, name: str) -> str:
 
 
 def paired(this: Tensor, first: Tensor) -> Measurement:
-    """The mean of ``this`` minus ``first``, each ``(n,)``, and its error (2), over the rows that are finite in both."""
+    """The mean and error (2) of ``this - first``, each ``(n,)``, over the rows that are finite in both."""
     if this.shape != first.shape:
-        raise UsageError(f"differences are of the same samples: got {len(this)} and {len(first)} of them")
+        raise UsageError(f"a paired difference needs the same samples, not {len(this)} and {len(first)} of them")
     d = this.double().cpu() - first.double().cpu()
     d = d[d.isfinite()]
     if not len(d):
@@ -224,14 +229,14 @@ def paired(this: Tensor, first: Tensor) -> Measurement:
 
 
 def trained_on(run: Run, x: Tensor) -> Tensor | None:
-    """Which samples have an equal among the training rows of a run.
+    """Find the samples that are equal to a training row of a run.
 
     Args:
-        run: A run that was trained here.
-        x: In data units, shape ``(n, *event)``.
+        run: A run whose training data can be read.
+        x: Samples in data units, shape ``(n, *event)``.
 
     Returns:
-        bool ``(n,)``, or ``None`` if the data of the run cannot be read any more.
+        bool ``(n,)``, or ``None`` if the data of the run can no longer be read.
     """
     try:
         train = run.data().trained
@@ -242,16 +247,18 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
 
 
 def _hashes(x: Tensor) -> list[bytes]:
-    """A hash of the values of each row, whatever the dtype they come in."""
+    """A hash of the values of each row, independent of their dtype."""
     return [hashlib.blake2b((row.double() + 0.0).numpy().tobytes(), digest_size=16).digest() for row in x.cpu()]
 
 
 def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
-    """Why a comparison of two runs on samples is unfair: one was trained on some of them; ``None`` if it is fair.
+    """The reason why a comparison of two runs is unfair, or ``None`` if it is fair.
+
+    It is unfair if only one of the runs was trained on some of the samples.
 
     Args:
         run: The other run.
-        first: The run by whose split the samples were chosen.
+        first: The run whose split the samples were chosen from.
         chosen: The samples.
     """
     if chosen.split == "all" or run.config is None or first.config is None:
@@ -263,7 +270,7 @@ def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
     why = ", ".join(f"{name} {getattr(run.config, name)!r}, not {getattr(first.config, name)!r}" for name in other)
     found, n = trained_on(run, chosen.x), len(chosen.x)
     if found is None:
-        return f"the data of {run.folder} cannot be read: nobody knows whether it was trained on these samples ({why})"
+        return f"the data of {run.folder} cannot be read, so it may have been trained on these samples ({why})"
     theirs = int(found.sum())
     if chosen.split == "test" and theirs:
         return (
@@ -272,7 +279,7 @@ def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
         )
     if chosen.split == "train" and theirs < n:
         return (
-            f"{run.folder} was not trained on {n - theirs:,} of these {n:,} samples, on which {first.folder} was "
+            f"{run.folder} was not trained on {n - theirs:,} of these {n:,} samples, but {first.folder} was "
             f"({why}): the comparison is unfair"
         )
     return None
@@ -283,14 +290,14 @@ class Scored:
     """A data set with its likelihoods.
 
     Attributes:
-        name: Of the data.
+        name: Name of the data.
         split: ``train``, ``test`` or ``all``.
-        total: Samples in that part.
-        index: Which of them were scored, int64, shape ``(n,)``.
-        scores: By the probability flow.
-        elbo: By the variational bound, if asked for.
-        bound_t_min: Where its diffusion begins, or the lowest node of the chain.
-        run: Which run scored it, if there are several.
+        total: Number of samples in the split.
+        index: Indices of the scored samples in the split, int64, shape ``(n,)``.
+        scores: Likelihoods by the probability flow.
+        elbo: Variational bounds, or ``None`` if they were not requested.
+        bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
+        run: Folder of the run that scored the data, if there are several runs.
     """
 
     name: str
@@ -312,31 +319,31 @@ class Scored:
         return bound
 
     def auroc(self, first: Scored) -> float:
-        """How well the likelihood tells this set from ``first``, (1); NaN if either has no sample that succeeded."""
+        """The AUROC (1) of this set against ``first``; NaN if either set has no sample that succeeded."""
         theirs, ours = (s.scores.log_prob[s.scores.model.ok].double().cpu() for s in (first, self))
         if not len(theirs) or not len(ours):
             return math.nan
         return share_above(theirs, ours)
 
     def difference(self, other: Scored) -> Measurement:
-        """The paired difference (2) from what another run gives the same samples, in the unit of the scores.
+        """The paired difference (2) from the scores of another run for the same samples, in the unit of the scores.
 
         Raises:
-            UsageError: If the samples, or the units, are not the same.
+            UsageError: If the samples or the units differ.
         """
         if self.scores.unit != other.scores.unit or not torch.equal(self.index, other.index):
             raise UsageError(
-                f"differences are of the same samples in one unit: got {len(self.index)} samples in "
+                f"a paired difference needs the same samples in the same unit, not {len(self.index)} samples in "
                 f"{self.scores.unit} and {len(other.index)} in {other.scores.unit}"
             )
         return paired(_solved(self), _solved(other))
 
     def summary(self, first: Scored, other: Scored | None = None) -> dict[str, Any]:
-        """Plain values, for JSON; ``None`` for what there is no number of.
+        """The results as plain JSON values, with ``None`` where there is no value.
 
         Args:
-            first: The set that this one is compared with; no comparison with itself.
-            other: The same samples under the run that this one is compared with.
+            first: The set to compare this one with. There is no comparison if it is this set.
+            other: The same samples scored by the run to compare with.
         """
         scores, model = self.scores, self.scores.model
         nfe = model.nfe.double()
@@ -364,9 +371,9 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Mean, error and terms of the bound over the samples for which it is finite; the terms add up to the mean.
+        """Mean, error and terms of the bound, over the samples for which it is finite. The terms add up to the mean.
 
-        For a density in nats the mean is that of ``log p``, so that the terms, which bound ``-log p``, change sign.
+        For a density in nats, the mean is that of ``log p``. The terms, which bound ``-log p``, then change sign.
         """
         bound = self.bound
         assert bound is not None
@@ -388,13 +395,13 @@ class Scored:
 
 
 def how_told(summary: Mapping[str, Any]) -> str:
-    """What the figure of a summary depends on, in words, as :meth:`scoresde.Scores.depends_on` has it."""
+    """The settings that the result of a summary depends on, in the words of :meth:`scoresde.Scores.depends_on`."""
     how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 
 
 def _solved(scored: Scored) -> Tensor:
-    """The figure of each sample, float64 ``(n,)``; NaN where it failed."""
+    """The score of each sample, float64 ``(n,)``; NaN where the sample failed."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -404,24 +411,26 @@ def _difference(found: Measurement) -> dict[str, float | None]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Replace NaN and infinity, which JSON does not have, with ``None``."""
     return value if math.isfinite(value) else None
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write one row for each sample, ``likelihood.json``, and last the histogram, which may fail.
+    """Write tables with one row per sample, ``likelihood.json``, and last the histogram.
+
+    If the histogram cannot be drawn, there is a warning.
 
     Args:
-        folder: Where to.
-        sets: The data sets, scored under one model, or under several.
-        made: The summaries and how they came, plain JSON values.
-        kinds: Any of :data:`KINDS`; the JSON is always written.
+        folder: Folder to write to.
+        sets: The data sets, scored under one model or several.
+        made: The summaries and settings, plain JSON values.
+        kinds: Any of :data:`KINDS`; the JSON file is always written.
 
     Returns:
         The files written, the picture first.
 
     Raises:
-        CheckpointError: If they cannot be written.
+        CheckpointError: If a file cannot be written.
     """
     columns, files = _columns(sets), []
     if "csv" in kinds:
@@ -434,7 +443,7 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
     shown = {name: values for name, values in shown.items() if len(values)}
     if "png" in kinds and shown:
         picture = folder / "likelihood.png"
-        with optional(str(picture), f"the figures are in {files[0]}"):
+        with optional(str(picture), f"the numbers are in {files[0]}"):
             from ..plot import likelihood_histogram, save_figure
 
             save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
@@ -443,21 +452,21 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:
-    """The name of a set, with its number if another one of the same run has it too."""
+    """The name of a set, with a number if another set of the same run has the same name."""
     peers = [s for s in sets if s.run == scored.run]
     same = [s for s in peers if s.name == scored.name]
     return scored.name if len(same) == 1 else f"{scored.name} ({peers.index(scored) + 1})"
 
 
 def _titles(sets: Sequence[Scored]) -> list[str]:
-    """A name for each set: of the data, of the run, or of both, whatever tells them apart."""
+    """A unique name for each set, made from the name of the data, the run, or both."""
     several = len([s for s in sets if s.run == sets[0].run]) > 1
     names = [s.run if s.run and not several else ": ".join(filter(None, (s.run, _label(s, sets)))) for s in sets]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
-    """One array for each column, all samples of all sets in their order."""
+    """One array for each column, with all samples of all sets in order."""
     found: dict[str, list[np.ndarray]] = {}
     for scored in sets:
         scores, model = scored.scores, scored.scores.model

@@ -2,9 +2,9 @@
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-after update n = 1, 2, ... Early on the average forgets its random start quickly; as long as the warm-up rules, it
-covers about the last tenth of the run, however long that is, so that a short run does not sample from noise. Buffers
-(running statistics, say) are copied, not averaged.
+after update n = 1, 2, ... Early on the average quickly forgets its random start. While the warm-up sets d, the average
+covers about the last tenth of the run, however long the run is, so samples after a short run do not come from the
+initial weights. Buffers (such as running statistics) are copied, not averaged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take the weights of ``module`` into the average."""
+        """Include the weights of ``module`` in the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         # Tied weights have several names, and each of them is averaged.

@@ -1,6 +1,6 @@
-"""Training with the files, signals and pictures that surround it: read :func:`fit` from top to bottom.
+"""The training loop with its files, signals and pictures: read :func:`fit` from top to bottom.
 
-What a step is says :mod:`scoresde.train.state`; here are its files, its signals and its pictures.
+A single training step is defined in :mod:`scoresde.train.state`.
 """
 
 from __future__ import annotations
@@ -95,28 +95,28 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: What to train; ``auto`` fields are resolved against the data.
-        data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` takes.
+        config: The configuration; fields set to ``auto`` are resolved against the data.
+        data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` accepts.
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
-        pairs: Data with the noise of each sample, to train on with the coupling ``reflow``; kept in the run folder.
-        start: A run to go on from: its network with its weights, its path and its parametrisation, whatever ``config``
-            says of these.
-        out: The run folder; ``runs/DATA-SDE`` if left out.
-        save: Write a run folder at all.
+        pairs: Data, each sample with its noise, for training with the coupling ``reflow``; they are stored in the run
+            folder.
+        start: A run to continue from. Its network, weights, path and parametrisation override those in ``config``.
+        out: The run folder (default: ``runs/DATA-SDE``).
+        save: Whether to write a run folder.
         resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
-        device, dtype: Where to train, and in which precision.
-        quiet: Print no progress.
-        changed_data: Resume even if rows of the run's data are missing or others.
-        edited: Resume even if files of the run were changed after they had been written.
+        device, dtype: Device and precision of the training.
+        quiet: Do not print progress.
+        changed_data: Resume even if the run's data have missing rows or are different.
+        edited: Resume even if files of the run were changed after they were written.
 
     Returns:
-        The trained run, with averaged weights: the last ones, or those with the lowest validation loss
+        The trained run with averaged weights: the last ones, or those with the lowest validation loss
         (:mod:`scoresde.train.validation`).
 
     Raises:
-        NumericalError: If the loss is not finite, with the step and where to look.
-        Preempted: After SIGTERM or SIGUSR1, with the checkpoint saved.
-        Stopped: After Ctrl-C, a KeyboardInterrupt, likewise.
+        NumericalError: If the loss is not finite; the message names the step and what to check.
+        Preempted: After SIGTERM or SIGUSR1, once the checkpoint is saved.
+        Stopped: After Ctrl-C (a KeyboardInterrupt), once the checkpoint is saved.
 
     Example:
         >>> from scoresde import TrainConfig, fit
@@ -125,7 +125,7 @@ def fit(
         torch.Size([4, 2])
     """
     if resume and not save:
-        raise UsageError("a run that is resumed is in a folder; leave save=False out, or resume")
+        raise UsageError("resume needs a run folder, so it excludes save=False; leave one of them out")
     with ExitStack() as held:
         return _fit(
             config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
@@ -138,7 +138,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """What :func:`fit` does, with the signals and the lock of the run folder among what is ``held`` until its end."""
+    """Train as in :func:`fit`; the signal handlers and the lock of the run folder stay in ``held`` until its end."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -148,7 +148,7 @@ def _fit(
     info = _measured(data, spec.codec, model)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
-        raise UsageError("the coupling reflow, and no other, trains on given pairs; reflow makes them")
+        raise UsageError("pass pairs if the coupling is reflow, and only then; the function reflow makes them")
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
@@ -159,13 +159,13 @@ def _fit(
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
     if save:
-        made_of = spec.to_dict()  # which refuses what could not be read again, before there is a folder
+        made_of = spec.to_dict()  # rejects what could not be read back, before a folder is created
         new = folder is None
-        interrupts.remember()  # a run folder has a checkpoint, be it of the first step
+        interrupts.remember()  # so that a run folder gets a checkpoint, even if only of the first step
         if folder is not None:
             accept_changes(folder)
             if not (checkpoints(folder) or quiet):
-                print(f"{folder} has no checkpoint yet: training begins at step 0 with its settings", file=sys.stderr)
+                print(f"{folder} has no checkpoint yet: training starts at step 0 with its settings", file=sys.stderr)
             _restore(folder, config, state, edited)
             if validation is not None:
                 validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
@@ -173,23 +173,23 @@ def _fit(
             there, above = out is not None and Path(out).exists(), [] if out is None else missing_above(Path(out))
             folder = make_run_folder(out, f"{info.name}-{config.name('sde').rpartition(':')[2].lower()}")
             if not there:
-                held.callback(remove_empty, folder, above)  # should the disk be full
+                held.callback(remove_empty, folder, above)  # for example if the disk is full
             held.enter_context(_writing(folder))
-            refuse_taken(folder, mine=True)  # another may have trained here since
+            refuse_taken(folder, mine=True)  # another process may have trained here since
             clear_start(folder)
         facts = {"format": FORMAT, "config": config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
         write_json(folder / "model.json", made_of, signed=True)
-        if new:  # what a run was trained on is never written again
+        if new:  # the description of a run's data is never rewritten
             write_json(folder / "data.json", info.to_dict(), signed=True)
-        if new or (folder / "rows.npz").is_file():  # an older run, split by the numbers of rows, stays without
+        if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has none
             keep_identity(folder, data)
-        facts["data_beside"] = beside(folder, config)  # wherever they are by now
+        facts["data_beside"] = beside(folder, config)  # the data may have moved
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
-        metrics = folder / "metrics.jsonl"  # without the lines of steps that are done again
+        metrics = folder / "metrics.jsonl"  # drop the lines of steps that are repeated
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
-        write_json(folder / "config.json", facts, signed=True)  # last: with it the folder holds a run
-        if start is not None and new:  # the weights that training goes on from are nowhere else
+        write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
+        if start is not None and new:  # the starting weights are stored nowhere else
             state.save(folder)
     batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
@@ -209,7 +209,7 @@ def _fit(
     )
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
         for record in _explained(records, folder):
-            # Over the last tenth or so of the steps at first, as in EMA: a short run should not show its start.
+            # At first the average covers about the last tenth of the steps, as in EMA, so a short run hides its start.
             n = record.step - 1 - first
             keep = min(0.98, n / (n + 9))
             average = keep * average + (1 - keep) * record.loss
@@ -235,16 +235,16 @@ def _fit(
                     with optional(f"the picture at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.number is not None and not last:
-                if folder is not None and kept_step != record.step:  # it came during the picture
+                if folder is not None and kept_step != record.step:  # the signal came during the picture
                     state.save(folder)
-                kept = f"the checkpoint is saved in {folder}, resume=True goes on" if folder else "nothing was saved"
+                kept = f"the checkpoint is saved in {folder}, resume=True continues" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
         keeps(f"all {config.steps:,} steps are done, the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
-        if losses is None:  # a run that had done all its steps
+        if losses is None:  # a run that had already completed all its steps
             losses = validation.losses(_averaged(state))
         choice, best = validation.choose(losses, state.step, folder), validation.best
         lines.append(sentence(choice))
@@ -255,8 +255,8 @@ def _fit(
                     shown_samples = _sample_sheet(folder / "samples", run, data)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
         lines.append(
-            f"validation: none, {len(data.train)} training samples are too few to spare any: overfitting shows only in "
-            "the likelihood of the test samples"
+            f"validation: none, because {len(data.train)} training samples are too few to spare any; overfitting shows "
+            "only in the likelihood of the test samples"
         )
     if folder is not None:
         with optional("the picture of the loss"):
@@ -272,11 +272,11 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """The data to train on, and the configuration with their name and place, and how they were split and read."""
+    """Return the data to train on, and the configuration with their name and path and how they were split and read."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
-        if "split" not in read_config(folder):  # a field that it lacks means what was done before
+        if "split" not in read_config(folder):  # a missing field means the behaviour from before it
             config = replace(config, split=stored.split)
     if data is None:
         data = config.load_data() if folder is None else read_again(folder, config)
@@ -286,7 +286,7 @@ def _data_for(
             data = Dataset.of(
                 data, seed=config.seed, test_fraction=config.test_fraction, layout=config.layout, split=config.split
             )
-        # What is not read from a file keeps the name it has, so that nobody reads another in its place.
+        # Data that are not from a file keep their name, so that no file is read in their place.
         config = placed(replace(config, data=data.info.source))
     config = _split_as(config, data)
     if folder is None or stored is None:
@@ -297,14 +297,16 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """The steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or after each ``every``."""
+    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or each ``every``
+    steps.
+    """
     if every:
         return {*range(every, total + 1, every), total}
     return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
 
 
 def _parts(data: Dataset, spec: ModelSpec, classes: int, split: bool) -> tuple[Rows, Rows | None]:
-    """The rows to train on, and those that validate, if there are any."""
+    """Return the rows to train on and the rows for validation, if there are any."""
 
     def rows(index: Tensor | None) -> Rows:
         x, y = data.train, data.train_labels if classes else None
@@ -324,9 +326,9 @@ def prepared(
     start: Run | None = None,
     resumed: Path | None = None,
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
-    """The resolved configuration, the model to train, and what it is made of.
+    """Return the resolved configuration, the model to train, and the parts of that model.
 
-    The model is untrained, or that of ``start``; what a run that is resumed is made of says its folder, ``resumed``.
+    The model is untrained, or the model of ``start``. If a run is resumed, its folder ``resumed`` defines the parts.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -335,7 +337,7 @@ def prepared(
     config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
     config = config.resolved(data.info, data_std=_spread(data, codec))
     if resumed is not None:
-        config = replace(config, batch=given)  # however many rows there are by now
+        config = replace(config, batch=given)  # even if the number of rows has changed
     if start is not None:
         assert isinstance(start.base, ScoreModel)
         spec = start.spec or config.spec(data.info, start.codec)
@@ -353,21 +355,21 @@ def prepared(
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
     config.check_network(model.network)
-    _objective(config, model)  # wrong names and pairs are refused here, before there is a folder
+    _objective(config, model)  # rejects wrong names and pairs before a folder is created
     return config, model, spec
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
-    """The budget of ``config`` with the network, path and parametrisation of a run."""
+    """Return ``config`` with the network, path and parametrisation of a run."""
     if network is not None:
-        raise UsageError("training that goes on from a run keeps its network; leave network out")
+        raise UsageError("training that continues a run keeps its network; leave network out")
     if data.info.shape != start.info.shape:
-        raise DataError(f"the run was trained on events of shape {start.info.shape}, and these have {data.info.shape}")
+        raise DataError(f"the run was trained on events of shape {start.info.shape}, but these have {data.info.shape}")
     if start.config is None or not isinstance(start.base, ScoreModel):
-        raise UsageError("training goes on from a run that was trained here; this one says nothing of its training")
+        raise UsageError("training can only continue a run that was trained here; this one has no configuration")
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
-            f"the network of the run was told of the augmentation {start.config.augment!r}, not {config.augment!r}",
+            f"the run was trained with augment={start.config.augment!r}; its network does not know {config.augment!r}",
             parameter="augment",
             value=start.config.augment,
         )
@@ -380,7 +382,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
 
 @torch.no_grad()
 def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
-    """The weighting and the time sampler at work, checked against the path, the prediction and each other."""
+    """Build the weighting and the time sampler, checked against the path, the prediction and each other."""
     low, high = model.domain.interval("train")
     weighting = make_weighting(config.weighting, config.weighting_options, config.typed)
     check_weight(weighting, model.sde, model.parametrization, low, high)
@@ -389,7 +391,7 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: linear warm-up, then a cosine to 0 at the last step (or constant)."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to 0 at the last step (or constant)."""
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
         factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -397,14 +399,14 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _spread(data: Dataset, codec: Codec) -> float:
-    """Root mean square of the training data in model units (on up to 4,096 rows)."""
+    """Return the root mean square of the training data in model units (from up to 4,096 rows)."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     return float(x.double().square().mean().sqrt())
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Training data in model units, at most 256 MB of them, evenly spaced."""
+    """Return training data in model units: evenly spaced rows, at most 256 MB."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -412,13 +414,13 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """What is known of the data, with what a path must be held against."""
+    """Return the description of the data, with the measurements that a path is compared with."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
 
 def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
-    """A copy of the model with averaged weights, for evaluation: those of the state, or others."""
+    """Return a copy of the model with averaged weights for evaluation: those of ``state``, or ``weights``."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
     averaged = copy.deepcopy(state.model)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
@@ -426,7 +428,7 @@ def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) ->
 
 
 def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:
-    """The records; if a step fails, the error says what is left of the run."""
+    """Yield the records; if a step fails, the error also names the last checkpoint of the run."""
     try:
         yield from records
     except NumericalError as error:
@@ -437,18 +439,18 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Hold a run folder for writing, without what interrupted writes left in it."""
+    """Lock a run folder for writing, and clear what interrupted writes left in it."""
     with locked(folder):
         clear_leftovers(folder, below=True)
         yield
 
 
 def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
-    """Load the newest whole checkpoint of a run that is to go on with ``config``, if there is any."""
+    """Load the newest complete checkpoint, if any, of a run that continues with ``config``."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
-        free.add("data")  # known by their content, whatever their name and place
+        free.add("data")  # the data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
         if name not in free and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
@@ -458,22 +460,22 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
         raise UsageError(f"{folder} was trained in {trained}, not {dtype}", parameter="dtype", value=trained)
     if not checkpoints(folder):
         if config.coupling == "reflow":
-            raise CheckpointError(f"{folder} has no checkpoint, nor the weights it began with; make it again")
+            raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; make it again")
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
     done = read_object(checkpoint / "state.json")["step"]
     if config.steps < done:
         raise UsageError(
-            f"{folder} has done {done:,} steps, and steps={config.steps:,} cannot take any back", parameter="steps"
+            f"{folder} is already trained for {done:,} steps; steps={config.steps:,} is smaller", parameter="steps"
         )
     state.load(checkpoint)
-    drop_older(folder, checkpoint)  # as would have been done if it had not ended before
+    drop_older(folder, checkpoint)  # the interrupted run had no time to do this
 
 
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
-    """The configuration of a run that goes on, with what it leaves to the data as it was when the run began.
+    """Return the configuration of a resumed run, with values that depend on the data as they were when the run began.
 
-    Numbers alone are taken over: names in a file are not typed by anybody (:mod:`scoresde.core.registry`).
+    Only numbers are copied, because names in a file were not typed by a person (:mod:`scoresde.core.registry`).
     """
     kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
     for part in ("predict", "weighting"):
@@ -487,14 +489,14 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """The configuration that reads the data as they were read, so that what is held out is held out again."""
+    """Return the configuration that reads and splits the data as they were, so the same rows are held out again."""
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
     if how.seed != config.seed:
         raise UsageError(
-            f"{data.info.source} was split by the seed {how.seed}, and the run has the seed {config.seed}, by which it "
-            "would split it again; split the data by the seed of the run",
+            f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split it "
+            "differently when it is read again; split the data with the seed of the run",
             parameter="seed",
             value=how.seed,
         )
@@ -503,7 +505,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 def _same_units(folder: Path, data: Dataset) -> None:
-    """Refuse data in other units than those of a run which is resumed, before anything is written."""
+    """Reject data in other units than those of a resumed run, before anything is written."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
@@ -512,31 +514,31 @@ def _same_units(folder: Path, data: Dataset) -> None:
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
-                f"{folder} was trained on {known.name} with {name} {theirs}, and these data have {ours}; a resumed run "
+                f"{folder} was trained on {known.name} with {name} {theirs}, but these data have {ours}; a resumed run "
                 "keeps its data"
             )
 
 
 def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
-    """Write the pairs of a new run to its folder, or read them again for one that is resumed."""
+    """Write the pairs of a new run to its folder, or read them for a resumed run."""
     if pairs is None:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
-            raise CheckpointError(f"{path} has {', '.join(sorted(stored))}, and pairs are x0 and eps (damaged?)")
+            raise CheckpointError(f"{path} has {', '.join(sorted(stored))}, but pairs need x0 and eps (damaged?)")
         known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
         return Pairs(stored["x0"], stored["eps"], known)
     labels = None if pairs.condition is None else pairs.condition.label
     if pairs.condition is not None and any(getattr(pairs.condition, name) is not None for name in SLOTS[1:]):
-        raise UsageError("pairs are kept with their labels alone; train on other conditions without a run folder")
+        raise UsageError("a run folder stores pairs with labels only; to train with other conditions, pass save=False")
     write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
     return pairs
 
 
 def _few_samples(run: Run) -> Tensor:
-    """A few samples in data units, always of the same noise, ``(n, *event)``."""
+    """Draw a few samples in data units, always from the same noise, ``(n, *event)``."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
-    n = 9 if info.kind == "image" and info.dims > 4096 else n  # a sheet is wide enough, and a sample costs more
+    n = 9 if info.kind == "image" and info.dims > 4096 else n  # large images fill a sheet, and each costs more
     solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))
     x = replace(run.given(run.example_labels(n)), told=True).sample(n, solver).x
     if not bool(torch.isfinite(x).all()):
@@ -545,7 +547,7 @@ def _few_samples(run: Run) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """A picture of a few samples, before the data if they are no pictures; the samples."""
+    """Save a picture of a few samples, drawn over the data unless they are pictures, and return the samples."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run)

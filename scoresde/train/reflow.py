@@ -1,15 +1,15 @@
-"""Rectified flow: straighten the paths of a trained model, so that a few steps follow them.
+"""Rectified flow: straighten the paths of a trained model, so that a few steps can follow them.
 
-A model's flow takes each noise z to one sample x. Train a second flow on these pairs (z, x), each noise with the
-sample it came from: its paths are straighter, because the pairs of a flow do not cross (Liu et al. 2023,
-arXiv:2209.03003, sec. 2.2, thm. 3.6), and where they are straight a single step of Euler's rule is exact. Every path
-of this package is straight in the frame  y = x/(alpha + sigma),  r = sigma/(alpha + sigma)
-(:mod:`scoresde.sde.base`), so that this holds for VP as for flow matching, and how straight a flow is has one measure,
+The flow of a model maps each noise z to one sample x. Reflow trains a second flow on these pairs (z, x). Its paths are
+straighter, because the pairs of a flow do not cross (Liu et al. 2023, arXiv:2209.03003, sec. 2.2, thm. 3.6). On a
+straight path a single Euler step is exact. Every path of this package is straight in the frame
+y = x/(alpha + sigma),  r = sigma/(alpha + sigma)  (:mod:`scoresde.sde.base`), so this holds for VP as well as for flow
+matching, and one measure tells how straight a flow is,
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
-their S(Z) (sec. 3.2) as a share of the squared speed: 0 for straight paths, 1 for paths that lead nowhere. A rectified
-model has coupled noise and data, and no score.
+which is S(Z) of Liu et al. (sec. 3.2) as a share of the squared speed: 0 for straight paths, 1 for paths that lead
+nowhere. A rectified model has coupled noise and data, and no score.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .loop import fit, prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 
-_STREAM = 2**40  # addresses of the pairs, far from those of ordinary samples
+_STREAM = 2**40  # index of the first pair, far from the indices of ordinary samples
 
 
 @checked(count=COUNT, seed=SEED, batch=COUNT)
@@ -52,27 +52,27 @@ def draw_pairs(
     batch: int = 512,
     quiet: bool = False,
 ) -> Pairs:
-    """Noise and the samples that the flow of a run takes it to.
+    """Draw noise and the samples that the flow of a run maps it to.
 
     Args:
         run: A trained run, with what is bound to it.
         count: Number of pairs.
-        solver: Any solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
-        seed: Of the noise.
-        batch: Samples solved at once.
-        quiet: Print no progress.
+        solver: A solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
+        seed: Seed of the noise.
+        batch: Number of samples solved at once.
+        quiet: Do not print progress.
 
     Raises:
-        UsageError: If the solver draws noise, so that a sample belongs to no noise.
+        UsageError: If the solver draws noise, so that no single noise belongs to a sample.
         NumericalError: If a sample fails.
     """
     solver = ProbabilityFlow(1e-4) if solver is None else solver
     if solver.stochastic:
         raise UsageError(
-            f"{type(solver).__name__} draws noise on its way, so that a sample belongs to no noise at the start; take "
-            "a solver of the flow: ode, heun, multistep"
+            f"{type(solver).__name__} draws noise at each step, so no single noise belongs to a sample; use a solver "
+            "of the flow: ode, heun, multistep"
         )
-    size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and both once more together
+    size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both
     enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
     x0, eps = [], []
     with Progress(count, "pairs", quiet=quiet) as progress:
@@ -106,29 +106,31 @@ def reflow(
     device: torch.device | str = "cpu",
     quiet: bool = False,
 ) -> Run:
-    """Draw pairs from a run and train its network further on them.
+    """Draw pairs from a run, and continue training its network on them.
 
     Args:
-        run: A trained run; it may be a rectified one.
+        run: A trained run; it may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Of the training; 0 takes the run's.
-        weighting, t_sampler: Of the training, by name or as objects, with their own settings; ``None`` takes the run's,
-            if they are built in. A name that is only in the run's files is never imported.
+        steps, lr: Number of steps and learning rate of the training; 0 uses the run's.
+        weighting, t_sampler: Weighting and time sampler of the training, by name or as objects with their own settings.
+            ``None`` uses the run's, if they are built in. A name that only appears in the run's files is never
+            imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it (for its labels; training sees the pairs alone).
-        out: The run folder; ``runs/NAME-reflow`` if left out, with a number if that is taken.
-        save: Write a run folder at all.
-        device: Where to train.
-        quiet: Print no progress.
+        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used; training sees the pairs
+            alone.
+        out: The run folder (default: ``runs/NAME-reflow``, with a number if that is taken).
+        save: Whether to write a run folder.
+        device: The device to train on.
+        quiet: Do not print progress.
 
     Returns:
         The rectified run.
 
     Raises:
-        UsageError: If the run is a discrete chain, or for what :func:`scoresde.fit` refuses.
+        UsageError: If the run is a discrete chain, or if :func:`scoresde.fit` raises it.
     """
     if run.config is None:
-        raise UsageError("reflow trains a run further, and this one says nothing of its training")
+        raise UsageError("reflow continues the training of a run, but this one has no training configuration")
     data = run.data() if data is None else data
     asked = run
     if run.config.cond == "class" and run.config.cond_drop < 1 and data.train_labels is not None:
@@ -138,11 +140,11 @@ def reflow(
     config = replace(
         config, coupling="reflow", augment="none", steps=steps or run.config.steps, lr=lr or run.config.lr, warmup=0
     )
-    prepared(config, data, start=run)  # what is refused is refused before the pairs are drawn
+    prepared(config, data, start=run)  # rejects invalid settings before the pairs are drawn
     drawn = draw_pairs(asked, pairs, solver, seed=seed, quiet=quiet)
     if out is None and save:
         name, n = f"{(run.folder or Path(data.info.name)).name}-reflow", 2
-        out = Path("runs") / name  # made when training begins, and not before
+        out = Path("runs") / name  # created when training begins, not before
         while out.exists():
             out, n = Path("runs") / f"{name}-{n}", n + 1
     return fit(
@@ -154,14 +156,14 @@ def reflow(
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:
-    """How far a model's paths are from straight, (1), from 0 to 1.
+    """Measure how far a model's paths are from straight: (1), from 0 to 1.
 
     Args:
         model: Any denoiser.
-        noise: Of the samples whose paths are followed, ``noise.indices`` of shape ``(B,)``.
+        noise: The noise of the samples to follow, with ``noise.indices`` of shape ``(B,)``.
         shape: The event shape.
-        steps: Steps of Heun's rule, uniform in r.
-        dtype: Of the state.
+        steps: Number of steps of Heun's rule, uniform in r.
+        dtype: The dtype of the state.
 
     >>> from scoresde import FlowMatching, GaussianMixture
     >>> point = GaussianMixture(FlowMatching(), torch.ones(1, 2), torch.zeros(1))

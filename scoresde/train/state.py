@@ -1,8 +1,9 @@
-"""The state of training, how it is saved, and the step that the optimiser takes.
+"""The state of training, how it is saved, and the optimiser step.
 
-Step n is a function of the state before it and of ``(seed, n)``: batch, times, noise, dequantisation, what is dropped
-of a condition, and dropout. A run that is stopped and resumed therefore goes on as if it had not been, with no
-generator to save: bit for bit on the same machine with the same number of threads.
+Step n is a function of the state before it and of ``(seed, n)``; this covers batch, times, noise, dequantisation, the
+dropped parts of a condition, and dropout. A run that is stopped and resumed therefore continues as if it had never
+stopped, and no generator needs to be saved. The result is identical bit for bit on the same machine with the same
+number of threads.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ __all__ = ["Record", "TrainState", "keyed_rng", "steps"]
 
 @dataclass
 class TrainState:
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
-        model: What the objective asks.
-        optimiser: Of its parameters.
-        draw: How a step draws, and what that has learned of the losses.
+        model: The module that the objective evaluates.
+        optimiser: The optimiser of its learned parameters.
+        draw: How a step draws times and noise, including what it has learned from the losses.
         average: The moving average of the weights, if there is one.
-        step: Steps done.
+        step: Number of steps done.
     """
 
     model: nn.Module
@@ -51,16 +52,18 @@ class TrainState:
 
     @property
     def learned(self) -> nn.Module:
-        """The module whose parameters are learned: of a score model the network, with the path if that is learned."""
+        """The module with the learned parameters; for a score model the network, and the path if that is learned."""
         return self.model.learned if isinstance(self.model, ScoreModel) else self.model
 
     @property
     def network(self) -> nn.Module:
-        """The network of what is trained."""
+        """The network of the model."""
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint into a run folder, whole or not at all; the moments of the optimiser by parameter."""
+        """Write a checkpoint into a run folder, completely or not at all, with the optimiser moments keyed by
+        parameter.
+        """
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
@@ -77,13 +80,13 @@ class TrainState:
         return save_checkpoint(folder, self.step, tensors, facts)
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights by their names in a checkpoint: those of the network without what wraps it."""
+        """Return the averaged weights by their names in a checkpoint, without wrappers of the network."""
         assert self.average is not None
         bare = bare_names(self.learned)
         return {bare[name]: value for name, value in self.average.state_dict().items()}
 
     def load(self, checkpoint: Path) -> None:
-        """Take up what :meth:`save` wrote into the folder ``checkpoint``.
+        """Load the state that :meth:`save` wrote into the folder ``checkpoint``.
 
         Raises:
             CheckpointError: If it belongs to another model, or has no moments at all.
@@ -113,7 +116,7 @@ class TrainState:
         self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """The state of the optimiser by the number of the parameter, which is how format 1 wrote it."""
+        """Read the optimiser state, keyed by parameter number, as format 1 stored it."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
         stored = read_tensors(checkpoint / "optim.safetensors")
@@ -123,20 +126,20 @@ class TrainState:
             parameter, _, key = name.rpartition(".")
             parameter = now[parameter]
             if parameter not in number and not parameter.isdigit():
-                raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which the model has not")
+                raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which is not in the model")
             found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
         return found
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a step did.
+    """The result of a step.
 
     Attributes:
-        step: Steps done with it.
-        loss: What was minimised.
-        grad_norm: Of the gradient, before it was clipped.
-        lr: Its learning rate.
+        step: Number of steps done, including this one.
+        loss: The value that was minimised.
+        grad_norm: Norm of the gradient before clipping.
+        lr: The learning rate of the step.
     """
 
     step: int
@@ -155,19 +158,19 @@ def steps(
     rate: Callable[[int], float],
     clip: float = math.inf,
 ) -> Iterator[Record]:
-    """Train: each step changes ``state`` and yields what it did; between two steps the state may be saved.
+    """Train: each step changes ``state`` and yields its record; the state may be saved between two steps.
 
     Args:
-        state: Where training stands.
-        objective: What is minimised.
-        batches: The rows of each step.
-        until: The number of steps to have done at the end.
-        seed: Of all draws.
-        rate: The learning rate of step n, counted from 0.
+        state: The current state of training.
+        objective: The loss to minimise.
+        batches: The source of the rows of each step.
+        until: The total number of steps at the end.
+        seed: Seed of all random draws.
+        rate: A function that returns the learning rate of step n, counted from 0.
         clip: The largest norm of a gradient.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite; the state is that after the step before.
+        NumericalError: If the loss or its gradient is not finite; the state is then that after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -200,17 +203,16 @@ def steps(
         yield Record(state.step, value, float(norm), lr)
 
 
-_GLOBAL = threading.RLock()  # for the one generator that all threads of a process share
+_GLOBAL = threading.RLock()  # guards the generator that all threads of a process share
 
 
 @contextmanager
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
-    """Give dropout and initial weights the generator of draw ``n``.
+    """Seed dropout and initial weights for draw ``n``.
 
-    A network of this package draws its dropout from a generator of its own. Initial weights, and whatever else a
-    network of one's own may draw, know only torch's global generator: that is set for the block and put back after it,
-    and one thread has it at a time. (Threads that draw from it themselves, and do not come by here, would still be in
-    each other's way, as they always are.)
+    A network of this package draws its dropout from a generator of its own. Initial weights, and custom networks, use
+    torch's global generator. This generator is set for the block and restored after it, by one thread at a time.
+    (Threads that use the global generator without this function can still interfere with each other, as always.)
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):
@@ -220,7 +222,7 @@ def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module 
     cuda = [device] if device.type == "cuda" else []
     with _GLOBAL, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(state)
-        for one in cuda:  # torch.manual_seed sets the generators of all devices, and they would stay so
+        for one in cuda:  # torch.manual_seed would set the generators of all devices for good
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(state)
         yield

@@ -1,9 +1,9 @@
-"""Which weights to use: the loss of the averaged weights on rows that were not trained on.
+"""Choice of the final weights, by the loss of the averaged weights on rows that were not trained on.
 
-At intervals the averaged weights are asked about the same rows, times and noise, so that two of these losses differ by
-the weights alone. The checkpoint with the lowest is kept beside the last one, and takes its place only if it is better
-by more than chance: by two standard errors of the difference, row by row. A minimum over many noisy losses would
-otherwise be taken for an improvement. What is left over, the test rows, chooses nothing.
+At intervals the averaged weights are evaluated on the same rows, times and noise, so that two of these losses differ
+only because of the weights. The checkpoint with the lowest loss is kept beside the last one. It is used only if it is
+better by more than chance: by two standard errors of the difference, row by row. Otherwise the minimum of many noisy
+losses would be mistaken for an improvement. The test rows are not used for this choice.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
 
 __all__ = ["Best", "Validation"]
 
-DRAWS = 1024  # pairs of a time and a noise at least, as long as each row has at most
+DRAWS = 1024  # least number of (time, noise) pairs, but at most this many per row:
 EACH = 64
-ERRORS = 2.0  # standard errors by which the best must be better than the last
+ERRORS = 2.0  # standard errors by which the best must beat the last
 CHUNK = 256
 
 
@@ -39,9 +39,9 @@ class Best:
     """The weights with the lowest loss so far.
 
     Attributes:
-        step: Of training.
-        losses: Of each row, float64 ``(n,)``.
-        weights: Averaged, by name.
+        step: The training step of the weights.
+        losses: The loss of each row, float64 ``(n,)``.
+        weights: The averaged weights, by name.
     """
 
     step: int
@@ -49,7 +49,7 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Hold them against the last weights, of which the ``losses`` are; plain values, with which are to be used."""
+        """Compare them with the last weights and their ``losses``; return plain values and which weights to use."""
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         mean = float(difference.mean())
@@ -61,19 +61,19 @@ class Best:
 
 
 class Validation:
-    """Fixed rows, times and noise, and the best weights by their loss.
+    """Fixed rows, times and noise, and the weights with the lowest loss on them.
 
     Args:
-        source: The rows.
-        draw: How a step draws, before it has learned anything.
-        objective: What is minimised.
-        seed: Of the draws.
-        dtype: Of the states.
+        source: The validation rows.
+        draw: How a training step draws times and noise, before it has learned anything.
+        objective: The loss that training minimises.
+        seed: Seed of the draws.
+        dtype: The dtype of the states.
     """
 
     def __init__(self, source: Rows, draw: Draw, objective: Objective, seed: int, dtype: torch.dtype) -> None:
         self.count, self.objective = len(source), objective
-        # One copy of all rows after the other: times that are spread over a batch are so over each row's copies.
+        # All rows are repeated in turn, so times that are spread over a batch are also spread over each row's copies.
         copies = max(1, min(EACH, math.ceil(DRAWS / self.count)))
         generator = keyed(seed, 0, "validation")
         self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
@@ -82,7 +82,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
-        """The loss of each row, the mean over its copies; float64 ``(n,)``, on the CPU."""
+        """Return the loss of each row, averaged over its copies; float64 ``(n,)``, on the CPU."""
         device = next(model.parameters()).device
         found = []
         for rows in torch.split(torch.arange(len(self.batch)), CHUNK):
@@ -94,7 +94,9 @@ class Validation:
         return torch.cat(found).reshape(-1, self.count).mean(0)
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
-        """The losses of the averaged ``model`` after ``step`` steps; its ``weights`` are kept if they are the best."""
+        """Return the losses of the averaged ``model`` after ``step`` steps; keep its ``weights`` if they are the best
+        so far.
+        """
         losses = self.losses(model)
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
@@ -105,12 +107,12 @@ class Validation:
     def resume(
         self, folder: Path, step: int, built: Callable[[Mapping[str, Tensor]], nn.Module], *, edited: bool = False
     ) -> None:
-        """Take up the best weights of a run that goes on after ``step`` steps; ``built`` makes a model of them.
+        """Restore the best weights of a run that is resumed after ``step`` steps; ``built`` makes a model from weights.
 
-        Their losses are computed again, because the rows may be in another order, or more, by now.
+        Their losses are computed again, because the rows may have been reordered or extended since.
         """
         best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
-        if before.is_dir() and not best.exists():  # it was to be replaced
+        if before.is_dir() and not best.exists():  # the replacement was interrupted
             os.rename(before, best)
         for kept in (best, before):
             if not kept.is_dir():
@@ -126,7 +128,7 @@ class Validation:
                 return
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
-        """Decide between the best and the last weights, whose ``losses`` are given, and write it down."""
+        """Decide between the best weights and the last, whose ``losses`` are given, and store the decision."""
         assert self.best is not None
         told = self.best.against(losses, step)
         if folder is not None:
@@ -135,13 +137,13 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """The line at the end of a training."""
+    """Describe the choice in the line that ends a training."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
-        return f"validation: one row alone, which decides nothing; the last weights are used ({last})"
+        return f"validation: a single row cannot decide; the last weights are used ({last})"
     if told["best_step"] == told["last_step"]:
         return f"validation: the last weights are the best ({last}, loss {told['last_loss']:.4g}); they are used"
     difference = f"from {best} to {last} the loss rises by {told['difference']:.2g} ± {told['stderr']:.2g}"
     if told["used"] == "best":
-        return f"validation: {difference}: the model overfits, and the weights of {best} are used"
+        return f"validation: {difference}: the model overfits, so the weights of {best} are used"
     return f"validation: {difference}, which may be chance; the last weights are used"

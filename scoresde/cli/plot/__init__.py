@@ -1,4 +1,4 @@
-"""``scoresde plot``: the pictures that explain."""
+"""The command ``scoresde plot``, which draws pictures of SDEs and trained runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["plot"]
 
 @click.group(cls=Group)
 def plot() -> None:
-    """Pictures that explain: schedules, the way to noise and back, scores.
+    """Draw schedules, noising, sampling and scores.
 
     \b
-    scoresde plot schedule --sde vp,cosine,flow
-    scoresde plot trajectories                    # of the newest run
+    scoresde plot schedule --sde vp,cosine,flow   # needs no run
+    scoresde plot trajectories                    # uses the newest run
     """
 
 

@@ -1,4 +1,4 @@
-"""What the pictures share: where they are written, and how they are reported."""
+"""Functions that all pictures share, for writing and reporting them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def picture_option(default: str) -> Decorator:
-    """``--out``: the file of a picture."""
+    """Add ``--out``, the file of a picture."""
     return option(
         "--out", under="Files", first=True, type=click.Path(path_type=Path), metavar="FILE",
-        help=f"File to write: {', '.join(FORMATS)}.  [default: {default}]",
+        help=f"File to write, in one of the formats {', '.join(FORMATS)}.  [default: {default}]",
     )  # fmt: skip
 
 
 def target(out: Path | None, default: Path) -> Path:
-    """The file to write, refused before anything is computed."""
+    """The file to write. An unknown format is rejected before anything is computed."""
     file = out or default
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"--out {file}: a picture is a file in one of {', '.join(FORMATS)}; {closest(suffix, FORMATS)}"
+            f"--out {file}: the picture must have one of the formats {', '.join(FORMATS)}; {closest(suffix, FORMATS)}"
         )
     return file
 
 
 def write(session: Session, file: Path, figure: Figure, facts: dict[str, Any]) -> None:
-    """Write the picture and say where it is."""
+    """Write the picture and print its path."""
     from ...plot import save_figure
 
     save_figure(file, figure)
@@ -48,6 +48,6 @@ def write(session: Session, file: Path, figure: Figure, facts: dict[str, Any]) -
 
 
 def report(session: Session, files: list[Path], facts: dict[str, Any]) -> None:
-    """Say where the pictures are."""
+    """Print the paths of the pictures."""
     names = [str(f) for f in files]
     session.print({**facts, "files": names}, *names)

@@ -1,4 +1,4 @@
-"""``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``: pictures of a trained run."""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``: pictures of a run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 
 
 @verb(
-    short_help="Samples on their way, and what the model takes them for.",
+    short_help="Draw samples emerging from noise.",
     epilog="Example:  scoresde plot reverse runs/digits-vp --solver em --steps 200 --n 6",
 )
 @solver_options("heun", "steps")
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
-        help="Number of samples.  [default: 4, or 1000 points]")  # fmt: skip
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Times in the picture.")
-@option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Frames of the GIF, at least.")
+        help="Number of samples.  [default: 4, or 1000 for vectors]")  # fmt: skip
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the picture.")
+@option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Smallest number of frames in the GIF.")
 @option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")
 @conditioning()
 @picture_option("RUN/plots/reverse.png")
@@ -38,8 +38,10 @@ def reverse(
     solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Conditioning,
     out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Samples of a RUN (default: the newest) on their way from noise: the states x_t, and below them the data x0_hat
-    that the model sees in them. Equal distances between the columns in sigma/(alpha + sigma). And a GIF of both.
+    """Draw samples of a RUN (default: the newest) on their way from noise to data, as a picture and a GIF.
+
+    The picture has the states x_t, and below them the model's estimates x0_hat of the data. The columns are equally
+    spaced in sigma/(alpha + sigma).
     """
     built = solver.build()
     loaded = session.loaded
@@ -61,21 +63,23 @@ def reverse(
 
 @verb(
     "score-field",
-    short_help="The learned score in the plane, as arrows.",
+    short_help="Draw the learned score in the plane as arrows.",
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
         help="Times t of the panels.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
-        help="The exact score below it, where it is known (8gaussians).")  # fmt: skip
+        help="Add the exact score, where it is known (8gaussians).")  # fmt: skip
 @conditioning(first=False)
 @picture_option("RUN/plots/score-field.png")
 @session(run=True)
 def score_field(
     times: str | None, exact: bool, condition: Conditioning, out: Path | None, session: Session
 ) -> None:  # fmt: skip
-    """The score that a RUN (default: the newest) on data in the plane has learned, as arrows, over the density where
-    it is known and over the data with noise elsewhere. An arrow's length goes as the fourth root of the score's.
+    """Draw the score that a RUN (default: the newest) has learned for data in the plane, as arrows.
+
+    The arrows lie over the density where it is known, and otherwise over the data with noise. The length of an arrow is
+    proportional to the fourth root of the length of the score.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "score-field.png")
@@ -87,12 +91,12 @@ def score_field(
     found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
         raise UsageError(
-            f"--exact: the exact score of {loaded.info.name} is not known, that of 8gaussians is; plot compass "
+            f"--exact: the exact score of {loaded.info.name} is not known, only that of 8gaussians is; plot compass "
             "compares with the score of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}
     log_snr = loaded.model.domain.sde.log_snr(t).tolist()
-    # Adding 0 makes a 0 of -0.
+    # Adding 0 turns -0 into 0.
     labels = [f"t = {a:.3g},  log-SNR {round(b, 1) + 0:g}" for a, b in zip(t.tolist(), log_snr, strict=True)]
     figure = score_fields(
         found.x, found.y, {"learned": found.learned, **known}, labels, found.density,
@@ -103,24 +107,25 @@ def score_field(
 
 
 @verb(
-    short_help="Paths of the flow and of the reverse SDE from the same noise.",
+    short_help="Draw paths of the flow and of the reverse SDE.",
     epilog="Example:  scoresde plot trajectories runs/moons-vp --paths 12 --steps 500",
 )
-@solver_options("em", "steps", steps=200, what="Of the reverse SDE: em, heun-sde, sde, ...")
+@solver_options("em", "steps", steps=200, what="Solver of the reverse SDE: em, heun-sde, sde, ...")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL),
-        help="Samples that make the shade.  [default: 200, or 1000 vectors]")  # fmt: skip
+        help="Number of samples behind the shading.  [default: 200, or 1000 for vectors]")  # fmt: skip
 @option("--paths", "lines", under="Picture", first=True, type=Whole(COUNT), default=7,
-        help="Paths that are drawn.")  # fmt: skip
+        help="Number of paths to draw.")  # fmt: skip
 @picture_option("RUN/plots/trajectories.png")
 @session(run=True)
 def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | None, session: Session) -> None:
-    """Samples of a RUN (default: the newest) on their way by the probability flow and by the reverse SDE, from the same
-    noise: other paths, the same law at each time. One number of each sample is drawn: the first coordinate of vectors,
-    of anything else the first principal axis of the data.
+    """Draw paths of samples of a RUN (default: the newest) by the probability flow and by the reverse SDE.
+
+    Both start from the same noise. Their paths differ, but have the same law at each time. The picture shows one number
+    per sample: the first coordinate of a vector, or the projection of anything else on the data's first principal axis.
     """
     noisy = solver.build()
     if not noisy.stochastic:
-        raise UsageError(f"--solver {solver.name} draws no noise; take em, heun-sde, sde, ancestral, ...")
+        raise UsageError(f"--solver {solver.name} is not stochastic; use em, heun-sde, sde, ancestral, ...")
     loaded = session.loaded
     file = target(out, session.folder / "plots" / "trajectories.png")
     data = loaded.data()
@@ -145,19 +150,22 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 
 
 @verb(
-    short_help="The learned score against the exact one, by noise level.",
+    short_help="Compare the learned score with the exact one.",
     epilog="Example:  scoresde plot compass runs/8gaussians-vp --n 1000",
 )
 @option("--n", under="Samples", first=True, type=Whole(Range(2, 10_000)), default=256,
-        help="Held-out samples at each level.")  # fmt: skip
-@option("--levels", under="Picture", first=True, type=Whole(Range(2, 10_000)), default=25, help="Noise levels.")
+        help="Number of held-out samples at each noise level.")  # fmt: skip
+@option("--levels", under="Picture", first=True, type=Whole(Range(2, 10_000)), default=25,
+        help="Number of noise levels.")  # fmt: skip
 @conditioning(first=False)
 @picture_option("RUN/plots/compass.png")
 @session(run=True)
 def compass(n: int, levels: int, condition: Conditioning, out: Path | None, session: Session) -> None:
-    """Does the score of a RUN (default: the newest) point where the exact one does, and is it as long? At held-out
-    samples with noise. The exact score is that of the density for 8gaussians, and for all other data that of the
-    training set, the minimiser of the training loss, from which a model that generalises departs at low noise.
+    """Compare the score of a RUN (default: the newest) with the exact score, in direction and length.
+
+    The scores are compared at held-out samples with noise. The exact score is that of the density for 8gaussians, and
+    that of the training set for all other data. The score of the training set minimises the training loss; a model that
+    generalises departs from it at low noise.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")
@@ -178,7 +186,7 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
 
 
 def _times(run: Run, text: str | None) -> Tensor:
-    """Times in the model's interval, by number or by the usual noise levels."""
+    """Parse times in the model's interval. By default, return the times of some usual noise levels."""
     import torch
 
     low, high = run.model.domain.interval("sample")
@@ -188,7 +196,7 @@ def _times(run: Run, text: str | None) -> Tensor:
     try:
         times = torch.tensor([float(part) for part in text.split(",") if part.strip()], dtype=torch.float64)
     except ValueError:
-        raise UsageError(f"--times {text!r}: it takes numbers, such as 0.05,0.2,0.5") from None
+        raise UsageError(f"--times {text!r}: expected numbers, such as 0.05,0.2,0.5") from None
     if len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
         raise UsageError(f"--times {text!r}: the times of this model lie between {low:g} and {high:g}")
     return times

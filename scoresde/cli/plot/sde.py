@@ -1,4 +1,4 @@
-"""``scoresde plot schedule`` and ``forward``: pictures of SDEs, without a run."""
+"""The commands ``scoresde plot schedule`` and ``forward``, which draw SDEs and need no run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ PATH = Fields("sde", "SDE", SDES, "sde")
 
 
 @verb(
-    short_help="Schedules of SDEs, in t and by noise level.",
+    short_help="Draw the schedules of SDEs.",
     epilog="Example:  scoresde plot schedule --sde vp,ve,flow --set vp.beta_max=10",
 )
 @option("--sde", "sdes", under="Path", first=True, default="vp,cosine,flow", metavar="NAMES",
-        help=f"Of {', '.join(SDES)}, or module:Class.")  # fmt: skip
-@set_option("SDE.NAME=VALUE", "An option of one of them: vp.beta_max=10; `scoresde list sdes` has them.", "Path")
+        help=f"SDEs to compare: {', '.join(SDES)}, or module:Class.")  # fmt: skip
+@set_option("SDE.NAME=VALUE", "An option of an SDE, such as vp.beta_max=10; see `scoresde list sdes`.", "Path")
 @picture_option("schedule.png")
 @session(first=("json",))
 def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session: Session) -> None:
-    """Schedules of SDEs: alpha, sigma, beta and log-SNR in t, and, on the log-SNR axis that they share, alpha and
-    sigma, where the steps of a solver go and which noise levels training draws. Needs no run.
+    """Draw the schedules of SDEs. This needs no run.
 
-    beta is -2 d log alpha/dt; g^2 is dotted where it differs, that is, unless the SDE preserves the variance.
+    Some panels show alpha, sigma, beta and log-SNR as functions of t. The others share a log-SNR axis and show alpha
+    and sigma, the steps of a solver, and the noise levels that training draws.
+
+    beta is -2 d log alpha/dt. g^2 is dotted where it differs from beta, which is so unless the SDE preserves the
+    variance.
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
@@ -51,18 +54,19 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
 
 
 @verb(
-    short_help="Data that dissolves, by the jump and step by step.",
+    short_help="Draw data dissolving into noise.",
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
-@option("--data", under="Data", first=True, default="digits", help="digits, a 2-D toy, or a path: images, IDX, npz.")
+@option("--data", under="Data", first=True, default="digits",
+        help="Data: digits, a 2-D toy data set, or a path: images, IDX, npz.")  # fmt: skip
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),
-        help="Number of samples.  [default: 6, or 1000 points]")  # fmt: skip
+        help="Number of samples.  [default: 6, or 1000 for vectors]")  # fmt: skip
 @option("--steps", under="Picture", first=True, type=Whole(Range(1, 1000)), default=10,
-        help="Steps from data to noise.")  # fmt: skip
+        help="Number of steps from data to noise.")  # fmt: skip
 @option("--grid", under="Picture", first=True, default="uniform", metavar="NAME",
-        help=f"Their times: auto, {', '.join(GRIDS)}.")  # fmt: skip
+        help=f"Time grid of the steps: auto, {', '.join(GRIDS)}.")  # fmt: skip
 @picture_option("forward.png")
 @session(first=("seed",))
 @builds(PATH)
@@ -70,7 +74,7 @@ def forward(
     data: str, sde: str, assignments: tuple[str, ...], n: int | None, steps: int, grid: str, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Data on its way to noise: by the jump x_t = alpha x_0 + sigma eps, and step by step. Needs no run."""
+    """Draw data on its way to noise, by the jump x_t = alpha x_0 + sigma eps and step by step. This needs no run."""
     session.on  # noqa: B018  # sets the threads
     chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
     from ...core.noise import Noise
@@ -112,7 +116,7 @@ def _names(option: str, text: str) -> list[str]:
 
 
 def _sde(fields: Fields, name: str, texts: dict[str, str]) -> SDE:
-    """The SDE that a name and the text of its options stand for."""
+    """Build the SDE from its name and the text of its options."""
     resolve(name, SDES, "SDE", typed=True)
     from ...run.config import TrainConfig, build_sde
 

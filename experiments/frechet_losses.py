@@ -1,0 +1,91 @@
+"""Five ways to lose a Frechet distance that have nothing to do with the model: each mistake, and what it costs.
+
+    make demo && python experiments/frechet_losses.py demo/runs/digits-vp      # some minutes on one CPU core
+    python experiments/frechet_losses.py RUN --only grid # noise, grid, averages, levels, count
+
+Every row compares two sets of samples of one run that differ in one thing alone, drawn from the same starts, with the
+same training pictures, in the features of the classifier that `scoresde evaluate` trains on the labels. A loss is the
+difference of the two distances, as mean and standard error over seeds.
+
+noise: the samples keep the noise of the last time instead of ending with x0_hat (`--no-denoise`), before and after they
+are rounded to levels. grid: a grid uniform in t instead of the path's own, at 10 evaluations. averages: the weights of
+the last step instead of their average. levels: pictures that were not rounded to the data's levels, and training
+pictures with the uniform noise of dequantisation for reference. count: a tenth of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from scoresde import Multistep, load, load_data
+from scoresde.core.files import read_tensors
+from scoresde.metrics import frechet_distance
+from scoresde.run.files import load_weights, newest_checkpoint
+from scoresde.study.classifier import train_classifier
+
+WAYS = ("noise", "grid", "averages", "levels", "count")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--only", choices=WAYS)
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+
+    run = load(args.run)
+    data = load_data(run.config.data)
+    judge = train_classifier(data)
+    train = data.train[: 10 * args.n]
+    real = judge.features(train)
+    print(f"classifier: {judge.accuracy:.1%} of {judge.held_out} held-out pictures; reference: {len(real):,}")
+
+    last = load(args.run)
+    checkpoint = newest_checkpoint(last.folder)
+    load_weights(last.model.network, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+
+    def drawn(run=run, n=args.n, steps=args.steps, denoise=True, rounded=True, seed=0, grid="auto"):
+        samples = run.sample(n, Multistep(steps, grid=grid), seed=seed, denoise=denoise)
+        return samples.x if rounded else run.codec.continuous.to_data(samples.solution.x)
+
+    def distance(x, reference=real):
+        return frechet_distance(judge.features(x), reference)
+
+    width = (run.info.high - run.info.low) / (run.info.levels - 1)
+
+    def noisy(seed):
+        u = torch.rand(train.shape, generator=torch.Generator().manual_seed(seed))
+        return judge.features(train + u * width)
+
+    rows = {
+        "noise": [
+            ("the noise of the last time is kept", lambda s: distance(drawn(denoise=False, seed=s))),
+            ("the same, and the samples are not rounded",
+             lambda s: distance(drawn(denoise=False, rounded=False, seed=s))),
+        ],
+        "grid": [("10 evaluations, uniform in t", lambda s: distance(drawn(steps=10, grid="uniform", seed=s)))],
+        "averages": [("the weights of the last step", lambda s: distance(drawn(run=last, seed=s)))],
+        "levels": [
+            ("samples that are not rounded", lambda s: distance(drawn(rounded=False, seed=s))),
+            ("a reference with the noise of dequantisation", lambda s: distance(drawn(seed=s), noisy(s))),
+        ],
+        "count": [(f"{args.n // 10:,} samples", lambda s: distance(drawn(n=args.n // 10, seed=s)))],
+    }  # fmt: skip
+    few = torch.tensor([distance(drawn(steps=10, seed=s)) for s in range(args.seeds)])
+    right = torch.tensor([distance(drawn(seed=s)) for s in range(args.seeds)])
+    print(f"right: {right.mean():.3f}; with 10 evaluations {few.mean():.3f}\n")
+    print("| way | what is wrong | distance | loss |\n|---|---|---|---|")
+    for way in [args.only] if args.only else WAYS:
+        for what, wrong in rows[way]:
+            found = torch.tensor([wrong(s) for s in range(args.seeds)])
+            loss = found - (few if way == "grid" else right)
+            error = loss.std() / args.seeds**0.5
+            print(f"| {way} | {what} | {found.mean():.3f} | {loss.mean():+.3f} ± {error:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -395,7 +395,7 @@ def test_the_command_line_takes_a_list(capsys: pytest.CaptureFixture[str], tmp_p
     shell(f"train --steps 1 --batch 8 --set network.channels=8 --augment flip,scale --out {out} --quiet")
     assert read_json(out / "config.json")["config"]["augment"] == "flip,scale"
     shell(f"train --resume {out} --steps 2 --quiet")
-    shell.refuses(f"train --resume {out} --augment none", 2, "--augment", "cannot change")
+    shell.refuses(f"train --resume {out} --augment none", 2, "--augment", "cannot be changed")
     shell.refuses("train --augment flup", 2, "flup", "flip", "--augment")
     shell.refuses("train --data moons --augment all", 2, "vectors", "--augment none")
     assert "--augment KINDS" in shell("train --help-all") or "--augment KINDS" in shell("train --help")

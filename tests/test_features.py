@@ -120,6 +120,12 @@ def test_data_without_labels_has_no_classifier() -> None:
         ClassifierConfig(steps=0)
 
 
+def test_a_batch_larger_than_the_data_repeats_no_rows(digits: Dataset) -> None:
+    count = len(digits.train)
+    whole, huge = (train_classifier(digits, replace(QUICK, steps=2, batch=n)) for n in (count, 10**9))
+    assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), huge.network.parameters(), strict=True))
+
+
 def test_without_held_out_labels_there_is_no_accuracy(digits: Dataset, tmp_path: Path) -> None:
     made = train_classifier(replace(digits, test_labels=None), ClassifierConfig(steps=1))
     assert made.accuracy != made.accuracy and made.stderr != made.stderr and made.held_out == 0

@@ -155,7 +155,7 @@ def test_a_table_on_the_command_line(shell: Shell, moons: str) -> None:
     with np.load(found["files"][1]) as arrays:
         assert np.array_equal(arrays["x"], np.array(rows, np.float32)), "full precision"
     shell.refuses(f"sample {moons} --save csv,gif,txt", 2, "cannot save 'txt'")
-    shell.refuses(f"sample {moons} --frames 3", 2, "say --save png,npz,csv,gif")
+    shell.refuses(f"sample {moons} --frames 3", 2, "use --save png,npz,csv,gif")
 
 
 def test_samples_without_their_data(shell: Shell, moons: str) -> None:

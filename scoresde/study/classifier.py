@@ -57,7 +57,7 @@ class ClassifierConfig(Checked):
     """Training settings of a classifier.
 
     Attributes:
-        steps, batch: Number of training steps, and batch size.
+        steps, batch: Number of training steps, and batch size (at most the number of rows, if that is above 128).
         lr: Learning rate of Adam.
         noise: Standard deviation of the noise on every image, in model units.
         width: Number of features.
@@ -168,7 +168,8 @@ def train_classifier(
     optimiser = torch.optim.Adam(network.parameters(), config.lr)
     state = TrainState(network, optimiser, NoiseDraw(config.noise))
     rows = Rows(data.train, data.codec.continuous, labels, len(info.classes))
-    batches = Batches(rows, config.batch, config.seed)
+    # A batch larger than the data would only repeat rows; the default is kept, whatever the number of rows.
+    batches = Batches(rows, min(config.batch, max(len(rows), ClassifierConfig.batch)), config.seed)
     for record in steps(state, CrossEntropy(), batches, config.steps, seed=config.seed, rate=lambda n: config.lr):
         if on_step is not None:
             on_step(record.step, record.loss)

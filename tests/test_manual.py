@@ -1,0 +1,165 @@
+"""Every command in the manual and the README is run, at a small size, in the order of its page.
+
+A page begins in a folder with what its commands speak of: pictures of cats and dogs, samples of somebody, trained runs
+by the names used, modules of one's own. Numbers that set how long a command takes are replaced (:func:`small`).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde import TrainConfig, fit
+from scoresde.cli import cli, main
+from scoresde.core.tables import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *(page for folder in ("", "mathematics", "notebooks") for page in sorted((ROOT / "docs" / folder).glob("*.md"))),
+]
+# What a command needs that is not here, or why it is expected to fail.
+NEEDS = {"inception": "torch-fidelity and its weights", "--n 50000": "a call that was interrupted"}
+REFUSED = {"--snr 1 ": 2}
+
+
+def mymodule() -> str:
+    """The blocks of the page on extending in which the classes and functions are defined that its commands name."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"mymodule:(\w+)", text))
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    return "\n".join(b for b in blocks if named & set(re.findall(r"^(?:class|def) (\w+)", b, re.M)))
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page: lines after ``$`` in its code blocks, continued lines joined, comments and pipes cut."""
+    found, block = [], None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            block = None if block is not None else []
+        elif block is not None:
+            whole = f"{block.pop()} {line.lstrip('> ')}" if block and block[-1].endswith(" \\") else line
+            block.append(whole.replace(" \\ ", " "))
+            if not whole.endswith("\\") and (match := re.match(r"\$ (scoresde .*)", block[-1])):
+                found.append(re.split(r"\s#|\s\|\s", match.group(1))[0].strip())
+    return found
+
+
+# By verb: what an option is set to where a command has it, and what is added where it does not.
+SMALL = {
+    "train": {"--steps": 2, "--batch": 8, "--size": 8},
+    "sample": {"--n": 4, "--steps": 5, "--frames": 3},
+    "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2},
+    "evaluate": {"--n": 30, "--limit": 30, "--steps": 2},
+    "bench": {"--nfe": "2,3"},
+    "plot": {"--n": 20},
+}
+ADDED = {
+    "train": {"--steps": 2, "--batch": 8},
+    "sample": {"--n": 4},
+    "likelihood": {"--limit": 3, "--rtol": 0.1},
+    "evaluate": {"--n": 30, "--limit": 30, "--features": "pixels"},
+    "bench": {"--nfe": "2,3", "--n": 4},
+    "reflow": {"--pairs": 16, "--steps": 2},
+    "classifier": {"--steps": 2},
+}
+
+
+def small(line: str) -> list[str]:
+    """The words of a command with smaller numbers."""
+    words = shlex.split(line)[1:]
+    resumed = words[0] in ("train", "sample") and "--resume" in words
+    for option, most in SMALL.get(words[0], {}).items():
+        if option in words:
+            words[words.index(option) + 1] = str(4 if resumed else most)
+    for option, value in ADDED.get(words[0], {}).items():
+        if option not in words and not resumed and not (option == "--features" and "--save-reference" in words):
+            words += [option, str(value)]
+    return words
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of."""
+    folder = tmp_path_factory.mktemp("manual")
+    rng = np.random.default_rng(0)
+    for place in ("photos", "photos_test", "paintings"):
+        for i in range(100):
+            file = folder / place / ("cats", "dogs")[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    (folder / "mymodule.py").write_text(mymodule())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tiny = {"steps": 2, "batch": 8}
+        fit(TrainConfig(data="photos", cond="class", network_options={"channels": 4}, **tiny), out=Path("runs/photos"))
+        for name in ("small", "large", "a", "b", "digits-vp"):
+            fit(TrainConfig(data="digits", network_options={"channels": 4}, **tiny), out=Path("runs") / name)
+        for name in ("moons-vp", "first"):
+            data = "moons" if name == "moons-vp" else "8gaussians"
+            fit(TrainConfig(data=data, network_options={"width": 8, "blocks": 1}, **tiny), out=Path("runs") / name)
+        np.savez("theirs.npz", x=rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
+        np.savez("three.npz", x=rng.normal(size=(300, 2)), y=np.arange(300) % 3)
+        np.save("six.npy", rng.normal(size=(6, 2)).repeat(50, 0))
+    return folder
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)
+def test_commands(page: Path, stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(stage, home)
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home))
+    for name, options in PRESETS.items():
+        tiny = {"width": 8} if name == "mlp" else {"channels": 4, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+        monkeypatch.setitem(PRESETS, name, {**options, **tiny})
+    failed = []
+    for line in commands(page):
+        if any(word in line for word in NEEDS):
+            continue
+        for taken in re.findall(r"--out (\S+)", line) if "train" in line and "--resume" not in line else ():
+            shutil.rmtree(taken, ignore_errors=True)  # a run of that name is there for the pages that only use it
+        torch.manual_seed(0)
+        with pytest.raises(SystemExit) as stop:
+            main(small(line))
+        said = capsys.readouterr().err
+        expected = next((code for text, code in REFUSED.items() if text in f"{line} "), 0)
+        if stop.value.code != expected:
+            failed.append(f"{line}\n  as {' '.join(small(line))}\n  exit code {stop.value.code}: {said[-400:]}")
+    assert not failed, "\n".join(failed)
+
+
+def test_commands_within_sentences_and_tables_have_the_options_they_name() -> None:
+    wrong = []
+    for page in PAGES:
+        for line in re.findall(r"`(scoresde [a-z][^`]*)`", page.read_text(encoding="utf-8")):
+            words, command, context = shlex.split(line.replace("\n", " "))[1:], cli, click.Context(cli)
+            while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+                name = words.pop(0)
+                if (found := command.get_command(context, name)) is None:
+                    break
+                command = found
+            else:
+                try:
+                    command.make_context("scoresde", words)
+                except click.exceptions.NoSuchOption as error:
+                    wrong.append(f"{page.name}: {line}: {error.message}")
+                except (click.exceptions.UsageError, click.exceptions.Exit):
+                    pass  # a placeholder such as RUN
+                continue
+            if name.islower() and "..." not in line:
+                wrong.append(f"{page.name}: {line}: no command {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_are_found() -> None:
+    assert sum(len(commands(p)) for p in PAGES) > 100
+    assert "scoresde sample --solver ode --rtol 1e-5" in commands(ROOT / "README.md")

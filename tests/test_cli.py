@@ -501,7 +501,13 @@ def test_a_folder_without_permission(shell: Shell, tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes(shell: Shell) -> None:
     line = "train --data moons --steps 6 --batch 8 --set network.width=8 --lr 1e30 --set clip=inf --quiet --out r"
-    words = ("stopped at step 2", "t = ", "Try a smaller learning rate", "r is from before", "(here: --lr 9e+28)")
+    words = (
+        "stopped at step 2",
+        "t = ",
+        "Try a smaller learning rate",
+        "r is from an earlier step",
+        "(here: --lr 9e+28)",
+    )
     message = shell.refuses(line, 4, *words)
     assert "loss inf" in message or "loss nan" in message
     checkpoint = newest_checkpoint(Path("r"))

@@ -454,7 +454,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_time(tmp_path: Path, monk
     text = str(error.value)
     assert "stopped at step 4: loss nan" in text and f"t = {float(seen.t[3][5]):.3g} with loss nan" in text
     assert "Try a smaller learning rate" in text and error.value.parameter == "lr"
-    assert f"The last checkpoint in {tmp_path / 'r'} is from before" in text
+    assert f"The last checkpoint in {tmp_path / 'r'} is from an earlier step" in text
     assert newest_checkpoint(tmp_path / "r").name == "step-000000003"
     assert [line["step"] for line in read_lines(tmp_path / "r" / "metrics.jsonl")] == [1, 2, 3]
     monkeypatch.setattr(objective, "denoising_loss", denoising_loss)

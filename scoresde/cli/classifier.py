@@ -36,7 +36,7 @@ def classifier(
 ) -> None:  # fmt: skip
     """Train a small classifier on the labels of a data set.
 
-    Prints the folder of the classifier and its accuracy on held-out data.
+    The command prints the folder of the classifier and its accuracy on held-out data.
 
     `scoresde evaluate --features classifier:FOLDER` compares samples by the features of the classifier.
     """

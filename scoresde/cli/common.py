@@ -139,7 +139,7 @@ class Session:
 
     @cached_property
     def all_loaded(self) -> list[Run]:
-        """All runs that were named, in that order."""
+        """All runs that were named, in the given order."""
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | None) -> Run:

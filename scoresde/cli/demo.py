@@ -45,8 +45,8 @@ def single_image(
 ) -> None:  # fmt: skip
     """Train on one picture, FILE or the built-in lighthouse, and show how it emerges from noise.
 
-    Writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This takes a few
-    minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
+    The command writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This
+    takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
     """
     chosen = session.on
     from ..core.optional import optional

@@ -22,7 +22,7 @@ class Affine(Codec):
 
     Attributes:
         shift: The shift in data units, float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``.
-        scale: The scale, positive, in the same units and dtype, and of such a shape.
+        scale: The scale, positive, in the same units and dtype, and with one of the same shapes.
     """
 
     shift: Tensor

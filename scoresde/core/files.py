@@ -145,7 +145,7 @@ def _writable(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Replace a folder by another.
+    """Replace a folder with another.
 
     At every moment one of the two exists, under its own name or under one that :func:`clear_leftovers` recognises.
     """

@@ -93,7 +93,7 @@ class Parts:
         header = _header(path) if path.is_file() else None
         if header is not None and header["inputs"] != inputs:
             raise UsageError(
-                f"{path} was computed from other data than rows {first:,} to {last:,} have now; use a new folder",
+                f"{path} was computed from data that differ from those of rows {first:,} to {last:,}; use a new folder",
                 parameter="out",
             )
         if header is not None:

@@ -89,7 +89,7 @@ class Scores:
     def change(self) -> float:
         """Largest change of a sample when some are solved again more accurately, in the unit of ``values``.
 
-        NaN if no samples were solved again.
+        The result is NaN if no samples were solved again.
         """
         changes = self.model.change / self.nats_per_unit
         checked = changes[~changes.isnan()]

@@ -84,7 +84,7 @@ class Probes:
 
     @property
     def more(self) -> int:
-        """Number of extra evaluations for the traces: 0, or 2K - 1 if K pairs (3) replace the one of the slope."""
+        """Number of extra evaluations for the traces: 0, or 2K - 1 if K pairs (3) also give the slope."""
         return 2 * self.count - 1 if self.width and self.kind != "exact" else 0
 
     def rows(self, index: Tensor) -> Probes:

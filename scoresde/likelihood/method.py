@@ -402,7 +402,7 @@ def log_likelihood(
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if noise.indices.device != x.device:
-        raise UsageError(f"the noise is on {noise.indices.device}, but the data on {x.device}")
+        raise UsageError(f"the noise is on {noise.indices.device}, but the data is on {x.device}")
     if len(noise.indices) != len(x):
         raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()

@@ -114,7 +114,7 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row; if the model has classes and no label is given, it is "not given"."""
+        """Return the condition of each row; if the model has classes, a missing label becomes "not given"."""
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
@@ -201,7 +201,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
     """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    It must have the shape of ``x``, with ``twice`` the channels if that is set.
+    It must have the shape of ``x`` or, if ``twice`` is set, twice the channels of ``x``.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)

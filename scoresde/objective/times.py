@@ -11,7 +11,6 @@ on the weighting,
 
 With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so the expected loss is that of times uniform on
 ``[low, high]``, whatever p is,
-on ``[low, high]``, whatever p is,
 
     E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
 
@@ -87,7 +86,7 @@ class Setting:
 
     @property
     def ends(self) -> Tensor:
-        """``[low, high]``, float64, shape ``(2,)``."""
+        """The interval ``[low, high]``, float64, shape ``(2,)``."""
         return torch.tensor([self.low, self.high], dtype=torch.float64)
 
 
@@ -110,7 +109,7 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
+        """Return the time below which a share ``u`` of all draws lies, float64, in the shape of ``u``."""
 
     def check(self, setting: Setting) -> None:
         """Reject a domain or a weighting that this sampler does not support
@@ -151,7 +150,7 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the time that a share ``u`` of all draws lies below, in the shape of ``u``."""
+        """Return the time below which a share ``u`` of all draws lies, in the shape of ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether a checkpoint states another step than its name."""
+    """Return whether the step that a checkpoint states differs from the one in its name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -267,7 +267,6 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
     The former best weights are kept until there is a checkpoint at least as new as the new best. A run that is resumed
     from the current checkpoint uses them as its best.
-    checkpoint that there is now has them for its best.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
     newest = max(map(_step, checkpoints(folder)), default=-1)

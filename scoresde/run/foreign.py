@@ -54,7 +54,7 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as in all of these, inputs are not scaled."""
+    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as everywhere here, inputs are not scaled."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -102,7 +102,7 @@ def write_samples(
                 save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
             pictures.append(path)
     if frames is not None and {"gif", "path"} & set(kinds):
-        with optional("the way of the samples", kept):
+        with optional("the trajectory of the samples", kept):
             times, states = frames() if callable(frames) else frames
             states = states[:, ok] if info.wide else states[:, ok].float()
             if "path" in kinds:
@@ -187,8 +187,8 @@ def _array(path: Path, info: DataInfo) -> Tensor:
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1) if x.size else np.zeros(0, bool)
     if bad.any():
         raise DataError(
-            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite, the first is number "
-            f"{int(bad.argmax())}: leave them out"
+            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite (the first is number "
+            f"{int(bad.argmax())}): leave them out"
         )
     return torch.from_numpy(np.ascontiguousarray(x))
 

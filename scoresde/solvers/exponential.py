@@ -22,7 +22,7 @@ DPM-Solver++ 2M (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a
 (1) with k = 3 is third order.
 
 With ``correct`` each step is repeated with the value at its own end, which the next step needs anyway: this raises the
-order by one at no extra evaluation. It is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
+order by one at no extra evaluation. This is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
 integral of u dc is then exact, or (``midpoint``, B2) half of c(s) - c(t), or (``bh1``) dc/dl at s times h/2.
 
 The first k - 1 steps have fewer values and a lower order. The first step's error of h^2 limits the overall order to 2,
@@ -254,7 +254,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """The loop over the steps that (1) to (3) share."""
+    """The base class of the solvers (1) to (3), with their loop over the steps."""
 
     limits = ranges(order=Range(1, 6))
 

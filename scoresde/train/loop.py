@@ -433,7 +433,7 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
         yield from records
     except NumericalError as error:
         saved = folder is not None and checkpoints(folder)
-        kept = f" The last checkpoint in {folder} is from before." if saved else ""
+        kept = f" The last checkpoint in {folder} is from an earlier step." if saved else ""
         raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
 
 

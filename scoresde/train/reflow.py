@@ -55,7 +55,7 @@ def draw_pairs(
     """Draw noise and the samples that the flow of a run maps it to.
 
     Args:
-        run: A trained run, with what is bound to it.
+        run: A trained run, with any conditioning.
         count: Number of pairs.
         solver: A solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
         seed: Seed of the noise.

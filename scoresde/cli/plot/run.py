@@ -91,7 +91,7 @@ def score_field(
     found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
         raise UsageError(
-            f"--exact: the exact score of {loaded.info.name} is not known, only that of 8gaussians is; plot compass "
+            f"--exact: the exact score is known only for 8gaussians, not for {loaded.info.name}; plot compass "
             "compares with the score of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}

@@ -118,7 +118,7 @@ class Levels(Codec):
 
     @staticmethod
     def _like(value: float | Tensor, x: Tensor) -> Any:
-        """Return a number unchanged, and a tensor, of any shape, with the device and dtype of ``x``."""
+        """Convert a tensor of any shape to the device and dtype of ``x``; return a number unchanged."""
         return value.to(x) if isinstance(value, Tensor) else value
 
     def log_det(self, x: Tensor, condition: object = None) -> float:

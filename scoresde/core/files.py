@@ -260,7 +260,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with held():
             left = made and not remove_empty(folder, above)
             if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
-                error.args = (f"{str(error).partition(':')[0]}: what was finished is in {folder}",)
+                error.args = (f"{str(error).partition(':')[0]}: the finished part is in {folder}",)
         raise
 
 

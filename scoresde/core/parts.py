@@ -75,7 +75,8 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """Return the result of a range of rows: the stored one, or else what ``solve`` returns, which is then stored.
+        """Return the result of a range of rows: the stored one, or else the return value of ``solve``, which is then
+        stored.
 
         Args:
             index: The rows, int64 ``(b,)``, consecutive.

@@ -1,4 +1,4 @@
-"""Named arrays from a NumPy file or from memory: find which one is the data, and which of its axes is the channels.
+"""Named arrays from a NumPy file or from memory: find the array that holds the data, and the axis of its channels.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.

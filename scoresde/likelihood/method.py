@@ -348,7 +348,7 @@ class Likelihood(Checked):
             what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
         warnings.warn(
             f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
-            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; do not use this figure, use {cure}",
+            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; discard this figure, and use {cure}",
             stacklevel=4,
         )
 

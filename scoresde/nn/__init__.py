@@ -2,7 +2,7 @@
 
 ``c: (B,)`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped). ``cond`` is
 a :class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``; classes are its ``label``. Any
-``nn.Module`` with this signature can replace them, and :class:`Labelled` adapts one that is called as ``f(x, t)``.
+``nn.Module`` with this signature can be used instead, and :class:`Labelled` adapts one that is called as ``f(x, t)``.
 :class:`Classifier` is a different kind of network: it sees data without noise, and its features tell samples from data.
 """
 

@@ -297,7 +297,7 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or each ``every``
+    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or every ``every``
     steps.
     """
     if every:

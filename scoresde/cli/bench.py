@@ -22,7 +22,9 @@ __all__ = ["bench"]
 )
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
-@option("--nfe", under="Solver", first=True, default="5,10,20,50", help="Evaluations for the fixed-step solvers.")
+@option(
+    "--nfe", under="Solver", first=True, default="5,10,20,50", help="Numbers of evaluations for the fixed-step solvers."
+)
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip

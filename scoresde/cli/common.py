@@ -402,7 +402,7 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         if self.labels and self.label is not None:
-            raise UsageError("--labels gives each sample its own class, and --label gives all samples one class: use only one")
+            raise UsageError("--labels gives each sample its own class, --label gives all the same class: use only one")
 
     def of(self, run: Run) -> Run:
         """The run conditioned on the class, with guidance unless each sample has its own class."""

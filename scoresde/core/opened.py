@@ -208,8 +208,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
     """Compare the size in the header of an array with the number of bytes that follow.
 
-    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says; if that is fewer than
-    there are, it does not reach the end of the member and never verifies its checksum.
+    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says. If more bytes follow,
+    it does not reach the end of the member and never verifies its checksum.
 
     Raises:
         ValueError: If there are too few bytes or, in an archive, too many.

@@ -348,7 +348,10 @@ class _Tabulated(Times):
         moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
         """
         if not 0 < self.total < math.inf:
-            raise UsageError(f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}")
+            raise UsageError(
+                f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}, not a positive number; "
+                "use another weighting, or the sampler low-discrepancy"
+            )
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
         square = (w * torch.sigmoid(self.log_snr)).square()

@@ -80,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def make_run_folder(out: str | Path | None, name: str) -> Path:
-    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that is taken.
+    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that name is taken.
 
     Raises:
         UsageError: If ``out`` already holds a run.

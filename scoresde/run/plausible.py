@@ -44,7 +44,7 @@ def read_units(text: str) -> Units:
     """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
 
     Raises:
-        UsageError: If ``text`` is none of these.
+        UsageError: If ``text`` is not one of these.
     """
     if text in WAYS:
         return text

@@ -1,4 +1,4 @@
-"""Samples as files: writing a picture, the numbers and how they were made, and reading the numbers back."""
+"""Samples as files: write a picture, the numbers and their settings, and read the numbers back."""
 
 from __future__ import annotations
 

@@ -325,15 +325,15 @@ class Multistep(_Exponential):
     Args:
         steps: Number of steps, and of evaluations.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values k in the polynomial; the first steps use as many as there are. The default is the order
-            with the smallest measured error: 3 below 8 steps, and with ``correct`` 2 from 8 steps, 3 from 25 and 4 from
+        order: Number of values k in the polynomial; the first steps use as many as there are. The default depends on
+            the number of steps: order 3 below 8 steps and, with ``correct``, order 2 from 8 steps, 3 from 25 and 4 from
             40.
         rule: How the polynomial is integrated: ``exact``, or with two values also ``midpoint`` (DPM-Solver++, UniPC's
             bh2) or ``bh1``.
         correct: Whether to repeat each step with the value at its end (order + 1, no extra evaluation). The default is
             no if ``order`` is given; otherwise it depends on the number of steps.
-        taper: Whether the order falls to 1 in the last steps, as in published code. By default it does so for x0 below
-            15 steps, where the measured error is then smaller.
+        taper: Whether the order falls to 1 in the last steps, as in published code. The default is yes for x0 below 15
+            steps, where tapering reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

@@ -118,7 +118,7 @@ def reflow(
         solver, seed: See :func:`draw_pairs`.
         data: The run's data set, if ``load_data`` cannot find it. Only its labels are used; training sees the pairs
             alone.
-        out: The run folder (default: ``runs/NAME-reflow``, with a number if that is taken).
+        out: The run folder (default: ``runs/NAME-reflow``, with a number if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
         quiet: Do not print progress.

@@ -349,8 +349,8 @@ class _Tabulated(Times):
         """
         if not 0 < self.total < math.inf:
             raise UsageError(
-                f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}, not a positive number; "
-                "use another weighting, or the sampler low-discrepancy"
+                f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}; it must be positive "
+                "and finite: use another weighting, or the sampler low-discrepancy"
             )
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)

@@ -238,7 +238,7 @@ class TrainConfig:
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
                 f"the weighting {weighting} cannot train a learned path: the ends of the path are learned by the "
-                "variational bound, which only the weighting likelihood matches; use that weighting, or leave out learn",
+                "variational bound, which only the weighting likelihood matches; use it, or leave out learn",
                 parameter="weighting",
                 value="likelihood",
             )

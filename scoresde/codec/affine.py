@@ -73,5 +73,5 @@ def as_affine(codec: Codec, what: str) -> Affine:
     """
     found = codec.continuous
     if not isinstance(found, Affine):
-        raise UsageError(f"{what} needs data that are only shifted and scaled; these go through {found}")
+        raise UsageError(f"{what} needs data that are only shifted and scaled, but these data go through {found}")
     return found

@@ -162,7 +162,8 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process still runs.
+    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process is still
+    running.
 
     A folder that was being replaced gets its name back.
     """

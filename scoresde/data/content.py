@@ -157,7 +157,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Merge both, keeping the larger count of each row: all the rows that a run has been trained on."""
+        """Merge two identities, keeping the larger count of each row: all the rows that a run has been trained on."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self

@@ -87,7 +87,7 @@ class Scores:
 
     @property
     def change(self) -> float:
-        """Largest change of a sample when some are solved again more accurately, in the unit of ``values``.
+        """Largest change of a value when some samples are solved again more accurately, in the unit of ``values``.
 
         The result is NaN if no samples were solved again.
         """

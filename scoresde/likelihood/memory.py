@@ -106,7 +106,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """Counts the bytes of tensors that torch functions return, for as long as the tensors live."""
+    """A counter of the bytes of tensors that torch functions return, for as long as the tensors live."""
 
     def __init__(self) -> None:
         super().__init__()

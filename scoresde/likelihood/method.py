@@ -177,7 +177,7 @@ class Likelihood(Checked):
         if dequantisation == "auto":
             dequantisation = "uniform" if levels else "none"
         if dequantisation != "none" and not levels:
-            raise UsageError("continuous data need no dequantisation; use none", parameter="dequantisation")
+            raise UsageError("continuous data need no dequantisation; set it to none", parameter="dequantisation")
         t_min = begins(model, codec, dequantisation) if self.t_min is None else self.t_min
         return replace(changed, dequantisation=dequantisation, t_min=t_min)
 

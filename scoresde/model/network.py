@@ -151,7 +151,7 @@ class ScoreModel(nn.Module):
                 where ``classes`` stands for "not given".
 
         Raises:
-            UsageError: If the model has no classes, or does not have this one.
+            UsageError: If the model has no classes, or does not have the requested class.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)

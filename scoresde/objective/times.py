@@ -436,7 +436,7 @@ class _Remembering(Times):
         expected = (self.sampler.bins, self.sampler.history)
         if stored is None or stored.shape != expected:
             found = "none" if stored is None else tuple(stored.shape)
-            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; found: {found}")
+            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; got {found}")
         self.losses = [deque(row[~row.isnan()].tolist(), maxlen=self.sampler.history) for row in stored]
 
     def _bin(self, t: Tensor) -> Tensor:

@@ -97,7 +97,8 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
     """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
 
-    The path is then the cause of NaN or infinite values, not the model. ``sound`` is called only if there are any.
+    If the path is not sound, it is the cause of NaN or infinite values, not the model. ``sound`` is called only if
+    there are such values.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status

@@ -124,7 +124,7 @@ def refuse_taken(folder: Path, *, mine: bool = False) -> None:
 
 
 def clear_start(folder: Path) -> None:
-    """Remove the files of a training that ended before its first checkpoint, and nothing else."""
+    """Remove the files of a run that ended before its first checkpoint, and nothing else."""
     pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
     for path in (*(folder / name for name in BEGUN), *pictures):
         try:

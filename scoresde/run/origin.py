@@ -171,7 +171,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         warnings.warn(told[state], stacklevel=3)
     elif state != "same" and not named:
         gone = f"{missing:,} of the {len(known.hashes):,} rows it was trained and tested with are missing"
-        what = gone if state == "shrunk" else "these are other data" if known.large or not missing else (
+        what = gone if state == "shrunk" else "these are different data" if known.large or not missing else (
             f"{gone}, and {new:,} are new"
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)

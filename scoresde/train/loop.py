@@ -237,10 +237,10 @@ def _fit(
             if interrupts.number is not None and not last:
                 if folder is not None and kept_step != record.step:  # the signal came during the picture
                     state.save(folder)
-                kept = f"the checkpoint is saved in {folder}, resume=True continues" if folder else "nothing was saved"
+                kept = f"the checkpoint is saved in {folder}; resume=True continues" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
-        keeps(f"all {config.steps:,} steps are done, the checkpoint is saved in {folder}", "resume", folder)
+        keeps(f"all {config.steps:,} steps are done, and the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
@@ -272,7 +272,7 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the data to train on, and the configuration with their name and path and how they were split and read."""
+    """Return the data to train on, and the configuration with the name, path, split and reading options of the data."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))

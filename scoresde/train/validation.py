@@ -137,7 +137,7 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Describe the choice in the line that ends a training."""
+    """Describe the choice in the last line that training prints."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
         return f"validation: a single row cannot decide; the last weights are used ({last})"

@@ -34,7 +34,7 @@ def demo() -> None:
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
         help="Number of training steps.  [default: enough for 64 pixels]")  # fmt: skip
 @sde_option
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the strip.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times t in the strip.")
 @option("--frames", under="Picture", first=True, type=Whole(FRAMES), default=33,
         help="Smallest number of frames in the GIF.")  # fmt: skip
 @out_option("runs/single-image", "Folder of the new run.")

@@ -104,7 +104,7 @@ def _is_data(second: Array, first: Array) -> bool:
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, and notes on that."""
+    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, with notes."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):

@@ -275,7 +275,7 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """Return the run restricted to the rows ``index``, int64 ``(B,)``, of everything bound to it."""
+        """Return the run with everything bound to it restricted to the rows ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known)
 

@@ -210,8 +210,8 @@ class GivenGrid(Grid):
         times = torch.tensor(self.times, dtype=torch.float64)
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
-                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
-                f"t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
+                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
+                f"from t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
             )
         return times
 

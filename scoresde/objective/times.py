@@ -117,7 +117,7 @@ class TimeSampler(Checked, ABC):
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} is a factor on it, "
+                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} favours some times, "
                 "which would change the loss; use the time sampler low-discrepancy or importance"
             )
 
@@ -345,7 +345,7 @@ class _Tabulated(Times):
         """Reject draws that would give the loss more variance than uniform times do.
 
         The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. Its second
-        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
+        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these draws.
         """
         if not 0 < self.total < math.inf:
             raise UsageError(

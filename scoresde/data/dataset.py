@@ -379,8 +379,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
-            f"{source}: training events are {raw.train.shape[1:]}, test events {raw.test.shape[1:]}: both must have "
-            "the same shape"
+            f"{source}: training events have shape {raw.train.shape[1:]} and test events {raw.test.shape[1:]}: both "
+            "must have the same shape"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None

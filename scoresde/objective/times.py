@@ -259,7 +259,7 @@ class Mode(TimeSampler):
     """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
-        k: Called s in the paper: from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+        k: The s of the paper, from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
     """
 
     limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))

@@ -131,7 +131,7 @@ def choose(
 ) -> Chosen:
     """Choose the samples to score.
 
-    A smaller ``limit`` gives the first of the samples that a larger one gives, with the same draws.
+    The samples for a smaller ``limit`` are the first of those for a larger one, and have the same draws.
 
     Args:
         run: The run.

@@ -138,7 +138,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`; the signal handlers and the lock of the run folder are released when ``held`` is closed."""
+    """Train as in :func:`fit`; the signal handlers and the lock of the run folder last until ``held`` is closed."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:

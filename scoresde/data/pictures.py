@@ -346,7 +346,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Number of channels that can hold pictures of either kind: colour if either has colour, alpha if either has alpha."""
+    """Number of channels for two pictures together: colour if either has colour, alpha if either has alpha."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 

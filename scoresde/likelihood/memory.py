@@ -14,7 +14,7 @@ passes each this gives
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-where the third S is for workspace. Differences need no backward pass, but two states of each row at once:
+where the third S is for workspace. Differences need no backward pass, but they need two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 

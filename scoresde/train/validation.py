@@ -49,7 +49,7 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Compare these weights with the last ones by their ``losses``; return the result as plain values, with the choice."""
+        """Compare these weights with the last ones by their ``losses``, and return the decision as plain values."""
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         mean = float(difference.mean())

@@ -103,7 +103,7 @@ class Levels(Codec):
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
         """Return the level whose cell contains each value, limited to the range of levels; shape ``(B, *event)``.
 
-        The result has the dtype of ``m``, or float32 if that holds integers.
+        The result has the dtype of ``m``, or float32 if ``m`` holds integers.
         """
         # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))

@@ -359,8 +359,8 @@ class _Tabulated(Times):
         ratio = float(torch.trapezoid(mine / speed) / torch.trapezoid(square / speed))
         if ratio > 1 + 1e-6:
             raise UsageError(
-                f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
-                f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data); use its option "
+                f"with the time sampler {self.sampler} and the weighting {self.setting.weighting}, the mean square of "
+                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); use the sampler's option "
                 "error='edm', or the sampler low-discrepancy",
                 parameter="t_sampler.error",
                 value="edm",

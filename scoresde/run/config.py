@@ -365,7 +365,7 @@ class TrainConfig:
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or of another name or path, split as for the run.
+        """Load the data of the run, or other data by name or path, split as for the run.
 
         Raises:
             DataError: If the data are missing or unreadable.

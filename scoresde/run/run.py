@@ -351,7 +351,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
-        """Load the data that the run was trained on, or data of another name or path, split as for the run.
+        """Load the data that the run was trained on, or other data by name or path, split as for the run.
 
         Raises:
             UsageError: If the run was not trained by this package.

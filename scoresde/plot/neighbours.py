@@ -76,7 +76,7 @@ def neighbour_sheet(
     a, b = np.asarray(plain(samples)), np.asarray(plain(nearest))
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
-            "at least one sample is needed, and a nearest row of the same shape and a caption for each: "
+            "samples, nearest rows and captions must match, and there must be at least one of each: "
             f"got {a.shape}, {b.shape} and {len(captions)} captions"
         )
     if kind == "vector" and a.shape[1:] == (2,):

@@ -85,7 +85,7 @@ def kept_identity(folder: Path) -> Identity | None:
         file = read_arrays(path)
         return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
     except Exception as error:  # a damaged file can raise almost anything
-        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to do without it") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to go on") from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:

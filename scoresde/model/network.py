@@ -182,7 +182,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
         raise UsageError(
-            f"the last level of {type(sde).__name__} contains no data, alpha = 0, and there the output {name} says "
+            f"the last level of {type(sde).__name__} contains no data (alpha = 0), and there the output {name} says "
             "nothing about the data; without that level, samples would start from a different distribution than the "
             "chain ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta "
             "below 1",

@@ -153,9 +153,9 @@ def test_labels_that_cannot_be_right(classes: Run, moons: Run) -> None:
     with pytest.raises(UsageError, match="needs a condition"):
         classes.guided(2.0).sample(1)
     for count in (3, 6):
-        with pytest.raises(UsageError, match=f"condition of {count} rows for 5 samples"):
+        with pytest.raises(UsageError, match=f"condition has {count} rows for 5 samples"):
             classes.given(torch.arange(count)).sample(5, batch=2)
-        with pytest.raises(UsageError, match=f"condition of {count} rows for 5 samples"):
+        with pytest.raises(UsageError, match=f"condition has {count} rows for 5 samples"):
             classes.given(range(count)).log_likelihood(torch.zeros(5, 1, 8, 8), Likelihood(rtol=1e-2))
 
 

@@ -501,7 +501,13 @@ def test_a_folder_without_permission(shell: Shell, tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes(shell: Shell) -> None:
     line = "train --data moons --steps 6 --batch 8 --set network.width=8 --lr 1e30 --set clip=inf --quiet --out r"
-    words = ("stopped at step 2", "t = ", "Try a smaller learning rate", "r is from before", "(here: --lr 9e+28)")
+    words = (
+        "stopped at step 2",
+        "t = ",
+        "Try a smaller learning rate",
+        "r is from an earlier step",
+        "(here: --lr 9e+28)",
+    )
     message = shell.refuses(line, 4, *words)
     assert "loss inf" in message or "loss nan" in message
     checkpoint = newest_checkpoint(Path("r"))
@@ -540,7 +546,7 @@ def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         signal_at(patch, 3, signal.SIGTERM)
         out = shell("train --data moons --steps 9 --batch 8 --set network.width=8 --out r", 75)
-    message = r"error: SIGTERM after step 3: the checkpoint is saved in r, .* \(here: scoresde train --resume r\)\n"
+    message = r"error: SIGTERM after step 3: the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
     assert out == "" and re.search(message, shell.err) and "Traceback" not in shell.err
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
     assert shell("train --resume r --steps 6 --quiet") == "r\n"
@@ -559,7 +565,7 @@ def test_sigterm_reaches_a_program(shell: Shell, tmp_path: Path) -> None:
         p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=60)
     assert p.returncode == 75 and out == b""
-    message = r"error: SIGTERM after step (\d+): the checkpoint is saved in r, .* \(here: scoresde train --resume r\)\n"
+    message = r"error: SIGTERM after step (\d+): the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
     told = re.search(message, err.decode())
     assert told and "Traceback" not in err.decode()
     step = int(told[1])

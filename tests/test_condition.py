@@ -43,7 +43,7 @@ def test_rows_of_a_condition() -> None:
     assert len(Condition()) == 1 and len(Condition(label=torch.tensor([1])).expand(4)) == 4
     with pytest.raises(UsageError, match="needs the number of classes"):
         Condition(label=torch.tensor([1])).dropped(torch.tensor([True]))
-    with pytest.raises(UsageError, match="a condition of 3 rows for 2 samples"):
+    with pytest.raises(UsageError, match="the condition has 3 rows for 2 samples"):
         full().expand(2)
     with pytest.raises(UsageError, match=r"one row for each sample, or one for all; got .*'label': 2, 'vector': 3"):
         Condition(label=torch.tensor([0, 1]), vector=torch.zeros(3, 1))

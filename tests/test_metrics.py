@@ -540,7 +540,7 @@ def test_the_line_is_that_of_large_data_looked_at_in_part(monkeypatch):
 
 def test_copies_refuse():
     x = normal(30, 3)
-    with pytest.raises(UsageError, match="one shape"):
+    with pytest.raises(UsageError, match="the same shape"):
         find_copies(x, normal(30, 4), x)
     with pytest.raises(UsageError, match="19 held-out and 30 training rows"):
         find_copies(x, x, x[:19])

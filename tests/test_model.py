@@ -97,7 +97,7 @@ def test_labels_that_cannot_be_are_refused(model):
     for wrong in (-1, 4, torch.tensor([0, 9])):
         with pytest.raises(UsageError, match="classes"):
             model.given(wrong)
-    with pytest.raises(UsageError, match="condition of 2 rows for 4 samples"):
+    with pytest.raises(UsageError, match="condition has 2 rows for 4 samples"):
         model.given(torch.tensor([0, 1]))(normals(4, 2), 0.5)
     with pytest.raises(UsageError, match="cond='class'"):
         ScoreModel(MLP(dims=2), VPSDE(), Eps()).given(0)

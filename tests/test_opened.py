@@ -130,7 +130,7 @@ def test_an_array_that_promises_more_than_there_is(tmp_path: Path, shape: tuple[
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", file.getvalue())
     for name in ("x.npy", "x.npz"):
-        with pytest.raises(DataError, match="but 48 are there"):
+        with pytest.raises(DataError, match="but 48 follow"):
             load_data(str(tmp_path / name))
 
 
@@ -139,7 +139,7 @@ def test_a_member_that_says_it_is_smaller_is_damaged(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.arange(60_000.0).reshape(30_000, 2))
     data = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(data.replace(b"(30000, 2)", b"(20000, 2)"))
-    with pytest.raises(ValueError, match="has 320,000 bytes, but 480,000 are there"):
+    with pytest.raises(ValueError, match="has 320,000 bytes, but 480,000 follow"):
         read_arrays(tmp_path / "x.npz")
 
 

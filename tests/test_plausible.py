@@ -167,7 +167,7 @@ def test_what_units_are_not() -> None:
         in_data_units(data.test, data, (0, 1))
     spoilt = torch.zeros(3, 1, 8, 8)
     spoilt[1, 0, 0, 0] = torch.nan
-    with pytest.raises(DataError, match=r"1 samples are not finite, first no. 1"):
+    with pytest.raises(DataError, match=r"1 samples are not finite \(the first is number 1"):
         in_data_units(spoilt, DATA["floats to 1"]())
     with pytest.raises(DataError, match="real numbers"):
         in_data_units(spoilt + 0j, data)

@@ -497,7 +497,7 @@ def test_histograms_of_few_values(sets):
 
 
 def test_histograms_that_cannot_be_drawn():
-    with pytest.raises(UsageError, match="1 to 7 data sets, each with a value"):
+    with pytest.raises(UsageError, match="1 to 7 data sets, each with at least one value"):
         plot.likelihood_histogram({"a": []}, "nats")
     with pytest.raises(UsageError, match="1 to 7 data sets"):
         plot.likelihood_histogram({str(i): [1.0] for i in range(8)}, "nats")

@@ -122,7 +122,7 @@ def test_numbers_are_written_before_pictures_are_begun(
     def broken() -> tuple[torch.Tensor, torch.Tensor]:
         raise MemoryError
 
-    with pytest.warns(UserWarning, match="the way of the samples was not made"):
+    with pytest.warns(UserWarning, match="the trajectory of the samples was not made"):
         assert len(write_samples(tmp_path / "2", drawn(x), table.info, {}, ["npz", "gif"], frames=broken)) == 1
 
 

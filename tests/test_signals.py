@@ -156,7 +156,7 @@ def test_new_folder_is_removed_or_named(tmp_path: Path) -> None:
         send(signal.SIGTERM)
     assert list(tmp_path.iterdir()) == []
     with (
-        pytest.raises(Preempted, match=f"SIGTERM: what was finished is in {tmp_path}/a"), Interrupts(),
+        pytest.raises(Preempted, match=f"SIGTERM: the finished part is in {tmp_path}/a"), Interrupts(),
         new_folder(tmp_path / "a") as folder,
     ):  # fmt: skip
         (folder / "file").touch()

@@ -22,11 +22,13 @@ __all__ = ["bench"]
 )
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
-@option("--nfe", under="Solver", first=True, default="5,10,20,50", help="Evaluations for the fixed-step solvers.")
+@option(
+    "--nfe", under="Solver", first=True, default="5,10,20,50", help="Numbers of evaluations for the fixed-step solvers."
+)
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
         help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @conditioning()
 @out_option("RUN/bench")
 @session(run=True)
@@ -36,8 +38,8 @@ def bench(
 ) -> None:  # fmt: skip
     """Compare solvers at several budgets on a trained RUN (default: the newest).
 
-    Measures how far each solver's samples are from the converged solution and from held-out data. Prints a table and
-    the path of the figure.
+    The command measures how far each solver's samples are from the converged solution and from held-out data. It prints
+    a table and the path of the figure.
 
     Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run at tolerances from 0.1
     to 0.0001 (to 0.01 if stochastic).

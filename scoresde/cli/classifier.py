@@ -21,7 +21,7 @@ __all__ = ["classifier"]
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Labelled data: digits, or a path: images, IDX, npz.")  # fmt: skip
+        help="Labelled data: digits, or the path of images, IDX or npz files.")  # fmt: skip
 @option("--test-fraction", under="Data", type=Real(SHARE), default=0.1,
         help="Fraction of the data to hold out if there is no test split.")  # fmt: skip
 @reading_options()
@@ -36,7 +36,7 @@ def classifier(
 ) -> None:  # fmt: skip
     """Train a small classifier on the labels of a data set.
 
-    Prints the folder of the classifier and its accuracy on held-out data.
+    The command prints the folder of the classifier and its accuracy on held-out data.
 
     `scoresde evaluate --features classifier:FOLDER` compares samples by the features of the classifier.
     """

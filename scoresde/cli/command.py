@@ -385,7 +385,7 @@ def warned(message: Warning | str) -> str:
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
     """How to type a parameter of the library in this command, or in ``train`` for a setting of training.
 
-    For a function of the library, it is the command that calls the function.
+    For a function of the library, the result is the command that calls the function.
     """
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)

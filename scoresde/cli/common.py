@@ -139,7 +139,7 @@ class Session:
 
     @cached_property
     def all_loaded(self) -> list[Run]:
-        """All runs that were named, in that order."""
+        """All runs that were named, in the given order."""
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | None) -> Run:
@@ -402,7 +402,7 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         if self.labels and self.label is not None:
-            raise UsageError("--labels conditions each sample on its own class, --label all on one: use only one")
+            raise UsageError("--labels gives each sample its own class, --label gives all the same class: use only one")
 
     def of(self, run: Run) -> Run:
         """The run conditioned on the class, with guidance unless each sample has its own class."""

@@ -37,9 +37,9 @@ def data() -> None:
 def inspect(path: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
-    PATH is a folder of images, or anything else that --data of `scoresde train` accepts. Prints all problems of the
-    data at once, each with the options that solve it. If there are no problems, describes the data and how they are
-    split.
+    PATH is a folder of images, or anything else that --data of `scoresde train` accepts. The command prints all
+    problems of the data at once, each with the options that solve it. If there are no problems, it describes the data
+    and how they are split.
 
     The exit code is 0 if `scoresde train` accepts the data with these options, and 3 if not.
     """

@@ -34,7 +34,7 @@ def demo() -> None:
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
         help="Number of training steps.  [default: enough for 64 pixels]")  # fmt: skip
 @sde_option
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the strip.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times t in the strip.")
 @option("--frames", under="Picture", first=True, type=Whole(FRAMES), default=33,
         help="Smallest number of frames in the GIF.")  # fmt: skip
 @out_option("runs/single-image", "Folder of the new run.")
@@ -45,8 +45,8 @@ def single_image(
 ) -> None:  # fmt: skip
     """Train on one picture, FILE or the built-in lighthouse, and show how it emerges from noise.
 
-    Writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This takes a few
-    minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
+    The command writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This
+    takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
     """
     chosen = session.on
     from ..core.optional import optional

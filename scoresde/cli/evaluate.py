@@ -53,7 +53,7 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--metrics", under="Metrics", first=True, default=ALL, help="Metrics: any of the defaults, or module:function.")
 @option("--copies-by", under="Metrics", default="pixels", help="Features to use in the search for copies.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @solver_options("multistep", "steps", "rtol", first=("solver", "steps"), unless={"multistep": {"steps": 30}})
 @option("--reference", under="Files", type=click.Path(path_type=Path), help="Compare with the statistics in this file.")
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
@@ -67,8 +67,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure how good the samples of a trained RUN are (default: the newest).
 
-    Prints each metric with its standard error beside the value that real data reach, and whether samples are copies of
-    training data.
+    The command prints each metric with its standard error beside the value that real data reach, and whether samples
+    are copies of training data.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
@@ -93,7 +93,7 @@ def evaluate(
         if Path(features).suffix == ".npz":
             if session.run or samples or data or reference or save_reference:
                 raise UsageError(
-                    f"--features {features} has samples and reference of its own: omit RUN and the other sources"
+                    f"--features {features} has its own samples and reference: omit RUN and the other sources"
                 )
             folder = stack.enter_context(new_folder(out or Path("evaluation")))
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
@@ -184,7 +184,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 
 
 def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run; returns those that succeeded, in data units, and facts about how they were made."""
+    """Draw samples from the run; return those that succeeded, in data units, and facts about how they were made."""
     from ..core.progress import Progress
 
     run = session.loaded

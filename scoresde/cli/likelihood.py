@@ -165,7 +165,7 @@ def likelihood(
 
 
 def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
-    """Print the result, ``how`` for each run, and raise an error if samples failed."""
+    """Print the result, with ``how`` it was computed for each run; raise an error if samples failed."""
     sets: list[dict[str, Any]] = facts["sets"]
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(

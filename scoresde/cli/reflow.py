@@ -39,8 +39,8 @@ def reflow(
 ) -> None:  # fmt: skip
     """Straighten the paths of a RUN (default: the newest), so that a few Euler steps can follow them.
 
-    Trains the model further on pairs of noise and the sample that its flow maps the noise to (Liu et al. 2023). Prints
-    the folder of the new run.
+    The command trains the model further on pairs of noise and the sample that its flow maps the noise to (Liu et al.
+    2023), and prints the folder of the new run.
 
     The new model has a flow and a likelihood but no score, so stochastic solvers cannot be used with it.
     """

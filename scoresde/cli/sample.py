@@ -42,7 +42,7 @@ __all__ = ["sample"]
 @solver_options("ode", "steps", "rtol")
 @option("--n", under="Samples", first=True, type=Whole(COUNT), default=64, help="Number of samples.")
 @option("--start", under="Samples", type=Whole(WHOLE), default=0, help="Index of the first sample.")
-@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Number of samples to solve at once.")
+@option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
 @option("--brownian", under="Samples", is_flag=True, help="Use noise that does not depend on the number of steps.")
 @option("--path", under="Samples", metavar="NAME",
@@ -59,7 +59,7 @@ def sample(
     solver: SolverChoice, n: int, start: int, batch: int, denoise: bool, brownian: bool, path: str | None,
     condition: Conditioning, save: str | None, frames: int, out: Path | None, resume: bool, session: Session,
 ) -> None:  # fmt: skip
-    """Draw samples from a trained RUN (default: the newest). Prints the path of the picture."""
+    """Draw samples from a trained RUN (default: the newest), and print the path of the picture."""
     built = solver.build()
     run = session.loaded
     from ..core.parts import batch_kept

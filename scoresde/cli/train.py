@@ -42,7 +42,7 @@ PARTS = (
     epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Training data: digits, a 2-D toy data set, or a path: images, csv, npy, IDX.")  # fmt: skip
+        help="Training data: digits, a 2-D toy data set, or the path of images, csv, npy or IDX files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
         help="Augment images, and condition the network on the augmentation: none, all, or any of flip, vflip, scale, "
              "shift.")  # fmt: skip
@@ -85,7 +85,7 @@ def train(
     assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
     dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
-    """Train a model by denoising score matching. Prints the folder of the run."""
+    """Train a model by denoising score matching, and print the folder of the run."""
     from dataclasses import replace
 
     chosen = session.on
@@ -188,7 +188,7 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str) -> TrainConfig:
-    """Add the names of classes that are not built in, which the user must repeat. Names cannot change."""
+    """Add the names of classes that are not built in, which the user must repeat. The names cannot change."""
     typed = {}
     for field in ("sde", "predict", "weighting", "t_sampler"):
         name = _typed(field)

@@ -137,7 +137,7 @@ def work_in(
 
 
 def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
-    """The folder to resume in: one with parts, or else one with a result, or an empty one; ``None`` for a new one."""
+    """Return the folder to resume in: one with parts, a result or nothing, in this order; ``None`` for a new one."""
     if first.exists() and not first.is_dir():
         return None  # making the folder raises the error
     n, folders = 2, [first] if first.is_dir() else []

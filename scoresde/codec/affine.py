@@ -22,7 +22,7 @@ class Affine(Codec):
 
     Attributes:
         shift: The shift in data units, float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``.
-        scale: The scale, positive, in the same units and dtype, and of such a shape.
+        scale: The scale, positive, in the same units and dtype, and with one of the same shapes.
     """
 
     shift: Tensor
@@ -73,5 +73,5 @@ def as_affine(codec: Codec, what: str) -> Affine:
     """
     found = codec.continuous
     if not isinstance(found, Affine):
-        raise UsageError(f"{what} needs data that are only shifted and scaled; these go through {found}")
+        raise UsageError(f"{what} needs data that are only shifted and scaled, but these data go through {found}")
     return found

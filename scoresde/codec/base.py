@@ -35,7 +35,7 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 class Codec(ABC):
     """A map between data units and model units; write your own as a frozen dataclass that derives from this class.
 
-    The argument ``condition`` is what is known about each row, for codecs that depend on it; most do not.
+    The argument ``condition`` holds what is known about each row. Most codecs do not depend on it.
     """
 
     @abstractmethod

@@ -103,7 +103,7 @@ class Levels(Codec):
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
         """Return the level whose cell contains each value, limited to the range of levels; shape ``(B, *event)``.
 
-        The result has the dtype of ``m``, or float32 if that holds integers.
+        The result has the dtype of ``m``, or float32 if ``m`` holds integers.
         """
         # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))
@@ -118,7 +118,7 @@ class Levels(Codec):
 
     @staticmethod
     def _like(value: float | Tensor, x: Tensor) -> Any:
-        """Return a number unchanged, and a tensor, of any shape, with the device and dtype of ``x``."""
+        """Convert a tensor of any shape to the device and dtype of ``x``; return a number unchanged."""
         return value.to(x) if isinstance(value, Tensor) else value
 
     def log_det(self, x: Tensor, condition: object = None) -> float:

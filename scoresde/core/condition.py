@@ -77,10 +77,12 @@ class Condition:
         """Return the condition expanded to ``count`` rows.
 
         Raises:
-            UsageError: If it has another number of rows, and not just one.
+            UsageError: If its number of rows is neither ``count`` nor one.
         """
         if len(self) not in (1, count):
-            raise UsageError(f"a condition of {len(self)} rows for {count} samples; give one for all, or one for each")
+            raise UsageError(
+                f"the condition has {len(self)} rows for {count} samples; give one row for all, or one for each"
+            )
         return self._each(lambda value: value.expand(count, *value.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:

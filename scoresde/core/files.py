@@ -145,7 +145,7 @@ def _writable(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Replace a folder by another.
+    """Replace a folder with another.
 
     At every moment one of the two exists, under its own name or under one that :func:`clear_leftovers` recognises.
     """
@@ -162,7 +162,8 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process still runs.
+    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process is still
+    running.
 
     A folder that was being replaced gets its name back.
     """
@@ -260,7 +261,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with held():
             left = made and not remove_empty(folder, above)
             if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
-                error.args = (f"{str(error).partition(':')[0]}: what was finished is in {folder}",)
+                error.args = (f"{str(error).partition(':')[0]}: the finished part is in {folder}",)
         raise
 
 

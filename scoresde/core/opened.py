@@ -155,8 +155,8 @@ def gunzipped(data: bytes) -> bytes:
     """Return the bytes, unpacked if they are gzip.
 
     Raises:
-        OSError: If they unpack to too much.
-        Exception: If they are damaged; of several types.
+        OSError: If they unpack to more than the limit.
+        Exception: If they are damaged; the type of the exception varies.
     """
     if data[:2] != GZIP:
         return data
@@ -208,8 +208,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
     """Compare the size in the header of an array with the number of bytes that follow.
 
-    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says; if that is fewer than
-    there are, it does not reach the end of the member and never verifies its checksum.
+    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says. If more bytes follow,
+    it does not reach the end of the member and never verifies its checksum.
 
     Raises:
         ValueError: If there are too few bytes or, in an archive, too many.
@@ -227,7 +227,7 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
         return  # np.load rejects it without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {promised:,} bytes, but {there:,} are there")
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {promised:,} bytes, but {there:,} follow")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

@@ -1,7 +1,7 @@
 """Optional output: if it cannot be made, there is a warning and never an error.
 
 Figures and animations are made from numbers that took long to compute. Whatever goes wrong there (a backend that is not
-installed, a full disk, a character that a font or a parser cannot read) must not cost the numbers, which are written
+installed, a full disk, a character that a font or a parser cannot read) must not lose the numbers, which are written
 first.
 """
 

@@ -75,7 +75,8 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """Return the result of a range of rows: the stored one, or else what ``solve`` returns, which is then stored.
+        """Return the result of a range of rows: the stored one, or else the return value of ``solve``, which is then
+        stored.
 
         Args:
             index: The rows, int64 ``(b,)``, consecutive.
@@ -93,7 +94,7 @@ class Parts:
         header = _header(path) if path.is_file() else None
         if header is not None and header["inputs"] != inputs:
             raise UsageError(
-                f"{path} was computed from other data than rows {first:,} to {last:,} have now; use a new folder",
+                f"{path} was computed from data that differ from those of rows {first:,} to {last:,}; use a new folder",
                 parameter="out",
             )
         if header is not None:

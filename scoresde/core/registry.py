@@ -66,7 +66,8 @@ def resolve(
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            it is neither a class nor a function. Errors inside the user's own functions are raised as this as well.
+            it is neither a class nor a function. Errors inside the user's own functions are also raised as a
+            ``UsageError``.
         CheckpointError: If a name that was read is not in the table.
     """
     name = moved(name)

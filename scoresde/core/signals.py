@@ -5,7 +5,7 @@ SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program
 of ``Exception``, so code that catches errors does not catch them. Three cases differ:
 
 - Work that must not be left half done goes inside :func:`held`, and the signal is raised at the end of that block.
-- Training has the signal remembered until the current step is done (:meth:`Interrupts.remember`).
+- During training, the signal is remembered until the current step is done (:meth:`Interrupts.remember`).
 - Nothing is raised during an import, which compiled modules would not survive; the signal is raised shortly after.
 
 Code that keeps partial results calls :func:`keeps` to say what is kept and how to continue. A second SIGINT is raised

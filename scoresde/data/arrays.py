@@ -1,4 +1,4 @@
-"""Named arrays from a NumPy file or from memory: find which one is the data, and which of its axes is the channels.
+"""Named arrays from a NumPy file or from memory: find the array that holds the data, and the axis of its channels.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.
@@ -104,7 +104,7 @@ def _is_data(second: Array, first: Array) -> bool:
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, and notes about it."""
+    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, with notes."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -133,8 +133,8 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         a, b = arrays[key], arrays[found["x_test"]]
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise DataError(
-                f"{path}: {key} is {a.shape} {a.dtype}, {found['x_test']} is {b.shape} {b.dtype}: both need the same "
-                "event shape and dtype"
+                f"{path}: {key} has shape {a.shape} and dtype {a.dtype}, but {found['x_test']} has shape {b.shape} and "
+                f"dtype {b.dtype}: both need the same event shape and dtype"
             )
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None

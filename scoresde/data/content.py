@@ -7,11 +7,11 @@ and one pattern for NaN) and their labels are equal; pictures from files are equ
 
 which is uniform on [0, 1). A row is *held out* if u < f, the test fraction. It *validates* if it is among the first 5 %
 of the remaining rows, at most :data:`MOST`. Other rows and their order do not matter, so adding or re-sorting data
-never moves a row between training and test. Copies of a picture land on the same side, because (1) leaves out their
-number; equal rows of a table, which are often many, do not.
+never moves a row between training and test. Copies of a picture land on the same side, because (1) then leaves out the
+number. Equal rows of a table, of which there are often many, may land on different sides.
 
-A run keeps the sorted hashes of its rows (:class:`Identity`); for large data it keeps the sizes of the files and hashes
-of both their ends.
+A run keeps the sorted hashes of its rows (:class:`Identity`); for large data it keeps the size of each file and hashes
+of its beginning and end.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Merge both, keeping the larger count of each row: all the rows that a run has been trained on."""
+        """Merge two identities, keeping the larger count of each row: all the rows that a run has been trained on."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self

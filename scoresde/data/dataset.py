@@ -44,7 +44,7 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A description of a data set, which sampling and likelihood use in its place. Saved as ``data.json``.
+    """A description of a data set, which sampling and likelihood use in its place. It is saved as ``data.json``.
 
     Attributes:
         name: Short name, for titles and file names.
@@ -57,9 +57,9 @@ class DataInfo:
         classes: Class names in the order of the labels, empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
-        channels_last: The source had its channels last; samples can be written back the same way.
+        channels_last: Whether the source had its channels last; samples can be written back the same way.
         names: Column names of a table, or empty.
-        wide: Values need float64, and samples are written in float64.
+        wide: Whether values need float64; samples are then written in float64 as well.
         n_validation: Number of training samples kept out of training, to choose between checkpoints.
         trained: Number of training samples of each class; empty without labels, and for runs that predate this field.
         spread: Root mean square of the training samples in model units; ``None`` before training.
@@ -379,8 +379,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
-            f"{source}: training events are {raw.train.shape[1:]}, test events {raw.test.shape[1:]}: both must have "
-            "the same shape"
+            f"{source}: training events have shape {raw.train.shape[1:]} and test events {raw.test.shape[1:]}: both "
+            "must have the same shape"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
@@ -464,7 +464,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Store compactly: uint8 stays, whole numbers become int32 and floats float32, or int64 and float64 if wide."""
+    """Convert to a compact dtype: uint8 as it is, int32 or float32 for other numbers, int64 or float64 if wide."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

@@ -186,7 +186,7 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
 
 
 def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
-    """Abbreviate a list to ``a, b, c and 9 more``; with the total ``of``, the first ``most`` names are enough."""
+    """Abbreviate a list to ``a, b, c and 9 more``; if ``of`` gives the total, the first ``most`` names suffice."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"

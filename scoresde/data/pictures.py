@@ -86,7 +86,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     """Read the pictures in and below a folder.
 
     Raises:
-        Problems: Lists every problem that prevents the folder from being read this way.
+        Problems: If the folder cannot be read this way; the error lists every problem.
     """
     found = find_pictures(folder, reading.older)
     files = found.train + found.test
@@ -346,7 +346,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Number of channels that can hold both: colour if either has colour, alpha if either has alpha."""
+    """Number of channels for two pictures together: colour if either has colour, alpha if either has alpha."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
@@ -366,7 +366,7 @@ class _Pile:
     """All pictures of a folder, readable or not.
 
     Args:
-        folder: The folder, which names in messages are relative to.
+        folder: The folder; names in messages are relative to it.
         paths: Files in the order of the rows.
         reading: Options for reading them.
     """

@@ -94,7 +94,7 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace label values by indexes into the sorted values of all parts; return indexes, and the values as names."""
+    """Replace label values by indexes into the sorted values of all parts; also return these values, as names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):

@@ -151,7 +151,7 @@ def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[st
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
     where = f"column {listed}" if names else f"{what} {listed} (counted from 0)"
-    return f"{source}: {where} is the same in every training sample: a constant has no density, drop it"
+    return f"{source}: {where} is the same in every training sample: a constant has no density; drop it"
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:

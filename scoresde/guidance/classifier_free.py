@@ -25,8 +25,8 @@ __all__ = ["Guided"]
 class Guided(Checked, Wrapped):
     """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, and 0 is ``against``.
 
-    With the model with a condition against the model without one, this is eq. 6 of Ho and Salimans (2022),
-    arXiv:2207.12598, whose w is ``scale - 1``. An evaluation costs two network evaluations, or one at scale 0 or 1.
+    If ``model`` has a condition and ``against`` does not, this is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598,
+    whose w is ``scale - 1``. An evaluation costs two network evaluations, or one at scale 0 or 1.
 
     Args:
         model: The model to move towards.

@@ -14,15 +14,15 @@ and is redrawn for the next. The errors of the probes then average out along the
 standard deviation of one probe falls from 0.13 to 0.05 bits/dim at no extra cost. With ``redraw=False`` a probe stays
 the same for the whole solve, as in FFJORD.
 
-One system rather than two: for the same steps, the result is several times closer to the converged one than along a
-path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of the
-log-determinant come from the same stages and partly cancel.
+Solving one system is better than solving two: for the same steps, the result is several times closer to the converged
+one than along a path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of
+the log-determinant come from the same stages and partly cancel.
 
-Fixed steps: Euler, Heun or the classical Runge-Kutta rule, with steps of equal size in u. Every result is then a
-differentiable function of the data and of the weights. The gradient is exactly that of the returned value, because
-backpropagation goes through the same steps (an adjoint equation solved backward in time has an error of its own). A
-step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that only one step is
-in memory.
+Fixed steps. The methods are Euler, Heun and the classical Runge-Kutta rule, with steps of equal size in u. Every result
+is then a differentiable function of the data and of the weights. The gradient is exactly that of the returned value,
+because backpropagation goes through the same steps (an adjoint equation solved backward in time has an error of its
+own). A step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that only one
+step is in memory.
 
 References:
     Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.

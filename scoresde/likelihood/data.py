@@ -87,9 +87,9 @@ class Scores:
 
     @property
     def change(self) -> float:
-        """Largest change of a sample when some are solved again more accurately, in the unit of ``values``.
+        """Largest change of a value when some samples are solved again more accurately, in the unit of ``values``.
 
-        NaN if no samples were solved again.
+        The result is NaN if no samples were solved again.
         """
         changes = self.model.change / self.nats_per_unit
         checked = changes[~changes.isnan()]

@@ -3,7 +3,7 @@
 Let J be the Jacobian of the slope. After a forward pass, one backward pass gives  e^T J  for a vector e. Then
 
     tr J = sum_i u_i^T J u_i        with the unit vectors u_i: exact, D passes,                              (1)
-    tr J = E[ e^T J e ]             for any e with E[e e^T] = I: Hutchinson's estimate, one pass a probe.     (2)
+    tr J = E[ e^T J e ]             for any e with E[e e^T] = I: Hutchinson's estimate, one pass per probe.   (2)
 
 With S = (J + J^T)/2, the variance of a probe of random signs is  4 sum_(i<j) S_ij^2,  and that of a Gaussian probe is
 2 |S|_F^2, which also contains the diagonal. Signs are therefore the default: if J is diagonal, a single probe is exact.
@@ -84,7 +84,7 @@ class Probes:
 
     @property
     def more(self) -> int:
-        """Number of extra evaluations for the traces: 0, or 2K - 1 if K pairs (3) replace the one of the slope."""
+        """Number of extra evaluations for the traces: 0, or 2K - 1 if K pairs (3) also give the slope."""
         return 2 * self.count - 1 if self.width and self.kind != "exact" else 0
 
     def rows(self, index: Tensor) -> Probes:

@@ -14,7 +14,7 @@ passes each this gives
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-where the third S is for workspace. Differences need no backward pass, but two states of each row at once:
+where the third S is for workspace. Differences need no backward pass, but they need two states of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
@@ -106,7 +106,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """Counts the bytes of tensors that torch functions return, for as long as the tensors live."""
+    """A counter of the bytes of tensors that torch functions return, for as long as the tensors live."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -177,7 +177,7 @@ class Likelihood(Checked):
         if dequantisation == "auto":
             dequantisation = "uniform" if levels else "none"
         if dequantisation != "none" and not levels:
-            raise UsageError("continuous data need no dequantisation; use none", parameter="dequantisation")
+            raise UsageError("continuous data need no dequantisation; set it to none", parameter="dequantisation")
         t_min = begins(model, codec, dequantisation) if self.t_min is None else self.t_min
         return replace(changed, dequantisation=dequantisation, t_min=t_min)
 
@@ -348,7 +348,7 @@ class Likelihood(Checked):
             what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
         warnings.warn(
             f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
-            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; do not use this figure, use {cure}",
+            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; discard this figure, and use {cure}",
             stacklevel=4,
         )
 
@@ -402,7 +402,7 @@ def log_likelihood(
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if noise.indices.device != x.device:
-        raise UsageError(f"the noise is on {noise.indices.device}, but the data on {x.device}")
+        raise UsageError(f"the noise is on {noise.indices.device}, but the data is on {x.device}")
     if len(noise.indices) != len(x):
         raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()

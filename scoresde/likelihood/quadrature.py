@@ -21,17 +21,17 @@ path. The residual
 shows how well the rule resolves the flow and how accurate the dense output is. It is free of the noise of probes, which
 would mask the difference between two nested rules for the trace. The power is in nats per dimension, like the trace.
 Starting from 16, n is doubled for each row until (2), the larger of the root mean square over the dimensions and the
-power, is below three times its tolerance, or until e_n - e_(n/2) is; then the rule has converged, and only the error of
-the path remains. If the traces are exact, the same must hold for the error of their integral. That error falls from
-rule to rule by a factor that itself grows:
+power, is below three times its tolerance, or until the same holds for e_n - e_(n/2): the rule has then converged, and
+only the error of the path remains. If the traces are exact, the same must hold for the error of their integral. That
+error falls from rule to rule by a factor that itself grows:
 
     | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
 
 A row fails if it has not converged with the last rule, n = 1024, or if the residual (2) of its path exceeds ten
 tolerances. This happens at a narrow feature of a rough density, which the steps of ``coupled`` do follow. The criterion
 was measured against n = 1024 on the same path, on 774 rows of mixtures of width 0.01 and more and of random networks.
-It lets errors of up to 1.1 tolerances pass, with 119 nodes on average; with the square in (3) and without the power, it
-would be up to 9 tolerances with 92 nodes.
+It lets errors of up to 1.1 tolerances pass, with 119 nodes on average; with the square in (3) and without the power,
+the errors would be up to 9 tolerances, with 92 nodes on average.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.

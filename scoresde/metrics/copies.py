@@ -123,7 +123,9 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
         raise UsageError(f"the level of the test for copies must lie between 0 and 1: got {level:g}")
     shapes = {tuple(z.shape[1:]) for z in (x, train, held_out)}
     if len(shapes) > 1:
-        raise UsageError(f"samples, training and held-out rows must have one shape: got {', '.join(map(str, shapes))}")
+        raise UsageError(
+            f"samples, training and held-out rows must have the same shape: got {', '.join(map(str, shapes))}"
+        )
     if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
             f"{len(held_out)} held-out and {len(train)} training rows: finding copies needs at least {HELD_OUT} "

@@ -100,7 +100,7 @@ def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        limit: The most rows to use from each set.
+        limit: Largest number of rows to use from each set.
     """
     both = torch.cat([rows[:: -(-len(rows) // limit)] for rows in pair(x, y)])
     both = both - both.mean(dim=0)

@@ -64,7 +64,7 @@ class Measurement:
 
 
 def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tensor]:
-    """Deal the rows of each set into blocks of nearly equal size; returns the block of each row, int64 ``(N,)``.
+    """Deal the rows of each set into blocks of nearly equal size; return the block of each row, int64 ``(N,)``.
 
     There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows.
 

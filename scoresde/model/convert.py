@@ -39,7 +39,7 @@ class Converted(Wrapped):
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain on the stretch, with the model's nodes that lie on it, converted to its times."""
+        """The domain on the stretch; the model's nodes within the stretch are converted to times on it."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:

@@ -180,7 +180,7 @@ class Tally:
     """A counter of network evaluations, by :attr:`Estimate.calls`.
 
     Attributes:
-        evaluations: Number of evaluations of the model, whatever the rows.
+        evaluations: Number of evaluations of the model, whichever rows were evaluated.
         more: Network evaluations beyond one per evaluation of the model, summed for each row: 0, or int64 ``(B,)``.
     """
 

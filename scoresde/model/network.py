@@ -114,7 +114,7 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row; if the model has classes and no label is given, it is "not given"."""
+        """Return the condition of each row; if the model has classes, a missing label becomes "not given"."""
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
@@ -151,7 +151,7 @@ class ScoreModel(nn.Module):
                 where ``classes`` stands for "not given".
 
         Raises:
-            UsageError: If the model has no classes, or does not have this one.
+            UsageError: If the model has no classes, or does not have the requested class.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
@@ -182,7 +182,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
         raise UsageError(
-            f"the last level of {type(sde).__name__} contains no data, alpha = 0, and there the output {name} says "
+            f"the last level of {type(sde).__name__} contains no data (alpha = 0), and there the output {name} says "
             "nothing about the data; without that level, samples would start from a different distribution than the "
             "chain ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta "
             "below 1",
@@ -201,7 +201,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
     """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    It must have the shape of ``x``, with ``twice`` the channels if that is set.
+    It must have the shape of ``x`` or, if ``twice`` is set, twice the channels of ``x``.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)

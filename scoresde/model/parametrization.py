@@ -5,7 +5,7 @@ Whatever a network was trained to output, its target is a linear combination of 
     F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
                                      score (0, -1/sigma)   EDM residual, below.                             (1)
 
-With ``x_t = alpha x_0 + sigma eps`` this is a 2 x 2 linear system, whose solution gives both:
+With ``x_t = alpha x_0 + sigma eps`` this is a 2 x 2 linear system, whose solution gives the data and the noise:
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 

@@ -49,7 +49,7 @@ class Draws:
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
-        """Return the draws on a device; ``drawn`` stays on its own."""
+        """Return the draws on a device; ``drawn`` stays on its device."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
         t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
@@ -120,9 +120,8 @@ class PathDraw(Checked):
 def _apart(batch: Batch) -> Tensor | None:
     """Return groups of rows, int64 ``(B,)``, whose noise must not reveal the group, or ``None`` if there are no groups.
 
-    The groups are the classes, each split into augmented and original rows. Sampling asks for original rows only, and
-    with any noise.
-    noise of all kinds.
+    The groups are the classes, each split into augmented and original rows. Sampling asks for original rows only, with
+    any noise.
     """
     label = None if batch.condition is None else batch.condition.label
     if batch.augment is None:

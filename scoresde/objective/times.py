@@ -11,7 +11,6 @@ on the weighting,
 
 With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so the expected loss is that of times uniform on
 ``[low, high]``, whatever p is,
-on ``[low, high]``, whatever p is,
 
     E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
 
@@ -87,7 +86,7 @@ class Setting:
 
     @property
     def ends(self) -> Tensor:
-        """``[low, high]``, float64, shape ``(2,)``."""
+        """The interval ``[low, high]``, float64, shape ``(2,)``."""
         return torch.tensor([self.low, self.high], dtype=torch.float64)
 
 
@@ -110,7 +109,7 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the time that a share ``u`` of all draws lies below, float64, in the shape of ``u``."""
+        """Return the time below which a share ``u`` of all draws lies, float64, in the shape of ``u``."""
 
     def check(self, setting: Setting) -> None:
         """Reject a domain or a weighting that this sampler does not support
@@ -118,7 +117,7 @@ class TimeSampler(Checked, ABC):
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} is a factor on it, "
+                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} favours some times, "
                 "which would change the loss; use the time sampler low-discrepancy or importance"
             )
 
@@ -151,7 +150,7 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the time that a share ``u`` of all draws lies below, in the shape of ``u``."""
+        """Return the time below which a share ``u`` of all draws lies, in the shape of ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
@@ -260,7 +259,7 @@ class Mode(TimeSampler):
     """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
-        k: Called s in the paper: from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+        k: The s of the paper, from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
     """
 
     limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
@@ -346,10 +345,13 @@ class _Tabulated(Times):
         """Reject draws that would give the loss more variance than uniform times do.
 
         The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. Its second
-        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these.
+        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these draws.
         """
         if not 0 < self.total < math.inf:
-            raise UsageError(f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}")
+            raise UsageError(
+                f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}; it must be positive "
+                "and finite: use another weighting, or the sampler low-discrepancy"
+            )
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
         square = (w * torch.sigmoid(self.log_snr)).square()
@@ -357,8 +359,8 @@ class _Tabulated(Times):
         ratio = float(torch.trapezoid(mine / speed) / torch.trapezoid(square / speed))
         if ratio > 1 + 1e-6:
             raise UsageError(
-                f"the time sampler {self.sampler} with the weighting {self.setting.weighting} scatters the loss "
-                f"{ratio:.3g} times as much as uniform times (its mean square, for Gaussian data); use its option "
+                f"with the time sampler {self.sampler} and the weighting {self.setting.weighting}, the mean square of "
+                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); use the sampler's option "
                 "error='edm', or the sampler low-discrepancy",
                 parameter="t_sampler.error",
                 value="edm",
@@ -434,7 +436,7 @@ class _Remembering(Times):
         expected = (self.sampler.bins, self.sampler.history)
         if stored is None or stored.shape != expected:
             found = "none" if stored is None else tuple(stored.shape)
-            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; found: {found}")
+            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; got {found}")
         self.losses = [deque(row[~row.isnan()].tolist(), maxlen=self.sampler.history) for row in stored]
 
     def _bin(self, t: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class EpsWeight(Weighting):
 
 @dataclass(frozen=True)
 class X0Weight(Weighting):
-    """``|x0_hat - x_0|^2``."""
+    """The squared error of the data, ``|x0_hat - x_0|^2``."""
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 / _snr(sde, t)
@@ -151,7 +151,7 @@ class X0Weight(Weighting):
 
 @dataclass(frozen=True)
 class VWeight(Weighting):
-    """``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
+    """The loss ``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
 
     On a path with ``alpha^2 + sigma^2 = 1`` this is the error of ``v = alpha eps - sigma x_0``.
     """
@@ -202,7 +202,7 @@ class P2(Weighting):
 
 @dataclass(frozen=True)
 class MinSNR(Weighting):
-    """``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
+    """The loss ``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
 
     Args:
         gamma: The SNR above which the error of the data has constant weight, > 0; ``inf`` gives ``eps``.
@@ -218,7 +218,7 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeight(Weighting):
-    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma, ``1/sqrt(SNR)``, and s of the data.
+    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma ``1/sqrt(SNR)``; s is ``data_std``.
 
     This weight of Karras et al. (2022), arXiv:2206.00364, tab. 1, gives an untrained network the same loss at all noise
     levels. It is plain regression of EDM's residual.
@@ -237,7 +237,7 @@ class EDMWeight(Weighting):
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
-    """``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
+    """The loss ``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
 
     The sources are Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. For uniform
     t the weight has the additional factor ``-l'``.

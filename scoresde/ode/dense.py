@@ -41,7 +41,8 @@ def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tens
 
 
 class Knots:
-    """The knots that a solver produces; pass it as ``on_step`` to :func:`scoresde.ode.integrate.integrate`.
+    """A recorder of the knots that a solver produces; pass it as ``on_step`` to
+    :func:`scoresde.ode.integrate.integrate`.
 
     Args:
         u: The starting point of all rows.

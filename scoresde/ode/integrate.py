@@ -1,9 +1,9 @@
 """Adaptive embedded Runge-Kutta methods with one step size per row.
 
-A batch is many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all of them with one
-step, chosen by the root mean square error of the batch, so an easy majority hides a hard sample, and a sample's result
-depends on its neighbours. Here every row has its own time and step, and leaves the batch when it is done: a row has the
-same result alone as in any batch, and it does not wait for others.
+A batch consists of many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all of them
+with one step, chosen by the root mean square error of the batch, so an easy majority hides a hard sample, and a
+sample's result depends on its neighbours. Here every row has its own time and step, and leaves the batch when it is
+done: a row has the same result alone as in any batch, and it does not wait for others.
 
 A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  the solution  y + h sum_i b_i k_i  and two
 estimates of its error,  e = h sum_i (b_i - b*_i) k_i  and, if the method is of order 5, a cruder one of order 3,
@@ -97,7 +97,8 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
     """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
 
-    The path is then the cause of NaN or infinite values, not the model. ``sound`` is called only if there are any.
+    If the path is not sound, it is the cause of NaN or infinite values, not the model. ``sound`` is called only if
+    there are such values.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status

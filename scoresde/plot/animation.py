@@ -82,7 +82,8 @@ def animate_pair(
     pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
         raise UsageError(
-            f"animations of one shape (F, N, *event) need F titles: got {[x.shape for x in pair]}, {len(titles)}"
+            "both animations need the same shape (F, N, *event), with F titles: "
+            f"got the shapes {[x.shape for x in pair]} and {len(titles)} titles"
         )
     if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
         raise UsageError(f"cannot animate data of kind {kind!r} and shape {pair[0].shape[2:]}")

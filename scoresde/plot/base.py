@@ -73,7 +73,7 @@ def finite(x: Array, name: str, ndim: int) -> Floats:
 def points_of(x: Array, name: str) -> Floats:
     points = finite(x, name, 2)
     if len(points) == 0 or points.shape[1] != 2:
-        raise UsageError(f"{name} must be points of shape (N, 2), N at least 1: got {points.shape}")
+        raise UsageError(f"{name} must be points of shape (N, 2), with N at least 1: got {points.shape}")
     return points
 
 

@@ -54,7 +54,9 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
     """
     values = finite(x, "x", 5 if plain(x).ndim == 5 else 4)
     if 0 in values.shape:
-        raise UsageError(f"images need shape (N, C, H, W), volumes (N, C, D, H, W), all at least 1: got {values.shape}")
+        raise UsageError(
+            f"images need shape (N, C, H, W), volumes (N, C, D, H, W), with no empty axis: got {values.shape}"
+        )
     if values.ndim == 5:
         values = values[:, :, values.shape[2] // 2]
     n, channels, height, _ = values.shape

@@ -31,7 +31,7 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
     values = {name: finite(v, name, 1) for name, v in sets.items()}
     if not values or len(values) > len(COLOURS) or any(len(v) == 0 for v in values.values()):
         sizes = {name: len(v) for name, v in values.items()}
-        raise UsageError(f"a figure needs 1 to {len(COLOURS)} data sets, each with a value: got {sizes}")
+        raise UsageError(f"a figure needs 1 to {len(COLOURS)} data sets, each with at least one value: got {sizes}")
     low, high = (float(f(np.concatenate(list(values.values())))) for f in (np.min, np.max))
     count = int(np.clip(np.ceil((high - low) / _bin_width(list(values.values()))), 12, 150)) if high > low else 12
     width = (high - low or 1.0) / count

@@ -76,7 +76,8 @@ def neighbour_sheet(
     a, b = np.asarray(plain(samples)), np.asarray(plain(nearest))
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
-            f"samples, nearest rows and captions must match, at least 1: got {a.shape}, {b.shape} and {len(captions)}"
+            "samples, nearest rows and captions must match, and there must be at least one of each: "
+            f"got {a.shape}, {b.shape} and {len(captions)} captions"
         )
     if kind == "vector" and a.shape[1:] == (2,):
         return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data, names)
@@ -139,7 +140,7 @@ def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, 
 
 
 def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
-    """Plot the values of both against their position, with channels one after another."""
+    """Plot the values of a sample and its nearest row against their position, with channels one after another."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
     tidy(ax)

@@ -139,7 +139,7 @@ def signals(
 def _traces_of(x: Array, name: str) -> Floats:
     values = finite(x, name, 3)
     if 0 in values.shape:
-        raise UsageError(f"signals need shape (N, C, L), all at least 1: got {values.shape}")
+        raise UsageError(f"signals need shape (N, C, L), with no empty axis: got {values.shape}")
     return values
 
 

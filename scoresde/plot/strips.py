@@ -67,7 +67,9 @@ def strips(
         raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     shapes = [x.shape for x in states.values()]
     if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
-        raise UsageError(f"a block of a strip must have shape (T, N, *event), T = {len(columns)} columns: got {shapes}")
+        raise UsageError(
+            f"a block of a strip must have shape (T, N, *event) for T = {len(columns)} columns: got {shapes}"
+        )
     if kind in ("image", "volume"):
         return _image_strips(states, columns, low, high, note)
     if kind == "signal":
@@ -79,7 +81,7 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a part for each block, ``heights`` inches high, with its title; the last has the note."""
+    """Create a figure with a titled part for each block, ``heights`` inches high; the note is below the last one."""
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
     figure = new_figure(width, sum(tall))

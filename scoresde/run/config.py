@@ -238,7 +238,7 @@ class TrainConfig:
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
                 f"the weighting {weighting} cannot train a learned path: the ends of the path are learned by the "
-                "variational bound, which only the weighting likelihood matches; use that one, or leave out learn",
+                "variational bound, which only the weighting likelihood matches; use it, or leave out learn",
                 parameter="weighting",
                 value="likelihood",
             )
@@ -246,7 +246,7 @@ class TrainConfig:
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
             given = f"{info.name} holds {info.kind}s" if info.kind != "image" else "reflow trains on pairs"
             raise UsageError(
-                f"augment={self.augment!r} applies only to pictures of the data, but {given}",
+                f"augment={self.augment!r} applies only to pictures, but {given}",
                 parameter="augment",
                 value="none",
             )
@@ -365,7 +365,7 @@ class TrainConfig:
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or of another name or path, split as for the run.
+        """Load the data of the run, or other data by name or path, split as for the run.
 
         Raises:
             DataError: If the data are missing or unreadable.
@@ -385,14 +385,14 @@ class TrainConfig:
         return Reading(self.size, self.fit, self.layout, self.on_bad)
 
     def name(self, field: str) -> str:
-        """Return the name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or that of the object
+        """Return the name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or the name of the object
         there.
         """
         value = getattr(self, field)
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy with some of these four fields set to names that a person typed, or to objects.
+        """Return a copy with some of the fields of :meth:`name` set to names that a person typed, or to objects.
 
         A name that is already set keeps its options; a new one starts with its defaults.
         """
@@ -467,7 +467,7 @@ def _preset_for(info: DataInfo) -> str:
 
 
 def build_sde(config: TrainConfig) -> SDE:
-    """Return the SDE of a configuration, with placeholders for values that the data have not decided yet.
+    """Return the SDE of a configuration, with placeholders for values that are still to be set from the data.
 
     Raises:
         UsageError: If the name is unknown or is not an SDE.

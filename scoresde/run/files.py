@@ -80,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def make_run_folder(out: str | Path | None, name: str) -> Path:
-    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that is taken.
+    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that name is taken.
 
     Raises:
         UsageError: If ``out`` already holds a run.
@@ -124,7 +124,7 @@ def refuse_taken(folder: Path, *, mine: bool = False) -> None:
 
 
 def clear_start(folder: Path) -> None:
-    """Remove the files of a training that ended before its first checkpoint, and nothing else."""
+    """Remove the files of a run that ended before its first checkpoint, and nothing else."""
     pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
     for path in (*(folder / name for name in BEGUN), *pictures):
         try:
@@ -221,7 +221,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether a checkpoint states another step than its name."""
+    """Return whether the step that a checkpoint states differs from the one in its name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -267,7 +267,6 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
     The former best weights are kept until there is a checkpoint at least as new as the new best. A run that is resumed
     from the current checkpoint uses them as its best.
-    checkpoint that there is now has them for its best.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
     newest = max(map(_step, checkpoints(folder)), default=-1)

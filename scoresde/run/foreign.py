@@ -54,7 +54,7 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as in all of these, inputs are not scaled."""
+    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as everywhere here, inputs are not scaled."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -97,7 +97,7 @@ class OriginalLevelEps(OriginalEps):
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the level of a node, or ``t (N - 1)`` on a continuous path; in the shape of ``t``."""
+        """Return the level for a node, or ``t (N - 1)`` on a continuous path; in the shape of ``t``."""
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ class OriginalLevelScore(OriginalScore):
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return ``N - 1 - i`` of a node, or ``round((1 - t)(N - 1))`` on a continuous path; in the shape of ``t``."""
+        """Return ``N - 1 - i`` for a node, or ``round((1 - t)(N - 1))`` on a continuous path; in the shape of ``t``."""
         if sde.nodes is None:
             return ((1 - t) * (self.levels - 1)).round()
         return ((1 - t) * len(sde.nodes)).round()

@@ -85,11 +85,11 @@ def kept_identity(folder: Path) -> Identity | None:
         file = read_arrays(path)
         return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
     except Exception as error:  # a damaged file can raise almost anything
-        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to do without it") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to go on") from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
-    """Load the data of a run, or others by name or path, split as for the run, and compare them with those it knows.
+    """Load the data of a run, or other data, split as for the run, and compare them with those that it was trained on.
 
     Args:
         folder: The run folder.
@@ -106,7 +106,7 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 
 
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
-    """Read the data of a run, or others by name or path, as the run did, without reporting changes.
+    """Read the data of a run, or other data by name or path, as the run did, without reporting changes.
 
     A run without hashes may predate the current rules for detecting axes and finding pictures; its data are read by the
     rules of its time.
@@ -149,7 +149,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     Args:
         folder: The run folder.
         data: The data as they are now.
-        changed: Warn where there would be an error.
+        changed: Warn instead of raising an error.
         named: Whether these data were chosen explicitly, and so may well be different.
 
     Raises:
@@ -171,7 +171,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         warnings.warn(told[state], stacklevel=3)
     elif state != "same" and not named:
         gone = f"{missing:,} of the {len(known.hashes):,} rows it was trained and tested with are missing"
-        what = gone if state == "shrunk" else "these are other data" if known.large or not missing else (
+        what = gone if state == "shrunk" else "these are different data" if known.large or not missing else (
             f"{gone}, and {new:,} are new"
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)

@@ -44,7 +44,7 @@ def read_units(text: str) -> Units:
     """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
 
     Raises:
-        UsageError: If ``text`` is none of these.
+        UsageError: If ``text`` is not one of these.
     """
     if text in WAYS:
         return text
@@ -65,7 +65,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         data: The data that the samples are compared with.
         units: The units of the samples. Two numbers stand for the lowest and the highest value of the data (of each
             column of a table). ``model`` means the units of a network. ``data`` means those of the data, and so does
-            ``auto``, which also rejects samples that look as if they had others.
+            ``auto``, which also rejects samples that look as if they had other units.
         source: The origin of the samples, for messages.
 
     Returns:
@@ -81,7 +81,9 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
     bad = ~x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.zeros(len(x), dtype=torch.bool)
     if bool(bad.any()):
         first = int(bad.nonzero()[0, 0])
-        raise DataError(f"{source}: {int(bad.sum()):,} samples are not finite, first no. {first}; leave them out")
+        raise DataError(
+            f"{source}: {int(bad.sum()):,} samples are not finite (the first is number {first}); leave them out"
+        )
     codec, levels = data.codec, data.codec.levels
     if not x.is_floating_point() and x.dtype != torch.uint8:
         x = x.long()  # the less common integer types support little arithmetic
@@ -199,7 +201,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Measure ``x: (N, *event)``; the lowest and the highest number cover ``more`` as well."""
+        """Measure ``x: (N, *event)``; the lowest and the highest number are those of ``x`` and ``more`` together."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)

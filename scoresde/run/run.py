@@ -235,7 +235,7 @@ class Run:
 
     @checked(n=COUNT)
     def example_labels(self, n: int) -> Tensor | None:
-        """Return classes for ``n`` samples of everything, for a run that needs labels; ``None`` for any other run.
+        """Return a class for each of ``n`` samples, for a run that needs labels; ``None`` for any other run.
 
         The classes come in the proportions of the training data, or in equal shares if these are unknown. A smaller
         ``n`` returns the first of them.
@@ -275,7 +275,7 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """Return the run restricted to the rows ``index``, int64 ``(B,)``, of what is bound to it."""
+        """Return the run with everything bound to it restricted to the rows ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known)
 
@@ -351,7 +351,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
-        """Load the data that the run was trained on, or data of another name or path, split as for the run.
+        """Load the data that the run was trained on, or other data by name or path, split as for the run.
 
         Raises:
             UsageError: If the run was not trained by this package.
@@ -523,8 +523,8 @@ class Run:
     ) -> Elbo:
         """Compute the variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
 
-        The bound is on the density of the samples that the reverse SDE of this very model generates. For a guided model
-        that is neither the density of its flow nor the tilted one; the result names the density that is bounded.
+        The bound is on the density of the samples that the reverse SDE of this model generates. For a guided model,
+        that is neither the density of its flow nor the tilted density; the result names the density that is bounded.
 
         Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
         A model with nodes is a chain. Its bound has one draw for each node (:func:`scoresde.likelihood.chain.bound`),
@@ -597,8 +597,8 @@ class Run:
         if x.is_floating_point() and not bool(x.isfinite().all()):
             bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise DataError(
-                f"{where}: {len(bad):,} samples have values that are not finite, first no. {int(bad[0])}; leave "
-                "them out"
+                f"{where}: {len(bad):,} samples have values that are not finite (the first is number {int(bad[0])}); "
+                "leave them out"
             )
         if levels is None or not dequantise:
             return x

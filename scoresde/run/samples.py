@@ -1,4 +1,4 @@
-"""Samples as files: writing a picture, the numbers and how they were made, and reading the numbers back."""
+"""Samples as files: write a picture, the numbers and their settings, and read the numbers back."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def write_samples(
         info: The description of the data.
         made: How the samples were made, as plain JSON values, for ``samples.json``.
         kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
-            table with named columns), ``gif`` (the samples on their way) and ``path`` (the same as arrays ``t`` and
-            ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
+            table with named columns), ``gif`` (an animation of the sampling) and ``path`` (its states as arrays ``t``
+            and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them once the samples are written.
         reference: Data ``(m, *event)`` to show beside the samples in the figure of points, tables and signals, or a
@@ -102,7 +102,7 @@ def write_samples(
                 save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
             pictures.append(path)
     if frames is not None and {"gif", "path"} & set(kinds):
-        with optional("the way of the samples", kept):
+        with optional("the trajectory of the samples", kept):
             times, states = frames() if callable(frames) else frames
             states = states[:, ok] if info.wide else states[:, ok].float()
             if "path" in kinds:
@@ -147,7 +147,7 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
 
     Args:
         path: An ``.npz`` with an array called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
-            so on, as others do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
+            so on, as other programs do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
         data: The data that the samples are compared with.
         units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
@@ -187,8 +187,8 @@ def _array(path: Path, info: DataInfo) -> Tensor:
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1) if x.size else np.zeros(0, bool)
     if bad.any():
         raise DataError(
-            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite, the first is number "
-            f"{int(bad.argmax())}: leave them out"
+            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite (the first is number "
+            f"{int(bad.argmax())}): leave them out"
         )
     return torch.from_numpy(np.ascontiguousarray(x))
 

@@ -52,7 +52,10 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return a mask, in the shape of ``alpha``, of where data is left beyond rounding error (cos(pi/2) is 6e-17)."""
+    """Return a mask, in the shape of ``alpha``, of where some data is left.
+
+    ``alpha`` may be a rounding error instead of 0: cos(pi/2) is 6e-17.
+    """
     return alpha > 1e-6 * sigma
 
 
@@ -115,7 +118,7 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the factor on the data at ``t``, that is, how much of them is left, in the shape of ``t``."""
+        """Return the factor on the data at ``t``, that is, how much of the data is left, in the shape of ``t``."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:

@@ -200,9 +200,9 @@ class VESDE(Exploding):
 class FlowMatching(SDE):
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
 
-    Lipman et al. (2023), arXiv:2210.02747, eq. 20 with sigma_min = 0 and time reversed; Liu et al. (2023),
-    arXiv:2209.03003, eq. 1. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data is left. Networks that predict the
-    velocity, x0 or v are finite there.
+    This is eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and eq. 1 of Liu et
+    al. (2023), arXiv:2209.03003. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data is left. Networks that
+    predict the velocity, x0 or v are finite there.
     """
 
     def alpha(self, t: Tensor) -> Tensor:

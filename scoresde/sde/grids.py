@@ -70,7 +70,7 @@ class Grid(Checked, ABC):
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """Return the log-SNR in the shape of ``t``; where it is infinite, -20 replaces it at alpha = 0, 20 at sigma = 0."""
+    """Return the log-SNR in the shape of ``t``; instead of infinity, it is -20 at alpha = 0 and 20 at sigma = 0."""
     found = sde.log_snr(t)
     return torch.where(found.abs() > 60, found.clamp(-20, 20), found)
 
@@ -210,8 +210,8 @@ class GivenGrid(Grid):
         times = torch.tensor(self.times, dtype=torch.float64)
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
-                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver from "
-                f"t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
+                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
+                f"from t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
             )
         return times
 
@@ -246,7 +246,7 @@ def make_grid(
         grid: The name of a grid, a grid object, the times themselves, or ``auto`` for the SDE's default grid.
         sde: The path.
         steps: Number of steps.
-        t0, t1: Both ends.
+        t0, t1: The first and the last time.
         nodes: The times that a discrete model supports, rising, shape ``(N,)``; each time is moved to the nearest node.
 
     Raises:

@@ -50,7 +50,7 @@ _SMALLEST = 8 / 2**20  # the resolution of the Brownian path
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Solver):
-    """The reverse SDE to a tolerance, with separate steps for each sample: two evaluations a step, one to retry it.
+    """The reverse SDE to a tolerance, with separate steps for each sample: two evaluations per step, one per retry.
 
     Args:
         rtol: Relative tolerance on the error of a step.

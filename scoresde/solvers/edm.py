@@ -37,7 +37,7 @@ __all__ = ["EDMHeun"]
 
 @dataclass(frozen=True)
 class EDMHeun(FixedStep):
-    """The sampler of EDM: two evaluations a step, order 2 without churn.
+    """The sampler of EDM: two evaluations per step, order 2 without churn.
 
     Args:
         steps: Number of steps N.

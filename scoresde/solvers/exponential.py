@@ -22,7 +22,7 @@ DPM-Solver++ 2M (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a
 (1) with k = 3 is third order.
 
 With ``correct`` each step is repeated with the value at its own end, which the next step needs anyway: this raises the
-order by one at no extra evaluation. It is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
+order by one at no extra evaluation. This is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
 integral of u dc is then exact, or (``midpoint``, B2) half of c(s) - c(t), or (``bh1``) dc/dl at s times h/2.
 
 The first k - 1 steps have fewer values and a lower order. The first step's error of h^2 limits the overall order to 2,
@@ -254,7 +254,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """The loop over the steps that (1) to (3) share."""
+    """The base class of the solvers (1) to (3), with their loop over the steps."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -325,15 +325,15 @@ class Multistep(_Exponential):
     Args:
         steps: Number of steps, and of evaluations.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values k in the polynomial; the first steps use as many as there are. The default is what
-            measured best for the number of steps: order 3 below 8 steps; from 8 steps, with ``correct``, order 2,
-            from 25 order 3, and from 40 order 4.
+        order: Number of values k in the polynomial; the first steps use as many as there are. The default depends on
+            the number of steps: order 3 below 8 steps and, with ``correct``, order 2 from 8 steps, 3 from 25 and 4 from
+            40.
         rule: How the polynomial is integrated: ``exact``, or with two values also ``midpoint`` (DPM-Solver++, UniPC's
             bh2) or ``bh1``.
         correct: Whether to repeat each step with the value at its end (order + 1, no extra evaluation). The default is
             no if ``order`` is given; otherwise it depends on the number of steps.
-        taper: Whether the order falls to 1 in the last steps, as in published code. By default it does so for x0 below
-            15 steps, where it measured better.
+        taper: Whether the order falls to 1 in the last steps, as in published code. The default is yes for x0 below 15
+            steps, where tapering reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

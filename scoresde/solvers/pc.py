@@ -1,7 +1,8 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair its distribution.
 
-Song et al. (2021), arXiv:2011.13456, alg. 1-5. A predictor is any one-step rule of :mod:`scoresde.solvers.stochastic`.
-A corrector is a step of Langevin dynamics that leaves the marginal at one time unchanged,
+The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step rule of
+:mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics that leaves the marginal at one time
+unchanged,
 
     x <- x + e score + sqrt(2 e) z,      with  A = alpha(t)/alpha(s)  of the step from t to s and
 

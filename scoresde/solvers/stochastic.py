@@ -115,9 +115,9 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _check_growth(
     solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
 ) -> None:
-    """Reject steps that overshoot on data N(0, s^2), where a step is x <- ``gain`` x + ``kick`` z or an exact leap.
+    """Reject steps that overshoot on data N(0, s^2).
 
-    ``gain`` and ``kick`` are float64 ``(n,)``.
+    A step is x <- ``gain`` x + ``kick`` z, with float64 ``(n,)`` for both, or an exact leap.
 
     Raises:
         UsageError: If the final standard deviation is a hundred times larger than both the correct and the initial one.

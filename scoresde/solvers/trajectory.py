@@ -138,7 +138,7 @@ class Trajectory:
         start, end = self._ends()
         low, high = min(start, end), max(start, end)
         if bool(((asked < low - 1e-9) | (asked > high + 1e-9)).any()):
-            raise UsageError(f"the trajectory goes from t = {start:g} to {end:g}; asked for {asked.tolist()}")
+            raise UsageError(f"the trajectory goes from t = {start:g} to {end:g}; got the times {asked.tolist()}")
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class BenchRow:
     Attributes:
         solver: Name of the solver.
         asked: Number of evaluations that the solver was given.
-        tolerance: ``rtol`` and ``atol`` that the solver was given instead.
+        tolerance: ``rtol`` and ``atol`` that the solver was given instead of a number of evaluations.
         nfe: Number of evaluations that the solver took, mean over the samples.
         rms: Distance of the samples that succeeded to the converged solution.
         sliced_w2: Sliced W2 distance of the samples to held-out data.
@@ -139,7 +139,9 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
         UsageError: If there is nothing to run.
     """
     if not solvers or not nfe or min(nfe) < 1:
-        raise UsageError(f"solvers {list(solvers)} and evaluations {list(nfe)}: name at least one of each, 5,10,20,50")
+        raise UsageError(
+            f"solvers {list(solvers)} and evaluations {list(nfe)}: name at least one of each, such as ddim and 10"
+        )
     cases: list[Case] = []
     for name, solver in solvers.items():
         if {"rtol", "atol"} <= options_of(solver).keys():
@@ -177,7 +179,7 @@ def bench(
         n: Number of samples.
         seed: Seed of the prior, of the solvers' noise, and of the choice of data.
         data: The data that the run was trained on. Without them, sliced W2 is not measured.
-        batch: Number of samples to solve at once.
+        batch: Number of samples solved at once.
         on_row: Called with each row, the converged solution first.
 
     Raises:

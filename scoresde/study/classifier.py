@@ -57,7 +57,8 @@ class ClassifierConfig(Checked):
     """Training settings of a classifier.
 
     Attributes:
-        steps, batch: Number of training steps, and batch size (at most the number of rows, if that is above 128).
+        steps, batch: Number of training steps, and batch size, which is limited to the number of rows or to 128,
+            whichever is larger.
         lr: Learning rate of Adam.
         noise: Standard deviation of the noise on every image, in model units.
         width: Number of features.

@@ -117,7 +117,9 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     if only is not None and data.train_labels is not None and data.test_labels is not None:
         train, rows = data.train[data.trains & (data.train_labels == only)], rows[data.test_labels == only]
         if not len(train) or not len(rows):
-            raise DataError(f"{info.name} has {len(train)} training and {len(rows)} held-out samples of that class")
+            raise DataError(
+                f"{info.name} has {len(train)} training and {len(rows)} held-out samples of that class; both are needed"
+            )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]
     noise = Noise.of(len(rows), seed)

@@ -128,8 +128,8 @@ def evaluate(
         metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
         against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
         reference: Statistics to compare with instead of the split.
-        copies: The features for the check for copies. There is no check without them, nor with too few held-out rows,
-            which causes a warning.
+        copies: The features for the check for copies. Without them there is no check. If there are too few held-out
+            rows, there is a warning instead.
         limit: Maximum number of reference rows, drawn at random; 0 for all.
         seed: Seed of the choice of rows.
         check: Reject samples that seem to be in other units (:mod:`scoresde.run.plausible`).

@@ -148,7 +148,7 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
         device: Device to compute on.
 
     Raises:
-        UsageError: If the extra ``fid`` is not installed, the weights do not exist or are others, or the data are not
+        UsageError: If the extra ``fid`` is not installed, the weights are missing or different, or the data are not
             images of 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
@@ -172,7 +172,7 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
-            f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...: these are other weights"
+            f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...: the weights are different"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()
@@ -340,7 +340,7 @@ class Reference:
 def _units(codec: Codec) -> Any:
     """The part of a codec that features depend on.
 
-    For a codec of a single part these are its options alone, so that old hashes stay valid.
+    For a codec with a single part, this is only the options of the part, so that old hashes stay valid.
     """
     parts = to_dict(codec.continuous)
     return parts[0]["options"] if len(parts) == 1 else parts

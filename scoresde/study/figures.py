@@ -209,7 +209,7 @@ def frames_between(columns: int, frames: int) -> int:
 
 
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
-    """Write a strip of ``columns`` of the times to ``file``, and a GIF of all times beside it.
+    """Write a strip of ``columns`` times to ``file``, and a GIF of all times beside it.
 
     The number of times must come from :func:`frames_between`. If the GIF cannot be drawn, there is a warning.
 

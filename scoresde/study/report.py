@@ -15,8 +15,8 @@ estimate, are then much the same for both runs, and cancel in the differences d_
     difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
 The error of the difference is often far below the error of either mean. It does not cover the randomness of training
-itself, which takes runs with other seeds. The comparison is fair only if neither run was trained on the samples, or
-both were.
+itself; measuring that takes runs with other seeds. The comparison is fair only if neither run was trained on the
+samples, or both were.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -131,7 +131,7 @@ def choose(
 ) -> Chosen:
     """Choose the samples to score.
 
-    The samples of a smaller ``limit`` are the first samples of a larger one, with the same draws.
+    The samples for a smaller ``limit`` are the first of those for a larger one, and have the same draws.
 
     Args:
         run: The run.
@@ -143,8 +143,8 @@ def choose(
         dequantise: Whether data with levels are dequantised.
 
     Raises:
-        DataError: If the run cannot give the data a likelihood.
-        UsageError: If ``by_class``, and the data do not have the classes of the run.
+        DataError: If the run cannot compute a likelihood of the data.
+        UsageError: If ``by_class`` is set but the data do not have the classes of the run.
     """
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info

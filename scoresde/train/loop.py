@@ -138,7 +138,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`; the signal handlers and the lock of the run folder stay in ``held`` until its end."""
+    """Train as in :func:`fit`; the signal handlers and the lock of the run folder last until ``held`` is closed."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -237,10 +237,10 @@ def _fit(
             if interrupts.number is not None and not last:
                 if folder is not None and kept_step != record.step:  # the signal came during the picture
                     state.save(folder)
-                kept = f"the checkpoint is saved in {folder}, resume=True continues" if folder else "nothing was saved"
+                kept = f"the checkpoint is saved in {folder}; resume=True continues" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
-        keeps(f"all {config.steps:,} steps are done, the checkpoint is saved in {folder}", "resume", folder)
+        keeps(f"all {config.steps:,} steps are done, and the checkpoint is saved in {folder}", "resume", folder)
     interrupts.forget()
     run, lines, best = trained(), [], None
     if validation is not None and validation.best is not None:
@@ -272,7 +272,7 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the data to train on, and the configuration with their name and path and how they were split and read."""
+    """Return the data to train on, and the configuration with the name, path, split and reading options of the data."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
@@ -297,7 +297,7 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or each ``every``
+    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or every ``every``
     steps.
     """
     if every:
@@ -433,7 +433,7 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
         yield from records
     except NumericalError as error:
         saved = folder is not None and checkpoints(folder)
-        kept = f" The last checkpoint in {folder} is from before." if saved else ""
+        kept = f" The last checkpoint in {folder} is from an earlier step." if saved else ""
         raise NumericalError(f"{error}{kept}", parameter=error.parameter, value=error.value) from None
 
 

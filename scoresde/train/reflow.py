@@ -55,7 +55,7 @@ def draw_pairs(
     """Draw noise and the samples that the flow of a run maps it to.
 
     Args:
-        run: A trained run, with what is bound to it.
+        run: A trained run, with any conditioning.
         count: Number of pairs.
         solver: A solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
         seed: Seed of the noise.
@@ -118,7 +118,7 @@ def reflow(
         solver, seed: See :func:`draw_pairs`.
         data: The run's data set, if ``load_data`` cannot find it. Only its labels are used; training sees the pairs
             alone.
-        out: The run folder (default: ``runs/NAME-reflow``, with a number if that is taken).
+        out: The run folder (default: ``runs/NAME-reflow``, with a number if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
         quiet: Do not print progress.

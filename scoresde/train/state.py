@@ -52,7 +52,7 @@ class TrainState:
 
     @property
     def learned(self) -> nn.Module:
-        """The module with the learned parameters; for a score model the network, and the path if that is learned."""
+        """The module with the learned parameters; for a score model, the network and any learned path."""
         return self.model.learned if isinstance(self.model, ScoreModel) else self.model
 
     @property

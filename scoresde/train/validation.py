@@ -49,7 +49,7 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Compare them with the last weights and their ``losses``; return plain values and which weights to use."""
+        """Compare these weights with the last ones by their ``losses``, and return the decision as plain values."""
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         mean = float(difference.mean())
@@ -137,7 +137,7 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Describe the choice in the line that ends a training."""
+    """Describe the choice in the last line that training prints."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
         return f"validation: a single row cannot decide; the last weights are used ({last})"

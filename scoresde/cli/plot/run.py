@@ -28,7 +28,9 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 @solver_options("heun", "steps")
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
         help="Number of samples.  [default: 4, or 1000 for vectors]")  # fmt: skip
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times in the picture.")
+@option(
+    "--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times t in the picture."
+)
 @option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Smallest number of frames in the GIF.")
 @option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")
 @conditioning()
@@ -67,7 +69,7 @@ def reverse(
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
-        help="Times t of the panels.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
+        help="Times t to draw, one panel each.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
         help="Add the exact score, where it is known (8gaussians).")  # fmt: skip
 @conditioning(first=False)
@@ -91,7 +93,7 @@ def score_field(
     found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
         raise UsageError(
-            f"--exact: the exact score of {loaded.info.name} is not known, only that of 8gaussians is; plot compass "
+            f"--exact: the exact score is known only for 8gaussians, not for {loaded.info.name}; plot compass "
             "compares with the score of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}

@@ -37,8 +37,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     Some panels show alpha, sigma, beta and log-SNR as functions of t. The others share a log-SNR axis and show alpha
     and sigma, the steps of a solver, and the noise levels that training draws.
 
-    beta is -2 d log alpha/dt. g^2 is dotted where it differs from beta, which is so unless the SDE preserves the
-    variance.
+    beta is -2 d log alpha/dt. g^2 is dotted where it differs from beta, that is, unless the SDE preserves the variance.
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
@@ -58,7 +57,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Data: digits, a 2-D toy data set, or a path: images, IDX, npz.")  # fmt: skip
+        help="Data: digits, a 2-D toy data set, or the path of images, IDX or npz files.")  # fmt: skip
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),

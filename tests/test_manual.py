@@ -50,7 +50,7 @@ def commands(page: Path) -> list[str]:
             block.append(whole.replace(" \\ ", " "))
             if not whole.endswith("\\") and (match := re.match(r"\$ (scoresde .*)", block[-1])):
                 found.append(re.split(r"\s#|\s\|\s", match.group(1))[0].strip())
-    return found
+    return [line for line in found if "..." not in line]
 
 
 # By verb: what an option is set to where a command has it, and what is added where it does not.

@@ -126,6 +126,28 @@ def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) 
     assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in evaluation_table(found)
 
 
+@pytest.mark.parametrize("held_out", [2, 5, 6])
+def test_neighbours_of_too_few_rows_are_left_out_and_the_rest_is_measured(small: Dataset, held_out: int) -> None:
+    few, metrics = replace(small, test=small.test[:held_out]), metrics_by_name(["frechet", "prdc"])
+    by, x = pixels(small.codec), noisy(small.train[:40])
+    if held_out > 5:
+        names = {row.metric for row in evaluate(x, few, by, metrics, copies=None).rows}
+        assert names == {"frechet", "precision", "recall", "density", "coverage"}
+        return
+    with pytest.warns(UserWarning, match=f"prdc was left out: it needs more than 5 rows, .* {held_out} held-out rows"):
+        found = evaluate(x, few, by, metrics, copies=None)
+    assert [row.metric for row in found.rows] == ["frechet"]
+    with pytest.raises(UsageError, match="k = 5"):  # nothing else was asked for
+        evaluate(x, few, by, metrics_by_name(["prdc"]), copies=None)
+
+
+def test_a_table_without_figures_states_what_was_compared(small: Dataset) -> None:
+    few = replace(small, test=small.test[:6])
+    with pytest.warns(UserWarning, match="no check for copies"):
+        found = evaluate(noisy(small.train[:40]), few, pixels(small.codec), {}, copies=pixels(small.codec))
+    assert "40 samples against 6 of digits (test)" in evaluation_table(found)
+
+
 def test_the_table_states_numbers_and_features(small: Dataset) -> None:
     by = pixels(small.codec)
     found = evaluate(noisy(small.train[:40]), small, by, metrics_by_name(["frechet", "mmd"]), copies=by)

@@ -75,7 +75,8 @@ ADDED = {
 
 def small(line: str) -> list[str]:
     """The words of a command with smaller numbers."""
-    words = shlex.split(line)[1:]
+    places = {"RUN": "runs/photos", "NEW": "runs/new"}
+    words = [places.get(word, word) for word in shlex.split(line)[1:]]
     resumed = words[0] in ("train", "sample") and "--resume" in words
     for option, most in SMALL.get(words[0], {}).items():
         if option in words:
@@ -108,6 +109,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
             fit(TrainConfig(data=data, network_options={"width": 8, "blocks": 1}, **tiny), out=Path("runs") / name)
         np.savez("theirs.npz", x=rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
         np.savez("three.npz", x=rng.normal(size=(300, 2)), y=np.arange(300) % 3)
+        np.save("traces.npy", rng.normal(size=(60, 2, 16)))
         np.save("six.npy", rng.normal(size=(6, 2)).repeat(50, 0))
     return folder
 
@@ -125,7 +127,8 @@ def test_commands(page: Path, stage: Path, tmp_path: Path, monkeypatch: pytest.M
     for line in commands(page):
         if any(word in line for word in NEEDS):
             continue
-        for taken in re.findall(r"--out (\S+)", line) if "train" in line and "--resume" not in line else ():
+        fresh = "train" in line and "--resume" not in line
+        for taken in re.findall(r"--out (\S+)", line.replace("NEW", "runs/new")) if fresh else ():
             shutil.rmtree(taken, ignore_errors=True)  # a run of that name is there for the pages that only use it
         torch.manual_seed(0)
         with pytest.raises(SystemExit) as stop:

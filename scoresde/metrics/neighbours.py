@@ -40,7 +40,9 @@ from ..core.limits import COUNT, SEVERAL, checked
 from .measurement import BLOCKS, Measurement, deal, from_blocks
 from .rows import nearest, pair, slabs, squared_distances
 
-__all__ = ["Neighbourhoods", "neighbourhoods"]
+__all__ = ["NEIGHBOURS", "Neighbourhoods", "neighbourhoods"]
+
+NEIGHBOURS = 5  # a ball reaches to the nearest neighbour of this number
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Neighbourhoods:
 
 
 @checked(k=COUNT, blocks=SEVERAL)
-def neighbourhoods(x: Tensor, y: Tensor, *, k: int = 5, blocks: int = BLOCKS) -> Neighbourhoods:
+def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = BLOCKS) -> Neighbourhoods:
     """Compute the precision, recall, density and coverage of samples.
 
     Args:

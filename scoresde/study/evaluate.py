@@ -32,8 +32,9 @@ from ..core.optional import optional
 from ..core.registry import resolve
 from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
-from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife
+from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife, neighbourhoods
 from ..metrics.copies import HELD_OUT
+from ..metrics.neighbours import NEIGHBOURS
 from ..run.plausible import check_units
 from .features import Extractor, Reference, read_features
 
@@ -226,8 +227,16 @@ def compare(
                 parameter="metrics",
                 value="frechet",
             )
+        sets = {"samples": x, "held-out rows": against}
+        few = {what: len(rows) for what, rows in sets.items() if isinstance(rows, Tensor) and len(rows) <= NEIGHBOURS}
+        if metric is neighbourhoods and few and len(metrics) > 1:
+            counts = " and ".join(f"{count} {what}" for what, count in few.items())
+            needs = f"it needs more than {NEIGHBOURS} rows, but there are {counts}"
+            warnings.warn(f"the metric {name} was left out: {needs}", stacklevel=2)
+            continue
         samples = _measure(name, metric, x, against)
-        floor = {} if real is None else _measure(name, metric, real, against)
+        alone = metric is neighbourhoods and real is not None and len(real) <= NEIGHBOURS
+        floor = {} if real is None or alone else _measure(name, metric, real, against)
         for key, value in samples.items():
             rows.append(MetricRow(key, value, floor.get(key)))
             if on_metric is not None:
@@ -273,7 +282,7 @@ def evaluation_table(found: Evaluation) -> str:
     if copies is not None:
         lines.append(("closer", str(copies.closer), "0.5"))
         lines.append(("authenticity", str(copies.authenticity), str(copies.authenticity_held_out)))
-    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(3)]
     text = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines]
     text.append("")
     text.append(

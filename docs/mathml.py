@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -25,6 +27,9 @@ _REWRITTEN = (
 # TeX sets a thin space between a function and an argument without brackets; browsers set none.
 _APPLIED, _THIN = re.compile(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>[(\[{])"), '<mspace width="0.1667em"></mspace>'
 
+_NAMESPACE, _ACCENTS = "http://www.w3.org/1998/Math/MathML", tuple("\u02c6\u02c9~\u02dc\u00af\u02d9\u20d7^")
+ElementTree.register_namespace("", _NAMESPACE)
+
 
 def mathml(tex: str, block: bool = False, where: str = "") -> str:
     """The ``<math>`` element of a formula.
@@ -38,7 +43,21 @@ def mathml(tex: str, block: bool = False, where: str = "") -> str:
         made: str = tex2mathml(tex, as_block=block)
     except MathError as error:
         raise ExtensionError(f"{where}: docutils cannot translate the formula {tex!r}: {error}") from None
-    return _APPLIED.sub(_THIN, made)
+    root = ElementTree.fromstring(_APPLIED.sub(_THIN, made).replace("&ApplyFunction;", "\u2061"))
+    for parent in root.iter():
+        for i, child in enumerate(parent):
+            if child.tag == f"{{{_NAMESPACE}}}munderover" and (child[2].text or "") in _ACCENTS:
+                parent[i] = _subscripted(*child)
+    return ElementTree.tostring(root, "unicode")
+
+
+def _subscripted(base: Element, below: Element, accent: Element) -> Element:
+    """A subscript beside a letter with an accent; docutils sets it below the letter."""
+    both = Element(f"{{{_NAMESPACE}}}msub")
+    over = SubElement(both, f"{{{_NAMESPACE}}}mover", accent="true")
+    over.extend((base, accent))
+    both.append(below)
+    return both
 
 
 def _where(translator: Any, node: nodes.Element) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -56,6 +57,23 @@ def test_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     assert held_by(tmp_path) is None
     with locked(tmp_path):
         pass
+
+
+def test_nobody_takes_a_killed_process_for_the_holder(tmp_path: Path) -> None:
+    # It left its file, and the next holder has locked it but not yet written who it is.
+    pid, _ = holder(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    left = (tmp_path / LOCK).read_text()
+    with open(tmp_path / LOCK, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        now = left.replace(f'"pid": {pid}', f'"pid": {os.getpid()}').encode()
+        writes = threading.Timer(0.05, os.pwrite, (file.fileno(), now.ljust(len(left)), 0))
+        writes.start()
+        assert f"process {os.getpid()} " in str(held_by(tmp_path))
+        writes.join()
+        os.pwrite(file.fileno(), left.encode().ljust(len(now)), 0)
+        assert f"process {pid} " in str(held_by(tmp_path)), "it may be a process that cannot be seen from here"
 
 
 def test_a_copy_holds_nothing(tmp_path: Path) -> None:

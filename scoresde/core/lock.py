@@ -123,13 +123,28 @@ def _opened(path: Path, flags: int) -> int:
 
 def _holder(file: int) -> str:
     """Return who holds the lock, according to the file."""
+    holder = "another process"
     for _ in range(20):  # the holder writes the file right after locking it
         try:
             told = parse_json(os.pread(file, 4096, 0))
-            return f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
+            holder = f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
+            if told["host"] != socket.gethostname() or _lives(int(told["pid"])):
+                break  # else it was killed earlier, and the file is still as it left it
         except (OSError, ValueError, KeyError, TypeError):
-            time.sleep(0.01)
-    return "another process"
+            pass
+        time.sleep(0.01)
+    return holder
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this number is there."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is there, and it is another user's
+        return True
+    return True
 
 
 def _without(folder: Path, why: str) -> None:

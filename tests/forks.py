@@ -104,8 +104,15 @@ class Fork:
                 found = os.read(end, 65536)
                 self.pipes[end] += found
                 if not found and self._ended(left):
+                    self._drain()
                     return True
         return False
+
+    def _drain(self) -> None:
+        """Read what is left in the pipes: one may have ended before the other was read."""
+        for end, text in self.pipes.items():
+            while select.select([end], [], [], 0)[0] and (found := os.read(end, 65536)):
+                text += found
 
     def _ended(self, seconds: float) -> bool:
         """Both pipes are closed when a fork ends, and a moment before."""

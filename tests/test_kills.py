@@ -157,7 +157,7 @@ def test_kills(scratch: Path, stock: Path) -> None:
             if fault is not None:
                 faults.append(f"of two at once: {fault}: {outcome.said}")
             elif outcome.code > 0 and holder not in (None, fork) and str(holder.pid) not in outcome.err:
-                said = f"{outcome.code}: {outcome.err[-400:]}"
+                said = f"{outcome.code}: {outcome.err[-400:]!r}"
                 faults.append(f"of two at once, one does not say who holds the folder: {said}")
 
     def finish(home: Path) -> None:

@@ -61,6 +61,9 @@ def default_grid(sde: SDE) -> str:
     return str(getattr(sde, "default_grid", listed))
 
 
+_EMPTY = -20.0  # the log-SNR at which grids begin where nothing of the data is left
+
+
 class Grid(Checked, ABC):
     """The nodes of a solver. To write a grid, derive a frozen dataclass and implement ``__call__``."""
 
@@ -72,14 +75,14 @@ class Grid(Checked, ABC):
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
     """Return the log-SNR in the shape of ``t``; instead of infinity, it is -20 at alpha = 0 and 20 at sigma = 0."""
     found = sde.log_snr(t)
-    return torch.where(found.abs() > 60, found.clamp(-20, 20), found)
+    return torch.where(found.abs() > 60, found.clamp(_EMPTY, -_EMPTY), found)
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
     """Return the log-SNR at both ends, cut off at -20 where no data is left, so that no nodes are spent there."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
-    return torch.where(left, finite_log_snr(sde, t), -20.0)
+    return torch.where(left, finite_log_snr(sde, t), _EMPTY)
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
@@ -88,7 +91,7 @@ def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
     Grids in a clock of the noise place no nodes there, so this region is a single step however many nodes they have.
     The rules of Euler and Heun in t would not converge with such a step, so solvers cross it by another rule.
     """
-    blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < -18)
+    blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
 
 

@@ -227,21 +227,25 @@ def compare(
                 parameter="metrics",
                 value="frechet",
             )
-        sets = {"samples": x, "held-out rows": against}
-        few = {what: len(rows) for what, rows in sets.items() if isinstance(rows, Tensor) and len(rows) <= NEIGHBOURS}
-        if metric is neighbourhoods and few and len(metrics) > 1:
-            counts = " and ".join(f"{count} {what}" for what, count in few.items())
-            needs = f"it needs more than {NEIGHBOURS} rows, but there are {counts}"
-            warnings.warn(f"the metric {name} was left out: {needs}", stacklevel=2)
+        if not _enough(metric, x, against) and len(metrics) > 1:
+            warnings.warn(
+                f"the metric {name} was left out: it needs more than {NEIGHBOURS} rows, but there are {len(x):,} "
+                f"samples and {reference.moments.n:,} reference rows",
+                stacklevel=2,
+            )
             continue
         samples = _measure(name, metric, x, against)
-        alone = metric is neighbourhoods and real is not None and len(real) <= NEIGHBOURS
-        floor = {} if real is None or alone else _measure(name, metric, real, against)
+        floor = {} if real is None or not _enough(metric, real) else _measure(name, metric, real, against)
         for key, value in samples.items():
             rows.append(MetricRow(key, value, floor.get(key)))
             if on_metric is not None:
                 on_metric(rows[-1])
     return tuple(rows)
+
+
+def _enough(metric: Metric, *sets: Tensor | Moments) -> bool:
+    """Whether sets have the rows that a metric needs: neighbourhoods have a smallest number, others measure any."""
+    return metric is not neighbourhoods or all(len(rows) > NEIGHBOURS for rows in sets if isinstance(rows, Tensor))
 
 
 def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:

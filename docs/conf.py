@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the notebook is small; more threads only get in its way
 
 import click
+from click.testing import CliRunner
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
@@ -19,6 +21,8 @@ from sphinx.application import Sphinx
 import scoresde
 from scoresde.cli import cli
 from scoresde.cli.command import Command
+from scoresde.core.registry import resolve
+from scoresde.core.tables import SOLVERS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gallery
@@ -101,6 +105,33 @@ class ModuleList(Directive):
         return found
 
 
+class Names(Directive):
+    """``{names} weightings``: what ``scoresde list weightings`` prints, as a list.
+
+    ``{names} solvers flow`` shows the solvers that sample without the score, and ``{names} solvers sde`` the others.
+    """
+
+    required_arguments = 1
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        kind, part = [*self.arguments, ""][:2]
+        printed = CliRunner().invoke(cli, ["list", kind, "--json"], catch_exceptions=False).stdout
+        shown = nodes.definition_list()
+        for entry in json.loads(printed)["entries"]:
+            name = entry["name"]
+            if part and resolve(name, SOLVERS, "solver")().needs_score == (part == "flow"):
+                continue
+            body = nodes.definition("", nodes.paragraph(text=entry["what"] + "."))
+            defaults = (f"{key}={value}" for key, value in entry.get("options", {}).items())
+            if options := [nodes.literal(text=option) for option in (*entry.get("needs", ()), *defaults)]:
+                body += nodes.paragraph("", "", *(node for option in options for node in (option, nodes.Text(" "))))
+            shown += nodes.definition_list_item("", nodes.term("", "", nodes.literal(text=name)), body)
+        for file in Path(scoresde.__file__).parent.rglob("*.py"):
+            self.state.document.settings.record_dependencies.add(str(file))
+        return [shown]
+
+
 class MadeBy(Directive):
     """``{made-by} schedule``: the commands that made a picture of the gallery (docs/gallery.py)."""
 
@@ -174,6 +205,7 @@ def public_home(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 def setup(app: Sphinx) -> None:
     app.add_directive("cli-help", CliHelp)
     app.add_directive("made-by", MadeBy)
+    app.add_directive("names", Names)
     app.add_directive("module-list", ModuleList)
     app.connect("builder-inited", make_gallery)
     app.connect("autodoc-process-docstring", plain_docstring, priority=900)  # after napoleon

@@ -52,6 +52,13 @@ def test_torchsde_has_the_right_marginals(name, method):
     assert int(solved.nfe[0]) == len(model.times)
 
 
+@pytest.mark.parametrize("steps", [1, 8, 20])
+def test_torchsde_takes_the_steps_asked_for(steps):
+    for dtype in (torch.float32, F64):  # eight steps of 0.999/8 add up to a little less than 0.999
+        solved = TorchSDE(steps=steps, method="euler")(ring(VPSDE()), normals(2, 2, dtype=dtype))
+        assert int(solved.nfe[0]) == steps + 1
+
+
 def test_torchsde_is_driven_by_the_seed():
     model, x = ring(VPSDE()), normals(8, 2)
     one, again, other = (TorchSDE(steps=5, method="euler")(model, x, noise=Noise.of(8, s)).x for s in (1, 1, 2))

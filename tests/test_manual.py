@@ -9,16 +9,19 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from models import gaussian, normals
 from PIL import Image
 
-from scoresde import TrainConfig, fit
+from scoresde import VPSDE, TrainConfig, fit
 from scoresde.cli import cli, main
-from scoresde.core.tables import PRESETS
+from scoresde.core.registry import resolve
+from scoresde.core.tables import PRESETS, SOLVERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -164,3 +167,26 @@ def test_commands_within_sentences_and_tables_have_the_options_they_name() -> No
 def test_commands_are_found() -> None:
     assert sum(len(commands(p)) for p in PAGES) > 100
     assert "scoresde sample --solver ode --rtol 1e-5" in commands(ROOT / "README.md")
+
+
+def test_the_tables_of_solvers_say_what_the_code_does() -> None:
+    """Names, classes, evaluations in a step, and whether the score is used: docs/mathematics/solvers.md."""
+    text = (ROOT / "docs" / "mathematics" / "solvers.md").read_text(encoding="utf-8")
+    told = {}
+    for line in re.findall(r"^\| `.*\|$", text, re.M):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7:
+            names, found, _, _, cost, score, _ = cells
+            each = cost.split(", ") if "," in names else [cost]
+            for i, name in enumerate(re.findall(r"`(.*?)`", names)):
+                told[name] = (re.split(r"[~.`]", found)[-2], each[i % len(each)], score)
+    assert set(told) == set(SOLVERS)
+    model = gaussian(VPSDE(), dims=2)
+    for name, (found, cost, score) in told.items():
+        solver = resolve(name, SOLVERS, "solver")()
+        assert type(solver).__name__ == found, name
+        assert score not in ("yes", "no") or (score == "yes") == solver.needs_score, name
+        if cost[0].isdigit() and hasattr(solver, "steps"):
+            few, more = (replace(solver, steps=n) for n in (8, 12))
+            nfe = [int(s(model, normals(2, 2)).nfe.max()) for s in (few, more)]
+            assert nfe[1] - nfe[0] == 4 * int(re.match(r"\d+", cost)[0]), f"{name}: {nfe}"

@@ -87,7 +87,8 @@ class TorchSDE(Solver):
         # The seed is drawn at the first row's address, so that no two batches share their Brownian motion.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
-        step = (t0 - t1) / self.steps
+        # torchsde adds steps up; without this margin for rounding, a last step of no length may be left.
+        step = (t0 - t1) / self.steps * (1 + 4 * self.steps * torch.finfo(x.dtype).eps)
         with silence:
             bm = torchsde.BrownianInterval(
                 t0=s[0], t1=s[1], size=start.shape, dtype=x.dtype, device=x.device, dt=step,

@@ -90,7 +90,7 @@ class Session:
         json: Print one JSON object.
         quiet: Print nothing about data and progress.
         run: The run that was named; ``None`` for the newest.
-        sde: The run's SDE, if it is not a built-in.
+        sde, network, predict: The run's SDE, network and prediction, if they are not built-ins.
         changed_data: Accept the run's data even if they have changed.
         edited: Accept the run's files even if they have been edited.
         others: Further runs, for a command that compares runs.
@@ -104,6 +104,8 @@ class Session:
     quiet: bool
     run: str | None = None
     sde: str | None = None
+    network: str | None = None
+    predict: str | None = None
     changed_data: bool = False
     edited: bool = False
     others: tuple[str, ...] = ()
@@ -143,14 +145,17 @@ class Session:
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | None) -> Run:
+        from ..run.config import TrainConfig
         from ..run.files import find_run, read_config
         from ..run.run import load
 
-        given = None if self.sde is None else resolve(self.sde, SDES, "SDE", typed=True)
-        if self.others and read_config(find_run(name, edited=self.edited))["sde"] in SDES:
-            given = None  # the SDE that was given belongs to another of the runs
+        given = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
+        if self.others:  # a part that was given may belong to another of the runs
+            config = TrainConfig.from_dict(read_config(find_run(name, edited=self.edited)))
+            named = {"sde": config.name("sde"), "network": config.network, "parametrization": config.name("predict")}
+            given = {part: value for part, value in given.items() if ":" in named[part]}
         return load(
-            name, sde=given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
+            name, **given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
         )
 
     @property
@@ -204,7 +209,7 @@ def session(
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
         argument = click.argument("run", nargs=-1 if several else 1, required=False)
-        chosen = [argument, _own_sde, _changed_data, edited_option, *chosen]
+        chosen = [argument, *_own_parts, _changed_data, edited_option, *chosen]
 
     def make(**given: Any) -> Session:
         if several:
@@ -224,7 +229,10 @@ def sde_option(command: F) -> F:
     return found
 
 
-_own_sde = option("--sde", under=EVERYWHERE, metavar="NAME", help="The run's SDE, if it is not built in: module:Class.")
+_own_parts = [
+    option(name, under=EVERYWHERE, metavar="NAME", help=f"The run's {what}, if it is not built in: module:Class.")
+    for name, what in (("--sde", "SDE"), ("--network", "network"), ("--predict", "prediction"))
+]
 
 _changed_data = option(
     "--changed-data", under=EVERYWHERE, is_flag=True, help="Use the run's data even if they have changed."

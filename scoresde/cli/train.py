@@ -30,7 +30,7 @@ SETTINGS = Fields(
 )  # fmt: skip
 PARTS = (
     Fields("sde", "SDE", SDES, "sde"),
-    Fields("network", "network", NETWORKS, hidden=("dims", "channels_in", "classes", "outputs", "augments")),
+    Fields("network", "network", NETWORKS, "network", hidden=("dims", "channels_in", "classes", "outputs", "augments")),
     Fields("predict", "prediction", PARAMETRIZATIONS, "predict"),
     Fields("weighting", "weighting", WEIGHTINGS, "weighting"),
     Fields("t_sampler", "time sampler", TIME_SAMPLERS, "t_sampler"),
@@ -55,6 +55,8 @@ PARTS = (
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
         help="How to pair noise with data: independently, or by optimal transport within each batch.")  # fmt: skip
 @option("--preset", under="Network", first=True, default="auto", help=f"Network size: auto, {', '.join(PRESETS)}.")
+@option("--network", under="Network", metavar="NAME",
+        help=f"Network: {', '.join(NETWORKS)}, or module:Class.  [default: set by the preset]")  # fmt: skip
 @option("--predict", under="Network", default="auto", metavar="NAME",
         help=f"What the network predicts: auto, {', '.join(PARAMETRIZATIONS)}.")  # fmt: skip
 @option("--weighting", under="Loss", default="auto", metavar="NAME",
@@ -80,8 +82,8 @@ PARTS = (
 @session(first=("device",))
 @builds(SETTINGS, *PARTS)
 def train(
-    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, predict: str,
-    weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
+    data: str, augment: str, cond: str, sde: str, shift: float, coupling: str, preset: str, network: str | None,
+    predict: str, weighting: str, t_sampler: str, steps: int | None, batch: int | None, lr: float | None,
     assignments: tuple[str, ...], resume: str | None, changed_data: bool, edited: bool, sample_every: int | None,
     dry_run: bool, out: Path | None, session: Session, reading: Reading,
 ) -> None:  # fmt: skip
@@ -108,10 +110,11 @@ def train(
         _refuse_unknown(texts[""], sde)
         resolve(sde, SDES, "SDE", typed=True)
         typed = {"sde": sde, "predict": predict, "weighting": weighting, "t_sampler": t_sampler}
-        named = texts["network"].pop("network", None)  # a network that replaces the preset's
-        options = {f"{p.group}_options": p.read(typed.get(p.group), texts[p.group]) for p in PARTS}
-        if named is not None:
-            options["network_options"]["network"] = named
+        network = texts["network"].pop("network", network)
+        names = {**typed, "network": network}
+        options = {f"{p.group}_options": p.read(names[p.group], texts[p.group]) for p in PARTS}
+        if network is not None:
+            options["network_options"]["network"] = network
         config = TrainConfig(
             **{
                 "data": data, "coupling": coupling, "shift": shift, "preset": preset, "cond": cond,
@@ -179,7 +182,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 
 def _refuse_new_settings(run: str) -> None:
     """Reject options that a resumed run would ignore, because it keeps its settings."""
-    named = ("sde", "predict", "weighting", "t_sampler")
+    named = ("sde", "network", "predict", "weighting", "t_sampler")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
@@ -190,12 +193,12 @@ def _refuse_new_settings(run: str) -> None:
 def _named_again(config: TrainConfig, run: str) -> TrainConfig:
     """Add the names of classes that are not built in, which the user must repeat. The names cannot change."""
     typed = {}
-    for field in ("sde", "predict", "weighting", "t_sampler"):
-        name = _typed(field)
-        if name is not None and name != config.name(field):
+    for field in ("sde", "network", "predict", "weighting", "t_sampler"):
+        name, its = _typed(field), config.network if field == "network" else config.name(field)
+        if name is not None and name != its:
             raise UsageError(
-                f"--{field.replace('_', '-')} {name}: {run} was trained with {config.name(field)}, which cannot be "
-                "changed when a run is resumed"
+                f"--{field.replace('_', '-')} {name}: {run} was trained with {its}, which cannot be changed when a run is "
+                "resumed"
             )
         if name is not None:
             typed[field] = name

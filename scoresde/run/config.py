@@ -292,8 +292,10 @@ class TrainConfig:
 
     def _network(self, info: DataInfo, classes: int) -> Part:
         """Return the preset's network with the options that follow from the data and from ``network_options``."""
-        options = {**PRESETS[self.preset], **self.network_options}
-        name = str(options.pop("network"))
+        preset, given = dict(PRESETS[self.preset]), dict(self.network_options)
+        its, name = preset.pop("network"), self.network
+        given.pop("network", None)
+        options = {**(preset if name == its else {}), **given}
         fields = fields_of(resolve(name, NETWORKS, "network", typed=self.typed))
         from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
         from_data["outputs"] = 2 if self.learn_variance else 1
@@ -384,6 +386,12 @@ class TrainConfig:
         """The settings for reading files."""
         return Reading(self.size, self.fit, self.layout, self.on_bad)
 
+    @property
+    def network(self) -> str:
+        """The name of the network; empty before the preset is chosen, unless it is in ``network_options``."""
+        known = PRESETS.get(self.preset, {"network": ""})
+        return str(self.network_options.get("network", known["network"]))
+
     def name(self, field: str) -> str:
         """Return the name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or the name of the object
         there.
@@ -394,10 +402,11 @@ class TrainConfig:
     def named(self, **given: Any) -> TrainConfig:
         """Return a copy with some of the fields of :meth:`name` set to names that a person typed, or to objects.
 
-        A name that is already set keeps its options; a new one starts with its defaults.
+        A name that is already set keeps its options; a new one starts with its defaults. ``network`` may be given only
+        as it is.
         """
-        changes = dict(given)
-        for name, value in given.items():
+        changes = {name: value for name, value in given.items() if name != "network"}
+        for name, value in changes.copy().items():
             if value != self.name(name):
                 changes[f"{name}_options"] = {}
         if not isinstance(self.typed, bool):

@@ -34,7 +34,7 @@ from ..core.noise import Noise
 from ..core.parts import Parts, digest, plain_request
 from ..core.registry import build, closest, name_of, options_of, resolve
 from ..core.shapes import as_tensor
-from ..core.tables import SDES, SOLVERS
+from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES, SOLVERS
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY, old_codec
 from ..guidance.classifier_free import Guided
@@ -630,8 +630,8 @@ def load(
     run: str | Path | None = None,
     *,
     sde: SDE | type[SDE] | str | None = None,
-    network: nn.Module | None = None,
-    parametrization: Parametrization | None = None,
+    network: nn.Module | Callable[..., nn.Module] | str | None = None,
+    parametrization: Parametrization | Callable[..., Parametrization] | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     changed_data: bool = False,
@@ -642,8 +642,8 @@ def load(
     Args:
         run: A run folder, a name under ``runs/``, or ``None`` for the newest.
         sde: The SDE, its class, or ``"module:Name"``, if it is not a built-in.
-        network: The network, if it is not a built-in.
-        parametrization: The meaning of the network's output, if it is not a built-in.
+        network: The network, its class, or ``"module:Name"``, if it is not a built-in.
+        parametrization: The meaning of the network's output, its class, or ``"module:Name"``, if it is not a built-in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
         edited: Accept files of the run that were changed after they were written.
@@ -652,13 +652,19 @@ def load(
         CheckpointError: If the folder is not a run, is damaged, or needs a class that was not passed.
     """
     folder = find_run(run, edited=edited)
-    given: SDE | type[SDE] | None = resolve(sde, SDES, "SDE", typed=True) if isinstance(sde, str) else sde
+
+    def own(part: Any, table: Mapping[str, str], what: str) -> Any:
+        return resolve(part, table, what, typed=True) if isinstance(part, str) else part
+
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
     checkpoint = chosen_checkpoint(folder, edited=edited)
     state = read_object(checkpoint / "state.json")
     try:
-        model = spec.build(given, network, parametrization)
+        model = spec.build(
+            own(sde, SDES, "SDE"), own(network, NETWORKS, "network"),
+            own(parametrization, PARAMETRIZATIONS, "prediction"),
+        )  # fmt: skip
     except (UsageError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     source = checkpoint / "ema.safetensors"

@@ -8,7 +8,7 @@ file predates it, and is described by its configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,16 @@ class ModelSpec:
     def build(
         self,
         sde: SDE | type[SDE] | None = None,
-        network: nn.Module | None = None,
-        parametrization: Parametrization | None = None,
+        network: nn.Module | Callable[..., nn.Module] | None = None,
+        parametrization: Parametrization | Callable[..., Parametrization] | None = None,
         *,
         typed: Typed = READ,
     ) -> ScoreModel:
         """Build the untrained model.
 
         Args:
-            sde, network, parametrization: Parts that are not built-ins, as objects (or the class of the SDE).
+            sde, network, parametrization: Parts that are not built-ins, as objects, or as classes that are called with
+                the options of the part.
             typed: Which names a person typed.
 
         Raises:
@@ -94,18 +95,11 @@ class ModelSpec:
             CheckpointError: If a name that was read from a file is not a built-in.
         """
         path = make_path(self.path, self.shift, sde, typed=typed)
-        if parametrization is None:
-            name, options = self.parametrization.name, self.parametrization.options
-            parametrization = build(name, PARAMETRIZATIONS, "prediction", typed=typed, kind=Parametrization, **options)
-        if network is None:
-            if self.network is None:
-                raise CheckpointError("the run was trained with a network of your own; pass it", parameter="network")
-            network = build(
-                self.network.name, NETWORKS, "network", typed=typed, kind=nn.Module, **_tuples(self.network, typed)
-            )
-        return ScoreModel(
-            network, path, parametrization, self.classes, self.coupled, self.learn_variance, self.codec
-        )  # fmt: skip
+        meaning = _made(self.parametrization, parametrization, PARAMETRIZATIONS, "prediction", Parametrization, typed)
+        if network is None and self.network is None:
+            raise CheckpointError("the run was trained with a network of your own; pass it", parameter="network")
+        net = _made(self.network, network, NETWORKS, "network", nn.Module, typed)
+        return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
         """Return the specification with all options of the parts of ``model``, which was built from it."""
@@ -205,11 +199,34 @@ def _flag(stored: Mapping[str, Any], name: str) -> bool:
     return bool(stored[name])
 
 
-def _tuples(part: Part, typed: Typed) -> dict[str, Any]:
-    """Return the options of a network, with tuples restored from JSON lists and from single numbers."""
-    fields = fields_of(resolve(part.name, NETWORKS, "network", typed=typed))
+def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, kind: type, typed: Typed) -> Any:
+    """Build a part from its description, or from the class that is given for its name; an object is returned as it is.
+
+    Raises:
+        UsageError: If the class or the options do not suit, or if the run was trained with another built-in.
+        CheckpointError: If a name that was read from a file is not a built-in.
+    """
+    if isinstance(given, kind):
+        return given
+    if part is None:  # an object was given in training: nothing is known of its options
+        part = Part(name_of(given, table))
+    if given is None:
+        given, name = resolve(part.name, table, what, typed=typed), part.name
+    elif (name := name_of(given, table)) != part.name and table.keys() & {name, part.name}:
+        raise UsageError(f"the run was trained with the {what} {part.name!r}, not {name!r}")
+    made = construct(given, what, name, _tuples(part.options, given), table, typed=typed)
+    if not isinstance(made, kind):
+        raise UsageError(
+            f"{what} {name!r} makes an object of type {type(made).__name__}, which is not a {kind.__name__}"
+        )
+    return made
+
+
+def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
+    """Return the options of a part, with tuples restored from JSON lists and from single numbers."""
+    fields = fields_of(factory)
     found = {}
-    for key, value in part.options.items():
+    for key, value in options.items():
         several = key in fields and isinstance(fields[key].default, tuple)
         found[key] = tuple(value) if isinstance(value, list | tuple) else (value,) if several else value
     return found

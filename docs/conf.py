@@ -50,9 +50,7 @@ myst_heading_anchors = 3
 
 # The notebook runs at every build, so that it cannot show what the code no longer does.
 nb_execution_mode = "force"
-ConnectionFileMixin.transport.default_value = (
-    "ipc"  # files instead of sockets, so that the build needs no network at all
-)
+ConnectionFileMixin.transport.default_value = "ipc"  # files, not sockets: the build needs no network
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True

@@ -197,8 +197,8 @@ def _named_again(config: TrainConfig, run: str) -> TrainConfig:
         name, its = _typed(field), config.network if field == "network" else config.name(field)
         if name is not None and name != its:
             raise UsageError(
-                f"--{field.replace('_', '-')} {name}: {run} was trained with {its}, which cannot be changed when a run is "
-                "resumed"
+                f"--{field.replace('_', '-')} {name}: {run} was trained with {its}, which cannot be changed when "
+                "a run is resumed"
             )
         if name is not None:
             typed[field] = name

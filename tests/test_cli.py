@@ -20,10 +20,11 @@ from PIL import Image
 from runs import edit, older, signal_at
 from shell import Shell
 
-from scoresde import load
+from scoresde import TrainConfig, fit, load
 from scoresde import train as training
 from scoresde.cli import main
 from scoresde.core.files import read_json
+from scoresde.core.registry import resolve
 from scoresde.core.tables import SDES, SOLVERS
 from scoresde.run.files import newest_checkpoint
 
@@ -244,6 +245,67 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
     if field not in ("weighting", "t_sampler"):  # which play no part once the model is trained
         shell.refuses(f"sample {moons}", 3, "mysde:MySDE", "not a built-in", "never imported")
     assert not own.exists() and "mysde" not in sys.modules
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+from scoresde.model.parametrization import Eps
+
+
+class Wide(nn.Module):
+    def __init__(self, dims, classes=0, width=4):
+        super().__init__()
+        self.enter, self.leave, self.width = nn.Linear(dims + 1, width), nn.Linear(width, dims), width
+
+    def forward(self, x, c, cond=None):
+        return self.leave(torch.tanh(self.enter(torch.cat([x, c[:, None]], 1))))
+
+
+class Half(Eps):
+    pass
+"""
+
+
+def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
+    Path("parts.py").write_text(NETWORK)
+    named = "--network parts:Wide --predict parts:Half"
+    shell(f"train --data moons --steps 2 --batch 8 {named} --set network.width=6 --out r --quiet")
+    sys.modules.pop("parts")
+    for line in ("sample r --n 2", "evaluate r --n 30", "plot reverse r --n 4", "train --resume r"):
+        shell.refuses(line, 3, "is not a built-in", "(here: --")
+    assert "parts" not in sys.modules, "a name from a file was imported"
+
+    for line in (
+        "sample r --n 2", "likelihood r --limit 2", "likelihood r runs/moons --limit 2", "plot reverse r --n 4",
+        "bench r --nfe 2 --n 4", "reflow r --pairs 16 --steps 2 --out flow", "train --resume r --steps 3",
+    ):  # fmt: skip
+        shell(f"{line} {named} --quiet")
+    for folder, step in (("r", 3), ("flow", 2)):
+        run = load(folder, network="parts:Wide", parametrization="parts:Half")
+        assert run.step == step and run.base.network.width == 6  # type: ignore[union-attr]
+    module = sys.modules["parts"]
+    again = load("r", network=module.Wide, parametrization=module.Half())
+    assert torch.equal(again.sample(2).x, load("r", network="parts:Wide", parametrization=module.Half).sample(2).x)
+
+    shell.refuses("sample r --predict parts:Half --network mlp", 3, "the network 'parts:Wide', not 'mlp'")
+    shell.refuses("sample r --network parts:Wide --predict v", 3, "the prediction 'parts:Half', not 'v'")
+    shell.refuses("train --resume r --network mlp --predict parts:Half", 2, "was trained with parts:Wide")
+    shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")
+    shell.refuses("train --data moons --network parts:Half", 2, "not a Module")
+
+
+def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
+    Path("parts.py").write_text(NETWORK.replace("dims, classes=0", "dims=2"))
+    sys.path.insert(0, os.getcwd())
+    try:
+        network = resolve("parts:Wide", {}, typed=True)()
+    finally:
+        sys.path.remove(os.getcwd())
+    fit(TrainConfig(data="moons", steps=2, batch=8), network=network, out="r", quiet=True)
+    shell.refuses("sample r --n 2", 3, "trained with a network of your own")
+    shell("sample r --n 2 --network parts:Wide --quiet")
 
 
 # --------------------------------------------------------------------------------------------------------- bad usage
@@ -538,7 +600,10 @@ def test_ctrl_c_is_130_and_leaves_a_checkpoint(shell: Shell, monkeypatch: pytest
     signal_at(monkeypatch, 3, signal.SIGINT)
     out = shell("train --data moons --steps 11 --batch 8 --set network.width=8 --out r", 130)
     assert out == "" and "after step 3: the checkpoint is saved in r" in shell.err
-    assert "(here: scoresde train --resume r)" in shell.err
+    assert (
+        "stopped: SIGINT after step 3: the checkpoint is saved in r; continue with: scoresde train --resume r\n"
+        in shell.err
+    )
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
 
 
@@ -546,7 +611,7 @@ def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         signal_at(patch, 3, signal.SIGTERM)
         out = shell("train --data moons --steps 9 --batch 8 --set network.width=8 --out r", 75)
-    message = r"error: SIGTERM after step 3: the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
+    message = r"stopped: SIGTERM after step 3: the checkpoint is saved in r; continue with: scoresde train --resume r\n"
     assert out == "" and re.search(message, shell.err) and "Traceback" not in shell.err
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
     assert shell("train --resume r --steps 6 --quiet") == "r\n"
@@ -565,7 +630,9 @@ def test_sigterm_reaches_a_program(shell: Shell, tmp_path: Path) -> None:
         p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=60)
     assert p.returncode == 75 and out == b""
-    message = r"error: SIGTERM after step (\d+): the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
+    message = (
+        r"stopped: SIGTERM after step (\d+): the checkpoint is saved in r; continue with: scoresde train --resume r\n"
+    )
     told = re.search(message, err.decode())
     assert told and "Traceback" not in err.decode()
     step = int(told[1])

@@ -71,7 +71,10 @@ def test_samples_go_on_to_the_bit(
     line = f"{SAMPLE} --save npz,path".replace("M", moons)
     shell(f"{line} --out whole")
     told = halted(f"{line} --out o", 2, number)
-    assert f"error: {number.name}: 8 of 10 samples are saved in o (here: scoresde sample --out o --resume" in told
+    assert (
+        f"stopped: {number.name}: 8 of 10 samples are saved in o; continue with: scoresde sample --out o --resume"
+        in told
+    )
     assert sorted(p.name for p in Path("o/parts").iterdir()) == [
         "000000-000003.safetensors", "000004-000007.safetensors",
     ]  # fmt: skip

@@ -125,6 +125,8 @@ def test_labels_keep_their_row_in_an_adaptive_solver(classes: Run) -> None:
     labels = torch.tensor([3, 0, 9, 5])
     solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)
     whole = classes.given(labels.numpy()).sample(4, solver).solution
+    named = classes.given(labels.numpy().astype(str)).condition
+    assert named is not None and torch.equal(named.label, labels), "an array of names, as a data file has them"
     assert len(set(whole.nfe.tolist())) > 1, "no row finished before another: the test sees nothing"
     for i in range(4):
         alone = classes.given(labels).rows(torch.tensor([i])).sample(1, solver, start=i).solution

@@ -26,7 +26,9 @@ from .common import (
 from .work import REQUEST, resume_option, work_in
 
 if TYPE_CHECKING:
-    from ..likelihood import Likelihood
+    from torch import Tensor
+
+    from ..likelihood import Likelihood, Scores
 
 __all__ = ["likelihood"]
 
@@ -86,6 +88,8 @@ def likelihood(
     Several data sets share one figure. If you name several runs, they score the same samples with the same noise, and
     each is compared with the first one sample by sample. The split of the first run determines the samples.
     """
+    import torch
+
     from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
@@ -131,6 +135,10 @@ def likelihood(
         for run, part, _ in asked:
             what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
             session.say(f"scoring {what} under {run.folder}")
+            if data and part.left:
+                session.say(
+                    f"the other {part.left:,} samples of {part.name} are left out; --split all scores all of them"
+                )
         began = time.monotonic()
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -139,10 +147,15 @@ def likelihood(
             warnings.simplefilter("always")
             sets = []
             for k, (run, part, bound) in enumerate(asked, 1):
+                done: list[Tensor] = []
+
+                def watch(piece: Scores, done: list[Tensor] = done) -> None:
+                    done.append(piece.values[piece.model.ok].double())
+                    progress.update(len(piece.log_prob), {piece.unit: float(torch.cat(done).mean())})
+
                 scored = part.scored(
                     bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
-                    memory=default_budget(run.device) if memory is None else memory * 2**20,
-                    watch=lambda piece: progress.update(len(piece.log_prob), {piece.unit: piece.mean()}),
+                    memory=default_budget(run.device) if memory is None else memory * 2**20, watch=watch,
                     keep=work.parts / str(k),
                 )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))

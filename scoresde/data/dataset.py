@@ -209,6 +209,10 @@ class Dataset:
         known_again: Number of test rows that equal a training row.
         notes: Messages from the reader about what it did.
         how: Options with which the data were read and split, or ``None``.
+        rows: Position of each sample in the source, counted from 0, training samples first; int64
+            ``(n_train + n_test,)``. If the source has a test part, positions count from 0 in each part. ``None`` if
+            each sample has a file of its own.
+        files: File of each sample, training samples first; empty if samples do not have a file each.
     """
 
     info: DataInfo
@@ -223,6 +227,8 @@ class Dataset:
     known_again: int = 0
     notes: tuple[str, ...] = ()
     how: How | None = None
+    rows: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def trained(self) -> Tensor:
@@ -390,6 +396,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         keep, test = split(len(x), how.test_fraction, how.seed)
     if raw.test is not None:
         test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
+        keep, test = torch.arange(len(x)), torch.arange(len(test_x))
     else:
         test_x, test_y = x[test], None if y is None else y[test]
         x, y = x[keep], None if y is None else y[keep]
@@ -423,6 +430,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     data = Dataset(
         info, units.codec(raw.kind, x, source, raw.names), x, test_x, y, test_y, DENSITIES.get(source), validates,
         None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
+        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test),
     )  # fmt: skip
     if y is None:
         return data
@@ -456,6 +464,14 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     )  # fmt: skip
     held = rows[n:] if own_test else [rows[i] for i in test]
     return _Parts(train, test, validates, identity, known_again([rows[i] for i in train], held))
+
+
+def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
+    """Return the file of each training sample, then of each test sample, if each sample has its own."""
+    if not raw.hashes:
+        return ()
+    first = 0 if raw.test is None else len(raw.train)
+    return tuple(raw.files[i] for i in (*train.tolist(), *(test + first).tolist()))
 
 
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:

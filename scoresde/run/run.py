@@ -21,6 +21,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,8 @@ class Run:
             )
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a network, so it cannot be conditioned")
+        if isinstance(known, np.ndarray) and known.dtype.kind in "UOT":
+            known = known.tolist()
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
@@ -653,18 +656,16 @@ def load(
     """
     folder = find_run(run, edited=edited)
 
-    def own(part: Any, table: Mapping[str, str], what: str) -> Any:
-        return resolve(part, table, what, typed=True) if isinstance(part, str) else part
-
+    given: list[Any] = [sde, network, parametrization]
+    for i, (table, what) in enumerate(((SDES, "SDE"), (NETWORKS, "network"), (PARAMETRIZATIONS, "prediction"))):
+        if isinstance(given[i], str):
+            given[i] = resolve(given[i], table, what, typed=True)
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
     checkpoint = chosen_checkpoint(folder, edited=edited)
     state = read_object(checkpoint / "state.json")
     try:
-        model = spec.build(
-            own(sde, SDES, "SDE"), own(network, NETWORKS, "network"),
-            own(parametrization, PARAMETRIZATIONS, "prediction"),
-        )  # fmt: skip
+        model = spec.build(*given)
     except (UsageError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     source = checkpoint / "ema.safetensors"

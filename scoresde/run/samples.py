@@ -24,7 +24,7 @@ from .run import Samples
 
 __all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
 
-KINDS = ("png", "npz", "csv", "gif", "path")
+KINDS = ("png", "files", "npz", "csv", "gif", "path")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -32,13 +32,18 @@ def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str
     """Check the kinds of files to write for samples of some data; ``None`` gives the usual ones.
 
     Raises:
-        UsageError: If a kind is unknown, or ``csv`` is given for data that are not a table.
+        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
     """
     if kinds is None:
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
     if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
         raise UsageError(
             f"csv is for tables, but {info.name} has {info.kind}s of shape {info.shape}; use npz", parameter="save"
+        )
+    if "files" in kinds and (info.kind != "image" or info.shape[0] > 4):
+        raise UsageError(
+            f"files are for images of 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; use npz",
+            parameter="save",
         )
     return kinds
 
@@ -62,7 +67,8 @@ def write_samples(
         samples: The samples, ``x`` of shape ``(n, *event)``.
         info: The description of the data.
         made: How the samples were made, as plain JSON values, for ``samples.json``.
-        kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
+        kinds: ``png`` (a sheet of images, or a figure), ``files`` (a folder with a PNG of each image, named by the
+            number of the sample), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
             table with named columns), ``gif`` (an animation of the sampling) and ``path`` (its states as arrays ``t``
             and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
@@ -101,6 +107,13 @@ def write_samples(
                 behind = reference() if callable(reference) else reference
                 save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
             pictures.append(path)
+    if "files" in kinds:
+        with optional(str(folder / "files"), kept):
+            from ..plot import save_images
+
+            first = int(made.get("start", 0))
+            titles = [f"{first + i:06d}.png" for i in index]
+            pictures.append(save_images(folder / "files", x.numpy(), titles, info.low, info.high))
     if frames is not None and {"gif", "path"} & set(kinds):
         with optional("the trajectory of the samples", kept):
             times, states = frames() if callable(frames) else frames

@@ -67,6 +67,9 @@ class Chosen:
         index: Indices of the chosen samples in the split, int64, shape ``(n,)``.
         x: The samples in data units, shape ``(n, *event)``.
         label: The classes of the samples, int64 ``(n,)``, if each is conditioned on its own class.
+        row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, where it is known.
+        files: File of each sample, where each has its own.
+        left: Number of samples of the data that do not belong to the split.
     """
 
     name: str
@@ -75,6 +78,9 @@ class Chosen:
     index: Tensor
     x: Tensor
     label: Tensor | None
+    row: Tensor | None = None
+    files: tuple[Path, ...] = ()
+    left: int = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,7 +129,9 @@ class Chosen:
         scores = run.log_likelihood(
             self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch, keep=keep
         )
-        return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
+        return Scored(
+            self.name, self.split, self.total, self.index, scores, bound, begins, row=self.row, files=self.files
+        )
 
 
 def choose(
@@ -166,7 +174,15 @@ def choose(
         )
     if data is not None and split != "train":
         _warn_of_trained(run, theirs.name, x)
-    return Chosen(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
+    which = torch.arange(len(dataset.train) + len(dataset.test))
+    parts = [which[: len(dataset.train)][rows], which[len(dataset.train) :]]
+    which = torch.cat(parts[split == "test" : 1 if split == "train" else 2])[index]
+    return Chosen(
+        theirs.name, split, total, index, x, y[index] if by_class and y is not None else None,
+        None if dataset.rows is None else dataset.rows[which],
+        tuple(dataset.files[i] for i in which.tolist()) if dataset.files else (),
+        len(dataset.train) + len(dataset.test) - total,
+    )  # fmt: skip
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
@@ -298,6 +314,7 @@ class Scored:
         elbo: Variational bounds, or ``None`` if they were not requested.
         bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
         run: Folder of the run that scored the data, if there are several runs.
+        row, files: Position of each sample in its source, int64 ``(n,)``, and its file, where they are known.
     """
 
     name: str
@@ -308,6 +325,8 @@ class Scored:
     elbo: Elbo | None = None
     bound_t_min: float | None = None
     run: str | None = None
+    row: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def bound(self) -> Tensor | None:
@@ -472,6 +491,7 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
         scores, model = scored.scores, scored.scores.model
         row = {
             "index": scored.index,
+            "row": scored.row,
             "log_prob": scores.log_prob,
             "bits_per_dim": scores.bits_per_dim,
             "stderr_probes": scores.stderr_probes,
@@ -484,6 +504,11 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             found.setdefault("run", []).append(np.full(len(scored.index), scored.run))
         found.setdefault("data", []).append(np.full(len(scored.index), _label(scored, sets)))
         for key, value in row.items():
+            if value is None and key == "row" and any(other.row is not None for other in sets):
+                value = torch.full_like(scored.index, -1)
             if value is not None:
                 found.setdefault(key, []).append(value.cpu().numpy())
+            if key == "row" and any(other.files for other in sets):
+                files = [str(path) for path in scored.files] or [""] * len(scored.index)
+                found.setdefault("path", []).append(np.array(files))
     return {name: np.concatenate(parts) for name, parts in found.items()}

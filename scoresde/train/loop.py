@@ -237,7 +237,7 @@ def _fit(
             if interrupts.number is not None and not last:
                 if folder is not None and kept_step != record.step:  # the signal came during the picture
                     state.save(folder)
-                kept = f"the checkpoint is saved in {folder}; resume=True continues" if folder else "nothing was saved"
+                kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
         keeps(f"all {config.steps:,} steps are done, and the checkpoint is saved in {folder}", "resume", folder)

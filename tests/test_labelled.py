@@ -66,13 +66,16 @@ class Called(nn.Module):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda x: x[:, 0], r"Answers returns the shape \(4,\) for an input of shape \(4, 1\); expected \(4, 1\)$"),
-        (lambda x: x[:1], r"the shape \(1, 1\) for an input of shape \(4, 1\)"),
-        (lambda x: x.T, r"the shape \(1, 4\)"),
-        (lambda x: x.sum(), r"the shape \(\)"),
+        (
+            lambda x: x[:, 0],
+            r"Answers returns a tensor of shape \(4,\) for an input of shape \(4, 1\); .* must have shape \(4, 1\)$",
+        ),
+        (lambda x: x[:1], r"a tensor of shape \(1, 1\) for an input of shape \(4, 1\)"),
+        (lambda x: x.T, r"a tensor of shape \(1, 4\)"),
+        (lambda x: x.sum(), r"a tensor of shape \(\)"),
         (
             lambda x: torch.cat([x, x], 1),
-            r"\(4, 2\) for an input of shape \(4, 1\).*twice the channels are for.*learn_variance=True",
+            r"\(4, 2\) for an input of shape \(4, 1\).*unless the model learns the variance \(learn_variance=True\)",
         ),
         (lambda x: (x, x), r"returns a tuple of 2, not a tensor of shape \(4, 1\); return the tensor alone"),
         (lambda x: {"sample": x}, "returns a dict, not"),
@@ -80,9 +83,9 @@ class Called(nn.Module):
         (lambda x: x.numpy(), "returns a ndarray, not"),
         (
             lambda x: x.long(),
-            "returns torch.int64 for an input of torch.float32; the output must consist of real numbers",
+            "returns a tensor of torch.int64 for an input of torch.float32; the output must have a real floating-point",
         ),
-        (lambda x: x + 0j, "returns torch.complex64"),
+        (lambda x: x + 0j, "returns a tensor of torch.complex64"),
         (lambda x: torch.empty(4, 1, device="meta"), "returns a tensor on meta for an input on cpu"),
     ],
 )

@@ -176,7 +176,10 @@ class SDE(Checked, ABC):
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean (same shape as ``x0``) and standard deviation (same shape as ``t``) of ``x_t`` given ``x0``."""
+        """Return the mean and the standard deviation of ``x_t`` given ``x_0``.
+
+        The mean has the same shape as ``x0``, and the standard deviation has the same shape as ``t``.
+        """
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0, sigma
 

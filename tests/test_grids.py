@@ -130,7 +130,7 @@ def test_a_grid_may_be_its_times(given):
         ((1e-3, 0.5, 1.0), "from 0.001 to 1, but the solver goes from t = 1 to 0.001"),  # the other way
         ((0.9, 0.5, 1e-3), "from 0.9 to 0.001, but the solver goes from t = 1"),
         ((1.0, 0.5), "from 1 to 0.5, but the solver goes from t = 1 to 0.001"),
-        ((1.0,), "give at least both ends"),
+        ((1.0,), "give at least the two ends"),
         ("1,0.5,x", "not a list of numbers"),
         (0.5, "a name, a list of times or a Grid"),
     ],

@@ -104,7 +104,7 @@ def test_an_output_comes_in_the_precision_of_the_states() -> None:
 def test_a_learned_variance_has_a_shape_of_its_own() -> None:
     x = torch.zeros(3, 2)
     with pytest.raises(
-        UsageError, match=r"\(3, 2\) for an input of shape \(3, 2\); expected \(3, 4\); to learn the variance, it"
+        UsageError, match=r"\(3, 2\) for an input of shape \(3, 2\); .* \(3, 4\), because a network that learns the"
     ):
         ScoreModel(Answers(lambda x: x), DDPM(40), Eps(), learn_variance=True)(x, 0.5)
 
@@ -116,12 +116,12 @@ def test_training_sampling_and_loading_refuse_a_shape_that_would_broadcast(dims:
     narrow.weight = nn.Parameter(torch.ones(()))
     config = TrainConfig(data="mine", steps=1, batch=4)
     data = torch.randn(40, dims, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(UsageError, match=rf"expected \(4, {dims}\)"):
+    with pytest.raises(UsageError, match=rf"must have shape \(4, {dims}\)"):
         fit(config, data=data, network=narrow, save=False, quiet=True)
     fine = Answers(lambda x: x * fine.weight)
     fine.weight = nn.Parameter(torch.ones(()))
     fit(config, data=data, network=fine, out=tmp_path / "r", quiet=True)
-    with pytest.raises(UsageError, match=rf"expected \(3, {dims}\)"):
+    with pytest.raises(UsageError, match=rf"must have shape \(3, {dims}\)"):
         load(tmp_path / "r", network=narrow).sample(3, RungeKutta(steps=1))
 
 

@@ -204,7 +204,7 @@ def test_refusals_come_before_the_first_call():
 def test_no_error_is_told_by_steps_in_a_time_at_which_the_velocity_jumps(path):
     # Before this was refused, rows that were marked ok were thousands of tolerances off at rtol 1e-7.
     model, z = gaussian(path), normals(4, 4)
-    with pytest.raises(UsageError, match=r"jumps at each of its nodes.*frame straight") as caught:
+    with pytest.raises(UsageError, match=r"jumps at each node.*frame straight") as caught:
         ProbabilityFlow(1e-7, frame="t")(model, z)
     assert (caught.value.parameter, caught.value.value) == ("frame", "straight")
     exact = gaussian_flow(model, z, path.t_max, path.t_min)

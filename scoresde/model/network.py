@@ -135,7 +135,7 @@ class ScoreModel(nn.Module):
                 raise
             raise UsageError(
                 f"the network {type(self.network).__name__} cannot use its third argument, which is a "
-                f"scoresde.Condition ({error}); use the field label of this argument, cond.label, which holds the "
+                f"scoresde.Condition ({error}); use the field label of the Condition, cond.label, which holds the "
                 "class of each row, int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)

@@ -287,7 +287,7 @@ class _Attempt:
         return reduce(np.maximum, norms)
 
     def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
-        """Return, for each row, the size of the first step (Hairer et al. 1993, II.4) and whether its slope is finite."""
+        """Return each row's first step size (Hairer et al. 1993, II.4), and whether the slope of the row is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
         size, slope = self.norm(y, allowed), self.norm(k, allowed)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -365,7 +365,8 @@ class _Rows:
         if len(errors) > 1:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
         accept: Bools = error <= 1  # False for NaN
-        # The PI rule. After a rejection, the retry depends on this error alone, and the step after the retry may not grow.
+        # The PI rule. After a rejection, the retry depends on this error alone, and the step after the retry may not be
+        # larger.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))

@@ -205,7 +205,7 @@ class Original(Solver):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow less than two."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow less than 2."""
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
 

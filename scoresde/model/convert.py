@@ -29,7 +29,7 @@ __all__ = ["Converted", "convert"]
 
 @dataclass(frozen=True)
 class Converted(Wrapped):
-    """A model used on another path, at the same noise levels (1); created by :func:`convert`.
+    """A model used on another path, at the same noise levels; created by :func:`convert`.
 
     Args:
         model: Any denoiser.

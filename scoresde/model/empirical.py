@@ -30,7 +30,7 @@ CHUNK = 2**21  # number of elements in the largest tensor, which has rows x poin
 
 @dataclass(frozen=True)
 class TrainingSet(Checked):
-    """The score (1) of a finite set of points, as a denoiser that processes the points in chunks.
+    """The exact score of a finite set of points, as a denoiser that processes the points in chunks.
 
     Args:
         sde: The path.

@@ -36,7 +36,7 @@ __all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
 
 
 class Parametrization(Checked, ABC):
-    """The meaning of a network's output (a target (1)) and the form of its input (an input scale and a noise label).
+    """The meaning of a network's output (its target) and the form of its input (an input scale and a noise label).
 
     Attributes:
         weighting: The default weighting of the loss for this parametrization (see :mod:`scoresde.objective.loss`).
@@ -46,7 +46,7 @@ class Parametrization(Checked, ABC):
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``a`` and ``b`` of (1), each with the same shape as ``t``, or with shape ``()`` if constant."""
+        """Return ``a`` and ``b`` of the target ``F = a x_0 + b eps``, shaped like ``t``, or ``()`` if constant."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the factor on ``x_t`` that keeps the input near unit size, with the same shape as ``t``."""
@@ -69,7 +69,7 @@ class Parametrization(Checked, ABC):
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
-        """Solve (2) for the data and the noise. ``output`` has the same shape as ``x``, ``(B, *event)``."""
+        """Compute data and noise from F = ``output`` by equation (2). Both ``x`` and F have shape ``(B, *event)``."""
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         d = a * sigma - b * alpha
@@ -78,17 +78,19 @@ class Parametrization(Checked, ABC):
         return Estimate(x, t, x0, eps, sde)
 
     def legal_t_max(self, sde: SDE) -> float:
-        """Return the largest t at which (2) can be solved: ``t_max``, or just below ``t_max`` if ``d`` is 0 there.
+        """Return the largest t at which F determines data and noise: ``t_max``, or a time just below ``t_max``.
 
-        For example, an eps- or score-network says nothing about the data where ``alpha = 0``.
+        The latter is needed if ``d`` of equation (2) is 0 at ``t_max``. For example, an eps- or score-network says
+        nothing about the data where ``alpha = 0``.
         """
         return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
 
     def legal_t_min(self, sde: SDE) -> float:
-        """Return the smallest t at which (2) can be solved: ``t_min``, or a time just above ``t_min``.
+        """Return the smallest t at which F determines data and noise: ``t_min``, or a time just above ``t_min``.
 
-        If ``d`` is 0 or F is infinite at ``t_min``, the domain begins where ``sigma = 1e-5 alpha``, as it does on the
-        straight path. For example, an x0- or score-network says nothing about the noise where ``sigma = 0``.
+        If ``d`` of equation (2) is 0 or F is infinite at ``t_min``, the domain begins where ``sigma = 1e-5 alpha``, as
+        it does on the straight path. For example, an x0- or score-network says nothing about the noise where
+        ``sigma = 0``.
         """
         if self._solvable(sde, sde.t_min):
             return sde.t_min
@@ -97,7 +99,7 @@ class Parametrization(Checked, ABC):
 
     @torch.no_grad()
     def _solvable(self, sde: SDE, end: float) -> bool:
-        """Return whether (2) can be solved at the time ``end`` and F is not too large there."""
+        """Return whether F determines data and noise at the time ``end`` and is not too large there."""
         t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)

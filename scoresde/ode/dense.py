@@ -24,7 +24,7 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the factors in (1) on the states and on the slopes at the knots, each of shape ``(P, m)``.
+    """Return the factors in equation (1) on the states and on the slopes at the knots, each of shape ``(P, m)``.
 
     Args:
         u: The points at which to interpolate, shape ``(P,)``.
@@ -93,7 +93,7 @@ class Path:
         self.u, self.y, self.slope, self.count, self.order = u, y, slope, count, order
 
     def __call__(self, rows: Tensor, u: Tensor) -> Tensor:
-        """Return the states (1) of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
+        """Return the interpolated states of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
         interval = (self.u[rows] <= u[:, None]).sum(1) - 1
         last = (self.count[rows] - self.order).clamp(min=0)
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)

@@ -44,7 +44,7 @@ RULES = {
 
 
 def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
-    """Take one step (1).
+    """Take one step, equation (1).
 
     Args:
         rule: A key of :data:`RULES`.

@@ -199,7 +199,7 @@ class SDE(Checked, ABC):
         return Prior(self.prior_std)
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return the scale ``s = alpha + sigma`` of the straight frame (3), with the same shape as ``t``."""
+        """Return the scale ``s = alpha + sigma`` of the straight frame, with the same shape as ``t``."""
         alpha, sigma = self.coefficients(t)
         return alpha + sigma
 
@@ -238,9 +238,9 @@ class SDE(Checked, ABC):
         return (low + high) / 2
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame (3), with the same shape as ``t``.
+        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
 
-        It rises from near 0 at the data to near 1 at the prior.
+        The clock rises from near 0 at the data to near 1 at the prior.
         """
         alpha, sigma = self.coefficients(t)
         return sigma / (alpha + sigma)

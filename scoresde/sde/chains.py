@@ -70,7 +70,7 @@ class _Chain(SDE):
 
 @dataclass(frozen=True)
 class DDPM(_Chain):
-    """The chain (1) of denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239).
+    """The chain of denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239).
 
     Args:
         steps: N, the number of noise levels.
@@ -129,8 +129,8 @@ class DDPM(_Chain):
         if len(wrong):
             i = wrong[0]
             raise UsageError(
-                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1 "
-                "(only a last beta that is given may equal 1). The default betas of the linear schedules are "
+                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must lie between 0 and 1 "
+                "(the last of the given betas may equal 1). The default betas of the linear schedules are "
                 "proportional to 1/steps: use more than 20 steps, a smaller end, or the schedule cosine"
             )
         super().check()
@@ -224,7 +224,7 @@ class DDPM(_Chain):
 
 @dataclass(frozen=True)
 class SMLD(Exploding, _Chain):
-    """The chain (3) of score matching with Langevin dynamics (NCSN): alpha = 1 and geometric noise levels.
+    """The chain of score matching with Langevin dynamics (NCSN): alpha = 1 and geometric noise levels.
 
     Song and Ermon (2019), arXiv:1907.05600, used 10 levels from 1 to 0.01. For CIFAR-10, Song and Ermon (2020),
     arXiv:2006.09011, used 232 levels from 50 to 0.01, and Song et al. (2021), arXiv:2011.13456, used 1000 levels.

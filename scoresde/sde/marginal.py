@@ -27,7 +27,7 @@ __all__ = ["forward_step", "posterior"]
 
 
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``S^2`` of the step (1) from ``s`` up to ``t``, with the same shape as ``t``."""
+    """Return ``A`` and ``S^2`` of the step up from ``s`` to ``t``, equation (1), with the same shape as ``t``."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
     # If no data are left at either time, as on a steep path, the ratio is 0/0; x_t is then pure noise, whatever x_s is.
     a = torch.where(alpha_s == 0, 0.0, alpha_t / alpha_s)
@@ -35,7 +35,7 @@ def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def posterior(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``a``, ``b`` and ``v`` of the step (2) from ``t`` down to ``s``, each with the same shape as ``t``.
+    """Return ``a``, ``b`` and ``v`` of the step down from ``t`` to ``s``, equation (2), with the same shape as ``t``.
 
     >>> import torch
     >>> from scoresde import DDPM

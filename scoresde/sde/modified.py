@@ -35,7 +35,7 @@ SHIFT = Range(1e-6, 1e6, hint="the factor on sigma/alpha, such as 3")
 
 @dataclass(frozen=True)
 class Shifted(SDE):
-    """A path with its log-SNR shifted by ``-2 log(shift)`` (1). A ``shift`` above 1 gives more noise at every t.
+    """A path with its log-SNR shifted by ``-2 log(shift)``. A ``shift`` above 1 gives more noise at every t.
 
     Args:
         path: The path to shift.

@@ -72,13 +72,13 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The fraction (2) of the variance that belongs to the data."""
+        """The fraction of the variance that belongs to the data, equation (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 
     @property
     def variance(self) -> float:
-        """Relative error of the variance of the samples for Gaussian data, which is (1) minus 1."""
+        """Relative error of the variance of the samples for Gaussian data: the factor of equation (1), minus 1."""
         return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property
@@ -132,7 +132,7 @@ def sigma_for(furthest: float, spread: float = 0.0) -> float:
     Args:
         furthest: The largest distance between two samples, in model units, across which the noise must reach.
         spread: Root mean square of the samples. In few dimensions, the spread is not much smaller than ``furthest``,
-            and the criterion on (2) then requires a noise level of about ten times the spread.
+            and a prior that fits then requires a noise level of about ten times the spread (equation (2)).
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

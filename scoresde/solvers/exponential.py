@@ -165,10 +165,11 @@ def log_ratio(alpha: float, sigma: float) -> float:
 def weights(
     slope: Callable[[Floats], Floats] | None, span: float, nodes: list[float], interval: tuple[float, float], rule: str
 ) -> list[float]:
-    """Return the weights ``w_j`` of (1) for polynomials through ``nodes`` (newest first), integrated over ``interval``.
+    """Return the weights ``w_j`` of equation (1), for polynomials through ``nodes``, integrated over ``interval``.
 
-    ``slope`` is dc/dl if the polynomials are in l, else ``None``, and ``span`` is the step of the clock c. If the nodes
-    are too close to each other for a step of this length, fewer weights than nodes are returned.
+    The nodes are ordered from the newest to the oldest. ``slope`` is dc/dl if the polynomials are in l, else ``None``,
+    and ``span`` is the step of the clock c. If the nodes are too close to each other for a step of this length, fewer
+    weights than nodes are returned.
     """
     start, end = interval
     # Where the clock does not advance in floating point, several nodes coincide, and only the newest of them is used.
@@ -237,7 +238,7 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return the terms of (1), (2) or (3): factor on x, norm, step of the clock, slope of the clock, factor on z."""
+    """Return the factor on x, the norm, the step and the slope of the clock, and the factor on z of one step."""
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
     keep, growth = norm / variable.norm(*here), 1 + tau**2
@@ -259,7 +260,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """Base of the solvers (1) to (3), which plans and performs their steps."""
+    """Base of the solvers of equations (1) to (3), which plans and performs their steps."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -325,7 +326,7 @@ def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread
 
 @dataclass(frozen=True)
 class Multistep(_Exponential):
-    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation per step.
+    """Exponential Adams-Bashforth on a fixed grid: one evaluation per step.
 
     Args:
         steps: Number of steps, and of evaluations.
@@ -351,7 +352,7 @@ class Multistep(_Exponential):
 
 @dataclass(frozen=True)
 class MultistepSDE(_Exponential):
-    """The stochastic exponential multistep solver (2) or (3): one evaluation per step.
+    """The exponential multistep solver of the reverse SDE: one evaluation per step.
 
     Args:
         steps: Number of steps, and of evaluations.

@@ -41,11 +41,11 @@ FEW = 16  # the number 16 in equation (2)
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, size: Tensor) -> Tensor:
-    """Do one Langevin step (1).
+    """Do one Langevin step, equation (1).
 
     Args:
         x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
-        a, size: The quantities a and size of (1), shape ``()`` or ``(B,)``.
+        a, size: The quantities a and size of equation (1), shape ``()`` or ``(B,)``.
         snr: The signal-to-noise ratio.
 
     Returns:
@@ -61,8 +61,8 @@ def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -
     Args:
         z, score: Standard normals and the score, shape ``(B, *event)``.
         of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the means.
-        sigma: The path's sigma, shape ``()`` or ``(B,)``, which limits the ratio as in (2), or ``None`` for the ratio
-            without limits, as published.
+        sigma: The path's sigma, shape ``()`` or ``(B,)``, which limits the ratio as in equation (2), or ``None`` for
+            the ratio without limits, as published.
     """
     top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
     ratio: Tensor = top.mean() / bottom.mean() if of == "batch" else top / bottom

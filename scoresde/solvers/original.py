@@ -64,7 +64,7 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables (1) of N noise levels, from the lowest level up, each float64 with shape ``(N,)``.
+    """The tables of N noise levels, from the lowest level up, each float64 with shape ``(N,)``.
 
     Attributes:
         alphas: ``a_i``, the fraction of the variance that a step up keeps: ``1 - beta_i`` for VP, and 1 for VE.
@@ -113,7 +113,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
 def predictor_weights(
     predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``k``, ``p`` and ``n`` of the predictors (2), each with the same shape as ``t``."""
+    """Return ``k``, ``p`` and ``n`` of a predictor, equation (2), each with the same shape as ``t``."""
     if predictor == "euler-maruyama":
         g = sde.diffusion(t) / math.sqrt(count)
         return 1 - sde.drift_rate(t) / count, g.square(), g

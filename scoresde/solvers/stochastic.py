@@ -5,8 +5,8 @@ For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`), the SDE
     dx = (velocity - eta^2/2 score) dt + eta dw,      run from t = 1 down to 0,                                 (1)
 
 has the marginals of the path. It is the probability flow for eta = 0, and the reverse SDE of Anderson (1982), as used
-by Song et al. (2021), arXiv:2011.13456, eq. 6, for eta = g. Let f(x, t) be the drift of (1), h = t - s and  v =
-h (eta(t)^2 + eta(s)^2) / 2.  A step from t down to s is
+by Song et al. (2021), arXiv:2011.13456, eq. 6, for eta = g. With the drift f(x, t) of (1),  h = t - s  and
+v = h (eta(t)^2 + eta(s)^2) / 2,  a step from t down to s is
 
     Euler-Maruyama     x <- x - h f(x, t) + eta(t) sqrt(h) z
     stochastic Heun    x' = x - h f(x, t) + sqrt(v) z,    x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(v) z.
@@ -61,7 +61,7 @@ _DATA = 0.5  # the standard deviation s of the data for which _check_growth chec
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` of (1) for eta(t) = ``level``, shaped like ``t``."""
+    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for eta(t) = ``level``, shaped like ``t``."""
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
     return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
@@ -73,7 +73,7 @@ def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
 
 
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
-    """Do one Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z`` shaped like ``x``."""
+    """Do one Euler-Maruyama step from ``t`` down to ``s``, with standard normals ``z`` shaped like ``x``."""
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z

@@ -284,7 +284,7 @@ def test_steps_for_a_number_of_evaluations():
 @pytest.mark.parametrize(
     ("sde", "solver", "words"),
     [
-        (FlowMatching(), Original(), ["FlowMatching", "the continuous solvers pc", "ancestral", "reverse-diffusion"]),
+        (FlowMatching(), Original(), ["FlowMatching", "one of the solvers pc", "ancestral", "reverse-diffusion"]),
         (PUBLISHED["subvp"], Original(predictor="ancestral"), ["ancestral", "SubVPSDE", "the solver ancestral"]),
         (PUBLISHED["subvp"], Original(corrector="langevin"), ["langevin", "SubVPSDE", "the solver pc"]),
         (PUBLISHED["subvp"], Original(corrector="ald"), ["ald", "SubVPSDE", "the solver pc"]),

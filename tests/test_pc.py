@@ -104,7 +104,7 @@ def test_the_ratio_of_norms_is_held_in_few_dimensions_and_left_alone_in_many():
 @pytest.mark.parametrize("snr", [1.0, 3.0, 99.0])
 def test_a_step_that_overshoots_is_refused(snr):
     for make in (lambda: PredictorCorrector(snr=snr), lambda: annealed_langevin(snr=snr)):
-        with pytest.raises(UsageError, match="overshoots") as refused:
+        with pytest.raises(UsageError, match="steps overshoot") as refused:
             make()
         assert refused.value.parameter == "snr"
 

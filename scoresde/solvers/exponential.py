@@ -287,7 +287,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` for each step."""
+        """Return ``eta(t)/g(t)`` for each step of the grid ``times: (n + 1,)``."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -346,7 +346,7 @@ class Multistep(_Exponential):
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return 0 for each step, because there is no noise."""
+        """Return 0 for each step of the grid ``times: (n + 1,)``, because there is no noise."""
         return (0.0,) * (len(times) - 1)
 
 
@@ -386,7 +386,7 @@ class MultistepSDE(_Exponential):
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` at the midpoint of each step."""
+        """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times: (n + 1,)``."""
         return ratios(sde, self.level, self.eta, times)
 
 

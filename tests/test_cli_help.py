@@ -67,7 +67,7 @@ def test_full_help_tells_the_fields_of_what_is_chosen(shell: Shell) -> None:
     text = shell("sample --help-all")
     for name in SOLVERS:
         assert name == "ode" or re.search(rf"^  {re.escape(name)}  ", text, re.M), f"{name} is not in the help"
-    assert re.search(r"--atol VALUE +Absolute tolerance; none to use the value of rtol", text)
+    assert re.search(r"--atol VALUE +Absolute tolerance, or none to use the value of rtol", text)
     assert "--atol" not in shell("sample --help")
     text = shell("sample --solver pc --help-all")
     assert "Fields of the solver pc" in text and "--set solver.start=VALUE" in text and "--start" in text

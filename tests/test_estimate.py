@@ -232,5 +232,5 @@ def test_noise_that_no_arithmetic_tells_from_none_is_refused(t_min):
         pass
 
     Tiny.t_min = t_min
-    with pytest.raises(UsageError, match="begin at t_min = 1e-5"):
+    with pytest.raises(UsageError, match="set t_min = 1e-5"):
         Tiny()

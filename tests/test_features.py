@@ -213,7 +213,7 @@ def test_a_classifier_that_guesses_compares_nothing(digits: Dataset, tmp_path: P
     told: list[str] = []
     home = tmp_path / "classifier"
     assert extractor_by_name("auto", strange, folder=home, told=told.append).name == "pixels"
-    assert "no better than guessing" in told[-1] and not home.exists()
+    assert "no better than chance" in told[-1] and not home.exists()
     assert extractor_by_name("classifier", strange).name == "classifier"  # but for who asks for it
 
 
@@ -274,7 +274,7 @@ def test_inception_gets_bytes_and_only_the_published_weights(
     digits: Dataset, fidelity: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UsageError, match=r"no weights at .*download https://github.com/toshas"):
+    with pytest.raises(UsageError, match=r"there are no weights at .*download https://github.com/toshas"):
         inception(digits.info)
     file = tmp_path / "weights.pth"
     file.write_bytes(b"anything")

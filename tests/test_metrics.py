@@ -533,7 +533,7 @@ def test_the_line_is_that_of_large_data_looked_at_in_part(monkeypatch):
     line = nearest_line(x, train, held_out)
     assert "exact copies: 1 among samples, 0 among held-out samples; samples closer than new data would be: 2" in line
     true = cdist(x.flatten(1), train.flatten(1)).min(1)
-    assert float(line.split(" at ")[1].split()[0]) == pytest.approx(float(np.median(true)), rel=0.02)
+    assert float(line.split(": ")[1].split()[0]) == pytest.approx(float(np.median(true)), rel=0.02)
     monkeypatch.setattr(copies, "READ", 200 * 1600)
     assert "against one in 3 training samples)" in nearest_line(x, train, held_out)
     assert "exact copies" not in nearest_line(x, train, held_out)  # no. 400 is not among them
@@ -563,7 +563,7 @@ def test_refusals(metric):
         metric(x, x[:1])
     bad = x.clone()
     bad[3, 1], bad[3, 2], bad[7, 0] = math.nan, math.inf, -math.inf
-    with pytest.raises(UsageError, match="x has 3 values that are not finite, the first in row 3"):
+    with pytest.raises(UsageError, match="x has 3 values that are not finite, the first of them in row 3"):
         metric(bad, x)
     with pytest.raises(UsageError, match="y has 3 values"):
         metric(x, bad)

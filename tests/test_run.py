@@ -393,7 +393,7 @@ class Net(nn.Module):
 def test_own_network(tmp_path: Path) -> None:
     config = TrainConfig(data="moons", steps=2, batch=8, predict="v")
     run = fit(config, network=Net(), out=tmp_path / "r", quiet=True)
-    with pytest.raises(CheckpointError, match="trained with a network of your own; pass it"):
+    with pytest.raises(CheckpointError, match="trained with a network of your own; pass that network"):
         load(tmp_path / "r")
     again = load(tmp_path / "r", network=Net())
     assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)

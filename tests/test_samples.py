@@ -246,7 +246,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
     for name, content, words in (
         ("s.pt", b"PK", "is a pickle, which can run code"),
         ("s.npz", {"x": x, "samples": x}, "x and samples may each be the data"),
-        ("s.npz", {"x_train": x, "x_test": x}, "are parts of data"),
+        ("s.npz", {"x_train": x, "x_test": x}, "are parts of a data set"),
         ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"samples have values that are NaN or infinite"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),
         ("s.csv", b"1,2\n", r"is a table, but digits has images"),

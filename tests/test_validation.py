@@ -143,7 +143,7 @@ def test_without_a_folder_the_best_weights_are_used_too(overfitted: Path) -> Non
 def test_damaged_best_weights_are_passed_over(overfitted: Path, tmp_path: Path) -> None:
     shutil.copytree(overfitted, tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / BEST / "ema.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match="not the best ones"):
+    with pytest.warns(UserWarning, match="not the best weights"):
         assert load(tmp_path / "r").step == 120
 
 

@@ -113,7 +113,9 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
     found = evaluate(x, digits, by, {}, copies=by)
     assert found.copies is not None and found.copies.flagged.tolist() == [31]
     assert int(found.copies.nearest[31]) == 777 and found.copies.exact == 1
-    assert "1 flagged: sample 31 (of training row 777); 1 exact (among held-out data: 0)" in evaluation_table(found)
+    assert "1 flagged: sample 31 (of training row 777); exact copies: 1 (among held-out data: 0)" in evaluation_table(
+        found
+    )
     clean = evaluate(digits.test.float(), digits, by, {}, copies=by)
     assert clean.copies is not None and len(clean.copies.flagged) == 0 and clean.copies.exact == 0
     assert clean.copies.closer.value == 0.5 and "no sample is closer" in evaluation_table(clean)
@@ -121,7 +123,7 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
 
 def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
     by, few = pixels(small.codec), replace(small, test=small.test[:19])
-    with pytest.warns(UserWarning, match="no check for copies: it needs 20 held-out rows, but digits has 19"):
+    with pytest.warns(UserWarning, match="no check for copies: the check needs 20 held-out rows, but digits has 19"):
         found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
     assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in evaluation_table(found)
 

@@ -297,7 +297,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
     found = read_features(path)
     assert set(found) == {"samples", "reference"} and found["samples"].shape == (6, 2)
     for arrays, message in (
-        ({"samples": x}, "has the arrays samples; it needs samples and reference"),
+        ({"samples": x}, "has the arrays samples; it needs the arrays samples and reference"),
         ({"samples": x, "reference": x[:, :1]}, r"reference has shape \(6, 1\)"),
         ({"samples": x, "reference": np.array([{}])}, "cannot be read"),
         ({"samples": x, "reference": np.array(["a"])}, "cannot be read"),
@@ -310,7 +310,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
             read_features(path)
     np.save(tmp_path / "a.npy", x)
-    with pytest.raises(DataError, match="has the arrays x; it needs samples and reference"):
+    with pytest.raises(DataError, match="has the arrays x; it needs the arrays samples and reference"):
         read_features(tmp_path / "a.npy")
 
 

@@ -85,7 +85,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -
 
 
 def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
-    """``log w``, in a shape that broadcasts with the data."""
+    """Return ``log w``, in a shape that can be broadcast with the data."""
     first, second = nodes[:2].to(estimate.t)
     low = torch.log(posterior(estimate.sde, second, first)[2])
     high = 2 * torch.log(estimate.sde.coefficients(first)[1])

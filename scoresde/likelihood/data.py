@@ -286,7 +286,7 @@ class _States:
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``x + b/2 + s e`` with a normal e that is truncated at the ends of the cell."""
+        """Return the state of ``x + b/2 + s e``, with e truncated at the ends of the cell, and the correction."""
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
         # s = scale sigma/alpha, and the state at t0 is alpha times v in model units

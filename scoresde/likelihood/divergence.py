@@ -107,7 +107,7 @@ class Probes:
         where = 0 if place is None or self.fixed else place % PLACES
         return (
             draw(noise, y.shape[1], (self.first + k) * PLACES + where, y.dtype) for k in range(self.count)
-        )  # one at a time, because they are large for images
+        )  # probes are drawn one at a time, because they are large for images
 
     def _draw(self, noise: Noise, dims: int, step: int | Tensor, dtype: torch.dtype) -> Tensor:
         if self.kind == "rademacher":
@@ -135,8 +135,8 @@ class Probes:
             raise UsageError(f"probes is {self.count}; Hutchinson's estimate needs at least 1")
         if not 0 <= self.first <= 2**32 // PLACES - self.count:
             raise UsageError(
-                f"draw times probes is {self.first}; it must be at least 0 and, plus the {self.count} probes, at most "
-                f"{2**32 // PLACES}"
+                f"draw times probes is {self.first}; this number must be at least 0 and, after adding the {self.count} "
+                f"probes, at most {2**32 // PLACES}"
             )
 
 
@@ -148,7 +148,7 @@ def slope_and_traces(
     Args:
         slope: Function ``(P, D) -> (P, D)`` that acts on each row separately; it is called once.
         y: The states.
-        vectors: Probe vectors, each ``(P, D)``; ``None`` for the exact trace.
+        vectors: Probe vectors, each ``(P, D)``, or ``None`` for the exact trace.
         graph: Keep the graph, so that the result can be differentiated again.
 
     Returns:

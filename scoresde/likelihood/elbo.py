@@ -77,7 +77,7 @@ class Elbo:
 
     @property
     def diffusion(self) -> Tensor:
-        """The second term, ``(B,)``."""
+        """The second term of the bound (1), shape ``(B,)``."""
         return self.steps.sum(1)
 
     @property
@@ -179,7 +179,7 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of (2), shape ``(P,)``."""
+    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of v, shape ``(P,)``."""
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))

@@ -112,7 +112,7 @@ class Problem:
     def with_traces(
         self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``; ``place`` addresses the probes."""
+        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``, with probes for ``place``."""
         vectors = probes.vectors(y, rows, place)
         if probes.width and vectors is not None:
             twice = u.repeat(2), rows.repeat(2)

@@ -91,7 +91,7 @@ def by_quadrature(
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations of a row on its path.
         rows_at_once: Number of states evaluated at once.
-        finer: Start and stop at twice as many nodes, for a check.
+        finer: Start with and stop at twice as many nodes, for the convergence check.
     """
     (u0, u1), y0 = problem.interval, problem.start
     everyone = torch.arange(len(y0), device=y0.device)

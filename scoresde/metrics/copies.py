@@ -57,11 +57,11 @@ from .rows import as_rows, nearest, squared_distances
 
 __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
-HELD_OUT = 20  # the fewest held-out rows that can calibrate the test
-LOOKED_AT = 100  # samples checked at the end of training, and as many held-out rows
+HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
+LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
 READ = 2**28  # largest number of values of the training data that this check reads
 COARSE = 512  # numbers per row used in the coarse search for neighbours
-CANDIDATES = 8  # coarse neighbours that are then measured with all of their numbers
+CANDIDATES = 8  # number of coarse neighbours whose distances are then measured with all numbers
 
 
 @dataclass(frozen=True, eq=False)

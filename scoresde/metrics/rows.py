@@ -36,7 +36,7 @@ def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:
     if x.ndim < 2:
         raise UsageError(f"{name} must have shape (N, *event): got {tuple(x.shape)}")
     if x.shape[0] < 2:
-        raise UsageError(f"{name} has {x.shape[0]} rows: a distance between distributions needs at least 2")
+        raise UsageError(f"{name} has {x.shape[0]} rows: a distance between distributions needs at least 2 rows")
     if x[0].numel() == 0:
         raise UsageError(f"{name} has empty events: its shape is {tuple(x.shape)}")
     rows = x.detach().flatten(1)
@@ -55,7 +55,7 @@ def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Convert features ``(N, d)`` and ``(M, d)`` to float64 rows on one device.
 
     Raises:
-        UsageError: If the shapes are different from these, or :func:`as_rows` rejects the features.
+        UsageError: If the features have other shapes, or :func:`as_rows` rejects the features.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise UsageError(

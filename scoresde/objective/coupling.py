@@ -9,11 +9,11 @@ training pairs cross, and so in how straight the flow is:
     ``ot``            the noise of a batch assigned to its data with the least sum of |x_0 - eps|^2: minibatch optimal
                       transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482), within
                       each class if there are labels, because otherwise the noise would reveal the class
-    ``reflow``        each sample with the noise that a trained model generated it from
+    ``reflow``        each sample with the noise from which a trained model generated it
                       (:mod:`scoresde.train.reflow`)
 
-With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, which assumes that x_t given x_0 is Gaussian. A
-coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
+With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, a formula that assumes that x_t given x_0 is
+Gaussian. A coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Draw(Protocol):
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the ``losses`` of the last draw, shape ``(B,)``, before they are weighted."""
+        """Learn from the unweighted ``losses`` of the last draw, shape ``(B,)``."""
         ...
 
     def state(self) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for
 
     E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
 
-and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` (1) *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
+and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, (1) *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
 arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
 error in eps times a factor known in closed form,
 

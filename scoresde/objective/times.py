@@ -70,7 +70,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """The interval where times are drawn, with the path, the prediction and the weighting of the loss.
+    """The interval from which times are drawn, with the path, the prediction and the weighting of the loss.
 
     Args:
         sde: The path.
@@ -161,7 +161,7 @@ class Times:
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses at the times of the last draw, each ``(count,)``, before they are weighted."""
+        """Learn from the unweighted losses at the times of the last draw, each ``(count,)``."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what the sampler has learned, to be saved with a checkpoint; the tensors can have any shape."""
@@ -231,8 +231,8 @@ class LogNormal(TimeSampler):
 class LogitNormal(TimeSampler):
     """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path this equals :class:`LogNormal`. A shift by a factor s as in Esser et al., ``t' = s t/(1 + (s -
-    1) t)``, corresponds to ``mean + log(s)``.
+    On the straight path, this distribution equals :class:`LogNormal`. A shift by a factor s as in Esser et al.,
+    ``t' = s t/(1 + (s - 1) t)``, corresponds to ``mean + log(s)``.
 
     Args:
         mean, std: Mean and standard deviation of the logit of t.

@@ -156,7 +156,7 @@ class X0Weight(Weighting):
 class VWeight(Weighting):
     """The loss ``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
 
-    On a path with ``alpha^2 + sigma^2 = 1`` this is the error of ``v = alpha eps - sigma x_0``.
+    On a path with ``alpha^2 + sigma^2 = 1``, this is the squared error of ``v = alpha eps - sigma x_0``.
     """
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ _PICTURES = 10_000  # largest number of pictures of samples in a run
 
 AUTO = "auto"  # decided by the data
 
-# The objects that a field accepts in place of a name, and the table of its names.
+# The objects that a field accepts in place of a name, and the table of the names that it accepts.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
@@ -328,7 +328,7 @@ class TrainConfig:
         """Reject a ``model.json`` that disagrees with this configuration, the ``config.json`` beside it.
 
         Raises:
-            CheckpointError: If they disagree; the message states the first difference.
+            CheckpointError: If the two files disagree; the message states the first difference.
         """
         ours: list[tuple[str, str, Mapping[str, Any], Part]] = [("sde", self.name("sde"), self.sde_options, spec.path)]
         ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
@@ -406,7 +406,7 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an object becomes its name and its fields."""
+        """Return plain JSON values, in which an object becomes its name and its fields."""
         plain = {f.name: getattr(self, f.name) for f in stored_fields()}
         for name in _TABLES:
             if not isinstance(plain[name], str):

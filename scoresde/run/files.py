@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run as plain values.
 
     Raises:
-        CheckpointError: If the file is missing or has another format.
+        CheckpointError: If the file is missing or has a different format.
     """
     path = folder / "config.json"
     stored = read_json(path)

@@ -26,7 +26,7 @@ from .config import TrainConfig
 __all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
 
 FILE = "rows.npz"
-# What must not change when a run is resumed, whatever rows are added: the units and the meaning of a number.
+# What must not change when a run is resumed, even if rows are added: the units and the meaning of a number.
 UNITS = ("kind", "shape", "levels", "classes", "names")
 
 

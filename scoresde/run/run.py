@@ -142,7 +142,7 @@ class Run:
 
     @property
     def _spread(self) -> float:
-        """Root mean square of the data in model units, as far as it is known."""
+        """Root mean square of the data in model units, or 1 if it is unknown."""
         options = {} if self.config is None else self.config.predict_options
         return self.info.spread or float(options.get("data_std", 1.0))
 
@@ -224,11 +224,11 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for asking a model that always had a label to work without one."""
+        """Return the error that is raised if a model trained only with labels is used without a label."""
         return UsageError(
             f"{self.folder or 'this model'} was trained with cond_drop=0, so it never saw a sample without its label, "
-            f"and {what} requires that; pass one of its classes, {_listed(self.info.classes)}, without guidance, or "
-            "train with cond_drop=0.1",
+            f"and {what} requires such samples; pass one of its classes, {_listed(self.info.classes)}, without "
+            "guidance, or train with cond_drop=0.1",
             parameter="cond_drop",
             value=0.1,
         )

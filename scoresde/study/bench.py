@@ -99,7 +99,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value of a few draws.
+    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value over a few draws.
 
     Attributes:
         samples, held_out: Number of rows on each side of the comparison, as for the solvers.
@@ -122,7 +122,7 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Build solvers with their default settings, and with the time grid ``grid`` where they have one.
+    """Build solvers with their default settings, and with the time grid ``grid`` if the solver uses a grid.
 
     Raises:
         UsageError: If a name is unknown.
@@ -269,7 +269,7 @@ def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distance of training data from them."""
+    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distances of training data from them."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
@@ -284,7 +284,9 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
         if only is not None and y is not None:
             x = x[y == only]
         if len(x) < 2:
-            raise DataError(f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2")
+            raise DataError(
+                f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2 samples"
+            )
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
         return run.codec.to_model(x.to(u.dtype), noise=u)

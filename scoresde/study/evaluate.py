@@ -160,8 +160,8 @@ def evaluate(
     if copies is not None and len(data.test) < HELD_OUT:
         warnings.warn(
             Advice(
-                f"no check for copies: it needs {HELD_OUT} held-out rows, but {data.info.name} has {len(data.test)}; "
-                "hold out more rows when training",
+                f"no check for copies: the check needs {HELD_OUT} held-out rows, but {data.info.name} has "
+                f"{len(data.test)}; hold out more rows when training",
                 parameter="test_fraction",
                 value=0.2,
             ),
@@ -314,7 +314,7 @@ def _verdict(found: Evaluation, copies: Copies) -> str:
     """Summarise the check for copies in one line."""
     flagged = copies.flagged.tolist()
     by = "" if found.copies_by is None else f" by {found.copies_by[0]}"
-    exact = f"{copies.exact} exact (among held-out data: {copies.exact_held_out})"
+    exact = f"exact copies: {copies.exact} (among held-out data: {copies.exact_held_out})"
     if not flagged:
         return f"copies{by}: no sample is closer to training data than held-out data would be; {exact}"
     shown = ", ".join(f"{i} (of training row {int(copies.nearest[i])})" for i in flagged[:5])

@@ -204,8 +204,8 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs samples and reference, and train "
-            "for the check for copies"
+            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs the arrays samples and reference, "
+            "and train for the check for copies"
         )
     for name, array in found.items():
         if array.ndim != 2 or array.shape[1] != found["samples"].shape[1]:

@@ -295,7 +295,7 @@ class Scored:
         split: ``train``, ``test`` or ``all``.
         total: Number of samples in the split.
         index: Indices of the scored samples in the split, int64, shape ``(n,)``.
-        scores: Likelihoods by the probability flow.
+        scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
         bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
         run: Folder of the run that scored the data, if there are several runs.
@@ -312,7 +312,7 @@ class Scored:
 
     @property
     def bound(self) -> Tensor | None:
-        """The variational bound of each sample in the unit of the scores, shape ``(n,)``."""
+        """The variational bound of each sample in the unit of the scores, shape ``(n,)``, or ``None``."""
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
@@ -327,7 +327,7 @@ class Scored:
         return share_above(theirs, ours)
 
     def difference(self, other: Scored) -> Measurement:
-        """The paired difference (2) from the scores of another run for the same samples, in the unit of the scores.
+        """The paired difference (2) between these scores and another run's scores of the same samples, in their unit.
 
         Raises:
             UsageError: If the samples or the units differ.

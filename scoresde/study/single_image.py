@@ -33,7 +33,7 @@ FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # without formats that e
 SMALLEST = 8  # minimum number of pixels on the short side
 
 # The network has few channels at levels with many pixels, and many channels at levels with few pixels. At high noise
-# the picture is made from the corners of the coarsest level outward.
+# the picture is generated from the corners of the coarsest level outward.
 NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "blocks": 1, "attention": ()}
 STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 

@@ -196,7 +196,7 @@ def exact(data: Dataset) -> Run:
 def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
-    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but those of array, .*in the same units\?"):
+    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but the values of array, .*in the same units\?"):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,7 +206,7 @@ def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
 
 def test_smaller_units_and_other_signs_are_warned_of() -> None:
     data = DATA["floats to 255"]()
-    with pytest.warns(UserWarning, match="go from 0 to 1, but those of array, .*, go from 0 to 255"):
+    with pytest.warns(UserWarning, match="go from 0 to 1, but the values of array, .*, go from 0 to 255"):
         warn_of_units(data.test / 255, data.codec, data.info)
     data = DATA["floats to 1"]()
     with pytest.warns(UserWarning, match="go from -1 to 1, but"):

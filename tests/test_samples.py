@@ -215,7 +215,7 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
         ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more: the columns of people are age"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more; the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)

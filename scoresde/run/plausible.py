@@ -181,7 +181,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
         ours = f"about {a:.4g} to {b:.4g}"
     warnings.warn(
         f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, but the values of {info.name}, which the "
-        f"model was trained on, go from {ours}; are both in the same units?",
+        f"model was trained on, go from {ours}; are both data sets in the same units?",
         stacklevel=stacklevel,
     )
 

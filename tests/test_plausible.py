@@ -196,7 +196,9 @@ def exact(data: Dataset) -> Run:
 def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
-    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but the values of array, .*in the same units\?"):
+    with pytest.warns(
+        UserWarning, match=r"the values.* go from .* to .*, but the values of array, .*in the same units\?"
+    ):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -138,7 +138,7 @@ def test_two_arguments_are_told_of_the_wrapper(wrapped: str) -> None:
         "called": Called,
         "keyword": Keyword,
     }[wrapped]()
-    with pytest.raises(UsageError, match=r"takes \(.*: wrap it, scoresde\.nn\.Labelled\(network\), or give it a third"):
+    with pytest.raises(UsageError, match=r"takes \(.*; wrap it as scoresde\.nn\.Labelled\(network\), or give it a third"):
         ScoreModel(network, VPSDE(), Eps())
     ScoreModel(Labelled(network), VPSDE(), Eps())
 

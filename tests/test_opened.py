@@ -86,7 +86,7 @@ def test_more_than_memory_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**43)
     with pytest.raises(OSError, match=r"needs 8\.796 TB of memory, but only"):
         read_bytes(path)
-    with pytest.raises(DataError, match=r"x\.csv: cannot be read: it needs 8\.796 TB of memory"):
+    with pytest.raises(DataError, match=r"x\.csv cannot be read: it needs 8\.796 TB of memory"):
         load_data(str(path))
     with pytest.raises(CheckpointError, match="files of this kind have at most"):
         read_json(path)

@@ -436,9 +436,9 @@ class _Pile:
         if eight and sixteen:
             rarer = eight if len(eight) < len(sixteen) else sixteen
             found.append(
-                f"{len(eight):,} images have 8 bits and {len(sixteen):,} have 16 bits ({self._named(rarer)}); a "
-                "likelihood needs the same levels for all images, so convert them to one depth, or leave out the rarer "
-                "kind"
+                f"there are both 8-bit and 16-bit images: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}); "
+                "a likelihood needs the same levels for all images, so convert them to one depth, or leave out the "
+                "rarer kind"
             )
         return [*(Problem(text, {"on_bad": "skip"}) for text in found), *self._shapes(list(self.depths.values()))]
 

@@ -115,7 +115,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     names, rows, lines = _rows(path, text, separator)
     cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
     numbers = sum(bool(NUMBER.fullmatch(name)) for name in names)
-    notes = [f"the first line names the columns, although {numbers} of the names could be numbers"] if numbers else []
+    notes = [f"the first line names the columns, although it has numbers in {numbers} of the cells"] if numbers else []
     if separator != "," and "," in text:
         _decimal_commas(path, cells, lines, notes)
     columns = [_parsed(_Column(name, i + 1, column)) for i, (name, column) in enumerate(zip(names, cells, strict=True))]

@@ -121,7 +121,9 @@ def units_of(raw: Raw, source: str) -> Units:
     if raw.whole:
         whole = np.array(raw.whole).reshape(lows.shape)
     if low == high and (raw.kind in ("image", "volume") or whole.all()):
-        raise DataError(f"{source}: every value is {low:g}; a constant has no density, check how the data were saved")
+        raise DataError(
+            f"{source}: every value is {low:g}, but a constant has no density; check how the data were saved"
+        )
     largest = float(np.abs(np.where(whole, np.maximum(np.abs(lows), np.abs(highs)), 0)).max())
     if largest >= LARGEST:
         raise DataError(

@@ -224,7 +224,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
             assert path.name in str(error.value)
     path.write_bytes(good)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(3, np.uint8)))
-    with pytest.raises(DataError, match="has 3 labels, but .* has 4 images"):
+    with pytest.raises(DataError, match=r"has 3 labels, but .* has 4 images"):
         load_data(str(tmp_path))
     path.unlink()
     with pytest.raises(DataError, match="but not train-images"):

@@ -139,7 +139,7 @@ def test_a_member_that_says_it_is_smaller_is_damaged(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.arange(60_000.0).reshape(30_000, 2))
     data = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(data.replace(b"(30000, 2)", b"(20000, 2)"))
-    with pytest.raises(ValueError, match="has 320,000 bytes, but 480,000 follow"):
+    with pytest.raises(ValueError, match="needs 320,000 bytes, but 480,000 follow"):
         read_arrays(tmp_path / "x.npz")
 
 

@@ -178,7 +178,7 @@ def test_tables_are_data(tmp_path: Path) -> None:
         data = load_data(str(tmp_path / name))
         assert data.info.name == "wine" and data.info.shape == (2,)
         assert len(data.train) + len(data.test) == 60
-    with pytest.raises(DataError, match=r"no pictures; to read a table or an array, pass the file itself, .*wine\.CSV \(one of 3 such files\)"):
+    with pytest.raises(DataError, match=r"pass the file itself, .*wine\.CSV \(one of 3 such files\)"):
         read_path(tmp_path)
     for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another format"), ("a.zip", "archive")):
         (tmp_path / name).write_bytes(b"PK")

@@ -227,7 +227,7 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
         return  # np.load rejects the array without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but has {there:,}")
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but {there:,} follow")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

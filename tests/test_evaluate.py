@@ -365,7 +365,7 @@ def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
         ("--solver ode --steps 4", 2, "has no option 'steps'; choose from: atol"),
         ("--solver ode --steps 4", 2, "'steps' is an option of: euler, heun"),
         ("--data moons", 3, "they cannot be compared"),
-        ("--samples nowhere.npz", 3, "nowhere.npz: cannot be read"),
+        ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
         ("--n 1", 2, "1 is not in the range"),
     ],
 )

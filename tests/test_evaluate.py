@@ -214,7 +214,7 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     np.savez(path, x=x + 0.75)
     assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     for arrays, message in (
-        ({"mu": x, "sigma": x}, "arrays mu, sigma: name the data x"),
+        ({"mu": x, "sigma": x}, "arrays mu, sigma, and it is unclear which one"),
         ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), but digits has shape \(1, 8, 8\)"),
         ({"x": x / 8.0 - 1}, "values from -1 to 1, but digits goes from 0 to 16; samples must be in data units"),
         ({"x": x + 1.0}, "values from 1 to 17"),
@@ -367,7 +367,7 @@ def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
         ("--solver ode --steps 4", 2, "has no option 'steps'; choose from: atol"),
         ("--solver ode --steps 4", 2, "'steps' is an option of: euler, heun"),
         ("--data moons", 3, "they cannot be compared"),
-        ("--samples nowhere.npz", 3, "nowhere.npz: cannot be read"),
+        ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
         ("--n 1", 2, "1 is not in the range"),
     ],
 )

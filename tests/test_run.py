@@ -440,7 +440,7 @@ def test_own_parametrisation(bait: str) -> None:
     [
         ({"nonsense": 1}, "unknown field 'nonsense'"),
         ({"clip": "wide"}, "clip is 'wide'; it must be a number"),
-        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
         ({"sde_options": 3}, "table of options"),

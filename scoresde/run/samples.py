@@ -70,7 +70,7 @@ def write_samples(
         kinds: ``png`` (a sheet of images, or a figure), ``files`` (a folder with a PNG of each image, named by the
             number of the sample), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a table with named
             columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the samples along the way, as
-            arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
+            arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and ``csv`` too if the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them once the samples are written.
         reference: Data ``(m, *event)`` to show beside the samples in the figure of points, tables and signals, or a

@@ -163,7 +163,7 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder, except for writes of processes that are still running.
+    """Remove what interrupted writes left in a folder, except for the files of processes that are still running.
 
     A folder that was being replaced gets its name back. With ``below``, subfolders are cleared as well.
     """

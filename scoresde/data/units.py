@@ -167,7 +167,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Whether the channels of pictures differ in kind: in standard deviation, or in mean by several of these."""
+    """Whether the channels of pictures differ in kind: in their standard deviations, or in their means."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]

@@ -191,7 +191,7 @@ def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
         shell.refuses(f"sample {moons} {line}", 2, "torchsde is a solver of the reverse", "(here: --solver torchsde)")
     for line in ("--order cp", "--set solver.order=cp"):
         shell.refuses(f"sample {moons} --solver pc {line}", 2, "sequence", "(here: --set solver.sequence=cp)")
-    shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "a whole number")
+    shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "an integer")
     shell.refuses(f"sample {moons} --solver pc --order 2", 2, "no option 'order'", "multistep")
     for line in ("--set solver.sequence=cp", "--sequence cp"):
         found = shell.json(f"sample {moons} --solver pc --steps 2 --n 2 {line}")
@@ -330,7 +330,7 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
         ("train --set clip", ["--set clip:", "NAME=VALUE"]),
         ("train --set clip=abc", ["clip is 'abc'", "a number"]),
         ("train --set clip=-1", ["clip is -1", "> 0"]),
-        ("train --set seed=1.5", ["seed is 1.5", "whole number"]),
+        ("train --set seed=1.5", ["seed is 1.5", "an integer"]),
         ("train --set t_sampler=log", ["unknown time sampler 'log'", "sqrt, uniform"]),
         ("train --t-sampler lognorm", ["'lognorm'", "did you mean 'lognormal'"]),
         ("train --t-sampler mode --set t_sampler.s=1", ["no option 's'", "k, stratified"]),
@@ -350,7 +350,7 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
         ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
-        ("train --set network.channels=4.5", ["channels is 4.5", "whole number"]),
+        ("train --set network.channels=4.5", ["channels is 4.5", "an integer"]),
         ("train --set beta_max=4", ["unknown setting 'beta_max'", "did you mean sde.beta_max?"]),
         ("train --beta-mx 4", ["--beta-mx", "--beta-max"]),
         ("train --data-std 1", ["--set predict.data_std=VALUE or --set weighting.data_std=VALUE"]),
@@ -361,10 +361,10 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
         ("sample --solver em --eta abc", ["eta is 'abc'", "a number", "--set solver.eta=VALUE"]),
         ("sample --solver em --snr 0.2", ["'em' has no option 'snr'", "pc, ald, original"]),
         ("sample --solver pc --set solver.start=3", ["start is 3", "yes or no", "--set solver.start=VALUE"]),
-        ("sample --solver em --set solver.steps=2.5", ["steps is 2.5", "whole number"]),
+        ("sample --solver em --set solver.steps=2.5", ["steps is 2.5", "an integer"]),
         ("sample --solver em --steps 4 --grid 1,0.5,0.001", ["--steps 4", "omit --steps"]),
         ("sample --set sovler.eta=3", ["did you mean --set solver.eta=3?"]),
-        ("likelihood --draws two", ["draws is 'two'", "whole number", "--set likelihood.draws=VALUE"]),
+        ("likelihood --draws two", ["draws is 'two'", "an integer", "--set likelihood.draws=VALUE"]),
         ("likelihood --redraw=3", ["redraw is 3", "yes or no"]),
         ("likelihood --no-redrw", ["--no-redrw", "--redraw"]),
         ("likelihood --method quadratur", ["'quadratur'", "coupled, quadrature", "--set likelihood.method=VALUE"]),

@@ -159,7 +159,7 @@ def test_values_are_read_by_the_type_of_their_field(field: str, text: str, value
     ("field", "text", "takes"),
     [
         ("flag", "1", "1; it must be yes or no"), ("flag", "abc", "'abc'; it must be yes or no"),
-        ("whole", "1.5", "1.5; it must be a whole number"), ("whole", "yes", "'yes'; it must be a whole number"),
+        ("whole", "1.5", "1.5; it must be an integer"), ("whole", "yes", "'yes'; it must be an integer"),
         ("number", "abc", "'abc'; it must be a number, or none"), ("number", "1,2", "'1,2'; it must be a number"),
         ("maybe", "2", "2; it must be yes or no, or none"),
     ],

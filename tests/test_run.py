@@ -282,7 +282,7 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms() -> None:
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x = torch.zeros(3, 2)
     x[1] = 1e30  # whose square is beyond float32
-    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are they in the same units"):
+    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are both data sets in the same units"):
         scores = moons.log_likelihood(x, Likelihood(rtol=1e-2, atol=1e-2))
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
@@ -395,7 +395,7 @@ class Net(nn.Module):
 def test_own_network(tmp_path: Path) -> None:
     config = TrainConfig(data="moons", steps=2, batch=8, predict="v")
     run = fit(config, network=Net(), out=tmp_path / "r", quiet=True)
-    with pytest.raises(CheckpointError, match="trained with a network of your own; pass it"):
+    with pytest.raises(CheckpointError, match="trained with a network of your own; pass that network"):
         load(tmp_path / "r")
     again = load(tmp_path / "r", network=Net())
     assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
@@ -440,7 +440,7 @@ def test_own_parametrisation(bait: str) -> None:
     [
         ({"nonsense": 1}, "unknown field 'nonsense'"),
         ({"clip": "wide"}, "clip is 'wide'; it must be a number"),
-        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
         ({"sde_options": 3}, "table of options"),

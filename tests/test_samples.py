@@ -237,7 +237,7 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
         ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more: the columns of people are age"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more; the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)
@@ -268,7 +268,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
     for name, content, words in (
         ("s.pt", b"PK", "is a pickle, which can run code"),
         ("s.npz", {"x": x, "samples": x}, "x and samples may each be the data"),
-        ("s.npz", {"x_train": x, "x_test": x}, "are parts of data"),
+        ("s.npz", {"x_train": x, "x_test": x}, "are parts of a data set"),
         ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"samples have values that are NaN or infinite"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),
         ("s.csv", b"1,2\n", r"is a table, but digits has images"),

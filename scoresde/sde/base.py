@@ -21,8 +21,8 @@ finite at both ends for every path. The ODE solvers and the likelihood computati
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
-    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR determines a path up to its scale
-        (sec. 3, 5.1).
+    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR determines a path up to its
+    scale (sec. 3, 5.1).
     Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
 
 The SDEs themselves are in :mod:`scoresde.sde.continuous`.

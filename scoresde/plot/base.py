@@ -105,9 +105,9 @@ def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
 
 
 def literal(text: str, length: int = 200) -> str:
-    """Escape a text so that Matplotlib draws it literally, and shorten it to one line of about ``length`` characters.
+    """Escape text so that Matplotlib draws it literally, and shorten it to one line of about ``length`` characters.
 
-    Otherwise a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
+    Without escapes, a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
     """
     line = " ".join(text.split())
     line = line if len(line) <= length else f"{line[: length - 3]}..."

@@ -1,4 +1,4 @@
-"""Plots of scores in the plane, as arrows."""
+"""Arrow plots of scores in the plane."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
     width = (high - low or 1.0) / count
     figure, ax = canvas(ax, 5.6, 3.2)
     for colour, (name, v) in zip(COLOURS, values.items(), strict=False):
-        # All sets share one grid of bins. Draw from the first to the last bin with a value: no line runs along zero.
+        # All sets share one grid of bins. Leave out empty bins at the ends, so that no line runs along zero.
         first, last = (int((f(v) - low) / width) for f in (np.min, np.max))
         bins = list(low + width * np.arange(first, last + 2))
         bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # despite rounding

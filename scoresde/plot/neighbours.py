@@ -1,4 +1,4 @@
-"""Plots of samples next to their nearest training rows, for a check by eye.
+"""Plots of samples next to their nearest training rows, for visual inspection.
 
 Images are drawn in pairs, with the sample on top. A signal or vector is drawn in blue over its training row in grey,
 with each column of a table in units of its standard deviation. Pairs flagged by the test for copies have a vermilion
@@ -61,7 +61,7 @@ def neighbour_sheet(
     Args:
         samples: Samples, shape ``(N, *event)``, in data units.
         nearest: The nearest training row of each sample, with the same shape as ``samples``.
-        captions: A caption for each pair. They are not shown for points in the plane.
+        captions: The caption of each pair, which is not shown for points in the plane.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low: The image value to draw as black.
         high: The image value to draw as white.

@@ -1,9 +1,9 @@
-"""Plots of one coordinate of samples on their paths from noise to data, by the flow and by the reverse SDE.
+"""Plots of sample paths from noise to data, by the flow and by the reverse SDE, with one number for each state.
 
 From a given starting noise, the flow follows a single path, whereas the reverse SDE has infinitely many possible paths.
 At every time, the states of both have the same law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The
-shading behind the paths shows this law, estimated from the samples. The histograms at the ends show the first and the
-last law.
+shading behind the paths shows this law, estimated from the samples. The histograms at the ends show the laws at the
+first and the last time.
 """
 
 from __future__ import annotations

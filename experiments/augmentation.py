@@ -4,14 +4,14 @@
     python experiments/augmentation.py glyphs   # about fifteen minutes
 
 `digits` trains the same network on 200 of the 8x8 digits with and without augmentation, three times with different
-digits and seeds. It prints bits/dim of the same 180 held-out digits: lower is better, and differences are paired.
-`glyphs` trains with flips on letters with mirror images that are not letters. It counts mirrored letters among 1,000
-samples, by the nearest of all letters and mirrored letters. A network without an input for the augmentation draws as
-many mirrored letters as it was shown.
+digits and seeds. It prints the bits/dim of the same 180 held-out digits: lower is better, and differences are paired.
+`glyphs` trains with flips on letters whose mirror images are not letters. It counts the samples, out of 1,000, whose
+nearest neighbour among all letters and mirrored letters is a mirrored letter. A network without an input for the
+augmentation draws as many mirrored letters as it was shown.
 
 Observed: shifts lower the held-out bits/dim by 0.018 +- 0.006, flips lower it by 0.023 +- 0.016, and scales raise it by
-0.006 +- 0.002. None of 1,000 samples is a mirrored letter; without the input, 503 are. The tables are in
-docs/results.md.
+0.006 +- 0.002. None of 1,000 samples is a mirrored letter. Without the input, 503 of them are mirrored. The tables are
+in docs/results.md.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ BOTH = torch.from_numpy(np.concatenate([PLACES, PLACES[:, :, ::-1]]).astype(floa
 
 
 def glyphs(count: int, seed: int) -> Tensor:
-    """Draw letters of random kind, position and brightness with levels 0 to 16, int32 ``(count, 1, 8, 8)``."""
+    """Draw random letters at random positions and brightness, with levels 0 to 16, int32 ``(count, 1, 8, 8)``."""
     rng = np.random.default_rng(seed)
     bright = rng.integers(12, 17, (count, 1, 1))
     return torch.from_numpy((PLACES[rng.integers(len(PLACES), size=count)] * bright).astype(np.int32))[:, None]
 
 
 def judged(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Find whether the nearest letter is a mirrored one, and the rms distance per pixel in levels; each ``(n,)``."""
+    """Find whether the nearest letter is mirrored, and its rms distance per pixel in levels, each ``(n,)``."""
     y = x.double().flatten(1)
     size = BOTH.sum(1)
-    # |y - b m|^2 for a letter m of zeros and ones, at its best brightness b = y.m / |m|^2 within the range of letters.
+    # |y - b m|^2 for a letter m of zeros and ones, with the best brightness b = y.m / |m|^2 in the range of the letters
     inner = y @ BOTH.T
     bright = (inner / size).clamp(12, 16)
     nearest = (y.square().sum(1, keepdim=True) - 2 * bright * inner + bright.square() * size).clamp(min=0).min(1)
@@ -82,7 +82,7 @@ class Untold(nn.Module):
 
 
 def mirrored(steps: int, count: int, pictures: int) -> None:
-    """Print how many of ``count`` samples are mirrored: for flips with and without the input, and without flips."""
+    """Print how many of ``count`` samples are mirrored: with flips and the input, with flips alone, without flips."""
     data = Dataset.of(glyphs(pictures, 5), glyphs(100, 6), name="glyphs")
     print("| training | mirrored | of samples within 2 levels of a letter | errors of the judge at such distances |")
     print("|---|---|---|---|")
@@ -92,7 +92,7 @@ def mirrored(steps: int, count: int, pictures: int) -> None:
         run = fit(replace(LETTERS, augment=augment, steps=steps), data=data, network=network, save=False, quiet=True)
         wrong_way, far = judged(run.sample(count, "heun").x)
         good = far < 2
-        # Errors of the judge on letters and mirrored letters with noise, at the same distances as the samples.
+        # Count errors of the judge on noisy letters and mirrored letters, at the same distances as the samples.
         fresh = torch.cat([glyphs(count, 3), glyphs(count, 4).flip(3)]).double()
         noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         taken = judged(fresh + far.repeat(2)[:, None, None, None] * noise)[0]
@@ -105,10 +105,10 @@ def mirrored(steps: int, count: int, pictures: int) -> None:
 
 
 def held_out(steps: int, pictures: int, seeds: int, kinds: tuple[str, ...]) -> None:
-    """Print bits/dim of held-out digits for each augmentation, and the difference from the first."""
+    """Print the bits/dim of held-out digits for each augmentation, and the difference from the first augmentation."""
     digits = load_data("digits")
     test = digits.test.int()
-    print("| augmentation | held-out bits/dim | training bits/dim | held-out, less that of none |\n|---|---|---|---|")
+    print("| augmentation | held-out bits/dim | training bits/dim | held-out, minus that of none |\n|---|---|---|---|")
     reference: list[Tensor] = []
     for augment in kinds:
         values, seen = [], []
@@ -119,7 +119,7 @@ def held_out(steps: int, pictures: int, seeds: int, kinds: tuple[str, ...]) -> N
             values.append(run.log_likelihood(test, Likelihood(rtol=1e-3)).values.double())
             seen.append(float(run.log_likelihood(few[:100], Likelihood(rtol=1e-3)).mean()))
         reference = reference or values
-        # Seeds differ in their training digits, but have the same rows: the error over seeds is the relevant one.
+        # Seeds differ in training digits but share the held-out rows, so the error over seeds is the relevant error.
         less = torch.stack([(v - r).mean() for v, r in zip(values, reference, strict=True)])
         rows = torch.stack([v - r for v, r in zip(values, reference, strict=True)]).mean(0)
         means = torch.stack([v.mean() for v in values])
@@ -134,8 +134,8 @@ def held_out(steps: int, pictures: int, seeds: int, kinds: tuple[str, ...]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["digits", "glyphs"])
-    parser.add_argument("--steps", type=int, help="training steps (1,500 for digits, 16,000 for glyphs)")
-    parser.add_argument("--pictures", type=int, help="training pictures (200 digits, 1,000 glyphs)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 1,500 for digits, 16,000 for glyphs)")
+    parser.add_argument("--pictures", type=int, help="training pictures (default: 200 digits, 1,000 glyphs)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="augmentations; the first is the reference")

@@ -1,12 +1,12 @@
-"""Compare our solvers with those of other libraries on a trained network: distance to the converged solution.
+"""Compare our solvers with those of other libraries on a trained network, by the distance to the converged solution.
 
     make demo && python experiments/bench_solvers.py runs/digits-vp      # some minutes on two CPU cores
 
-All solvers use the same starts (draws from the prior) and the same network, in float32. The distance is the root mean
-square over samples and pixels to the probability flow solved at rtol 1e-6, in model units, without a last denoising
-step. The peers (experiments/peers.py) are optional: libraries that are not installed are left out with a message. They
-run on the uniform log-SNR grid; our solvers run on that grid and on the SDE's own. The seconds are for the largest
-budget and one batch, including the network.
+All solvers use the same starting points (draws from the prior) and the same network, in float32. The distance is the
+root mean square, over samples and pixels, of the difference from the probability flow solved at rtol 1e-6, in model
+units and without a last denoising step. The solvers of other libraries (experiments/peers.py) are optional: libraries
+that are not installed are left out with a message. Their solvers run on the uniform log-SNR grid, and ours on that grid
+and on the SDE's own grid. The seconds are for the largest budget and one batch, including the network.
 
 Expected: see docs/choosing-a-solver.md.
 """

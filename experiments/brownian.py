@@ -1,12 +1,12 @@
-"""Refine the same sample with more steps, by noise on a Brownian path.
+"""Refine the same samples with more steps, using noise on a Brownian path.
 
     python experiments/brownian.py      # some minutes on one CPU core
 
-The problem is the mixture of experiments/few_steps.py with its 2,048 starts, in float64. The number of steps is doubled
-from 20 to 320, and the table shows how far the samples move each time, median / rms. On a Brownian path
-(``Noise.of(..., brownian=True)``, ``--brownian``), more steps refine the same noise, and the samples converge; the rms
-is dominated by the few samples that end in another mode. With plain noise, more steps use different noise and give a
-different sample.
+The problem is the mixture of experiments/few_steps.py with its 2,048 starting points, in float64. The number of steps
+is doubled from 20 to 320, and the table shows the median and the rms distance by which samples move each time. On a
+Brownian path (``Noise.of(..., brownian=True)``, ``--brownian``), more steps refine the same noise, and the samples
+converge. The rms is dominated by the few samples that end in a different mode. With plain noise, more steps use
+different noise and give a different sample.
 
 Expected: see docs/results.md.
 """

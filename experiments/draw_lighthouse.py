@@ -3,7 +3,7 @@
     python experiments/draw_lighthouse.py                     # scoresde/assets/lighthouse.png, 64 x 64
     python experiments/draw_lighthouse.py --size 512 --out lighthouse.png
 
-It is drawn at sixteen times 64 pixels and then averaged down, so that edges are smooth. The picture is
+The picture is drawn at 1024 x 1024 pixels and then averaged down to the requested size, so that edges are smooth. It is
 dedicated to the public domain (CC0 1.0); see scoresde/assets/LIGHTHOUSE-LICENSE.md.
 """
 
@@ -38,7 +38,7 @@ def mix(a: tuple[int, ...], b: tuple[int, ...], share: float) -> tuple[int, ...]
 
 
 def gradient(stops: list[tuple[float, tuple[int, ...]]], at: float) -> tuple[int, ...]:
-    """Interpolate the colour at a height between the stops around it."""
+    """Interpolate the colour at height ``at`` between the two nearest stops."""
     for (low, first), (high, second) in pairwise(stops):
         if at <= high:
             return mix(first, second, max(0.0, (at - low) / (high - low)))
@@ -46,7 +46,7 @@ def gradient(stops: list[tuple[float, tuple[int, ...]]], at: float) -> tuple[int
 
 
 def glow(image: Image.Image, draw_on, blur: float, strength: float = 1.0) -> Image.Image:
-    """Add light to an image: whatever `draw_on` draws on black, blurred."""
+    """Add light to an image: whatever ``draw_on`` draws on a black image, blurred."""
     light = Image.new("RGB", image.size)
     draw_on(ImageDraw.Draw(light))
     light = light.filter(ImageFilter.GaussianBlur(blur * CANVAS)).point(lambda v: round(v * strength))
@@ -54,7 +54,7 @@ def glow(image: Image.Image, draw_on, blur: float, strength: float = 1.0) -> Ima
 
 
 def p(*numbers: float) -> list[float]:
-    """Convert fractions of the picture to pixels."""
+    """Convert fractions of the side length to pixels."""
     return [v * CANVAS for v in numbers]
 
 
@@ -86,7 +86,7 @@ def stars(draw: ImageDraw.ImageDraw) -> None:
 def cloud(
     draw: ImageDraw.ImageDraw, x: float, y: float, length: float, colour: tuple[int, ...], lit: tuple[int, ...]
 ) -> None:
-    """Draw a flat cloud: a row of discs on one line, lit from below."""
+    """Draw a flat cloud as a row of ellipses, lit from below."""
     for shift, tint in ((0.0, lit), (-0.012, colour)):
         for k in range(9):
             share = k / 8

@@ -1,23 +1,23 @@
-"""Test methods at their numerical limits, each against a closed form or a solve at a much smaller tolerance.
+"""Test methods at their numerical limits, against closed forms or solutions at much smaller tolerances.
 
     python experiments/edges.py               # about three minutes on one CPU core
     python experiments/edges.py orders        # one of: langevin steep quadrature orders rough
 
-langevin: only corrections at t = 1/2, starting from the marginal of N(0, 0.5^2). The table has the ratio of the
-standard deviation to the correct one, with the norms of each sample as published and as limited here, and the bound of
-scoresde/solvers/langevin.py.
+langevin: corrector steps alone at t = 1/2, starting from the marginal of N(0, 0.5^2). The table has the ratio of the
+standard deviation to the correct value, with the norms of each sample as published and as limited here, and the bound
+from scoresde/solvers/langevin.py.
 steep: VP, sub-VP and a user-defined path on which the data vanish long before t = 1. The table has the largest error of
 the adaptive flow and of the likelihood, for a Gaussian.
-quadrature: a ring of eight narrow Gaussians. The table has the largest error of the log density of rows that succeeded,
-per dimension and in units of the tolerance, and the evaluations of the divergence.
+quadrature: a ring of eight narrow Gaussians. The table has the largest error of the log density over the successful
+rows, per dimension and in units of the tolerance, and the number of evaluations of the divergence.
 orders: slopes of the median error between 128 and 256 steps and between 256 and 512 steps, on each path's own grid, and
-slopes of the final variance of pc between N and 2N steps.
-rough: the adaptive flow of a network with random weights. The table has three numbers of one row, in units of the
-tolerance: the final error, the largest error of one step against the exact flow from the start of that step, and the
-largest factor by which the flow magnifies such an error on the way to the end. The network is used with its own
-frequencies of the noise label, up to 32, and with none above 2.
+slopes of the error of pc's final variance between N and 2N steps.
+rough: the adaptive flow of a network with random weights. For one row, the table has the final error and the largest
+error of a single step, against the exact flow from the start of that step, both in units of the tolerance, and the
+largest factor by which the flow magnifies the error of a step until the end. The network is used with its own
+frequencies of the noise label, which go up to 32, and with all frequencies limited to 2.
 
-Expected: see docs/design.md (Engines), docs/choosing-a-solver.md (Order of convergence).
+Expected: see docs/design.md (Engines) and docs/choosing-a-solver.md (Order of convergence).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Steep(SDE):
-    """A user-defined path."""
+    """A user-defined path on which the data vanish early."""
 
     rate: float = 400.0
 
@@ -138,7 +138,10 @@ def quadrature() -> None:
 
 
 def variance(solver: PredictorCorrector, model: GaussianMixture) -> float:
-    """Relative error of the final variance on 1-D data, starting from the exact one; exact, as each step is affine."""
+    """Compute the relative error of the final variance of 1-D data, starting from the exact variance.
+
+    The result is exact, because each step is affine.
+    """
     sde = model.domain.sde
     low, high = model.domain.interval("sample")
     times = make_grid(solver.grid, sde, solver.steps, high, low)

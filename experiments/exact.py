@@ -2,13 +2,13 @@
 
     python experiments/exact.py         # about a minute on one CPU core
 
-1. Sampling. Eight Gaussians on a ring (radius 1.3, std 0.15), 1,024 latents, float64. The adaptive solver at rtol 1e-3
-   to 1e-7 is compared with itself at 1e-12 (which the tests compare with SciPy's DOP853). The table has the evaluations
-   per sample and the rms, median and largest error.
-2. Likelihood. The mean absolute error and the largest error of log p, at rtol 1e-5, against the closed form with the
-   model's prior.
-3. Offset. The difference between the model's density at t_min with its prior and the density of the data. It limits the
-   accuracy that any solver can reach, and is largest for VE.
+1. Sampling. For eight Gaussians on a ring (radius 1.3, std 0.15) and 1,024 latents in float64, the adaptive solver at
+   rtol 1e-3 to 1e-7 is compared with the same solver at rtol 1e-12 (which the tests compare with SciPy's DOP853). The
+   table has the evaluations per sample and the rms, median and largest error.
+2. Likelihood. The second table has the mean and the largest absolute error of log p at rtol 1e-5, against the closed
+   form with the model's prior.
+3. Offset. The second table also has the difference between the log density of the model at t_min, with its prior, and
+   the log density of the data. This offset limits the accuracy that any solver can reach, and is largest for VE.
 
 Expected: see docs/results.md.
 """
@@ -49,7 +49,7 @@ def gaussian(sde, dims):
 
 
 def gaussian_log_prob(model, x):
-    """Compute the model's log density with its prior in closed form, for one Gaussian."""
+    """Compute the log density of a model of one Gaussian, with the model's prior, in closed form."""
     low, high = (torch.tensor(t, dtype=F64) for t in model.domain.sde.times("likelihood"))
     (a0, s0), (a1, s1) = model.domain.sde.coefficients(low), model.domain.sde.coefficients(high)
     v0, v1 = a0**2 * 0.25 + s0**2, a1**2 * 0.25 + s1**2
@@ -58,7 +58,7 @@ def gaussian_log_prob(model, x):
 
 
 def mixture_log_prob(model, x):
-    """Do the same for any mixture: log p = log prior(z) + log p_low(x) - log p_high(z), z from a solve at 1e-12."""
+    """Compute log p = log prior(z) + log p_low(x) - log p_high(z) for a mixture, z from the flow at rtol 1e-12."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-12, atol=1e-12)(model, x, t0=low, t1=high).x
     return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)

@@ -3,12 +3,12 @@
     python experiments/family.py              # about fifteen minutes on two CPU cores
     python experiments/family.py --runs runs  # keeps the four runs, and reuses existing ones
 
-The data are the embedded digits; the U-Net and the budget are those of `make demo`. The first table compares a VP model
+The data are the built-in digits. The U-Net and the budget are those of `make demo`. The first table compares a VP model
 trained by score matching with a model of the straight path trained by flow matching, solved by the same adaptive solver
-at two tolerances. It has the Frechet distance to the training digits in the features of a small classifier, bits/dim of
-the held-out digits, and evaluations. The second table compares discrete chains of 1,000 levels (Ho et al. 2020) with
-the linear and the cosine schedule (Nichol and Dhariwal 2021), sampled with 10, 50 and all 999 ancestral steps, and by
-the deterministic multistep solver.
+at two tolerances. It has the Frechet distance to the training digits in the features of a small classifier, the
+bits/dim of the held-out digits, and the numbers of evaluations. The second table compares the linear and the cosine
+schedule (Nichol and Dhariwal 2021) of discrete chains with 1,000 levels (Ho et al. 2020). Samples are drawn with 10, 50
+and all 999 ancestral steps, and with the deterministic multistep solver.
 
 The errors of the Frechet distance come from a jackknife over samples and data. The errors of bits/dim are standard
 errors of the mean over the held-out digits. Expected: see docs/results.md.
@@ -29,10 +29,10 @@ from scoresde.study.classifier import train_classifier
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, help="folder for the four runs")
-    parser.add_argument("--steps", type=int, default=0, help="training steps (0: the preset's)")
-    parser.add_argument("--n", type=int, default=1_000, help="samples of each model")
-    parser.add_argument("--only", choices=["matching", "chains"], help="one of the two tables")
+    parser.add_argument("--runs", type=Path, help="folder in which to keep the four runs")
+    parser.add_argument("--steps", type=int, default=0, help="training steps (0: as in the preset)")
+    parser.add_argument("--n", type=int, default=1_000, help="number of samples of each model")
+    parser.add_argument("--only", choices=["matching", "chains"], help="make only this table")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -4,10 +4,11 @@
 
 The problem is a mixture of six Gaussians in the plane with different covariances (weights 0.28 to 0.06, widths 0.05 to
 0.35), for VP from t = 1 to 1e-3, in float64, with the exact model. For deterministic solvers, the table has the rms and
-median distance to the exact flow (the adaptive solver at 1e-11) for 2,048 starts drawn from p_1. The rms is dominated
-by the few points near a boundary between modes. For stochastic solvers, the table has the sliced Wasserstein distance
-of 16,384 samples to as many exact draws from p at t = 1e-3, as a mean over three seeds. The distance of two sets of
-exact draws is the floor. experiments/peers.py has samplers of other libraries on the same starts.
+the median distance to the exact flow (the adaptive solver at rtol 1e-11) for 2,048 starting points drawn from p at
+t = 1. The rms is dominated by the few points near a boundary between modes. For stochastic solvers, the table has the
+sliced Wasserstein distance between 16,384 samples and as many exact draws from p at t = 1e-3, averaged over three
+seeds. The distance between two sets of exact draws is the floor. experiments/peers.py runs samplers of other libraries
+from the same starting points.
 
 Expected: see docs/choosing-a-solver.md.
 """
@@ -40,7 +41,7 @@ AXES = [(0.3, 0.1, 0.5), (0.12, 0.25, -0.3), (0.35, 0.08, 0.0), (0.1, 0.1, 0.0),
 BUDGETS = (5, 10, 20, 50)
 END = 1e-3
 
-# Each solver as a function of its grid; `within` sets as many steps as a budget allows.
+# Each solver, as a function of its grid. `within` then sets as many steps as a budget allows.
 DETERMINISTIC: dict[str, Callable[[str], Solver]] = {
     "ddim": lambda g: DDIM(grid=g),
     "euler (velocity in t)": lambda g: RungeKutta(method="euler", frame="t", grid=g),
@@ -81,7 +82,7 @@ STOCHASTIC: dict[str, Callable[[str], Solver]] = {
 
 
 def axes() -> tuple[Tensor, Tensor]:
-    """Standard deviations ``(K, 2)`` along the principal axes, and the axes ``(K, 2, 2)``."""
+    """Return the standard deviations ``(K, 2)`` along the principal axes, and the axes ``(K, 2, 2)``."""
     std1, std2, angle = torch.tensor(AXES, dtype=F64).T
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([std1, std2], 1), torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
@@ -95,7 +96,7 @@ def problem() -> GaussianMixture:
 
 
 def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tensor:
-    """Draw starts from p at t = 1, float64 ``(count, 2)``."""
+    """Draw starting points from p at t = 1, float64 ``(count, 2)``."""
     std, q = axes()
     generator = torch.Generator().manual_seed(seed)
     k = torch.multinomial(torch.tensor(WEIGHTS, dtype=F64), count, replacement=True, generator=generator)

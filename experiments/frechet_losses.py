@@ -1,16 +1,20 @@
-"""Five ways to lose a Frechet distance that have nothing to do with the model: each mistake, and what it costs.
+"""Measure how much five mistakes that have nothing to do with the model worsen the Frechet distance.
 
     make demo && python experiments/frechet_losses.py demo/runs/digits-vp      # some minutes on one CPU core
-    python experiments/frechet_losses.py RUN --only grid # noise, grid, averages, levels, count
+    python experiments/frechet_losses.py RUN --only grid        # or noise, averages, levels, count
 
-Every row compares two sets of samples of one run that differ in one thing alone, drawn from the same starts, with the
-same training pictures, in the features of the classifier that `scoresde evaluate` trains on the labels. A loss is the
-difference of the two distances, as mean and standard error over seeds.
+Every row compares two sets of samples of one run. They are drawn from the same starting points and differ in one
+respect only. The Frechet distance of each set to the same training pictures is measured in the features of the
+classifier that `scoresde evaluate` trains on the labels. The loss is the difference between the two distances, given as
+the mean and the standard error over seeds.
 
-noise: the samples keep the noise of the last time instead of ending with x0_hat (`--no-denoise`), before and after they
-are rounded to levels. grid: a grid uniform in t instead of the path's own, at 10 evaluations. averages: the weights of
-the last step instead of their average. levels: pictures that were not rounded to the data's levels, and training
-pictures with the uniform noise of dequantisation for reference. count: a tenth of the samples.
+noise: the samples keep the noise of the last time instead of ending with x0_hat (`--no-denoise`), with and without
+rounding to levels.
+grid: the grid is uniform in t instead of the path's own grid, at 10 evaluations.
+averages: the weights are those of the last step instead of their average.
+levels: the samples are not rounded to the levels of the data, or the training pictures have the uniform noise of
+dequantisation.
+count: there are only a tenth as many samples.
 """
 
 from __future__ import annotations
@@ -63,15 +67,15 @@ def main() -> None:
 
     rows = {
         "noise": [
-            ("the noise of the last time is kept", lambda s: distance(drawn(denoise=False, seed=s))),
-            ("the same, and the samples are not rounded",
+            ("the samples keep the noise of the last time", lambda s: distance(drawn(denoise=False, seed=s))),
+            ("the samples keep this noise and are not rounded",
              lambda s: distance(drawn(denoise=False, rounded=False, seed=s))),
         ],
         "grid": [("10 evaluations, uniform in t", lambda s: distance(drawn(steps=10, grid="uniform", seed=s)))],
         "averages": [("the weights of the last step", lambda s: distance(drawn(run=last, seed=s)))],
         "levels": [
-            ("samples that are not rounded", lambda s: distance(drawn(rounded=False, seed=s))),
-            ("a reference with the noise of dequantisation", lambda s: distance(drawn(seed=s), noisy(s))),
+            ("the samples are not rounded", lambda s: distance(drawn(rounded=False, seed=s))),
+            ("the reference has the noise of dequantisation", lambda s: distance(drawn(seed=s), noisy(s))),
         ],
         "count": [(f"{args.n // 10:,} samples", lambda s: distance(drawn(n=args.n // 10, seed=s)))],
     }  # fmt: skip

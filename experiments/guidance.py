@@ -1,4 +1,4 @@
-"""Do samples show the requested class? Classifier-free guidance on the digits.
+"""Check that samples show the requested class, with classifier-free guidance on the digits.
 
     python experiments/guidance.py             # about three minutes on two CPU cores
     python experiments/guidance.py --run runs/digits-vp-class
@@ -21,9 +21,9 @@ from scoresde.study.classifier import train_classifier
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="a trained run; by default, the script trains one")
+    parser.add_argument("--run", help="a trained run (default: train a new run)")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 2.0, 4.0])
-    parser.add_argument("--each", type=int, default=100, help="samples of each class")
+    parser.add_argument("--each", type=int, default=100, help="number of samples of each class")
     args = parser.parse_args()
 
     data = load_data("digits")

@@ -4,20 +4,21 @@
     make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # a trained network
 
 1. Exact models with the exact divergence, in float64: a ring of Gaussians in the plane, a Gaussian with a full
-   covariance in 16 dimensions, and a mixture in 64 dimensions centred on 203 of the embedded digits (width 0.4 in units
-   of their [-1, 1]). For both methods, coupled and quadrature, and three tolerances, the table has the root mean square
-   error of a sample against the closed form at the latent of a solve at rtol 1e-10, the evaluations, how many of them
-   include the divergence, and the seconds.
-2. Probes, for the mixture of digits and for the network: the root mean square distance of a sample to the value with
-   the exact divergence, for K = 1, 2, 4, 8, 16 probes, fixed along the path or redrawn, at rtol 1e-4. The error that
-   the probes themselves report is given for comparison.
-3. The network, compared with a re-creation of the scheme of the original code: drift and divergence from two separate
-   evaluations, one probe for the whole solve, and SciPy's RK45 in the SDE's time on the whole batch as one system; its
-   default tolerance is 1e-5. *Error* is the distance to the converged value of the same probe. *Standard error* is the
-   distance to the value with the exact divergence. *Cost* is in forward passes of the network per sample, where a pass
-   with a vector-Jacobian product counts 3 and a pair of evaluations for a difference counts 2.
+   covariance in 16 dimensions, and a mixture in 64 dimensions centred on 203 of the built-in digits (standard deviation
+   0.4, where the digits lie in [-1, 1]). For the coupled and the quadrature method and for three tolerances, the table
+   has the root mean square error per sample, the number of evaluations, how many of them include the divergence, and
+   the seconds. The reference is the closed form at the latent found at rtol 1e-10.
+2. Probes, for the mixture of digits and for the network: the root mean square distance, per sample, to the value with
+   the exact divergence, for K = 1, 2, 4, 8, 16 probes at rtol 1e-4. The probes are either fixed along the path or
+   redrawn. The error estimated from the probes themselves is given for comparison.
+3. The network, compared with a re-creation of the scheme of the original code: drift and divergence come from two
+   separate evaluations, one probe serves the whole path, and SciPy's RK45 solves the whole batch as one system in the
+   SDE's time, with a default tolerance of 1e-5. *Error* is the distance to the converged value with the same probe.
+   *Standard error* is the distance to the value with the exact divergence. *Cost* is in forward passes of the network
+   per sample, where a pass with a vector-Jacobian product counts as 3 and a pair of evaluations for a difference counts
+   as 2.
 
-All times come from one run on one thread, one after another. Expected: see docs/results.md.
+All times were measured one after another, in one process on one thread. Expected: see docs/results.md.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def digits(sde):
 
 
 def mixture_log_prob(model, x):
-    """Compute log p = log prior(z) + log p_low(x) - log p_high(z): the flow maps one marginal to the other."""
+    """Compute log p = log prior(z) + log p_low(x) - log p_high(z), where the flow maps x to z."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-10, atol=1e-10)(model, x, t0=low, t1=high).x
     return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)
@@ -132,7 +133,7 @@ def probes(label, model, x, best):
 
 
 def original(model, x, e, rtol):
-    """Compute log p by the original scheme, and its evaluations: each has a plain and a differentiated pass."""
+    """Compute log p by the original scheme, and its number of evaluations, each a plain and a differentiated pass."""
     sde, shape = model.domain.sde, x.shape
     low, high = sde.times("likelihood")
 
@@ -166,7 +167,7 @@ def beside_the_original(run, n):
     e = noise.rademacher((dims,), 0, "probe", run.dtype).reshape(x.shape)
     tight = Likelihood(divergence="hutchinson", redraw=False, rtol=1e-7)
     converged = tight(double, x.double(), noise, check=False).log_prob
-    # the exact divergence needs 64 passes per node, so use the cheapest path
+    # the exact divergence needs 64 passes per node, so use the cheaper method
     exact = Likelihood(divergence="exact", method="quadrature")
     truth = exact(run.model, x, check=False).log_prob.double()
 
@@ -205,9 +206,9 @@ def beside_the_original(run, n):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="a run on the digits")
-    parser.add_argument("--n", type=int, default=32, help="samples")
-    parser.add_argument("--only", choices=["exact", "probes", "original"], help="one of the three tables")
+    parser.add_argument("run", nargs="?", help="a run trained on the digits")
+    parser.add_argument("--n", type=int, default=32, help="number of samples")
+    parser.add_argument("--only", choices=["exact", "probes", "original"], help="make only this table")
     args = parser.parse_args()
     if args.only == "original" and not args.run:
         parser.error("--only original needs a RUN on the digits, for example demo/runs/digits-vp")
@@ -220,7 +221,7 @@ def main() -> None:
         run = load(args.run)
         network = run.model, *beside_the_original(run, args.n)
     if args.only in (None, "probes"):
-        print("\n| model | probes | K | error (bits/dim) | they report | evaluations | with divergence | seconds |")
+        print("\n| model | probes | K | error (bits/dim) | own estimate | evaluations | with divergence | seconds |")
         print("|---|---|---|---|---|---|---|---|")
         model = digits(VPSDE())
         x = model.sample(args.n, torch.Generator().manual_seed(1))

@@ -6,12 +6,13 @@
 
 The table mirrors Table 2 of Song et al. (2021, arXiv:2011.13456) and Table 2 of Song, Durkan et al. (2021,
 arXiv:2101.09258). It has VP, sub-VP and the straight path of flow matching, with the same network, data, budget and
-seed. Each is trained with the library's default weighting, and with likelihood weighting and importance-sampled times.
-*Flow* is the negative log-likelihood of the probability flow on held-out data, uniformly dequantised, with one probe.
-*Bound* is minus the variational bound of the SDE, which is another model; neither bounds the other. The errors are
-standard errors of the mean. They include data, dequantisation and probes, but not the variation between training runs.
-*Change* is the mean change in the flow's value of a sample due to likelihood weighting, with its error; both rows use
-the same samples and draws.
+seed. Each path is trained once with the library's default weighting, and once with likelihood weighting and
+importance-sampled times. *Flow* is the negative log-likelihood of the probability flow on held-out data, uniformly
+dequantised, with one probe. *Bound* is minus the variational bound of the SDE. The flow and the SDE are different
+models, and neither figure bounds the other. The errors are standard errors of the mean. They include the variation due
+to data, dequantisation and probes, but not the variation between training runs. *Change* is the mean difference, sample
+by sample, that likelihood weighting makes to the flow's value. The rows with and without likelihood weighting use the
+same samples and draws.
 
 On a GPU, use a larger network and budget: `--steps 50000 --preset base --device cuda`.
 
@@ -39,11 +40,11 @@ def mean(x):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--steps", type=int, default=0, help="training steps (0: the preset's)")
+    parser.add_argument("--steps", type=int, default=0, help="training steps (0: as in the preset)")
     parser.add_argument("--preset", default="auto")
-    parser.add_argument("--n", type=int, default=1_000, help="the most held-out samples to use")
+    parser.add_argument("--n", type=int, default=1_000, help="largest number of held-out samples")
     parser.add_argument("--rtol", type=float, default=1e-4)
-    parser.add_argument("--runs", type=Path, help="folder for the runs")
+    parser.add_argument("--runs", type=Path, help="folder in which to keep the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

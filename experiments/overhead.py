@@ -1,15 +1,16 @@
-"""Measure the cost of a solver without the network: total time with a model that costs almost nothing.
+"""Measure the cost of a solver without the network, using models that cost almost nothing.
 
     python experiments/overhead.py            # three minutes on one CPU core
 
-Adaptive: two Gaussians under VP, solved in the straight frame by our driver (a step size for each row), torchdiffeq
-(landing on the end, worst-sample norm, as our engine drives it) and SciPy, at many tolerances. The table has two times
-at a given rms error, both interpolated: the time spent outside the model, which would be the total for a free model,
-and the whole time. A solver does the same work in every run. So the script uses the shortest of several times for each
-stretch between two calls of the model, and adds these up, which leaves out other activity of the machine.
-Fixed steps: one Gaussian as a model and 100 steps, compared with the same method in a bare loop with precomputed
-coefficients; best of several runs. Everything runs on one thread. The ratios are meaningful, but the times depend on
-the machine.
+Adaptive solvers: two Gaussians under VP are solved in the straight frame, at many tolerances, by our driver (with a
+step size for each row), torchdiffeq (configured as by our engine: the last step lands on the end, and the norm is that
+of the worst sample) and SciPy. The table has two times, interpolated to a given rms error: the time spent outside the
+model, which would be the total time for a model that costs nothing, and the whole time. A solver does the same work in
+every run. For each interval between two calls of the model, the script therefore takes the shortest of several measured
+times. The sum of these times excludes other activity of the machine.
+Fixed steps: the model is one Gaussian, and 100 steps are compared with the same method in a bare loop with precomputed
+coefficients. Each time is the shortest of several runs. Everything runs on one thread. The ratios are meaningful, but
+the times depend on the machine.
 
 Expected: see docs/results.md.
 """
@@ -60,7 +61,7 @@ class Free:
 
 
 def seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    """Measure the shortest time of several runs."""
+    """Return the shortest time of several runs."""
     best = math.inf
     for _ in range(repeats):
         began = time.perf_counter()
@@ -117,7 +118,7 @@ def adaptive(shape: tuple[int, int], repeats: int) -> None:
 
 
 def at_error(errors: list[float], times: list[float], target: float) -> float:
-    """Interpolate the time for an error, linearly in the logarithms, between the tolerances around it."""
+    """Interpolate the time at which the error is ``target``, linearly in the logarithms, between two tolerances."""
     points = list(zip(errors, times, strict=True))
     for (e0, t0), (e1, t1) in pairwise(points):
         if e0 >= target >= e1:
@@ -173,7 +174,7 @@ def main() -> None:
     print("| state | engine | " + " | ".join(heads) + " |\n|---|---|" + "---|" * len(heads))
     for shape, repeats in zip(SHAPES, (15, 5), strict=True):
         adaptive(shape, repeats)
-    print("\n| state | fixed steps | us a step | bare loop | ratio |\n|---|---|---|---|---|")
+    print("\n| state | fixed steps | us per step | bare loop | ratio |\n|---|---|---|---|---|")
     for shape in SHAPES:
         fixed(shape)
 

@@ -1,4 +1,4 @@
-"""Run samplers of other libraries on any denoiser of this one, as references for few_steps.py.
+"""Run samplers of other libraries on any denoiser of this library, as references for few_steps.py.
 
     python experiments/peers.py         # seconds on one CPU core; needs at least one of the peers
 
@@ -6,22 +6,23 @@
     azula 0.11.1              vAB, zEAB and REAB of order 3
     diffusers 0.42.1          DPM-Solver++(2M) midpoint, UniPC-bh2 of order 2, DEIS of order 2 and 3
 
-Each sampler becomes ``run(model, x, n) -> x_end`` with ``n`` evaluations of the model (Heun: n - 1 if n is odd), on the
-uniform log-SNR grid from the start of the model's sampling interval, where ``x`` lies, to its end. The peers' own code
-takes every step. The code of k-diffusion works on the state x/alpha with noise sigma/alpha, and that of azula and
-diffusers on the state with alpha^2 + sigma^2 = 1 at the same log-SNR. The network is evaluated at the continuous time
-of the sampler's own sigma, never at a rounded one.
+Each sampler is wrapped as ``run(model, x, n) -> x_end`` with ``n`` evaluations of the model (Heun uses n - 1 if n is
+odd). It runs on the uniform log-SNR grid, from ``x`` at the start of the model's sampling interval to the end of this
+interval. Every step is taken by the peer's own code. The code of k-diffusion works on the state x/alpha with noise
+level sigma/alpha. The code of azula and diffusers works on the state with alpha^2 + sigma^2 = 1 at the same log-SNR.
+The network is evaluated at the continuous time of the sampler's own sigma, never at a rounded time.
 
-All peers are optional: :data:`PEERS` has those that can be imported, and :func:`missing` lists the others with the
+All peers are optional: :data:`PEERS` has the peers that can be imported, and :func:`missing` lists the others with the
 reason. Of k-diffusion, only the samplers are imported. They need torchsde, torchdiffeq and SciPy, but not the
-requirements of its training code.
+requirements of k-diffusion's training code.
 
-The peers are used unmodified. diffusers lowers the order of the last steps if there are fewer than 15, and its
-DPM-Solver++ computes steps in float32 (its tables of sigmas are float32 too; here they are replaced by ours, in
-float64). azula's REAB uses the wrong noise level in a factor (``sqrt(alpha_s^2 + sigma_t^2)``). So it is of first
-order, whatever its nominal order, and depends on the frame (on the state x/alpha its rms is 1.4 to 2 times as large).
+The peers are used unmodified. diffusers lowers the order of the last steps if there are fewer than 15 steps, and its
+DPM-Solver++ computes steps in float32. The float32 tables of sigmas of diffusers are replaced by our float64 sigmas.
+azula's REAB uses the wrong noise level in a factor (``sqrt(alpha_s^2 + sigma_t^2)``). REAB is therefore of first order,
+whatever its nominal order, and depends on the frame (on the state x/alpha, its rms is 1.4 to 2 times as large).
 
-As a script, it prints the rms / median distance to the exact flow on the mixture of few_steps.py, from the same starts.
+Run as a script, this module prints the rms and the median distance to the exact flow on the mixture of few_steps.py,
+from the same starting points.
 """
 
 from __future__ import annotations
@@ -49,31 +50,31 @@ Peer = Callable[[Denoiser, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class VEFrame:
-    """The form of a model that the peers expect: ``frame(y, sigma)`` denoises ``y = x_0 + sigma eps``, y = x/alpha.
+    """The form of a model that the peers expect: ``frame(y, sigma)`` denoises ``y = x/alpha = x_0 + sigma eps``.
 
-    If alpha is 0 at the start (flow matching), x/alpha is not finite. The state is then treated as the state at log-SNR
-    -20, which is off by 5e-5 of its size.
+    If alpha is 0 at the start (flow matching), x/alpha is not finite. The state is then treated as a state at log-SNR
+    -20, which causes a relative error of 5e-5.
     """
 
     model: Denoiser
 
     def ends(self) -> Tensor:
-        """The log-SNR at the start and the end of sampling, float64 ``(2,)``."""
+        """Return the log-SNR at the start and the end of sampling, float64 ``(2,)``."""
         low, high = self.model.domain.interval("sample")
         return self.model.domain.sde.log_snr(torch.tensor([high, low], dtype=F64)).clamp(-20, 60)
 
     def levels(self, n: int) -> Tensor:
-        """The n + 1 noise levels sigma/alpha, uniform in their logarithm, float64, on the CPU."""
+        """Return n + 1 noise levels sigma/alpha, uniform in their logarithm, float64 on the CPU."""
         start, end = self.ends().tolist()
         return torch.exp(-torch.linspace(start, end, n + 1, dtype=F64) / 2)
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The model's time at noise levels sigma/alpha, in the shape of ``sigma``."""
+        """Return the model's time at noise levels sigma/alpha, with the same shape as ``sigma``."""
         low, high = self.model.domain.interval("sample")
         return self.model.domain.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
 
     def alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """The scale alpha of the model's own state at a noise level of shape ``()`` or ``(B,)``, expanded to ``x``."""
+        """Return alpha of the model's own state at noise levels of shape ``()`` or ``(B,)``, expanded to ``x``."""
         return expand(self.model.domain.sde.coefficients(self.time(sigma))[0], x)
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class VEFrame:
 
 
 def vp_scale(sigma: Tensor) -> Tensor:
-    """The factor from x/alpha to the variance-preserving state."""
+    """Return the factor that turns x/alpha into the variance-preserving state."""
     return torch.rsqrt(1 + sigma.square())
 
 
@@ -112,7 +113,7 @@ def import_sampling() -> Any:
         package = types.ModuleType("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations or [])
         sys.modules["k_diffusion"] = package
-    # Its helpers import torchvision to read images. An empty stub is enough, and is removed afterwards.
+    # The helpers of k-diffusion import torchvision to read images. An empty stub is enough, and is removed later.
     names = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
     stubs = [] if importlib.util.find_spec("torchvision") else names
     try:
@@ -151,7 +152,7 @@ def k_diffusion() -> dict[str, Peer]:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A frame as a denoiser of azula. Its time runs from 1 (first level) to 0 (last level), uniform in log sigma."""
+    """A frame as a denoiser for azula, whose time runs from 1 (first level) to 0 (last level), uniform in log sigma."""
 
     frame: VEFrame
     levels: Any
@@ -195,7 +196,7 @@ def diffusers() -> dict[str, Peer]:
             n = len(levels) - 1
             scheduler = kind(solver_order=order, prediction_type="sample", thresholding=False, **options)
             scheduler.set_timesteps(n)
-            # Use our levels instead of those from its table of betas; the timesteps are then only labels.
+            # Replace the levels from the scheduler's table of betas by ours. The timesteps are then only labels.
             scheduler.sigmas, scheduler.timesteps = levels, torch.arange(n)
             scheduler.set_begin_index(0)
             scale = vp_scale(levels)
@@ -206,7 +207,7 @@ def diffusers() -> dict[str, Peer]:
 
         return in_frame(steps)
 
-    last = "sigma_min"  # the last level is the one given, not 0
+    last = "sigma_min"  # end at the last given level, not at 0
     return {
         "diffusers DPM-Solver++(2M)": peer(
             "DPMSolver", 2, algorithm_type="dpmsolver++", solver_type="midpoint", final_sigmas_type=last

@@ -3,12 +3,12 @@
     python experiments/reflow.py              # about five minutes on one CPU core
 
 The data are a checkerboard in the plane, and the path is the straight path. The script trains a flow, draws 40,000
-pairs from it, and trains it further on these pairs. For each flow, the table has the sliced W2 distance of 20,000
-samples to as many fresh points, by the number of Euler steps, and how straight the paths are (0: straight). The line
-above the table has the distance of two sets of real points, which is the floor for samples. The line below has the
-factor by which the last flow is nearer to the data than the first.
+pairs from it, and trains it further on these pairs. For each flow and number of Euler steps, the table has the sliced
+W2 distance between 20,000 samples and as many new data points. It also has the fraction of the squared speed off the
+chord (0 for straight paths). The line above the table has the distance between two sets of data points, which is the
+floor for samples. The line below the table has the factor by which the last flow is nearer to the data than the first.
 
-Expected: see docs/results.md. Goal: at 2 and at 4 steps at least three times nearer to the data than before.
+Expected: see docs/results.md. Goal: with 2 and with 4 steps, at least three times nearer to the data than before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4_000, help="training steps of the first flow")
     parser.add_argument("--further", type=int, default=4_000, help="training steps of each further flow")
     parser.add_argument("--pairs", type=int, default=40_000)
-    parser.add_argument("--n", type=int, default=20_000, help="samples to compare")
+    parser.add_argument("--n", type=int, default=20_000, help="number of samples to compare")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
     real, other = (sample_toy(args.data, args.n, 1_000 + i) for i in (0, 1))
     print(f"two sets of {args.n} real points: {sliced_wasserstein(real, other):.4f}")
     heads = " | ".join(f"{n} step{'s' if n > 1 else ''}" for n in STEPS)
-    print(f"| flow | {heads} | squared speed across the way | seconds |\n|---|{'---|' * (len(STEPS) + 2)}", flush=True)
+    print(f"| flow | {heads} | squared speed off the chord | seconds |\n|---|{'---|' * (len(STEPS) + 2)}", flush=True)
 
     def row(name: str, run: Run, seconds: float) -> list[float]:
         found = [

@@ -1,46 +1,55 @@
-"""Is a row that is marked ok right? Random paths, data, solvers and tolerances, each against truth.
+"""Are rows that are marked ok accurate? Random paths, data, solvers and tolerances, each compared with a reference.
 
     python experiments/sweep.py --cases 1000 --seed 0     # about ten minutes on one CPU core
-    python experiments/sweep.py --seed 0 --case 417       # the whole story of one case
+    python experiments/sweep.py --seed 0 --case 417       # all details of one case
 
-A case is a function of (seed, number): a path and its parameters (all of the table, shifted ones, and four of a user's
-own), a Gaussian or a mixture of 1 to 64 dimensions with spreads from 0.01 to 10, a solver with its options, its steps
-or tolerance, float32 or float64, and where it may, the direction. Data are in model units, starts are draws from the
-exact p_t, so that the prior's misfit plays no part. What a row may be off by:
+A case is a function of (seed, number). It has a path with its parameters (those of the table, shifted paths and four
+user-defined paths), a Gaussian or a mixture in 1 to 64 dimensions with spreads from 0.01 to 10, a solver with its
+options and its number of steps or tolerance, float32 or float64, and for deterministic solvers a direction. Data are in
+model units. Starting points are drawn from the exact p_t, so that the misfit of the prior plays no part. The allowed
+error of a row depends on the kind of solver.
 
-*Adaptive solvers* (``ode``), against the flow of a Gaussian in closed form,  x(t) = m(t) + sqrt(V(t)/V(t0)) (x(t0) -
-m(t0))  along each axis, or of a mixture by SciPy's DOP853 at 1e-11 with formulas of its own (NumPy): 10 tolerances,
-each as large as the flow makes it. An error made on the way is carried to the end by the flow, and next to the border
-between two modes that is a factor of thousands for every method. The factor is known: with u the direction of the error
-found, the adjoint  d lambda/d phi = -J^T lambda,  lambda(end) = u, says what an error at any time contributes to it, so
+*Adaptive solvers* (``ode``). The reference is the flow of a Gaussian in closed form along each axis,
+
+    x(t) = m(t) + sqrt(V(t)/V(t0)) (x(t0) - m(t0)),
+
+or the flow of a mixture, solved by SciPy's DOP853 at rtol 1e-11 with separate formulas in NumPy. The allowed error is
+10 tolerances, each magnified as the flow magnifies errors. The flow carries every error to the end, and next to the
+border between two modes it magnifies errors by a factor of thousands, whatever the method. This factor is known. If u
+is the direction of the observed error, the adjoint d lambda/d phi = -J^T lambda with lambda(end) = u gives the
+contribution of an error at any time, so
 
     |error| <= 10 max_t |lambda(t)| sqrt(D) (atol + rtol max|y(t)|)                                         (1)
 
-in the frame whose local error the solver holds to its tolerance. lambda(end) = 1: without amplification (1) is 10
-tolerances. Engines with one norm for the batch get the root of the number of rows besides.
+in the frame in which the solver holds its local error to the tolerance. Here phi is the angle of (alpha, sigma).
+Without magnification, |lambda| is 1 and bound (1) is 10 tolerances. For engines with one norm for the whole batch, the
+bound is multiplied by the square root of the number of rows.
 
-*Fixed steps*: 10 times the error that the next halving predicts,  |x_N - x_2N| 2^p/(2^p - 1),  p the order. With too
-few steps neither N nor 2N says anything: where it fails the steps are doubled on, up to 32 times; if the prediction
-then holds the row is *late*, else it is a violation. A row next to a border may stay in the wrong mode at N and 2N
-alike: it is allowed what the flow makes, by the same lambda, of the median row's allowance. The order seen is the
-median of log2(error N/error 2N).
+*Fixed steps*. The allowed error is 10 times the error |x_N - x_2N| 2^p/(2^p - 1) that is predicted by halving the step
+size, where p is the order. With too few steps, neither N nor 2N steps are informative. If a row exceeds its allowed
+error, the number of steps is therefore doubled, up to 32 times the initial number. A row is *late* if its error is
+within the prediction after doublings, and a violation if it never is. A row next to a border may stay in the wrong mode
+with N and with 2N steps. It is allowed the median allowed error of all rows, magnified by the same lambda. The observed
+order is log2 of the ratio of the median errors with N and with 2N steps.
 
-*Stochastic solvers* on Gaussians along the axes, where each step is affine in the state and the noise. A batch of
-impulses (one row for the start, one for each draw) gives the exact mean and spread of the samples without any chance,
-and these are held to the same rule of halving; what counts as a row is then an axis. Correctors with a step of
-(snr sigma)^2 have a spread that is wrong by up to snr^2 for any number of steps. ``ald``, a corrector alone, lags
-behind the path by what no power of the steps describes until they are very many: it is held to its own recursion on a
-Gaussian, worked out here from the published step. ``original`` ends at t = 0 from t_sample, and may be off by what lies
-between. ``adaptive-sde``, ``torchsde`` and the corrector ``langevin`` are not affine: 512 rows, 5 standard errors, and
-10 tolerances, the rule of halving, or (``langevin``, whose error need not fall) twice the error of the corrector
-``annealed`` in its place and 0.05.
+*Stochastic solvers*, on Gaussians along the axes, where each step is affine in the state and the noise. A batch of
+impulses (one row for the starting point, and one for each draw) gives the exact mean and spread of the samples, free of
+sampling error. Mean and spread are subject to the same rule of halving, with an axis in place of a row. Correctors with
+a step of (snr sigma)^2 have a spread that is wrong by up to snr^2 for any number of steps. ``ald`` is a corrector
+alone. It lags behind the path, by an error that is not a power of the number of steps until that number is very large.
+It is therefore compared with its own recursion on a Gaussian, derived here from the published step. ``original`` goes
+on from t_sample to t = 0, and its allowed error includes the difference between the marginals at these times.
+``adaptive-sde``, ``torchsde`` and the corrector ``langevin`` are not affine. They are judged by 512 rows, with an
+allowed error of 5 standard errors plus 10 tolerances (``adaptive-sde``), the rule of halving (``torchsde``), or 0.05
+plus twice the error of the corrector ``annealed`` in place of ``langevin``, whose error need not fall.
 
-*Likelihoods*, exact divergence: closed form for Gaussians, DOP853 and the densities of both ends for mixtures.
-Adaptive: 10 rtol nats per dimension, and what the flow makes of 10 tolerances of the path, which change log p by the
-gradient of log p in y(t). Fixed steps: by halving.
+*Likelihoods*, with the exact divergence. The reference is the closed form for Gaussians. For mixtures, it is computed
+from DOP853 and the densities at both ends. For adaptive solvers, the allowed error is 10 rtol nats per dimension, plus
+the effect of 10 tolerances of the path on log p, through the gradient of log p in y(t). For fixed steps, it is given by
+the rule of halving.
 
-Rounding adds, in float32, 2e-6 times max_t |lambda(t)| |y(t)|: sixteen roundings at the worst time, carried to the end.
-In float64 the same with 1e-10, the accuracy of the reference.
+Rounding adds 2e-6 max_t |lambda(t)| |y(t)| in float32, the effect of sixteen roundings at the worst time, carried to
+the end. In float64 it adds 1e-10 max_t |lambda(t)| |y(t)|, the accuracy of the reference.
 """
 
 from __future__ import annotations
@@ -93,7 +102,7 @@ ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-10}
 
 @dataclass(frozen=True)
 class OwnCosine(SDE):
-    """A quarter of a circle."""
+    """A path on a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2)."""
 
     def alpha(self, t):
         return torch.cos(math.pi / 2 * t)
@@ -104,7 +113,7 @@ class OwnCosine(SDE):
 
 @dataclass(frozen=True)
 class Powers(SDE):
-    """alpha = (1 - t)^p, sigma = t^q: rates that are infinite at the ends where p or q are below 1."""
+    """A path whose rates are infinite at the ends if p or q is below 1: alpha = (1 - t)^p, sigma = t^q."""
 
     p: float
     q: float
@@ -118,7 +127,7 @@ class Powers(SDE):
 
 @dataclass(frozen=True)
 class Steep(SDE):
-    """alpha = exp(-k t^2/2), sigma^2 = 1 - alpha^2, without an inverse of its own."""
+    """A path without a closed-form inverse: alpha = exp(-k t^2/2), sigma^2 = 1 - alpha^2."""
 
     k: float
 
@@ -131,7 +140,7 @@ class Steep(SDE):
 
 @dataclass(frozen=True)
 class Growing(SDE):
-    """alpha = exp(-t), sigma = s t: neither alpha + sigma nor alpha^2 + sigma^2 is constant."""
+    """A path on which neither alpha + sigma nor alpha^2 + sigma^2 is constant: alpha = exp(-t), sigma = s t."""
 
     s: float
 
@@ -153,7 +162,7 @@ def log_uniform(rng, low, high) -> float:
 
 
 def path_of(rng) -> tuple[str, SDE]:
-    """A path of some kind, with parameters."""
+    """Draw the kind of a path and its parameters."""
 
     def one(kind):
         if kind in ("vp", "subvp"):
@@ -188,13 +197,13 @@ def path_of(rng) -> tuple[str, SDE]:
 
 @dataclass
 class Law:
-    """A mixture of Gaussians and its flow, in NumPy, on the circle: alpha = cos(phi), sigma = sin(phi).
+    """A mixture of Gaussians and its flow, in NumPy, on the circle (alpha = cos(phi), sigma = sin(phi)).
 
     Args:
-        means: ``(K, D)``.
+        means: Means of the components, ``(K, D)``.
         values: Eigenvalues of the covariances, ``(K, D)`` or ``(K, 1)``.
-        vectors: Eigenvectors ``(K, D, D)``, or ``None``: the axes.
-        weights: ``(K,)``.
+        vectors: Eigenvectors of the covariances, ``(K, D, D)``, or ``None`` for the coordinate axes.
+        weights: Weights of the components, ``(K,)``.
     """
 
     means: np.ndarray
@@ -216,7 +225,7 @@ class Law:
         return cls(means, stds**2, vectors, weights)
 
     def model(self, sde: SDE) -> GaussianMixture:
-        """The library's, which shares nothing with this but the numbers."""
+        """Return the library's model of the same mixture, which shares only the parameters with this class."""
         means, weights = torch.from_numpy(self.means), torch.from_numpy(self.weights)
         if self.values.shape[1] == 1 and self.means.shape[1] > 1:
             return GaussianMixture(sde, means, torch.from_numpy(self.values[:, 0]).sqrt(), weights)
@@ -238,11 +247,11 @@ class Law:
         return residual, variance, np.exp(joint - top), top[:, 0]
 
     def velocity(self, phi: float, y: np.ndarray) -> np.ndarray:
-        """dy/dphi = cos(phi) eps_hat - sin(phi) x0_hat, ``(B, D)``."""
+        """Compute dy/dphi = cos(phi) eps_hat - sin(phi) x0_hat, ``(B, D)``."""
         alpha, sigma = math.cos(phi), math.sin(phi)
         residual, variance, r, _ = self._parts(y, alpha, sigma)
         r = (r / r.sum(1, keepdims=True))[..., None]
-        # (alpha sigma - sigma alpha l) residual/V - sigma mu, summed over the components
+        # sum of (alpha sigma - sigma alpha l) residual/V - sigma mu over the components, where l are the eigenvalues
         moved = self._turn((1 - self.values) * residual / variance, back=True)
         return (r * (alpha * sigma * moved - sigma * self.means)).sum(1)
 
@@ -256,21 +265,21 @@ class Law:
         return -(r * self._turn(residual / variance, back=True)).sum(1)
 
     def start(self, rng, rows: int, alpha: float, sigma: float) -> np.ndarray:
-        """Draws from p_t."""
+        """Draw starting points from p_t, ``(rows, D)``."""
         k = rng.choice(len(self.weights), rows, p=self.weights)
         z = rng.normal(size=(rows, self.means.shape[1])) * np.sqrt(self.values[k])
         z = z if self.vectors is None else np.einsum("bde,be->bd", self.vectors[k], z)
         return alpha * (self.means[k] + z) + sigma * rng.normal(size=z.shape)
 
     def push(self, v: np.ndarray, alpha: float, sigma: float, back: float = 1.0) -> np.ndarray:
-        """Of one Gaussian: x times V^(1/2) along each axis, or with ``back`` = -1 divided by it."""
+        """Multiply ``v`` by V^(1/2) along each axis of a single Gaussian, or divide by it if ``back`` is -1."""
         turned = self._turn(v[:, None])
         return self._turn(turned * (alpha**2 * self.values + sigma**2) ** (back / 2), back=True)[:, 0]
 
 
 @dataclass
 class Flow:
-    """The flow of a law from one (alpha, sigma) to another for some starts, and what happens to errors on it."""
+    """The flow of a law from one (alpha, sigma) to another for given starting points, and its effect on errors."""
 
     law: Law
     x: np.ndarray
@@ -279,7 +288,7 @@ class Flow:
 
     @cached_property
     def path(self):
-        """DOP853 on the circle, with dense output."""
+        """The solution of DOP853 on the circle, with dense output."""
         shape = self.x.shape
         phi = [math.atan2(s, a) for a, s in (self.here, self.there)]
         start = (self.x / math.hypot(*self.here)).ravel()
@@ -297,11 +306,11 @@ class Flow:
         return self.path.y[:, -1].reshape(self.x.shape) * math.hypot(*self.there)
 
     def adjoint(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """phi ``(n,)``, |lambda| ``(n, B)`` and y ``(n, B, D)`` along the way, lambda = u of length 1 at the end."""
+        """Return phi ``(n,)``, |lambda| ``(n, B)`` and y ``(n, B, D)`` along the path; lambda = u/|u| at the end."""
         shape, knots = self.x.shape, self.path.t[::-1]
         smallest, reach = math.sqrt(self.law.values.min()), 1 + np.abs(self.law.means).max()
 
-        def pull(phi, y, lam):  # J is symmetric; by differences much shorter than any structure of p_t
+        def pull(phi, y, lam):  # J is symmetric; differences are much shorter than any structure of p_t
             size = np.linalg.norm(lam, axis=1, keepdims=True).clip(1e-300)
             variance = (math.cos(phi) * smallest) ** 2 + math.sin(phi) ** 2
             h = 1e-3 * variance / reach
@@ -337,7 +346,7 @@ KINDS = (*SOLVERS, "pc-langevin", *LIKELIHOODS, *LIKELIHOODS, "ode", "ode", "ode
 
 @dataclass
 class Case:
-    """A case by its number; everything else is drawn from it."""
+    """A case, in which everything is drawn from the seed and the number ``index``."""
 
     seed: int
     index: int
@@ -442,7 +451,7 @@ class Case:
     # ----------------------------------------------------------------------------------------------------------- checks
 
     def run(self) -> Verdict:
-        """What the solver does, against truth."""
+        """Compare the result of the solver with the reference."""
         if self.name in LIKELIHOODS:
             return self.likelihood()
         if self.name in BY_CHANCE:
@@ -450,15 +459,16 @@ class Case:
         return self.affine() if self.stochastic else self.flow()
 
     def halved(self, solve, distance, truth, widen, size, most: int) -> Verdict:
-        """The rule of halving.
+        """Apply the rule of halving.
 
         Args:
-            solve: Result and solution with a number of steps.
-            distance: Of two results, an array.
+            solve: Returns the result and the solution for a number of steps.
+            distance: Returns the array of distances between two results.
             truth: The true result.
-            widen: What is allowed for rounding besides, for a result, its errors and what is allowed already.
-            size: Beyond this nothing can be told.
-            most: Number of steps.
+            widen: Returns the allowed errors, including rounding, given a result, its errors and the errors that are
+                allowed so far.
+            size: The allowed error above which a row cannot be judged.
+            most: The maximum number of steps.
         """
         steps, factor, errors = self.solver.steps, 2**self.order / (2**self.order - 1), []
         now, first = solve(steps)
@@ -475,12 +485,12 @@ class Case:
         return Verdict(first.ok.numpy(), error, allowed, size, first.failures(), k, seen, errors)
 
     def order_seen(self, error, finer) -> float:
-        """log2 of the ratio of median errors, NaN where rounding rules them."""
+        """Return log2 of the ratio of the median errors, or NaN if rounding dominates the errors."""
         a, b = np.median(error), np.median(finer)
         return float(np.log2(a / b)) if b > (1e-9 if self.dtype == F64 else 1e-3) and math.isfinite(a) else math.nan
 
     def flow(self) -> Verdict:
-        """A deterministic solver, row by row, on the circle."""
+        """Judge a deterministic solver row by row, on the circle."""
         start = torch.from_numpy(self.law.start(self.rng, ROWS, *self.here)).to(self.dtype)
         flow = Flow(self.law, start.double().numpy(), self.here, self.there)
         size, dims = math.hypot(*self.there), start.shape[1]
@@ -502,7 +512,7 @@ class Case:
         y, out = solved(self.solver)
         tolerance = FACTOR * self.solver.rtol * math.sqrt(dims * (1 if self.solver.engine == "own" else ROWS))
 
-        def on_the_way(states, scale):  # (1) for lambda = 1
+        def on_the_way(states, scale):  # bound (1) for |lambda| = 1
             return tolerance * (1 / scale + np.abs(states).max(-1))
 
         error = distance(y, truth)
@@ -511,14 +521,14 @@ class Case:
         return Verdict(out.ok.numpy(), error, allowed, spread, out.failures(), 0, math.nan, [error])
 
     def frame(self, phi: float) -> float:
-        """The state of the solver at phi is that on the circle times this."""
+        """Return the factor that turns the state on the circle at ``phi`` into the state of the solver."""
         if self.solver.frame == "straight":
             return 1 / (math.cos(phi) + math.sin(phi))
         t = self.sde.t_of_log_snr(torch.tensor(2 * math.log(max(1 / math.tan(phi), 1e-300)), dtype=F64))
         return math.hypot(*self.at(float(t.clamp(self.sde.t_min, self.sde.t_max))))
 
     def widened(self, flow: Flow, off, error, allowed, on_the_way=None) -> np.ndarray:
-        """``allowed`` for each row, with what the flow makes of errors and rounding where that matters."""
+        """Return ``allowed``, with the magnified errors and rounding added for rows that exceed it."""
         bad = np.flatnonzero(error > allowed)
         if not len(bad):
             return allowed
@@ -532,7 +542,7 @@ class Case:
         return allowed
 
     def affine(self) -> Verdict:
-        """Mean and spread of an affine solver's samples, exactly, by impulses."""
+        """Judge the exact mean and spread of an affine solver's samples, computed with impulses."""
         law, (alpha, sigma) = self.law, self.there
         mean, spread = alpha * law.means[0], np.sqrt(alpha**2 * law.values[0] + sigma**2)
         bias = getattr(self.solver, "snr", 0.0) ** 2 if getattr(self.solver, "corrector", "none") != "none" else 0.0
@@ -542,7 +552,7 @@ class Case:
             mean, spread = data
         lost = 1e-9 if self.dtype == F64 else 1e-6 * (np.abs(law.means).max() + 1) / np.minimum(spread, 1)
 
-        def distance(a, b):  # the larger of the errors of mean and spread, in units of the spread, along each axis
+        def distance(a, b):  # the larger error of mean and spread along each axis, in units of the spread
             off = np.maximum(np.abs(a[0] - b[0]), np.abs(a[1] - b[1])) / spread
             return np.where(np.isfinite(off), off, np.inf)
 
@@ -559,8 +569,11 @@ class Case:
         )  # fmt: skip
 
     def langevin(self):
-        """Mean and spread that annealed Langevin dynamics has:  x <- x + e score + sqrt(2 e) z  at each node but the
-        first, e = 2 (A snr sigma)^2, A the ratio of alpha over the step."""
+        """Return the mean and the spread that annealed Langevin dynamics has in theory.
+
+        The step at each node but the first is  x <- x + e score + sqrt(2 e) z  with e = 2 (A snr sigma)^2, where A is
+        the alpha of the previous node divided by that of the node.
+        """
         law, solver = self.law, self.solver
         times = make_grid(solver.grid, self.sde, solver.steps, self.t0, self.t1)
         path = [self.at(t) for t in times.tolist()]
@@ -574,11 +587,11 @@ class Case:
         return mean, np.sqrt(variance)
 
     def moments(self, solver):
-        """Mean and spread, ``(D,)`` each, and the solution of the first row."""
+        """Return the mean and the spread of the samples, ``(D,)`` each, and a solution with the first row's status."""
         mean = torch.from_numpy(self.here[0] * self.law.means)
         spread = torch.from_numpy(np.sqrt(self.here[0] ** 2 * self.law.values + self.here[1] ** 2))
         noise, times = Impulses.of(1), {"t0": self.t0, "t1": self.t1}
-        solver(self.model, mean.to(self.dtype), **times, noise=noise)  # which says what draws there are
+        solver(self.model, mean.to(self.dtype), **times, noise=noise)  # this call records the draws
         count = len(noise.order) + 2
         x = mean.repeat(count, 1)
         x[1] += spread[0]
@@ -589,7 +602,7 @@ class Case:
         return found, replace(out, status=out.status[:1].expand(mean.shape[1]))
 
     def by_chance(self) -> Verdict:
-        """Mean and spread of 512 samples."""
+        """Judge the mean and the spread of 512 samples."""
         rows, law, (alpha, sigma) = 512, self.law, self.there
         x = torch.from_numpy(law.start(self.rng, rows, *self.here)).to(self.dtype)
         truth = alpha * law.means[0], np.sqrt(alpha**2 * law.values[0] + sigma**2)
@@ -614,7 +627,7 @@ class Case:
         return Verdict(ok, error, allowed, 1.0, out.failures(), 0, math.nan, [now, truth])
 
     def likelihood(self) -> Verdict:
-        """log p, row by row, in nats per dimension."""
+        """Judge log p row by row, in nats per dimension."""
         law, std = self.law, self.sde.prior_std
         x = torch.from_numpy(law.start(self.rng, ROWS // 2, *self.here)).to(self.dtype)
         flow = Flow(law, x.double().numpy(), self.here, self.there)
@@ -640,10 +653,10 @@ class Case:
         return Verdict(out.ok.numpy(), error, allowed, 1.0, out.failures(), 0, math.nan, [error])
 
     def log_widened(self, flow: Flow, error, allowed, rtol: float = 0.0) -> np.ndarray:
-        """``allowed`` with what errors of the path, and rounding, do to log p.
+        """Return ``allowed``, with the effect on log p of errors of the path and of rounding for rows that exceed it.
 
-        log p = log p_t(y(t)) + c(z),  c = log prior - log p_T: the gradient at y(t) is the score there, and what the
-        gradient of c at z becomes on the way back.
+        log p is log p_t(y(t)) + c(z) with c = log prior - log p_T. Its gradient at y(t) is therefore the score at y(t)
+        plus the gradient of c at z, carried back to t by the adjoint.
         """
         bad = np.flatnonzero(error > allowed)
         if not len(bad):
@@ -661,7 +674,7 @@ class Case:
         return allowed
 
     def local_errors(self) -> list[str]:
-        """Of ``ode``: the error of each step of the row that is worst, in tolerances, and what the step was."""
+        """Describe each step of ``ode`` for the row with the largest error, with the step's error in tolerances."""
         start = torch.from_numpy(Case(self.seed, self.index)._start()).to(self.dtype)
         flow = Flow(self.law, start.double().numpy(), self.here, self.there)
         out = self.solver(self.model, start, t0=self.t0, t1=self.t1)
@@ -686,7 +699,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Impulses(Noise):
-    """Noise that is 0, but for draw number k in row k + 2, which is 1; draws are numbered as they come."""
+    """Noise that is 1 in row k + 2 of draw k, and 0 elsewhere. Draws are numbered as they are made."""
 
     order: dict = field(default_factory=dict)
 
@@ -699,16 +712,16 @@ class Impulses(Noise):
 
 @dataclass
 class Verdict:
-    """What came of a case.
+    """The result of a case.
 
     Attributes:
-        ok: What the solver said of each row.
-        error, allowed: Of each row, at the last number of steps.
-        size: That of the data, in the unit of the errors.
-        failures: What the solver said of the others.
-        doublings: How often the steps were doubled until the prediction held.
-        seen: The order seen at the first doubling, NaN where rounding hides it.
-        story: All else.
+        ok: Whether the solver marked each row as ok.
+        error, allowed: The error and the allowed error of each row, at the last number of steps.
+        size: The size of the data, in the unit of the errors.
+        failures: The solver's messages about failed rows.
+        doublings: Number of times that the steps were doubled before the rows were within their allowed errors.
+        seen: The observed order at the first doubling, or NaN if rounding hides it.
+        story: Further details to print.
     """
 
     ok: np.ndarray
@@ -728,12 +741,12 @@ class Verdict:
 
     @property
     def blunt(self) -> int:
-        """Rows of which nothing can be told, because what is allowed is more than the data's own size."""
+        """The number of rows that cannot be judged, because the allowed error exceeds the size of the data."""
         return int((self.ok & (self.allowed > self.size)).sum())
 
 
 def attempt(seed: int, index: int) -> tuple[Case | None, Verdict | None, str]:
-    """A case, its verdict, or what was raised."""
+    """Run a case, and return the case, its verdict and a text about any error that was raised."""
     case = None
     try:
         case = Case(seed, index)
@@ -749,7 +762,7 @@ def attempt(seed: int, index: int) -> tuple[Case | None, Verdict | None, str]:
 
 
 def one(seed: int, index: int) -> None:
-    """Print all there is to say of a case."""
+    """Print all details of a case."""
     np.set_printoptions(precision=3, linewidth=120, threshold=64)
     case, verdict, raised = attempt(seed, index)
     print(case, raised, sep="\n")
@@ -762,7 +775,7 @@ def one(seed: int, index: int) -> None:
 
 
 def report(found: list, raised: list) -> None:
-    """Print the table of all cases, then what failed and what was raised."""
+    """Print the table of all cases, then the failed rows and the errors that were raised."""
     groups = defaultdict(list)
     for case, verdict in found:
         groups[case.name].append((case, verdict))
@@ -783,7 +796,7 @@ def report(found: list, raised: list) -> None:
     for case, verdict in found:
         for line in verdict.failures:
             print(f"  case {case.index}, {case.name} on {case.path}, {str(case.dtype)[6:]}: {line}")
-    print("\nRefused, given up or raised:")
+    print("\nCases that were refused, gave up or raised an exception:")
     for index, case, why in raised:
         print(f"  case {index}: {case.name if case else '?'} {why if why.startswith('EXC') else why[:160]}")
 
@@ -793,7 +806,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--case", type=int, help="one case only, with all there is to say of it")
+    parser.add_argument("--case", type=int, help="run only this case, and print all its details")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.case is not None:
@@ -803,7 +816,7 @@ def main() -> None:
         at = time.perf_counter()
         try:
             case, verdict, why = attempt(args.seed, index)
-        except KeyboardInterrupt:  # and then of those that are done
+        except KeyboardInterrupt:  # then report the cases that are done
             break
         took.append((time.perf_counter() - at, index))
         if verdict is None:

@@ -1,8 +1,8 @@
 """``python -m scoresde`` is the same as ``scoresde``: it runs the command line in a process of its own.
 
-Until the command handles the signals itself (:mod:`scoresde.core.signals`), a signal ends the process with its exit
-code. After the command, when the result has been written, signals are ignored. These handlers are installed before
-most of the imports.
+Until the command handles signals itself (:mod:`scoresde.core.signals`), a signal ends the process with the exit code of
+that signal. Once the command has finished and its result has been written, signals are ignored. The handlers are
+installed before most of the imports.
 """
 
 import os

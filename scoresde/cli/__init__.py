@@ -1,8 +1,8 @@
 """The command line: parse arguments, call the library, print results.
 
-It does no mathematics, and torch is not imported before a command runs. Each verb has its own file; :mod:`.common` has
-the code that they share. Results go to standard output, everything else to standard error. Exit codes are those of
-:mod:`scoresde.core.errors`.
+This package contains no mathematics, and torch is not imported before a command runs. Each verb has its own file, and
+:mod:`.common` has the code that the verbs share. Results go to standard output, everything else to standard error. The
+exit codes are those of :mod:`scoresde.core.errors`.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with the code of the outcome.
+    """Run the command line and exit with the resulting code.
 
-    Signal handlers are restored on the way out. A signal that ends the command has its own exit code
+    Signal handlers are restored before the exit. A signal that ends the command has its own exit code
     (:mod:`scoresde.core.signals`).
     """
     args = sys.argv[1:] if args is None else args
@@ -84,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
             warnings.showwarning = _warn
             code = _outcome([a for a in args if a != "--debug"], "--debug" in args)
             _flush()
-            interrupts.forget()  # a signal that comes now makes no difference any more
+            interrupts.forget()  # the result is complete, so a signal makes no difference now
     except (Preempted, Stopped) as stop:
         click.echo(f"stopped: {stop}", err=True)
         code = stop.exit_code
@@ -109,7 +109,7 @@ def _outcome(args: list[str], debug: bool) -> int:
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            check()  # compiled code may turn a signal into an error of its own
+            check()  # compiled code may replace a signal by its own error
             raise
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:

@@ -42,7 +42,7 @@ def bench(
     a table and the path of the figure.
 
     Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run at tolerances from 0.1
-    to 0.0001 (to 0.01 if stochastic).
+    to 0.0001, or to 0.01 if they are stochastic.
     """
     budgets = sorted(set(whole_numbers("--nfe", nfe)))
     from dataclasses import asdict

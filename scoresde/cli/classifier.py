@@ -17,7 +17,7 @@ __all__ = ["classifier"]
 
 
 @verb(
-    short_help="Train a small classifier to compare samples with.",
+    short_help="Train a small classifier for comparing samples.",
     epilog="Example:  scoresde classifier --data photos/ --out runs/photos/classifier",
 )
 @option("--data", under="Data", first=True, default="digits",
@@ -38,7 +38,7 @@ def classifier(
 
     The command prints the folder of the classifier and its accuracy on held-out data.
 
-    `scoresde evaluate --features classifier:FOLDER` compares samples by the features of the classifier.
+    `scoresde evaluate --features classifier:FOLDER` compares samples by the features of this classifier.
     """
     chosen = session.on
     from ..core.files import new_folder

@@ -1,9 +1,9 @@
 """Commands with a short help, a full help with headings, and options for the fields of the objects that they build.
 
 A command declares which objects it builds (:class:`Fields`). A field is set with ``--set GROUP.NAME=VALUE``, and also
-with ``--NAME VALUE`` unless the command has an option of that name. The command line therefore never lists a field a
-second time. The same information tells how to type the parameter that an error of the library refers to
-(:func:`spelled`).
+with ``--NAME VALUE`` unless the command has an option of that name. No field therefore needs to be declared a second
+time for the command line. The same declarations determine how :func:`spelled` writes a parameter of the library as an
+option of the command.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Option(click.Option):
     Args:
         under: The heading in the full help.
         first: Whether the short help shows the option.
-        sets: The group of the field that the option sets, if it sets one.
+        sets: The group of the field that the option sets, if any.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Option(click.Option):
 
 
 class Whole(click.IntRange):
-    """A parameter type for whole numbers within a :class:`Range`.
+    """A parameter type for integers within a :class:`Range`.
 
     Args:
         within: The range of valid numbers.
@@ -112,11 +112,11 @@ class Fields:
     """The fields of an object that a command builds.
 
     Args:
-        group: The text before the dot in ``--set solver.steps=20``; empty if there is no dot.
+        group: The text before the dot in ``--set solver.steps=20``, or an empty string if there is no dot.
         what: The noun that messages use for the object.
-        table: The table of valid names and the objects that they stand for.
-        option: The parameter of the command that chooses the name. Without one, the object is the only entry of the
-            table, or the library chooses it.
+        table: The valid names of the object, each with the import path ``module:name`` of its class or function.
+        option: The parameter of the command that selects a name from the table. If ``None``, the table has only one
+            entry, or the library selects the entry.
         hidden: Fields that the user cannot set.
     """
 
@@ -127,19 +127,19 @@ class Fields:
     hidden: tuple[str, ...] = ()
 
     def factory(self, name: str | None) -> Any:
-        """The class or function that a name stands for, or ``None`` if the library chooses it."""
+        """Return the named class or function, or ``None`` if the library selects it."""
         if self.option is None:
             return self._get(next(iter(self.table))) if len(self.table) == 1 else None
         return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
 
     def of(self, name: str | None, everywhere: bool = False) -> dict[str, inspect.Parameter]:
-        """The fields of the object that a name stands for; with ``everywhere``, those of all names."""
+        """Return the fields of the named object, or with ``everywhere`` the fields of all objects in the table."""
         factories = [self._get(key) for key in self.table] if everywhere else [self.factory(name)]
         found = {k: p for factory in factories if factory is not None for k, p in fields_of(factory).items()}
         return {k: p for k, p in found.items() if k not in self.hidden}
 
     def read(self, name: str | None, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Convert the typed values to the types of their fields.
+        """Convert values given on the command line to the types of their fields.
 
         Raises:
             UsageError: If a field is unknown, or a value does not have the type of its field.
@@ -149,7 +149,7 @@ class Fields:
             if factory is not None:
                 shown = "" if self.option is None else str(name)
                 return read_options(factory, self.what, shown, texts, self.table if self.option else None)
-            found: dict[str, Any] = {}  # the library chooses the object and rejects fields that it does not know
+            found: dict[str, Any] = {}  # the library selects the object and rejects unknown fields
             for field, text in texts.items():
                 owner = next((f for f in map(self._get, self.table) if field in fields_of(f)), None)
                 found |= {field: parse_value(text)} if owner is None else read_options(owner, "", "", {field: text})
@@ -160,7 +160,7 @@ class Fields:
             raise
 
     def spelled(self, field: str, value: object = None) -> str:
-        """How a field is typed, such as ``--set solver.steps=20``."""
+        """Return the option that sets a field, such as ``--set solver.steps=20``."""
         return f"--set {self.group}{'.' * bool(self.group)}{field}={'VALUE' if value is None else value}"
 
     def _get(self, name: str) -> Any:
@@ -232,12 +232,12 @@ class Command(click.Command):
         return out
 
     def _known(self, ctx: click.Context) -> dict[str, click.Option]:
-        """The command's own options, keyed by each of their spellings."""
+        """Return the command's own options, keyed by each of their spellings."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         return {flag: p for p in options for flag in (*p.opts, *p.secondary_opts)}
 
     def _chosen(self, ctx: click.Context, args: list[str]) -> dict[str, str]:
-        """The name chosen for each object that the command builds, from the command line or the default."""
+        """Return the name of each object that the command builds, from the command line or the default."""
         known, deciding = self._known(ctx), {f.option for f in self.fields}
         found = {p.name: str(p.default) for p in known.values() if p.name in deciding and isinstance(p.default, str)}
         for word, following in zip(args, [*args[1:], ""], strict=False):
@@ -247,7 +247,7 @@ class Command(click.Command):
         return {str(k): v for k, v in found.items()}
 
     def _field(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> tuple[Fields, str, bool]:
-        """Find the object that an unknown option belongs to, the name of the field, and whether it is a flag."""
+        """Find the object and the field that an unknown option sets, and whether the field is a flag."""
         names = [_plain(flag), *([_plain(flag)[3:]] if flag.startswith("--no-") else [])]
         for everywhere in (False, True):
             found = []
@@ -288,7 +288,7 @@ class Command(click.Command):
             ctx.exit()
 
     def full_help(self, ctx: click.Context) -> str:
-        """The help with all options under their headings, and the fields of the objects that the command builds."""
+        """Return the help with all options under headings, and the fields of the objects that the command builds."""
         ctx.meta["scoresde.full"] = True
         try:
             return self.get_help(ctx)
@@ -318,7 +318,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """Write a row for each field of the chosen object, then a row with the fields of each other name."""
+        """Write a row for each field of the named object, then for each other object a row with its fields."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:
@@ -327,7 +327,7 @@ class Command(click.Command):
             for field, parameter in fields.of(name).items():
                 own = taken.get(_dashed(field))
                 if own is not None and (fields.group == "" or getattr(own, "sets", None) == fields.group):
-                    continue  # the field has an option of its own, listed above
+                    continue  # the option of the field is listed above
                 flag = _dashed(field) if own is None else fields.spelled(field)
                 if own is None:
                     flag += f" / {_dashed(f'no_{field}')}" if is_flag(parameter) else " VALUE"
@@ -353,7 +353,7 @@ class Command(click.Command):
             return super().invoke(ctx)
         except (ScoresdeError, Preempted, Stopped) as error:
             error.args = (told(ctx, error),)
-            error.parameter = None  # the message has it now
+            error.parameter = None  # the message now names the option
             raise
 
 
@@ -389,7 +389,7 @@ def warned(message: Warning | str) -> str:
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """How to type a parameter of the library in this command, or in ``train`` for a setting of training.
+    """Write a parameter of the library as an option of this command, or of ``train`` for a training setting.
 
     For a function of the library, the result is the command that calls the function.
     """
@@ -411,12 +411,12 @@ def _resumed(ctx: click.Context, folder: object) -> str:
             next(rest, None)
         elif word != "--resume" and not word.startswith("--out="):
             words.append(word)
-    # These options come first, because a -- among the typed words may end the options.
+    # These options come first, because a -- in the original command line may end the options.
     return shlex.join([*ctx.command_path.split(), "--out", str(folder), "--resume", *words])
 
 
 def flags(ctx: click.Context, answers: Mapping[str, object]) -> str:
-    """How to type several parameters, such as ``--size 64 --fit crop``."""
+    """Write several parameters as options, such as ``--size 64 --fit crop``."""
     return " ".join(filter(None, (_spelled(ctx, name, value) for name, value in answers.items())))
 
 
@@ -455,7 +455,7 @@ class Group(click.Group):
 
 
 def verb(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Turn a function into a :class:`Command`; the examples in its epilog keep their line breaks."""
+    """Turn a function into a :class:`Command`. Examples in the epilog keep their line breaks."""
     if settings.get("epilog", "").startswith("Example"):
         settings["epilog"] = f"\b\n{settings['epilog']}"
     return click.command(name, cls=Command, **settings)
@@ -482,7 +482,7 @@ def _short(value: object) -> str:
 
 
 def first_line(thing: Any) -> str:
-    """The first line of a docstring, without its markup."""
+    """Return the first line of a docstring, without its markup."""
     return _bare((thing.__doc__ or "").strip().partition("\n")[0]).rstrip(".")
 
 
@@ -492,9 +492,9 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """The description of each field, from the docstrings of a class and its bases.
+    """Return the description of each field, from the docstrings of a class and its bases.
 
-    For a function, these are the docstrings of the class of the object that it returns.
+    For a function, the class is that of the object that the function returns.
     """
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Options that mean the same in several verbs, grouped by the values that belong together.
+"""Options shared by several verbs, in groups whose values belong together.
 
 Each decorator adds some options and passes their values to the command as one object: :func:`session` (the run, the
 device, the seed and the output streams), :func:`solver_options` and :func:`conditioning`. A command prints its messages
@@ -47,7 +47,7 @@ def together(name: str, make: Callable[..., Any], *options: Decorator, fields: t
 
     Args:
         name: The parameter of the command that gets the object.
-        make: Builds the object; called with the values by name.
+        make: Builds the object from the values, which are passed as keyword arguments.
         options: The options, in the order of the help.
         fields: The fields of the objects that the command builds from the options.
     """
@@ -68,7 +68,7 @@ def together(name: str, make: Callable[..., Any], *options: Decorator, fields: t
 
 
 def builds(*fields: Fields) -> Callable[[F], F]:
-    """Declare which objects have fields that are options of a command."""
+    """Declare the objects whose fields are options of a command."""
 
     def decorate(command: F) -> F:
         command.fields = (*fields, *getattr(command, "fields", ()))  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ class Session:
 
     Args:
         seed: Seed of all random numbers.
-        device, dtype, threads: The values that were typed.
+        device, dtype, threads: The values given on the command line.
         json: Print one JSON object.
         quiet: Print nothing about data and progress.
         run: The run that was named; ``None`` for the newest.
@@ -136,12 +136,12 @@ class Session:
 
     @cached_property
     def loaded(self) -> Run:
-        """The run that was named, or the newest one, on its device."""
+        """The named run, or the newest run, on the device of the session."""
         return self._load(self.run)
 
     @cached_property
     def all_loaded(self) -> list[Run]:
-        """All runs that were named, in the given order."""
+        """All named runs, in the given order."""
         return [self.loaded, *(self._load(name) for name in self.others)]
 
     def _load(self, name: str | None) -> Run:
@@ -182,13 +182,13 @@ class Session:
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False
 ) -> Decorator:  # fmt: skip
-    """Pass ``session``, built from the options that mean the same in all commands.
+    """Pass ``session``, built from the options that all commands share.
 
     Args:
         run: Whether the command takes a run.
         several: Whether the command takes any number of runs.
         first: The options that the short help shows.
-        only: The only options to add; empty for all of them.
+        only: The only options to add, or an empty tuple to add all options.
     """
 
     def common(*names: str, **options: Any) -> Decorator:
@@ -245,7 +245,7 @@ edited_option = option(
 
 
 def _strict(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, with ``None``."""
+    """Replace NaN and infinity, which JSON cannot represent, with ``None``."""
     if isinstance(value, Mapping):
         return {k: _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -258,10 +258,10 @@ def _strict(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SolverChoice:
-    """A solver as it was typed.
+    """A solver as given on the command line.
 
     Args:
-        name: A name in the table, or ``module:Class``.
+        name: A name in the table of solvers, or ``module:Class``.
         options: The solver's options, converted to their types.
     """
 
@@ -299,7 +299,7 @@ def solver_options(
     Args:
         default: The name of the default solver.
         typed: Which of ``steps`` and ``rtol`` are options of the command.
-        first: The options that the short help shows, beside ``--set``.
+        first: The options that the short help shows in addition to ``--set``.
         steps: The default of ``--steps``.
         unless: Default options of a solver in this command, keyed by the name of the solver.
         what, rtol: The help of ``--solver`` and of ``--rtol``.
@@ -370,7 +370,7 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
 
 
 def reading_options(first: bool = False) -> Decorator:
-    """Pass ``reading``, the settings for reading files whose format leaves a choice."""
+    """Pass ``reading``, the settings for reading files that can be read in more than one way."""
 
     def make(fit: str | None, **given: Any) -> Reading:
         from ..data import Reading
@@ -380,7 +380,7 @@ def reading_options(first: bool = False) -> Decorator:
     return together(
         "reading", make,
         option("--size", under="Data", first=first, type=Whole(SIZE), default=0, show_default=False,
-               help="Resize all images to squares of this many pixels.  [default: keep their sizes]"),
+               help="Resize all images to squares of this side length.  [default: keep their sizes]"),
         option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
                help="With --size, what to do with images that are not square: crop to the middle, pad with black, "
                     "or stretch."),
@@ -396,7 +396,7 @@ def reading_options(first: bool = False) -> Decorator:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The conditioning of the samples, as it was typed.
+    """The conditioning of the samples, as given on the command line.
 
     Args:
         label: The class of all samples, by name or number.
@@ -410,7 +410,9 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         if self.labels and self.label is not None:
-            raise UsageError("--labels gives each sample its own class, --label gives all the same class: use only one")
+            raise UsageError(
+                "--labels gives each sample its own class, and --label gives all samples the same class; use only one"
+            )
 
     def of(self, run: Run) -> Run:
         """The run conditioned on the class, with guidance unless each sample has its own class."""
@@ -419,7 +421,7 @@ class Conditioning:
     def all_of(self, run: Run, n: int) -> Run:
         """The run conditioned on the class for ``n`` samples.
 
-        Without a class, each sample gets one if the run needs it.
+        If no class was given but the run needs classes, each sample gets its own class.
         """
         return self.of(run) if self.label is not None else self.each(run, run.example_labels(n))
 
@@ -465,8 +467,8 @@ def in_list(text: str) -> list[str]:
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
-    """Parse a comma-separated list of whole numbers: ``"5,10,20"`` becomes ``[5, 10, 20]``."""
+    """Parse a comma-separated list of positive integers: ``"5,10,20"`` becomes ``[5, 10, 20]``."""
     parts = in_list(text)
     if not parts or not all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
-        raise UsageError(f"{flag} {text!r}: expected positive whole numbers, such as 5,10,20,50")
+        raise UsageError(f"{flag} {text!r}: expected positive integers, such as 5,10,20,50")
     return [check_number(flag, int(part), COUNT, "int") for part in parts]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["data"]
 
-FEW = 5_000  # a network trained on fewer images than this repeats them
-LARGE = 40  # a network for images of more pixels per side than this needs a GPU
+FEW = 5_000  # a network trained on fewer images tends to reproduce them
+LARGE = 40  # a network for images with more pixels per side needs a GPU
 
 
 @click.group(cls=Group)
@@ -38,7 +38,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
     PATH is a folder of images, or anything else that --data of `scoresde train` accepts. The command prints all
-    problems of the data at once, each with the options that solve it. If there are no problems, it describes the data
+    problems of the data together, each with the options that solve it. If there are no problems, it describes the data
     and how they are split.
 
     The exit code is 0 if `scoresde train` accepts the data with these options, and 3 if not.
@@ -65,7 +65,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
 
 
 def _command(context: click.Context, path: str, reading: Reading, answers: Any) -> str:
-    """The command line that trains on these data."""
+    """Return the command line that trains on these data."""
     typed = {"size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad}
     chosen = {k: v for k, v in typed.items() if v not in (0, "", "auto", "stop")} | dict(answers)
     options = flags(context, chosen).replace("scoresde train ", "")

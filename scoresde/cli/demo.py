@@ -66,7 +66,7 @@ def single_image(
         began = time.monotonic()
         run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
     seconds = time.monotonic() - began
-    session.say("drawing a sample, with the network's estimates of the picture on the way")
+    session.say("drawing a sample, and the network's estimates of the picture at each time")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
     files: list[Path] = []
     with optional("the strip of the sample and the estimates", f"the run is in {folder}"):

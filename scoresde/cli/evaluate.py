@@ -67,15 +67,15 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure how good the samples of a trained RUN are (default: the newest).
 
-    The command prints each metric with its standard error beside the value that real data reach, and whether samples
-    are copies of training data.
+    The command prints each metric with its standard error beside the value attained by real data. It also reports
+    whether samples are copies of training data.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
 
     read_units(units)
     if units != "auto" and samples is None and data is None:
-        raise UsageError(f"--units {units} needs --samples or --data; for its own samples, the run knows the units")
+        raise UsageError(f"--units {units} needs --samples or --data; the units of a run's own samples are known")
     names = in_list(metrics)
     if not names:
         raise UsageError(f"--metrics is empty; choose from: {ALL}")
@@ -93,7 +93,7 @@ def evaluate(
         if Path(features).suffix == ".npz":
             if session.run or samples or data or reference or save_reference:
                 raise UsageError(
-                    f"--features {features} has its own samples and reference: omit RUN and the other sources"
+                    f"--features {features} contains both samples and reference: omit RUN and the other sources"
                 )
             folder = stack.enter_context(new_folder(out or Path("evaluation")))
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
@@ -137,7 +137,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """The samples and data to compare: from a run, or from a file of samples."""
+    """The samples and data to compare, from a run or from a file of samples."""
 
     data: Dataset
     home: Path
@@ -173,7 +173,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
-            f"shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels: they cannot be compared"
+            f"shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so they cannot be compared"
         )
     # The codec comes from the run, so that features and model units do not change if the data have gained rows.
     info, spec = described(folder, config)
@@ -184,7 +184,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 
 
 def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run; return those that succeeded, in data units, and facts about how they were made."""
+    """Draw samples from the run. Return the successful samples in data units, and a record of how they were drawn."""
     from ..core.progress import Progress
 
     run = session.loaded

@@ -38,7 +38,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("loss"), float)]
     averaged = {} if checkpoint is None else read_tensors(checkpoint / "ema.safetensors")
     holder = held_by(folder)
-    prefix = "schedule."  # of the learned parameters of the path
+    prefix = "schedule."  # of the names of the path's learned parameters
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),

@@ -36,7 +36,7 @@ HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Lik
 
 
 def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
-    """Build the likelihood from the options."""
+    """Build the settings of the likelihood from the options."""
     from ..likelihood import Likelihood
 
     texts = settings(assignments, ("likelihood",))["likelihood"]
@@ -85,8 +85,8 @@ def likelihood(
 
     The result is in bits/dim or nats, with its standard error.
 
-    Several data sets share one figure. If you name several runs, they score the same samples with the same noise, and
-    each is compared with the first one sample by sample. The split of the first run determines the samples.
+    Several data sets share one figure. Several runs score the same samples with the same noise, and each run is
+    compared with the first run sample by sample. The split of the first run determines the samples.
     """
     import torch
 
@@ -178,7 +178,7 @@ def likelihood(
 
 
 def _report(session: Session, facts: dict[str, Any], files: list[Path], how: list[str], failures: list[str]) -> None:
-    """Print the result, with ``how`` it was computed for each run; raise an error if samples failed."""
+    """Print the result and the settings ``how`` of each run, and raise an error if samples failed."""
     sets: list[dict[str, Any]] = facts["sets"]
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(
@@ -219,7 +219,7 @@ def _lines(found: dict[str, Any], several: bool) -> str:
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
-    """Format a figure such as ``1.9020 ± 0.0388 bits/dim``; with the ``sign`` "+", it always has its sign."""
+    """Format a value such as ``1.9020 ± 0.0388 bits/dim``. With ``sign`` "+", a positive value has a plus sign."""
     if found["mean"] is None:
         return "no result"
     error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"

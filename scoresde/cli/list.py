@@ -21,7 +21,7 @@ from .common import Session, session
 
 __all__ = ["list_names"]
 
-# Tables that have another name on the command line.
+# Tables that have a different name on the command line.
 _CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
 OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # kinds whose entries have options
@@ -31,7 +31,7 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
 @verb(
     "list",
     short_help="List the names that options accept.",
-    epilog="Set options of an entry with --set, such as --set sde.beta_max=18. Options without = come from the data.",
+    epilog="Set options of an entry with --set, such as --set sde.beta_max=18. Options without = depend on the data.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
@@ -53,7 +53,7 @@ def list_names(kind: str | None, session: Session) -> None:
 
 
 def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
-    """Describe a name of a table: what it is, the options it needs, and the other options with their defaults."""
+    """Describe an entry of a table: what it is, the options it needs, and the other options with their defaults."""
     if isinstance(value, Mapping):  # a preset
         return {"what": "  ".join(f"{k}={v}" for k, v in value.items())}
     if not isinstance(value, str):
@@ -68,7 +68,7 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def _data() -> dict[str, dict[str, Any]]:
-    """Describe the data sets that have a name, by loading each of them."""
+    """Load and describe each of the built-in data sets."""
     from ..data import NAMES, load_data
 
     found = {}

@@ -25,11 +25,12 @@ __all__ = ["reflow"]
 @option("--lr", under="Training", first=True, type=Real(LR),
         help="Learning rate.  [default: as in the run]")  # fmt: skip
 @option("--weighting", under="Training", metavar="NAME",
-        help="Weighting of the loss; repeat module:Name if it is not built in.  [default: as in the run]")  # fmt: skip
+        help="Weighting of the loss; if the run's weighting is not built in, repeat its module:Name.  [default: as in "
+             "the run]")  # fmt: skip
 @option("--t-sampler", under="Training", metavar="NAME",
-        help="Sampler of training times; repeat module:Name if it is not built in.  [default: as in the "
-             "run]")  # fmt: skip
-@solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver of the flow that makes the pairs.",
+        help="Sampler of training times; if the run's sampler is not built in, repeat its module:Name.  [default: as "
+             "in the run]")  # fmt: skip
+@solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver of the flow that generates the pairs.",
                 rtol="Relative tolerance of the solver.")  # fmt: skip
 @out_option("runs/NAME-reflow", "Folder of the new run.")
 @session(run=True)
@@ -39,8 +40,8 @@ def reflow(
 ) -> None:  # fmt: skip
     """Straighten the paths of a RUN (default: the newest), so that a few Euler steps can follow them.
 
-    The command trains the model further on pairs of noise and the sample that its flow maps the noise to (Liu et al.
-    2023), and prints the folder of the new run.
+    The command trains the model further on pairs of noise and the sample to which the model's flow maps this noise (Liu
+    et al. 2023), and prints the folder of the new run.
 
     The new model has a flow and a likelihood but no score, so stochastic solvers cannot be used with it.
     """
@@ -66,7 +67,7 @@ def reflow(
         "straightness": bent(made), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     session.say(
-        f"share of the squared speed that is not along the chord (0 for straight paths): "
+        f"fraction of the squared speed that is not along the chord (0 for straight paths): "
         f"{facts['straightness_before']:g} before, {facts['straightness']:g} after"
     )
     session.print(facts, str(made.folder))

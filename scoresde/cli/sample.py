@@ -73,7 +73,7 @@ def sample(
     asked = condition.of(run).on(path)
     asked.model  # noqa: B018  # report an invalid condition before anything else
     record = bool({"gif", "path"} & set(kinds))
-    # Make the folder first, so that no samples are lost to a name that cannot be written.
+    # Make the folder first, so that no samples are lost if it cannot be written.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
 
     def request() -> dict[str, Any]:
@@ -101,7 +101,7 @@ def sample(
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
             "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
-        more = {"failures": solution.failures(), "requests": [request()]}  # for a call that finds it finished
+        more = {"failures": solution.failures(), "requests": [request()]}  # for a call that finds the result finished
         files = write_samples(
             work.folder, samples, run.info, {**facts, **more}, kinds, codec=run.codec,
             frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
@@ -112,12 +112,12 @@ def sample(
 
 
 def _again(work: Work, n: int, session: Session) -> None:
-    """Print the result of a folder that is already finished."""
+    """Print the finished result of an earlier call."""
     assert work.finished is not None
     facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
     if facts.get("n") != n:
         raise UsageError(
-            f"{work.folder} is finished with {facts.get('n')} samples; to draw more, use another folder, starting from "
+            f"{work.folder} is finished with {facts.get('n')} samples; to draw more, use another folder and start from "
             f"sample {facts.get('n')}",
             parameter="out",
         )
@@ -142,9 +142,9 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
 
 
 def _behind(run: Run, session: Session) -> Tensor | None:
-    """At most 2,000 training rows for the figure, of the classes that the run is conditioned on.
+    """Select at most 2,000 training rows for the figure, of the classes that the run is conditioned on.
 
-    Returns ``None`` if the data are no longer available.
+    Return ``None`` if the data are no longer available.
     """
     import torch
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-# The fields of TrainConfig itself. Fields that hold the options of a part of the model have a group of their own.
+# The fields of TrainConfig itself, without the options of the parts, which have groups of their own.
 SETTINGS = Fields(
     "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
     hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
@@ -74,7 +74,7 @@ PARTS = (
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
-        help="Number of steps between pictures of samples.  [default: at 1, 2, 5, 10, 20, 50, 100 % of the "
+        help="Number of steps between pictures of samples.  [default: pictures at 1, 2, 5, 10, 20, 50, 100 % of the "
              "steps]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, the model size and a time estimate, without training.")  # fmt: skip
@@ -164,7 +164,7 @@ def train(
 
 
 def _done(folder: Path, edited: bool) -> int:
-    """The number of steps that a run has done."""
+    """Return the number of training steps that a run has completed."""
     from ..run.files import checkpoints, newest_checkpoint
 
     return int(newest_checkpoint(folder, edited=edited).name.removeprefix("step-")) if checkpoints(folder) else 0
@@ -181,7 +181,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 
 
 def _refuse_new_settings(run: str) -> None:
-    """Reject options that a resumed run would ignore, because it keeps its settings."""
+    """Reject options that would have no effect, because a resumed run keeps its settings."""
     named = ("sde", "network", "predict", "weighting", "t_sampler")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
@@ -191,7 +191,7 @@ def _refuse_new_settings(run: str) -> None:
 
 
 def _named_again(config: TrainConfig, run: str) -> TrainConfig:
-    """Add the names of classes that are not built in, which the user must repeat. The names cannot change."""
+    """Add the names of classes that are not built in. The user must repeat these names and cannot change them."""
     typed = {}
     for field in ("sde", "network", "predict", "weighting", "t_sampler"):
         name, its = _typed(field), config.network if field == "network" else config.name(field)
@@ -206,7 +206,7 @@ def _named_again(config: TrainConfig, run: str) -> TrainConfig:
 
 
 def _typed(option: str) -> Any:
-    """The value that was typed for an option, or ``None`` if there was none."""
+    """Return the value given on the command line for an option, or ``None`` if the option was not given."""
     context = click.get_current_context()
     source = context.get_parameter_source(option)
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None

@@ -19,7 +19,7 @@ from .common import Decorator, Session
 
 __all__ = ["REQUEST", "Work", "resume_option", "work_in"]
 
-REQUEST = "request.json"  # the requests behind a finished result whose own file does not have them
+REQUEST = "request.json"  # the requests of a finished result, if the result's own file does not have them
 
 
 def resume_option() -> Decorator:
@@ -35,7 +35,7 @@ class Work:
         folder: The folder.
         total: The number of rows requested.
         rows: The noun that messages use for the rows.
-        finished: The content of the file of facts if the result is finished, otherwise ``None``.
+        finished: The content of the result's JSON file if the result is finished, otherwise ``None``.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Work:
         return sum(rows_kept(folder) for folder in folders)
 
     def told(self) -> str:
-        """Describe what the folder has so far."""
+        """Describe what the folder contains so far."""
         if not self.parts.is_dir():
             return f"the result is in {self.folder}"
         if not self.kept:
@@ -83,15 +83,18 @@ def work_in(
 
     Args:
         session: The session that prints the messages.
-        out: The folder that was typed. ``None`` for ``default``, with a number if that folder exists.
+        out: The folder given on the command line, or ``None`` for ``default``, to which a number is added if that
+            folder exists.
         default: The default folder.
         resume: Whether to resume.
         total, rows: See :class:`Work`.
-        facts: The name of the file that is written last. The requests are in it, or in ``request.json`` beside it.
-        requests: Returns the requests in the form in which they are saved; called only if there is a finished result.
+        facts: The name of the result's JSON file, which is written last. The requests are in this file, or in
+            ``request.json`` beside it.
+        requests: Returns the requests in the form in which they are saved. It is called only if there is a finished
+            result.
 
     Raises:
-        UsageError: If the folder is not empty and has nothing to resume from, or has the result of another command.
+        UsageError: If the folder has the result of another command, or has files but nothing to resume from.
     """
     from ..core.files import new_folder, read_json
     from ..core.parts import check_request, plain_request
@@ -105,7 +108,7 @@ def work_in(
             stored |= read_json(found / REQUEST)
         kept, asked = stored.get("requests"), plain_request({"requests": requests()})["requests"]
         if not isinstance(kept, list) or len(kept) != len(asked):
-            raise UsageError(f"{found} has the finished result of another command; choose another folder",
+            raise UsageError(f"{found} contains the finished result of another command; choose another folder",
                              parameter="out")  # fmt: skip
         for now, then in zip(asked, kept, strict=True):
             check_request(now, then, f"the results in {found}")
@@ -116,14 +119,14 @@ def work_in(
     if found is not None and work.parts.is_dir():
         session.say(f"resuming: {work.told()}")
     if found is None and not resume and (first / "parts").is_dir():
-        session.say(f"{first} has an interrupted result, which --resume would continue; starting another one")
+        session.say(f"{first} contains an interrupted result, which --resume would continue; starting a new result")
     with new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:
             try:
                 yield work
             except Exception:
-                check()  # compiled code may turn a signal into an error of its own
+                check()  # compiled code may replace a signal by its own error
                 raise
         except (Preempted, Stopped) as stop:
             if any(folder.iterdir()):
@@ -137,7 +140,10 @@ def work_in(
 
 
 def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
-    """Return the folder to resume in: one with parts, a result or nothing, in this order; ``None`` for a new one."""
+    """Return the folder to resume in, or ``None`` if a new folder is to be made.
+
+    A folder with parts is preferred to a folder with a result, and either of them to an empty folder.
+    """
     if first.exists() and not first.is_dir():
         return None  # making the folder raises the error
     n, folders = 2, [first] if first.is_dir() else []

@@ -42,7 +42,7 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
     if kind not in ("signal", "vector"):
         raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
     pictures = []
-    # The axes fit the data, with a margin. Noise that is wider than the data starts outside them.
+    # The axes fit the last frame, with a margin. Noise that is wider than the data starts outside the axes.
     last = finite(values[-1], "frames", values.ndim - 1)
     if kind == "vector":
         least, most = window(last)
@@ -67,12 +67,12 @@ def animate_pair(
     """Draw every frame of two animations side by side, with a title above each.
 
     Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
-    the direction in which its path on the left ends.
+    the direction from the centre in which its path in the left animation ends.
 
     Args:
         left, right: Frames of shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, volumes ``(C, D, H, W)``,
             signals ``(C, L)`` or vectors ``(D,)``.
-        titles: Two titles for each frame.
+        titles: The left and the right title of each frame.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
 
@@ -82,8 +82,8 @@ def animate_pair(
     pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
         raise UsageError(
-            "both animations need the same shape (F, N, *event), with F titles: "
-            f"got the shapes {[x.shape for x in pair]} and {len(titles)} titles"
+            "both animations must have the same shape (F, N, *event), with F pairs of titles: "
+            f"got the shapes {[x.shape for x in pair]} and {len(titles)} pairs of titles"
         )
     if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
         raise UsageError(f"cannot animate data of kind {kind!r} and shape {pair[0].shape[2:]}")
@@ -124,8 +124,8 @@ def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: 
     Args:
         path: File to write; missing folders are created.
         pictures: The frames, uint8 ``(height, width, 3)`` each.
-        seconds: Total duration of the frames before the last, in seconds.
-        hold: How long the last frame stays, in seconds.
+        seconds: Total duration of all frames but the last, in seconds.
+        hold: Duration of the last frame, in seconds.
     """
     from PIL import Image
 

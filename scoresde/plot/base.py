@@ -1,11 +1,11 @@
-"""Shared parts of all plots: colours, figures without pyplot, checked arrays and atomic file writes.
+"""Shared parts of all plots: colours, figures without pyplot, array checks and atomic file writes.
 
-Each figure is built directly, with its own Agg canvas. So ``pyplot`` is never imported, no global state changes, no
-display is needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name
+Each figure is built directly, with its own Agg canvas. Therefore ``pyplot`` is never imported, no global state changes,
+no display is needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name
 and then renamed, so that a reader never sees a partial picture.
 
-The colours are those of Okabe and Ito, which remain distinct under the common colour-vision deficiencies: blue for
-samples, grey for the reference, and vermilion for anything that needs attention.
+The palette is that of Okabe and Ito, whose colours remain distinct under the common colour-vision deficiencies. Samples
+are blue, the reference is grey, and anything that needs attention is vermilion.
 
 References:
     Okabe and Ito (2008), Color universal design: how to make figures that are friendly to colorblind people.
@@ -44,7 +44,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # the ratio of widths above which two coordinates get separate scales: unnamed, and named
+UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: without names, and with names
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # the colours of lines, in order
 
 
@@ -60,13 +60,13 @@ def plain(x: Array) -> npt.NDArray[Any]:
 
 
 def finite(x: Array, name: str, ndim: int) -> Floats:
-    """Convert to float64 and check that there are ``ndim`` axes and all values are finite."""
+    """Convert an array to float64, and check that it has ``ndim`` axes and only finite values."""
     values = np.asarray(plain(x), dtype=np.float64)
     if values.ndim != ndim:
         raise UsageError(f"{name} must have {ndim} axes: got shape {values.shape}")
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
-        raise UsageError(f"{name} has {bad:,} of {values.size:,} values that are not finite: nothing to draw")
+        raise UsageError(f"{bad:,} of the {values.size:,} values of {name} are not finite and cannot be drawn")
     return values
 
 
@@ -78,9 +78,10 @@ def points_of(x: Array, name: str) -> Floats:
 
 
 def window(values: Floats) -> tuple[Floats, Floats]:
-    """Find the lowest and the highest value to show in each column: ``(N, D)`` to two arrays ``(D,)``.
+    """Find the lowest and the highest value to show in each column of ``(N, D)`` values, as two arrays ``(D,)``.
 
-    Values are left out if they lie further outside the middle 98 % than its width, because they would squeeze the rest.
+    A value is left out if its distance from the range of the middle 98 % exceeds the width of that range, because it
+    would squeeze all other values.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -89,10 +90,10 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Half the widths ``(2,)`` of a window over two coordinates of these widths.
+    """Return half the widths ``(2,)`` of a window for two coordinates whose values span ``widths``.
 
-    Both get the same scale unless their widths differ a lot. The limit is lower for coordinates with names, which are
-    columns of a table.
+    Both coordinates get the same scale unless the ratio of their widths exceeds a limit. The limit is lower for
+    coordinates with names, which are columns of a table.
     """
     most, least = float(widths.max()), float(widths.min())
     if least > 0 and most > (UNLIKE[1] if len(names) else UNLIKE[0]) * least:
@@ -104,9 +105,9 @@ def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
 
 
 def literal(text: str, length: int = 200) -> str:
-    """Escape a name from outside, so that Matplotlib draws it literally, on one line and cut to a length.
+    """Escape text so that Matplotlib draws it literally, and shorten it to one line of about ``length`` characters.
 
-    Otherwise a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
+    Without escapes, a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
     """
     line = " ".join(text.split())
     line = line if len(line) <= length else f"{line[: length - 3]}..."
@@ -114,7 +115,7 @@ def literal(text: str, length: int = 200) -> str:
 
 
 def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str]:
-    """Titles of ``count`` columns: their names, or x0, x1, ... if the number of names is different."""
+    """Titles of ``count`` columns: their names, or x0, x1, ... if there are not ``count`` names."""
     return [literal(name, length) for name in names] if len(names) == count else [f"x{i}" for i in range(count)]
 
 
@@ -122,7 +123,7 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend; the figures here need no backend."""
+    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend; these figures need no backend."""
     with _IMPORTING:
         _import_without_backend()
 
@@ -146,7 +147,7 @@ def _import_without_backend() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Create an empty figure of this size in inches, with its own canvas."""
+    """Create an empty figure of the given size in inches, with its own canvas."""
     _import()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -157,7 +158,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return the figure and the axes to draw on: the caller's axes, or new ones of this size in inches."""
+    """Return the figure and the axes to draw on: the caller's axes, or those of a new figure of this size in inches."""
     if ax is None:
         figure = new_figure(width, height)
         ax = figure.add_subplot()
@@ -183,7 +184,7 @@ def set_title(ax: Axes, title: str | None) -> None:
 
 
 def legend_above(ax: Axes, ncols: int) -> None:
-    """Add a legend above the axes on the right, where it covers no data; its keys are opaque."""
+    """Add a legend with opaque keys above the axes on the right, where it covers no data."""
     legend = ax.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, fontsize=8, frameon=False,
         borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=2,
@@ -209,6 +210,9 @@ def show_picture(ax: Axes, picture: npt.NDArray[Any]) -> None:
 
 
 def save_figure(path: str | os.PathLike[str], fig: Figure, dpi: float = 120) -> None:
-    """Write a figure in the format given by the suffix of ``path``, or as PNG without one; create missing folders."""
+    """Write a figure in the format given by the suffix of ``path``, or as PNG if there is no suffix.
+
+    Missing folders are created.
+    """
     with atomic(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format=Path(path).suffix.lstrip(".").lower() or "png")

@@ -1,4 +1,4 @@
-"""The compass plot compares the direction and length of the learned score with the exact one at each noise level."""
+"""The compass plot compares the learned with the exact score, in direction and length, at each noise level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["compass"]
 
 
 def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = None, note: str | None = None) -> Figure:
-    """Plot the cosine and the relative error of a score against the exact one, by noise level.
+    """Plot the cosine similarity and the relative error of a score with respect to the exact score, by noise level.
 
     Args:
         log_snr: Log-SNRs of the noise levels, ``(L,)``.

@@ -1,4 +1,4 @@
-"""Plots of scores in the plane, as arrows."""
+"""Arrow plots of scores in the plane."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def score_fields(
     density: Array | None = None,
     points: Array | None = None,
 ) -> Figure:
-    """Draw scores at several times, one row for each model, over the density or over points drawn from it.
+    """Draw scores at several times, with a row for each model, over the density or over points drawn from the density.
 
     Args:
         x_grid, y_grid: Abscissas ``(X,)`` and ordinates ``(Y,)``, evenly spaced.
         fields: Scores ``(T, 2, Y, X)``, keyed by the title of their row.
         columns: A label for each of the T times.
-        density: Density ``(T, Y, X)``, if known.
-        points: Points drawn from the density, ``(T, N, 2)``, if the density is unknown.
+        density: Values of the density, ``(T, Y, X)``, if they are known.
+        points: Points drawn from the density, ``(T, N, 2)``, if its values are unknown.
     """
     found = {title: finite(field, title, 4) for title, field in fields.items()}
     if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):

@@ -4,8 +4,8 @@ Images are in data units: ``low`` is black and ``high`` is white. A pixel value 
 
     round(255 clip((v - low) / (high - low), 0, 1)),
 
-and an RGBA image with colour c and opacity a is composited on white: a c + (1 - a). Channels that are not colours
-become grey pictures side by side. A volume is shown by its middle slice.
+and an RGBA image with colour c and opacity a is composited on white (a c + (1 - a)). Channels that are not colours are
+drawn as grey pictures side by side. Of a volume, only the middle slice is drawn.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["CHANNELS", "GAP", "image_grid", "save_image_grid", "save_images"]
 
 GAP = 224  # The grey between the images of a grid, visible next to black and next to white.
 SHEET = 600  # A saved grid is at least this wide, in pixels.
-CHANNELS = 6  # the most channels of an image to show side by side
+CHANNELS = 6  # the maximum number of channels to show side by side
 
 
 def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: float = 1.0, pad: int = 1) -> Pixels:
     """Lay images out row by row on one sheet.
 
     Args:
-        x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, which are shown by their slice
-            ``D // 2``. C = 1 is grey, 3 is RGB, and 4 is RGBA, composited on white. With any other number, the first
-            six channels are drawn as grey pictures side by side, each on its own scale: the middle 99 % of the values
-            in ``x``.
-        columns: Images in a row. When ``None``, the sheet is the smallest square that holds all images, or about a
-            square of pixels if channels are side by side.
+        x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, of which only slice ``D // 2`` is
+            drawn. One channel is grey, three are RGB, and four are RGBA, composited on white. With any other number of
+            channels, the first six are drawn as grey pictures side by side, each scaled to the middle 99 % of its
+            values in ``x``.
+        columns: Number of images in a row. When ``None``, the sheet is the smallest square that holds all images, or
+            roughly square in pixels if channels are drawn side by side.
         low: The value to draw as black, or as transparent.
         high: The value to draw as white, or as opaque.
         pad: Number of grey pixels between and around the images.
@@ -116,9 +116,10 @@ def save_images(
 
 
 def _side_by_side(values: Floats) -> Floats:
-    """Lay channels ``(N, C, H, W)`` out as grey pictures in [0, 1] in a row, ``(N, 1, H, C (W + 1) + 1)``.
+    """Lay out the channels of ``(N, C, H, W)`` in a row of grey pictures in [0, 1], ``(N, 1, H, C (W + 1) + 1)``.
 
-    Each channel has its own scale and one grey pixel on each side, so that channels are closer together than images.
+    Each channel has its own scale. Only one grey pixel separates two channels, so that they are closer together than
+    images.
     """
     n, channels, height, width = values.shape
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)
@@ -145,9 +146,9 @@ def save_image_grid(
         x: Images ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``, in data units.
         low: The value to draw as black.
         high: The value to draw as white.
-        columns: Images in a row; chosen as in :func:`image_grid` when ``None``.
-        magnify: Side of the square that each pixel becomes; when ``None``, the smallest that makes the sheet at least
-            600 pixels wide.
+        columns: Number of images in a row, or ``None`` for the default of :func:`image_grid`.
+        magnify: Side length of the square that each pixel becomes. When ``None``, it is the smallest length that makes
+            the sheet at least 600 pixels wide.
     """
     from PIL import Image
 

@@ -20,11 +20,11 @@ __all__ = ["likelihood_histogram"]
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
     """Draw a histogram for each data set, with a line at its mean; the legend gives the means.
 
-    All histograms have area 1 and the same bin width, which is that of Freedman and Diaconis (1981) for the narrowest
-    set.
+    All histograms have area 1 and the same bin width. It is the smallest width that the rule of Freedman and Diaconis
+    (1981) gives for any of the sets, within limits on the number of bins.
 
     Args:
-        sets: Values ``(n,)`` of each data set, keyed by its name; at most seven sets.
+        sets: Values ``(n,)`` of at most seven data sets, keyed by the names of the sets.
         unit: Unit of the values, for the label of the axis.
         ax: Axes to draw on; a new figure when ``None``.
     """
@@ -37,7 +37,7 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
     width = (high - low or 1.0) / count
     figure, ax = canvas(ax, 5.6, 3.2)
     for colour, (name, v) in zip(COLOURS, values.items(), strict=False):
-        # Use the bins of one grid, from the first to the last that has a value, so that no line runs along zero.
+        # All sets share one grid of bins. Leave out empty bins at the ends, so that no line runs along zero.
         first, last = (int((f(v) - low) / width) for f in (np.min, np.max))
         bins = list(low + width * np.arange(first, last + 2))
         bins[0], bins[-1] = min(bins[0], v.min()), max(bins[-1], v.max())  # despite rounding
@@ -54,6 +54,6 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
 
 
 def _bin_width(sets: list[Floats]) -> float:
-    """The smallest ``2 IQR n^(-1/3)`` among the sets that have any spread."""
+    """The smallest ``2 IQR n^(-1/3)`` of all sets with a positive interquartile range (IQR), or infinity."""
     widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
     return min((w for w in widths if w > 0), default=np.inf)

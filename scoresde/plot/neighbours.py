@@ -1,9 +1,9 @@
-"""Plots of samples next to their nearest training rows, the most suspicious first, for a check by eye.
+"""Plots of samples next to their nearest training rows, for visual inspection.
 
-Images are drawn in pairs, with the sample on top. Signals and vectors are drawn over each other, the sample in blue
-over the training row in grey; each column of a table is in standard deviations of the data. A pair that the test for
-copies flags has a vermilion frame. Points in the plane share one panel with the training data, with a line from each
-sample to its nearest training row; flagged samples are vermilion there.
+Images are drawn in pairs, with the sample on top. A signal or vector is drawn in blue over its training row in grey,
+with each column of a table in units of its standard deviation. Pairs flagged by the test for copies have a vermilion
+frame. Points in the plane share one panel with the training data. A line joins each sample to its nearest training row,
+and flagged samples are vermilion.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def neighbour_sheet(
 
     Args:
         samples: Samples, shape ``(N, *event)``, in data units.
-        nearest: The nearest training row of each sample, the same shape.
-        captions: A caption below each pair. A figure of points in the plane does not show them.
+        nearest: The nearest training row of each sample, with the same shape as ``samples``.
+        captions: The caption of each pair, which is not shown for points in the plane.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low: The image value to draw as black.
         high: The image value to draw as white.
-        flagged: Numbers of the pairs to mark as flagged.
-        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and set the scale of
-            other vectors.
+        flagged: Indices of the pairs to mark as flagged.
+        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and determine the
+            units of other vectors.
         names: Names of the two coordinates of points in the plane.
 
     Raises:
@@ -102,7 +102,7 @@ def neighbour_sheet(
         if flat:
             both = cell.subgridspec(2, 1)
             panels = [figure.add_subplot(both[0]), figure.add_subplot(both[1])]
-            sheet = image_grid(np.stack([a[i], b[i]]), 1, low, high, pad=0)  # both on one scale
+            sheet = image_grid(np.stack([a[i], b[i]]), 1, low, high, pad=0)  # one scale for both
             for panel, picture in zip(panels, np.split(sheet, 2), strict=True):
                 show_picture(panel, picture)
         else:

@@ -1,8 +1,9 @@
-"""Plots of the paths of samples from noise to data, by the flow and by the reverse SDE, in one number per sample.
+"""Plots of sample paths from noise to data, by the flow and by the reverse SDE, with one number for each state.
 
-From a given starting noise the flow takes one path and the reverse SDE infinitely many. At every time both have the
-same law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The shading behind the paths is the law estimated
-from the samples, and the histograms at the ends show the first and the last one.
+From a given starting noise, the flow follows a single path, whereas the reverse SDE has infinitely many possible paths.
+At every time, the states of both have the same law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The
+shading behind the paths shows this law, estimated from the samples. The histograms at the ends show the laws at the
+first and the last time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def trajectories(
         t: Times ``(T,)``, in the order in which the paths pass them.
         paths: Paths ``(T, N)`` of the samples, keyed by the title of their panel. Path i of each set starts from the
             same noise.
-        shown: How many paths to draw as lines; a path has the same colour in each panel. All paths make up the shading.
+        shown: Number of paths to draw as lines. Path i has the same colour in each panel. The shading is estimated from
+            all paths.
         data: Values of the data ``(M,)``, drawn in grey at the end for comparison.
         label: Label of the vertical axis.
 
@@ -48,7 +50,8 @@ def trajectories(
     found = {title: finite(x, title, 2) for title, x in paths.items()}
     if not found or any(len(x) != len(times) or x.shape[1] < 2 for x in found.values()):
         raise UsageError(
-            f"paths need shape (T, N), T = {len(times)} times and N at least 2: got {[x.shape for x in found.values()]}"
+            f"paths must have shape (T, N) for T = {len(times)} times and N at least 2: "
+            f"got {[x.shape for x in found.values()]}"
         )
     real = None if data is None else finite(data, "data", 1)
     every = np.concatenate([x.ravel() for x in found.values()])
@@ -61,7 +64,7 @@ def trajectories(
     for i, (title, x) in enumerate(found.items()):
         start, panel, end = grid[3 * i : 3 * i + 3]
         _law(panel, times, x, edges)
-        # Colour paths in the order of where they start.
+        # Colour the paths in the order of their starting points.
         order = np.argsort(x[0, : max(shown, 1)])
         for k, row in enumerate(order):
             panel.plot(times, x[:, row], color=COLOURS[k % len(COLOURS)], linewidth=1.1)
@@ -88,7 +91,7 @@ def trajectories(
 
 
 def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
-    """Shade the density at each time, each on its own scale, so that a narrow law is no darker than a wide one."""
+    """Shade the density at each time, scaled to its maximum, so that a narrow law is no darker than a wide one."""
     density = np.stack([np.histogram(row, edges)[0] for row in x]).astype(np.float64)
     density = _smooth(density) / np.maximum(_smooth(density).max(axis=1, keepdims=True), 1e-300)
     middles = (edges[1:] + edges[:-1]) / 2

@@ -1,11 +1,11 @@
 """Work-precision plots of solvers: error against model evaluations, on logarithmic axes.
 
-There are two panels with a line for each solver. The first shows the distance to the converged solution. It falls with
-slope -k for a solver of order k, until rounding or the error of the converged solution limits it. The second shows the
-sliced W2 distance to data. A grey band is the range that real data reach, and a dotted line is the value of the
-converged solution, which more evaluations cannot improve: once a solver meets that line, more evaluations are wasted.
-The conventions are those of :mod:`scoresde.plot`. Lines differ in their markers as well as in colour, and beyond seven
-solvers in their dashes.
+There are two panels with a line for each solver. The first panel shows the distance to the converged solution. This
+distance falls with slope -k for a solver of order k, until it is limited by rounding or by the error of the converged
+solution. The second panel shows the sliced W2 distance to data. A grey band is the range attained by real data, and a
+dotted line is the value attained by the converged solution. Once a solver reaches the dotted line, more evaluations are
+wasted. The conventions are those of :mod:`scoresde.plot`. Lines differ in marker as well as in colour, and also in dash
+pattern if there are more than seven solvers.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def work_precision(
     """Plot the distances to the converged solution and to data against evaluations, with a line for each solver.
 
     Args:
-        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. A row has the evaluations, the
-            distance to the converged solution and the sliced W2 distance to data of one budget; NaN marks a missing
-            value. A panel without any value is left out.
-        floor: The lowest and the highest sliced W2 of real data.
-        converged: The sliced W2 of the converged solution.
+        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. Each row holds the number of
+            evaluations, the distance to the converged solution and the sliced W2 distance to data for one budget. NaN
+            marks a missing value. A panel without any value is left out.
+        floor: The lowest and the highest sliced W2 distance of real data.
+        converged: The sliced W2 distance of the converged solution.
         ax: Axes for the first panel alone; a new figure when ``None``.
 
     Raises:
@@ -54,7 +54,7 @@ def work_precision(
         raise UsageError(f"a curve must have shape (K, 3), for evaluations, distance and sliced W2: got {wrong}")
     columns = [c for c in TITLES if any(len(_shown(points, c)) for points in found.values())]
     if not columns:
-        raise UsageError("no solver has a distance that is finite and above 0: nothing to draw")
+        raise UsageError("no solver has a finite distance above 0, so there is nothing to draw")
     if ax is not None:
         figure, panels = canvas(ax, 0, 0)[0], [ax]
     else:
@@ -81,7 +81,7 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Select evaluations and distance of the points that a logarithmic axis can show, ``(k, 2)``."""
+    """Select the evaluations and the distance, ``(k, 2)``, of the points that logarithmic axes can show."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 
@@ -103,7 +103,7 @@ def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
     values = np.concatenate([_shown(points, column)[:, 1] for points in found.values()])
     span = float(values.max() / values.min())
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    # Ticks at 1, 2 and 5 are too few within half a decade: use evenly spaced numbers instead.
+    # Over a small range there are too few ticks at 1, 2 and 5: use evenly spaced ticks instead.
     even = MaxNLocator(6, steps=[1, 2, 5, 10])
     ax.yaxis.set_major_locator(even if span < 5 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     for axis in (ax.xaxis, ax.yaxis):

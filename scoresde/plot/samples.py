@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
-SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the most to show in a figure
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum numbers to show in a figure
 
 
 def scatter(
@@ -54,16 +54,16 @@ def scatter(
 ) -> Figure:
     """Draw points in the plane, over the data in grey.
 
-    Both axes have the same scale unless the widths of the coordinates differ a lot. Outliers that would squeeze all
+    Both axes have the same scale unless one coordinate is much wider than the other. Outliers that would squeeze all
     other points are left out, and the figure states their number.
 
     Args:
         x: Points ``(N, 2)``.
-        reference: Data ``(M, 2)`` to compare with. Points and data together set the limits.
+        reference: Data ``(M, 2)`` to compare with. Points and data together set the limits of the axes.
         ax: Axes to draw on; a new figure when ``None``.
         title: Title above the axes.
         names: Names of the two coordinates.
-        like: Points ``(K, 2)`` that set the limits instead.
+        like: Points ``(K, 2)`` that set the limits of the axes instead.
     """
     points = points_of(x, "x")
     below = None if reference is None else points_of(reference, "reference")
@@ -108,7 +108,7 @@ def signals(
     names: Sequence[str] = (),
     like: Array | None = None,
 ) -> Figure:
-    """Draw the first eight signals one below the other, with a panel for each of the first six channels.
+    """Draw the first eight signals one below another, with a panel for each of the first six channels.
 
     All signals of a channel have the same scale. The ticks beside each signal are in data units.
 
@@ -117,7 +117,7 @@ def signals(
         ax: Axes for the first channel alone; a new figure when ``None``.
         title: Title above the figure.
         names: Names of the channels.
-        like: Signals ``(K, C, L)`` whose range sets the scale of each channel instead.
+        like: Signals ``(K, C, L)`` whose range, instead of that of ``x``, sets the scale of each channel.
     """
     values = _traces_of(x, "x")
     span = values[:SIGNALS] if like is None else _traces_of(like, "like")
@@ -139,14 +139,14 @@ def signals(
 def _traces_of(x: Array, name: str) -> Floats:
     values = finite(x, name, 3)
     if 0 in values.shape:
-        raise UsageError(f"signals need shape (N, C, L), with no empty axis: got {values.shape}")
+        raise UsageError(f"signals must have shape (N, C, L), with no empty axis: got {values.shape}")
     return values
 
 
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)``, a panel for each channel, on the scale of ``span``, with room for ``rows`` rows."""
+    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel with room for ``rows`` signals."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
     titles = column_names(names, span.shape[1], 32) if len(names) == span.shape[1] else [
@@ -156,7 +156,7 @@ def _panels(
         traces, low, high = values[:, c], float(span[:, c].min()), float(span[:, c].max())
         # The spacing is a little more than the range of this channel, so that signals never overlap.
         step = 1.15 * max(high - low, 1e-9)
-        edge = 0.06 * step  # clip here what lies outside a given span, so that it does not cross its neighbours
+        edge = 0.06 * step  # clip values far outside a given span, so that no signal crosses its neighbours
         for i, trace in enumerate(np.clip(traces, low - edge, high + edge)):
             panel.plot(trace - i * step, color=colour or colours[c % len(colours)], linewidth=1.0)
             panel.annotate(
@@ -176,7 +176,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers in the interval, or its ends if there are fewer than two."""
+    """Choose two or three round numbers in the interval, or its ends if it holds fewer than two."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -190,20 +190,20 @@ def _marks(low: float, high: float) -> list[float]:
 def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
     """Draw histograms of the first twelve coordinates, each over the histogram of the data in grey, in the same bins.
 
-    The bins of whole numbers are centred on them. Outliers that would squeeze all other values are left out, and the
-    figure states their number.
+    If all values of a coordinate are integers, no integer lies on the edge of a bin. Outliers that would squeeze all
+    other values are left out, and the figure states their number.
 
     Args:
         x: Vectors ``(N, D)``.
         reference: Data ``(M, D)`` to compare with.
         names: Names of the coordinates.
-        like: Vectors ``(K, D)`` whose range the bins cover instead.
+        like: Vectors ``(K, D)`` whose range, instead of that of ``x`` and the data, the bins cover.
     """
     values = finite(x, "x", 2)
     below = None if reference is None else finite(reference, "reference", 2)
     if 0 in values.shape or (below is not None and (len(below) == 0 or below.shape[1] != values.shape[1])):
         shape = None if below is None else below.shape
-        raise UsageError(f"vectors need shape (N, D) and the reference (M, D): got {values.shape} and {shape}")
+        raise UsageError(f"vectors must have shape (N, D) and the reference (M, D): got {values.shape} and {shape}")
     count = min(values.shape[1], COORDINATES)
     columns = min(count, 2 if count == 4 else 3 if count <= 6 else 4)
     rows = math.ceil(count / columns)
@@ -241,10 +241,10 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
 
 
 def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
-    """Choose the edges of the bins for ``count`` values, and the share of a bin that a bar fills.
+    """Choose the edges of the bins for ``count`` values, and the fraction of a bin that a bar fills.
 
-    If the values are whole numbers, bins are around them, with the same number of them in each. Otherwise bins of equal
-    width run from ``least`` to ``most``.
+    If all values are integers, every bin covers the same number of integers. Otherwise, bins of equal width run from
+    ``least`` to ``most``.
     """
     bins = int(np.clip(math.sqrt(count), 10, 50))
     if (values == np.rint(values)).all() and max(abs(least), abs(most)) < 1e15:
@@ -260,14 +260,14 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draw the usual figure for samples of one kind, next to the data or over it.
+    """Draw the usual figure for samples of one kind, next to the data or over them.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors of two coordinates are drawn as points.
         low: The image value to draw as black.
         high: The image value to draw as white.
-        reference: Data to compare with; its shape may differ in N only.
+        reference: Data to compare with, of the same shape as ``x`` except for N.
         names: Names of the coordinates of vectors, or of the channels of signals.
     """
     if kind == "vector":
@@ -310,7 +310,7 @@ def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
 
 
 def dots(ax: Axes, points: Floats, colour: str, label: str) -> None:
-    """Draw dots, smaller and fainter the more there are; they are rasterised to keep vector files small."""
+    """Draw dots, rasterised to keep vector files small. The more dots there are, the smaller and fainter they are."""
     crowd = min(1.0, 300 / len(points))
     size, alpha = 4 + 9 * crowd, 0.4 + 0.4 * crowd
     ax.scatter(

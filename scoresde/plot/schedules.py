@@ -1,10 +1,10 @@
-"""Plots of the schedules of SDEs, against their own time and against the log-SNR, which they have in common.
+"""Plots of the schedules of SDEs, against each SDE's own time and against the log-SNR, which all SDEs have in common.
 
 The parametrisation of a path by time is a convention: two paths with the same alpha and sigma as functions of the
-log-SNR differ only in the time at which they pass each noise level. So the upper row shows the SDEs as they are
-defined, in t. The lower row shows the differences that remain without time: the scale, and how the steps of a solver
-and the draws of training are distributed over noise levels. The log-SNR falls from left to right, from data to noise,
-as t rises.
+log-SNR differ only in the time at which they pass each noise level. The upper row therefore shows the SDEs as they are
+defined, as functions of t. The lower row shows the differences that do not depend on time: the scale, and the
+distributions of solver steps and of training times over noise levels. The log-SNR falls from left to right, from data
+to noise, as t rises.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Schedule:
     Attributes:
         name: Name for the legend.
         t: Times, shape ``(T,)``, ascending.
-        alpha, sigma, log_snr: Their values at the times ``t``, shape ``(T,)``.
+        alpha, sigma, log_snr: The schedule at the times ``t``, shape ``(T,)`` each.
         beta: The rate ``-2 d log alpha / dt``, shape ``(T,)``.
-        g2: The squared diffusion ``g^2``, shape ``(T,)``; equal to beta for variance-preserving SDEs.
+        g2: The squared diffusion ``g^2``, shape ``(T,)``. It equals beta for variance-preserving SDEs.
         nodes: The log-SNR at the nodes of a solver's grid, shape ``(S + 1,)``.
-        training: The log-SNR of training draws, shape ``(K,)``.
+        training: The log-SNR at randomly drawn training times, shape ``(K,)``.
     """
 
     name: str
@@ -59,7 +59,7 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
     Lines get thinner from one SDE to the next, so that lines that coincide remain visible.
 
     Args:
-        curves: The curves of each SDE, for at least one SDE.
+        curves: The curves of one or more SDEs.
     """
     if not curves:
         raise UsageError("no schedule to draw; pass at least one")
@@ -114,14 +114,14 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
     beta.set_yscale("log")
     for ax in (steps, training):
         ax.set_ylim(0, None)
-        ax.set_ylabel("share per unit of log-SNR", fontsize=9, color=INK)
+        ax.set_ylabel("fraction per unit of log-SNR", fontsize=9, color=INK)
     handles, labels = alpha.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False)
     return figure
 
 
 def _bounded(curve: Schedule) -> Floats:
-    """The log-SNR, clipped where it is infinite."""
+    """The log-SNR, clipped to [-60, 60] because it may be infinite."""
     return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)
 
 
@@ -136,7 +136,7 @@ def _within(rate: Floats) -> Floats:
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """The log-SNR at the middle of each step of a solver, and the share of steps per unit of log-SNR, each ``(S,)``."""
+    """The middle of each solver step in log-SNR, and the fraction of steps per unit of log-SNR, each ``(S,)``."""
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1
     nodes = nodes[np.isfinite(nodes)]

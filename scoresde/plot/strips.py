@@ -1,9 +1,9 @@
-"""Strip plots: samples over time, from left to right, in one block below another.
+"""Strip plots: samples over time, from left to right, in blocks one below another.
 
 A block is an array of states ``(T, N, *event)`` and has a column for each of T times. Images form a sheet of pixels
-with a row for each of N images. Points are N dots in a panel for each time. A point keeps its colour, which shows the
-direction from the centre in which it starts (or ends), so that mixing is visible. Signals are traces in a panel for
-each time.
+with a row for each of N images. Points are N dots in a panel for each time. Each point keeps its colour, which shows
+the direction from the centre in which the point starts (or ends), so that mixing is visible. Signals are traces in a
+panel for each time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TITLE = 0.55  # inches above a block, for its title and the labels of its column
 
 
 def sectors(points: Array) -> list[str]:
-    """Colour each point by the direction in which it lies from the centre of all points, ``(N, 2)`` to N colours."""
+    """Choose a colour for each of the points ``(N, 2)``, by its direction from the centre of all points."""
     x = np.asarray(plain(points), dtype=np.float64)
     x = x - x.mean(axis=0)
     eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -54,8 +54,8 @@ def strips(
         columns: A label for each of the T columns.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
-        coloured_by: Vectors ``(N, D)`` whose directions colour the points; the last states of the first block when
-            ``None``.
+        coloured_by: Vectors ``(N, D)`` whose directions determine the colours of the points. When ``None``, these are
+            the last states of the first block.
         note: Line of text below the figure.
 
     Raises:
@@ -81,7 +81,7 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a titled part for each block, ``heights`` inches high; the note is below the last one."""
+    """Create a figure with a titled part, ``heights`` inches high, for each block; the note is below the last block."""
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
     figure = new_figure(width, sum(tall))
@@ -134,7 +134,7 @@ def _point_strips(
 ) -> Figure:
     """Draw dots that keep their colours, with the same axes in all panels."""
     if any(x.shape[2] < 2 for x in states.values()):
-        raise UsageError("vectors of one element cannot be drawn in the plane; use plot trajectories for them")
+        raise UsageError("vectors of one element cannot be drawn in the plane; plot their trajectories instead")
     figure, rows = _panels(states, columns, 1.35, note)
     every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])
     centre = np.median(every, axis=0)
@@ -152,7 +152,7 @@ def _point_strips(
 
 
 def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
-    """Draw the first channel of each signal, one below the other, with the same axes in all panels."""
+    """Draw the first channel of each signal, one below another, with the same axes in all panels."""
     figure, rows = _panels(states, columns, 1.5, note)
     step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
     for title, x in states.items():

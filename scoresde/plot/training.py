@@ -66,7 +66,7 @@ def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
 
 
 def _running_mean(y: Floats, window: int) -> Floats:
-    """Centred mean over ``window`` values; it uses fewer values at the ends, and ignores NaN."""
+    """Compute the centred mean over ``window`` values, or fewer at the ends, ignoring NaN."""
     kernel = np.ones(window | 1)
     there = ~np.isnan(y)
     if len(y) == 0:

@@ -1,4 +1,4 @@
-"""Functions that all pictures share, for writing and reporting them."""
+"""Functions shared by all plot commands, which write pictures and report their paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture_option(default: str) -> Decorator:
 
 
 def target(out: Path | None, default: Path) -> Path:
-    """The file to write. An unknown format is rejected before anything is computed."""
+    """Return the file to write. An unknown format is rejected before anything is computed."""
     file = out or default
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:

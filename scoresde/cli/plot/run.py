@@ -42,8 +42,8 @@ def reverse(
 ) -> None:  # fmt: skip
     """Draw samples of a RUN (default: the newest) on their way from noise to data, as a picture and a GIF.
 
-    The picture has the states x_t, and below them the model's estimates x0_hat of the data. The columns are equally
-    spaced in sigma/(alpha + sigma).
+    The picture shows the states x_t, and below them the model's estimates x0_hat of the data. The times of the columns
+    are equally spaced in sigma/(alpha + sigma).
     """
     built = solver.build()
     loaded = session.loaded
@@ -80,7 +80,7 @@ def score_field(
 ) -> None:  # fmt: skip
     """Draw the score that a RUN (default: the newest) has learned for data in the plane, as arrows.
 
-    The arrows lie over the density where it is known, and otherwise over the data with noise. The length of an arrow is
+    The arrows are drawn over the density if it is known, and otherwise over noisy data. The length of an arrow is
     proportional to the fourth root of the length of the score.
     """
     loaded = condition.of(session.loaded)
@@ -94,7 +94,7 @@ def score_field(
     if exact and found.exact is None:
         raise UsageError(
             f"--exact: the exact score is known only for 8gaussians, not for {loaded.info.name}; plot compass "
-            "compares with the score of the training set"
+            "compares the learned score with that of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}
     log_snr = loaded.model.domain.sde.log_snr(t).tolist()
@@ -114,7 +114,7 @@ def score_field(
 )
 @solver_options("em", "steps", steps=200, what="Solver of the reverse SDE: em, heun-sde, sde, ...")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL),
-        help="Number of samples behind the shading.  [default: 200, or 1000 for vectors]")  # fmt: skip
+        help="Number of samples for the shading.  [default: 200, or 1000 for vectors]")  # fmt: skip
 @option("--paths", "lines", under="Picture", first=True, type=Whole(COUNT), default=7,
         help="Number of paths to draw.")  # fmt: skip
 @picture_option("RUN/plots/trajectories.png")
@@ -122,8 +122,9 @@ def score_field(
 def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | None, session: Session) -> None:
     """Draw paths of samples of a RUN (default: the newest) by the probability flow and by the reverse SDE.
 
-    Both start from the same noise. Their paths differ, but have the same law at each time. The picture shows one number
-    per sample: the first coordinate of a vector, or the projection of anything else on the data's first principal axis.
+    Flow and SDE start from the same noise. Their paths differ, but have the same law at each time. The picture shows
+    one number per sample: the first coordinate of a vector, or the projection of any other sample onto the first
+    principal axis of the data.
     """
     noisy = solver.build()
     if not noisy.stochastic:
@@ -165,9 +166,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 def compass(n: int, levels: int, condition: Conditioning, out: Path | None, session: Session) -> None:
     """Compare the score of a RUN (default: the newest) with the exact score, in direction and length.
 
-    The scores are compared at held-out samples with noise. The exact score is that of the density for 8gaussians, and
-    that of the training set for all other data. The score of the training set minimises the training loss; a model that
-    generalises departs from it at low noise.
+    The scores are compared at held-out samples with noise. For 8gaussians, the exact score is the score of the known
+    density. For all other data, it is the score of the training set, which minimises the training loss. A model that
+    generalises departs from the score of the training set at low noise.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")
@@ -188,7 +189,7 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
 
 
 def _times(run: Run, text: str | None) -> Tensor:
-    """Parse times in the model's interval. By default, return the times of some usual noise levels."""
+    """Parse times in the model's interval. If ``text`` is ``None``, return the times of some usual noise levels."""
     import torch
 
     low, high = run.model.domain.interval("sample")

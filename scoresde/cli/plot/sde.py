@@ -32,12 +32,13 @@ PATH = Fields("sde", "SDE", SDES, "sde")
 @picture_option("schedule.png")
 @session(first=("json",))
 def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session: Session) -> None:
-    """Draw the schedules of SDEs. This needs no run.
+    """Draw the schedules of SDEs. This command needs no run.
 
     Some panels show alpha, sigma, beta and log-SNR as functions of t. The others share a log-SNR axis and show alpha
     and sigma, the steps of a solver, and the noise levels that training draws.
 
-    beta is -2 d log alpha/dt. g^2 is dotted where it differs from beta, that is, unless the SDE preserves the variance.
+    beta is -2 d log alpha/dt. g^2 is drawn as a dotted line unless it equals beta, which is the case if the SDE
+    preserves the variance.
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
@@ -73,7 +74,10 @@ def forward(
     data: str, sde: str, assignments: tuple[str, ...], n: int | None, steps: int, grid: str, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Draw data on its way to noise, by the jump x_t = alpha x_0 + sigma eps and step by step. This needs no run."""
+    """Draw data turning into noise, in one jump (x_t = alpha x_0 + sigma eps) and step by step.
+
+    This command needs no run.
+    """
     session.on  # noqa: B018  # sets the threads
     chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
     from ...core.noise import Noise
@@ -95,7 +99,8 @@ def forward(
         r"$A = \alpha_t/\alpha_s$,  $S^2 = \sigma_t^2 - A^2 \sigma_s^2$": found.chain,
     }
     note = (
-        r"Both have the same law at each t. Standard deviation of the noise $(x_t - \alpha_t x_0)/\sigma_t$ here: "
+        r"The jump and the steps have the same law at each t. Standard deviation of the noise "
+        r"$(x_t - \alpha_t x_0)/\sigma_t$ here: "
         f"{spread['jump']:.3f} by the jump, {spread['chain']:.3f} step by step."
     )
     figure = strips(

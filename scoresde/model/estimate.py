@@ -102,7 +102,7 @@ class Domain:
             training (the flow is still correct).
         consistent: Whether the estimates at all noise levels belong to one distribution. Those of a guided model do
             not: its flow and its reverse SDE have different distributions, and a variational bound is only valid for
-            the reverse SDE.
+            the reverse SDE. It changes no result; if it is false, a bound is labelled as that of a guided model.
     """
 
     sde: SDE

@@ -79,6 +79,16 @@ def test_what_is_not_an_affine_map(shift: Any, scale: Any, words: str) -> None:
         affine(shift, scale)
 
 
+def test_an_affine_map_of_plain_numbers() -> None:
+    assert Affine(0.0, 256.0) == affine(0.0, 256.0)
+    assert Affine([1, 2], (3, 4)) == affine([1.0, 2.0], [3.0, 4.0])
+    assert from_dict(to_dict(Composed((Levels(0, 255, 256), Affine(0, 256))))).parts[1].scale.dtype == torch.float64
+    x = torch.tensor([[0.0, 128.0]])
+    assert Affine(0.0, 256.0).to_model(x).tolist() == [[0.0, 0.5]]
+    with pytest.raises(DataError, match="positive"):
+        Affine(0.0, 0)
+
+
 @pytest.mark.parametrize(("low", "high", "count"), LEVELS)
 def test_levels_come_back_from_anywhere_in_their_cell(low: float, high: float, count: int) -> None:
     codec = centred(low, high, count)

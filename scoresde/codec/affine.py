@@ -16,19 +16,27 @@ from .base import Codec
 __all__ = ["Affine", "as_affine"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Affine(Codec):
     """The affine map between data units and model units, ``model = (data - shift) / scale``.
 
-    Attributes:
-        shift: The shift in data units, float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``.
-        scale: The positive scale, with the same units, dtype and possible shapes as the shift.
+    Args:
+        shift: The shift in data units, broadcastable to an event: a number, or shape ``(D,)`` or ``(C, 1)``.
+        scale: The positive scale, with the same units and possible shapes as the shift.
+
+    Numbers and lists become float64 tensors; tensors should be float64 too.
+
+    >>> Affine(0.5, [1.0, 2.0]).to_model(torch.tensor([[1.5, 4.5]]))
+    tensor([[1., 2.]])
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __post_init__(self) -> None:
+    def __init__(self, shift: Tensor | Sequence[Any] | float, scale: Tensor | Sequence[Any] | float) -> None:
+        for name, value in (("shift", shift), ("scale", scale)):
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            object.__setattr__(self, name, tensor)
         if not (bool(torch.isfinite(self.shift).all()) and bool(torch.isfinite(self.scale).all())):
             raise DataError("an affine codec needs a finite shift and scale")
         if not bool((self.scale > 0).all()):
@@ -39,8 +47,7 @@ class Affine(Codec):
         """Build the codec from plain numbers and lists, as read from JSON."""
         if set(options) != {"shift", "scale"}:
             raise DataError(f"an affine codec has the options shift and scale; got {sorted(options)}")
-        shift, scale = (torch.tensor(options[key], dtype=torch.float64) for key in ("shift", "scale"))
-        return cls(shift, scale)
+        return cls(options["shift"], options["scale"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Affine):

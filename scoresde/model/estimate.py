@@ -104,7 +104,8 @@ class Domain:
             training, although the flow is still correct in that case.
         consistent: Whether the estimates at all noise levels belong to one distribution. The estimates of a guided
             model do not: the flow and the reverse SDE then lead to different distributions, and a variational bound is
-            valid only for the reverse SDE.
+            valid only for the reverse SDE. The flag changes no result; if it is false, a bound is labelled as that of
+            a guided model.
     """
 
     sde: SDE

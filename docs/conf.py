@@ -16,7 +16,6 @@ import click
 from click.testing import CliRunner
 from docutils import nodes
 from docutils.parsers.rst import Directive
-from jupyter_client.connect import ConnectionFileMixin
 from sphinx.application import Sphinx
 
 import scoresde
@@ -50,7 +49,6 @@ myst_heading_anchors = 3
 
 # The notebook runs at every build, so that it cannot show what the code no longer does.
 nb_execution_mode = "force"
-ConnectionFileMixin.transport.default_value = "ipc"  # files, not sockets: the build needs no network
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True

@@ -55,9 +55,9 @@ def test_samples_as_they_are_published(tmp_path: Path) -> None:
         ({"x": X, "X": X}, "x and X may each be the data"),
         ({"x": X, "x_train": X}, "x and x_train may each be the data"),
         ({"x": X, "y": Y, "labels": Y}, "y and labels may each be the labels"),
-        ({"x": X, "x_test": X}, "has both x and x_test: name the first x_train"),
-        ({"mu": X, "sigma": X}, "arrays mu, sigma: name the data x"),
-        ({"y": Y}, "arrays y: name the data x"),
+        ({"x": X, "x_test": X}, "has both x and x_test; rename x to x_train"),
+        ({"mu": X, "sigma": X}, "arrays mu, sigma, and it is unclear which one"),
+        ({"y": Y}, "arrays y, and it is unclear which one"),
     ],
 )
 def test_what_could_be_either_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str) -> None:

@@ -232,7 +232,7 @@ def test_failed_samples_are_counted_and_left_out(gaussian: Run, moons: Dataset) 
 
 def test_without_a_converged_solution_there_is_nothing_to_compare_with(gaussian: Run) -> None:
     run = replace(gaussian, base=Poisoned(gaussian.base, torch.ones(3, dtype=torch.bool)))
-    with pytest.raises(NumericalError, match="the probability flow at a tolerance of 1e-08: 3 of 3"):
+    with pytest.raises(NumericalError, match="the probability flow failed at a tolerance of 1e-08: 3 of 3"):
         bench(run, {"ddim": DDIM()}, (5,), n=3)
 
 

@@ -121,7 +121,7 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
         ("raise KeyError('k')", "importing own_bad fails: KeyError: 'k'"),
         ("raise SystemExit(0)", "importing own_bad fails: SystemExit: 0"),
         ("Own = 3", "'own_bad:Own' is neither a class nor a function; its type is int"),
-        ("def Own(): return 3", "SDE 'own_bad:Own' gives an object of type int; derive it from scoresde.sde.base.SDE"),
+        ("def Own(): return 3", "SDE 'own_bad:Own' gives an object of type int; derive that class from"),
         ("class Own: pass", "SDE 'own_bad:Own' gives an object of type Own"),
         ("class Own:\n    def __init__(self): raise KeyError('k')", "cannot be created with no options: 'k'"),
         ("def Own(): raise SystemExit(0)", "SDE 'own_bad:Own' fails: SystemExit: 0"),

@@ -20,10 +20,11 @@ from PIL import Image
 from runs import edit, older, signal_at
 from shell import Shell
 
-from scoresde import load
+from scoresde import TrainConfig, fit, load
 from scoresde import train as training
 from scoresde.cli import main
 from scoresde.core.files import read_json
+from scoresde.core.registry import resolve
 from scoresde.core.tables import SDES, SOLVERS
 from scoresde.run.files import newest_checkpoint
 
@@ -191,7 +192,7 @@ def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
         shell.refuses(f"sample {moons} {line}", 2, "torchsde is a solver of the reverse", "(here: --solver torchsde)")
     for line in ("--order cp", "--set solver.order=cp"):
         shell.refuses(f"sample {moons} --solver pc {line}", 2, "sequence", "(here: --set solver.sequence=cp)")
-    shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "a whole number")
+    shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "an integer")
     shell.refuses(f"sample {moons} --solver pc --order 2", 2, "no option 'order'", "multistep")
     for line in ("--set solver.sequence=cp", "--sequence cp"):
         found = shell.json(f"sample {moons} --solver pc --steps 2 --n 2 {line}")
@@ -247,6 +248,67 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
     assert not own.exists() and "mysde" not in sys.modules
 
 
+NETWORK = """
+import torch
+from torch import nn
+
+from scoresde.model.parametrization import Eps
+
+
+class Wide(nn.Module):
+    def __init__(self, dims, classes=0, width=4):
+        super().__init__()
+        self.enter, self.leave, self.width = nn.Linear(dims + 1, width), nn.Linear(width, dims), width
+
+    def forward(self, x, c, cond=None):
+        return self.leave(torch.tanh(self.enter(torch.cat([x, c[:, None]], 1))))
+
+
+class Half(Eps):
+    pass
+"""
+
+
+def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
+    Path("parts.py").write_text(NETWORK)
+    named = "--network parts:Wide --predict parts:Half"
+    shell(f"train --data moons --steps 2 --batch 8 {named} --set network.width=6 --out r --quiet")
+    sys.modules.pop("parts")
+    for line in ("sample r --n 2", "evaluate r --n 30", "plot reverse r --n 4", "train --resume r"):
+        shell.refuses(line, 3, "is not a built-in", "(here: --")
+    assert "parts" not in sys.modules, "a name from a file was imported"
+
+    for line in (
+        "sample r --n 2", "likelihood r --limit 2", "likelihood r runs/moons --limit 2", "plot reverse r --n 4",
+        "bench r --nfe 2 --n 4", "reflow r --pairs 16 --steps 2 --out flow", "train --resume r --steps 3",
+    ):  # fmt: skip
+        shell(f"{line} {named} --quiet")
+    for folder, step in (("r", 3), ("flow", 2)):
+        run = load(folder, network="parts:Wide", parametrization="parts:Half")
+        assert run.step == step and run.base.network.width == 6  # type: ignore[union-attr]
+    module = sys.modules["parts"]
+    again = load("r", network=module.Wide, parametrization=module.Half())
+    assert torch.equal(again.sample(2).x, load("r", network="parts:Wide", parametrization=module.Half).sample(2).x)
+
+    shell.refuses("sample r --predict parts:Half --network mlp", 3, "the network 'parts:Wide', not 'mlp'")
+    shell.refuses("sample r --network parts:Wide --predict v", 3, "the prediction 'parts:Half', not 'v'")
+    shell.refuses("train --resume r --network mlp --predict parts:Half", 2, "was trained with parts:Wide")
+    shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")
+    shell.refuses("train --data moons --network parts:Half", 2, "not a Module")
+
+
+def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
+    Path("parts.py").write_text(NETWORK.replace("dims, classes=0", "dims=2"))
+    sys.path.insert(0, os.getcwd())
+    try:
+        network = resolve("parts:Wide", {}, typed=True)()
+    finally:
+        sys.path.remove(os.getcwd())
+    fit(TrainConfig(data="moons", steps=2, batch=8), network=network, out="r", quiet=True)
+    shell.refuses("sample r --n 2", 3, "trained with a network of your own")
+    shell("sample r --n 2 --network parts:Wide --quiet")
+
+
 # --------------------------------------------------------------------------------------------------------- bad usage
 
 
@@ -269,7 +331,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --set clip", ["--set clip:", "NAME=VALUE"]),
         ("train --set clip=abc", ["clip is 'abc'", "a number"]),
         ("train --set clip=-1", ["clip is -1", "> 0"]),
-        ("train --set seed=1.5", ["seed is 1.5", "whole number"]),
+        ("train --set seed=1.5", ["seed is 1.5", "an integer"]),
         ("train --set t_sampler=log", ["unknown time sampler 'log'", "sqrt, uniform"]),
         ("train --t-sampler lognorm", ["'lognorm'", "did you mean 'lognormal'"]),
         ("train --t-sampler mode --set t_sampler.s=1", ["no option 's'", "k, stratified"]),
@@ -289,7 +351,7 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),
         ("train --set learn_variance=2", ["learn_variance is 2", "yes or no"]),
-        ("train --set network.channels=4.5", ["channels is 4.5", "whole number"]),
+        ("train --set network.channels=4.5", ["channels is 4.5", "an integer"]),
         ("train --set beta_max=4", ["unknown setting 'beta_max'", "did you mean sde.beta_max?"]),
         ("train --beta-mx 4", ["--beta-mx", "--beta-max"]),
         ("train --data-std 1", ["--set predict.data_std=VALUE or --set weighting.data_std=VALUE"]),
@@ -300,10 +362,10 @@ def test_a_run_that_names_code_is_not_obeyed(shell: Shell, moons: str, own: Path
         ("sample --solver em --eta abc", ["eta is 'abc'", "a number", "--set solver.eta=VALUE"]),
         ("sample --solver em --snr 0.2", ["'em' has no option 'snr'", "pc, ald, original"]),
         ("sample --solver pc --set solver.start=3", ["start is 3", "yes or no", "--set solver.start=VALUE"]),
-        ("sample --solver em --set solver.steps=2.5", ["steps is 2.5", "whole number"]),
+        ("sample --solver em --set solver.steps=2.5", ["steps is 2.5", "an integer"]),
         ("sample --solver em --steps 4 --grid 1,0.5,0.001", ["--steps 4", "omit --steps"]),
         ("sample --set sovler.eta=3", ["did you mean --set solver.eta=3?"]),
-        ("likelihood --draws two", ["draws is 'two'", "whole number", "--set likelihood.draws=VALUE"]),
+        ("likelihood --draws two", ["draws is 'two'", "an integer", "--set likelihood.draws=VALUE"]),
         ("likelihood --redraw=3", ["redraw is 3", "yes or no"]),
         ("likelihood --no-redrw", ["--no-redrw", "--redraw"]),
         ("likelihood --method quadratur", ["'quadratur'", "coupled, quadrature", "--set likelihood.method=VALUE"]),
@@ -539,7 +601,10 @@ def test_ctrl_c_is_130_and_leaves_a_checkpoint(shell: Shell, monkeypatch: pytest
     signal_at(monkeypatch, 3, signal.SIGINT)
     out = shell("train --data moons --steps 11 --batch 8 --set network.width=8 --out r", 130)
     assert out == "" and "after step 3: the checkpoint is saved in r" in shell.err
-    assert "(here: scoresde train --resume r)" in shell.err
+    assert (
+        "stopped: SIGINT after step 3: the checkpoint is saved in r; continue with: scoresde train --resume r\n"
+        in shell.err
+    )
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
 
 
@@ -547,7 +612,7 @@ def test_sigterm_is_75_and_the_run_goes_on(shell: Shell, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         signal_at(patch, 3, signal.SIGTERM)
         out = shell("train --data moons --steps 9 --batch 8 --set network.width=8 --out r", 75)
-    message = r"error: SIGTERM after step 3: the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
+    message = r"stopped: SIGTERM after step 3: the checkpoint is saved in r; continue with: scoresde train --resume r\n"
     assert out == "" and re.search(message, shell.err) and "Traceback" not in shell.err
     assert read_json(newest_checkpoint(Path("r")) / "state.json")["step"] == 3
     assert shell("train --resume r --steps 6 --quiet") == "r\n"
@@ -566,7 +631,9 @@ def test_sigterm_reaches_a_program(shell: Shell, tmp_path: Path) -> None:
         p.send_signal(signal.SIGTERM)
         out, err = p.communicate(timeout=60)
     assert p.returncode == 75 and out == b""
-    message = r"error: SIGTERM after step (\d+): the checkpoint is saved in r; .* \(here: scoresde train --resume r\)\n"
+    message = (
+        r"stopped: SIGTERM after step (\d+): the checkpoint is saved in r; continue with: scoresde train --resume r\n"
+    )
     told = re.search(message, err.decode())
     assert told and "Traceback" not in err.decode()
     step = int(told[1])

@@ -47,7 +47,7 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
             "cat/text.jpg (text)",
             "1 of 67 files holds several frames: dog/stack.tif (2 frames)",
             "1 of 67 files has an unsupported pixel format: dog/float.tiff (floating-point numbers)",
-            "8-bit and 16-bit images together: 61 and 1 (cat/deep.png)",
+            "there are both 8-bit and 16-bit images: 61 and 1 (cat/deep.png)",
             "images of 5 sizes, from 8 to 40 wide and 8 to 40 high: 8x8 (16: ",
         ],
         ["--on-bad skip"] * 4 + ["--size 8 --fit crop"],
@@ -74,7 +74,7 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
         "image of shape 3 x 8 x 8", "values from 0 to 255, 256 levels", "2 classes: cat, dog",
         "left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
         "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures resized to 8x8 (crop)",
-        "1 picture with the same bytes as another", "training + test samples per class: cat (",
+        "1 picture with the same bytes as another picture", "training + test samples per class: cat (",
         "note: fewer than 5,000 images: with --augment",
     ):  # fmt: skip
         assert words in out
@@ -113,7 +113,7 @@ def test_json(shell: Shell, mixed: str) -> None:
 def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
     Path(mixed, "loose.png").write_bytes(Path(mixed, "cat/0.png").read_bytes())
     out = shell(f"data inspect {mixed} --on-bad skip --size 8 --fit crop", 3)
-    assert out.startswith("photos: 1 problem\n1. images both directly in it (1: loose.png)")
+    assert out.startswith("photos: 1 problem\n1. there are images both at the top level (1: loose.png)")
     assert out.splitlines()[-1] == "to solve problems without an option, change the data"
 
 

@@ -67,7 +67,7 @@ def test_full_help_tells_the_fields_of_what_is_chosen(shell: Shell) -> None:
     text = shell("sample --help-all")
     for name in SOLVERS:
         assert name == "ode" or re.search(rf"^  {re.escape(name)}  ", text, re.M), f"{name} is not in the help"
-    assert re.search(r"--atol VALUE +Absolute tolerance; none to use the value of rtol", text)
+    assert re.search(r"--atol VALUE +Absolute tolerance, or none to use the value of rtol", text)
     assert "--atol" not in shell("sample --help")
     text = shell("sample --solver pc --help-all")
     assert "Fields of the solver pc" in text and "--set solver.start=VALUE" in text and "--start" in text
@@ -159,7 +159,7 @@ def test_values_are_read_by_the_type_of_their_field(field: str, text: str, value
     ("field", "text", "takes"),
     [
         ("flag", "1", "1; it must be yes or no"), ("flag", "abc", "'abc'; it must be yes or no"),
-        ("whole", "1.5", "1.5; it must be a whole number"), ("whole", "yes", "'yes'; it must be a whole number"),
+        ("whole", "1.5", "1.5; it must be an integer"), ("whole", "yes", "'yes'; it must be an integer"),
         ("number", "abc", "'abc'; it must be a number, or none"), ("number", "1,2", "'1,2'; it must be a number"),
         ("maybe", "2", "2; it must be yes or no, or none"),
     ],

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import edit
 from shell import Shell
 
-from scoresde import Likelihood, load, load_data
+from scoresde import Likelihood, TrainConfig, fit, load, load_data
 from scoresde.likelihood.data import join
 
 FAST = "--rtol 0.3 --no-check --threads 1"
@@ -36,6 +37,64 @@ def foreign(path: str = "inverted.npz") -> str:
     """Digits, black on white: values among the same 17 levels."""
     np.savez(path, x=16 - load_data("digits").test.numpy().astype(np.int64))
     return path
+
+
+def test_each_figure_names_the_row_of_the_file(shell: Shell, moons: str) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    x[24] = 9.0  # the odd one
+    np.save("x.npy", x)
+    shell(f"likelihood {moons} --data x.npy --limit 0 --save csv,npz {FAST}")
+    scored = len(rows(f"{moons}/likelihood"))
+    assert f"the other {50 - scored} samples of x are left out; --split all scores all of them" in shell.err
+    shell(f"likelihood {moons} --data x.npy --split all --limit 0 --save csv,npz --out all {FAST}")
+    assert "left out" not in shell.err
+    expected = load(moons).log_likelihood(torch.from_numpy(x), Likelihood(rtol=0.3)).log_prob
+    for folder, n in ((f"{moons}/likelihood", scored), ("all", 50)):
+        found = rows(folder)
+        assert len(found) == n
+        for one in found:
+            assert float(one["log_prob"]) == pytest.approx(float(expected[int(one["row"])]), rel=1e-4)
+    assert min(rows("all"), key=lambda one: float(one["log_prob"]))["row"] == "24"
+
+
+def test_rows_of_parts_and_files(shell: Shell, digits: str) -> None:
+    data = load_data("digits")
+    np.savez("two.npz", x_train=data.train[:60].numpy(), x_test=data.test[:9].numpy())
+    shell(f"likelihood {digits} --data two.npz --split all --limit 0 --save csv --out two {FAST}")
+    counted = [int(one["row"]) for one in sorted(rows("two"), key=lambda one: int(one["index"]))]
+    assert counted[-9:] == list(range(9)) and sorted(counted[:-9]) == list(range(60)), "each part from 0"
+    for i, picture in enumerate((data.train[:30, 0] * 15).byte().numpy()):
+        Path("p").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(f"p/{i:02}.png")
+    small = {"data": "p", "steps": 2, "batch": 8, "network_options": {"channels": 4}}
+    fit(TrainConfig(**small), out="r", quiet=True)
+    np.save("p.npy", np.stack([np.asarray(Image.open(path)) for path in sorted(Path("p").iterdir())])[:, None])
+    how = "--dequantisation none --divergence exact"
+    shell(f"likelihood r --data p --data p.npy --split all --limit 2 --save csv,npz --out q {how} {FAST}")
+
+    def of(data: str) -> list[dict[str, str]]:
+        return [one for one in rows("q") if one["data"] == data]
+
+    files = sorted(Path("p").iterdir())
+    expected = {int(one["row"]): float(one["log_prob"]) for one in of("p (2)")}
+    assert len(of("p (1)")) == 2 == len(expected) and all(one["path"] == "" for one in of("p (2)"))
+    model = load("r")
+    for one in of("p (1)"):
+        assert one["row"] == "-1"
+        read = torch.from_numpy(np.array(Image.open(one["path"])))[None, None]
+        alone = model.log_likelihood(read, Likelihood(rtol=0.3, dequantisation="none", divergence="exact")).log_prob
+        assert float(one["log_prob"]) == pytest.approx(float(alone), rel=1e-4)
+    for i in expected:
+        read = torch.from_numpy(np.array(Image.open(files[i])))[None, None]
+        alone = model.log_likelihood(read, Likelihood(rtol=0.3, dequantisation="none", divergence="exact")).log_prob
+        assert expected[i] == pytest.approx(float(alone), rel=1e-4)
+
+
+def test_the_progress_shows_the_mean_of_all_rows(shell: Shell, moons: str) -> None:
+    shell(f"likelihood {moons} --limit 40 --batch 7 --save csv {FAST}")
+    final = re.search(r"40/40 .*nats (\S+)", shell.err)
+    mean = np.mean([float(one["log_prob"]) for one in rows(f"{moons}/likelihood")])
+    assert final and float(final[1]) == pytest.approx(mean, rel=0.006)
 
 
 def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> None:
@@ -260,7 +319,7 @@ def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
 def test_data_in_other_units_are_scored_with_a_warning(shell: Shell, moons: str) -> None:
     np.save("x.npy", 255 * load_data("moons").test[:50].numpy())
     shell(f"likelihood {moons} --data x.npy --limit 3 --steps 1 --no-check --elbo --strata 1 --save csv --threads 1")
-    assert shell.err.count("warning: the values in column 0 go from") == 1 and "those of moons" in shell.err
+    assert shell.err.count("warning: the values in column 0 go from") == 1 and "values of moons" in shell.err
 
 
 def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:

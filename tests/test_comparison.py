@@ -238,7 +238,7 @@ def test_rows_that_another_run_was_trained_on(trained: Path) -> None:
     assert unfair(other, run, replace(chosen, split="all")) is None
     gone = replace(other, config=replace(other.config, data="nowhere.npz"))
     assert trained_on(gone, x) is None
-    assert "cannot be read, so it may have been trained" in str(unfair(gone, run, chosen))
+    assert "cannot be read, so this run may have been trained" in str(unfair(gone, run, chosen))
     fresh = Chosen("digits", "test", 3, torch.arange(3), 16 - data.test[:3], None)
     assert unfair(other, run, fresh) is None
 

@@ -58,7 +58,7 @@ def test_images_are_dealt_out_whole():
     ("weighting", "predict", "nodes", "reason"),
     [
         ("likelihood", "velocity", False, "weighs errors of the score"),
-        ("native", "score", False, "cannot predict one"),
+        ("native", "score", False, "cannot predict a score"),
         ("native", "eps", True, "discrete chain"),
     ],
 )

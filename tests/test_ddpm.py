@@ -233,7 +233,7 @@ def test_a_variance_that_is_not_there_is_refused():
         ScoreModel(network(2), VPSDE(), Eps(), learn_variance=True)
     plain = ScoreModel(network(), DDPM(N), Eps(), learn_variance=True)
     with pytest.raises(
-        UsageError, match=r"returns the shape \(2, 3\) for an input of shape \(2, 3\); .* twice the channels"
+        UsageError, match=r"a tensor of shape \(2, 3\) for an input of shape \(2, 3\); .* twice as many channels"
     ):
         plain(normals(2, 3), 0.5)
 

@@ -220,7 +220,7 @@ def test_a_path_down_to_no_noise_is_finite_whatever_is_predicted(sde, predict):
     for how in (Likelihood(steps=4), Likelihood(steps=4, divergence="difference")):
         assert bool(how(model, x, check=False).log_prob.isfinite().all())
     if low == 0:
-        with pytest.raises(UsageError, match=r"at t = 0 .* has none; use a larger t_min"):
+        with pytest.raises(UsageError, match=r"at t = 0 .* has no noise; use a larger t_min"):
             elbo(model, x)
     assert bool(elbo(model, x, t_min=max(low, 1e-5)).log_prob.isfinite().all())
 
@@ -232,5 +232,5 @@ def test_noise_that_no_arithmetic_tells_from_none_is_refused(t_min):
         pass
 
     Tiny.t_min = t_min
-    with pytest.raises(UsageError, match="begin at t_min = 1e-5"):
+    with pytest.raises(UsageError, match="set t_min = 1e-5"):
         Tiny()

@@ -124,7 +124,9 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
     found = evaluate(x, digits, by, {}, copies=by)
     assert found.copies is not None and found.copies.flagged.tolist() == [31]
     assert int(found.copies.nearest[31]) == 777 and found.copies.exact == 1
-    assert "1 flagged: sample 31 (of training row 777); 1 exact (among held-out data: 0)" in evaluation_table(found)
+    assert "1 flagged: sample 31 (of training row 777); exact copies: 1 (among held-out data: 0)" in evaluation_table(
+        found
+    )
     clean = evaluate(digits.test.float(), digits, by, {}, copies=by)
     assert clean.copies is not None and len(clean.copies.flagged) == 0 and clean.copies.exact == 0
     assert clean.copies.closer.value == 0.5 and "no sample is closer" in evaluation_table(clean)
@@ -132,7 +134,7 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
 
 def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
     by, few = pixels(small.codec), replace(small, test=small.test[:19])
-    with pytest.warns(UserWarning, match="no check for copies: it needs 20 held-out rows, but digits has 19"):
+    with pytest.warns(UserWarning, match="no check for copies: the check needs 20 held-out rows, but digits has 19"):
         found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
     assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in evaluation_table(found)
 
@@ -156,7 +158,7 @@ def test_a_table_without_figures_states_what_was_compared(small: Dataset) -> Non
     few = replace(small, test=small.test[:6])
     with pytest.warns(UserWarning, match="no check for copies"):
         found = evaluate(noisy(small.train[:40]), few, pixels(small.codec), {}, copies=pixels(small.codec))
-    assert "40 samples against 6 of digits (test)" in evaluation_table(found)
+    assert "40 samples against 6 rows of digits (test)" in evaluation_table(found)
 
 
 def test_the_table_states_numbers_and_features(small: Dataset) -> None:
@@ -167,8 +169,8 @@ def test_the_table_states_numbers_and_features(small: Dataset) -> None:
     assert lines[0].split() == ["samples", "real", "data"]
     assert [line.split()[0] for line in lines[1:6]] == ["frechet", "without", "mmd", "closer", "authenticity"]
     assert lines[1].count("±") == 2
-    assert "40 samples against 60 of digits (test); real data: 40 of the other split" in text
-    assert f"features: pixels, 64 of them, hash {by.hash}, resizing none" in text
+    assert "40 samples against 60 rows of digits (test); real data: 40 rows of the other split" in text
+    assert f"features: pixels (64 per row), hash {by.hash}, resizing none" in text
 
 
 def test_the_extrapolated_value_has_the_error_of_the_pseudo_values(small: Dataset) -> None:
@@ -258,9 +260,9 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     np.savez(path, x=x + 0.75)
     assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     for arrays, message in (
-        ({"mu": x, "sigma": x}, "arrays mu, sigma: name the data x"),
+        ({"mu": x, "sigma": x}, "arrays mu, sigma, and it is unclear which one"),
         ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), but digits has shape \(1, 8, 8\)"),
-        ({"x": x / 8.0 - 1}, "values from -1 to 1, but digits goes from 0 to 16: samples must be in data units"),
+        ({"x": x / 8.0 - 1}, "values from -1 to 1, but digits goes from 0 to 16; samples must be in data units"),
         ({"x": x + 1.0}, "values from 1 to 17"),
         ({"x": np.array(["a"])}, "real numbers"),
     ):
@@ -303,7 +305,7 @@ def test_evaluate_needs_nothing_but_a_run(copied: Copied, shell) -> None:
     assert out.splitlines()[-1].startswith(f"{folder}/neighbours.png  ")
     for word in "frechet kernel mmd sliced precision recall density coverage closer authenticity copies".split():
         assert f"\n{word}" in out
-    assert "24 samples against 180 of digits (test)" in out and "features: classifier, 8 of them" in out
+    assert "24 samples against 180 rows of digits (test)" in out and "features: classifier (8 per row)" in out
     assert "training a classifier" in err and Path("runs/digits/classifier/classifier.json").is_file()
     facts = json.loads((folder / "evaluation.json").read_text())
     assert facts["run"] == "runs/digits" and facts["solver"] == "multistep"
@@ -395,7 +397,7 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
     np.savez("f.npz", **arrays)
     out, err = shell("evaluate --features f.npz")
     assert "warning: no check for copies: f.npz has no array 'train'" in err
-    assert "30 samples against 40 of f.npz (reference)" in out and "features: f.npz, 3 of them" in out
+    assert "30 samples against 40 rows of f.npz (reference)" in out and "features: f.npz (3 per row)" in out
     np.savez("f.npz", **arrays, train=np.concatenate([rng.normal(size=(50, 3)), arrays["samples"][:1]]))
     out, err = shell("evaluate --features f.npz --json")
     assert err == "" and json.loads(out)["copies"]["flagged"] == [0] and json.loads(out)["n_real"] == 30
@@ -406,7 +408,7 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
 def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
     copied("moons")
     out, _ = shell(f"evaluate {SHORT} --solver heun --limit 100 --metrics sliced,copies --quiet")
-    assert "24 samples against 100 of moons (test)" in out and "features: pixels, 2 of them" in out
+    assert "24 samples against 100 rows of moons (test)" in out and "features: pixels (2 per row)" in out
     assert Path("runs/moons/evaluation/neighbours.png").is_file()
 
 
@@ -421,7 +423,7 @@ def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
         ("--solver ode --steps 4", 2, "has no option 'steps'; choose from: atol"),
         ("--solver ode --steps 4", 2, "'steps' is an option of: euler, heun"),
         ("--data moons", 3, "they cannot be compared"),
-        ("--samples nowhere.npz", 3, "nowhere.npz: cannot be read"),
+        ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
         ("--n 1", 2, "1 is not in the range"),
     ],
 )

@@ -74,7 +74,7 @@ def test_covariances():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="stds"):
         GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(3))
-    with pytest.raises(UsageError, match="add up to 1"):
+    with pytest.raises(UsageError, match="must sum to 1"):
         GaussianMixture(VPSDE(), torch.zeros(2, 3), torch.ones(2), torch.tensor([0.5, 0.6]))
     with pytest.raises(UsageError, match="covariances of shape"):
         GaussianMixture(VPSDE(), torch.zeros(2, 3), covariances=torch.ones(2, 3))

@@ -213,7 +213,7 @@ def test_a_classifier_that_guesses_compares_nothing(digits: Dataset, tmp_path: P
     told: list[str] = []
     home = tmp_path / "classifier"
     assert extractor_by_name("auto", strange, folder=home, told=told.append).name == "pixels"
-    assert "no better than guessing" in told[-1] and not home.exists()
+    assert "no better than chance" in told[-1] and not home.exists()
     assert extractor_by_name("classifier", strange).name == "classifier"  # but for who asks for it
 
 
@@ -274,11 +274,11 @@ def test_inception_gets_bytes_and_only_the_published_weights(
     digits: Dataset, fidelity: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UsageError, match=r"no weights at .*download https://github.com/toshas"):
+    with pytest.raises(UsageError, match=r"there are no weights at .*download https://github.com/toshas"):
         inception(digits.info)
     file = tmp_path / "weights.pth"
     file.write_bytes(b"anything")
-    with pytest.raises(UsageError, match="the weights are different"):
+    with pytest.raises(UsageError, match="these are different weights"):
         extractor_by_name(f"inception:{file}", digits)
     digest = hashlib.sha256(b"anything").hexdigest()
     monkeypatch.setattr(features, "INCEPTION", f"weights-{digest[:8]}.pth")
@@ -297,7 +297,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
     found = read_features(path)
     assert set(found) == {"samples", "reference"} and found["samples"].shape == (6, 2)
     for arrays, message in (
-        ({"samples": x}, "has the arrays samples; it needs samples and reference"),
+        ({"samples": x}, "has the arrays samples; it needs the arrays samples and reference"),
         ({"samples": x, "reference": x[:, :1]}, r"reference has shape \(6, 1\)"),
         ({"samples": x, "reference": np.array([{}])}, "cannot be read"),
         ({"samples": x, "reference": np.array(["a"])}, "cannot be read"),
@@ -310,7 +310,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
             read_features(path)
     np.save(tmp_path / "a.npy", x)
-    with pytest.raises(DataError, match="has the arrays x; it needs samples and reference"):
+    with pytest.raises(DataError, match="has the arrays x; it needs the arrays samples and reference"):
         read_features(tmp_path / "a.npy")
 
 

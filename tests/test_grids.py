@@ -67,7 +67,7 @@ def test_bad_grids_are_refused():
         make_grid("cosine", ALL["vp"], 5, 1.0, 0.1)
     with pytest.raises(UsageError, match="steps is 0"):
         make_grid("uniform", ALL["vp"], 0, 1.0, 0.1)
-    with pytest.raises(UsageError, match="must move towards its end"):
+    with pytest.raises(UsageError, match="must be strictly monotone"):
         make_grid("logsnr", ALL["flow"], 5, 0.5, 0.5)
 
 
@@ -130,7 +130,7 @@ def test_a_grid_may_be_its_times(given):
         ((1e-3, 0.5, 1.0), "from 0.001 to 1, but the solver goes from t = 1 to 0.001"),  # the other way
         ((0.9, 0.5, 1e-3), "from 0.9 to 0.001, but the solver goes from t = 1"),
         ((1.0, 0.5), "from 1 to 0.5, but the solver goes from t = 1 to 0.001"),
-        ((1.0,), "give at least both ends"),
+        ((1.0,), "give at least the two ends"),
         ("1,0.5,x", "not a list of numbers"),
         (0.5, "a name, a list of times or a Grid"),
     ],

@@ -454,7 +454,7 @@ def test_bad_options_are_refused():
         ({"differentiable": True}, "set steps"),
         ({"probe": "cauchy"}, "gaussian"),
         ({"t_min": 1.5}, "must lie in"),
-        ({"steps": 0}, "steps is 0; it must be a whole number >= 1"),
+        ({"steps": 0}, "steps is 0; it must be an integer >= 1"),
         ({"batch": 0}, "batch"),
         ({"noise": Noise.of(3)}, "3 rows"),
     ):

@@ -214,7 +214,7 @@ def test_a_copy_has_the_distance_zero_and_a_duplicate_is_a_neighbour():
 
 
 def test_more_neighbours_than_rows_are_refused():
-    with pytest.raises(UsageError, match="k = 4 nearest neighbours among 3"):
+    with pytest.raises(UsageError, match="k = 4 nearest neighbours cannot be found among 3 rows"):
         nearest(normal(4, 2), normal(4, 2), 4, same=True)
 
 
@@ -414,7 +414,7 @@ def test_density_is_one_and_coverage_its_combinatorial_value_for_equal_distribut
 
 def test_neighbourhoods_of_small_sets():
     assert math.isnan(neighbourhoods(normal(6, 2), normal(6, 2, seed=1)).recall.stderr)
-    with pytest.raises(UsageError, match="k = 5 neighbours in sets of 5 and 9 rows"):
+    with pytest.raises(UsageError, match="k = 5 neighbours cannot be found in sets of 5 and 9 rows"):
         neighbourhoods(normal(5, 2), normal(9, 2))
 
 
@@ -502,23 +502,24 @@ def test_one_line_on_the_nearest_training_samples_against_scipy():
     tree = cKDTree(2 * train.numpy())
     ours, theirs = (float(torch.tensor(tree.query(2 * z.numpy())[0]).median()) for z in (x, held_out))
     assert line == (
-        f"nearest training samples: at {ours:.3g} from samples, {theirs:.3g} from held-out ones "
-        "(medians of 30 and 40); none nearer than new data would be"
+        f"distance to the nearest training sample: {ours:.3g} for samples, {theirs:.3g} for held-out samples "
+        "(medians of 30 and 40); samples closer than new data would be: none"
     )
     x[3] = train[17]
     x[4, 0] = torch.nan
     x[5] = train[90] + 1e-5
     line = nearest_line(x, train, held_out)
-    assert "(medians of 29 and 40); exact copies: 1 of samples, 0 of held-out ones; 2 nearer than new data" in line
+    assert "(medians of 29 and 40); exact copies: 1 among samples, 0 among held-out samples; " in line
+    assert line.endswith("samples closer than new data would be: 2")
 
 
 def test_the_line_says_what_few_rows_allow():
     x, train = normal(5, 3, seed=1), normal(50, 3, seed=2)
     few = nearest_line(x, train, normal(4, 3, seed=3))
-    assert few.endswith("from held-out ones (medians of 5 and 4)")
-    assert nearest_line(x, train, train[:0]).endswith("from samples (medians of 5)")
-    assert "not computed for 0 samples and 50 training ones" in nearest_line(x * torch.nan, train, train)
-    assert "exact copies: 5 of samples, 5 of held-out ones" in nearest_line(train[:5], train[:7], train[:5])
+    assert few.endswith("for held-out samples (medians of 5 and 4)")
+    assert nearest_line(x, train, train[:0]).endswith("for samples (medians of 5)")
+    assert "not computed for 0 samples and 50 training samples" in nearest_line(x * torch.nan, train, train)
+    assert "exact copies: 5 among samples, 5 among held-out samples" in nearest_line(train[:5], train[:7], train[:5])
 
 
 def test_the_line_is_that_of_large_data_looked_at_in_part(monkeypatch):
@@ -530,9 +531,9 @@ def test_the_line_is_that_of_large_data_looked_at_in_part(monkeypatch):
     x[3] = train[401]
     x[3, 0, 0, 1] += 1  # which is not among those
     line = nearest_line(x, train, held_out)
-    assert "exact copies: 1 of samples, 0 of held-out ones; 2 nearer than new data would be" in line
+    assert "exact copies: 1 among samples, 0 among held-out samples; samples closer than new data would be: 2" in line
     true = cdist(x.flatten(1), train.flatten(1)).min(1)
-    assert float(line.split(" at ")[1].split()[0]) == pytest.approx(float(np.median(true)), rel=0.02)
+    assert float(line.split(": ")[1].split()[0]) == pytest.approx(float(np.median(true)), rel=0.02)
     monkeypatch.setattr(copies, "READ", 200 * 1600)
     assert "against one in 3 training samples)" in nearest_line(x, train, held_out)
     assert "exact copies" not in nearest_line(x, train, held_out)  # no. 400 is not among them
@@ -562,7 +563,7 @@ def test_refusals(metric):
         metric(x, x[:1])
     bad = x.clone()
     bad[3, 1], bad[3, 2], bad[7, 0] = math.nan, math.inf, -math.inf
-    with pytest.raises(UsageError, match="x has 3 values that are not finite, the first in row 3"):
+    with pytest.raises(UsageError, match="x has 3 values that are not finite, the first of them in row 3"):
         metric(bad, x)
     with pytest.raises(UsageError, match="y has 3 values"):
         metric(x, bad)

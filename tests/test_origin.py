@@ -72,7 +72,7 @@ def test_an_older_run_finds_a_relative_path_beside_the_folders_above_it(own: Pat
 
 # What stands in the file then, what every reader says of it, and whether it goes on.
 CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, bool]] = {
-    "re-sorted": (lambda x: x[::-1], "another order", True),
+    "re-sorted": (lambda x: x[::-1], "a different order", True),
     "grown": (lambda x: np.concatenate([table(5, seed=3), x]), "grown by 5 rows", True),
     "shrunk": (lambda x: x[3:], "3 of the 120 rows", False),
     "edited": (lambda x: np.where(np.arange(len(x))[:, None] < 2, x + 1, x), "2 of the 120 rows", False),
@@ -205,7 +205,7 @@ def test_an_older_run_keeps_the_pictures_it_read(own: Path) -> None:
         warnings.simplefilter("error")
         assert torch.equal(load("runs/old").data().test, then.test)
     Image.new("RGB", (8, 8)).save("photos/loose.png")  # refused today, and a class of its own then
-    with pytest.raises(DataError, match="directly in it"):
+    with pytest.raises(DataError, match="at the top level"):
         load("runs/old").data()
 
 

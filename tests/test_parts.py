@@ -71,7 +71,10 @@ def test_samples_go_on_to_the_bit(
     line = f"{SAMPLE} --save npz,path".replace("M", moons)
     shell(f"{line} --out whole")
     told = halted(f"{line} --out o", 2, number)
-    assert f"error: {number.name}: 8 of 10 samples are saved in o (here: scoresde sample --out o --resume" in told
+    assert (
+        f"stopped: {number.name}: 8 of 10 samples are saved in o; continue with: scoresde sample --out o --resume"
+        in told
+    )
     assert sorted(p.name for p in Path("o/parts").iterdir()) == [
         "000000-000003.safetensors", "000004-000007.safetensors",
     ]  # fmt: skip
@@ -142,7 +145,7 @@ def test_other_data_are_refused(shell: Shell, moons: str, halted: Callable[..., 
     line = "likelihood M --data a.npy --split all --limit 8 --batch 4 --rtol 0.3 --no-check --save csv --out o"
     halted(line, 1)
     np.save("a.npy", np.linspace(-1, 2, 40, dtype=np.float32).reshape(20, 2))
-    shell.refuses(f"{line} --resume".replace("M", moons), 2, "differ from those of rows 0 to 3")
+    shell.refuses(f"{line} --resume".replace("M", moons), 2, "from different data for rows 0 to 3")
 
 
 @pytest.mark.parametrize("where", [20, b'seed\\": 0', -3], ids=["header", "request", "numbers"])
@@ -209,7 +212,7 @@ def test_the_library_keeps_what_it_is_told_to(trained: Path, tmp_path: Path) -> 
     (keep / "000002-000003.safetensors").unlink()  # another process might do this one
     again = run.sample(5, "heun", batch=5, keep=keep)
     assert torch.equal(first.x, again.x) and torch.equal(first.solution.nfe, again.solution.nfe)
-    with pytest.raises(UsageError, match="differ from those of rows 0 to 1"):  # each row has a class of its own
+    with pytest.raises(UsageError, match="from different data for rows 0 to 1"):  # each row has a class of its own
         load(trained / "classes").given([9, 1, 2, 3, 4]).sample(5, "heun", batch=2, keep=keep)
 
 

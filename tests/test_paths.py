@@ -139,11 +139,11 @@ def test_exponential_solvers_take_the_same_steps_on_another_path(target):
 def test_outside_the_shared_noise_levels_the_ranges_are_named():
     flow = convert(ring(VPSDE()), FlowMatching())
     x = normals(4, 2)
-    with pytest.raises(UsageError, match=r"covers the log-SNR from -10\.05 to 13\.81, and FlowMatching covers -inf to"):
+    with pytest.raises(UsageError, match=r"the log-SNR range -10\.05 to 13\.81, and FlowMatching covers -inf to"):
         flow(x, 0.999)
     with pytest.raises(UsageError, match="outside the model's domain"):
         ProbabilityFlow()(flow, x, t0=1.0)
-    with pytest.raises(UsageError, match="the two do not overlap"):
+    with pytest.raises(UsageError, match="these ranges do not overlap"):
         convert(ring(VESDE(1e-4, 1e-2)), VESDE(1.0, 50.0))
 
 

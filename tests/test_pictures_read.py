@@ -145,7 +145,7 @@ def test_a_picture_of_the_size_keeps_every_pixel(tmp_path: Path) -> None:
         assert f"1 picture resized to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
     save(tmp_path / "small.png", noise(9, 5, 5, 3))
     assert (
-        "2 pictures resized to 6x6; 1 of them had a shorter side than that"
+        "2 pictures resized to 6x6; 1 of them had a shorter side of less than 6 pixels"
         in read_image_folder(tmp_path, Reading(size=6)).notes
     )
 
@@ -214,7 +214,7 @@ def test_two_depths_are_refused_or_the_rarer_is_left_out(tmp_path: Path) -> None
     good(tmp_path, 3, (6, 6))
     deep = save(tmp_path / "deep.png", noise(0, 6, 6, high=60_000))
     (problem,) = problems(tmp_path).problems
-    assert "8-bit and 16-bit images together: 3 and 1 (deep.png)" in problem.message
+    assert "8-bit and 16-bit images: 3 and 1 (deep.png)" in problem.message
     assert problem.answers == {"on_bad": "skip"}
     raw = read_image_folder(tmp_path, SKIP)
     assert raw.train.dtype == np.uint8 and len(raw.train) == 3 and raw.levels is None
@@ -267,13 +267,13 @@ def test_an_alpha_channel_without_a_hole_is_dropped(tmp_path: Path) -> None:
     assert raw.train.shape == (6, 3, 6, 6)
     for i, x in enumerate(pixels):
         assert np.array_equal(row(raw, f"opaque{i}.png"), x.transpose(2, 0, 1))
-    assert "3 pictures with a dropped alpha channel, because it is opaque throughout" in raw.notes
+    assert "3 pictures with an alpha channel that is opaque throughout, which is dropped" in raw.notes
     holes = noise(7, 6, 6, 4)
     save(tmp_path / "holes.png", holes)
     raw = read_image_folder(tmp_path)
     assert raw.train.shape == (7, 4, 6, 6) and np.array_equal(row(raw, "holes.png"), holes.transpose(2, 0, 1))
     assert (row(raw, "opaque0.png")[3] == 255).all() and (row(raw, "good0.png")[3] == 255).all()
-    assert "1 picture with transparent parts: the last channel is alpha, opaque in the others" in raw.notes
+    assert "1 picture with transparent parts: the last channel is alpha, which is opaque in the others" in raw.notes
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_when_nothing_is_left_that_is_said(tmp_path: Path) -> None:
 def test_a_class_of_the_test_part_alone_is_refused(tmp_path: Path) -> None:
     for folder in ("train/a", "test/a", "test/b"):
         good(tmp_path / folder, 2)
-    assert "classes in the test split that are not in training: b" in str(problems(tmp_path))
+    assert "the test split has classes that the training split lacks: b" in str(problems(tmp_path))
 
 
 def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,9 +510,9 @@ def test_five_kinds_of_problems_are_one_error(tmp_path: Path) -> None:
     for line, (words, answers) in zip(
         lines[1:],
         [
-            ("directly in it (1: loose.png)", {}), ("not a readable image: a/bad.jpg (empty)", {"on_bad": "skip"}),
+            ("at the top level (1: loose.png)", {}), ("not a readable image: a/bad.jpg (empty)", {"on_bad": "skip"}),
             ("several frames: a/moving.webp", {"on_bad": "skip"}), ("8 bits: a/colour.png", {"on_bad": "skip"}),
-            ("8-bit and 16-bit images together: 5 and 1 (a/deep.png)", {"on_bad": "skip"}),
+            ("8-bit and 16-bit images: 5 and 1 (a/deep.png)", {"on_bad": "skip"}),
             ("2 sizes", {"size": 8, "fit": "crop"}),
         ],
         strict=True,
@@ -543,7 +543,7 @@ def test_copies_are_counted_and_named(tmp_path: Path) -> None:
     for name in ("cat/again.png", "cat/once more.png", "dog/copy.png"):
         (tmp_path / name).write_bytes((tmp_path / "cat/good1.png").read_bytes())
     (note,) = [note for note in read_image_folder(tmp_path).notes if "same bytes" in note]
-    assert note.startswith("3 pictures with the same bytes as another: ") and note.endswith(
+    assert note.startswith("3 pictures with the same bytes as another picture: ") and note.endswith(
         "; 1 of them in another class"
     )
     assert note.count(" of ") >= 3

@@ -61,7 +61,7 @@ def test_data_between_other_numbers_are_refused_with_both_ranges_and_the_way_out
     if ends == (data.info.low, data.info.high):
         assert in_data_units(x, data).shape == x.shape  # their own
         return
-    with pytest.raises(DataError, match=r"mine: values from .* to .*, but \w+ goes from .* to .*: samples must") as e:
+    with pytest.raises(DataError, match=r"mine: values from .* to .*, but \w+ goes from .* to .*; samples must") as e:
         in_data_units(x, data, source="mine")
     guess = {0.0: "0,1" if ends[1] == 1 else "0,255", -1.0: "-1,1", -32768.0: "LOW,HIGH"}[ends[0]]
     assert (e.value.parameter, e.value.value) == ("units", guess)
@@ -98,7 +98,7 @@ def test_pictures_of_one_value_are_not_judged_by_their_spread() -> None:
     data = DATA["floats to 255"]()
     for value in (0.0, 0.7, 200.0):
         check_units(torch.full((20, 1, 8, 8), value), data)
-    with pytest.raises(DataError, match="look like other units"):
+    with pytest.raises(DataError, match="seem to be in different units"):
         check_units(torch.full((20, 1, 8, 8), 600.0), data)
 
 
@@ -106,7 +106,7 @@ def test_numbers_4000_times_as_wide_are_refused_wherever_they_lie() -> None:
     data = DATA["signals"]()
     x = data.test.double() - data.test.double().median()
     check_units(1000 * x, data)
-    with pytest.raises(DataError, match="look like other units"):
+    with pytest.raises(DataError, match="seem to be in different units"):
         check_units(8000 * x, data)
 
 
@@ -178,7 +178,7 @@ def test_what_units_are_not() -> None:
 def test_evaluate_in_python_refuses_them_too() -> None:
     data = DATA["floats to 255"]()
     x = data.test / 255
-    with pytest.raises(DataError, match="look like other units"):
+    with pytest.raises(DataError, match="seem to be in different units"):
         evaluate(x, data, pixels(data.codec), {"frechet": frechet})
     assert evaluate(x, data, pixels(data.codec), {"frechet": frechet}, check=False).n == len(x)
 
@@ -196,7 +196,9 @@ def exact(data: Dataset) -> Run:
 def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
-    with pytest.warns(UserWarning, match=r"the values.* go from .* to .*, but those of array, .*in the same units\?"):
+    with pytest.warns(
+        UserWarning, match=r"the values.* go from .* to .*, but the values of array, .*in the same units\?"
+    ):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -206,7 +208,7 @@ def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
 
 def test_smaller_units_and_other_signs_are_warned_of() -> None:
     data = DATA["floats to 255"]()
-    with pytest.warns(UserWarning, match="go from 0 to 1, but those of array, .*, go from 0 to 255"):
+    with pytest.warns(UserWarning, match="go from 0 to 1, but the values of array, .*, go from 0 to 255"):
         warn_of_units(data.test / 255, data.codec, data.info)
     data = DATA["floats to 1"]()
     with pytest.warns(UserWarning, match="go from -1 to 1, but"):

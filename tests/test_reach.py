@@ -99,7 +99,7 @@ def test_where_nothing_is_shrunk_the_noise_reaches_across_the_data() -> None:
     ]  # fmt: skip
     advice = Reach.of(VESDE(sigma_max=10.0), spread=0.5, furthest=16.3).advice
     assert advice is not None and (advice.parameter, advice.value) == ("sde.sigma_max", "auto")
-    assert "the noise at the end, 10, does not reach across the data: two data points lie 16.3 apart" in str(advice)
+    assert "the noise level at t_max, 10, is too low to reach across the data: two data points lie 16.3" in str(advice)
     assert Reach.of(VESDE(sigma_max=16.4), spread=0.5, furthest=16.3).advice is None
     assert Reach.of(VPSDE(), furthest=1e4).advice is None
     assert sigma_for(16.3, 0.5) >= 16.3 and Reach.of(VESDE(sigma_max=sigma_for(3.0, 1.0)), furthest=3.0).advice is None
@@ -150,9 +150,9 @@ def test_auto_as_an_object_and_shifted() -> None:
 def test_auto_alone_has_no_levels(sde: Any) -> None:
     path = sde(sigma_max="auto")
     for ask in (lambda: path.sigma(torch.ones(1)), lambda: path.prior, lambda: Shifted(path, 2.0)):
-        with pytest.raises(UsageError, match="give a number here"):
+        with pytest.raises(UsageError, match="set sigma_max to a number here"):
             ask()
-    with pytest.raises(UsageError, match="or auto for the largest distance"):
+    with pytest.raises(UsageError, match="or set sigma_max to auto, for the largest distance"):
         sde(sigma_max="most")
     with pytest.raises(UsageError, match="has no option 'sigma_max'"):
         fit(TrainConfig(data="moons", sde_options={"sigma_max": "auto"}, **WIDTH), save=False, quiet=True)

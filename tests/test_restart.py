@@ -177,7 +177,7 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     make_run_folder("cut", "")
     shell.refuses("info cut", 3, "it has no config.json: training there stopped before it began")
-    shell.refuses("train --resume cut", 3, "start it again with the same out")
+    shell.refuses("train --resume cut", 3, "start again with the same out")
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --out cut --quiet")
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)
@@ -196,7 +196,7 @@ def test_the_newest_run_is_one_with_a_checkpoint(shell: Shell) -> None:
     make_run_folder("runs/begun", "")
     Path("runs/begun/config.json").write_text("{}")
     Path("runs/begun/checkpoints/step-best").mkdir()
-    with pytest.raises(CheckpointError, match=r"no run with a checkpoint in .* \(those without one: begun\)"):
+    with pytest.raises(CheckpointError, match=r"no run with a checkpoint in .* \(runs without a checkpoint: begun\)"):
         find_run(None)
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --quiet")
     os.utime("runs/begun/checkpoints", (2**31, 2**31))
@@ -302,7 +302,10 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     (run / "checkpoints" / "step-000000099").touch()  # no folder
     high, low = ["step-999999999999999999999", "step-000000098"], ["step-000000001"]
     assert [p.name for p in checkpoints(run)] == [*high, "step-000000020", "step-000000016", *low]
-    with pytest.warns(UserWarning, match=r"using step-000000020: .*step-9{21} is of step 20, not of the step in its"):
+    with pytest.warns(
+        UserWarning,
+        match=r"using the older checkpoint step-000000020: .*step-9{21} is of step 20, not of the step in its",
+    ):
         assert newest_checkpoint(run).name == "step-000000020"
         train(run, resume=True, config=replace(CONFIG, steps=30))
     with pytest.warns(UserWarning, match="is of step 20"):

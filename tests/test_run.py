@@ -125,6 +125,8 @@ def test_labels_keep_their_row_in_an_adaptive_solver(classes: Run) -> None:
     labels = torch.tensor([3, 0, 9, 5])
     solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)
     whole = classes.given(labels.numpy()).sample(4, solver).solution
+    named = classes.given(labels.numpy().astype(str)).condition
+    assert named is not None and torch.equal(named.label, labels), "an array of names, as a data file has them"
     assert len(set(whole.nfe.tolist())) > 1, "no row finished before another: the test sees nothing"
     for i in range(4):
         alone = classes.given(labels).rows(torch.tensor([i])).sample(1, solver, start=i).solution
@@ -280,7 +282,7 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms() -> None:
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x = torch.zeros(3, 2)
     x[1] = 1e30  # whose square is beyond float32
-    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are they in the same units"):
+    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are both data sets in the same units"):
         scores = moons.log_likelihood(x, Likelihood(rtol=1e-2, atol=1e-2))
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
@@ -393,7 +395,7 @@ class Net(nn.Module):
 def test_own_network(tmp_path: Path) -> None:
     config = TrainConfig(data="moons", steps=2, batch=8, predict="v")
     run = fit(config, network=Net(), out=tmp_path / "r", quiet=True)
-    with pytest.raises(CheckpointError, match="trained with a network of your own; pass it"):
+    with pytest.raises(CheckpointError, match="trained with a network of your own; pass that network"):
         load(tmp_path / "r")
     again = load(tmp_path / "r", network=Net())
     assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
@@ -438,7 +440,7 @@ def test_own_parametrisation(bait: str) -> None:
     [
         ({"nonsense": 1}, "unknown field 'nonsense'"),
         ({"clip": "wide"}, "clip is 'wide'; it must be a number"),
-        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
         ({"sde_options": 3}, "table of options"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from shell import Shell
 from scoresde import Dataset, load, load_data, plot
 from scoresde.codec import Affine, Levels
 from scoresde.core.errors import DataError, UsageError
+from scoresde.plot import save_images
 from scoresde.run.run import Run, Samples
 from scoresde.run.samples import kinds_of, read_samples, write_samples
 from scoresde.solvers import Solution
@@ -82,6 +84,26 @@ def test_columns_are_whole_where_the_codec_has_levels(table: Dataset, tmp_path: 
         assert cells(tmp_path / "samples.csv")[1] == expected
     write_samples(tmp_path, drawn(x / 2), info, {}, ["csv"], codec=Levels(0, 4.5, 10))
     assert cells(tmp_path / "samples.csv")[1] == ["0.5", "1"], "half a level is no whole number"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_files_hold_the_pixels(tmp_path: Path, channels: int) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (3, channels, 5, 4), dtype=np.uint8)
+    save_images(tmp_path / "files", x, ["a.png", "b.png", "c.png"], 0, 255)
+    for image, name in zip(x, ("a.png", "b.png", "c.png"), strict=True):
+        read = np.asarray(Image.open(tmp_path / "files" / name)).reshape(5, 4, channels)
+        assert np.array_equal(read, image.transpose(1, 2, 0))
+    save_images(tmp_path, np.array([[[[0, 8, 16]]]]), ["level.png"], 0, 16)
+    assert np.asarray(Image.open(tmp_path / "level.png")).tolist() == [[0, 128, 255]]
+
+
+def test_files_are_named_by_the_number_of_the_sample(shell: Shell, copied: Callable[[str], str]) -> None:
+    digits, moons = copied("digits"), copied("moons")
+    shell(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --quiet")
+    assert sorted(p.name for p in Path("o/files").iterdir()) == [f"{i:06d}.png" for i in (7, 8, 9)]
+    again = shell.json(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --resume")
+    assert again["files"] == ["o/files"]
+    shell.refuses(f"sample {moons} --save files", 2, "files are for images of 1 to 4 channels", "vectors of shape (2,)")
 
 
 def test_the_kinds_of_files(table: Dataset) -> None:
@@ -215,7 +237,7 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
         ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more: the columns of people are age"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more; the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)
@@ -246,7 +268,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
     for name, content, words in (
         ("s.pt", b"PK", "is a pickle, which can run code"),
         ("s.npz", {"x": x, "samples": x}, "x and samples may each be the data"),
-        ("s.npz", {"x_train": x, "x_test": x}, "are parts of data"),
+        ("s.npz", {"x_train": x, "x_test": x}, "are parts of a data set"),
         ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"samples have values that are NaN or infinite"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),
         ("s.csv", b"1,2\n", r"is a table, but digits has images"),

@@ -142,9 +142,9 @@ class Lost(Steep):
 def test_a_path_that_is_no_number_is_blamed_for_it_and_not_the_model():
     model, z = gaussian(Lost(), dims=2), normals(2, 2)
     found = ProbabilityFlow()(model, z, t0=0.4)
-    assert not bool(found.ok.any()) and "the path is NaN" in found.failures()[0]
+    assert not bool(found.ok.any()) and "the path, not the model, is NaN" in found.failures()[0]
     scored = log_likelihood(model, z, check=False)
-    assert not bool(scored.ok.any()) and "the path is NaN" in scored.failures()[0]
+    assert not bool(scored.ok.any()) and "the path, not the model, is NaN" in scored.failures()[0]
 
 
 MORE = {"cosine": CosineSDE(), "trigonometric": CosineSDE(offset=0.0), "edm": EDMSDE(), "vdm": VDMSDE()}

@@ -231,7 +231,7 @@ def test_every_verb(
     monkeypatch.setattr(where, name.split(".")[-1], called)
     out = shell(line.replace("M", moons), CODES[number])
     assert sent and out == ""
-    assert shell.err.rstrip().splitlines()[-1].startswith(f"error: {number.name}: ")
+    assert shell.err.rstrip().splitlines()[-1].startswith(f"stopped: {number.name}: ")
     assert "Traceback" not in shell.err
     left = [p for p in Path().rglob("*") if Path("runs/moons") not in (p, *p.parents) and p.name != "runs"]
     assert all(p.name in ("o", "parts", "samples.npz", "samples.json") or "parts" in p.parts for p in left), left
@@ -267,7 +267,7 @@ def test_an_error_that_a_signal_was_made_into(
         monkeypatch.setattr(loop, "prepared", lambda *_: swallow(Progress(1, "test", quiet=True), None, None, None))
     line = f"sample {moons} --n 4 --out o" if kept else "train --data moons --steps 2 --quiet --out o"
     assert shell(line, 75) == "" and "shape" not in shell.err
-    assert ("4 of 4 samples are saved in o (here: scoresde sample --out o --resume" in shell.err) == kept
+    assert ("4 of 4 samples are saved in o; continue with: scoresde sample --out o --resume" in shell.err) == kept
 
 
 def test_the_command_line_restores_what_it_found(shell: Shell) -> None:

@@ -38,7 +38,7 @@ def test_steps_that_overshoot_are_refused_before_the_first(solver):
     for name in ("vp", "ve", "flow"):
         model = watched(gaussian(ALL[name], dims=1))
         if name != "flow" or isinstance(solver, EulerMaruyama):
-            with pytest.raises(UsageError, match="overshoots") as refused:
+            with pytest.raises(UsageError, match="steps overshoot") as refused:
                 solver(model, normals(2, 1))
             assert refused.value.parameter == "eta" and not model.times
         assert excess(replace(solver, eta=solver.eta / 10), model.model, solver.steps) == pytest.approx(0, abs=0.3)

@@ -55,7 +55,7 @@ def test_a_table_without_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         table(tmp_path, "5.1,setosa\n4.9,virginica\n")
     named = table(tmp_path, "name,2019\n1,2\n3,4\n")
-    assert named.names == ("name", "2019") and "although 1 of the names are numbers" in named.notes[0]
+    assert named.names == ("name", "2019") and "although it has numbers in 1 of the cells" in named.notes[0]
 
 
 def test_numbers_are_kept_exactly(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_column_of_classes(tmp_path: Path, name: str) -> None:
 
 def test_a_target_is_one_more_column(tmp_path: Path) -> None:
     for text, reason in (
-        ("a,y\n1,0.5\n2,1\n", "numbers that are not whole"),
+        ("a,y\n1,0.5\n2,1\n", "numbers that are not integers"),
         ("x,y\n1,1\n3,0\n5,1\n7,0\n", "comes with a column x; name it label"),
         ("a,y\n" + "".join(f"{3 * i % 7},{i}\n" for i in range(10)), "has 10 different values in 10 lines"),
         ("a,y\n" + "".join(f"0.5,{i % 101}\n" for i in range(400)), "has 101 different values in 400 lines"),
@@ -139,7 +139,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
     [
         ("", "is empty"),
         (',,\n"",\n', "is empty"),
-        ("a,b\n", "no lines below"),
+        ("a,b\n", "no rows below"),
         ("a,b\n1,2\n3\n", "line 3 has 1 cell, but the first has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),
         ("a,b,a\n1,2,3\n", "more than one column is named 'a'"),
@@ -152,7 +152,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
         (b"a,b\n1,\0\n", "zero bytes"),
         (b"\x1f\x8b\x08damaged", "gzip"),
         ("a;b\n1,500;2\n2,250;3\n", r"'1,500' in line 2 may be 1500 or 1\.500"),
-        ("a;b\n1,5;2\n2.5;3\n", r"'1,5' in line 2 has a decimal comma and '2\.5' in line 3 a point"),
+        ("a;b\n1,5;2\n2.5;3\n", r"'1,5' in line 2 has a decimal comma, but '2\.5' in line 3 has a decimal point"),
     ],
 )
 def test_a_file_that_is_no_table(tmp_path: Path, text: str | bytes, words: str) -> None:
@@ -178,7 +178,7 @@ def test_tables_are_data(tmp_path: Path) -> None:
         data = load_data(str(tmp_path / name))
         assert data.info.name == "wine" and data.info.shape == (2,)
         assert len(data.train) + len(data.test) == 60
-    with pytest.raises(DataError, match=r"without pictures: pass the file itself, .*wine\.CSV, which is one of 3"):
+    with pytest.raises(DataError, match=r"pass the file itself, .*wine\.CSV \(one of 3 such files\)"):
         read_path(tmp_path)
     for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another format"), ("a.zip", "archive")):
         (tmp_path / name).write_bytes(b"PK")

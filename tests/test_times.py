@@ -326,7 +326,7 @@ def test_names_and_options() -> None:
         ("gamma", {}, "unknown time sampler 'gamma'; .*low-discrepancy"),
         ("mode", {"s": 1}, "no option 's'; choose from: k, stratified"),
         ("uniform", {"stratified": True}, "no option"),
-        ("scoresde.sde.continuous:VPSDE", {}, "not a time sampler: derive"),
+        ("scoresde.sde.continuous:VPSDE", {}, "not a time sampler; it must be a frozen dataclass"),
         ("mode", {"k": 2.0}, "k is 2.0; it must be a number >= -1 and"),
         ("lognormal", {"std": 0.0}, "std is 0.0; it must be a number > 0"),
         ("loss-second-moment", {"bins": 1}, "bins is 1; it must be"),

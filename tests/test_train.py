@@ -511,11 +511,11 @@ def test_settings_are_checked_before_a_folder_is_made(tmp_path: Path, changes: d
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": -1}, "steps is -1; it must be a whole number >= 0"),
+        ({"steps": -1}, "steps is -1; it must be an integer >= 0"),
         ({"clip": 0.0}, "clip is 0.0; it must be a number > 0"),
         ({"clip": "abc"}, "clip is 'abc'; it must be a number"),
-        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
-        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
+        ({"steps": True}, "steps is True; it must be an integer"),
         ({"ema": 1.5}, "ema is 1.5; it must be a number >= 0 and <= 1"),
         ({"sde": 3}, "sde is 3; it must be a name"),
         ({"sde_options": "beta"}, "it must be a table of options"),

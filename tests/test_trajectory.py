@@ -191,7 +191,7 @@ def test_frames_are_spaced_as_asked():
     times, states = path.frames(5, "uniform")
     assert torch.allclose(times, torch.linspace(1.0, 1e-3, 5, dtype=F64)) and states.shape == (5, 3, 2)
     assert path.frames(5, (1.0, 0.5, 1e-3))[0].tolist() == [1.0, 0.5, 1e-3]
-    with pytest.raises(UsageError, match="count is 1; it must be a whole number >= 2"):
+    with pytest.raises(UsageError, match="count is 1; it must be an integer >= 2"):
         path.frames(1)
 
 

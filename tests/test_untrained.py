@@ -62,14 +62,14 @@ def test_without_dropped_labels_nothing_is_known_without_one(always: Run, ask: C
         (always.given(3).guided(3.0), "guidance 3"),
         (always.guided(0.0).given(3), "guidance 0"),
     ):
-        with pytest.raises(UsageError, match=f"cond_drop=0, so .*, and {what} requires that; .*, 0, 1") as e:
+        with pytest.raises(UsageError, match=f"cond_drop=0, so .*, and {what} requires such samples; .*, 0, 1") as e:
             ask(run)
         assert (e.value.parameter, e.value.value) == ("cond_drop", 0.1)
 
 
 def test_what_stands_for_no_label_is_none(always: Run, classes: Run) -> None:
     for known in (10, [3, 10], torch.tensor([10, 1, 2])):
-        with pytest.raises(UsageError, match=r"without its label, and label 10 \(none\) requires that"):
+        with pytest.raises(UsageError, match=r"without its label, and label 10 \(none\) requires such samples"):
             always.given(known)
         classes.given(known)
 

@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
             _flush()
             interrupts.forget()  # a signal that comes now makes no difference any more
     except (Preempted, Stopped) as stop:
-        click.echo(f"error: {stop}", err=True)
+        click.echo(f"stopped: {stop}", err=True)
         code = stop.exit_code
     finally:
         warnings.showwarning = before

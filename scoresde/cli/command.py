@@ -373,7 +373,13 @@ def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped
     typed = None
     if ctx is not None and message.parameter is not None:
         typed = spelled(ctx, message.parameter, message.value)
-    return str(message) if typed is None else f"{message} (here: {typed})"
+    if typed is None:
+        return str(message)
+    return (
+        f"{message}; continue with: {typed}"
+        if isinstance(message, Preempted | Stopped)
+        else f"{message} (here: {typed})"
+    )
 
 
 def warned(message: Warning | str) -> str:

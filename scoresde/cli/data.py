@@ -91,10 +91,14 @@ def _described(found: Look) -> list[str]:
 
 
 def _advised(info: DataInfo) -> list[str]:
-    """Suggest options for images of this number and size."""
-    if info.kind != "image":
-        return []
+    """Suggest options for data with classes, and for images of this number and size."""
     advice = []
+    if info.classes:
+        advice.append(
+            "scoresde train uses the classes only with --cond class; then --label draws samples of one of them"
+        )
+    if info.kind != "image":
+        return advice
     if info.n_train + info.n_test < FEW:
         advice.append(
             f"fewer than {FEW:,} images: with --augment, scoresde train also shows the network flipped, shifted and "

@@ -26,6 +26,8 @@ from .common import (
 from .work import REQUEST, resume_option, work_in
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..likelihood import Likelihood, Scores
 
 __all__ = ["likelihood"]
@@ -86,6 +88,8 @@ def likelihood(
     Several data sets share one figure. If you name several runs, they score the same samples with the same noise, and
     each is compared with the first one sample by sample. The split of the first run determines the samples.
     """
+    import torch
+
     from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
@@ -131,6 +135,10 @@ def likelihood(
         for run, part, _ in asked:
             what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
             session.say(f"scoring {what} under {run.folder}")
+            if data and part.left:
+                session.say(
+                    f"the other {part.left:,} samples of {part.name} are left out; --split all scores all of them"
+                )
         began = time.monotonic()
         with (
             warnings.catch_warnings(record=True) as caught,
@@ -141,17 +149,19 @@ def likelihood(
             for k, (run, part, bound) in enumerate(asked, 1):
                 if elbo:
                     progress.note(f"computing the bound of {len(part.x):,} samples of {part.name}")
+                done: list[Tensor] = []
                 until = progress.done + len(part.x)
 
-                def watch(piece: Scores, until: int = until) -> None:
-                    progress.update(len(piece.log_prob), {piece.unit: piece.mean()})
+                def watch(piece: Scores, done: list[Tensor] = done, until: int = until) -> None:
+                    done.append(piece.values[piece.model.ok].double())
+                    progress.update(len(piece.log_prob), {piece.unit: float(torch.cat(done).mean())})
                     if check and progress.done == until:
                         progress.note("solving some of the samples again to check convergence")
 
                 scored = part.scored(
                     bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
-                    memory=default_budget(run.device) if memory is None else memory * 2**20,
-                    watch=watch, keep=work.parts / str(k),
+                    memory=default_budget(run.device) if memory is None else memory * 2**20, watch=watch,
+                    keep=work.parts / str(k),
                 )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
         for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar

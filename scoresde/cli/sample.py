@@ -49,8 +49,8 @@ __all__ = ["sample"]
         help=f"Sample on the path of another SDE: {', '.join(SDES)}, or module:Class.")  # fmt: skip
 @conditioning()
 @option("--save", under="Files", first=True,
-        help="Files to write: png, npz, csv, gif, path (states as arrays).  [default: png,npz, and csv for a "
-             "table]")  # fmt: skip
+        help="Files to write: png (a sheet), files (a PNG for each image), npz, csv, gif, path (states as arrays).  "
+             "[default: png,npz, and csv for a table]")  # fmt: skip
 @option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the gif and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
 @resume_option()
@@ -122,8 +122,8 @@ def _again(work: Work, n: int, session: Session) -> None:
             parameter="out",
         )
     session.say(f"{work.folder} is finished: there is nothing left to do")
-    names = ("grid.png", "samples.png", "samples.gif", "samples.npz", "samples.csv", "path.npz")
-    files = [path for name in names if (path := work.folder / name).is_file()]
+    names = ("grid.png", "samples.png", "files", "samples.gif", "samples.npz", "samples.csv", "path.npz")
+    files = [path for name in names if (path := work.folder / name).exists()]
     _report(session, work.folder, facts, files, work.finished["failures"])
 
 

@@ -217,7 +217,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
 
     from ..train import fit, prepared
 
-    resolved, model, _ = prepared(config, dataset)
+    resolved, model, spec = prepared(config, dataset)
     dataset = replace(dataset, validates=None)  # validation runs only twenty times, so it is not timed
     fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     began = time.monotonic()
@@ -228,6 +228,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     size = sum(p.numel() for p in model.parameters())
     facts = {
         "config": resolved.to_dict(),
+        "network": None if spec.network is None else {"name": spec.network.name, **spec.network.options},
         "parameters": size,
         "seconds_per_step": round(seconds, 4),
         "estimated_minutes": round(seconds * resolved.steps / 60, 1),
@@ -235,6 +236,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     session.print(
         facts,
         *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
+        f"{'network':16} {spec.network.name} {dict(spec.network.options)}" if spec.network else "",
         f"{'parameters':16} {size:,}",
         f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms per step on {session.on})",
     )

@@ -1,7 +1,7 @@
 """Codecs: maps from data units to model units and back, with the log-determinant that a likelihood needs.
 
-``base`` defines what a codec is and composes codecs, ``affine`` is a shift and a scale, and ``dequantise`` turns levels
-into continuous values.
+``base`` defines the interface of a codec and composes codecs, ``affine`` applies a shift and a scale, and
+``dequantise`` turns levels into continuous values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A shift and a scale,  m = (x - shift) / scale;  the log-determinant is minus the sum of log scale."""
+"""A shift and a scale,  m = (x - shift) / scale,  with the log-determinant  -sum(log(scale))."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Affine(Codec):
 
     Attributes:
         shift: The shift in data units, float64, broadcastable to an event: ``()``, ``(D,)`` or ``(C, 1)``.
-        scale: The scale, positive, in the same units and dtype, and with one of the same shapes.
+        scale: The positive scale, with the same units, dtype and possible shapes as the shift.
     """
 
     shift: Tensor
@@ -48,7 +48,7 @@ class Affine(Codec):
         return torch.equal(self.shift, other.shift) and torch.equal(self.scale, other.scale)
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Convert ``x`` to model units, in its dtype, or in float32 if it holds integers; shape ``(B, *event)``."""
+        """Convert ``x: (B, *event)`` to model units, in the dtype of ``x``, or in float32 if ``x`` holds integers."""
         dtype = x.dtype if x.is_floating_point() else time_dtype(x.device)
         m = (x.to(dtype) - self.shift.to(x.device, dtype)) / self.scale.to(x.device, dtype)
         return m if x.is_floating_point() else m.float()
@@ -66,7 +66,11 @@ class Affine(Codec):
 
 
 def as_affine(codec: Codec, what: str) -> Affine:
-    """Return the affine map by which a codec maps continuous values, for the feature ``what`` that needs one.
+    """Return the affine map that a codec applies to continuous values.
+
+    Args:
+        codec: The codec.
+        what: The feature that needs an affine map, as the subject of the error message.
 
     Raises:
         UsageError: If the codec is not affine on continuous values.

@@ -1,16 +1,16 @@
 """The codec interface: a map between data units and model units, the units of order one that a model works in.
 
-With  m = to_model(x)  the two densities differ by the determinant of the map,
+With  m = to_model(x),  the two densities differ by the determinant of the map,
 
     log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|.                                        (1)
 
 D, the number of dimensions, is the true dimension of a row (:meth:`Codec.dims`), which may differ from the number of
-values that store it. Codecs compose: the first one of :class:`Composed` is applied to the data, and the
-log-determinants add up.
+values that store it. Codecs compose: :class:`Composed` applies its first codec to the data, and the log-determinants
+add up.
 
-A network takes and returns arrays in the shape of the data. Where a codec changes the shape (a projection onto a
-subspace, an orthonormal basis), ``show`` applies the linear part of the map from model units to the shape of the data,
-and ``hide`` is the way back.
+A network takes and returns arrays with the shape of the data. Where a codec changes the shape (a projection onto a
+subspace, an orthonormal basis), ``show`` applies the linear part of the map from model units to data units, and
+``hide`` is the inverse.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 
 
 class Codec(ABC):
-    """A map between data units and model units; write your own as a frozen dataclass that derives from this class.
+    """A map between data units and model units. To write a codec, subclass this as a frozen dataclass.
 
-    The argument ``condition`` holds what is known about each row. Most codecs do not depend on it.
+    The argument ``condition`` holds the conditions of the rows, which most codecs ignore.
     """
 
     @abstractmethod
@@ -44,18 +44,18 @@ class Codec(ABC):
 
         Args:
             x: The data, in data units.
-            condition: What is known about the rows.
-            noise: Uniform numbers in [0, 1), in the shape of ``x``, for a codec that is random; without them it is
-                deterministic.
+            condition: The conditions of the rows.
+            noise: Uniform numbers in [0, 1), with the same shape as ``x``, for a codec that is random. Without noise,
+                the codec is deterministic.
         """
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Convert ``m: (B, *event)`` from model to data units, in float64; the result has the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` from model to data units in float64. The result has the dtype of ``m``."""
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` of (1) in nats: one number, or one per row ``(B,)``; ``None`` if it is undefined."""
+        """Return ``log |dm/dx|`` of (1) in nats: one number, one per row ``(B,)``, or ``None`` if it is undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
         """Return the true dimension of the rows of ``x``, ``(B, *event)``: one number, or int64 ``(B,)``."""
@@ -66,7 +66,7 @@ class Codec(ABC):
         return shape
 
     def show(self, m: Tensor) -> Tensor:
-        """Convert ``m: (B, *event)`` to a network input in the data's shape: the linear part of the map to data."""
+        """Convert ``m: (B, *event)`` to a network input of the data's shape, by the linear part of the map to data."""
         return m
 
     def hide(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Codec(ABC):
 
     @property
     def continuous(self) -> Codec:
-        """The rest of the codec, which maps continuous values to continuous ones."""
+        """The rest of the codec, which maps continuous values to continuous values."""
         return self
 
 
@@ -93,8 +93,8 @@ class Composed(Codec):
     """Several codecs, applied one after the other.
 
     Args:
-        parts: The codecs. The first one is applied to the data, and the last one returns model units. Without any, data
-            units and model units are the same.
+        parts: The codecs. The first codec is applied to the data, and the last returns model units. If there are none,
+            data units and model units are the same.
     """
 
     parts: tuple[Codec, ...] = ()

@@ -1,7 +1,7 @@
 """Levels, such as 8-bit pixels and counts, as continuous values.
 
-Values that come in levels (8-bit pixels, counts) have no density. Uniform dequantisation gives them one: it spreads the
-level k over its cell  [k, k + w),
+Data stored as levels (8-bit pixels, counts) have no density. Uniform dequantisation gives them a density: it spreads
+the level k over its cell  [k, k + w),
 
     to_model(k) = k + w u,      u uniform on [0, 1).
 
@@ -36,8 +36,8 @@ class Levels(Codec):
     Args:
         low: The lowest level, in data units.
         high: The highest level, in data units.
-        count: The number of levels, at least 2 if it is one number. In a tensor it may be 1, or 0 for a column that is
-            continuous and stays unchanged.
+        count: The number of levels, at least 2 if it is one number. In a tensor, an entry may also be 1, or 0 for a
+            column that is continuous and stays unchanged.
     """
 
     low: float | Tensor
@@ -74,7 +74,7 @@ class Levels(Codec):
 
     @property
     def width(self) -> float | Tensor:
-        """Distance between two levels, in data units; 0 where there are no levels, and 1 where there is only one."""
+        """Distance between levels, in data units. It is 0 where there are no levels, and 1 where there is only one."""
         if isinstance(self.count, int):
             return (self.high - self.low) / (self.count - 1)
         found = torch.where(self.count > 1, (self.high - self.low) / (self.count - 1).clamp(min=1), 1.0)
@@ -118,7 +118,7 @@ class Levels(Codec):
 
     @staticmethod
     def _like(value: float | Tensor, x: Tensor) -> Any:
-        """Convert a tensor of any shape to the device and dtype of ``x``; return a number unchanged."""
+        """Convert a tensor of any shape to the device and dtype of ``x``, or return a plain number unchanged."""
         return value.to(x) if isinstance(value, Tensor) else value
 
     def log_det(self, x: Tensor, condition: object = None) -> float:

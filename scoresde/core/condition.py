@@ -1,7 +1,7 @@
-"""Conditions: what is known about each sample, in up to four tensors (slots) with one row per sample.
+"""Conditions: the information known about each sample, in up to four tensors (slots) with one row per sample.
 
-A missing value is marked in the tensor itself, so that dropping a condition for guidance, a hole in an image and an
-empty cell of a table are all handled alike:
+A missing value is marked in the tensor itself, so that a condition that is dropped for guidance, a hole in an image and
+an empty cell of a table are all handled in the same way:
 
     =========  ==============================  =====================
     slot       shape                           missing value
@@ -12,8 +12,8 @@ empty cell of a table are all handled alike:
     `tokens`   int64 ``(B, L)``                -1
     =========  ==============================  =====================
 
-A leading size of 1 in place of B means "the same for every row". A network must remove NaN with ``where`` before any
-product, because 0 times NaN is NaN.
+A first dimension of 1 instead of B means that the single row applies to all samples. A network must replace NaN with
+``torch.where`` before it multiplies, because 0 times NaN is NaN.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SLOTS = ("label", "vector", "image", "tokens")
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What is known about the rows of a batch.
+    """The information known about the rows of a batch.
 
     Args:
         label: Class of each row, int64, shape ``(B,)`` or ``(1,)``.
-        vector: Numbers, shape ``(B, V)`` or ``(1, V)``.
-        image: An image or a signal, shape ``(B, C, *space)`` or ``(1, C, *space)``.
+        vector: A vector for each row, shape ``(B, V)`` or ``(1, V)``.
+        image: An image or a signal for each row, shape ``(B, C, *space)`` or ``(1, C, *space)``.
         tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``.
-        classes: The number of classes; as a label, this number means "not given".
+        classes: The number of classes. A label equal to this number means "not given".
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)
@@ -59,10 +59,10 @@ class Condition:
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
-            raise UsageError(f"the parts of a condition need one row for each sample, or one for all; got {sizes}")
+            raise UsageError(f"each part of a condition needs one row per sample, or one row for all; got {sizes}")
 
     def __len__(self) -> int:
-        """Return the number of rows; 1 if they are all the same."""
+        """Return the number of rows, or 1 if a single row applies to all samples."""
         return max((len(v) for name in SLOTS if (v := getattr(self, name)) is not None), default=1)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Condition:
@@ -77,11 +77,11 @@ class Condition:
         """Return the condition expanded to ``count`` rows.
 
         Raises:
-            UsageError: If its number of rows is neither ``count`` nor one.
+            UsageError: If the condition has neither one row nor ``count`` rows.
         """
         if len(self) not in (1, count):
             raise UsageError(
-                f"the condition has {len(self)} rows for {count} samples; give one row for all, or one for each"
+                f"the condition has {len(self)} rows for {count} samples; pass one row for all, or one per sample"
             )
         return self._each(lambda value: value.expand(count, *value.shape[1:]))
 
@@ -90,9 +90,9 @@ class Condition:
         return self._each(lambda value: value.to(device))
 
     def dropped(self, mask: Tensor) -> Condition:
-        """Return the condition with missing values in the rows where ``mask``, bool ``(B,)``, is true."""
+        """Return the condition with all values marked as missing in the rows where ``mask``, bool ``(B,)``, is true."""
         if self.label is not None and not self.classes:
-            raise UsageError("dropping a label needs the number of classes, which stands for 'no class': pass classes=")
+            raise UsageError("dropping a label needs the number of classes, which stands for 'no class'; pass classes=")
         found = self.expand(len(mask))
 
         def hide(value: Tensor | None, nothing: float) -> Tensor | None:
@@ -109,7 +109,7 @@ class Condition:
 
 # Compiled and exported networks split a condition into its tensors.
 def _made(values: Iterable[Any], classes: Any) -> Condition:
-    """Build a condition from tensors, or from any placeholders for them, without checks."""
+    """Build a condition from tensors, or from placeholders for tensors, without checks."""
     made = object.__new__(Condition)
     for name, value in zip((*SLOTS, "classes"), (*values, classes), strict=True):
         object.__setattr__(made, name, value)

@@ -1,8 +1,8 @@
-"""Exceptions that a user can act on, each with the exit code the command line returns for it.
+"""Exceptions that a user can act on, each with the exit code that the command line returns for it.
 
 A message says what went wrong and where, quotes the value, and suggests what to try. The exit codes are 0 for success,
-1 for an unexpected error, 2 for usage, 3 for data or checkpoints, 4 for numerical errors, 75 (``EX_TEMPFAIL``) when the
-process is told to stop and keeps its finished work, and 130 for Ctrl-C.
+1 for an unexpected error, 2 for invalid usage, 3 for problems with data or checkpoints, 4 for numerical errors, 75
+(``EX_TEMPFAIL``) when the process is told to stop and keeps its finished work, and 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Answered(BaseException):
 
     Args:
         message: What went wrong, in terms of the Python API.
-        parameter: The parameter or function that would fix it. The command line turns it into the option to type.
-        value: The value to give that parameter.
+        parameter: The parameter or function that would fix the problem. The command line shows the matching option.
+        value: The value to use for that parameter.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None, value: object = None) -> None:
@@ -63,7 +63,8 @@ class Problem:
 
     Attributes:
         message: What is wrong, and which data are affected, in terms of the Python API.
-        answers: The parameters that would fix it and their values; empty if the data themselves must be changed.
+        answers: The parameters that would fix the problem, with their values. Empty if the data themselves must be
+            changed.
     """
 
     message: str
@@ -71,12 +72,12 @@ class Problem:
 
 
 class Problems(DataError):
-    """All problems of a data set, reported at once.
+    """All problems with a data set, reported at once.
 
     Args:
         where: The file or folder.
-        problems: The problems, at least one.
-        notes: Further remarks for the reader, one sentence each; they are not part of the message.
+        problems: The problems, of which there must be at least one.
+        notes: Further remarks for the user, one sentence each, which are not part of the message.
     """
 
     def __init__(self, where: object, problems: Sequence[Problem], notes: Sequence[str] = ()) -> None:
@@ -86,14 +87,14 @@ class Problems(DataError):
         super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
-        """Return the message, with one of ``texts`` for each problem."""
+        """Return the message that lists the problems, described by ``texts``."""
         if len(texts) == 1:
             return f"{self.where}: {texts[0]}"
         return "\n".join([f"{self.where}: {len(texts)} problems", *(f"{i}. {t}" for i, t in enumerate(texts, 1))])
 
 
 class CheckpointError(ScoresdeError, ValueError):
-    """A run folder or checkpoint that is missing, damaged or from another format."""
+    """A run folder or checkpoint that is missing, damaged or in an unsupported format."""
 
     exit_code = 3
 

@@ -1,12 +1,12 @@
-"""Files and folders: they are written whole or not at all, and read without running code.
+"""Files and folders, written completely or not at all, and read without running code.
 
 Everything that this package writes goes through :func:`atomic`: it is written to a temporary name beside the target,
-flushed to disk and then renamed. A reader sees either the old content or the new, and an interrupted write leaves
-nothing behind. The one exception is a log, which grows in place, a line at a time (:func:`append_line`). All reading
-goes through :mod:`.opened`.
+flushed to disk and then renamed. A reader sees either the old content or the new content, and an interrupted write
+leaves nothing behind. The one exception is a log, which grows in place, one line at a time (:func:`append_line`). All
+files are read through :mod:`.opened`.
 
-JSON objects and tensors may carry a checksum of their content, which reveals even one changed digit. It is not a
-signature: it does not detect a change by someone who removes the checksum.
+JSON objects and tensors may carry a checksum of their content, which reveals even a single changed digit. The checksum
+is not a signature: it does not detect a change by someone who also removes the checksum.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 2  # version of the file format that this package writes
-OLDEST = 1  # oldest version that it still reads
+OLDEST = 1  # oldest version of the format that this package still reads
 LARGEST = 2**28  # largest size of a JSON file, in bytes
 CHECKSUM = "checksum"  # key of the checksum over the other values of a JSON object
 
-# What an interrupted write leaves behind: a file or folder that was being made, or one that was being replaced.
+# Names that an interrupted write leaves behind, for a file or folder that was being written or replaced.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>[0-9]{1,10})(-[0-9]+)?", re.DOTALL)
-_writing: set[str] = set()  # names that this process is still using, which are not leftovers
+_writing: set[str] = set()  # names that are still in use by this process, and so are not leftovers
 _numbers = count()
 
-# What to do about an operating system error.
+# Advice for each operating system error.
 ADVICE = {
     errno.ENOSPC: "free some space, or choose a folder elsewhere",
     errno.EDQUOT: "free some space, or choose a folder elsewhere",
@@ -91,8 +91,8 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, which is renamed to ``path`` on success and removed on failure.
 
-    The block creates a file or a folder with that name; a folder replaces an existing one. Missing parent folders are
-    created, and leftovers of killed processes in the same folder are removed.
+    The block must create a file or a folder with the temporary name. A new folder replaces an existing folder. Missing
+    parent folders are created, and leftovers of killed processes in the same folder are removed.
 
     Raises:
         CheckpointError: If ``path`` cannot be written.
@@ -131,7 +131,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Reject invalid names, and paths whose writing would replace a device or a pipe."""
+    """Reject invalid names, and paths of a device or a pipe, which writing would replace."""
     if "\0" in str(path):
         raise OSError("the name contains a zero byte")
     if not path.name:
@@ -147,7 +147,8 @@ def _writable(path: Path) -> None:
 def _replace_folder(temporary: Path, target: Path) -> None:
     """Replace a folder with another.
 
-    At every moment one of the two exists, under its own name or under one that :func:`clear_leftovers` recognises.
+    At every moment, one of the two folders exists under the target name, or the old folder exists under a name that
+    :func:`clear_leftovers` recognises.
     """
     aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
     _writing.add(aside.name)
@@ -162,10 +163,9 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder (and in the folders ``below`` it), unless the process is still
-    running.
+    """Remove what interrupted writes left in a folder, except for the files of processes that are still running.
 
-    A folder that was being replaced gets its name back.
+    A folder that was being replaced gets its name back. With ``below``, subfolders are cleared as well.
     """
     try:
         with os.scandir(folder) as inside:
@@ -191,7 +191,7 @@ def clear_leftovers(folder: Path, below: bool = False) -> None:
 def living(pid: int) -> bool:
     """Whether a process with the id ``pid`` is running on this machine."""
     if os.name != "posix":
-        return True  # elsewhere, the probe by signal would end the process
+        return True  # on other systems, the signal that probes for the process would end it
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -274,8 +274,8 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
     """Remove a folder that contains no file at any depth.
 
     Args:
-        folder: The folder, which may already be gone.
-        above: Parents that were made together with it, nearest first; they are removed as well if they are empty.
+        folder: The folder, which may no longer exist.
+        above: Parents that were created together with the folder, nearest first, which are also removed if empty.
 
     Returns:
         Whether the folder contained no file.
@@ -293,7 +293,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON; if ``signed``, the value must be an object, and gets a checksum of its content."""
+    """Write JSON. With ``signed``, the value must be an object, to which a checksum of its content is added."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -302,7 +302,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; the checksum of an object is left out.
+    """Read JSON, and leave out the checksum of an object.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -317,11 +317,11 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: If the file is missing, is not JSON or holds another value.
+        CheckpointError: If the file is missing, is not JSON or does not hold an object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object but {reprlib.repr(content)}; is it damaged?")
+        raise CheckpointError(f"{path} holds {reprlib.repr(content)} instead of a JSON object; is the file damaged?")
     return content
 
 
@@ -349,21 +349,21 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """SHA-256 of plain values, independent of key order and spacing, as 64 hexadecimal digits."""
+    """Return the SHA-256 of plain values, independent of key order and spacing, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_format(path: Path, stored: Any) -> None:
-    """Reject a file that an incompatible version wrote.
+    """Reject a file written by an incompatible version.
 
     Raises:
-        CheckpointError: If the format is not readable; the message quotes it.
+        CheckpointError: If this version cannot read the format of the file. The message states the format.
     """
     found = stored.get("format") if isinstance(stored, dict) else None
     if not _readable(found):
         raise CheckpointError(
-            f"{path} has format {found!r}, but this scoresde reads formats {OLDEST} to {FORMAT}; the file was written "
-            "by another version: install that one (a newer one, if the number is larger)"
+            f"{path} has format {found!r}, but this version of scoresde reads formats {OLDEST} to {FORMAT}; install "
+            f"the version that wrote the file (a newer version if the format is above {FORMAT})"
         )
 
 
@@ -372,7 +372,7 @@ def _readable(number: Any) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, each an object with a number ``step``; return ``[]`` if the file is missing.
+    """Read a file of JSON lines, each an object with a numeric ``step``. Return ``[]`` if the file is missing.
 
     A last line that was cut short is skipped silently; other damaged lines are skipped with a warning.
 
@@ -402,7 +402,7 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a file of JSON lines; if there are none, remove the file."""
+    """Write a file of JSON lines, or remove the file if there are no lines."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if not text:
         path.unlink(missing_ok=True)
@@ -416,7 +416,7 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
     """Check that all ``kinds`` of files to write are ``known``, and return them.
 
     Raises:
-        UsageError: If one is unknown; the message names the first.
+        UsageError: If a kind is unknown. The message names the first unknown kind.
     """
     for kind in kinds:
         if kind not in known:
@@ -425,7 +425,7 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, whole or not at all; if the last line was cut short, start a new one."""
+    """Append one JSON object as a line, completely or not at all. If the last line was cut short, start a new line."""
     try:
         if os.path.exists(path):
             regular(path)
@@ -477,9 +477,9 @@ def write_tensors(
 
     Args:
         path: The file.
-        tensors: The tensors by name.
+        tensors: The tensors, keyed by name.
         metadata: Plain JSON values for the header of the file (see :func:`read_metadata`).
-        signed: Whether to add a checksum of the whole content to the header. Pass ``False`` if the checksum is kept
+        signed: Whether to add a checksum of the whole content to the header. Pass ``False`` if the checksum is stored
             elsewhere.
     """
     from safetensors import SafetensorError
@@ -502,22 +502,22 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256 of the facts and of the names, dtypes, shapes and bytes of the tensors, in the order of the names."""
+    """Return the SHA-256 of the header and of the names, dtypes, shapes and bytes of the tensors, sorted by name."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())
     for name in sorted(tensors):
-        tensor = torch.cat([tensors[name].reshape(-1)])  # copy to dense memory, even if one number was expanded
+        tensor = torch.cat([tensors[name].reshape(-1)])  # copy to dense memory, because the tensor may be expanded
         found.update(f"{name} {tensor.dtype} {tuple(tensors[name].shape)}\n".encode())
         found.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
     return found.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, of any shape, by name.
+    """Return the tensors of a safetensors file, which may have any shape, keyed by name.
 
     Raises:
-        CheckpointError: If it is not a safetensors file, or was changed after it was written.
+        CheckpointError: If the file is not a safetensors file, or was changed after it was written.
     """
     from safetensors.torch import load_file
 
@@ -533,10 +533,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the JSON values in the header of a file that :func:`write_tensors` wrote.
+    """Read the JSON values in the header of a file written by :func:`write_tensors`.
 
     Raises:
-        CheckpointError: If it is not such a file, or has an unknown format.
+        CheckpointError: If the file was not written by :func:`write_tensors`, or has an unsupported format.
     """
     found = _facts(path)
     check_format(path, found)

@@ -1,13 +1,13 @@
-"""Checks on numbers: the ranges that fields and arguments declare, and what fits into memory.
+"""Checks on numbers: the declared ranges of fields and arguments, and the available memory.
 
-A dataclass declares the ranges of its fields in a class attribute, and a function those of its arguments in a
-decorator:
+A dataclass declares the ranges of its fields in a class attribute, and a function declares the ranges of its arguments
+in a decorator:
 
     limits = ranges(sigma_min=POSITIVE)                  @checked(n=COUNT)
 
-A number without a declared range is still checked against its annotation: a ``float`` must be finite and an ``int``
-must be a whole number, so a new field is safe by default. The first invalid number raises an error that gives its
-name, its value and the allowed range.
+A number without a declared range is still checked against its annotation: a ``float`` field must be finite and an
+``int`` field must be an integer, so new fields are safe by default. The first invalid number raises an error that
+states the name, the value and the allowed range.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Range:
         low, high: The ends of the range.
         above, below: Whether to exclude the lower and the upper end.
         infinite: Whether infinity is allowed.
-        seconds: The least time that one unit of a count takes; the error for a count that is too large states the
+        seconds: The minimum time that one unit of a count takes. The error for a count that is too large states the
             total time.
         hint: A remark to add to the error for a number outside the range.
     """
@@ -68,7 +68,7 @@ class Range:
     def noun(self, whole: bool = False) -> str:
         """Return the range in words, such as ``a number > 0 and <= 1``."""
         told = self.infinite or self.high < math.inf
-        words = "a whole number" if whole else "a number" if told else "a finite number"
+        words = "an integer" if whole else "a number" if told else "a finite number"
         low, high = (f"{end:,d}" if whole and abs(end) < math.inf else f"{end:g}" for end in _ends(self, whole))
         ends = [f"{'>' if self.above else '>='} {low}"] if self.low > -math.inf else []
         ends += [f"{'<' if self.below else '<='} {high}"] if self.high < math.inf else []
@@ -100,11 +100,11 @@ SCALE = Range(-1000, 1000, hint="the guidance scale; 1 means no guidance")
 EVALUATIONS = Range(1, 10**9)
 TIME = Range(0, 1e6)
 CLASSES = Range(0, 10**6)
-TOLD = Range(0, 1000)  # extra inputs of a network for each row
+TOLD = Range(0, 1000)  # number of extra inputs of a network per row
 RTOL = Range(0, 1e12, above=True, hint="for example 1e-5")
 ATOL = Range(0, 1e12, hint="for example 1e-5")
 
-_ANY = Range(-(2**63), 2**63 - 1)  # whole numbers without a declared range
+_ANY = Range(-(2**63), 2**63 - 1)  # integers without a declared range
 
 
 @functools.lru_cache(maxsize=4096)
@@ -115,7 +115,7 @@ def _kinds(text: str) -> frozenset[str]:
 
 
 def kinds_of(annotation: object) -> frozenset[str]:
-    """Return the names of the types that an annotation allows (two for ``float | None``); empty without annotation."""
+    """Return the names of the types that an annotation allows: two for ``float | None``, none without an annotation."""
     if annotation is inspect.Parameter.empty:
         return frozenset()
     return _kinds(annotation if isinstance(annotation, str) else inspect.formatannotation(annotation))
@@ -124,18 +124,18 @@ def kinds_of(annotation: object) -> frozenset[str]:
 def check_number(
     name: str, value: Any, range_: Range | None = None, annotation: object = "float", where: str = ""
 ) -> Any:
-    """Return a number if it is valid; a NumPy number becomes a plain one.
+    """Return a number if it is valid, with a NumPy number converted to a plain number.
 
     Args:
         name: The name of the parameter.
-        value: The value. Tuples are checked number by number; values that the annotation does not restrict to numbers
-            are returned unchanged.
-        range_: The allowed range (default: any finite or, for an ``int``, any whole number).
+        value: The value. The numbers in a tuple are checked one by one. A value that the annotation does not restrict
+            to numbers is returned unchanged.
+        range_: The allowed range (default: any finite number, or any 64-bit integer for an ``int``).
         annotation: The allowed types, as written in a signature.
         where: The owner of the parameter, as a prefix of the message.
 
     Raises:
-        UsageError: If the value is invalid. The message gives the parameter, the value and the allowed range.
+        UsageError: If the value is invalid. The message states the parameter, the value and the allowed range.
 
     >>> check_number("steps", 3, COUNT, "int"), check_number("rtol", None, POSITIVE, "float | None")
     (3, None)
@@ -209,14 +209,14 @@ def _refused(name: str, value: Any, found: Any, range_: Range, whole: bool, opti
 
 
 def check_fields(thing: Any, where: str | None = None) -> None:
-    """Check every field of a dataclass against its annotation and against the range that its class sets in ``limits``.
+    """Check every field of a dataclass against its annotation and against the range that the class sets in ``limits``.
 
     Args:
-        thing: A dataclass, frozen or not; NumPy numbers in it become plain ones.
-        where: The owner of the fields, as a prefix of the message (default: the class).
+        thing: An instance of a dataclass, frozen or not. NumPy numbers in its fields become plain numbers.
+        where: The owner of the fields, as a prefix of the message (default: the name of the class).
 
     Raises:
-        UsageError: If a field is invalid; the message names the first one.
+        UsageError: If a field is invalid. The message names the first invalid field.
     """
     limits: dict[str, Range] = {}
     for kind in reversed(type(thing).__mro__):
@@ -231,17 +231,17 @@ def check_fields(thing: Any, where: str | None = None) -> None:
 
 
 def ranges(**limits: Range) -> Mapping[str, Range]:
-    """Return the ranges of fields, by name, as a read-only mapping for the class attribute ``limits``."""
+    """Return the ranges of fields, keyed by name, as a read-only mapping for the class attribute ``limits``."""
     return MappingProxyType(limits)
 
 
 class Checked:
     """Base class for a dataclass that checks its numbers on construction.
 
-    A subclass with its own ``__post_init__`` must call this one first.
+    A subclass with its own ``__post_init__`` must call ``super().__post_init__()`` first.
 
     Attributes:
-        limits: The ranges of the fields; those of base classes apply as well.
+        limits: The ranges of the fields. The ranges that base classes declare apply as well.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges()
@@ -259,7 +259,7 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
     >>> draw(0)
     Traceback (most recent call last):
     ...
-    scoresde.core.errors.UsageError: n is 0; it must be a whole number >= 1 and <= 1,000,000,000
+    scoresde.core.errors.UsageError: n is 0; it must be an integer >= 1 and <= 1,000,000,000
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -290,9 +290,10 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @functools.cache
 def memory() -> int:
-    """Return how many bytes of memory this process may use; 16 GiB if unknown.
+    """Return the number of bytes of memory that this process may use, or 16 GiB if it is unknown.
 
-    This is the least of the machine's memory, the limit of its control group, and its own limit (``ulimit -v``).
+    This is the smallest of the machine's memory, the limit of the control group, and the limit of the process
+    (``ulimit -v``).
     """
     found = [2**34]
     try:
@@ -315,16 +316,16 @@ def memory() -> int:
 
 
 def enough_memory(size: float, what: str, parameter: str, value: object = None) -> None:
-    """Reject a request for more memory than there is, before any of it is allocated.
+    """Reject a request for more memory than is available, before anything is allocated.
 
     Args:
-        size: The least number of bytes needed.
-        what: What needs them, as the subject of the message.
+        size: The minimum number of bytes needed.
+        what: The thing that needs the memory, as the subject of the message.
         parameter: The parameter to make smaller.
-        value: A number that is small enough.
+        value: A value of the parameter that is small enough.
 
     Raises:
-        UsageError: If there is not enough memory. The message gives both sizes.
+        UsageError: If there is not enough memory. The message states the needed and the available memory.
     """
     if size > memory():
         gib, there = size / 2**30, memory() / 2**30
@@ -341,8 +342,8 @@ def enough_for_network(parameters: float, name: str, parameter: str) -> None:
     """Reject a network that is too large to be trained in the available memory, before it is built.
 
     Args:
-        parameters: The least number of parameters. Training stores each of them six times: the weight, the gradient,
-            the two moments of Adam, the average, and the copy of the average that is evaluated.
+        parameters: A lower bound on the number of parameters. Training needs six numbers for each parameter: the
+            weight, the gradient, the two moments of Adam, the average, and the copy of the average that is evaluated.
         name: A description of the network, for the message.
         parameter: The parameter that makes the network smaller.
 
@@ -353,7 +354,7 @@ def enough_for_network(parameters: float, name: str, parameter: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words, such as ``3 hours``.
+    """Return a duration in words, such as ``3 hours``.
 
     >>> duration(90), duration(1e9)
     ('2 minutes', '32 years')

@@ -1,6 +1,6 @@
-"""A lock that allows one writer per folder; the operating system releases it when its holder ends, for any reason.
+"""A lock that allows one writer per folder, and that the operating system releases when the writing process ends.
 
-The lock is ``flock`` on the file ``.lock``; the content of the file only tells people who holds it. A ``.lock`` file by
+The lock is ``flock`` on the file ``.lock``, whose content only tells people who holds the lock. A ``.lock`` file by
 itself, left by a killed process or copied along with the folder, locks nothing.
 """
 
@@ -24,17 +24,18 @@ __all__ = ["LOCK", "held_by", "in_use", "locked"]
 
 LOCK = ".lock"
 TRIES = 5
-HELD = (BlockingIOError, PermissionError)  # raised if someone else holds the lock; the latter on some file systems
+HELD = (BlockingIOError, PermissionError)  # raised if the lock is taken; PermissionError on some file systems
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an existing folder; two threads of one process exclude each other as well.
+    """Hold the lock of an existing folder. Two threads of one process exclude each other as well.
 
-    Where such locks are not supported (other systems, some network file systems), warn and go on without a lock.
+    Where ``flock`` is not supported (on non-Unix systems and some network file systems), warn and continue without a
+    lock.
 
     Raises:
-        CheckpointError: If someone else holds the lock (the message says who), or if the folder is not writable.
+        CheckpointError: If the lock is already held (the message says by whom), or if the folder is not writable.
     """
     file = _taken(folder)
     try:
@@ -54,7 +55,7 @@ def in_use(folder: Path, holder: str) -> CheckpointError:
 
 
 def held_by(folder: Path) -> str | None:
-    """Return who holds the lock of a folder, in words; ``None`` if nobody does, or if that is unknown."""
+    """Return a description of the holder of a folder's lock, or ``None`` if there is no holder or it is unknown."""
     try:
         import fcntl
 
@@ -73,12 +74,12 @@ def held_by(folder: Path) -> str | None:
 
 
 def _taken(folder: Path) -> int | None:
-    """Open and lock the lock file, and return its descriptor; ``None`` where locks are not supported."""
+    """Open and lock the lock file, and return its descriptor, or ``None`` where locks are not supported."""
     path = folder / LOCK
     try:
         import fcntl
     except ImportError:
-        _without(folder, "this system does not support it")
+        _without(folder, "this system does not support file locks")
         return None
     tries = 0
     while True:
@@ -100,7 +101,7 @@ def _taken(folder: Path) -> int | None:
             os.close(file)
             _without(folder, error.strerror or str(error))
             return None
-        try:  # a file that was removed after it was opened is not a lock to others
+        try:  # a file that was removed after it was opened does not lock out others
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 break
         except OSError:
@@ -122,14 +123,14 @@ def _opened(path: Path, flags: int) -> int:
 
 
 def _holder(file: int) -> str:
-    """Return who holds the lock, according to the file."""
+    """Return a description of the holder of the lock, as recorded in the lock file."""
     holder = "another process"
     for _ in range(20):  # the holder writes the file right after locking it
         try:
             told = parse_json(os.pread(file, 4096, 0))
             holder = f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
             if told["host"] != socket.gethostname() or _lives(int(told["pid"])):
-                break  # else it was killed earlier, and the file is still as it left it
+                break  # otherwise the file still names an earlier holder, which was killed
         except (OSError, ValueError, KeyError, TypeError):
             pass
         time.sleep(0.01)
@@ -137,12 +138,12 @@ def _holder(file: int) -> str:
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process of this number is there."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is there, and it is another user's
+    except OSError:  # the process belongs to another user
         return True
     return True
 

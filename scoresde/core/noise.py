@@ -13,12 +13,14 @@ computed by the counter-based generator Philox4x32-10 and the Box-Muller transfo
 turn a 128-bit counter and a 64-bit key into four 32-bit words, in integer arithmetic that is the same on every
 device. A row therefore keeps its noise through chunking, compaction and sharding.
 
-A solver with other steps draws other numbers, unless ``brownian`` is set. Then the normals of its steps are increments
-of one Brownian path W on [0, 1] for each sample, refined where it is evaluated (Levy's midpoint construction),
+A solver that takes different steps draws different numbers, unless ``brownian`` is set. In that case the normals of the
+steps are increments of one Brownian path W on [0, 1] per sample, refined where it is evaluated (Levy's midpoint
+construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-where the address of z is the midpoint. The same seed then leads to the same image as the number of steps grows.
+where the address of z is the midpoint. With the same seed, the sample then converges to the same image as the number of
+steps grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
@@ -41,7 +43,7 @@ __all__ = ["Noise", "keyed", "philox"]
 
 _MASK = 0xFFFFFFFF
 
-# One stream for each purpose, so that extra steps of one never shift the draws of another.
+# One stream for each purpose, so that extra draws for one purpose never shift the draws for another.
 STREAMS = {
     "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
 }  # fmt: skip
@@ -51,11 +53,11 @@ _LEVELS = 20
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 on four int64 tensors that each hold a 32-bit word; the shapes broadcast.
+    """Apply Philox4x32-10 to four int64 tensors of 32-bit words, whose shapes broadcast.
 
     Args:
-        counter: Four words, most quickly varying first.
-        key: Two words.
+        counter: The four words of the counter, the fastest-varying word first.
+        key: The two words of the key.
 
     Returns:
         Four int64 tensors of independent uniform 32-bit words.
@@ -81,7 +83,8 @@ class Noise:
 
     Args:
         seed: Any integer from 0 to 2^64 - 1.
-        indices: The number of the sample in each row, int64, shape ``(B,)``. The random numbers are made on its device.
+        indices: The index of the sample in each row, int64, shape ``(B,)``. The random numbers are generated on the
+            device of this tensor.
         brownian: Whether :meth:`between` follows a Brownian path, which is the same for any number of steps.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
@@ -96,7 +99,7 @@ class Noise:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, SEED, "int")
         if self.indices.ndim != 1 or self.indices.dtype != torch.int64:
-            raise UsageError("the indices of Noise must be int64 with shape (B,), one sample number for each row")
+            raise UsageError("the indices of Noise must be int64 with shape (B,), one sample index per row")
 
     @classmethod
     @checked(count=WHOLE, seed=SEED, start=WHOLE)
@@ -110,7 +113,7 @@ class Noise:
         brownian: bool = False,
     ) -> Noise:
         """Return the noise of samples ``start`` to ``start + count - 1``."""
-        enough_memory(8 * count, f"the numbers of {count:,} samples", "n")
+        enough_memory(8 * count, f"the indices of {count:,} samples", "n")
         return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:
@@ -118,9 +121,9 @@ class Noise:
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
-        """Return uniform 32-bit words, int64, shape ``(B, 4 blocks)``, at least ``size`` of them per row."""
+        """Return at least ``size`` uniform 32-bit words per row, int64, shape ``(B, 4 * blocks)``."""
         if isinstance(step, int) and not 0 <= step < 2**32:
-            raise UsageError(f"the step of a draw must be a 32-bit count; got {step}")
+            raise UsageError(f"the step of a draw must be an integer >= 0 and < 2^32; got {step}")
         if stream not in STREAMS:
             raise UsageError(f"unknown stream {stream!r}; choose from: {', '.join(STREAMS)}")
         blocks = torch.arange(-(-size // 4), device=self.indices.device)[None]
@@ -143,9 +146,9 @@ class Noise:
         stream: str = "solver",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return independent standard normals, shape ``(B, *shape)``.
+        """Return independent standard normal numbers, shape ``(B, *shape)``.
 
-        ``step`` is one number for all rows, or int64 ``(B,)``.
+        ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
         size = max(1, math.prod(shape))
         u = (self._words(size + size % 2, stream, step).double() + 0.5) / 2**32
@@ -157,10 +160,10 @@ class Noise:
     def between(
         self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return standard normals for solver step number ``step``, from time ``t`` to ``s``, shape ``(B, *shape)``.
+        """Return standard normal numbers for a solver's step ``step``, from time ``t`` to ``s``, shape ``(B, *shape)``.
 
-        They are plain draws addressed by the number of the step or, with ``brownian`` (and times in [0, 1]),
-        ``(W(s) - W(t)) / sqrt(|s - t|)``.
+        Without ``brownian``, these are independent draws addressed by ``step``. With ``brownian``, which needs times in
+        [0, 1], they are ``(W(s) - W(t)) / sqrt(|s - t|)``.
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -169,24 +172,24 @@ class Noise:
         return (increment / math.sqrt(abs(s - t))).to(dtype)
 
     def check(self, times: Tensor) -> None:
-        """Reject times, shape ``(n + 1,)``, with a step that the Brownian path does not cover or resolve.
+        """Reject time points, shape ``(n + 1,)``, with a step that the Brownian path does not cover or resolve.
 
         Raises:
-            UsageError: If there is one; the message gives the first such step.
+            UsageError: If there is such a step. The message states the first.
         """
         inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
         wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()
         if len(wrong):
             t, s = float(times[wrong[0]]), float(times[wrong[0] + 1])
             raise UsageError(
-                f"the Brownian path is defined on [0, 1] and resolves steps of 4e-6; the step from {t:.6g} to {s:.6g} "
-                "does not fit: use fewer steps, another grid, or plain noise"
+                f"the Brownian path is defined on [0, 1] and resolves steps of at least 4e-6, but the grid has a step "
+                f"from {t:.6g} to {s:.6g}; use fewer steps, another grid, or independent noise"
             )
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the Brownian path W(t) of each sample, float64, shape ``(B, *shape)``.
 
-        The time t in [0, 1] is one number for all rows, or ``(B,)``.
+        ``t`` is a time in [0, 1]: one number for all rows, or a tensor of shape ``(B,)``.
         """
         device, count = self.indices.device, len(self.indices)
         t = torch.as_tensor(t, dtype=torch.float64, device=device).expand(count)
@@ -216,9 +219,10 @@ class Noise:
         stream: str = "dequantise",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return independent uniforms on [0, 1), shape ``(B, *shape)``.
+        """Return independent uniform numbers on [0, 1), shape ``(B, *shape)``.
 
-        They have 24 bits, so that float32 never rounds up to 1. ``step`` is one number for all rows, or int64 ``(B,)``.
+        The numbers have 24 bits, so that rounding to float32 never gives 1. ``step`` is one integer for all rows, or an
+        int64 tensor of shape ``(B,)``.
         """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size] >> 8
@@ -233,14 +237,14 @@ class Noise:
     ) -> Tensor:
         """Return independent random signs, -1 or 1, shape ``(B, *shape)``.
 
-        ``step`` is one number for all rows, or int64 ``(B,)``.
+        ``step`` is one integer for all rows, or an int64 tensor of shape ``(B,)``.
         """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size]
         return (1 - 2 * (words & 1)).reshape(-1, *shape).to(dtype)
 
 
-# What a generator in training is used for.
+# The purposes of the random generators in training.
 _PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
 
 

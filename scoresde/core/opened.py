@@ -1,9 +1,9 @@
-"""Safe reading of files: only regular files, and no more of them than fits into memory.
+"""Safe reading of files: only regular files are opened, and only as much is read as fits into memory.
 
 Reading a pipe may block and a device may never end, so anything but a regular file is rejected before it is opened.
-Compressed data unpack only up to a limit, and the sizes in a header are compared with the bytes that follow before
-anything is allocated. Errors are ``OSError`` and ``ValueError``; :func:`reason` describes them briefly, and the caller
-adds the name of the file.
+Compressed data are unpacked only up to a limit, and the sizes in a header are compared with the number of bytes that
+follow before anything is allocated. Errors are ``OSError`` and ``ValueError``, which :func:`reason` describes briefly.
+The caller adds the name of the file.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``; Fifield (2019), A better zip bomb.
@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 FREE, RATIO = 2**28, 100  # a file may unpack to FREE bytes or to RATIO times its own size, whichever is more
-NESTED = 64  # deepest nesting of JSON
+NESTED = 64  # maximum nesting depth of JSON
 GZIP = b"\x1f\x8b"
 KINDS = (
     (stat.S_ISDIR, "it is a folder"),
@@ -44,7 +44,7 @@ KINDS = (
 
 
 def reason(error: BaseException) -> str:
-    """Return why a file could not be read or written, in one line, without its name."""
+    """Return a one-line reason why a file could not be read or written, without the name of the file."""
     if out_of_memory(error):
         return "it needs more memory than is available"
     if isinstance(error, RecursionError):
@@ -131,10 +131,10 @@ def is_gzip(path: Path) -> bool:
 
 
 def may_unpack(packed: int, size: int | None = None) -> int:
-    """Return how many bytes a file of ``packed`` bytes may unpack to.
+    """Return the maximum number of bytes that a file of ``packed`` bytes may unpack to.
 
     Raises:
-        OSError: If ``size`` is given and is more than that, or more than the available memory.
+        OSError: If ``size`` is given and exceeds this maximum or the available memory.
     """
     most = max(FREE, RATIO * packed)
     if size is not None:
@@ -152,11 +152,11 @@ def _bomb(packed: int, size: str, most: int) -> str:
 
 
 def gunzipped(data: bytes) -> bytes:
-    """Return the bytes, unpacked if they are gzip.
+    """Return the bytes ``data``, unpacked if they are in gzip format.
 
     Raises:
-        OSError: If they unpack to more than the limit.
-        Exception: If they are damaged; the type of the exception varies.
+        OSError: If the bytes unpack to more than the limit.
+        Exception: If the gzip content is damaged. The type of the exception varies.
     """
     if data[:2] != GZIP:
         return data
@@ -169,9 +169,9 @@ def gunzipped(data: bytes) -> bytes:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of a NumPy file, of any shape, by name; the array of an ``.npy`` file is called ``x``.
+    """Return the arrays of a NumPy file, which may have any shape, keyed by name.
 
-    Nothing is unpickled.
+    The array of an ``.npy`` file is called ``x``. Nothing is unpickled.
 
     Raises:
         OSError: If the file does not exist, is not a regular file or is too large.
@@ -208,8 +208,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
     """Compare the size in the header of an array with the number of bytes that follow.
 
-    In a member of an archive the two must be equal. NumPy reads as many bytes as the header says. If more bytes follow,
-    it does not reach the end of the member and never verifies its checksum.
+    In a member of an archive, the two must be equal. NumPy reads as many bytes as the header says. If more bytes
+    follow, NumPy does not reach the end of the member and never verifies its checksum.
 
     Raises:
         ValueError: If there are too few bytes or, in an archive, too many.
@@ -217,27 +217,27 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
     import numpy as np
 
     if file.read(6) != b"\x93NUMPY":
-        return  # np.load reports what it is
+        return  # np.load reports the error
     readers = {b"\1\0": np.lib.format.read_array_header_1_0, b"\2\0": np.lib.format.read_array_header_2_0}
     read = readers.get(file.read(2))
     if read is None:
         return
     shape, _, dtype = read(file)
     if dtype.hasobject:
-        return  # np.load rejects it without reading it
+        return  # np.load rejects the array without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} has {promised:,} bytes, but {there:,} follow")
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but {there:,} follow")
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON in UTF-8; the nesting depth is limited, and whole numbers have at most 64 bits.
+    """Parse JSON in UTF-8, with a limited nesting depth and with integers of at most 64 bits.
 
     Raises:
-        ValueError: If the text is not such JSON.
+        ValueError: If the text is not valid JSON, or exceeds one of these limits.
     """
     try:
         value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_int=_whole)
@@ -253,5 +253,5 @@ def parse_json(text: str | bytes) -> Any:
 
 def _whole(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError(f"it holds a whole number of {len(digits.lstrip('-'))} digits, which is too large")
+        raise ValueError(f"it holds an integer of {len(digits.lstrip('-'))} digits, which is too large")
     return int(digits)

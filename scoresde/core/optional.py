@@ -1,8 +1,8 @@
-"""Optional output: if it cannot be made, there is a warning and never an error.
+"""Optional output, such as figures: a failure to make it leads to a warning, never to an error.
 
-Figures and animations are made from numbers that took long to compute. Whatever goes wrong there (a backend that is not
-installed, a full disk, a character that a font or a parser cannot read) must not lose the numbers, which are written
-first.
+Figures and animations are made from numbers that took a long time to compute. Whatever goes wrong with a figure (a
+backend that is not installed, a full disk, a character that a font or a parser cannot read) must not lose the numbers,
+which are written first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["optional"]
 
 @contextmanager
 def optional(what: str, kept: str = "") -> Iterator[None]:
-    """Turn any error in the block into a warning; let interrupts pass.
+    """Turn any error in the block into a warning, but let interrupts pass.
 
     Args:
-        what: What the block makes, for the warning.
-        kept: What is available in any case, for the warning.
+        what: The output that the block makes, as the subject of the warning.
+        kept: A clause that says what is available in any case, for the end of the warning.
 
     >>> import warnings
     >>> with warnings.catch_warnings(record=True) as caught, optional("samples.png", "the samples are in samples.npz"):

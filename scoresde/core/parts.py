@@ -5,11 +5,11 @@ file, written whole or not at all:
 
     parts/000000-000255.safetensors        rows 0 to 255
 
-It holds the results. Its header holds the request (everything that the results depend on, except the rows) and has a
-checksum of its own, which is verified before the results are read. A second call with the same request reads the
-finished ranges and computes the rest in ranges of the same size, so its result is bit-identical to that of a single
-call. Damaged ranges are computed again. The file names alone record what is done, so several processes may each
-compute some of the ranges.
+The file holds the results. Its header holds the request (everything that the results depend on, except the rows) and
+has a checksum of its own, which is verified before the results are read. A second call with the same request reads the
+finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to the result
+of a single call. Damaged ranges are computed again. The file names alone record which ranges are finished, so several
+processes may each compute some of the ranges.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "batch_kept", "check_request", "digest", "plain_request", "rows_kept"]
 
 NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
-OPAQUE = "digest "  # prefix of values that mean nothing to a person
+OPAQUE = "digest "  # prefix of digests, which messages shorten
 T = TypeVar("T")
 
 Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and its other data as plain JSON values
@@ -41,9 +41,9 @@ class Parts:
     """The stored parts of one request, in a folder.
 
     Args:
-        folder: The folder of the parts; it is created with the first one.
-        request: What the results depend on: plain JSON values under names that the user knows. The number of rows is
-            not part of it.
+        folder: The folder of the parts, which is created with the first part.
+        request: The settings that the results depend on, as plain JSON values under names that the user knows. The
+            number of rows is not one of them.
         inputs: A function from row indices, int64 ``(b,)``, to the other tensors that the results of these rows depend
             on.
 
@@ -61,9 +61,9 @@ class Parts:
                 check_request(self.request, header["request"], f"the parts in {folder}")
 
     def batch(self, batch: int) -> int:
-        """Return how many rows to solve at once: the size of the existing ranges, or else ``batch``.
+        """Return the number of rows to solve at once: the size of the stored ranges or, if there are none, ``batch``.
 
-        The size is kept because the last bits of a row depend on how many rows are solved with it.
+        The size is kept because the last bits of a result depend on the number of rows that are solved together.
         """
         self.size = batch_kept(self.folder) or batch
         return self.size
@@ -75,17 +75,16 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """Return the result of a range of rows: the stored one, or else the return value of ``solve``, which is then
-        stored.
+        """Return the stored result of a range of rows, or else compute the result with ``solve`` and store it.
 
         Args:
-            index: The rows, int64 ``(b,)``, consecutive.
-            solve: Computes the result.
-            pack: Splits a result into tensors and plain values.
-            unpack: Rebuilds the result; the tensors are on the CPU.
+            index: The consecutive row indices of the range, int64 ``(b,)``.
+            solve: A function that computes the result.
+            pack: A function that splits a result into tensors and plain values.
+            unpack: A function that rebuilds a result from tensors on the CPU and plain values.
 
         Raises:
-            UsageError: If the stored result was computed from other inputs.
+            UsageError: If the stored result was computed from different inputs.
             CheckpointError: If the result cannot be written.
         """
         first, last = int(index[0]), int(index[-1])
@@ -94,7 +93,7 @@ class Parts:
         header = _header(path) if path.is_file() else None
         if header is not None and header["inputs"] != inputs:
             raise UsageError(
-                f"{path} was computed from data that differ from those of rows {first:,} to {last:,}; use a new folder",
+                f"{path} was computed from different data for rows {first:,} to {last:,}; use a new folder",
                 parameter="out",
             )
         if header is not None:
@@ -112,7 +111,7 @@ class Parts:
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request in the form in which it is read back: plain JSON values, and ``repr`` of everything else."""
+    """Return a request as it is read back from a file: plain JSON values, and the ``repr`` of all other values."""
     found: dict[str, Any] = json.loads(json.dumps(dict(request), default=repr))
     return found
 
@@ -121,7 +120,7 @@ def check_request(asked: Mapping[str, Any], kept: Mapping[str, Any], whose: str)
     """Check that stored results belong to the same request.
 
     Raises:
-        UsageError: If they do not; the message lists the differences.
+        UsageError: If the two requests differ. The message lists the differences.
     """
     names = [name for name in {**asked, **kept} if json.dumps(asked.get(name)) != json.dumps(kept.get(name))]
     told = [f"{_told(asked, name)}, but {whose} have {_told(kept, name)}" for name in names]
@@ -143,7 +142,7 @@ def _told(request: Mapping[str, Any], name: str) -> str:
 
 
 def digest(*things: Tensor | str) -> str:
-    """Return a digest of tensors (any shapes; shapes and dtypes count) and texts."""
+    """Return a digest of strings and of tensors of any shape, including their shapes and dtypes."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -152,18 +151,18 @@ def digest(*things: Tensor | str) -> str:
             found.update(thing.encode())
             continue
         found.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
-        value = torch.cat([thing.detach().cpu().reshape(-1)])  # copy to dense memory, even if one number was expanded
+        value = torch.cat([thing.detach().cpu().reshape(-1)])  # copy to dense memory, because it may be expanded
         found.update(value.view(torch.uint8).numpy().data)
     return OPAQUE + found.hexdigest()
 
 
 def rows_kept(folder: Path) -> int:
-    """Return how many rows the parts in a folder cover, according to the file names."""
+    """Return the number of rows that the parts in a folder cover, according to the file names."""
     return sum(last - first + 1 for _, (first, last) in _files(folder))
 
 
 def batch_kept(folder: Path) -> int | None:
-    """Return the size of the ranges in a folder; ``None`` if there are no ranges."""
+    """Return the size of the ranges in a folder, or ``None`` if there are no readable ranges."""
     for path, _ in _files(folder):
         header = _header(path)
         if header is not None:
@@ -179,7 +178,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, tuple[int, int]]]:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """Return the header of a part; ``None`` if it is damaged."""
+    """Return the header of a part, or ``None`` if the header is damaged."""
     try:
         header = read_metadata(path)
         whole = {k: v for k, v in header.items() if k not in ("format", "sum")}

@@ -1,16 +1,16 @@
-"""A progress line for long loops: how far, how fast, and how long until the end.
+"""A progress line for long loops, with the number of finished steps, the rate and the remaining time.
 
-On a terminal it is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server) a bar would be
+On a terminal, the line is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server), a bar would be
 thousands of carriage returns, so plain lines are printed instead, one every ten seconds and one at the end::
 
     train  1,200/4,000  30 %  loss 0.123  45 it/s  eta 1:02
     train  4,000/4,000  100 %  loss 0.0871  45 it/s  in 1:29
 
-With ``n`` of ``N`` steps done, of which ``n0`` before this process began, after ``s`` seconds,
+If this process began after ``n0`` of ``N`` steps, and ``n`` steps are done after ``s`` seconds, then
 
     rate = (n - n0) / s,    eta = (N - n) / rate.
 
-All durations come from :func:`time.monotonic`, which a change of the wall clock does not move.
+All durations come from :func:`time.monotonic`, which is not affected by changes of the system clock.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Report a loop of known length; use it as a context manager.
+    """A context manager that reports the progress of a loop of known length.
 
     Args:
         total: Number of steps in the whole loop.
-        label: One word for the activity: ``"train"``, ``"sample"``.
+        label: One word for the activity, such as ``"train"`` or ``"sample"``.
         quiet: Whether to print nothing at all.
-        stream: Where to write; standard error if ``None``.
-        every: Least number of seconds between two plain lines; it does not affect the bar on a terminal.
-        initial: Steps that were done in an earlier process, so that a resumed run shows the true rate.
+        stream: The stream to write to (default: standard error).
+        every: Minimum number of seconds between two plain lines. It does not affect the bar on a terminal.
+        initial: Number of steps done in an earlier process, so that a resumed run shows the true rate.
 
     >>> with Progress(3, "count", stream=sys.stdout) as progress:
     ...     for _ in range(3):
@@ -88,7 +88,7 @@ class Progress:
             self._print_line(final=self.done >= self.total)
 
     def update(self, n: int = 1, fields: Mapping[str, float] | None = None) -> None:
-        """Count ``n`` more steps and show ``fields``, for example ``{"loss": 0.12}``, beside them."""
+        """Count ``n`` more steps, and show ``fields``, such as ``{"loss": 0.12}``, next to the count."""
         self.done += n
         check()  # every long loop passes through here
         if self.quiet:
@@ -132,7 +132,7 @@ class Progress:
 
 
 def _rate_text(rate: float) -> str:
-    """Return a rate as text, in steps per second, or in seconds per step if it is below 1."""
+    """Return a rate as text, in steps per second, or in seconds per step if the rate is below 1."""
     if rate < 1:
         return f"{1 / rate:.1f} s/it"
     return f"{rate:.1f} it/s" if rate < 10 else f"{rate:,.0f} it/s"

@@ -1,11 +1,11 @@
-"""The one place that turns names into objects; it never imports a name that came from a file.
+"""The one place that turns names into objects, and that never imports a name read from a file.
 
 ``build("vp", SDES, beta_max=18.0)`` makes an SDE, and so does ``build("mymodule:MySDE", ..., typed=True)``. A name is
 either a key in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`) or such a string itself. Importing a
 module runs its code, so all imports by name happen here, and depend on where the name came from. A name that a person
-*typed* may be any ``"module:Class"``, including a module in the current folder. A name that was *read* from a file is
-looked up in the tables only, and so are the names among its options. Names count as read by default, so a caller that
-does not know the origin of a name imports nothing.
+*typed* may be any ``"module:Class"``, including one in a module of the current folder. A name that was *read* from a
+file is looked up in the tables only, and so are the names among the options of the object. Names count as read by
+default, so a caller that does not know the origin of a name imports nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
     "parse_value", "read_options", "resolve",
 ]  # fmt: skip
 
-# Which names a person typed: all of them (True), none (False), or those listed. All others were read from a file.
+# Which names a person typed: all names (True), none (False), or the listed names. All others were read from a file.
 Typed = bool | Collection[str]
 READ: Typed = ()
 
-# The parameter of `load`, `fit` and `reflow` that takes the user's own name or object for each kind.
+# For each kind of object, the parameter of `load`, `fit` and `reflow` that takes the user's own name or object.
 _PARAMETERS = {
     "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
 }  # fmt: skip
@@ -45,7 +45,7 @@ def _is_typed(name: str, typed: Typed) -> bool:
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """Return a phrase that helps with a misspelt name: the closest matches, then all choices."""
+    """Return a hint for a misspelt name: the closest matches, then all choices."""
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -61,14 +61,14 @@ def resolve(
         name: A key of ``table``, or ``"module:Name"``.
         table: Names and the ``"module:Name"`` strings they stand for.
         what: The noun for messages, such as ``"SDE"``.
-        typed: Which names a person typed; only those may import a module that is not in a table.
+        typed: Which names a person typed. Only typed names may import a module that is not in a table.
         function: Whether the result is called as a function, even if it is a class.
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            it is neither a class nor a function. Errors inside the user's own functions are also raised as a
+            the attribute is neither a class nor a function. Errors inside the user's own functions are also raised as
             ``UsageError``.
-        CheckpointError: If a name that was read is not in the table.
+        CheckpointError: If a name that was read from a file is not in the table.
     """
     name = moved(name)
     known = name in table
@@ -107,10 +107,10 @@ def _imported(module: str, attribute: str, what: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a module that it imports is missing
             raise UsageError(f"{what}: {module} imports a module that is missing: {error}") from error
         if module.endswith(".py"):
-            raise UsageError(f"{what}: leave out the .py: {module[:-3]}:{attribute}") from None
+            raise UsageError(f"{what}: leave out the .py, and pass {module[:-3]}:{attribute}") from None
         raise UsageError(
             f"{what}: there is no module {module!r} in {here} or among the installed packages; "
-            f"run from the folder that holds {module}.py"
+            f"run from the folder that contains {module}.py"
         ) from None
     except (Exception, SystemExit) as error:
         raise UsageError(f"{what}: importing {module} fails: {type(error).__name__}: {error}") from error
@@ -119,7 +119,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap the user's own function so that its errors name it."""
+    """Wrap the user's own function so that errors inside it name the function."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -134,7 +134,7 @@ def _own(function: Any, what: str) -> Any:
 
 
 def fields_of(factory: Any) -> dict[str, inspect.Parameter]:
-    """Return the options of a class or function by name; an empty dict if it has no signature."""
+    """Return the options of a class or function, keyed by name, or an empty dict if it has no signature."""
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # some functions written in C
@@ -150,17 +150,17 @@ def build(
     name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, kind: type | None = None,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """Build the object that ``name`` stands for; an object that is not a string is returned as it is.
+    """Build the object that ``name`` stands for, or return ``name`` unchanged if it is not a string.
 
     Args:
         name, table, what, typed: As in :func:`resolve`.
         kind: The class that the object must be an instance of.
-        options: The options to pass to its constructor.
+        options: The options to pass to the constructor.
 
     Raises:
-        UsageError: If the name or an option is unknown (the message lists the known ones), or if the object is not a
-            ``kind``.
-        CheckpointError: If the name, or a name among the options, was read and is not in a table.
+        UsageError: If the name or an option is unknown (the message lists the known names), or if the object is not an
+            instance of ``kind``.
+        CheckpointError: If the name, or a name among the options, was read from a file and is not in a table.
 
     >>> from scoresde.core.tables import SDES
     >>> build("vp", SDES, beta_max=18.0)
@@ -173,7 +173,7 @@ def build(
     made = construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
     if kind is not None and not isinstance(made, kind):
         raise UsageError(
-            f"{what} {name!r} gives an object of type {type(made).__name__}; derive it from "
+            f"{what} {name!r} gives an object of type {type(made).__name__}; derive that class from "
             f"{kind.__module__}.{kind.__name__}"
         )
     return made
@@ -191,11 +191,12 @@ def construct(
     """Call a class or function with options from a user.
 
     Options may themselves be names (a solver's grid, a sampler's prediction) that the object resolves on its own. The
-    object does not know where they came from, so ``module:Name`` options that were read from a file are rejected here.
+    object does not know where a name came from, so ``module:Name`` options that were read from a file are rejected
+    here.
 
     Raises:
         UsageError: If an option is unknown, missing or invalid.
-        CheckpointError: If an option that was read is a ``module:Name``.
+        CheckpointError: If an option that was read from a file is a ``module:Name``.
     """
     _refuse_unlisted(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
@@ -219,7 +220,7 @@ def construct(
 def _refuse_unknown(
     options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
 ) -> None:
-    """Reject an option that is not a field, and name the table entries that have it."""
+    """Reject an option that is not a field, and name the table entries that have such an option."""
     for option in options:
         if option not in fields:
             # For example, an adaptive solver has no number of steps.
@@ -230,10 +231,10 @@ def _refuse_unknown(
 
 
 def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
-    """Reject ``module:Name`` anywhere in options that were read.
+    """Reject a ``module:Name`` anywhere in options that were read from a file.
 
     Raises:
-        CheckpointError: If there is one; the message quotes the first.
+        CheckpointError: If there is such a name. The message quotes the first.
     """
     if isinstance(value, str):
         # Reject any colon, because the import system accepts module names that do not look like one.
@@ -259,7 +260,7 @@ def options_of(obj: Any) -> dict[str, Any]:
 
 
 def moved(name: str) -> str:
-    """Return the current form of a name that an earlier version may have written, like ``"scoresde.paths:Shifted"``.
+    """Return the current form of a name that an earlier version may have written, such as ``"scoresde.paths:Shifted"``.
 
     >>> moved("scoresde.paths:Shifted"), moved("vp"), moved("mine:SDE")
     ('scoresde.sde.modified:Shifted', 'vp', 'mine:SDE')
@@ -269,14 +270,14 @@ def moved(name: str) -> str:
 
 
 def name_of(obj: Any, table: Mapping[str, str]) -> str:
-    """Return the table's name for a class or function, or for an object's class; ``"module:Class"`` if not listed."""
+    """Return the table's name for a class, a function or an object's class, or ``"module:Class"`` if not listed."""
     named = obj if inspect.isfunction(obj) or inspect.isclass(obj) else type(obj)
     path = f"{named.__module__}:{named.__qualname__}"
     return next((name for name, known in table.items() if known == path), path)
 
 
 def parse_value(text: str) -> Any:
-    """Parse a value typed as text: a yes or no, ``none``, a tuple with commas, a number; anything else stays text.
+    """Parse a value given as text: yes or no, ``none``, a comma-separated tuple, or a number. Other text is unchanged.
 
     >>> parse_value("1,2,4"), parse_value("yes"), parse_value("3"), parse_value("abc")
     ((1, 2, 4), True, 3, 'abc')
@@ -294,11 +295,11 @@ def parse_value(text: str) -> Any:
     return text
 
 
-# How the values of a flag are typed.
+# The words that stand for the values of a flag.
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 _NOUNS = {
-    "bool": "yes or no", "int": "a whole number", "float": "a number", "tuple": "values with commas between them",
+    "bool": "yes or no", "int": "an integer", "float": "a number", "tuple": "values separated by commas",
     "None": "none",
 }  # fmt: skip
 
@@ -311,16 +312,16 @@ def is_flag(field: inspect.Parameter) -> bool:
 def read_options(
     factory: Any, what: str, name: str, texts: Mapping[str, str], table: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Parse the options of a class or function that were typed as text, each by the type of its field.
+    """Parse options of a class or function that are given as text, each according to the type of its field.
 
     Args:
         factory: The class or function.
         what, name: The noun and the name for messages, as in :func:`construct`.
-        texts: The typed texts, keyed by option name.
+        texts: The values as text, keyed by option name.
         table: A table to search for other entries that have an unknown option.
 
     Raises:
-        UsageError: If an option is unknown, or its text is not a valid value.
+        UsageError: If an option is unknown, or if its text is not a valid value.
 
     >>> from scoresde import VPSDE
     >>> read_options(VPSDE, "SDE", "vp", {"beta_max": "18"})
@@ -346,7 +347,7 @@ def _read(option: str, text: str, field: inspect.Parameter, where: str) -> Any:
     if "tuple" in kinds and ("str" not in kinds or numbers):
         return value if isinstance(value, tuple) else (value,)
     if "str" in kinds:
-        # A grid may be given as the times themselves.
+        # A grid may also be given as its time points.
         return value if numbers else lowered if lowered == "none" else text
     if kinds - set(_NOUNS) or not kinds:
         return value

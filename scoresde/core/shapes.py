@@ -1,8 +1,8 @@
 """Broadcasting, kept in one place so that all other code works on a batch of events of any shape.
 
 A batch ``x`` has shape ``(B, *event)``. A time has shape ``()`` (one for the whole batch) or ``(B,)`` (one per row). A
-coefficient that depends on time alone has one of these shapes too; one that varies over an event has the rank of ``x``.
-Rows never mix.
+coefficient that depends on time alone also has one of these two shapes. A coefficient that varies over an event has the
+rank of ``x``. No function combines values from different rows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
         x: The batch to combine it with, shape ``(B, *event)``.
 
     Returns:
-        ``a`` with the dtype (unless it is a mask) and the device of ``x``, in shape ``()``, ``(B, 1, ..., 1)`` or
-        unchanged if it has the rank of ``x``.
+        ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()`` or
+        ``(B, 1, ..., 1)``, or unchanged if ``a`` has the rank of ``x``.
 
     Raises:
         UsageError: If ``a`` has another shape.
@@ -65,12 +65,12 @@ def align(a: Tensor, like: Tensor) -> Tensor:
 
 
 def at(table: Tensor, i: int) -> Tensor:
-    """Return row ``i`` of a table of coefficients over times, shape ``(n, ...)``; the axis is kept, ``(1, ...)``."""
+    """Return row ``i``, shape ``(1, ...)``, of a table with one row of coefficients per time, shape ``(n, ...)``."""
     return table[i : i + 1]
 
 
 def all_rows(mask: Tensor) -> list[bool]:
-    """Return, for each of the ``n`` rows of a mask, shape ``(n, ...)``, whether it is true everywhere."""
+    """Return, for each row of a mask, shape ``(n, ...)``, whether the row is true everywhere."""
     found: list[bool] = flat(mask).all(1).tolist()
     return found
 
@@ -78,8 +78,8 @@ def all_rows(mask: Tensor) -> list[bool]:
 def dims(x: Tensor) -> int:
     """Return D, the number of elements of an event of ``x: (B, *event)``.
 
-    Here it is one number. Where the dimension differs between rows (:meth:`scoresde.codec.Codec.dims`), the formulas
-    that use it accept shape ``(B,)`` as well.
+    This function returns one number. Formulas that use D also accept shape ``(B,)``, for data whose dimension differs
+    between rows (:meth:`scoresde.codec.Codec.dims`).
     """
     return x[0].numel()
 
@@ -90,7 +90,7 @@ def time_dtype(device: torch.device) -> torch.dtype:
 
 
 def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a NumPy array as a tensor of the same shape on the device of ``x``, in ``dtype`` or its own dtype."""
+    """Return a NumPy array as a tensor of the same shape on the device of ``x``, with ``dtype`` or its own dtype."""
     return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
 
 
@@ -100,16 +100,18 @@ def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
 
 
 def as_states(x: Tensor | npt.ArrayLike) -> Tensor:
-    """Return states ``(B, *event)`` as a floating-point tensor; integers become float32."""
+    """Return states ``(B, *event)`` as a floating-point tensor, with integers converted to float32."""
     x = as_tensor(x)
     return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``; a plain number becomes float64.
+    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``.
+
+    A plain number gets the dtype of :func:`time_dtype`.
 
     Raises:
-        UsageError: If it is neither one time nor one time per row.
+        UsageError: If ``t`` is neither one time nor one time per row.
     """
     if isinstance(t, Tensor):
         if t.ndim > 1 or (t.ndim and x.ndim and t.shape[0] not in (1, x.shape[0])):
@@ -121,7 +123,7 @@ def as_time(t: float | Tensor, x: Tensor) -> Tensor:
 
 
 def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Return ``x + sum_j factors_j values_j``, summed over the shorter of the two lists; shape as for ``x``."""
+    """Return ``x + sum_j factors_j values_j``, with the shape of ``x``; the shorter of the two lists ends the sum."""
     for factor, value in zip(factors, values, strict=False):
         if factor:
             x = torch.add(x, value, alpha=factor)
@@ -129,17 +131,17 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 
 
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Apply a function to each value, of any shape; ``None`` stays ``None``."""
+    """Apply a function to each tensor, which may have any shape, and leave ``None`` as it is."""
     return tuple(None if value is None else function(value) for value in values)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:
-    """Return the rows ``index: (n,)`` of ``a``; a leading size of 1 means "the same for every row" and is unchanged."""
+    """Return the rows ``index: (n,)`` of ``a``, or ``a`` unchanged if its single row applies to all rows."""
     return a if a.shape[0] == 1 else a[index]
 
 
 def flat(x: Tensor) -> Tensor:
-    """Flatten events to vectors: ``(B, *event)`` to ``(B, D)``; an event of shape ``()`` has D = 1."""
+    """Flatten events to vectors, ``(B, *event)`` to ``(B, D)``, where an event of shape ``()`` has D = 1."""
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 

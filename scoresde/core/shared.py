@@ -1,8 +1,8 @@
-"""Process-wide settings for the duration of a block, safe when several threads are in such a block at once.
+"""Process-wide settings for the duration of a block, safe even if several threads are in such a block at once.
 
 Python's warning filters and the flags of torch's backends belong to the whole process. If every thread saved, set and
-restored them, one could restore what another had set, and leave it set for good. Here the first thread to enter changes
-the setting and the last one to leave restores it.
+restored them, one thread could restore a value that another thread had set, and the value would stay set for good.
+Here, the first thread to enter changes the setting and the last thread to leave restores it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Shared", "silence"]
 
 
 class Shared:
-    """A context that the first thread or block enters and the last one leaves.
+    """A context manager that opens an inner context on the first entry and closes it on the last exit.
 
     Args:
-        make: A function that returns the context.
+        make: A function that returns the inner context manager.
 
     >>> @contextmanager
     ... def told():

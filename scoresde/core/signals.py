@@ -1,16 +1,17 @@
-"""Signals that end a program: SIGINT, SIGTERM and SIGUSR1 become exceptions, at once or after the current work.
+"""Signals that end a program: SIGINT, SIGTERM and SIGUSR1 become exceptions, at once or when the current work is done.
 
-A command line enters :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (SIGTERM and
-SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program happens to be. They are not subclasses
-of ``Exception``, so code that catches errors does not catch them. Three cases differ:
+The command line enters :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (SIGTERM
+and SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program happens to be. These exceptions are
+not subclasses of ``Exception``, so code that catches errors does not catch them. There are three special cases:
 
 - Work that must not be left half done goes inside :func:`held`, and the signal is raised at the end of that block.
 - During training, the signal is remembered until the current step is done (:meth:`Interrupts.remember`).
-- Nothing is raised during an import, which compiled modules would not survive; the signal is raised shortly after.
+- Nothing is raised during an import, because compiled modules may not survive an interrupted import. The signal is
+  raised shortly afterwards.
 
 Code that keeps partial results calls :func:`keeps` to say what is kept and how to continue. A second SIGINT is raised
-at once, whatever is running. Used as a library, the package installs no handlers, except during training, which
-restores the previous ones afterwards. Outside the main thread nothing happens, because Python does not deliver signals
+at once, whatever is running. When used as a library, the package installs handlers only during training, and restores
+the previous handlers afterwards. Outside the main thread nothing happens, because Python does not deliver signals
 there.
 """
 
@@ -30,13 +31,13 @@ __all__ = ["Interrupts", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 AGAIN = 0.05  # seconds until a signal that could not be raised, or was swallowed, is raised again
-PATIENCE = 200  # how many times to wait for an import
+PATIENCE = 200  # maximum number of times to wait for an import
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
 
 
 class Interrupts:
-    """Context manager that handles the signals; outside the main thread it does nothing.
+    """A context manager that handles the signals. Outside the main thread, it does nothing.
 
     Attributes:
         number: The signal that arrived, or ``None``.
@@ -78,7 +79,7 @@ class Interrupts:
             signal.raise_signal(waiting)
 
     def remember(self) -> None:
-        """Stop raising at once: the caller must check :attr:`number` from now on, and raise :meth:`error`."""
+        """Stop raising signals at once. From now on, the caller must check :attr:`number` and raise :meth:`error`."""
         self.at_once = False
 
     def forget(self) -> None:
@@ -112,7 +113,7 @@ class Interrupts:
         raise self.error()
 
     def _later(self) -> bool:
-        """Schedule the signal to be raised again after a moment; return False where there is no timer."""
+        """Schedule the signal to be raised again after a moment. Return False on systems without a timer."""
         if not hasattr(signal, "setitimer"):
             return False
         if signal.SIGALRM not in self._old:
@@ -147,7 +148,7 @@ def _current() -> Interrupts | None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Delay signals until the block is done; use it for short work that must not be left half done."""
+    """Delay signals until the block is done, for short work that must not be left half done."""
     now = _current()
     if now is None or not now.at_once:
         yield
@@ -162,19 +163,19 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the signal again if the exception was swallowed the first time; long loops call this."""
+    """Raise the signal again if its exception was swallowed the first time. Long loops call this function."""
     now = _current()
     if now is not None and now.at_once and now.number is not None and not now._held:
         raise now.error()
 
 
 def keeps(what: str, parameter: str | None = None, value: object = None) -> None:
-    """Set what the message of a signal says from now on.
+    """Set the message that a signal raises from now on: what is kept, and how to continue.
 
     Args:
-        what: What is kept.
-        parameter: The parameter or function that continues from there, as in :class:`~scoresde.core.errors.Answered`.
-        value: The value to give it.
+        what: The work that is kept, in words.
+        parameter: The parameter or function with which to continue, as in :class:`~scoresde.core.errors.Answered`.
+        value: The value to use for that parameter.
     """
     for entered in _entered if _current() is not None else ():
         entered._kept = (what, parameter, value)

@@ -1,4 +1,4 @@
-"""Making text from files safe to show: control characters, which a terminal would obey, are escaped.
+"""Text from files, made safe to display: control characters, which a terminal would obey, are escaped.
 
 References:
     ECMA-48 for the control characters; Unicode Standard Annex 9 for the direction marks, which can make a text look

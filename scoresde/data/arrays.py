@@ -21,14 +21,14 @@ __all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
 
 
 # Recognised array names, ignoring case, for all samples or for one part of them. np.savez calls unnamed arrays arr_0
-# and arr_1, and published samples often come that way.
+# and arr_1, and published samples often have these names.
 ALL = ("x", "images", "image", "data", "samples", "features", "arr_0")
 TRAIN = ("x_train", "train_x", "train_images", "train_data", "train")
 TEST = ("x_test", "test_x", "test_images", "test_data", "test")
 LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
 TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
-CLASSES = 100  # whole-number floats count as classes if there are at most this many distinct values
+CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 
 COLOURS = (1, 3, 4)  # possible numbers of channels of a picture
 SPACE = 8  # smallest height and width of a picture whose channels are last
@@ -54,19 +54,19 @@ def load_arrays(path: Path) -> dict[str, Array]:
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
-                f"{path}: holds Python objects (dtype=object, a pickle), which can run code and are never "
-                "loaded: save plain numbers in one array, np.save(file, np.stack(rows).astype(np.float32))"
+                f"{path} holds Python objects (dtype=object, a pickle), which can run code and are never "
+                "loaded; save plain numbers in one array: np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
-        raise DataError(f"{path}: damaged or not a NumPy file ({error})") from error
+        raise DataError(f"{path} is damaged or not a NumPy file ({error})") from error
     except (OSError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Map the roles ``x``, ``y``, ``x_test`` and ``y_test`` to array names; ``x`` is always present.
+    """Map the roles ``x``, ``y``, ``x_test`` and ``y_test`` to array names. The role ``x`` is always present.
 
     Raises:
-        DataError: If two arrays could have the same role, or no array is the data.
+        DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
     """
 
     def named(*tables: tuple[str, ...]) -> list[str]:
@@ -80,20 +80,24 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         found["x"] = [key for key in arrays if key not in known]
         if len(found["x"]) != 1:
             all_of = ", ".join(map(one_line, arrays)) or "(none)"
-            raise DataError(f"{path}: arrays {all_of}: name the data x, images, data, or x_train with x_test")
+            raise DataError(
+                f"{path} has the arrays {all_of}, and it is unclear which one holds the data; name it x, images or "
+                "data, or use the names x_train and x_test"
+            )
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
         found["x"] += found.pop("y")
     for role, keys in found.items():
         if len(keys) > 1:
             what = "labels" if "y" in role else "data"
             raise DataError(
-                f"{path}: {' and '.join(keys)} may each be the {what}: save only one of them, or name the parts "
+                f"{path}: {' and '.join(keys)} may each be the {what}; save only one of them, or name the parts "
                 "x_train, y_train, x_test and y_test"
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
         raise DataError(
-            f"{path}: has both {chosen['x']} and {chosen['x_test']}: name the first x_train if it is the training data"
+            f"{path} has both {chosen['x']} and {chosen['x_test']}; rename {chosen['x']} to x_train if it holds the "
+            "training data"
         )
     return chosen
 
@@ -104,25 +108,25 @@ def _is_data(second: Array, first: Array) -> bool:
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers to predict rather than classes; return the rest, with notes."""
+    """Leave out label arrays that hold numbers to predict instead of classes, and return the other arrays and notes."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
         return arrays, []
     said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers, not classes"
-    note = f"{said}: left out; to model them too, make them columns of the data"
+    note = f"{said}: left out (to model these numbers as well, make them columns of the data)"
     return {key: a for key, a in arrays.items() if key not in keys}, [note]
 
 
 def _are_classes(y: Array) -> bool:
-    """Whether an array of floats holds one whole number per sample, with few distinct values."""
+    """Whether an array of floats holds one integer value per sample, with few distinct values."""
     if y.ndim == 0 or y.shape not in ((len(y),), (len(y), 1)) or not np.array_equal(y, np.rint(y)):
         return False
     return len(np.unique(y)) <= min(CLASSES, max(2, len(y) / 2))
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """Build a :class:`Raw` from named arrays, with labels and a split if present; ``path`` is for messages."""
+    """Build a :class:`Raw` from named arrays, with labels and a split if present. ``path`` is used in messages only."""
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -134,7 +138,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise DataError(
                 f"{path}: {key} has shape {a.shape} and dtype {a.dtype}, but {found['x_test']} has shape {b.shape} and "
-                f"dtype {b.dtype}: both need the same event shape and dtype"
+                f"dtype {b.dtype}; the two arrays need the same event shape and dtype"
             )
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
@@ -146,7 +150,7 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
     y = arrays[key]
     if y.shape not in ((n,), (n, 1)):
         raise DataError(
-            f"{path}: label array {key!r} has shape {y.shape} for {n} samples: there must be one label per sample"
+            f"{path}: label array {key!r} has shape {y.shape} for {n} samples; there must be one label per sample"
         )
     return y.reshape(n)
 
@@ -154,20 +158,20 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
     """Decide by rank, dtype and sizes what kind of data an array holds, and whether its channels are last.
 
-    Channels come first by default. They are last if the last axis has length 1, 3 or 4, as in pictures, and all other
-    axes of the event are at least :data:`SPACE` long; for a signal, if the last axis is at most 4 and the first at
-    least 16 long.
+    Channels come first by default. The channels of a picture or volume are last if the last axis has length 1, 3 or 4
+    and all other axes of the event are at least :data:`SPACE` long. The channels of a signal are last if the last axis
+    of the event has a length of at most 4 and the first axis a length of at least 16.
     """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{where} has dtype {x.dtype}, not real numbers: convert it with astype(np.float32)")
+        raise DataError(f"{where} has dtype {x.dtype}, not real numbers; convert it with astype(np.float32)")
     if x.ndim == 0 or x.size == 0:
         raise DataError(
-            f"{where} is {'a single number' if x.ndim == 0 else f'empty, shape {x.shape}'}: the shape must be (N, ...)"
+            f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; the shape must be (N, ...)"
         )
     if x.ndim > 5:
         raise DataError(
-            f"{where} has shape {x.shape}: arrays must have 1 to 5 dimensions, such as (N, D), (N, C, L), "
+            f"{where} has shape {x.shape}; arrays must have 1 to 5 dimensions, such as (N, D), (N, C, L), "
             "(N, C, H, W) or (N, C, D, H, W)"
         )
     if x.ndim < 3:
@@ -186,7 +190,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         either = coloured and not last and event[0] <= 4 and min(event[1:-1]) >= SPACE
     if either:
         raise DataError(
-            f"{where} has events of shape {event}: the channels could be the first axis or the last; say which",
+            f"{where} has events of shape {event}; the channels could be the first or the last axis, so specify which",
             parameter="layout",
             value="first",
         )
@@ -194,7 +198,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Whether whole numbers of this shape are a signal with channels, because a picture would not be so thin."""
+    """Whether integer events of this shape are signals with channels, because the shape is too thin for a picture."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 
@@ -206,8 +210,8 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
         if bad.any():
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
-                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite values, the first in row {row}: drop "
-                "those rows or fill in the values"
+                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite values, the first in row {row}; drop "
+                "such rows or fill in the values"
             )
     if x.ndim == 1:
         x = x[:, None]

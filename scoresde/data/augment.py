@@ -1,22 +1,22 @@
 """Non-leaking augmentation: pictures are transformed during training, and the network is told how.
 
 A small set of pictures can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
-mirrored and shifted pictures, unless it can tell them apart. If the network gets the parameters a of the transformation
-as an extra input,
+mirrored and shifted pictures, unless it can tell them from the originals. If the network gets the parameters a of the
+transformation as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
 it learns the score of each augmented distribution, and a = 0 stands for the original pictures (Karras et al. 2022,
-arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0; the weights are shared by all a.
+arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0. The same weights serve all values of a.
 
 Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels comes from
 
-    s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8, a whole number,             (2)
+    s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8  (an integer),               (2)
 
 with the minus sign in a mirrored row, by linear interpolation with reflection at the edges. The parameters follow table
 6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` is a fair coin toss for every
-row; each other kind is applied to 12 % of the rows. Here shifts are rounded to whole pixels, so that they need no
-interpolation.
+row, and each of the other kinds is applied to 12 % of the rows. Here, shifts are rounded to whole pixels, so that they
+need no interpolation.
 
 The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
@@ -39,7 +39,7 @@ __all__ = ["KINDS", "Augmentation"]
 KINDS = {"flip": 1, "vflip": 1, "scale": 1, "shift": 2}
 
 _OCTAVES = 0.2  # standard deviation of log2 of the scale
-_EIGHTH = 0.125  # standard deviation of a shift, as a share of the picture's size
+_EIGHTH = 0.125  # standard deviation of a shift, as a fraction of the picture's size
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Augmentation(Checked):
 
     Args:
         kinds: Any of ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
-        share: Share of the rows that each kind except ``flip`` is applied to, from 0 to 1.
+        share: Fraction of the rows that each kind except ``flip`` is applied to, from 0 to 1.
 
     >>> flipped = Augmentation(("flip",)).applied(torch.arange(3.0).reshape(1, 1, 1, 3), torch.ones(1, 1))
     >>> flipped.flatten().tolist()
@@ -89,14 +89,15 @@ class Augmentation(Checked):
         return sum(KINDS[kind] for kind in self.kinds)
 
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
-        """Draw the parameters of ``count`` rows of shape ``(C, H, W)`` in a step: ``(count, numbers)`` float64.
+        """Draw the parameters of ``count`` rows of shape ``(C, H, W)`` in a step, ``(count, numbers)`` float64.
 
-        A parameter is 0 where nothing is done. Otherwise it is 1 for a mirrored row and a standard normal for a scale.
-        Shifts to the right and down are whole pixels, divided by an eighth of the width and of the height.
+        A parameter is 0 where a row is not transformed. Otherwise, it is 1 for mirroring and a standard normal number
+        for scaling. The two parameters of a shift are the whole pixels to the right and down, divided by an eighth of
+        the width and of the height.
         """
         noise = Noise.of(count, seed % 2**64)
-        # Two addresses, because normals are made from uniforms. All kinds are drawn, so that no kind depends on which
-        # others are chosen.
+        # Two addresses, because normal numbers are made from the uniform ones. All kinds are drawn, so that no kind
+        # depends on which other kinds are chosen.
         u = noise.uniform((5,), 2 * step, "augment", torch.float64)
         z = noise.normal((3,), 2 * step + 1, "augment", torch.float64)
         chosen = u[:, 1:4] < self.share  # vflip, scale, shift
@@ -110,13 +111,13 @@ class Augmentation(Checked):
         return torch.cat([found[kind] for kind in self.kinds], dim=1)
 
     def applied(self, x: Tensor, numbers: Tensor) -> Tensor:
-        """Apply the augmentation (2).
+        """Apply the transformation (2) to pictures.
 
         Mirroring and shifting only move pixels; only scaling interpolates.
 
         Args:
             x: Pictures in model units, shape ``(B, C, H, W)``.
-            numbers: The parameters that :meth:`drawn` returned for them.
+            numbers: The parameters that :meth:`drawn` returned for the pictures, shape ``(B, numbers)``.
 
         Returns:
             The augmented pictures, shape ``(B, C, H, W)``.
@@ -142,7 +143,7 @@ class Augmentation(Checked):
 
 
 def _eighths(shape: tuple[int, ...]) -> Tensor:
-    """An eighth of the width and of the height of ``(C, H, W)``, in pixels, shape ``(2,)``."""
+    """Return an eighth of the width and of the height of ``(C, H, W)``, in pixels, shape ``(2,)``."""
     return _EIGHTH * torch.tensor([shape[2], shape[1]], dtype=torch.float64)
 
 

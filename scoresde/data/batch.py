@@ -1,7 +1,7 @@
 """Batches: the rows that a training step sees, as a function of the seed and the step number.
 
-Each pass over the data has its own order, a permutation drawn for (seed, pass number), and a batch is the next piece of
-it. Nothing depends on earlier batches, so a resumed run continues exactly where it stopped.
+Each pass over the data has its own order, a permutation drawn for (seed, pass number), and a batch is the next section
+of this permutation. Nothing depends on earlier batches, so a resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Batch:
     Attributes:
         x0: Data in model units, shape ``(B, *event)``.
         condition: The condition of each row, or ``None``.
-        weight: Weight of each value in the loss, shape of ``x0``; 0 where the value is unknown. ``None`` means 1
-            everywhere.
-        eps: The noise that each row is paired with, shape of ``x0``; ``None`` to draw it.
-        augment: The augmentation parameters of each row, ``(B, A)``, an input of the network; ``None`` without
-            augmentation. Unlike a condition, they are never dropped at random.
+        weight: Weight of each value in the loss, with the same shape as ``x0``. It is 0 where the value is unknown.
+            ``None`` means 1 everywhere.
+        eps: The noise that each row is paired with, with the same shape as ``x0``, or ``None`` to draw the noise.
+        augment: The augmentation parameters of each row, ``(B, A)``, which are an input of the network, or ``None``
+            without augmentation. Unlike a condition, they are never dropped at random.
     """
 
     x0: Tensor
@@ -62,11 +62,11 @@ class Source(Protocol):
     """A source that batches are drawn from."""
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the rows ``index``, int64 ``(B,)``; random numbers (for dequantisation) come from ``generator``."""
+        """Return the rows ``index``, int64 ``(B,)``. Random numbers, as for dequantisation, come from ``generator``."""
         ...
 
 
@@ -77,7 +77,7 @@ class Rows:
     Args:
         x: Data in data units, shape ``(n, *event)``.
         codec: The map to model units.
-        labels: Class of each row, int64 ``(n,)``, for batches with class labels; ``None`` for batches without.
+        labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
     """
 
@@ -98,13 +98,14 @@ class Rows:
 
 
 class Batches:
-    """The batches of a seed, by step number.
+    """The batches for a seed, one for each step.
 
     Args:
         source: The source of the rows.
         size: Number of rows per batch.
         seed: Seed of the row order and of the augmentation.
-        augmentation: Augmentation of the rows, or ``None``. It needs pictures without paired noise or weights.
+        augmentation: Augmentation of the rows, or ``None``. Augmentation needs pictures without paired noise or
+            weights.
     """
 
     def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:
@@ -118,8 +119,8 @@ class Batches:
             return batch
         if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
             raise UsageError(
-                f"augmentation needs pictures (B, C, H, W) without paired noise or per-pixel weights; got the shape "
-                f"{tuple(batch.x0.shape)}"
+                f"augmentation needs pictures (B, C, H, W) without paired noise or per-pixel weights; got a batch of "
+                f"shape {tuple(batch.x0.shape)}"
             )
         numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
         return replace(batch, x0=self.augmentation.applied(batch.x0, numbers), augment=numbers.to(dtype))

@@ -1,17 +1,19 @@
-"""Rows identified by content: which rows are held out, and whether data are still those that a run was trained on.
+"""Rows identified by their content, which decides what is held out and whether data have changed since training.
 
 A row is identified by a hash of its content. Two rows are equal if their values (as little-endian float64, with -0 as 0
-and one pattern for NaN) and their labels are equal; pictures from files are equal if the bytes of their files are. Let
+and one pattern for NaN) and their labels are equal. Pictures from files are equal if the bytes of their files are
+equal. Let
 
     u = hash( seed, content, number of equal rows before it ) / 2^64,                                        (1)
 
-which is uniform on [0, 1). A row is *held out* if u < f, the test fraction. It *validates* if it is among the first 5 %
-of the remaining rows, at most :data:`MOST`. Other rows and their order do not matter, so adding or re-sorting data
-never moves a row between training and test. Copies of a picture land on the same side, because (1) then leaves out the
-number. Equal rows of a table, of which there are often many, may land on different sides.
+which is uniform on [0, 1). A row is *held out* if u < f, where f is the test fraction. A remaining row *validates* if
+u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows, and if it is among the :data:`MOST` rows with the
+smallest u. Other rows and their order do not matter, so adding or re-sorting data never moves a row between training
+and test. Copies of a picture land on the same side, because (1) leaves out the number of equal rows for pictures from
+files. Equal rows of a table, which are common, may land on different sides.
 
-A run keeps the sorted hashes of its rows (:class:`Identity`); for large data it keeps the size of each file and hashes
-of its beginning and end.
+A run keeps the sorted hashes of its rows (:class:`Identity`). For large data, it keeps a single hash of the size, the
+beginning and the end of every file.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
     Args:
         x: The rows, shape ``(N, *event)``.
         classes: Class name of each row.
-        files: Hash of the file of each row, used instead of its values.
+        files: Hash of the file of each row, used instead of the values of the row.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -57,7 +59,7 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
 
 
 def _plain(x: Array) -> Iterable[memoryview | bytes]:
-    """Yield the values of each row as bytes, which are equal if and only if the values are."""
+    """Yield the values of each row as bytes. The bytes of two rows are equal if and only if the values are equal."""
     flat = x.reshape(len(x), -1)
     step = max(1, CHUNK // max(1, flat.shape[1]))
     for start in range(0, len(flat), step):
@@ -76,13 +78,14 @@ def held_out(
     Args:
         rows: Content hash of each row.
         seed: Seed of the split.
-        fraction: Share of the rows to hold out, in (0, 1).
-        copies_apart: Whether the number of equal rows before a row counts; false only for pictures from files.
-        test: Whether to choose test rows; false if the data have their own test part.
+        fraction: Fraction of the rows to hold out, in (0, 1).
+        copies_apart: Whether (1) includes the number of equal rows before a row. It is false only for pictures from
+            files.
+        test: Whether to choose test rows. It is false if the data have their own test part.
 
     Returns:
-        Indexes of the training rows, indexes *into these* of the rows that validate, and indexes of the test rows;
-        int64, sorted.
+        Three sorted int64 arrays: the indexes of the training rows, the positions *among the training rows* of the rows
+        that validate, and the indexes of the test rows.
     """
     before: Counter[bytes] = Counter()
     u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")
@@ -107,8 +110,8 @@ class Identity:
     """The identity of data by content, independent of their name and location.
 
     Attributes:
-        hashes: Hash of each row, sorted, uint64 ``(N,)``; for large data, a single hash of all files.
-        order: Hash of the rows in their order.
+        hashes: Hash of each row, sorted, uint64 ``(N,)``, or a single hash of all files for large data.
+        order: Hash of all rows that depends on their order.
         large: Whether files were hashed instead of rows.
     """
 
@@ -118,7 +121,7 @@ class Identity:
 
     @classmethod
     def of(cls, rows: Sequence[bytes], own_test: int = 0) -> Identity:
-        """Build the identity from content hashes; the last ``own_test`` rows are the data's own test part."""
+        """Build the identity from content hashes. The last ``own_test`` rows are the data's own test part."""
         parts = [row[:8] for row in rows[: len(rows) - own_test]]
         parts += [hashlib.blake2b(row, digest_size=8, key=b"test").digest() for row in rows[len(rows) - own_test :]]
         hashes = np.frombuffer(b"".join(parts), "<u8").astype(np.uint64)
@@ -144,8 +147,8 @@ class Identity:
         """Compare these data with the data ``now``.
 
         Returns:
-            ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other`` (for large data only ``same`` or ``other``), the
-            number of new rows, and the number of missing rows.
+            The result (``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``; only ``same`` or ``other`` for
+            large data), the number of new rows, and the number of missing rows.
         """
         if self.large or now.large:
             return ("same", 0, 0) if self.large == now.large and self.order == now.order else ("other", 0, 0)
@@ -157,7 +160,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Merge two identities, keeping the larger count of each row: all the rows that a run has been trained on."""
+        """Merge two identities, keeping the larger count of each row, into all rows that a run has been trained on."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self
@@ -168,7 +171,7 @@ class Identity:
 
 
 def _more(these: Hashes, those: Hashes) -> int:
-    """Count the rows of ``these`` that are not in ``those``, with multiplicity."""
+    """Count the rows of ``these`` that are not in ``those``, counting equal rows separately."""
     values, counts = np.unique(these, return_counts=True)
     known, known_counts = np.unique(those, return_counts=True)
     there = dict(zip(known.tolist(), known_counts.tolist(), strict=True))

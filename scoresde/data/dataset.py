@@ -5,7 +5,7 @@ A model sees each sample as an *event*, channels first: an image ``(C, H, W)``, 
 content of a row decides whether it is held out (:mod:`.content`).
 
 :class:`DataInfo` describes the data, so that a trained model can sample and score when the data themselves are gone.
-:func:`load_data` reads a toy, the bundled digits, or a path; nothing that is read is ever executed.
+:func:`load_data` draws a toy, or reads the bundled digits, a file or a folder. Nothing that it reads is ever executed.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A description of a data set, which sampling and likelihood use in its place. It is saved as ``data.json``.
+    """A description of a data set, which sampling and likelihood use instead of the data. It is saved as ``data.json``.
 
     Attributes:
         name: Short name, for titles and file names.
-        source: The name or path it was loaded from.
-        kind: ``"image"``, ``"signal"`` or ``"vector"``.
-        shape: Event shape, channels first: ``(C, H, W)``, ``(C, L)`` or ``(D,)``.
+        source: The name or path that the data were loaded from.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
+        shape: Event shape, channels first: ``(C, H, W)``, ``(C, D, H, W)``, ``(C, L)`` or ``(D,)``.
         low: Smallest value, in data units.
         high: Largest value, in data units.
         levels: Number of equally spaced values from ``low`` to ``high``, or None for continuous data.
         classes: Class names in the order of the labels, empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
-        channels_last: Whether the source had its channels last; samples can be written back the same way.
+        channels_last: Whether the source had its channels last. Samples can be written in the same layout.
         names: Column names of a table, or empty.
-        wide: Whether values need float64; samples are then written in float64 as well.
+        wide: Whether the values need float64, in which case samples are also written in float64.
         n_validation: Number of training samples kept out of training, to choose between checkpoints.
-        trained: Number of training samples of each class; empty without labels, and for runs that predate this field.
-        spread: Root mean square of the training samples in model units; ``None`` before training.
-        furthest: Largest distance between two training samples, in model units; ``None`` before training, and for a
-            path that does not depend on it (:mod:`scoresde.sde.reach`).
+        trained: Number of training samples of each class. Empty if there are no labels, and for runs that predate this
+            field.
+        spread: Root mean square of the training samples in model units, or ``None`` before training.
+        furthest: Largest distance between two training samples in model units, or ``None`` before training and for a
+            path that does not depend on this distance (:mod:`scoresde.sde.reach`).
     """
 
     name: str
@@ -105,7 +106,7 @@ class DataInfo:
         """Invert :meth:`to_dict`.
 
         Raises:
-            DataError: If a key is missing, unknown or malformed; the message names it.
+            DataError: If a key is missing or unknown, which the message names, or if a value is malformed.
         """
         required = {f.name for f in fields(cls) if f.default is MISSING}
         optional = {f.name for f in fields(cls)} - required | {"transform"}  # a key of format 1
@@ -197,18 +198,23 @@ class Dataset:
     Attributes:
         info: Description of the data, kept with a run.
         codec: The map to model units.
-        train: Training samples, ``(n_train, *event)``; uint8 for 8-bit sources, int32 for other whole numbers, else
-            float32; int64 and float64 where these would round.
+        train: Training samples, ``(n_train, *event)``. The dtype is uint8 for 8-bit sources, int32 for other integers
+            and float32 for other numbers, or int64 and float64 where these would round.
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
-        log_density: True log density in nats and data units, ``(N, *event)`` to ``(N,)``, where it is known.
-        validates: Indexes of the training rows that are kept out of training to choose between checkpoints; int64
+        log_density: The true log density where it is known: a function from ``(N, *event)`` in data units to ``(N,)``
+            in nats.
+        validates: Indexes of the training rows that are kept out of training to choose between checkpoints, int64
             ``(n_validation,)``.
-        identity: Identity of the data by content; ``None`` for toys, digits and a split by rows.
+        identity: Identity of the data by content, or ``None`` for toys, digits and a split by rows.
         known_again: Number of test rows that equal a training row.
         notes: Messages from the reader about what it did.
         how: Options with which the data were read and split, or ``None``.
+        rows: Position of each sample in the source, counted from 0, training samples first; int64
+            ``(n_train + n_test,)``. If the source has a test part, positions count from 0 in each part. ``None`` if
+            each sample has a file of its own.
+        files: File of each sample, training samples first; empty if samples do not have a file each.
     """
 
     info: DataInfo
@@ -223,10 +229,12 @@ class Dataset:
     known_again: int = 0
     notes: tuple[str, ...] = ()
     how: How | None = None
+    rows: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def trained(self) -> Tensor:
-        """The rows that are trained on: the training rows except those that validate, ``(n, *event)``."""
+        """The rows that are trained on: the training rows except the rows that validate, ``(n, *event)``."""
         return self.train[self.trains]
 
     @property
@@ -248,7 +256,7 @@ class Dataset:
         if isinstance(levels, Levels) and not levels.everywhere:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
-            lines.append(f"columns of whole numbers, which have levels: {', '.join(map(one_line, named[:20]))}")
+            lines.append(f"columns of integers, which have levels: {', '.join(map(one_line, named[:20]))}")
         if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
             lines.append(f"classes without training samples: {', '.join(map(one_line, absent[:10]))}")
         if self.identity is not None:
@@ -270,12 +278,12 @@ class Dataset:
         layout: str = "auto",
         split: str = "content",
     ) -> Dataset:
-        """Make a data set from an array, as :func:`load_data` makes it from a file that holds the array.
+        """Make a data set from an array, in the same way as :func:`load_data` does from a file that holds the array.
 
         Args:
             train: All samples, or the training samples: ``(N, D)`` vectors, ``(N, C, L)`` signals, ``(N, C, H, W)``
-                images.
-            test: Samples to hold out; by default, a share of ``train``.
+                images or ``(N, C, D, H, W)`` volumes.
+            test: Samples to hold out (default: a fraction of ``train``).
             classes, test_classes: The class of each sample, as numbers or names, shape ``(N,)``.
             name: Name for titles and folders.
             seed, test_fraction, split: Options of the split (see :func:`load_data`).
@@ -292,7 +300,7 @@ class Dataset:
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
-            raise UsageError("test must hold samples, not labels; pass the class of each sample as classes")
+            raise UsageError("test must hold samples, not labels; pass the class of each sample as classes=")
         raw = raw_of(arrays, name, Reading(layout=layout))
         return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 
@@ -319,21 +327,23 @@ def load_data(
     Args:
         spec: One of ``NAMES``, or the path of a file or folder (``./digits`` for a path that is also a name).
         seed: Seed for drawing toys, and for splitting data that have no test part of their own.
-        test_fraction: Share of samples held out, in (0, 1); unused where the source has a test part.
-        reading: Options for reading files, where the files leave a choice.
+        test_fraction: Fraction of the samples to hold out, in (0, 1). It is not used if the source has a test part.
+        reading: Options for reading files whose content can be read in more than one way.
         split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
             between training and test; ``rows`` uses a random permutation of the rows. Toys and digits are always split
             by rows.
 
     Raises:
-        DataError: If ``spec`` is neither a name nor a path, or if the data is unreadable or inconsistent.
+        DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
         UsageError: If ``test_fraction`` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction must lie between 0 and 1, got {test_fraction:g}; 0.1 is usual")
     asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
     if spec in NAMES and asked:
-        raise UsageError(f"{spec} is not read from a file, so {' and '.join(asked)} would have no effect; leave it out")
+        raise UsageError(
+            f"{spec} is not read from a file, so {' and '.join(asked)} would have no effect; leave out such options"
+        )
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
         return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
@@ -346,7 +356,7 @@ def load_data(
         near += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(
-            f"no data set called {spec!r}, and no such file or folder exists.{hint} Names: "
+            f"there is no data set called {spec!r}, and no such file or folder exists.{hint} Names: "
             f"{', '.join(NAMES)}. Paths: {READABLE}"
         )
     name = os.path.basename(os.path.realpath(path))
@@ -355,7 +365,7 @@ def load_data(
 
 
 def there(path: Path) -> bool:
-    """Whether a file or folder exists; false for anything that is not a valid path."""
+    """Whether ``path`` exists as a file or folder, which is false if it is not a valid path."""
     return os.path.exists(path)
 
 
@@ -379,8 +389,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
-            f"{source}: training events have shape {raw.train.shape[1:]} and test events {raw.test.shape[1:]}: both "
-            "must have the same shape"
+            f"{source}: training events have shape {raw.train.shape[1:]}, but test events have shape "
+            f"{raw.test.shape[1:]}; the two shapes must be equal"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
@@ -390,6 +400,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         keep, test = split(len(x), how.test_fraction, how.seed)
     if raw.test is not None:
         test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
+        keep, test = torch.arange(len(x)), torch.arange(len(test_x))
     else:
         test_x, test_y = x[test], None if y is None else y[test]
         x, y = x[keep], None if y is None else y[keep]
@@ -399,8 +410,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
-            f"{source}: {len(x)} training and {len(test_x)} test samples: at least 2 and 1 are needed; use more data "
-            "or another test fraction",
+            f"{source} gives {len(x)} training and {len(test_x)} test samples, but at least 2 and 1 are needed; use "
+            "more data or another test fraction",
             parameter="test_fraction",
             value=0.1 if len(x) < 2 else 0.3,
         )
@@ -423,6 +434,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     data = Dataset(
         info, units.codec(raw.kind, x, source, raw.names), x, test_x, y, test_y, DENSITIES.get(source), validates,
         None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
+        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test),
     )  # fmt: skip
     if y is None:
         return data
@@ -442,7 +454,7 @@ class _Parts:
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:
-    """Split by (1) of :mod:`scoresde.data.content`; a test part of the source is kept as it is."""
+    """Split the rows by (1) of :mod:`scoresde.data.content`, and keep the test part of the source if there is one."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
@@ -458,13 +470,21 @@ def _by_content(raw: Raw, how: How) -> _Parts:
     return _Parts(train, test, validates, identity, known_again([rows[i] for i in train], held))
 
 
+def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
+    """Return the file of each training sample, then of each test sample, if each sample has its own."""
+    if not raw.hashes:
+        return ()
+    first = 0 if raw.test is None else len(raw.train)
+    return tuple(raw.files[i] for i in (*train.tolist(), *(test + first).tolist()))
+
+
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
-    """Look up the class name of each row by its number."""
+    """Look up the class name of each row by the number of its class."""
     return None if y is None else [classes[i] for i in y]
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert to a compact dtype: uint8 as it is, int32 or float32 for other numbers, int64 or float64 if wide."""
+    """Convert an array to a compact dtype: uint8 unchanged, else int32 or float32, or int64 or float64 if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

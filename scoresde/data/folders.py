@@ -1,8 +1,8 @@
 """Folders of pictures: find the pictures, and the split and class of each.
 
-Pictures may lie at any depth. Top-level folders are classes, or the folders inside ``train`` and ``test`` if these
-exist; everything in or below a class folder belongs to that class. Every file is either a picture or reported as left
-out; only files that operating systems leave behind are ignored silently.
+Pictures may lie at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
+the folders inside these. Everything in or below a class folder belongs to that class. Every file is either a picture or
+reported as left out; only files that operating systems leave behind are ignored silently.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Found:
     """The pictures of a folder.
 
     Attributes:
-        train: File and class of each training picture, or of each picture if the folder has no split; the class is ""
+        train: File and class of each training picture, or of each picture if the folder has no split. The class is ""
             if there are no classes. The pictures are in the order in which they are read.
         test: File and class of each test picture.
-        problems: Problems that prevent the folder from being read this way.
+        problems: Problems that prevent the folder from being read.
         notes: Notes on what is left out, one sentence each.
     """
 
@@ -47,7 +47,7 @@ class Found:
 
 
 def find_pictures(folder: Path, older: bool = False) -> Found:
-    """Find all pictures in and below a folder; for ``older`` see :class:`~scoresde.data.Reading`."""
+    """Find all pictures in and below a folder. For ``older``, see :class:`~scoresde.data.Reading`."""
     search = _Search(folder, older)
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
@@ -61,7 +61,7 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
         return search.found(search.classed(folder), [])
     for several in parts.values():
         if len(several) > 1:
-            search.refuse(f"{_names(several)} are names for the same part: rename or move all but one")
+            search.refuse(f"{_names(several)} are names for the same part; rename or move all but one")
     train = search.classed(parts["train"][0])
     chosen = _held_out(search, parts)
     test = search.classed(chosen) if chosen is not None else []
@@ -79,7 +79,7 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the folder of the test part: the validation folder if there is no test folder or it has no pictures."""
+    """Choose the test folder, or the validation folder if there is no test folder or if it has no pictures."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -110,7 +110,7 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the contents of a folder, sorted by name, and whether each entry is a folder."""
+        """List the entries of a folder, sorted by name, each with a flag for whether it is a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         return [(folder / name, is_folder) for name, is_folder in seen]
@@ -145,22 +145,22 @@ class _Search:
                 flat += self.pictures(path, False)
         empty = [name for name, pictures in inside.items() if not pictures]
         classes = {name: pictures for name, pictures in inside.items() if pictures}
-        where = "" if part == self.folder else f"{part.name}/ has "
+        where = "there are" if part == self.folder else f"{part.name}/ has"
         if flat and classes:
             name, pictures = next(iter(classes.items()))
             self.refuse(
-                f"{where}images both directly in it ({len(flat):,}: {self.shown(flat)}) and in folders "
-                f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}): each folder is a class; move the "
-                "former into a class folder, or elsewhere"
+                f"{where} images both at the top level ({len(flat):,}: {self.shown(flat)}) and in folders "
+                f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}); each folder is a class, so move "
+                "the images at the top level into a class folder, or elsewhere"
             )
         if not (flat or classes):
             held = f"; other files: {_by_suffix(self, self.others)}" if self.others else ""
-            self.refuse(f"{where}no images in it or below it; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
+            self.refuse(f"{where} no images at any depth; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
         elif empty:
             self.note(f"no pictures in {some([f'{name}/' for name in empty])}")
         rows = [(p, "") for p in flat] + [(p, name) for name, pictures in classes.items() for p in pictures]
-        # File names are often sorted by content. Shuffle once, always the same way, so that the first rows are a fair
-        # sample of all.
+        # Files are often sorted by content. Shuffle once, always in the same way, so that the first rows are a
+        # representative sample of all rows.
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
     def found(self, train: Classed, test: Classed) -> Found:
@@ -186,7 +186,7 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
 
 
 def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
-    """Abbreviate a list to ``a, b, c and 9 more``; if ``of`` gives the total, the first ``most`` names suffice."""
+    """Abbreviate a list to ``a, b, c and 9 more``. If ``of`` is the total, only the first ``most`` names are needed."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"

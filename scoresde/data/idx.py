@@ -1,4 +1,4 @@
-"""IDX files, such as MNIST's: magic, big-endian sizes, payload.
+"""IDX files, such as those of MNIST: a magic number, big-endian sizes, and the payload.
 
 References:
     LeCun, Cortes and Burges, The MNIST database.
@@ -26,7 +26,7 @@ IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 
 def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open a file, and decompress it if its content is gzip, whatever its name."""
+    """Open a file, and decompress it if its content is gzip, whatever the name of the file."""
     return gzip.open(path, "rb") if is_gzip(path) else opened(path)
 
 
@@ -39,7 +39,7 @@ def looks_like_idx(path: Path) -> bool:
 
 
 def _read_idx(path: Path, ndim: int) -> Array:
-    """Read an IDX file of unsigned bytes with ``ndim`` dimensions: magic, big-endian sizes, payload."""
+    """Read an IDX file of unsigned bytes with ``ndim`` dimensions."""
     header_size = 4 + 4 * ndim
     try:
         size = regular(path)
@@ -49,12 +49,12 @@ def _read_idx(path: Path, ndim: int) -> Array:
             if header[:4] != bytes([0, 0, 8, ndim]):
                 what = {1: "labels", 3: "images"}[ndim]
                 raise DataError(
-                    f"{path}: not an IDX file of {what}: it starts with bytes "
-                    f"{header[:4].hex(' ') or '(none)'}; "
-                    f"expected 00 00 08 {ndim:02x} ({ndim} dimensions of unsigned bytes)"
+                    f"{path} is not an IDX file of {what}: it starts with bytes "
+                    f"{header[:4].hex(' ') or '(none)'} instead of "
+                    f"00 00 08 {ndim:02x} ({ndim} dimensions of unsigned bytes)"
                 )
             if len(header) < header_size:
-                raise DataError(f"{path}: truncated inside its header: download it again")
+                raise DataError(f"{path} is truncated within its header; download it again")
             shape = struct.unpack(f">{ndim}I", header[4:])
             if most > size:
                 may_unpack(size, math.prod(shape))
@@ -64,14 +64,14 @@ def _read_idx(path: Path, ndim: int) -> Array:
     except DataError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or truncated gzip file ({error}): download it again") from error
+        raise DataError(f"{path} is a damaged or truncated gzip file ({error}); download it again") from error
     except (OSError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if len(payload) != math.prod(shape):
         raise DataError(
             f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, but "
             f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
-            f"follow: the file is truncated or damaged; download it again"
+            f"follow, so the file is truncated or damaged; download it again"
         )
     return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
 
@@ -81,7 +81,7 @@ def _read_idx_pair(images: Path, labels: Path | None) -> tuple[Array, Array | No
     y = None if labels is None else _read_idx(labels, 1)
     if labels is not None and y is not None and len(y) != len(x):
         raise DataError(
-            f"{labels}: {len(y)} labels for the {len(x)} images of {images}: are the files from two data sets?"
+            f"{labels} has {len(y)} labels, but {images} has {len(x)} images; do the files belong to the same data set?"
         )
     return x[:, None], y
 
@@ -91,7 +91,7 @@ def read_idx_folder(folder: Path, names: dict[str, re.Match[str]]) -> Raw:
     found = sorted(names.items(), reverse=True)
     role = {(m[1].lower() != "train", m[2].lower()): folder / name for name, m in found}
     if (False, "images") not in role:
-        raise DataError(f"{folder}: has IDX files {sorted(names)}, but not train-images-idx3-ubyte[.gz]")
+        raise DataError(f"{folder} has the IDX files {sorted(names)}, but not train-images-idx3-ubyte[.gz]")
     x, y = _read_idx_pair(role[False, "images"], role.get((False, "labels")))
     test_x, test_y = None, None
     if (True, "images") in role:

@@ -1,4 +1,4 @@
-"""A check of data before training: it reports every problem, or else describes the data."""
+"""A check of data before training, which reports every problem or, if there is none, describes the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Look:
     """The result of a check of data.
 
     Attributes:
-        problems: Every problem that prevents the data from being read; empty if they were read.
+        problems: Every problem that prevents the data from being read. Empty if the data were read.
         dataset: The data, or ``None`` if they were not read.
         notes: Notes on what was left out or changed.
     """
@@ -31,14 +31,14 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """Parameters and values that together solve all problems; ``None`` if no parameters do."""
+        """Parameters and values that together solve all problems, or ``None`` if no parameters solve them all."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}
 
     @property
     def classes(self) -> dict[str, tuple[int, int]]:
-        """Numbers of training and test samples of each class; empty without labels."""
+        """Numbers of training and test samples of each class. Empty if there are no labels."""
         if self.dataset is None or self.dataset.train_labels is None:
             return {}
         names, held_out = self.dataset.info.classes, self.dataset.test_labels
@@ -49,7 +49,7 @@ class Look:
         return {name: (n, m) for name, n, m in zip(names, *counts, strict=True)}
 
     def facts(self) -> dict[str, Any]:
-        """Describe the data with plain numbers, strings and lists; empty without data."""
+        """Describe the data with plain numbers, strings and lists. Return an empty dict if there are no data."""
         if self.dataset is None:
             return {}
         return self.dataset.info.to_dict() | {"class_counts": self.classes}
@@ -60,7 +60,7 @@ def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: f
 
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).
-        reading: Options for reading files, where the files leave a choice.
+        reading: Options for reading files whose content can be read in more than one way.
         seed, test_fraction: Options of the split.
 
     >>> look("digits").problems, look("digits").classes["0"]

@@ -1,12 +1,12 @@
 """Pictures: read files of many kinds into one array, or report every problem that prevents it.
 
 Every file is read before anything is rejected, so that all problems are known at once. Files are not trusted: only five
-image formats are opened, and every problem is reported with the name of the file. Nothing is rounded: a file that a
-decoder would round is rejected.
+image formats are opened, and every problem is reported with the name of the file. Nothing is rounded: a file whose
+values a decoder would round is rejected.
 
 Pictures of several kinds are converted to the smallest format that holds them all: colour if any picture has colour,
-with an alpha channel if any is transparent anywhere. An alpha channel that is opaque throughout carries no information
-and is dropped.
+with an alpha channel if any picture is transparent anywhere. An alpha channel that is opaque throughout carries no
+information and is dropped.
 
 References:
     PNG (third edition, W3C 2025), 5.3 to 5.6 and 11.2.1, for the checksums and the header.
@@ -45,7 +45,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # PIL's modes and the mode that each is converted to; 16-bit greys are handled separately.
 MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
-KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # modes with one transparent colour, or some in a palette
+KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # converted to this if some colours are transparent
 ORIENTATION = 0x0112  # an EXIF tag; UPRIGHT maps its value to the operation that turns a picture upright
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
@@ -53,7 +53,7 @@ UPRIGHT = {
 }  # fmt: skip
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
-NAMED = 20  # most files of one kind of fault that a message names
+NAMED = 20  # maximum number of files with the same kind of fault that a message names
 SUGGESTED = (32, 16, 8)  # suggested picture sizes, for which networks train without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
 FAULTS = {
@@ -86,7 +86,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     """Read the pictures in and below a folder.
 
     Raises:
-        Problems: If the folder cannot be read this way; the error lists every problem.
+        Problems: If the folder cannot be read. The error lists every problem.
     """
     found = find_pictures(folder, reading.older)
     files = found.train + found.test
@@ -101,7 +101,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     if kept and not train:
         problems.append(Problem("none of the training pictures can be read"))
     elif strangers:
-        problems.append(Problem(f"classes in the test split that are not in training: {some(strangers, 5)}"))
+        problems.append(Problem(f"the test split has classes that the training split lacks: {some(strangers, 5)}"))
     if problems:
         raise Problems(folder, problems, found.notes)
     x = pile.pixels
@@ -114,7 +114,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
-    """Number the class of each row; ``None`` if there are no rows or no classes."""
+    """Return the class number of each row, or ``None`` if there are no rows or no classes."""
     if not (rows and classes and rows[0][1]):
         return None
     index = {name: i for i, name in enumerate(classes)}
@@ -122,7 +122,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """Write a note on files that are equal byte for byte, if there are any."""
+    """Write a note on files that are identical byte for byte, if there are any."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -136,7 +136,7 @@ def _copies(pile: _Pile, rows: Classed) -> list[str]:
         return []
     classes = f"; {apart:,} of them in another class" if apart else ""
     named = some([f"{pile.name(i)} of {pile.name(of)}" for i, of in copies[:3]], of=len(copies))
-    return [f"{_number(len(copies))} with the same bytes as another: {named}{classes}"]
+    return [f"{_number(len(copies))} with the same bytes as another picture: {named}{classes}"]
 
 
 # ------------------------------------------------------------------------------------------------------------ one file
@@ -167,8 +167,8 @@ class _Picture:
     """A decoded picture.
 
     Attributes:
-        size: Width and height in the file, after turning it upright.
-        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey.
+        size: Width and height of the picture in the file, after it is turned upright.
+        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey picture.
         opaque: Whether an alpha channel was dropped because it is opaque throughout.
     """
 
@@ -238,7 +238,7 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """Resize the upper left ``part`` of a picture to a square of ``side`` pixels, with smoothing when it shrinks."""
+    """Resize the upper left ``part`` of a picture to a square of ``side`` pixels, with smoothing if it shrinks."""
     from PIL import Image as Images
 
     width, height = part
@@ -259,7 +259,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits per channel as stored in the file; Pillow itself reduces any colour to 8."""
+    """Return the bits per channel as stored in the file, because Pillow reduces all colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -267,7 +267,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _check_sums(data: bytes) -> None:
-    """Verify the checksum of each chunk of a PNG; Pillow does not verify those of the chunks with the pixels."""
+    """Verify the checksum of each chunk of a PNG, because Pillow does not verify the chunks that hold the pixels."""
     at = 8
     while True:
         head = data[at : at + 8]
@@ -298,15 +298,15 @@ def _what(data: bytes) -> str:
 
 
 class _Stack:
-    """Pictures of one bit depth in one array, with as many channels as the richest of them needs.
+    """Pictures of one bit depth in one array, with as many channels as are needed to hold them all.
 
     Attributes:
         at: Indexes of the files of these pictures.
-        sizes: Indexes of the files of each width and height.
+        sizes: Indexes of the files of the pictures, grouped by width and height.
         channels: Number of pictures for each number of channels.
-        pixels: Pixels, ``(at least len(at), C, H, W)``; ``None`` if the pictures have several sizes, in which case
-            nothing is kept.
-        short: Bytes that were needed but not available.
+        pixels: Pixels, ``(at least len(at), C, H, W)``, or ``None`` if the pictures have several sizes, in which case
+            no pixels are kept.
+        short: Number of bytes that were needed but not available.
     """
 
     def __init__(self, room: int) -> None:
@@ -318,7 +318,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count a picture, and with ``keep`` store it if it has the same shape as the others."""
+        """Count a picture and, with ``keep``, store it if it has the same height and width as the others."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -346,12 +346,12 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Number of channels for two pictures together: colour if either has colour, alpha if either has alpha."""
+    """Return the number of channels that two pictures need: colour if either has colour, alpha if either has alpha."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
 def _promote(x: Array, out: Array) -> None:
-    """Write pictures ``(..., C, H, W)`` into more channels: repeat grey in each colour, and add an opaque alpha."""
+    """Copy pictures ``(..., C, H, W)`` to an array with more channels: repeat grey as colours, and add opaque alpha."""
     have, want = x.shape[-3], out.shape[-3]
     if have == want:
         out[...] = x
@@ -436,8 +436,9 @@ class _Pile:
         if eight and sixteen:
             rarer = eight if len(eight) < len(sixteen) else sixteen
             found.append(
-                f"8-bit and 16-bit images together: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}); a "
-                "likelihood needs the same levels for all, so convert all to one depth, or leave the rarer kind out"
+                f"there are both 8-bit and 16-bit images: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}); "
+                "a likelihood needs the same levels for all images, so convert them to one depth, or leave out the "
+                "rarer kind"
             )
         return [*(Problem(text, {"on_bad": "skip"}) for text in found), *self._shapes(list(self.depths.values()))]
 
@@ -449,21 +450,21 @@ class _Pile:
             found.append(f"{grey:,} grey and {colour:,} colour pictures: all are read as colour")
         holes = self.main.channels[2] + self.main.channels[4]
         if holes:
-            others = ", opaque in the others" if holes < len(self.kept) else ""
+            others = ", which is opaque in the others" if holes < len(self.kept) else ""
             found.append(f"{_number(holes)} with transparent parts: the last channel is alpha{others}")
         elif self.opaque:
-            found.append(f"{_number(self.opaque)} with a dropped alpha channel, because it is opaque throughout")
+            found.append(f"{_number(self.opaque)} with an alpha channel that is opaque throughout, which is dropped")
         side = self.reading.size
         other = {size: len(files) for size, files in self.main.sizes.items() if size != (side, side)}
         if side and other:
             grown = sum(n for (w, h), n in other.items() if min(w, h) < side)
             how = f" ({self.reading.fit})" if self.reading.fit else ""
-            smaller = f"; {grown:,} of them had a shorter side than that" if grown else ""
+            smaller = f"; {grown:,} of them had a shorter side of less than {side} pixels" if grown else ""
             found.append(f"{_number(sum(other.values()))} resized to {side}x{side}{how}{smaller}")
         return found
 
     def _faulty(self) -> list[tuple[str, str]]:
-        """List each kind of fault among the files, with a sentence about it."""
+        """List each kind of fault among the files, with a sentence about the files that have it."""
         found = []
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
@@ -503,7 +504,7 @@ class _Pile:
             widths, heights = zip(*sizes, strict=True)
             span = f"from {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high"
             text = f"images of {len(sizes):,} sizes, {span}: {self._sized(sizes)}"
-            return [Problem(f"{text}; resize them, or read all at one size{how}", answers)]
+            return [Problem(f"{text}; resize them, or read all images at one size{how}", answers)]
         if missing:
             return [Problem(f"{much}; read them at a smaller size{how}", answers)]
         return []

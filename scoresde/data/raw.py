@@ -1,7 +1,7 @@
 """Types that readers and data sets share: the options for reading a file or folder, and the content that was read.
 
-A reader returns :class:`Raw`: the numbers as stored, their kind and their labels. Their meaning to a model (range,
-levels, scaling, split) is decided in one place, :mod:`scoresde.data.dataset`.
+A reader returns :class:`Raw`: the numbers as stored, the kind of data and the labels. What the numbers mean to a model
+(range, levels, scaling, split) is decided in one place, :mod:`scoresde.data.dataset`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reading(Checked):
-    """Options for reading a file or folder, where the content leaves a choice.
+    """Options for reading a file or folder whose content can be read in more than one way.
 
     Attributes:
         size: Side of the square that all pictures are resized to; 0 leaves them as they are.
         fit: How to resize a picture that is not square: ``crop`` (to the middle), ``pad`` (with black borders) or
-            ``stretch``; empty to reject it.
+            ``stretch``. If empty, such a picture is rejected.
         layout: Position of the channels of an array: ``first``, ``last`` or ``auto``.
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
-        older: Read a folder of pictures as for runs that kept no hashes of their rows: only files directly in a class
-            folder, with colours rounded to 8 bits, and with any alpha channel kept.
+        older: Whether to read a folder of pictures as earlier versions did, for runs that kept no hashes of their rows:
+            only files directly in a class folder, with colours rounded to 8 bits, and with any alpha channel kept.
     """
 
     limits = ranges(size=SIZE)
@@ -59,11 +59,11 @@ AS_IS = Reading()
 
 @dataclass(frozen=True)
 class Raw:
-    """The content that a reader found.
+    """The content of a file or folder, as a reader returns it.
 
     Attributes:
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
-        train: All samples, or the training samples if the source has a split: ``(N, *event)``.
+        train: All samples, or the training samples if the source has a split, shape ``(N, *event)``.
         test: The test samples if the source has a split, else None.
         train_labels: Class index of each sample in ``train``, shape ``(N,)``, or None.
         test_labels: Class index of each sample in ``test``, or None.
@@ -71,9 +71,9 @@ class Raw:
         levels: Lowest value, highest value and number of levels if the format fixes them, else None.
         channels_last: Whether the source had its channels last.
         names: Column names of a table, or empty.
-        whole: Whether each column of a table holds only whole numbers; empty if the dtype settles it.
-        hashes: Hash of the bytes of each sample's file, 8 bytes, training samples first; empty if the samples do not
-            have a file each.
+        whole: Whether each column of a table holds only integers. Empty if the dtype of the array answers this.
+        hashes: Hash of the file of each sample, 8 bytes, training samples first. Empty if the samples are not stored in
+            a file each.
         files: Files that were read, for the identity of large data.
         notes: Messages from the reader about what it did, one sentence each.
     """
@@ -94,11 +94,11 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace label values by indexes into the sorted values of all parts; also return these values, as names."""
+    """Replace label values by indexes into the sorted values of all parts. Also return these values, as class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):
-            raise DataError(f"{path}: labels have dtype {p.dtype}, not class numbers or names: use integers or strings")
+            raise DataError(f"{path}: labels have dtype {p.dtype}, not class numbers or names; use integers or strings")
     if not found:
         return list(parts), ()
     found = [p.astype(np.int64) if p.dtype.kind in "bf" else p for p in found]

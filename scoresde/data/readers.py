@@ -25,10 +25,10 @@ from .table import TABLE_SUFFIXES, is_table, read_table
 __all__ = ["READABLE", "read_digits", "read_path"]
 
 READABLE = (
-    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}), at any depth, flat, with class folders, or with "
-    "train/ and test/; "
-    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or one of them; a .npy or .npz file; a CSV or TSV table "
-    f"({', '.join(TABLE_SUFFIXES)}, also .gz)"
+    f"a folder of images ({', '.join(IMAGE_SUFFIXES)}) at any depth, with or without class folders, and with or "
+    "without train/ and test/; "
+    "a folder of IDX files (train-images-idx3-ubyte[.gz], ...) or a single IDX file; a .npy or .npz file; a CSV or TSV "
+    f"table ({', '.join(TABLE_SUFFIXES)}, also .gz)"
 )
 ARRAYS = (".npy", ".npz")
 # Common file types that are not supported, and what to do instead.
@@ -71,11 +71,11 @@ def _read_path(path: Path, reading: Reading) -> Raw:
         if "-ubyte" in path.name or looks_like_idx(path):
             return read_idx_file(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
-            raise DataError(f"{path}: unsupported file type. This is {told}. Supported: {READABLE}")
-    raise DataError(f"{path}: unsupported file type. Supported: {READABLE}")
+            raise DataError(f"{path} has an unsupported file type. This is {told}. Supported: {READABLE}")
+    raise DataError(f"{path} has an unsupported file type. Supported: {READABLE}")
 
 
 def _refuse_files(folder: Path) -> None:
@@ -83,12 +83,12 @@ def _refuse_files(folder: Path) -> None:
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
     if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
         return
-    more = f", which is one of {len(found)}" if len(found) > 1 else ""
-    raise DataError(f"{folder}: a folder without pictures: pass the file itself, {found[0]}{more}")
+    more = f" (one of {len(found)} such files)" if len(found) > 1 else ""
+    raise DataError(f"{folder} has no pictures; to read a table or an array, pass the file itself, {found[0]}{more}")
 
 
 def read_digits() -> Raw:
-    """Read the 1,797 8x8 optical digits of UCI, with 17 levels, from the package: ``(1797, 1, 8, 8)`` uint8."""
+    """Read UCI's 1,797 optical digits of 8x8 pixels with 17 levels from the package, ``(1797, 1, 8, 8)`` uint8."""
     stored = resources.files("scoresde").joinpath("assets/digits.npz").read_bytes()
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]

@@ -1,9 +1,9 @@
-"""Tables: CSV and TSV files with a line for each sample and a column for each number, as data frames and spreadsheets
-write them.
+"""Tables: CSV and TSV files with a line for each sample and a column for each number, as written by data frames and
+spreadsheets.
 
-The content of a cell is never guessed: a cell that is neither a number nor a class is rejected with its line and column
-name, for all columns at once. The notes report every decision, such as an index that is left out, or the column that
-is the class.
+The content of a cell is never guessed. A cell that is neither a number nor a class is rejected, in an error that names
+its line and column and covers all columns at once. The notes report every decision, such as an index that is left out,
+or the column that is the class.
 
 References:
     Shafranovich (2005), RFC 4180, Common format and MIME type for comma-separated values.
@@ -32,11 +32,11 @@ __all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
-UNNAMED = ("", "unnamed: 0")  # names of the index of a data frame
+UNNAMED = ("", "unnamed: 0")  # names under which data frames write their index
 MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"))
 NO_CLASS = MISSING - {"none", "-"}
-CLASSES = 100  # whole numbers count as classes if there are at most this many distinct values
-EXACT = 2**53  # float64 represents every whole number up to this one exactly
+CLASSES = 100  # integers count as classes if there are at most this many distinct values
+EXACT = 2**53  # float64 represents every integer up to this one exactly
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)  # 1,5
 GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)  # 1,500, which is 1500 or 1.5
@@ -66,9 +66,14 @@ def is_table(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column: its name (empty without a header), its position from 1, its cells, and their values if all are numbers.
+    """A column of a table.
 
-    ``whole`` tells whether all cells were written as whole numbers.
+    Attributes:
+        name: The name of the column, empty without a header.
+        place: The position of the column, counted from 1.
+        cells: The cells as text.
+        numbers: The values of the cells if all of them are numbers.
+        whole: Whether all cells were written as integers.
     """
 
     name: str
@@ -82,7 +87,7 @@ class _Column:
 
     @property
     def classes(self) -> int:
-        """Number of distinct values if all are whole numbers and few enough to be classes; else 0."""
+        """Number of distinct values if the values are integers and few enough to be classes, else 0."""
         x = self.numbers
         if x is None or x.dtype == object or not np.array_equal(x, np.rint(x.astype(np.float64))):
             return 0
@@ -94,22 +99,23 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     """Read a table, gzipped or not.
 
     Args:
-        path: The file: UTF-8, cells separated by commas, semicolons or tabs, with or without names in the first line.
+        path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
+            columns.
         reading: Not used by tables.
         keep: Names of columns to keep as data, even if they could be an index or the class.
 
     Returns:
-        The table, with ``train`` of shape ``(N, D)``, float64, or int64 if all columns hold whole numbers.
+        The table, with ``train`` of shape ``(N, D)``, float64, or int64 if all columns hold integers.
 
     Raises:
-        DataError: If a cell is neither a number nor a class; the message names its line and column.
+        DataError: If a cell is neither a number nor a class. The message names the line and column of the cell.
     """
     text = _text(path)
     separator = _separator(text)
     names, rows, lines = _rows(path, text, separator)
     cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
     numbers = sum(bool(NUMBER.fullmatch(name)) for name in names)
-    notes = [f"the first line names the columns, although {numbers} of the names are numbers"] if numbers else []
+    notes = [f"the first line names the columns, although it has numbers in {numbers} of the cells"] if numbers else []
     if separator != "," and "," in text:
         _decimal_commas(path, cells, lines, notes)
     columns = [_parsed(_Column(name, i + 1, column)) for i, (name, column) in enumerate(zip(names, cells, strict=True))]
@@ -121,8 +127,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     if pointed:
         more = f" and {len(pointed) - 5} more" if pointed[5:] else ""
         notes.append(
-            f"whole numbers with a decimal point, which count as continuous: {', '.join(pointed[:5])}{more}; write "
-            "them without the point to treat them as levels"
+            f"integers with a decimal point, which count as continuous: {', '.join(pointed[:5])}{more}; write them "
+            "without the point to treat them as levels"
         )
     whole = all(c.whole for c in columns)
     train = np.stack([np.asarray(c.numbers) for c in columns], 1).astype(np.int64 if whole else np.float64, copy=False)
@@ -151,21 +157,21 @@ def _text(path: Path) -> str:
     try:
         data = gunzipped(read_bytes(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or truncated gzip file ({error})") from error
+        raise DataError(f"{path} is a damaged or truncated gzip file ({error})") from error
     except (OSError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: is in UTF-16: save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+        raise DataError(f"{path} is in UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8: save the file as UTF-8 (in a "
+            f"{path}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8; save the file as UTF-8 (in a "
             "spreadsheet: CSV UTF-8)"
         ) from error
     if "\0" in text:
-        raise DataError(f"{path}: contains zero bytes, so it is not a text file: save it as CSV in UTF-8")
+        raise DataError(f"{path} contains zero bytes, so it is not a text file; save it as CSV in UTF-8")
     return text
 
 
@@ -193,7 +199,7 @@ def _separator(text: str) -> str:
 
 
 def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the names (empty without a header), the rows below them, and the line in which each row ends."""
+    """Return the column names (empty without a header), the rows, and the number of the line in which each row ends."""
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -201,11 +207,11 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}): check its quotes") from error
+        raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}); check its quotes") from error
     while rows and not any(cell.strip() for cell in rows[-1]):  # empty rows that a spreadsheet leaves at the end
         rows.pop()
     if not rows:
-        raise DataError(f"{path}: is empty; a table needs a line for each sample")
+        raise DataError(f"{path} is empty; a table needs a line for each sample")
     while not rows[0]:
         rows, lines = rows[1:], lines[1:]
     width = len(rows[0])
@@ -216,12 +222,12 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
         rows = [row or [""] for row in rows]
         parts = rows[-1][0].split()
         if len(parts) > 1 and all(map(NUMBER.fullmatch, parts)):
-            raise DataError(f"{path}: has numbers separated by spaces: separate them by commas")
+            raise DataError(f"{path} has numbers separated by spaces; separate them by commas")
     for row, line in zip(rows, lines, strict=False):
         if len(row) != width:
             raise DataError(
                 f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, but the first has {width}, "
-                f"separated by {separator!r}: every line needs the same number of cells"
+                f"separated by {separator!r}; every line needs the same number of cells"
             )
     names = [" ".join(cell.split()) for cell in rows[0]]
     names[0] = names[0].removeprefix("#").lstrip()  # as np.savetxt writes it
@@ -230,15 +236,15 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(
-            f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}: rename all but one"
+            f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}; rename all but one"
         )
     if len(rows) == 1:
-        raise DataError(f"{path}: has column names, but no lines below them")
+        raise DataError(f"{path} has column names but no rows below them")
     return names, rows[1:], lines[1:]
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names columns: it has a word in a column whose first value is a number."""
+    """Whether the first row names the columns, as it does if a word in it stands above a number."""
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue
@@ -252,7 +258,7 @@ def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], notes: list[str]) -> None:
-    """Replace decimal commas by points in a table whose columns are not separated by commas."""
+    """Replace decimal commas with points in a table whose columns are not separated by commas."""
     commas = [(i, cell) for column in columns for i, cell in enumerate(column) if "," in cell and COMMA.fullmatch(cell)]
     if not commas:
         return
@@ -260,14 +266,14 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
         i, cell = commas[0]
         number = cell.replace(",", "")
         raise DataError(
-            f"{path}: {cell!r} in line {lines[i]} may be {number} or {cell.replace(',', '.')}: write one or the other"
+            f"{path}: {cell!r} in line {lines[i]} may be {number} or {cell.replace(',', '.')}; write one or the other"
         )
     points = [(i, c) for column in columns for i, c in enumerate(column) if "." in c and NUMBER.fullmatch(c)]
     if points:
         (i, one), (k, other) = commas[0], points[0]
         raise DataError(
-            f"{path}: {one!r} in line {lines[i]} has a decimal comma and {other!r} in line {lines[k]} a point: "
-            "write all numbers the same way"
+            f"{path}: {one!r} in line {lines[i]} has a decimal comma, but {other!r} in line {lines[k]} has a decimal "
+            "point; write all numbers the same way"
         )
     for column in columns:
         column[:] = [cell.replace(",", ".") if COMMA.fullmatch(cell) else cell for cell in column]
@@ -279,7 +285,7 @@ def _parsed(column: _Column) -> _Column:
     letters = set("".join(column.cells))
     try:
         if letters <= set("0123456789+-"):
-            # Python does not parse whole numbers of more than 4,300 digits; as floats they are infinite, and rejected.
+            # Python does not parse integers of more than 4,300 digits; as floats, they are infinite and are rejected.
             numbers: list[float] = [int(cell) if len(cell) <= 4300 else float(cell) for cell in column.cells]
             small = -(2**63) <= min(numbers) and max(numbers) < 2**63
             return replace(column, numbers=np.array(numbers, np.int64 if small else object), whole=True)
@@ -291,7 +297,7 @@ def _parsed(column: _Column) -> _Column:
 
 
 def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
-    """Leave out the columns that a data frame or spreadsheet adds."""
+    """Leave out the columns that a data frame or a spreadsheet adds."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
         notes.append("column 1 counts the lines; leave it out if it is not part of the data")
@@ -304,7 +310,7 @@ def _without_index(path: Path, columns: list[_Column], keep: Collection[str], no
         elif not c.name and not any(c.cells):
             notes.append(f"{c}, which has neither a name nor values, is left out")
         elif not c.name:
-            raise DataError(f"{path}: {c} has no name in the first line: name it, or remove it")
+            raise DataError(f"{path}: {c} has no name in the first line; name it, or remove it")
         else:
             if _counts(c) and c.name not in keep:
                 notes.append(f"{c} counts the lines; leave it out if it is not part of the data")
@@ -313,7 +319,7 @@ def _without_index(path: Path, columns: list[_Column], keep: Collection[str], no
 
 
 def _counts(column: _Column) -> bool:
-    """Whether a column counts the lines, from 0 or 1."""
+    """Whether a column counts the lines, starting from 0 or 1."""
     x = column.numbers
     if x is None or not column.whole or len(x) < 3 or x[0] not in (0, 1):
         return False
@@ -328,7 +334,7 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
     numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
     if len(words) + len(numbers) > 1:
         listed = " and ".join(str(c) for c in (*words, *numbers))
-        raise DataError(f"{path}: {listed} may each be the class: rename the one that is not, or leave it out")
+        raise DataError(f"{path}: {listed} may each be the class; rename or leave out the one that is not")
     for c in called:
         if c.numbers is not None and c not in numbers:
             notes.append(f"{c} is a column of the data, because it " + _why_no_class(c))
@@ -339,7 +345,7 @@ def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], note
     if found in words and values == len(found.cells) > 1:
         raise DataError(
             f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, but a class "
-            "has several lines: leave it out"
+            "has several lines; leave the column out"
         )
     if len(columns) == 1:
         raise DataError(f"{path}: {found} holds classes, but there is no column of numbers")
@@ -357,7 +363,7 @@ def _words(column: _Column) -> bool:
 def _why_no_class(column: _Column) -> str:
     x = np.asarray(column.numbers)
     if not np.array_equal(x, np.rint(x.astype(np.float64))):
-        return "holds numbers that are not whole"
+        return "holds numbers that are not integers"
     values = len(np.unique(x))
     if values <= min(CLASSES, len(x) / 2):
         return "comes with a column x; name it label if it is the class"
@@ -377,7 +383,8 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
         more = f" of {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
         found.append(
             f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
-            f"{lines[at[0]]}, {name}: write a number, or leave out these lines or columns (a later version fills them)"
+            f"{lines[at[0]]}, {name}; write a number, or leave out these lines or columns (a later version will fill "
+            "empty cells)"
         )
     if found:
         others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
@@ -389,7 +396,7 @@ def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
 
 
 def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
-    """Describe the first invalid cell of a column, not counting missing cells; empty if there is none."""
+    """Describe the first invalid cell of a column, ignoring missing cells. Return an empty string if there is none."""
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]

@@ -5,7 +5,7 @@ independent, so any subset is again a sample of the toy. Two toys have a known d
 a likelihood: ``8gaussians`` (smooth, full support) and ``checkerboard`` (discontinuous, log density -inf outside).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367; the toys here follow theirs, at other scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367; the toys here follow the paper, at other scales.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from ..core.limits import COUNT, SEED, checked, enough_memory
 __all__ = ["DENSITIES", "TOYS", "eight_gaussians", "sample_toy"]
 
 RADIUS = 2.0  # radius of the ring of eight Gaussians
-STD = 0.2  # standard deviation of each of them
+STD = 0.2  # standard deviation of each Gaussian
 SIDE = 2.0  # side of a checkerboard square; the board has 4 x 4 squares, centred at the origin
 
 
 @checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
-    """Draw ``n`` points of the toy ``name``: shape ``(n, 2)``, float32, a function of ``seed`` only."""
+    """Draw ``n`` points of the toy ``name``, shape ``(n, 2)``, float32, which depend on ``seed`` only."""
     enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 
 
 def eight_gaussians(radius: float = RADIUS, std: float = STD) -> tuple[Tensor, float]:
-    """Return the means, ``(8, 2)`` float64, and the common std of eight equal Gaussians on a ring."""
+    """Return the means, ``(8, 2)`` float64, and the common standard deviation of eight equal Gaussians on a ring."""
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     return radius * torch.stack([angle.cos(), angle.sin()], 1), std
 
 
 def eight_gaussians_log_density(x: Tensor, radius: float = RADIUS, std: float = STD) -> Tensor:
-    """Exact log density in nats: ``(N, 2)`` to ``(N,)``."""
+    """Return the exact log density, in nats, of the eight Gaussians at points ``(N, 2)``, shape ``(N,)``."""
     means, std = eight_gaussians(radius, std)
     square = (x[:, None] - means.to(x)).square().sum(-1)
     return torch.logsumexp(-square / (2 * std**2), 1) - math.log(8 * 2 * math.pi * std**2)
 
 
 def checkerboard_log_density(x: Tensor) -> Tensor:
-    """Exact log density in nats: ``(N, 2)`` to ``(N,)``; uniform on 8 of the 16 squares, -inf elsewhere."""
+    """Return the exact log density, in nats, of the checkerboard at points ``(N, 2)``, shape ``(N,)``.
+
+    It is constant on 8 of the 16 squares, and -inf elsewhere.
+    """
     square = torch.floor(x / SIDE)
     inside = ((square >= -2) & (square <= 1)).all(1) & (square.sum(1) % 2 == 0)
     return torch.where(inside, -math.log(8 * SIDE**2), -math.inf).to(x.dtype)
@@ -85,7 +88,7 @@ def _checkerboard(n: int, generator: Generator) -> Tensor:
     column = _choice(4, n, generator) - 2
     row = 2 * _choice(2, n, generator) - 2 + column % 2
     corner = torch.stack([column, row], 1)
-    # Stay 2^-20 short of the far edge: in float32, -2 + (1 - 2^-24) is the next square's -1.
+    # Stay 2^-20 short of the far edge: in float32, -2 + (1 - 2^-24) rounds to -1, which is in the next square.
     within = torch.stack([_uniform(n, generator), _uniform(n, generator)], 1).clamp(max=1 - 2**-20)
     return SIDE * (corner + within)
 

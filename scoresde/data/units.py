@@ -1,12 +1,12 @@
 """The units of data: their levels and range, and the codec that maps them to numbers of order one.
 
 Columns of a table, channels of a signal, and channels of a picture that differ in kind (age and income, temperature and
-humidity) each have their own shift and scale, the mean and the standard deviation of the training rows. Pictures whose
+humidity) each have their own shift and scale: the mean and the standard deviation of the training rows. Pictures whose
 channels are alike, such as colours, are mapped from their range to [-1, 1].
 
-Whole numbers are levels. Each column of levels has its own levels, the whole numbers from its lowest to its highest.
-Its standard deviation is that of the dequantised values, so that even a column of two rare values has order one. All
-statistics are computed in float64 from the stored values, and nothing is rounded before it is scaled.
+Integers are levels. Each column of integers has its own levels, from its lowest to its highest value. The scale of such
+a column is the standard deviation of the dequantised values, so that even a column that is almost constant is of order
+one. All statistics are computed in float64 from the stored values, and nothing is rounded before it is scaled.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .raw import Array, Raw
 
 __all__ = ["Units", "axes_of", "units_of"]
 
-EXACT = 2**18  # up to this, float32 represents every whole number exactly, and 64 values between neighbours
-LARGEST = 2**53  # up to this, float64 represents every whole number exactly
+EXACT = 2**18  # up to this, float32 represents every integer exactly, and 64 values between neighbours
+LARGEST = 2**53  # up to this, float64 represents every integer exactly
 ROUNDED = 1e-6  # rounding error allowed in float32, in standard deviations
-UNLIKE = 4.0  # ratio of spreads, and distance of centres in spreads, above which channels differ in kind
-SQUEEZED = 10.0  # largest range of the values, relative to the range of the bulk of them
-TAIL = 0.005  # share of the values on each side that is not part of the bulk
+UNLIKE = 4.0  # ratio of standard deviations, or of a distance of means to them, above which channels differ in kind
+SQUEEZED = 10.0  # ratio of the full range of the values to the range of the bulk, above which there is a warning
+TAIL = 0.005  # fraction of the values on each side that is not part of the bulk
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Units:
 
     @property
     def count(self) -> int | None:
-        """Number of levels from ``low`` to ``high``, or ``None`` unless all values are levels."""
+        """Number of levels from ``low`` to ``high``, or ``None`` if some values are not levels."""
         levels = self.levels
         if levels is None or not isinstance(levels.count, int):
             whole = levels is not None and bool((torch.as_tensor(levels.count) > 0).all())
@@ -75,7 +75,7 @@ class Units:
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
-        """Map the range, including the whole highest cell, to [-1, 1]."""
+        """Map the range of the data, including the whole cell of the highest level, to [-1, 1]."""
         assert self.levels is None or isinstance(self.levels.width, float)
         top = self.high if self.levels is None else self.high + self.levels.width
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
@@ -103,10 +103,10 @@ def units_of(raw: Raw, source: str) -> Units:
     """Find the levels and range of data over all rows, and whether their columns or channels differ in kind.
 
     Raises:
-        DataError: If there are no values, only one distinct value, or whole numbers too large for float64.
+        DataError: If there are no values, only one distinct value, or integers that are too large for float64.
     """
     if not raw.train.size:
-        raise DataError(f"{source}: no samples (shape {raw.train.shape})")
+        raise DataError(f"{source} has no samples (shape {raw.train.shape})")
     parts = [raw.train] if raw.test is None or not raw.test.size else [raw.train, raw.test]
     dtype, axes = raw.train.dtype, axes_of(raw.kind, raw.train.ndim)
     if raw.levels is not None:
@@ -121,12 +121,14 @@ def units_of(raw: Raw, source: str) -> Units:
     if raw.whole:
         whole = np.array(raw.whole).reshape(lows.shape)
     if low == high and (raw.kind in ("image", "volume") or whole.all()):
-        raise DataError(f"{source}: every value is {low:g}: a constant has no density; check how the data were saved")
+        raise DataError(
+            f"{source}: every value is {low:g}, but a constant has no density; check how the data were saved"
+        )
     largest = float(np.abs(np.where(whole, np.maximum(np.abs(lows), np.abs(highs)), 0)).max())
     if largest >= LARGEST:
         raise DataError(
-            f"{source}: whole numbers up to {largest:.0f} are too large for float64 to represent exactly (below "
-            f"{LARGEST}): subtract an offset, or convert them to floating point (continuous data)"
+            f"{source}: integers up to {largest:.0f} are too large for float64 to represent exactly (below "
+            f"{LARGEST}); subtract an offset, or convert them to floating point (continuous data)"
         )
     each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
     wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
@@ -141,21 +143,21 @@ def units_of(raw: Raw, source: str) -> Units:
 
 
 def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
-    """All axes except that of the columns of a table or of the channels."""
+    """Return all axes except the axis of the columns of a table or of the channels."""
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
 def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = ()) -> str:
-    """Write the error message for columns or channels that are constant."""
+    """Return the error message for columns or channels that are constant."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
     where = f"column {listed}" if names else f"{what} {listed} (counted from 0)"
-    return f"{source}: {where} is the same in every training sample: a constant has no density; drop it"
+    return f"{source}: {where} is the same in every training sample, but a constant has no density; drop it"
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
-    """Build the levels of whole numbers: a range for each column, or one range for all."""
+    """Build the levels of integers, with a range for each column or one range for all columns."""
     if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
@@ -165,7 +167,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Whether the channels of pictures differ in kind: in spread, or in mean by more than their spread."""
+    """Whether the channels of pictures differ in kind: in their standard deviations, or in their means."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]
@@ -197,8 +199,8 @@ def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
             what = "" if x.shape[1] == 1 else f" of {_column(raw, c)}"
             warnings.warn(
                 f"{source}: a value{what} is {value:g} (row {row}, counted from 0), but nearly all others "
-                f"lie between {some[tail]:g} and {some[-1 - tail]:g}: they are squeezed into a small part of the "
-                "range; check that row, or drop it",
+                f"lie between {some[tail]:g} and {some[-1 - tail]:g}, squeezed into a small part of the range; check "
+                "that row, or drop it",
                 stacklevel=2,
             )
 

@@ -1,1 +1,1 @@
-"""Guidance: models that are steered during sampling, which are denoisers themselves."""
+"""Guidance: denoisers that steer a model during sampling."""

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, which moves the estimate away from that of a model without a condition.
+"""Classifier-free guidance, which moves the estimate of a conditional model away from that of an unconditional model.
 
 A guided model is itself a denoiser, so solvers need no support for guidance.
 
@@ -23,10 +23,11 @@ __all__ = ["Guided"]
 
 @dataclass(frozen=True)
 class Guided(Checked, Wrapped):
-    """Guidance: ``estimate = against + scale (model - against)``; scale 1 is the model itself, and 0 is ``against``.
+    """Guidance: ``estimate = against + scale (model - against)``.
 
-    If ``model`` has a condition and ``against`` does not, this is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598,
-    whose w is ``scale - 1``. An evaluation costs two network evaluations, or one at scale 0 or 1.
+    Scale 1 gives ``model``, and scale 0 gives ``against``. If ``model`` has a condition and ``against`` does not, the
+    estimate is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598, whose w is ``scale - 1``. An evaluation evaluates
+    both models, or only one of them at scale 0 or 1.
 
     Args:
         model: The model to move towards.
@@ -45,8 +46,8 @@ class Guided(Checked, Wrapped):
         a, b = self.model.domain, self.against.domain
         if a.sde != b.sde:
             raise UsageError(
-                f"guidance needs two models on the same path, but these are on {a.sde!r} and {b.sde!r}; "
-                "convert one of them"
+                f"guidance needs two models on the same path, but these models are on {a.sde!r} and {b.sde!r}; "
+                "convert one of them with scoresde.convert"
             )
         return replace(
             a,
@@ -60,7 +61,7 @@ class Guided(Checked, Wrapped):
         if self.scale in (0.0, 1.0):
             return self.model(x, t) if self.scale else self.against(x, t)
         c, u = self.model(x, t), self.against(x, t)
-        # Both satisfy alpha x0 + sigma eps = x, and so does any affine mixture of them. A learned variance is that of
-        # the conditional model, because extrapolating the fraction could leave its interval.
+        # Both estimates satisfy alpha x0 + sigma eps = x, and so does any affine combination of them. A learned
+        # variance is taken from the model, because extrapolating the fraction could leave the interval from 0 to 1.
         x0, eps = torch.lerp(u.x0, c.x0, self.scale), torch.lerp(u.eps, c.eps, self.scale)
         return replace(c, x0=x0, eps=eps, calls=c.calls + u.calls)

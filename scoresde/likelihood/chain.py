@@ -1,8 +1,8 @@
 r"""The variational bound of a discrete chain, term by term, in nats per sample.
 
-A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model. It has the prior at the top node, a step
-(3) of :mod:`scoresde.sde.marginal` from each node to the next lower one, and a decoder from the lowest node to the
-data. The bound on the density of a data point is (Ho et al. 2020, arXiv:2006.11239, eq. 5)
+A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model. It consists of the prior at the top node, a
+step from each node to the next lower node (eq. 3 of :mod:`scoresde.sde.marginal`), and a decoder from the lowest node
+to the data. The bound on the density of a data point is (Ho et al. 2020, arXiv:2006.11239, eq. 5)
 
     -log p(x_0) <= L_T + sum_i L_i + L_0,                                                                         (1)
 
@@ -10,18 +10,20 @@ data. The bound on the density of a data point is (Ho et al. 2020, arXiv:2006.11
     L_i = E KL( q(x_s | x_t, x_0) | p(x_s | x_t) ),      t = t_i, s = t_{i-1}, i = 1 ... N - 1,
     L_0 = E -log p(x_0 | x_{t_0}).
 
-In L_i both distributions are Gaussian. Their means differ by a (x_0 - x0_hat), and their variances are v and v r^f with
-r = sigma_t^2/sigma_s^2. The fraction f interpolates the variance (0: the posterior's, 1: the forward step's). Since
-a^2/v = SNR(s) - SNR(t) with SNR = alpha^2/sigma^2, the divergence, summed over the elements, is
+Both distributions in L_i are Gaussian. Their means differ by a (x_0 - x0_hat), where a is the weight of x_0 in the mean
+of the posterior. Their variances are v, the variance of the posterior, and v r^f with r = sigma_t^2/sigma_s^2. The
+fraction f interpolates between the variance of the posterior (f = 0) and that of the forward step (f = 1). Since a^2/v
+= SNR(s) - SNR(t) with SNR = alpha^2/sigma^2, the divergence, summed over the elements, is
 
     KL = 1/2 sum [ f log r + (r^-f - 1) + (SNR(s) - SNR(t)) (x_0 - x0_hat)^2 r^-f ],                              (2)
 
 which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
 
-The decoder is N(x0_hat, w I), the step down to zero noise. Its posterior variance would be 0; as published, the
-posterior variance of the step above is used instead, so that log w lies between log v(t_1, t_0) and log sigma_{t_0}^2.
-For continuous or dequantised data, L_0 is the negative log density of the decoder. For data on levels of width
-``bin_width``, L_0 can use the probability of the whole bin instead (Ho et al. 2020, eq. 13), with open outermost bins.
+The decoder is N(x0_hat, w I), the step down to zero noise. The posterior variance of this step would be 0; as
+published, the posterior variance of the step above it is used instead, so that log w lies between log v(t_1, t_0) and
+log sigma_{t_0}^2. For continuous or dequantised data, L_0 is the negative log density of the decoder. For data stored
+as levels of width ``bin_width``, L_0 can instead use the probability of the whole bin (Ho et al. 2020, eq. 13), where
+the outermost bins extend to infinity.
 
 Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) minimises, at nodes drawn
 uniformly,
@@ -57,7 +59,7 @@ HYBRID_WEIGHT = 0.001
 
 
 def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
-    """``L_T``: the information about the data left at the top of the path, ``(B, *event)`` to ``(B,)``."""
+    """Return ``L_T``, the information left at the top of the path about data ``(B, *event)``; shape ``(B,)``."""
     alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
     excess = (sigma / sde.prior.std).square() - 1
@@ -83,7 +85,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -
 
 
 def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
-    """``log w``, in a shape that broadcasts with the data."""
+    """Return ``log w``, in a shape that can be broadcast with the data."""
     first, second = nodes[:2].to(estimate.t)
     low = torch.log(posterior(estimate.sde, second, first)[2])
     high = 2 * torch.log(estimate.sde.coefficients(first)[1])
@@ -113,13 +115,13 @@ def discretised_nll(
     high: float = 1.0,
     variance: str = "auto",
 ) -> Tensor:
-    """``L_0`` as a probability: minus the log of the decoder's mass in the bin of each element, shape ``(B,)``.
+    """``L_0`` as a probability: minus the log probability that the decoder gives to the bins, shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at the lowest node.
         x0: The data at the centres of their bins, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        bin_width: Width of a bin in model units: 2/255 for 256 levels from -1 to 1.
+        bin_width: Width of a bin in model units, for example 2/255 for 256 levels from -1 to 1.
         low, high: The lowest and the highest level, whose bins extend to infinity.
         variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
     """
@@ -127,7 +129,7 @@ def discretised_nll(
     left, right = (x0 - bin_width / 2 - estimate.x0) / std, (x0 + bin_width / 2 - estimate.x0) / std
     left = torch.where(x0 <= low + bin_width / 4, -torch.inf, left)
     right = torch.where(x0 >= high - bin_width / 4, torch.inf, right)
-    # Compute log(Phi(right) - Phi(left)) in the lower tail, where neither is near 1: mirror a bin that lies above 0.
+    # Compute log(Phi(right) - Phi(left)) in the lower tail, where neither term is near 1. Bins above 0 are mirrored.
     upper = left + right > 0
     left, right = torch.where(upper, -right, left), torch.where(upper, -left, right)
     top, bottom = torch.special.log_ndtr(right), torch.special.log_ndtr(left)
@@ -136,12 +138,12 @@ def discretised_nll(
 
 @dataclass(frozen=True)
 class Bound:
-    """The terms of (1) for a batch, in nats per sample; their sum bounds ``-log p(x_0)``.
+    """The terms of (1) for a batch, in nats per sample. The sum of the terms bounds ``-log p(x_0)``.
 
     Attributes:
         prior: ``L_T``, shape ``(B,)``.
-        steps: ``L_i`` from the lowest step up, shape ``(B, N - 1)``, each from one draw.
-        data: ``L_0``, shape ``(B,)``, from one draw.
+        steps: ``L_i`` from the lowest step up, shape ``(B, N - 1)``, each estimated from one draw.
+        data: ``L_0``, shape ``(B,)``, estimated from one draw.
         nfe: Number of network evaluations, int64 ``(B,)``.
     """
 
@@ -166,14 +168,14 @@ def bound(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Bound:
-    """Compute the bound (1) with one draw of the noise for each of its N terms.
+    """Compute the bound (1) with one draw of the noise for each of the N terms that need noise.
 
     Args:
         model: A model with nodes.
         x0: Data in model units, shape ``(B, *event)``.
         noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
         variance: Variance of the steps, a name in :data:`scoresde.model.estimate.VARIANCES`.
-        bin_width, low, high: Options of the discretised decoder (see :func:`discretised_nll`); without ``bin_width``,
+        bin_width, low, high: Options of the discretised decoder (see :func:`discretised_nll`). Without ``bin_width``,
             the decoder is a density.
 
     Raises:
@@ -190,8 +192,8 @@ def bound(
     sde, nodes = model.domain.sde, model.domain.nodes
     if nodes is None:
         raise UsageError(
-            f"the variational bound is a sum over the nodes of a chain, but a model on {type(sde).__name__} has none; "
-            "train with the SDE ddpm or smld, or use the likelihood by the probability flow"
+            f"the variational bound is a sum over the nodes of a chain, but a model on {type(sde).__name__} has no "
+            "nodes; train with the SDE ddpm or smld, or use the likelihood of the probability flow"
         )
     noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
     counted = Counted(model, Tally(x0))
@@ -213,9 +215,9 @@ def bound(
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
-    """``L_vlb`` of (3) at one node for each row, with x0_hat held fixed; bits per dimension, shape ``(B,)``.
+    """``L_vlb`` of (3) at one node for each row, in bits per dimension, with x0_hat held fixed; shape ``(B,)``.
 
-    Its mean over uniformly drawn nodes is (1) without ``L_T``, which does not depend on the model.
+    The mean of the result over uniformly drawn nodes is (1) without ``L_T``, which does not depend on the model.
 
     Args:
         estimate: The model's estimate at ``x_t``, where ``estimate.t`` holds nodes, shape ``(B,)``.
@@ -225,7 +227,8 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)
     lowest = index == 0
-    # A row at the lowest node has no step. It computes some other finite step, and then uses the decoder's term.
+    # A row at the lowest node has no step. Some finite step is computed for it, and then replaced by the decoder's
+    # term.
     stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
     kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)])
     nll = decoder_nll(estimate, x0, nodes)

@@ -1,28 +1,28 @@
 """Solving the path and the log-determinant as one system.
 
-The state is  (y, log-det / D of each probe, int power).
+The state consists of y, of log-det / D for each probe, and of the integral of the power.
 
-Adaptive steps. The tolerance applies to y and, if it is exact, to the log-determinant, so that ``rtol`` is in nats per
-dimension. An estimate from a few probes is not smooth enough to control steps. In that case the tolerance applies
-instead to the integrated power (:mod:`scoresde.likelihood.problem`), also in nats per dimension. The steps then do not
-depend on the probes (apart from the error of differences), and given the steps the estimate is unbiased. Nothing else
-depends on the log-determinant, so a stage without a weight in the solution, the second one of Dormand and Prince, needs
-no trace.
+Adaptive steps. The tolerance applies to y and, if the divergence is exact, to the log-determinant, so that ``rtol`` is
+in nats per dimension. An estimate from a few probes is not smooth enough to control steps. With probes, the tolerance
+therefore applies to the integrated power instead (:mod:`scoresde.likelihood.problem`), also in nats per dimension. The
+steps then do not depend on the probes (apart from the error of differences), and the estimate is unbiased for the given
+steps. Nothing else depends on the log-determinant, so a stage that has no weight in the solution (the second stage of
+Dormand and Prince) needs no trace.
 
 A probe stays the same within a step (except for the step's first stage, which is the last stage of the previous step)
-and is redrawn for the next. The errors of the probes then average out along the path: on the digits' network the
-standard deviation of one probe falls from 0.13 to 0.05 bits/dim at no extra cost. With ``redraw=False`` a probe stays
-the same for the whole solve, as in FFJORD.
+and is redrawn for the next step. The errors of the probes then average out along the path: with the network for the
+digits, the standard deviation of an estimate from one probe falls from 0.13 to 0.05 bits/dim at no extra cost. With
+``redraw=False`` a probe stays the same for the whole solve, as in FFJORD.
 
 Solving one system is better than solving two: for the same steps, the result is several times closer to the converged
-one than along a path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of
+value than with a path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of
 the log-determinant come from the same stages and partly cancel.
 
-Fixed steps. The methods are Euler, Heun and the classical Runge-Kutta rule, with steps of equal size in u. Every result
-is then a differentiable function of the data and of the weights. The gradient is exactly that of the returned value,
+Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta steps, of equal size in u. Every result is
+then a differentiable function of the data and of the weights. The gradient is exactly that of the returned value,
 because backpropagation goes through the same steps (an adjoint equation solved backward in time has an error of its
-own). A step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that only one
-step is in memory.
+own). A step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that the graph
+of only one step is in memory at a time.
 
 References:
     Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.
@@ -56,7 +56,7 @@ def _start(problem: Problem, probes: Probes) -> Tensor:
 def _derivative(
     problem: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
 ) -> Tensor:
-    """The derivative of the state ``(P, D + K + 1)`` of the rows ``rows: (P,)`` at ``u: (P,)``."""
+    """The derivative of ``state: (P, D + K + 1)``, which belongs to ``rows: (P,)``, at ``u: (P,)``."""
     slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
     return torch.cat([slope, traces / problem.dims, power], dim=1)
 
@@ -113,7 +113,7 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
 
 
 def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve the system in equal steps of the clock; differentiable if the problem keeps its graph.
+    """Solve the system in equal steps of the clock. The result is differentiable if the problem keeps its graph.
 
     Args:
         problem: Data, model and interval.
@@ -144,4 +144,4 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
-        return _finish(plain, probes, state, nfe, nfe, status)  # which counted the forward calls
+        return _finish(plain, probes, state, nfe, nfe, status)  # plain counted the forward calls

@@ -1,16 +1,18 @@
-"""Likelihoods in data units, with everything that the figure depends on.
+"""Likelihoods in data units, with everything that a figure depends on.
 
-A figure in bits/dim means little without its dequantisation, the number of draws, the time of the density, the
-tolerance, the probes and the scale of the data (:mod:`scoresde.likelihood.dequantise`), or without its error. Every
-result carries the :class:`~scoresde.Likelihood` that holds these options. There are two errors:
+A figure in bits/dim means little without its error, and without the choices behind it: the dequantisation
+(:mod:`scoresde.likelihood.dequantise`), the number of draws, the time at which the density is evaluated, the tolerance,
+the probes and the scale of the data. Every result carries its scale and the :class:`~scoresde.Likelihood` that holds
+the options. There are two errors:
 
     stderr_probes   for each sample: the uncertainty from its K probes, with everything else fixed;
-    stderr_mean     for the mean: the spread of the samples over sqrt(n), which includes data, dequantisation and
+    stderr_mean     for the mean: the spread of the samples divided by sqrt(n), which includes data, dequantisation and
                     probes, because each sample has its own draws.
 
-Importance-weighted bounds take the logarithm of a mean, and the noise of probes would bias it upward: log mean exp of
-noisy terms is too large by about half their variance. The K terms of a sample therefore share their probes, which stay
-the same along the path, so that most of the noise is common and cancels. An exact divergence has no such noise.
+Importance-weighted bounds take the logarithm of a mean, and the noise of the probes would bias this logarithm upward:
+the log mean exp of noisy terms is too large by about half their variance. The K terms of a sample therefore share their
+probes, which stay the same along the path, so that most of the noise is common to all terms and cancels. An exact
+divergence has no such noise.
 """
 
 from __future__ import annotations
@@ -43,13 +45,14 @@ class Scores:
     """Likelihoods of data.
 
     Attributes:
-        log_prob: Nats per sample, shape ``(n,)``: for data with levels, a lower bound of the log probability; for
-            other data, or without dequantisation, the log density in data units.
-        bits_per_dim: The same in bits per dimension; ``None`` for a density.
-        stderr_probes: Standard error of the ``log_prob`` of each sample from its probes, in nats, shape ``(n,)``; 0 for
-            an exact divergence, NaN for one probe.
-        model: Solver result of the first draw, in model units, but with evaluations and failures of all draws.
-        how: The options that the figure depends on, all resolved.
+        log_prob: Nats per sample, shape ``(n,)``. For data stored as levels, this is a lower bound on the log
+            probability; for other data, or without dequantisation, it is the log density in data units.
+        bits_per_dim: The likelihood in bits per dimension, or ``None`` for a density.
+        stderr_probes: Standard error of the ``log_prob`` of each sample from its probes, in nats, shape ``(n,)``. The
+            error is 0 for an exact divergence, and NaN for one probe.
+        model: The result of the solver for the first draw, in model units, but with the evaluations and failures of all
+            draws.
+        how: The options that the figure depends on, with each ``auto`` replaced by the actual choice.
         scale: Data units per model unit, as the geometric mean over an event.
         dims: Number of dimensions that each sample really has, int64, shape ``(n,)``.
     """
@@ -71,12 +74,12 @@ class Scores:
 
     @property
     def values(self) -> Tensor:
-        """Bits per dimension if the data has levels, else nats; shape ``(n,)``."""
+        """The likelihoods in bits per dimension or, for a density, in nats; shape ``(n,)``."""
         return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
 
     @property
     def unit(self) -> str:
-        """``bits/dim`` or ``nats``."""
+        """The unit of ``values``: ``bits/dim`` or ``nats``."""
         return "nats" if self.bits_per_dim is None else "bits/dim"
 
     @property
@@ -102,7 +105,7 @@ class Scores:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the change is at most 0.01 bits per dimension; ``None`` if convergence was not checked."""
+        """Whether the change is at most 0.01 bits per dimension, or ``None`` if convergence was not checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
@@ -112,7 +115,7 @@ class Scores:
         return float(self.values[self.model.ok].double().mean())
 
     def stderr_mean(self) -> float:
-        """Standard error of the mean over samples; the spread includes data, dequantisation and probes."""
+        """Standard error of the mean over samples, whose spread includes data, dequantisation and probes."""
         values = self.values[self.model.ok].double()
         return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
@@ -122,7 +125,7 @@ class Scores:
         return float(errors.double().square().mean().sqrt())
 
     def pack(self) -> Packed:
-        """Convert all fields except ``how`` to named tensors and the scale, for :meth:`unpack`."""
+        """Return all fields except ``how``, as named tensors and the scale, to be read by :meth:`unpack`."""
         own = {name: getattr(self, name) for name in ("log_prob", "bits_per_dim", "stderr_probes", "dims")}
         solved = {f"model.{f.name}": getattr(self.model, f.name) for f in fields(self.model)}
         return {k: v for k, v in {**own, **solved}.items() if v is not None}, {"scale": self.scale}
@@ -131,7 +134,7 @@ class Scores:
     def unpack(
         cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], how: Likelihood, device: torch.device
     ) -> Scores:
-        """Restore the result of :meth:`pack`."""
+        """Restore scores from the result of :meth:`pack`."""
         found = {name: value.to(device) for name, value in tensors.items()}
         model = LogLikelihood(**{k.partition(".")[2]: found.pop(k) for k in list(found) if k.startswith("model.")})
         found.setdefault("bits_per_dim", None)  # type: ignore[arg-type]
@@ -156,7 +159,8 @@ def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "n
     width = torch.as_tensor(codec.levels.width) / as_affine(codec, "truncated-normal dequantisation").scale
     if not codec.levels.everywhere:
         raise UsageError(
-            "truncated-normal dequantisation needs levels in every column; use uniform, which leaves the others alone",
+            "truncated-normal dequantisation needs levels in every column; use uniform, which leaves columns without "
+            "levels unchanged",
             parameter="dequantisation",
             value="uniform",
         )
@@ -181,16 +185,17 @@ def score(
 
     Args:
         likelihood: The options of the likelihood.
-        model: The denoiser; its conditioning has one row for each sample, or one for all.
+        model: The denoiser; its conditioning has one row for each sample, or one row for all samples.
         codec: The map from data units to model units.
         x: Data in data units, shape ``(n, *event)``.
         noise: Addresses of the samples' draws (dequantisation and probes), on the model's device.
         dtype: Dtype in which to solve.
         batch: Largest number of samples solved at once.
-        memory: Budget in bytes that may lower ``batch`` further.
-        check: Check the convergence of the first draw, on samples spread evenly over the data.
+        memory: Memory budget in bytes, which may lower ``batch`` further.
+        check: Check the convergence of the first draw on samples spread evenly over the data.
         watch: Called with the scores of each batch.
-        parts: Store that keeps each batch as soon as it is scored; batches already in it are read instead of scored.
+        parts: Store that keeps each batch as soon as it is scored. Batches that are already in the store are read
+            instead of scored again.
 
     Raises:
         UsageError: If an option is invalid.
@@ -245,7 +250,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
     )
     x = states.x[rows.cpu()].double()
     log_det, dims = codec.continuous.log_det(x), torch.as_tensor(codec.dims(x), device=log_prob.device).expand(len(x))
-    # If only some columns are levels, an event has a density in nats, which includes the probability of those levels.
+    # If only some columns are stored as levels, an event has a density in nats, which includes their probability.
     density = how.dequantisation == "none" or (isinstance(codec.levels, Levels) and not codec.levels.everywhere)
     bits = None if density else bits_per_dim(log_prob, dims)
     scale = math.nan if log_det is None else float((-torch.as_tensor(log_det) / dims.cpu()).mean().exp())
@@ -254,7 +259,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
 
 @dataclass(frozen=True)
 class _States:
-    """Data as the states at which the density is evaluated, draw by draw."""
+    """The states at which the density of the data is evaluated, draw by draw."""
 
     how: Likelihood
     model: Denoiser
@@ -280,22 +285,24 @@ class _States:
     def _minus_log_det(codec: Codec, x: Tensor) -> Tensor:
         log_det = codec.log_det(x)
         if log_det is None:
-            raise UsageError(f"the data go through {codec}, which has no log-determinant, so there is no likelihood")
+            raise UsageError(
+                f"the data go through {codec}, which has no log-determinant, so the data have no likelihood"
+            )
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``x + b/2 + s e`` with a normal e that is truncated at the ends of the cell."""
+        """Return the state of ``x + b/2 + s e``, with e truncated at the ends of the cell, and the correction."""
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
-        # s = scale sigma/alpha: the state is alpha times this at t0
+        # s = scale sigma/alpha, and the state at t0 is alpha times v in model units
         domain, shape = self.model.domain, x.shape[1:]
         alpha, sigma = domain.sde.coefficients(torch.tensor(t0, dtype=torch.float64))
         std = affine.scale * sigma / alpha
         e, log_q_e = truncated_normal(u, levels.width / (2 * std))
-        # a converted model expects states at the start of its path in the unit of its original path
+        # a converted model expects states at the start of its path in the units of its original path
         alpha = alpha / (domain.sde.data_scale if t0 == domain.interval("likelihood")[0] else 1.0)
         state = alpha * affine.to_model(x + levels.width / 2 + std * e)
-        # log q = log q(e) - sum log s, and the density of v is alpha^D that of the state
+        # log q = log q(e) - sum log s, and the density of v is alpha^D times that of the state
         log_std = float(torch.broadcast_to(std, shape).log().sum())
         return state, log_q_e - log_std + affine.log_scale(shape) - math.prod(shape) * alpha.log()
 
@@ -303,7 +310,7 @@ class _States:
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
     """Standard error ``(n,)`` from the probes, for weights ``log_w: (R, K, n)``.
 
-    The R groups are independent; within a group the probes are shared.
+    The R groups are independent; the weights in a group share their probes.
     """
     each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
     grouped = (torch.softmax(log_w, dim=1) * each).sum(1)

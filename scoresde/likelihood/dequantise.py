@@ -5,23 +5,24 @@ density q(v | x) on the cell, Jensen's inequality gives a lower bound (Theis et 
 
     log P(x) = log int_C p(v) dv  >=  E_q[ log w(v) ],                w(v) = p(v) / q(v | x),                (1)
 
-and K draws from q give a tighter bound, which rises to log P(x) with K (Burda et al. 2016):
+and K draws from q give a tighter bound, which rises towards log P(x) as K grows (Burda et al. 2016):
 
     E log( 1/K sum_k w(v_k) )  >=  E log w(v).                                                              (2)
 
-``uniform``: q is uniform on the cell, v = x + b u, and -log q = D log b. The networks are trained with the same
+``uniform``: q is uniform on the cell, so that v = x + b u and -log q = D log b. Networks are trained with the same
 dequantisation.
 
-``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise at the beginning of the path is the dequantisation,
+``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise at the beginning of the path serves as dequantisation
+noise,
 
     v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, truncated to |e| <= tau = b/(2 s),     (3)
     -log q = sum_d [ e^2/2 + log( sqrt(2 pi) s Z ) ],           Z = erf(tau / sqrt(2)).
 
 The state at t0 is alpha(t0) v in model units. As in the paper, the path begins where tau is about 3, or at the model's
-t_min if that is later. This suits networks that were trained on the levels themselves, for which the density of a cell
-is highest in its middle. For networks trained on dequantised data, the bound is looser than ``uniform``.
+t_min if that is later. This choice suits networks that were trained on the levels themselves, whose density is highest
+in the middle of a cell. For networks trained on dequantised data, the bound is looser than that of ``uniform``.
 
-``none``: no dequantisation; the result is the density at the middle of the cell, not a probability.
+``none``: no dequantisation. The result is the density at the middle of the cell, not a probability.
 
 References:
     Theis, van den Oord and Bethge (2016), arXiv:1511.01844, sec. 3.1.    Burda, Grosse and Salakhutdinov (2016),
@@ -59,14 +60,14 @@ def start_time(sde: SDE, t_min: float, width: float) -> float:
 
 
 def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Draw normals truncated at ``tau``, by the inverse of their distribution function.
+    """Draw standard normal numbers truncated at ``tau``, by inverting their distribution function.
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: One bound for all elements, or one for each: ``()`` or ``event``.
+        tau: The bound: one for all elements, shape ``()``, or one for each element, shape ``event``.
 
     Returns:
-        The normals e, with the shape of ``u``, and their log density ``(B,)`` in units of the standard deviation.
+        The numbers e, in units of the standard deviation, with the same shape as ``u``, and their log density ``(B,)``.
     """
     # Use the centres of the 2^-24 wide cells of u, because u = 0 would map to infinity for large tau.
     tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)

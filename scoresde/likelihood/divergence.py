@@ -5,18 +5,19 @@ Let J be the Jacobian of the slope. After a forward pass, one backward pass give
     tr J = sum_i u_i^T J u_i        with the unit vectors u_i: exact, D passes,                              (1)
     tr J = E[ e^T J e ]             for any e with E[e e^T] = I: Hutchinson's estimate, one pass per probe.   (2)
 
-With S = (J + J^T)/2, the variance of a probe of random signs is  4 sum_(i<j) S_ij^2,  and that of a Gaussian probe is
-2 |S|_F^2, which also contains the diagonal. Signs are therefore the default: if J is diagonal, a single probe is exact.
-Their estimates are also nearly symmetric, as Student's intervals require. Estimates from Gaussian probes are skewed in
-few dimensions (at D = 8, the 95 % interval from 4 fixed probes covers 92.7 %).
+With S = (J + J^T)/2, the variance of an estimate from a probe of random signs is  4 sum_(i<j) S_ij^2,  and with a
+Gaussian probe it is 2 |S|_F^2, which also contains the diagonal. Signs are therefore the default: if J is diagonal, a
+single probe of signs is exact. Estimates from signs are also nearly symmetrically distributed, as Student's intervals
+require. Estimates from Gaussian probes have a skewed distribution in few dimensions (at D = 8, the 95 % interval from 4
+fixed probes covers 92.7 %).
 
 Backward passes were measured against forward-mode differentiation (``torch.func.jvp`` and ``vmap``), which in theory
-takes two thirds of the time. In PyTorch on a CPU it takes two to three times as long on the U-Net, and longer still on
-small networks, because its rules are composed of small operations.
+takes two thirds of the time. In PyTorch on a CPU, forward mode takes two to three times as long for the U-Net, and
+longer still for small networks, because its derivative rules are composed of small operations.
 
-The passes run one after the other. Batching them over the vectors (``is_grads_batched``) is hardly different on a CPU,
-75 instead of 78 ms for 4 vectors and 1.00 instead of 1.15 s for 64 with 16 digits. It needs K times the memory, and
-excludes networks with custom backward rules that ``vmap`` does not support.
+The passes run one after the other. Batching them over the vectors (``is_grads_batched``) makes little difference on a
+CPU (with 16 digits, 75 instead of 78 ms for 4 vectors, and 1.00 instead of 1.15 s for 64 vectors). Batching needs K
+times the memory and excludes networks with custom backward rules that ``vmap`` does not support.
 
 Without a backward pass, a probe costs a pair of evaluations, which run as one batch:
 
@@ -25,10 +26,10 @@ Without a backward pass, a probe costs a pair of evaluations, which run as one b
     h = w (r + q),        w = eps^(1/3),        q = 0.03,
 
 where eps is the spacing of the floating-point numbers at 1. The truncation error is of order h^2, and the rounding
-error of f is divided by h; w balances the two. The factor r is there because the density varies over lengths of order
-r; q accounts for the width of the data themselves. On the digits' network, (3) changes a log density by 2e-5 bits/dim
-in single and 1e-10 in double precision. It stores nothing for a backward pass, and also works for a network that does
-not have one.
+error of f is divided by h; w balances the two. The factor r appears because the density varies over lengths of order r;
+q accounts for the width of the data themselves. With the network for the digits, (3) changes a log density by 2e-5
+bits/dim in single precision and by 1e-10 bits/dim in double precision. Differences store nothing for a backward pass,
+and also work for a network that does not support one.
 
 References:
     Hutchinson (1989), Commun. Stat. Simul. Comput. 18(3):1059-1076.
@@ -65,9 +66,9 @@ class Probes:
         kind: ``exact`` for the unit vectors, ``rademacher`` or ``gaussian``.
         count: Number of probes K.
         noise: The random numbers of the rows.
-        first: Number of the first probe, so that other draws of the same sample use other probes.
+        first: Number of the first probe. It lets different draws of the same sample use different probes.
         fixed: Whether a probe is the same everywhere on the path.
-        width: Width w of the differences (3); 0 for derivatives.
+        width: Width w of the differences (3), or 0 to use derivatives.
     """
 
     kind: str
@@ -97,7 +98,7 @@ class Probes:
         Args:
             y: The states; the vectors have the same dtype.
             rows: Rows that the states belong to, shape ``(P,)``.
-            place: Places on the path, int64 ``(P,)``; ``None`` for vectors that are the same everywhere. The vectors
+            place: Places on the path, int64 ``(P,)``, or ``None`` for vectors that are the same everywhere. The vectors
                 repeat after 2^14 places.
         """
         if self.kind == "exact":
@@ -106,7 +107,7 @@ class Probes:
         where = 0 if place is None or self.fixed else place % PLACES
         return (
             draw(noise, y.shape[1], (self.first + k) * PLACES + where, y.dtype) for k in range(self.count)
-        )  # one at a time, because they are large for images
+        )  # probes are drawn one at a time, because they are large for images
 
     def _draw(self, noise: Noise, dims: int, step: int | Tensor, dtype: torch.dtype) -> Tensor:
         if self.kind == "rademacher":
@@ -134,8 +135,8 @@ class Probes:
             raise UsageError(f"probes is {self.count}; Hutchinson's estimate needs at least 1")
         if not 0 <= self.first <= 2**32 // PLACES - self.count:
             raise UsageError(
-                f"draw times probes is {self.first}, with {self.count} probes; their sum must be at least 0 and at "
-                f"most {2**32 // PLACES}"
+                f"draw times probes is {self.first}; this number must be at least 0 and, after adding the {self.count} "
+                f"probes, at most {2**32 // PLACES}"
             )
 
 
@@ -145,9 +146,9 @@ def slope_and_traces(
     """The slope at ``y: (P, D)`` and the traces (1) or (2) of its Jacobian.
 
     Args:
-        slope: Function ``(P, D) -> (P, D)`` that acts on each row separately; called once.
+        slope: Function ``(P, D) -> (P, D)`` that acts on each row separately; it is called once.
         y: The states.
-        vectors: Probe vectors, each ``(P, D)``; ``None`` for the exact trace.
+        vectors: Probe vectors, each ``(P, D)``, or ``None`` for the exact trace.
         graph: Keep the graph, so that the result can be differentiated again.
 
     Returns:
@@ -162,7 +163,7 @@ def slope_and_traces(
             return torch.autograd.grad(output, y, e, **options)[0]
 
         if vectors is None:
-            # u_i^T J u_i for all rows takes one backward pass from their sum, because the rows do not mix.
+            # One backward pass from the sum over the rows gives u_i^T J u_i of every row, because the rows do not mix.
             traces = sum(pull(dy[:, i].sum())[:, i] for i in range(dy.shape[1]))
             assert isinstance(traces, Tensor)
             return (dy if graph else dy.detach()), traces[:, None]
@@ -173,11 +174,11 @@ def slope_and_traces(
 def slope_and_differences(
     slope: Callable[[Tensor], Tensor], y: Tensor, vectors: Iterable[Tensor], h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The slope at ``y: (P, D)`` and the traces of its Jacobian, both by (3).
+    """The slope at ``y: (P, D)`` and the traces of its Jacobian, both computed with (3).
 
     Args:
-        slope: Function ``(2P, D) -> (2P, N)`` that acts on each row separately, with N at least D; called once for each
-            vector. Extra columns beyond the slope are averaged like the slope.
+        slope: Function ``(2P, D) -> (2P, N)`` that acts on each row separately, with N at least D. It is called once
+            for each vector. Columns beyond the slope are averaged like the slope.
         y: The states.
         vectors: K probe vectors, each ``(P, D)``.
         h: Half the distance between the two points of a pair, shape ``(P, 1)``.

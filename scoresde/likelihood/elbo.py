@@ -7,13 +7,14 @@ al. 2021, thm. 3), with l the log-SNR and x_t = alpha x + sigma eps,
 
     R = E[ -log N( x; x_t/alpha, (sigma/alpha)^2 ) ] at t_min = D/2 ( log(2 pi e) - l(t_min) ).
 
-R decodes the state at t_min with its own noise, so (1) bounds a density at t = 0: the density of the model at t_min, in
-units of the data, blurred once more by sigma/alpha. The prior term has the closed form
-D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) + alpha^2 |x|^2/(2 s^2) with s the prior's standard deviation.
+R decodes the state at t_min with the noise level at t_min. Therefore (1) bounds a density at t = 0, namely the density
+of the model at t_min, in units of the data, blurred once more by sigma/alpha. The prior term has the closed form D/2
+(sigma^2/s^2 - 1 - log(sigma^2/s^2)) + alpha^2 |x|^2/(2 s^2), where s is the standard deviation of the prior.
 
-(1) is *not* a bound on the likelihood of the probability flow, eq. 1 of :mod:`scoresde.likelihood`: the two are
-different models unless the score is exact. With 1.1 times the score of N(0, 0.5^2) under VP, the flow's negative
-log-likelihood is 1.223 nats and the bound is 0.783. Neither has to be above the other, and reports show both.
+(1) is *not* a bound on the likelihood of the probability flow (eq. 1 of :mod:`scoresde.likelihood`): the SDE and the
+flow are different models unless the score is exact. With 1.1 times the exact score of N(0, 0.5^2) on the VP path, the
+negative log-likelihood of the flow is 1.223 nats and the bound is 0.783 nats. Either number can be the larger one, and
+reports show both.
 
 The integral is computed on strata of equal length in the variable
 
@@ -21,8 +22,8 @@ The integral is computed on strata of equal length in the variable
 
 which equals -l/2 except near pure noise, where the integrand vanishes. Each stratum has one time and one draw of eps,
 so the estimate is unbiased for any number of strata. Where the noise is too small to be visible in x_t, the integrand
-is |eps|^2, which is pure noise. A part of it, c |eps|^2 with c = (alpha^2/(alpha^2 + sigma^2))^2, is therefore replaced
-by its mean c D.
+is |eps|^2, which is pure noise. A part of the integrand, c |eps|^2 with c = (alpha^2/(alpha^2 + sigma^2))^2, is
+therefore replaced by the mean of that part, c D.
 
 References:
     Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630.
@@ -54,17 +55,17 @@ SOFTNESS = 0.05
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of the bound (1) in nats and model units; their sum bounds ``-log p``.
+    """The terms of the bound (1) in nats and model units. The sum of the terms bounds ``-log p``.
 
     Attributes:
         prior, reconstruction: The first and the last term, shape ``(B,)``.
         steps: Contributions to the second term from data to noise, shape ``(B, S)``, one for each stratum, or for each
             step of a chain.
-        stderr: Standard error of the sum from the draws, ``(B,)``, with ``draws - 1`` degrees of freedom; NaN for one
-            draw.
+        stderr: Standard error of the sum, ``(B,)``, from the spread of the draws, with ``draws - 1`` degrees of
+            freedom, or NaN for one draw.
         nfe: Number of network evaluations, ``(B,)``.
-        whose: The model that the bound is for. The default is the reverse SDE, whose distribution differs from that of
-            the flow.
+        whose: The model to which the bound applies. The default is the reverse SDE, whose distribution differs from
+            that of the flow.
     """
 
     prior: Tensor
@@ -76,7 +77,7 @@ class Elbo:
 
     @property
     def diffusion(self) -> Tensor:
-        """The second term, ``(B,)``."""
+        """The second term of the bound (1), shape ``(B,)``."""
         return self.steps.sum(1)
 
     @property
@@ -85,12 +86,12 @@ class Elbo:
         return -(self.prior + self.diffusion + self.reconstruction)
 
     def pack(self) -> Packed:
-        """Convert the bound to named terms and ``whose``, for :meth:`unpack`."""
+        """Return the terms as named tensors, and ``whose``, to be read by :meth:`unpack`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "whose"}, {"whose": self.whose}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> Elbo:
-        """Restore the result of :meth:`pack`."""
+        """Restore a bound from the result of :meth:`pack`."""
         return cls(**{name: value.to(device) for name, value in tensors.items()}, whose=str(facts["whose"]))
 
     @classmethod
@@ -103,7 +104,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Describe in words the model that a bound of ``model`` is for: its reverse SDE, or its chain."""
+    """Describe in words the model to which a bound of ``model`` applies: its reverse SDE, or its chain."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -124,9 +125,9 @@ def elbo(
     Args:
         model: A denoiser with a score.
         x: Data in model units, shape ``(B, *event)``, at t = 0.
-        strata: Number of times per draw.
+        strata: Number of strata per draw, with one time in each.
         draws: Number of independent estimates to average.
-        t_min: The time where the diffusion begins and the decoder takes over (default: the model's ``t_min``).
+        t_min: The time at which the diffusion begins and the decoder takes over (default: the model's ``t_min``).
         noise: Addresses of the rows' random numbers (default: samples 0 to B-1 of seed 0).
         batch: Number of states evaluated at once.
 
@@ -137,20 +138,20 @@ def elbo(
     if not model.domain.has_score:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, so it has no variational bound")
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data has shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
-    # the number, place and value of each stratum, and all values concatenated
+        raise UsageError(f"the data have shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
+    # four 8-byte numbers per stratum: its number, place and value, and the value again when all values are concatenated
     enough_memory(32 * len(x) * draws * strata, f"a bound of {len(x):,} rows with {draws:,} draws of {strata:,} strata",
                   "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
-        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
+        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data have {len(x)}")
     sde, count = model.domain.sde, len(x)
     t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
     if not bool(sde.log_snr(ends[0]).isfinite()):
         raise UsageError(
-            f"the bound decodes with the noise at t_min, but at t = {t0:g} {type(sde).__name__} has none; use a larger "
-            "t_min, such as 1e-5",
+            f"the bound decodes with the noise at t_min, but at t = {t0:g} {type(sde).__name__} has no noise; use a "
+            "larger t_min, such as 1e-5",
             parameter="t_min",
             value=1e-5,
         )
@@ -178,13 +179,13 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of (2), shape ``(P,)``."""
+    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of v, shape ``(P,)``."""
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))
     e = torch.exp(v0 + u * (v1 - v0))
     r = e * (1 + SOFTNESS) / (1 + e)
-    # l = 2 log((1 - r)/r), so |dl/dr| = 2/(r (1 - r)), over dv/dr = 1/r + 1/(1 - r + softness)
+    # l = 2 log((1 - r)/r), so |dl/dr| = 2/(r (1 - r)), to be divided by dv/dr = 1/r + 1/(1 - r + softness)
     rate = 2 * (v1 - v0) * (1 - r + SOFTNESS) / ((1 - r) * (1 + SOFTNESS))
     t = sde.t_of_ratio(r).clamp(float(ends[0]), float(ends[1]))
     alpha, sigma = sde.coefficients(t)

@@ -4,17 +4,19 @@ The memory for a row is estimated as
 
     3 S + 1024 D        numbers,                                                                            (1)
 
-where S is the number of values that one evaluation of the model stores for the backward pass. It is measured as the
-difference between two rows and one, so that weights do not count. The factor 3 covers the backward pass itself and its
-workspace. The 1024 states of D numbers cover the stages of a step, two hundred knots of a path with their slopes (twice
-while they are sorted), and slopes at up to 129 nodes (twice while they are passed on to a finer rule).
+where S is the number of values that one evaluation of the model stores for the backward pass. S is measured as the
+difference between two rows and one row, so that the weights do not count. The factor 3 covers the backward pass itself
+and its workspace. The 1024 states of D numbers cover the stages of a step, two hundred knots of a path with their
+slopes (held twice while they are sorted), and slopes at up to 129 nodes (held twice while they are passed on to a finer
+rule).
 
 With a graph through a step, a backward pass that will be differentiated again keeps another 2 S. For four stages with K
-passes each this gives
+passes each, the estimate is
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-where the third S is for workspace. Differences need no backward pass, but they need two states of each row at once:
+where the third S of a pass is for workspace. Differences need no backward pass, but they need two states of each row at
+once:
 
     2 F + 1024 D,                                                                                           (3)
 
@@ -46,14 +48,14 @@ def default_budget(device: torch.device) -> int:
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """Number of rows of ``x``, shape ``(B, *event)``, that can be solved at once; this evaluates the model twice.
+    """Find how many rows of ``x``, shape ``(B, *event)``, can be solved at once, by evaluating the model twice.
 
     Args:
         budget: Budget in bytes.
         model: The denoiser.
         x: Data in model units.
         passes: Number of backward passes per evaluation if the result is to be differentiated: K, or D if the
-            divergence is exact. The evaluations of differences stay within (2) too.
+            divergence is exact. The memory that differences need also stays within (2).
         backward: Whether there are backward passes.
 
     Raises:
@@ -106,7 +108,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """A counter of the bytes of tensors that torch functions return, for as long as the tensors live."""
+    """A counter of the bytes of tensors that torch functions return, while these tensors are alive."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -60,24 +60,24 @@ class Likelihood(Checked):
             evaluations without backward passes, for a model that computes in the dtype of the data rather than with
             autocast; :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``, which is ``exact`` up to 16 dimensions
             and ``hutchinson`` above.
-        probes: Number of probes K; not used by the exact divergence.
+        probes: Number of probes K. The exact divergence uses none.
         probe: ``rademacher`` (signs) or ``gaussian``.
         redraw: Draw new probes along the path, so that their errors average out; otherwise the probes stay the same.
             Redrawing is off for importance-weighted bounds of more than one sample, because their samples share
             probes.
         rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
-        atol: Absolute tolerance in the same units; ``None`` for the value of ``rtol``.
-        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto``: ``dopri5``); with ``steps``, one of
-            ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto``: ``rk4``).
-        steps: Number of fixed steps; ``None`` for adaptive steps by the tolerance.
-        t_min: The time at which the path begins and the density is evaluated; ``None`` for the beginning of the model's
-            domain or, with ``truncated-normal``, the time at which the noise of the path fills a cell.
+        atol: Absolute tolerance in the same units, or ``None`` for the value of ``rtol``.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` is ``dopri5``) or, with ``steps``, one
+            of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` is ``rk4``).
+        steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerance.
+        t_min: The time at which the path begins and the density is evaluated. ``None`` means the beginning of the
+            model's domain or, with ``truncated-normal``, the time at which the noise of the path fills a cell.
         max_nfe: Largest number of points at which a row is evaluated.
-        dequantisation: Dequantisation of data with levels: ``uniform``, ``truncated-normal`` or ``none``
-            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for data with levels and ``none`` for
-            continuous data.
-        draws: Number of independent draws R of each sample, which are averaged.
-        importance: Number of samples K of each importance-weighted bound.
+        dequantisation: Dequantisation of data stored as levels: ``uniform``, ``truncated-normal`` or ``none``
+            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for such data and ``none`` for continuous
+            data.
+        draws: Number of independent draws R for each sample. The results of the draws are averaged.
+        importance: Number of samples K in each importance-weighted bound.
 
     Example:
         >>> from scoresde import GaussianMixture, Likelihood, VPSDE
@@ -112,7 +112,7 @@ class Likelihood(Checked):
             ("scheme", ("auto", *(TABLEAUS if self.steps is None else RULES))),
         ):  # fmt: skip
             if getattr(self, name) not in known:
-                given = f" for {'a tolerance' if self.steps is None else 'fixed steps'}" if name == "scheme" else ""
+                given = f" for {'adaptive steps' if self.steps is None else 'fixed steps'}" if name == "scheme" else ""
                 raise UsageError(
                     f"unknown {name} {getattr(self, name)!r}{given}; choose from: {', '.join(known)}", parameter=name
                 )
@@ -124,7 +124,9 @@ class Likelihood(Checked):
                 value="coupled",
             )
         if self.dequantisation == "none" and self.importance > 1:
-            raise UsageError("an importance-weighted bound needs dequantisation; without it there is nothing to weight")
+            raise UsageError(
+                "an importance-weighted bound needs dequantisation; without dequantisation there is nothing to weight"
+            )
         Probes(self.probe, self.probes, Noise.of(0), (self.draws - 1) * self.probes).check()
 
     def __str__(self) -> str:
@@ -157,7 +159,7 @@ class Likelihood(Checked):
         Args:
             model: The model.
             dims: Number of values in an event.
-            codec: The map from data units to model units; without it, ``dequantisation`` stays unchanged.
+            codec: The map from data units to model units; without a codec, ``dequantisation`` stays unchanged.
 
         Raises:
             UsageError: If an option does not fit the data.
@@ -177,7 +179,9 @@ class Likelihood(Checked):
         if dequantisation == "auto":
             dequantisation = "uniform" if levels else "none"
         if dequantisation != "none" and not levels:
-            raise UsageError("continuous data need no dequantisation; set it to none", parameter="dequantisation")
+            raise UsageError(
+                "continuous data need no dequantisation; set dequantisation to none", parameter="dequantisation"
+            )
         t_min = begins(model, codec, dequantisation) if self.t_min is None else self.t_min
         return replace(changed, dequantisation=dequantisation, t_min=t_min)
 
@@ -216,12 +220,12 @@ class Likelihood(Checked):
             noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
             codec: The map from data units to model units.
             batch: Largest number of rows solved at once; ``difference`` gives the model two states for each row.
-            memory: Budget in bytes that may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
+            memory: Memory budget in bytes, which may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
             check: Solve up to 16 of the rows again, with a tolerance ten times tighter (ten times looser if the dtype
                 does not resolve a tighter one) or with twice as many steps, and warn if the result changes by more than
                 0.01 bits per dimension. These evaluations do not count in ``nfe``.
             watch: Called with the result of each batch.
-            dtype: Dtype in which data are solved; a density is solved in the dtype of ``x``.
+            dtype: Dtype of the solve with ``codec``. Without ``codec``, the dtype of ``x`` is used.
             parts: Store that keeps each batch of data as soon as it is scored.
 
         Raises:
@@ -247,7 +251,7 @@ class Likelihood(Checked):
         narrow: float = 1.0,
         watch: Callable[[LogLikelihood], object] | None = None,
     ) -> LogLikelihood:
-        """Solve the rows of ``x``, ``batch`` at once, with resolved options and without checks.
+        """Solve the rows of ``x``, ``batch`` rows at a time, with resolved options and without checks.
 
         Args:
             model, x, noise, batch, watch: See :meth:`__call__`.
@@ -289,16 +293,17 @@ class Likelihood(Checked):
     def change(
         self, result: LogLikelihood, part: Callable[[Tensor], tuple[Denoiser, Tensor, Noise]], batch: int
     ) -> Tensor:
-        """Compute how much ``result`` changes when some rows are solved more accurately; warn if it is too much.
+        """Compute how much ``result`` changes when some rows are solved more accurately, and warn if it is too much.
 
         Args:
             result: The result for all rows.
-            part: Function that returns model, states and noise of some rows, given their indexes, int64 ``(b,)``.
+            part: Function that takes the indices of some rows, int64 ``(b,)``, and returns their model, states and
+                noise.
             batch: Number of rows solved at once.
 
         Returns:
-            The change in nats, shape ``(B,)``; NaN for rows that were not solved again, infinite for rows whose second
-            solve failed.
+            The change in nats, shape ``(B,)``. It is NaN for rows that were not solved again, and infinite for rows
+            whose second solve failed.
         """
         change = torch.full_like(result.log_prob.detach(), torch.nan)
         good = result.ok.nonzero().flatten()
@@ -311,7 +316,8 @@ class Likelihood(Checked):
         model, x, noise = part(rows)
         own = result.log_prob.detach()[rows] if same else fixed.solve(model, x, noise, batch).log_prob
         other, finer = fixed._other(x.dtype)
-        # Halve the width of the differences, which leaves a quarter of their error and doubles the rounding error.
+        # Halve the width of the differences, which leaves a quarter of their truncation error and doubles the rounding
+        # error.
         again = other.solve(model, x, noise, batch, finer=finer, narrow=0.5)
         # A row that cannot be solved with a tighter tolerance has not converged.
         off = (again.log_prob - own).abs()
@@ -322,8 +328,8 @@ class Likelihood(Checked):
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
         """Return the likelihood to compare with, and whether it has finer nodes.
 
-        It has twice as many steps or a tolerance ten times tighter, or ten times looser if the dtype does not resolve a
-        tighter one.
+        That likelihood has twice as many steps, or a tolerance ten times tighter (ten times looser if the dtype does
+        not resolve a tighter one).
         """
         if self.steps is not None:
             return replace(self, steps=2 * self.steps), False
@@ -333,7 +339,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if the figure is unreliable; ``change`` is NaN where it was not checked."""
+        """Warn if the figure is unreliable; ``change`` is NaN for rows that were not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
@@ -371,11 +377,13 @@ def log_likelihood(
     Args:
         model: Any denoiser.
         x: The state at ``t_min`` in model units, shape ``(B, *event)``.
-        likelihood: The options (default: ``Likelihood()``); those on dequantisation apply to data, not to a density.
+        likelihood: The options (default: ``Likelihood()``). The options for dequantisation apply to data, not to a
+            density.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
         draw: Number of the draw; a different number gives the same rows different probes.
         check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable``.
-        differentiable: Keep the graph, for gradients with respect to ``x`` and the model's parameters; needs ``steps``.
+        differentiable: Keep the graph, for gradients with respect to ``x`` and the model's parameters. This requires
+            ``steps``.
 
     Raises:
         UsageError: If an option is invalid.
@@ -389,7 +397,7 @@ def log_likelihood(
     """
     x = as_states(x)
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data has shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
+        raise UsageError(f"the data have shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
     how = (likelihood or Likelihood()).resolved(model, dims(x))
     if differentiable and how.steps is None:
         raise UsageError(
@@ -397,14 +405,16 @@ def log_likelihood(
             parameter="steps",
         )
     if differentiable and model.domain.sde.parameters():
-        raise UsageError("the path has learned ends, which a differentiable likelihood does not support; freeze them")
+        raise UsageError(
+            "the path has learned ends, which a differentiable likelihood does not support; freeze the ends"
+        )
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if noise.indices.device != x.device:
-        raise UsageError(f"the noise is on {noise.indices.device}, but the data is on {x.device}")
+        raise UsageError(f"the noise is on {noise.indices.device}, but the data are on {x.device}")
     if len(noise.indices) != len(x):
-        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data has {len(x)}")
+        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data have {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()
     batch = how.batch_within(memory, model, x, batch, differentiable)
     result = how.solve(model, x, noise, batch, draw=draw, graph=differentiable, watch=watch)
@@ -418,7 +428,7 @@ def log_likelihood(
 def _full_precision() -> Iterator[None]:
     """Compute convolutions on a GPU in full float32; by default, their inputs are rounded to 10 bits (TF32).
 
-    TF32 would cause an error of 1e-3 in every evaluation, and a hundred times the tolerance in differences.
+    TF32 would cause an error of 1e-3 in every evaluation, and an error of a hundred times the tolerance in differences.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

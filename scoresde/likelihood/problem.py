@@ -5,7 +5,7 @@ The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integra
 
     f = dy/du = (eps_hat - x0_hat) dr/du,                                                                    (1)
 
-on flat states of shape ``(P, D)``, together with the row that each state belongs to.
+where the states are flat, of shape ``(P, D)``, and are accompanied by the row to which each state belongs.
 
 The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
 data, errors that are small in units of y are therefore large in nats. For this reason, the tolerance of a path solver
@@ -13,8 +13,8 @@ applies not only to y, but also to the integral of
 
     f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.003,                                      (2)
 
-which is again in nats per dimension and needs no extra pass through the network. The constant q suppresses the rounding
-and the roughness of a network's eps_hat near the data.
+which is again in nats per dimension and needs no extra pass through the network. The constant q suppresses the effect
+of rounding and of a rough eps_hat of the network near the data.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Problem:
     """A likelihood problem: data, model and interval.
 
     Args:
-        model: The denoiser; its conditioning has one row per sample, or one for all.
+        model: The denoiser; its conditioning has one row per sample, or one row for all samples.
         x: Data in model units, shape ``(B, *event)``: the state at ``t0``.
-        t0: The time at which the path begins; ``None`` for the beginning of the model's domain.
+        t0: The time at which the path begins, or ``None`` for the beginning of the model's domain.
         graph: Keep the graph of the whole computation.
     """
 
@@ -74,11 +74,11 @@ class Problem:
     def interval(self) -> tuple[float, float]:
         """The interval of the clock."""
         r = self.model.domain.sde.ratio(self._ends)
-        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # r in float32 can round up
+        return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # r in float32 can be rounded up
 
     @cached_property
     def scales(self) -> Tensor:
-        """s at both ends, shape ``(2,)``."""
+        """The scale s at both ends of the path, shape ``(2,)``."""
         return self.model.domain.sde.scale(self._ends)
 
     @property
@@ -112,7 +112,7 @@ class Problem:
     def with_traces(
         self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``; ``place`` addresses the probes."""
+        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``, with probes for ``place``."""
         vectors = probes.vectors(y, rows, place)
         if probes.width and vectors is not None:
             twice = u.repeat(2), rows.repeat(2)

@@ -1,17 +1,17 @@
-"""The log-determinant by quadrature along a path that was solved without it.
+"""The log-determinant, computed by quadrature along a path that was solved beforehand.
 
-Solving the path needs only forward passes. The divergence along it is smooth, so its integral over the clock u needs
-fewer evaluations than the path itself, at nodes that are independent of the steps:
+Solving the path needs only forward passes. The divergence is smooth along the path, so its integral over the clock u
+needs fewer evaluations than the path itself, at nodes that are independent of the steps:
 
     int_u0^u1 tr J du  ~  sum_i w_i tr J(y(u_i), u_i),       y(u_i) from the path's dense output.               (1)
 
-This pays off where the divergence dominates the cost: if it is exact, or with many probes. With one probe, the path
-costs more than the coupled system at equal error, because an error of the path enters log p to first order, times the
-score. The power (:mod:`scoresde.likelihood.problem`) in the norm of the path keeps this error small. Every node has its
-own probes.
+This method pays off if the divergence dominates the cost, that is, for an exact divergence or for many probes. With one
+probe, it costs more than the coupled system at equal error, because an error of the path changes log p to first order,
+by the error times the score. Including the power (:mod:`scoresde.likelihood.problem`) in the error norm of the path
+keeps this change small. Every node has its own probes.
 
-The rule is that of Clenshaw and Curtis, exact for polynomials of degree n. Its nodes  u_k = -cos(k pi/n),
-k = 0, ..., n,  scaled to the interval, are every second node of the rule with 2n, so doubling n wastes no evaluations.
+The rule is that of Clenshaw and Curtis, which is exact for polynomials of degree n. Its nodes  u_k = -cos(k pi/n)  for
+k = 0, ..., n,  scaled to the interval, are every second node of the rule for 2n, so doubling n wastes no evaluations.
 
 The number of nodes. The slope f and the power are known at the nodes too, and their exact integrals are known from the
 path. The residual
@@ -20,18 +20,19 @@ path. The residual
 
 shows how well the rule resolves the flow and how accurate the dense output is. It is free of the noise of probes, which
 would mask the difference between two nested rules for the trace. The power is in nats per dimension, like the trace.
-Starting from 16, n is doubled for each row until (2), the larger of the root mean square over the dimensions and the
-power, is below three times its tolerance, or until the same holds for e_n - e_(n/2): the rule has then converged, and
-only the error of the path remains. If the traces are exact, the same must hold for the error of their integral. That
-error falls from rule to rule by a factor that itself grows:
+Starting from 16, n is doubled for each row until the size of (2), which is the root mean square over the dimensions or
+the value for the power, whichever is larger, is below three times its tolerance. Doubling also stops when the size of
+e_n - e_(n/2) is below this limit: the rule has then converged, and only the error of the path remains. If the traces
+are exact, the error of their integral must also be below this limit. The error of the integral falls from rule to rule
+by a factor that itself grows, and is estimated as
 
     | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
 
-A row fails if it has not converged with the last rule, n = 1024, or if the residual (2) of its path exceeds ten
-tolerances. This happens at a narrow feature of a rough density, which the steps of ``coupled`` do follow. The criterion
-was measured against n = 1024 on the same path, on 774 rows of mixtures of width 0.01 and more and of random networks.
-It lets errors of up to 1.1 tolerances pass, with 119 nodes on average; with the square in (3) and without the power,
-the errors would be up to 9 tolerances, with 92 nodes on average.
+A row fails if it has not converged with the last rule (n = 1024), or if the residual (2) of its path exceeds ten
+tolerances. Rows fail at narrow features of a rough density, which the steps of ``coupled`` do follow. The criterion was
+measured against n = 1024 on the same path, on 774 rows of mixtures of width 0.01 and more and of random networks. It
+accepts errors of up to 1.1 tolerances, and uses 119 nodes on average. With the exponent 2 instead of 3/2 in (3) and
+without the power, it would accept errors of up to 9 tolerances, and use 92 nodes on average.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -53,10 +54,10 @@ from .result import LogLikelihood, settled
 
 __all__ = ["by_quadrature", "clenshaw_curtis"]
 
-FEWEST, MOST = 16, 1024  # smallest and largest n; twice as large for a check
-FACTOR, WORST = 3, 10  # limits in tolerances: for (2) and (3) to stop, and for (2) of a successful row
+FEWEST, MOST = 16, 1024  # smallest and largest n; a check doubles them
+FACTOR, WORST = 3, 10  # limits in tolerances: on (2) and (3) for stopping, and on (2) for success
 PLACED = 256  # up to this n, a node has the same probes in every rule that contains it
-HELD = 2**27  # largest number of values in the slopes at nodes that are kept at once
+HELD = 2**27  # largest number of slope values at nodes that are kept at once
 
 
 def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def by_quadrature(
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
         max_nfe: Largest number of evaluations of a row on its path.
         rows_at_once: Number of states evaluated at once.
-        finer: Start and stop at twice as many nodes, for a check.
+        finer: Start with and stop at twice as many nodes, for the convergence check.
     """
     (u0, u1), y0 = problem.interval, problem.start
     everyone = torch.arange(len(y0), device=y0.device)
@@ -146,7 +147,7 @@ def by_quadrature(
 
 
 def _size(error: Tensor) -> Tensor:
-    """The larger error, ``(b,)``: the rms of the slopes, or the power, the last column of ``(b, D + 1)``."""
+    """Return the larger of the rms error of the slopes and the error of the power (the last column), ``(b,)``."""
     return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
 
@@ -176,14 +177,15 @@ class _Nodes:
         """Integrate the traces, the slopes and the power of ``rows: (b,)``.
 
         Returns:
-            The integrals of the traces ``(b, K)``, those of the slopes and the power ``(b, D + 1)``, the change of the
-            latter from the rule with half as many nodes, and the error (3) of the former.
+            The integrals of the traces ``(b, K)``, the integrals of the slopes and the power ``(b, D + 1)``, the change
+            of the integrals of the slopes and the power from the rule with half as many nodes, and the error (3) of the
+            integrals of the traces.
         """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
-        # The new nodes of a finer rule are odd, and their places start after those of the previous rule.
+        # The new nodes of a finer rule have odd numbers, and their places start after those of the previous rule.
         place = new * (PLACED // n) if n <= PLACED else n + new
         slopes, traces = self._evaluate(rows, u[new], place)
         if self.slopes is not None and self.traces is not None:

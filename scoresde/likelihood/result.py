@@ -1,4 +1,4 @@
-"""The result of a likelihood, and the conversion from nats to bits per dimension."""
+"""The result of a likelihood computation, and the conversion from nats to bits per dimension."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class LogLikelihood:
     """Log-likelihoods of a batch; every field but ``z`` has shape ``(B,)``.
 
     Attributes:
-        log_prob: Log-likelihood in nats, in model units; NaN where a row failed.
-        stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom; 0 if the
-            divergence is exact, NaN for one probe, which does not show its own error.
+        log_prob: Log-likelihood in nats, in model units, or NaN for a row that failed.
+        stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom. It is 0 if the
+            divergence is exact, and NaN for one probe, from which no error can be estimated.
         z: Latents at ``t_max``, shape ``(B, *event)``.
         nfe: Number of network evaluations per row.
-        divergences: Number of points at which the divergence was computed, with K backward passes (D if it is exact),
-            or with K pairs of evaluations for ``difference``.
+        divergences: Number of points at which the divergence was computed, each with K backward passes (D if the
+            divergence is exact) or, for ``difference``, with K pairs of evaluations.
         residual: Residual of the quadrature along the path, as the root mean square per dimension in the straight frame
-            (see :mod:`scoresde.likelihood.quadrature`); NaN for a coupled solve.
+            (see :mod:`scoresde.likelihood.quadrature`), or NaN for a coupled solve.
         change: Change of ``log_prob`` in nats when the tolerance is ten times tighter (ten times looser if the dtype
-            does not resolve a tighter one), or the number of steps is doubled; NaN for rows that were not checked,
-            infinite for rows whose second solve failed.
-        status: A key of :data:`scoresde.ode.integrate.STATUS` per row; 0 is success.
+            does not resolve a tighter one), or when the number of steps is doubled. It is NaN for rows that were not
+            checked, and infinite for rows whose second solve failed.
+        status: A key of :data:`scoresde.ode.integrate.STATUS` per row; 0 means success.
     """
 
     log_prob: Tensor
@@ -61,7 +61,7 @@ class LogLikelihood:
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Mark rows of ``status: (B,)`` as failed where ``log_prob: (B,)`` is not finite: a divergence can fail alone."""
+    """Mark rows of ``status: (B,)`` as failed where ``log_prob: (B,)`` is not finite (a divergence can fail alone)."""
     return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 

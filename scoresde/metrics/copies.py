@@ -1,16 +1,16 @@
 """Does a generator copy its training data? Each sample's nearest training row, calibrated on held-out data.
 
-For a sample x let t be the nearest training row, d(x) = |x - t|, and r_k(t) the distance of t to its k-th nearest other
-training row. The ratio
+For a sample x, let t be the nearest training row, d(x) = |x - t| the distance to t, and r_k(t) the distance from t to
+the k-th nearest other training row. The ratio
 
     rho(x) = d(x) / r_k(t)                                                                           (1)
 
 is 0 for a copy and of order one for a new sample, in dense and in sparse regions alike. Models copy duplicated training
-rows first. With k = 5, a training row that occurs two or three times still has a scale above 0, so that its copies are
-found.
+rows first. With k = 5, a training row that occurs two or three times still has r_k above 0, so that copies of that row
+are found.
 
-How small must rho be to count as a copy? Smaller than it ever is for new data. Held-out rows are new, and the chance
-that one of them lies close to a training row falls as a power of the ratio. The power is the local dimension of the
+A sample counts as a copy if rho is smaller than it would ever be for new data. Held-out rows are new, and the chance
+that one of them lies close to a training row falls as a power of the ratio. The exponent is the local dimension of the
 data:
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
@@ -25,10 +25,11 @@ which is 0 for a copy. The sample is *flagged* if p < level / N: among N new row
 ``level``. If some held-out rows are themselves copies of training rows (real data contain duplicates), a copy among the
 samples proves nothing and is not flagged.
 
-Two statistics describe the set as a whole. *Authenticity* (Alaa et al.) is the share of samples that are further from t
-than t is from its own nearest neighbour. The share is below 1 for held-out rows too, and theirs is reported for
-comparison. *Closer* (Meehan et al.) is the chance that a sample is nearer to the training data than a held-out row is.
-It is 1/2 for new data; blurred samples exceed that without copying anything.
+Two statistics describe the set as a whole. *Authenticity* (Alaa et al.) is the fraction of samples that are further
+from t than t is from its own nearest neighbour. The fraction is also below 1 for held-out rows, and the fraction of
+held-out rows is reported for comparison. *Closer* (Meehan et al.) is the chance that a sample is nearer to the training
+data than a held-out row is. The chance is 1/2 for new data; for blurred samples it exceeds 1/2 although nothing is
+copied.
 
 References:
     Alaa, van Breugel, Saveliev and van der Schaar (2022), How faithful is your synthetic data?, arXiv:2102.08921,
@@ -56,11 +57,11 @@ from .rows import as_rows, nearest, squared_distances
 
 __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
-HELD_OUT = 20  # the fewest held-out rows that can calibrate the test
-LOOKED_AT = 100  # samples checked at the end of training, and as many held-out rows
-READ = 2**28  # the most numbers of the training data that this check reads
-COARSE = 512  # numbers per row used in its coarse search for neighbours
-CANDIDATES = 8  # coarse neighbours that are then measured with all of their numbers
+HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
+LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
+READ = 2**28  # largest number of values of the training data that this check reads
+COARSE = 512  # numbers per row used in the coarse search for neighbours
+CANDIDATES = 8  # number of coarse neighbours whose distances are then measured with all numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +75,11 @@ class Copies:
         p_value: The p-value (3), ``(N,)``.
         level: The chance that N new rows would produce any flag.
         closer: The chance that a sample is nearer to the training rows than a held-out row is.
-        authenticity: Share of the samples that are further from their nearest training row than that row is from its
+        authenticity: Fraction of the samples that are further from their nearest training row than that row is from its
             own nearest neighbour.
-        authenticity_held_out: The same share of the held-out rows.
-        exact: How many samples have a distance of 0.
-        exact_held_out: How many held-out rows have a distance of 0.
+        authenticity_held_out: The same fraction for the held-out rows.
+        exact: Number of samples with a distance of 0.
+        exact_held_out: Number of held-out rows with a distance of 0.
     """
 
     nearest: Tensor
@@ -112,8 +113,8 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
         train: The data the model was trained on, ``(T, *event)``.
         held_out: Data of the same kind that the model was not trained on, ``(m, *event)``; at least :data:`HELD_OUT`
             rows.
-        k: Which neighbour of a training row sets its scale: the distance to the k-th nearest.
-        level: The chance of a flag if all samples are new.
+        k: The scale of a training row is the distance to its k-th nearest neighbour.
+        level: The chance of any flag if all samples are new.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, there are too few rows, or the level is not between
@@ -128,8 +129,8 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
         )
     if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
-            f"{len(held_out)} held-out and {len(train)} training rows: finding copies needs at least {HELD_OUT} "
-            f"held-out rows and {k} neighbours of each training row; hold out more when training",
+            f"there are {len(held_out)} held-out and {len(train)} training rows, but finding copies needs at least "
+            f"{HELD_OUT} held-out rows and {k} neighbours of each training row; hold out more rows when training",
             parameter="test_fraction",
             value=0.2,
         )
@@ -151,10 +152,14 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 
 
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest training row: distance, index, ratio (1), and the row's own nearest distance; each ``(N,)``."""
+    """Find the training row nearest to each row of ``x``.
+
+    The result is the distance and the index of the training row, the ratio (1), and the distance from the training row
+    to its own nearest neighbour, each ``(N,)``.
+    """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
-    # The nearest neighbour of a training row is itself, at 0; k others follow.
+    # The nearest neighbour of a training row is the row itself, at distance 0; k others follow.
     around = nearest(train[needed], train, k + 1)[0][back]
     ratio = torch.where(distance == 0, 0.0, distance / around[:, k])
     return distance, index, ratio, around[:, 1]
@@ -195,23 +200,27 @@ def nearest_line(
 ) -> str:
     """Summarise in one line how far a few samples and held-out rows are from the training data.
 
-    The line is printed at the end of training. It applies the rule of :func:`find_copies` to at most :data:`LOOKED_AT`
-    samples and as many held-out rows, which takes a second or two. Neighbours are searched with :data:`COARSE` numbers
-    of each row and then measured with all of them. The scale around a training row is the distance to its nearest
-    neighbour in every fifth training row, which is close to the distance to its fifth neighbour.
+    The line is printed at the end of training. The rule of :func:`find_copies` is applied to at most :data:`LOOKED_AT`
+    samples and as many held-out rows, which takes a second or two. Candidates for neighbours are found from
+    :data:`COARSE` numbers of each row, and their distances are then measured with all numbers. The scale around a
+    training row is the distance to its nearest neighbour among every fifth training row, which is close to the distance
+    to its fifth neighbour.
 
     Args:
-        samples: Shape ``(N, *event)``; rows that are not finite are left out.
+        samples: The samples, shape ``(N, *event)``. Rows that are not finite are left out.
         train: Training rows, ``(T, *event)``.
         held_out: Rows that were not trained on, ``(m, *event)``; may be empty.
         units: Function that converts a slab of rows to the units in which they are compared, such as
-            ``codec.continuous.to_model``. In the units of a table, one column can outweigh the others.
-        level: The chance of a flag if all samples are new.
+            ``codec.continuous.to_model``. Without conversion, one column of a table can outweigh the others.
+        level: The chance of any flag if all samples are new.
     """
     if samples.is_floating_point():
         samples = samples[samples.flatten(1).isfinite().all(1)]
     if not len(samples) or len(train) < 2:
-        return f"nearest training samples: not computed for {len(samples)} samples and {len(train)} training ones"
+        return (
+            f"distance to the nearest training sample: not computed for {len(samples)} samples and {len(train)} "
+            "training samples"
+        )
     size = max(1, train[0].numel())
     step = -(-len(train) * size // READ)
     most = min(LOOKED_AT, max(HELD_OUT, 2**24 // size))
@@ -227,26 +236,26 @@ def nearest_line(
     around = _nearest_in_slabs(flat(rows[needed]), rows[:: 5 if len(rows) > 5 * HELD_OUT else 1], flat, other=True)[0]
     ratio = torch.where(distance == 0, 0.0, distance / around[back])
     ours, theirs = distance[: len(new)], distance[len(new) :]
-    text = f"nearest training samples: at {float(ours.median()):.3g} from samples"
-    text += f", {float(theirs.median()):.3g} from held-out ones" if len(theirs) else ""
+    text = f"distance to the nearest training sample: {float(ours.median()):.3g} for samples"
+    text += f", {float(theirs.median()):.3g} for held-out samples" if len(theirs) else ""
     text += f" (medians of {len(ours)}" + (f" and {len(theirs)}" if len(theirs) else "")
     text += f", against one in {step} training samples)" if step > 1 else ")"
     exact, exact_new = int((ours == 0).sum()), int((theirs == 0).sum())
     if exact or exact_new:
-        text += f"; exact copies: {exact} of samples, {exact_new} of held-out ones"
+        text += f"; exact copies: {exact} among samples, {exact_new} among held-out samples"
     if len(theirs) >= HELD_OUT:
         p = _p_values(ratio[: len(ours)].double(), ratio[len(ours) :].double())
-        text += f"; {int((p * len(p) < level).sum()) or 'none'} nearer than new data would be"
+        text += f"; samples closer than new data would be: {int((p * len(p) < level).sum()) or 'none'}"
     return text
 
 
 def _nearest_in_slabs(
     x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Find the nearest training row to each row ``x: (N, d)``: its distance and its index, ``(N,)``.
+    """Find the training row nearest to each row of ``x: (N, d)``, and return its distance and its index, ``(N,)``.
 
     Only one slab of the training rows at a time is held as floating-point numbers. Copies have a distance of exactly 0;
-    with ``other`` they are ignored.
+    with ``other``, copies are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
     centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b

@@ -2,14 +2,14 @@
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2}).                        (1)
 
-The functions return d^2 without taking the root, as is usual in the FID literature. Covariances divide by N - 1.
-The last trace is the sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where
-A = S1^{1/2} S2^{1/2}. They are computed as the singular values of A: these are real, never negative, and free of the
-sqrt(eps) noise that comes from rooting the eigenvalues of a singular matrix.
+The functions return d^2 without taking the root, as is usual in the FID literature. Covariances divide by N - 1. The
+last trace is the sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where A = S1^{1/2}
+S2^{1/2}. The square roots are computed as the singular values of A, which are real, never negative, and free of the
+sqrt(eps) noise that arises when roots of the eigenvalues of a singular matrix are taken.
 
 The estimate is biased upwards by an amount that falls as 1/N for either set and depends on the features, so values are
-only comparable at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several N; the bias of the jackknife does the
-same from N and N (B - 1)/B.
+comparable only at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several sizes N; the bias of the jackknife
+does the same from the two sizes N and N (B - 1)/B.
 
 References:
     Dowson and Landau (1982), The Fréchet distance between multivariate normal distributions, JMVA 12,
@@ -62,7 +62,7 @@ class Moments:
         return cls(len(rows), mean, centred.T @ centred / (len(rows) - 1))
 
     def distance(self, other: Moments) -> float:
-        """Compute the squared Fréchet distance (1), in squared units of the features; never negative.
+        """Compute the squared Fréchet distance (1), in squared units of the features; it is never negative.
 
         Raises:
             UsageError: If the two moments have different numbers of features.
@@ -83,7 +83,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         y: Features, shape ``(M, d)``.
 
     Returns:
-        The squared distance, in squared units of the features; never negative.
+        The squared distance, in squared units of the features. It is never negative.
 
     Raises:
         UsageError: If the shapes are not ``(N, d)`` and ``(M, d)``, a value is not finite, or there are fewer

@@ -2,19 +2,20 @@
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                                    (1)
 
-is estimated by means over pairs of different rows, which makes it unbiased. Between two draws of one distribution it is
-0 on average at any N, and therefore sometimes negative. There are two kernels:
+is estimated by means over pairs of different rows, which makes the estimate unbiased. For two sets drawn from the same
+distribution, the estimate is 0 on average at any N, and therefore sometimes negative. There are two kernels:
 
     k(a, b) = (a.b / d + 1)^3                         the kernel distance of the GAN literature (KID)  (2)
     k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, of one or more bandwidths h            (3)
 
 Kernel (2) compares moments up to the third and depends on the scale of the features. Kernel (3) compares the whole
-distributions at the length scale h, by default the median distance between rows of the two sets together.
+distributions at the length scale h, by default the median distance between the rows of both sets taken together.
 
 KID is often published as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which has the
-same expectation and less variance. The error comes from blocks: the kernel is summed over pairs of blocks, deleting
-block b leaves out row and column b of three B x B tables, and so the jackknife costs next to nothing. Between equal
-distributions, where the estimate is degenerate, the error is too large by about sqrt(2).
+same expectation and less variance. The error comes from a jackknife over blocks. The kernel is summed over pairs of
+blocks, and deleting block b leaves out row b and column b of three B x B tables, so the jackknife costs next to
+nothing. Between equal distributions, where the estimate is degenerate, the error is too large by a factor of about
+sqrt(2).
 
 References:
     Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).
@@ -41,7 +42,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # maps rows (N, d) and (M, d) to va
 
 @checked(degree=Range(1, 100), blocks=SEVERAL)
 def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
-    """Compute the kernel distance of two sets of features, as KID reports it: unbiased MMD^2 with the kernel (2).
+    """Compute the kernel distance of two sets of features, known as KID: the unbiased MMD^2 with the kernel (2).
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -70,7 +71,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        bandwidths: Bandwidths in units of the features; :func:`median_distance` of the two sets when ``None``.
+        bandwidths: Bandwidths in units of the features, or ``None`` for the :func:`median_distance` of the two sets.
         blocks: Number of jackknife blocks. The error treats the bandwidths as fixed.
 
     Raises:
@@ -93,7 +94,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 
 @checked(limit=SEVERAL)
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
-    """Compute the median distance between different rows of two sets together.
+    """Compute the median distance between different rows of two sets taken together.
 
     At most ``limit`` evenly spaced rows of each set are used.
 
@@ -121,7 +122,7 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
         return within - 2 * float(keep @ xy @ keep) / (n * m)
 
     every = torch.ones_like(sizes_x)
-    # With a single block, nothing is left once it is deleted.
+    # If there is a single block, nothing is left once the block is deleted.
     units = torch.eye(len(every), dtype=every.dtype, device=every.device)
     without = [estimate(every - unit) for unit in units] if len(every) > 1 else []
     return from_blocks(estimate(every), without)

@@ -5,10 +5,10 @@ The rows of each set are dealt at random into B blocks. If theta_b is the statis
     stderr^2 = (B - 1) / B  sum_b (theta_b - mean theta)^2,                                          (1)
     bias     = (B - 1) (mean theta - theta).                                                         (2)
 
-The error covers all the sets: it is the spread to expect if samples and reference were both drawn anew. The bias is
-the part that falls as 1/N, so that theta - bias is the statistic extrapolated to infinite data. This is correct to
-order 1/N, and poor unless N is well above the number of features. With B = 20, the error itself is known to about
-1/sqrt(2 (B - 1)) = 16 %.
+The error covers all the sets: it is the spread to expect if samples and reference were both drawn anew. The bias is the
+part that falls as 1/N, so that theta - bias is the statistic extrapolated to infinite data. The extrapolation is
+correct to order 1/N, and poor unless N is well above the number of features. With B = 20, the relative uncertainty of
+the error itself is about 1/sqrt(2 (B - 1)) = 16 %.
 
 A bootstrap would not work better: rows drawn twice are at distance zero, which nearest-neighbour metrics and unbiased
 kernel distances mistake for structure.
@@ -40,8 +40,8 @@ class Measurement:
 
     Attributes:
         value: The statistic of all the rows.
-        stderr: Its standard error; NaN if unknown.
-        bias: The value minus its limit for infinite data, to order 1/N; NaN if unknown.
+        stderr: The standard error of the statistic, or NaN if it is unknown.
+        bias: The value minus its limit for infinite data, to order 1/N, or NaN if it is unknown.
     """
 
     value: float
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tensor]:
-    """Deal the rows of each set into blocks of nearly equal size; return the block of each row, int64 ``(N,)``.
+    """Deal the rows of each set into blocks of nearly equal size, and return the block of each row, int64 ``(N,)``.
 
     There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows.
 
@@ -79,7 +79,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Make a measurement from the value and the values without each block, by (1) and (2)."""
+    """Make a measurement by (1) and (2) from the value for all rows and the values without each block."""
     count = len(without)
     if count < 2:
         return Measurement(value)

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: how much of one set lies in the balls around the points of another?
+"""Precision, recall, density and coverage: how much of one set lies in the balls around the points of another set?
 
 The ball around a point reaches to its k-th nearest neighbour in its own set,
 
@@ -11,10 +11,10 @@ With samples x_1 .. x_N and reference points y_1 .. y_M,
     density   = (1/(k N)) #{ (i, j) : x_i in B(y_j) }         like (1), but counts the balls,          (3)
     coverage  = (1/M) #{ j : some x_i in B(y_j) }             real points with a sample nearby.        (4)
 
-(1) and (2) are sensitive to outliers, which have large balls; (3) and (4) were designed to avoid this. Between equal
-distributions, density is 1 on average and can exceed 1. Coverage is then 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)! on
-average, which is 0.97 for k = 5 and large equal sizes. There is no such reference value for precision and recall. All
-but density depend on N, M and k, so compare them at equal N, M and k only.
+Precision and recall are sensitive to outliers, which have large balls; density and coverage were designed to avoid
+this. Between equal distributions, density is 1 on average and can exceed 1. Coverage is then 1 - (M-1)!/(M-1-k)!
+(N+M-1-k)!/(N+M-1)! on average, which is 0.97 for k = 5 and large equal sizes. There is no such reference value for
+precision and recall. All four except density depend on N, M and k, so compare values at equal N, M and k only.
 
 The errors come from the jackknife (:mod:`scoresde.metrics.measurement`), in a single pass over the pairs. Deleting a
 block removes its balls and changes the k-th neighbour of every point that had a neighbour in it. The statistics are
@@ -42,12 +42,12 @@ from .rows import nearest, pair, slabs, squared_distances
 
 __all__ = ["NEIGHBOURS", "Neighbourhoods", "neighbourhoods"]
 
-NEIGHBOURS = 5  # a ball reaches to the nearest neighbour of this number
+NEIGHBOURS = 5  # rank k of the neighbour to which a ball reaches
 
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """The four statistics, each with its jackknife error; all but density lie between 0 and 1."""
+    """The four statistics, each with its jackknife error. All statistics except density lie between 0 and 1."""
 
     precision: Measurement
     recall: Measurement
@@ -70,7 +70,10 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
     """
     a, b = pair(x, y)
     if not 1 <= k < min(len(a), len(b)):
-        raise UsageError(f"k = {k} neighbours in sets of {len(a)} and {len(b)} rows: use k >= 1 and more than k rows")
+        raise UsageError(
+            f"k = {k} neighbours cannot be found in sets of {len(a)} and {len(b)} rows; use k >= 1 and sets of more "
+            "than k rows"
+        )
     in_a, in_b = (block.to(a.device) for block in deal([len(a), len(b)], blocks))
     count = 1 + int(in_a.max())
     # Without its largest block, a set keeps n - ceil(n / count) rows.
@@ -106,11 +109,11 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
 
 
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:
-    """Squared radii ``(N, 1 + count)``: for all the rows, then without each block; -1 for a deleted row.
+    """Squared radii ``(N, 1 + count)``, with all rows and then without each block in turn. Deleted rows have -1.
 
     The radii have a little slack, so that rounding does not push a copy out of a ball when it lies on the boundary.
     """
-    # One block of 20 contains few of the neighbours: of 4 k + 20, at least k remain.
+    # One of 20 blocks contains few of the neighbours, so that at least k of 4 k + 20 neighbours remain without it.
     distances, found = nearest(rows, rows, min(len(rows) - 1, 4 * k + 20), same=True)
     slack = 1e-13 * float(rows.square().sum(dim=1).max())
     radii = []

@@ -1,15 +1,15 @@
 """Rows of numbers and the distances between them, shared by all metrics.
 
 All metrics flatten events to rows and compute in float64. They process a table of N x M distances in slabs of rows, and
-never hold more than ``BUDGET`` of its numbers at once.
+never hold more than ``BUDGET`` numbers of the table at once.
 
 Squared distances come from one matrix product,
 
     |a - b|^2 = |a|^2 + |b|^2 - 2 a.b,                                                              (1)
 
 after the mean of the second set is subtracted from both, which limits cancellation. A distance of zero comes out as
-about 1e-8 of the size of the rows. :func:`nearest` must return exact zeros, so it measures the neighbours it finds
-again, by subtraction.
+about 1e-8 of the size of the rows. :func:`nearest` must return exact zeros, so it computes the distances of the
+neighbours that it has found again, by subtraction.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:
     if x.ndim < 2:
         raise UsageError(f"{name} must have shape (N, *event): got {tuple(x.shape)}")
     if x.shape[0] < 2:
-        raise UsageError(f"{name} has {x.shape[0]} rows: a distance between distributions needs at least 2")
+        raise UsageError(f"{name} has {x.shape[0]} rows: a distance between distributions needs at least 2 rows")
     if x[0].numel() == 0:
         raise UsageError(f"{name} has empty events: its shape is {tuple(x.shape)}")
     rows = x.detach().flatten(1)
@@ -44,8 +44,8 @@ def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:
     if bad.any():
         first = int(bad.any(dim=1).nonzero()[0, 0])
         raise UsageError(
-            f"{name} has {int(bad.sum()):,} values that are not finite, the first in row {first}: "
-            "drop these rows, or find out why they diverged"
+            f"{name} has {int(bad.sum()):,} values that are not finite, the first of them in row {first}; drop these "
+            "rows, or find out why they diverged"
         )
     # Apple's GPU has no float64.
     return rows.cpu().double() if device.type == "mps" else rows.to(device=device, dtype=torch.float64)
@@ -55,7 +55,7 @@ def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Convert features ``(N, d)`` and ``(M, d)`` to float64 rows on one device.
 
     Raises:
-        UsageError: If the shapes are different from these, or :func:`as_rows` rejects the features.
+        UsageError: If the features have other shapes, or :func:`as_rows` rejects the features.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise UsageError(
@@ -91,7 +91,9 @@ def nearest(a: Tensor, b: Tensor, k: int, *, same: bool = False) -> tuple[Tensor
     """
     available = len(b) - same
     if not 1 <= k <= available:
-        raise UsageError(f"k = {k} nearest neighbours among {available}: use k from 1 to {available}")
+        raise UsageError(
+            f"k = {k} nearest neighbours cannot be found among {available} rows; use k from 1 to {available}"
+        )
     centre = b.mean(dim=0)
     moved, others = a - centre, b - centre
     distances, indices = [], []
@@ -111,8 +113,9 @@ def furthest(x: Tensor) -> float:
     """Find the largest distance between two rows of ``x: (N, *event)``.
 
     The result is exact for up to 2,048 rows. For more rows the search starts at the row furthest from the mean, moves
-    to the row furthest from that one, and repeats as long as the distance grows. The result is then the distance of
-    two actual rows. It is never less than 1/sqrt(3) of the largest, and almost always equal to it.
+    to the row furthest from the current row, and repeats this as long as the distance grows. The result is then the
+    distance between two actual rows. It is never less than 1/sqrt(3) of the largest distance, and almost always equal
+    to that distance.
     """
     rows = x.detach().flatten(1)
     if len(rows) <= 2048:

@@ -1,9 +1,9 @@
-"""The sliced Wasserstein distance. Projecting on a random direction reduces optimal transport to sorting:
+"""The sliced Wasserstein distance. Projecting onto a random direction reduces optimal transport to sorting:
 
     SW_p(x, y) = ( E_u [ W_p(u.x, u.y)^p ] )^(1/p),    u uniform on the unit sphere of R^d,
     W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq.
 
-The expectation is estimated by a mean over ``projections`` directions. It is not multiplied by d: because
+The expectation is estimated by a mean over ``projections`` directions. The estimate is not multiplied by d: because
 E[(u.m)^2] = |m|^2 / d, shifting a set by m gives a sliced distance of |m| / sqrt(d), not |m|.
 
 The estimate is biased upwards for few samples, so compare values at equal N only.
@@ -56,7 +56,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
     if projections < 1:
         raise UsageError(f"projections must be at least 1: got {projections}")
     if not p >= 1:
-        raise UsageError(f"the order p of a Wasserstein distance is at least 1: got {p}")
+        raise UsageError(f"the order p of a Wasserstein distance must be at least 1: got {p}")
     if x.shape[1:] != y.shape[1:]:
         raise UsageError(f"x and y must have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     a = as_rows(x, "x", x.device)

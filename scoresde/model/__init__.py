@@ -1,3 +1,5 @@
-"""Denoisers: their interface (``estimate``), the meaning of a network's output (``parametrization``), trained networks
-(``network``), models on another path (``convert``), and exact denoisers (``mixture``, ``empirical``).
+"""Denoisers: models that estimate the data and the noise in a noisy state.
+
+The modules define the interface (``estimate``), the meaning of a network's output (``parametrization``), trained
+networks (``network``), models used on another path (``convert``), and exact denoisers (``mixture``, ``empirical``).
 """

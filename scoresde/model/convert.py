@@ -1,12 +1,13 @@
 """Using a model on another path.
 
-A model is not tied to its path. At the same noise level sigma/alpha, the states of two paths differ only by the ratio
-of their scales  s = alpha + sigma,
+A model can be used on paths other than the one that it was trained on. At the same noise level sigma/alpha, the states
+of two paths differ only by the ratio of the scales  s = alpha + sigma  of the paths,
 
     x'_t' / s'(t') = x_t / s(t)        where        sigma'/alpha' (t') = sigma/alpha (t),                      (1)
 
-and the estimates of data and noise are the same. :class:`Converted` uses a model trained on one path for another, such
-as a VP model on the straight path of flow matching. Samples and likelihoods are the same, but may cost less there.
+and the estimates of data and noise are the same. :class:`Converted` uses a model trained on one path on another path,
+such as a VP model on the straight path of flow matching. Samples and likelihoods are the same on the new path, but may
+cost less there.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ __all__ = ["Converted", "convert"]
 
 @dataclass(frozen=True)
 class Converted(Wrapped):
-    """A model used on another path, at the same noise levels (1); created by :func:`convert`.
+    """A model used on another path, at the same noise levels; created by :func:`convert`.
 
     Args:
         model: Any denoiser.
-        sde: The stretch of the other path whose noise levels the model supports.
+        sde: The part of the other path at whose noise levels the model can be evaluated.
     """
 
     sde: Stretch
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain on the stretch; the model's nodes within the stretch are converted to times on it."""
+        """The domain on ``sde``, with those of the model's nodes that lie within it, as times of ``sde``."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -53,12 +54,13 @@ class Converted(Wrapped):
         if bool(outside.any()):
             raise UsageError(
                 f"cannot evaluate the model at t = {float(t[outside].flatten()[0]):g}: "
-                f"{_ranges(theirs, self.sde.path)}; they share the times from {ours.t_min:.6g} to {ours.t_max:.6g}"
+                f"{_ranges(theirs, self.sde.path)}; use a t from {ours.t_min:.6g} to {ours.t_max:.6g}, where the two "
+                "ranges overlap"
             )
         at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
         # x_t = s(t) x'_t' / s'(t')                                                                      (1)
         estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
-        # A learned variance interpolates between the two variances of the model's own path, which differ on this one.
+        # A learned variance is dropped: it interpolates between two variances of the model's path, which differ here.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 
@@ -66,15 +68,16 @@ _CLOSE = 1e-12  # how far rounding may move a time beyond an end
 
 
 def convert(model: Denoiser, path: SDE) -> Converted:
-    """Return ``model`` on another path, for the times of the path whose noise level the model supports.
+    """Return ``model`` on another path, restricted to the noise levels that the model and the path share.
 
     Args:
         model: Any denoiser.
-        path: The new path; the prior of the result is the model's, in the scale of the path.
+        path: The new path. If it reaches a higher noise level than the model, the prior of the result is that of the
+            model, in the scale of the path; otherwise it is that of the path.
 
     Raises:
-        UsageError: If model and path share no noise level. The result raises it when evaluated outside the shared
-            range. The message names both ranges of log-SNR.
+        UsageError: If the model and the path share no noise levels. The result also raises this error when it is
+            evaluated outside the shared range. The message states both ranges of log-SNR.
 
     >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
     >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
@@ -89,8 +92,10 @@ def convert(model: Denoiser, path: SDE) -> Converted:
     shared = theirs.log_snr(t).clamp(least, most)
     low, stop, high = path.t_of_log_snr(shared).clamp(path.t_min, path.t_max).tolist()
     if not low < high:
-        raise UsageError(f"{_ranges(domain, path)}: the two do not overlap, so the model cannot be used on that path")
-    # An end that is the model's own keeps the model's prior or data unit there, in the scale of the path.
+        raise UsageError(
+            f"{_ranges(domain, path)}; these ranges do not overlap, so the model cannot be used on that path"
+        )
+    # At an end that comes from the model, the model's prior or data unit is kept, in the scale of the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
@@ -99,11 +104,11 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
 
 def _ranges(domain: Domain, path: SDE) -> str:
-    """Describe the ranges of log-SNR of a model and of a path, for a message."""
+    """Describe the log-SNR ranges of a model and a path, for a message."""
 
     def span(sde: SDE, low: float, high: float) -> str:
         ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))
         return " to ".join(f"{end:.4g}" for end in ends.tolist())
 
     known, theirs = span(domain.sde, domain.t_min, domain.t_max), span(path, path.t_min, path.t_max)
-    return f"the model covers the log-SNR from {known}, and {type(path).__name__} covers {theirs}"
+    return f"the model covers the log-SNR range {known}, and {type(path).__name__} covers {theirs}"

@@ -1,11 +1,11 @@
 """The exact score of a finite set of points.
 
-It has the closed form of a mixture of Gaussians with components of zero width,
+This score has the closed form of the score of a Gaussian mixture with components of zero width,
 
     x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
 
-and minimises the training loss: a network that reached the minimum would reproduce the points (Karras et al. 2022,
-arXiv:2206.00364, app. B.3).
+where the r_k sum to 1. It minimises the training loss, so a network that reached this minimum would only reproduce the
+points (Karras et al. 2022, arXiv:2206.00364, app. B.3).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ..sde.base import SDE
 
 __all__ = ["CHUNK", "TrainingSet"]
 
-CHUNK = 2**21  # number of elements in the largest tensor: rows x points x elements of an event
+CHUNK = 2**21  # number of elements in the largest tensor, which has rows x points x elements of an event
 
 
 @dataclass(frozen=True)
 class TrainingSet(Checked):
-    """The score (1) of a finite set of points, as a denoiser that processes one part of the set at a time.
+    """The exact score of a finite set of points, as a denoiser that processes the points in chunks.
 
     Args:
         sde: The path.
-        points: The points in model units, ``(K, *event)``.
-        std: Standard deviation of the Gaussian around each point; 0 for the points themselves.
+        points: The points in model units, shape ``(K, *event)``.
+        std: Standard deviation of the Gaussian around each point, or 0 for the points themselves.
     """
 
     limits = ranges(std=NONNEGATIVE)
@@ -50,19 +50,19 @@ class TrainingSet(Checked):
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
-        """Return the set itself, because there is nothing specific to a row."""
+        """Return the set itself, because nothing in it is specific to a row."""
         return self
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``, in float64."""
+        """Estimate data and noise in float64 at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
         t, x = as_time(t, x), x.double()
         best = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
         total, x0, eps = torch.zeros_like(best), torch.zeros_like(x), torch.zeros_like(x)
         for part in torch.split(self.points, max(1, CHUNK // x.numel())):
             stds = torch.full((len(part),), self.std, dtype=x.dtype, device=x.device)
             piece = GaussianMixture(self.sde, part.to(x), stds)
-            # The set is a mixture of mixtures. Each part is weighted by its density and size, relative to the largest
-            # weight so far.
+            # The set is a mixture of its parts. Each part is weighted by its density times its number of points,
+            # relative to the largest weight so far.
             weight = piece.log_prob(x, t) + math.log(len(part))
             top = torch.maximum(best, weight)
             old, new = torch.exp(best - top), torch.exp(weight - top)

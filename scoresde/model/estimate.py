@@ -1,7 +1,7 @@
 """The estimate of a denoiser at ``(x_t, t)``, and the interface that solvers rely on.
 
-A denoiser estimates data and noise, which satisfy  alpha x0_hat + sigma eps_hat = x_t.  Score and velocity follow from
-these two estimates (by Tweedie's formula and the derivative of the path):
+A denoiser estimates the data and the noise. The two estimates satisfy  alpha x0_hat + sigma eps_hat = x_t.  The score
+follows from them by Tweedie's formula, and the velocity from the time derivative of the path:
 
     score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (1)
 
@@ -38,10 +38,11 @@ class Estimate:
     Attributes:
         x: The noisy batch, shape ``(B, *event)``.
         t: The time, shape ``()`` or ``(B,)``.
-        x0, eps: The estimated data and noise, shape of ``x``; ``alpha x0 + sigma eps = x``.
+        x0, eps: The estimated data and noise, same shape as ``x``; they satisfy ``alpha x0 + sigma eps = x``.
         sde: The path that the estimate belongs to.
-        frac: The learned variance as a fraction (see :meth:`share`), shape of ``x``; ``None`` if it is not learned.
-        calls: The number of network evaluations per row behind this estimate: one number, or int64 ``(B,)``.
+        frac: The learned variance as a fraction (see :meth:`share`), same shape as ``x``, or ``None`` if the model did
+            not learn the variance.
+        calls: The number of network evaluations per row that this estimate took: one number, or int64 ``(B,)``.
     """
 
     x: Tensor
@@ -55,14 +56,14 @@ class Estimate:
     def share(self, variance: str = "auto") -> Tensor:
         """Return the fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
 
-        The variance is that of equation (3) in :mod:`scoresde.sde.marginal`.
+        See equation (3) of :mod:`scoresde.sde.marginal`.
 
         Args:
-            variance: ``posterior`` (f = 0), ``beta`` (f = 1), ``learned`` (:attr:`frac`), or ``auto``: learned if the
-                model learned the variance, otherwise posterior.
+            variance: ``posterior`` (f = 0), ``beta`` (f = 1), ``learned`` (:attr:`frac`), or ``auto``, which means
+                ``learned`` if the model learned the variance and ``posterior`` otherwise.
 
         Returns:
-            The fraction, of shape ``()``, or of the shape of ``x`` if it was learned.
+            The fraction, with shape ``()``, or with the same shape as ``x`` if it was learned.
 
         Raises:
             UsageError: If ``variance`` is ``learned`` but the model did not learn it.
@@ -80,12 +81,12 @@ class Estimate:
 
     @property
     def score(self) -> Tensor:
-        """The score ``grad log p_t(x)``, shape of ``x``."""
+        """The score ``grad log p_t(x)``, with the same shape as ``x``."""
         return -self.eps / expand(self.sde.coefficients(self.t)[1], self.x)
 
     @property
     def velocity(self) -> Tensor:
-        """The velocity ``dx/dt`` of the probability flow, shape of ``x``."""
+        """The velocity ``dx/dt`` of the probability flow, with the same shape as ``x``."""
         d_alpha, d_sigma = self.sde.rates(self.t)
         return expand(d_alpha, self.x) * self.x0 + expand(d_sigma, self.x) * self.eps
 
@@ -97,12 +98,13 @@ class Domain:
     Attributes:
         sde: The path.
         t_min, t_max: The times between which the model can be evaluated; no solver leaves this interval.
-        nodes: The times that a discrete model supports, rising, shape ``(N,)``, or ``None``.
+        nodes: The times that a discrete model supports, in rising order, shape ``(N,)``, or ``None`` if time is
+            continuous.
         has_score: Whether ``-eps_hat/sigma`` is the score of a density. It is not if data and noise were paired in
-            training (the flow is still correct).
-        consistent: Whether the estimates at all noise levels belong to one distribution. Those of a guided model do
-            not: its flow and its reverse SDE have different distributions, and a variational bound is only valid for
-            the reverse SDE.
+            training, although the flow is still correct in that case.
+        consistent: Whether the estimates at all noise levels belong to one distribution. The estimates of a guided
+            model do not: the flow and the reverse SDE then lead to different distributions, and a variational bound is
+            valid only for the reverse SDE.
     """
 
     sde: SDE
@@ -114,14 +116,14 @@ class Domain:
 
     @classmethod
     def of(cls, sde: SDE) -> Domain:
-        """Build the domain of a whole path, with a score everywhere."""
+        """Build the domain of a model that covers a whole path and has a score."""
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the SDE's interval of t for a use, restricted to the domain.
+        """Return the SDE's interval of t for ``use``, restricted to the domain.
 
-        ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts and ends at a
-        node.
+        ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts and ends at
+        nodes.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -130,13 +132,14 @@ class Domain:
         inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
         if len(inside) < 2:
             raise UsageError(
-                f"the model has {len(inside)} of its nodes between t = {low:g} and {high:g}; sampling needs two or more"
+                f"sampling needs at least two nodes, but the number of nodes of the model between t = {low:g} and "
+                f"{high:g} is {len(inside)}"
             )
         return max(low, inside[0]), min(high, inside[-1])
 
 
 class Denoiser(Protocol):
-    """The interface of a model, and all that solvers, the likelihood and guidance know about it."""
+    """The interface of a model. Solvers, the likelihood and guidance use nothing else of a model."""
 
     @property
     def domain(self) -> Domain:
@@ -144,20 +147,21 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        """Estimate data and noise: ``x`` has shape ``(B, *event)``, ``t`` shape ``()`` or ``(B,)``."""
+        """Estimate data and noise at ``x``, shape ``(B, *event)``, and ``t``, shape ``()`` or ``(B,)``."""
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """Return the same model for the rows ``index``, shape ``(B',)``, of a batch; conditioning follows its row."""
+        """Return the model for the rows ``index``, shape ``(B',)``, of a batch, with the conditions of these rows."""
         ...
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """Base of a denoiser that wraps another one. To write one, derive a frozen dataclass and implement ``__call__``.
+    """Base of a denoiser that wraps another one.
 
-    :meth:`rows` selects the rows of every field that has rows (another denoiser, a condition, noise), and returns an
-    object of the same class with all other fields unchanged.
+    To write a wrapper, subclass this as a frozen dataclass and implement ``__call__``. :meth:`rows` calls ``rows`` on
+    every field that has this method (another denoiser, a condition, noise), and returns an object of the same class
+    with all other fields unchanged.
 
     Args:
         model: The wrapped denoiser.
@@ -171,17 +175,17 @@ class Wrapped:
         return self.model.domain
 
     def rows(self, index: Tensor) -> Self:
-        """Return the same denoiser for the rows ``index``, shape ``(B',)``."""
+        """Return the denoiser for the rows ``index``, shape ``(B',)``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value.rows(index) for name, value in values.items() if hasattr(value, "rows")})
 
 
 class Tally:
-    """A counter of network evaluations, by :attr:`Estimate.calls`.
+    """A counter of network evaluations, which adds up :attr:`Estimate.calls`.
 
     Attributes:
-        evaluations: Number of evaluations of the model, whichever rows were evaluated.
-        more: Network evaluations beyond one per evaluation of the model, summed for each row: 0, or int64 ``(B,)``.
+        evaluations: Number of times that the model was evaluated, regardless of how many rows each evaluation had.
+        more: Number of network evaluations beyond one per evaluation of the model, for each row: 0, or int64 ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -191,7 +195,7 @@ class Tally:
         self._none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def add(self, calls: int | Tensor, rows: Tensor | None = None) -> None:
-        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``; ``calls`` is one number, or one per row."""
+        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``, with ``calls`` for all rows or per row."""
         self.evaluations += 1
         if isinstance(calls, int) and calls == 1:
             return
@@ -203,7 +207,7 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """Network evaluations per row, if every evaluation was of all rows: one number, or int64 ``(B,)``."""
+        """Network evaluations per row, as one number or int64 ``(B,)``. Valid only if each evaluation had all rows."""
         return self.evaluations + self.more
 
 
@@ -213,7 +217,7 @@ class Counted(Wrapped):
 
     Args:
         tally: The tally in which calls are counted.
-        index: The rows of the tally's batch that are evaluated, int64 ``(b,)``; ``None`` for all.
+        index: The rows of the tally's batch that are evaluated, int64 ``(b,)``, or ``None`` for all rows.
     """
 
     tally: Tally
@@ -225,6 +229,6 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """Return the same denoiser for the rows ``index``, shape ``(B',)``, which keep their places in the tally."""
+        """Return the denoiser for the rows ``index``, shape ``(B',)``, which keep their positions in the tally."""
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

@@ -1,13 +1,13 @@
-"""Exact denoisers: data distributions whose perturbed score is known, with the same interface as a trained network.
+"""Exact denoisers: data distributions whose score is known at every noise level, with the interface of a trained model.
 
-For  p_0 = sum_k w_k N(mu_k, C_k)  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
-V_k = alpha^2 C_k + sigma^2 I. With the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k)  the estimates are
+For  p_0 = sum_k w_k N(mu_k, C_k),  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
+V_k = alpha^2 C_k + sigma^2 I. With the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k),  the estimates are
 
     eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
     x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
 
-They are computed along the axes of C_k = Q_k diag(l_k) Q_k^T, where V_k is diagonal. All solvers, the loss and the
-likelihood are tested against this model rather than against themselves.
+The estimates are computed in the eigenbasis of C_k = Q_k diag(l_k) Q_k^T, in which V_k is diagonal. All solvers, the
+loss and the likelihood are tested against this exact model.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ class GaussianMixture:
     Args:
         sde: The path.
         means: Mean of each component, shape ``(K, *event)``.
-        stds: Standard deviation of each isotropic component, shape ``(K,)``; 0 gives the closed-form score of a finite
-            set.
-        weights: Weight of each component, shape ``(K,)``, summing to 1; equal by default.
-        covariances: Covariance of each component, shape ``(K, D, D)`` for events of D elements; used instead of
-            ``stds``.
+        stds: Standard deviation of each isotropic component, shape ``(K,)``. If all are 0, the score is that of a
+            finite set of points.
+        weights: Weight of each component, shape ``(K,)``, summing to 1. The default is equal weights.
+        covariances: Covariance of each component, shape ``(K, D, D)`` for events of D elements, instead of ``stds``.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -62,17 +61,20 @@ class GaussianMixture:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 got = tuple(value.shape)
-                raise UsageError(f"{count} means of {dims} elements need {name} of shape {shape}; got {got}")
+                raise UsageError(
+                    f"a mixture with {count} means of {dims} elements needs {name} of shape {shape}; got {got}"
+                )
         if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise UsageError(f"the weights of a mixture must add up to 1, not {float(self.weights.sum()):.6g}")
+            raise UsageError(f"the weights of a mixture must sum to 1, but sum to {float(self.weights.sum()):.6g}")
         if self.covariances is not None and float(self.axes[0].min()) < 0:
             raise UsageError(
-                f"a covariance has the eigenvalue {float(self.axes[0].min()):.6g}; eigenvalues must not be negative"
+                f"a covariance of a mixture has the eigenvalue {float(self.axes[0].min()):.6g}, but eigenvalues must "
+                "not be negative"
             )
 
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues ``(K, D)`` (``(K, 1)`` if isotropic) and eigenvectors ``(K, D, D)`` (or ``None``) of ``C_k``."""
+        """Eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of ``C_k``; ``(K, 1)`` and ``None`` if isotropic."""
         if self.covariances is None:
             assert self.stds is not None
             return self.stds.square()[:, None], None
@@ -85,13 +87,14 @@ class GaussianMixture:
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> GaussianMixture:
-        """Return the mixture itself, because there is nothing specific to a row."""
+        """Return the mixture itself, because nothing in it is specific to a row."""
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Return the residuals, variances and l_k along the axes, the log densities, alpha and sigma.
+        """Return the residuals, the variances, l_k, the log densities, alpha and sigma.
 
-        Residuals have the shape ``(B, K, D)``; the last dimension of the variances is D or 1.
+        The residuals, shape ``(B, K, D)``, the variances and l_k are in the eigenbasis of each component. The last
+        dimension of the variances and of l_k is D, or 1 if the components are isotropic.
         """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
@@ -101,7 +104,7 @@ class GaussianMixture:
         if vectors is not None:
             residual = torch.einsum("bkd,kde->bke", residual, vectors.to(x))
         variance = alpha.square() * values + sigma.square()
-        # There is one variance for all axes, or one for each.
+        # There is one variance for all axes, or one for each axis.
         log_volume = torch.log(2 * math.pi * variance).sum(-1) * (residual.shape[-1] / variance.shape[-1])
         log_joint = log_weights - ((residual.square() / variance).sum(-1) + log_volume) / 2
         return residual, variance, values, log_joint, alpha, sigma
@@ -121,7 +124,7 @@ class GaussianMixture:
     def log_prob(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
         """Return the log density of ``x``, shape ``(B, *event)``, in nats, shape ``(B,)``.
 
-        It is the density of the data, or of ``p_t`` if ``t`` is given.
+        The density is that of the data, or ``p_t`` if ``t`` is given.
         """
         if t is not None:
             return torch.logsumexp(self._components(x, as_time(t, x))[3], dim=1)
@@ -144,7 +147,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True)
 class _Data(SDE):
-    """A path that is the identity at t = 0 (alpha = 1, sigma = t), so that ``p_0`` is the data distribution itself."""
+    """A path with alpha = 1 and sigma = t, so that ``p_0`` is the data distribution itself."""
 
     def alpha(self, t: Tensor) -> float:
         return 1.0

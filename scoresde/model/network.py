@@ -1,8 +1,8 @@
 """A trained model: a network, the path it was trained on, and the meaning of its output.
 
-:class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. Conditions are bound before solving with
-``model.given(condition)``, which is itself a denoiser, so that solvers never handle conditions. A condition follows its
-row: ``rows(index)`` selects the rows that a solver still works on.
+:class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. To use conditions, call ``model.given(condition)``
+before solving. The result is itself a denoiser, so solvers never handle conditions. When a solver selects the rows that
+it is still working on with ``rows(index)``, the conditions of these rows are selected with them.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ class ScoreModel(nn.Module):
 
     Args:
         network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and
-            ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It returns the shape of
-            ``x``. Use :class:`scoresde.nn.Labelled` to wrap a network that takes two arguments. In training on
-            augmented data it is called as ``network(x, c, cond, augment)``.
-        sde: The path. The model of a chain is limited to its nodes, and fixed-step solvers go from node to node.
+            ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It must return a tensor
+            with the same shape as ``x`` (but see ``learn_variance``). Use :class:`scoresde.nn.Labelled` to wrap a
+            network that takes two arguments. In training on augmented data, the network is called as
+            ``network(x, c, cond, augment)``.
+        sde: The path. If it is a chain, the model is limited to the nodes, and fixed-step solvers go from node to node.
         parametrization: The meaning of the network's output.
-        classes: Number of classes the network was trained with; class ``classes`` stands for "not given".
+        classes: Number of classes that the network was trained with. The label ``classes`` stands for "not given".
         coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow is then
             correct, but there is no score.
-        codec: The map from data units to model units. The network's input, ``codec.show(x)``, and its output have the
-            shape of the data. Without a codec, data units and model units are the same.
-        learn_variance: Whether the network returns twice the channels, ``(B, 2 C, ...)``. The second half v gives the
-            variance of a reverse step as ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
+            the network have the shape of the data. Without a codec, data units and model units are the same.
+        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half v
+            determines the variance of a reverse step by ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021,
+            arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -67,13 +69,16 @@ class ScoreModel(nn.Module):
         check_network(network, classes)
         if learn_variance and sde.nodes is None:
             raise UsageError(
-                f"learn_variance: {type(sde).__name__} has no nodes, but the learned variance is that of a step from "
+                f"learn_variance: {type(sde).__name__} has no nodes, but the variance to learn is that of a step from "
                 "one node to the next; use the SDE ddpm or smld",
                 parameter="sde",
                 value="ddpm",
             )
         if learn_variance and coupled:
-            raise UsageError("learn_variance: coupled data and noise have no reverse steps with noise; drop one option")
+            raise UsageError(
+                "learn_variance: a model of coupled data and noise has no reverse steps with noise, so it has no "
+                "variance to learn; turn off learn_variance or the coupling"
+            )
         self.network = network
         self.sde = sde
         self.parametrization = parametrization
@@ -89,21 +94,22 @@ class ScoreModel(nn.Module):
 
     @property
     def learned(self) -> nn.Module:
-        """The module that training changes: the network, or the network and the path."""
+        """The module that training changes: the network, together with the path if the path has learned parameters."""
         return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """Return the output F at ``(x_t, t)``, shape of ``x``."""
+        """Return the output F at ``(x_t, t)``, with the same shape as ``x``."""
         return self.outputs(x, t, cond)[0]
 
     def outputs(
         self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output F at ``(x_t, t)``, and ``frac`` if the model learns it, otherwise ``None``; shape of ``x``.
+        """Return the output F at ``(x_t, t)``, and ``frac``, or ``None`` if the model does not learn the variance.
 
-        ``augment: (B, A)`` describes how the rows were augmented; it is only used in training.
+        F and ``frac`` have the same shape as ``x``. ``augment: (B, A)``, which is used only in training, describes how
+        the rows were augmented.
         """
-        # Schedules are computed in the dtype of t (float64 in solvers) and cast to that of the network's input.
+        # Schedules are computed in the dtype of t (float64 in solvers) and cast to the dtype of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
         shown = self.codec.show(expand(self.parametrization.input_scale(self.sde, t), x) * x)
         raw = self._asked(shown, label, self._known(cond, x), augment)
@@ -114,50 +120,51 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row; if the model has classes, a missing label becomes "not given"."""
+        """Return the condition of each row. If the model has classes, a missing label becomes "not given"."""
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """Call the network and return its output, a tensor of the right shape."""
+        """Call the network, check its output, and return the output."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
             if cond is None or "Condition" not in str(error):
                 raise
             raise UsageError(
-                f"the network {type(self.network).__name__} is given a scoresde.Condition as its third argument and "
-                f"cannot use it ({error}); the classes are in its field label, int64 (B,): use cond.label"
+                f"the network {type(self.network).__name__} cannot use its third argument, which is a "
+                f"scoresde.Condition ({error}); use the field label of the Condition, cond.label, which holds the "
+                "class of each row, int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Estimate:
-        """Estimate data and noise at ``x: (B, *event)``, ``t: ()`` or ``(B,)``."""
+        """Estimate data and noise at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
         t = as_time(t, x)
         output, frac = self.outputs(x, t, cond)
         return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
-        """Return the model itself, because without a condition there is nothing specific to a row."""
+        """Return the model itself, because without a condition nothing in it is specific to a row."""
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
         """Bind a condition to each row.
 
         Args:
-            condition: A :class:`~scoresde.Condition`, one class for all rows, or the class of each row, int64 ``(B,)``,
-                where ``classes`` stands for "not given".
+            condition: A :class:`~scoresde.Condition`, a class for all rows, or the class of each row, int64 ``(B,)``.
+                The label ``classes`` stands for "not given".
 
         Raises:
-            UsageError: If the model has no classes, or does not have the requested class.
+            UsageError: If the labels are not integers, or the model does not have the requested class.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
             if label.is_floating_point() or label.is_complex() or label.ndim > 1:
                 raise UsageError(
-                    "labels must be whole numbers, one for all rows or of shape (B,); got "
+                    "labels must be integers, either one label for all rows or one for each row, shape (B,); got "
                     f"{label.dtype} of shape {tuple(label.shape)}"
                 )
             condition = Condition(label=label.to(torch.int64).reshape(-1))
@@ -173,26 +180,27 @@ class ScoreModel(nn.Module):
 
 
 def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
-    """Return the times between which the network's output determines both the data and the noise.
+    """Return the ends of the interval of t in which the network's output determines both the data and the noise.
 
     Raises:
-        UsageError: If a chain starts sampling where the output does not determine the data, or if no such time exists.
+        UsageError: If there is no such interval, or if it does not contain the last node of a chain, where sampling
+            starts.
     """
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
         raise UsageError(
-            f"the last level of {type(sde).__name__} contains no data (alpha = 0), and there the output {name} says "
-            "nothing about the data; without that level, samples would start from a different distribution than the "
-            "chain ends in (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta "
-            "below 1",
+            f"at the last level of {type(sde).__name__} no data are left (alpha = 0), so the output {name} does not "
+            "determine the data there; without that level, samples would not start from the distribution in which the "
+            "chain ends (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta below "
+            "1",
             parameter="predict",
             value="v",
         )
     if not t_min < t_max:
         raise UsageError(
-            f"{type(parametrization).__name__} on {sde!r}: there is no time at which the output determines both the "
-            "data and the noise; use another path or prediction",
+            f"on the path {sde!r}, the output {type(parametrization).__name__} never determines both the data and the "
+            "noise; use another path or prediction",
             parameter="predict",
         )
     return t_min, t_max
@@ -201,7 +209,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
     """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    It must have the shape of ``x`` or, if ``twice`` is set, twice the channels of ``x``.
+    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is set.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)
@@ -209,15 +217,18 @@ def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
         several = f" of {len(raw)}" if isinstance(raw, tuple | list) else ""
         found = f"a {type(raw).__name__}{several}, not a tensor of shape {expected}; return the tensor alone"
     elif tuple(raw.shape) != expected:
-        found = f"the shape {tuple(raw.shape)} for an input of shape {tuple(x.shape)}; expected {expected}"
+        found = (
+            f"a tensor of shape {tuple(raw.shape)} for an input of shape {tuple(x.shape)}; the output must have shape "
+            f"{expected}"
+        )
         if twice:
-            found += "; to learn the variance, it must return twice the channels (B, 2 C, ...)"
+            found += ", because a network that learns the variance returns twice as many channels"
         elif tuple(raw.shape) == both:
-            found += "; twice the channels are for a model that learns the variance, learn_variance=True"
+            found += ", unless the model learns the variance (learn_variance=True)"
     elif not raw.is_floating_point():
-        found = f"{raw.dtype} for an input of {x.dtype}; the output must consist of real numbers"
+        found = f"a tensor of {raw.dtype} for an input of {x.dtype}; the output must have a real floating-point dtype"
     elif raw.device != x.device:
-        found = f"a tensor on {raw.device} for an input on {x.device}; keep it on the device of its input"
+        found = f"a tensor on {raw.device} for an input on {x.device}; keep the output on the device of the input"
     else:
         return raw.to(x.dtype)
     raise UsageError(f"the network {name} returns {found}")
@@ -229,7 +240,7 @@ class Given(Wrapped):
 
     Args:
         model: The conditional model.
-        condition: The condition: one for each row, or the same for all.
+        condition: The condition of each row, or one condition for all rows.
     """
 
     model: ScoreModel

@@ -1,15 +1,15 @@
 """Parametrizations: the target of a network's output, the scale of its input, and the noise label.
 
-Whatever a network was trained to output, its target is a linear combination of the data and the noise,
+Whatever a network is trained to predict, the target of its output is a linear combination of the data and the noise,
 
     F = a(t) x_0 + b(t) eps          eps (0, 1)   x0 (1, 0)   v (-sigma, alpha)   velocity (alpha', sigma')
                                      score (0, -1/sigma)   EDM residual, below.                             (1)
 
-With ``x_t = alpha x_0 + sigma eps`` this is a 2 x 2 linear system, whose solution gives the data and the noise:
+Together with ``x_t = alpha x_0 + sigma eps``, equation (1) is a 2 x 2 linear system, whose solution is
 
     x0_hat = (sigma F - b x) / d,    eps_hat = (a x - alpha F) / d,    d = a sigma - b alpha.               (2)
 
-No table of converters between parametrizations is needed.
+Conversions between pairs of parametrizations are therefore not needed.
 
 References:
     Salimans and Ho (2022), arXiv:2202.00512, app. D: v.
@@ -36,7 +36,7 @@ __all__ = ["EDM", "X0", "Eps", "Parametrization", "Score", "V", "Velocity"]
 
 
 class Parametrization(Checked, ABC):
-    """The meaning of a network's output and the form of its input: a target (1), an input scale and a noise label.
+    """The meaning of a network's output (its target) and the form of its input (an input scale and a noise label).
 
     Attributes:
         weighting: The default weighting of the loss for this parametrization (see :mod:`scoresde.objective.loss`).
@@ -46,30 +46,30 @@ class Parametrization(Checked, ABC):
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(a, b)`` of (1), each in the shape of ``t``, or ``()`` for a constant."""
+        """Return ``a`` and ``b`` of the target ``F = a x_0 + b eps``, shaped like ``t``, or ``()`` if constant."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the factor on ``x_t`` that keeps the input near unit size, in the shape of ``t``."""
+        """Return the factor on ``x_t`` that keeps the input near unit size, with the same shape as ``t``."""
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
 
     def output_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the factor that turns the network's raw output into ``F``, in the shape of ``t``."""
+        """Return the factor that turns the network's raw output into ``F``, with the same shape as ``t``."""
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], in the shape of ``t``.
+        """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], with the same shape as ``t``.
 
-        The network sees this label instead of t or the SDE.
+        The network receives this label instead of t, and no information about the SDE.
 
-        On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped at 1.5. Otherwise a step
-        that starts there would evaluate the network at a label that training hardly ever draws. Above
-        sigma = e^6 alpha, 400 times the data, all levels look alike anyway.
+        On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. Otherwise,
+        a step that starts at alpha = 0 would evaluate the network at a label that training hardly ever draws. Noise
+        levels above sigma = e^6 alpha (400 times the data) are hardly distinguishable anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
-        """Solve the system (2) for the data and the noise; ``output`` has the shape of ``x``, ``(B, *event)``."""
+        """Compute data and noise from F = ``output`` by equation (2). Both ``x`` and F have shape ``(B, *event)``."""
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         d = a * sigma - b * alpha
@@ -78,17 +78,19 @@ class Parametrization(Checked, ABC):
         return Estimate(x, t, x0, eps, sde)
 
     def legal_t_max(self, sde: SDE) -> float:
-        """Return the largest t at which (2) can be solved: ``t_max``, or just below it if ``d`` is 0 at ``t_max``.
+        """Return the largest t at which F determines data and noise: ``t_max``, or a time just below ``t_max``.
 
-        An eps- or score-network says nothing about the data where ``alpha = 0``.
+        The latter is needed if ``d`` of equation (2) is 0 at ``t_max``. For example, an eps- or score-network says
+        nothing about the data where ``alpha = 0``.
         """
         return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
 
     def legal_t_min(self, sde: SDE) -> float:
-        """Return the smallest t at which (2) can be solved: ``t_min``, or a time just above it.
+        """Return the smallest t at which F determines data and noise: ``t_min``, or a time just above ``t_min``.
 
-        The latter is needed if ``d`` is 0 or F is infinite at ``t_min``: an x0- or score-network says nothing about the
-        noise where ``sigma = 0``. The domain then begins where ``sigma = 1e-5 alpha``, as it does on the straight path.
+        If ``d`` of equation (2) is 0 or F is infinite at ``t_min``, the domain begins where ``sigma = 1e-5 alpha``, as
+        it does on the straight path. For example, an x0- or score-network says nothing about the noise where
+        ``sigma = 0``.
         """
         if self._solvable(sde, sde.t_min):
             return sde.t_min
@@ -97,7 +99,7 @@ class Parametrization(Checked, ABC):
 
     @torch.no_grad()
     def _solvable(self, sde: SDE, end: float) -> bool:
-        """Return whether (2) can be solved at the time ``end``, and F has an ordinary size there."""
+        """Return whether F determines data and noise at the time ``end`` and is not too large there."""
         t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
@@ -133,9 +135,10 @@ class V(Parametrization):
 
 @dataclass(frozen=True)
 class Score(Parametrization):
-    """Prediction of the score of the jump: ``F = -eps / sigma`` (Song et al. 2021, arXiv:2011.13456, eq. 7).
+    """Prediction of the score of ``x_t`` given ``x_0``: ``F = -eps / sigma``.
 
-    The network's raw output is divided by sigma, so the raw output keeps unit size. The loss is weighted by
+    The target is from Song et al. (2021), arXiv:2011.13456, eq. 7.
+    The raw output of the network is divided by sigma, so the raw output itself has unit size. The loss is weighted by
     ``sigma^2``, as published.
     """
 
@@ -160,8 +163,8 @@ class Velocity(Parametrization):
 class EDM(Parametrization):
     """Prediction of the residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
 
-    ``x0_hat = c_skip x + c_out F``, where the coefficients give the target unit variance and amplify the network's
-    error least, for data of standard deviation s = ``data_std`` per element:
+    The prediction is ``x0_hat = c_skip x + c_out F``. For data of standard deviation s = ``data_std`` per element, the
+    coefficients give the target unit variance and amplify the network's error as little as possible:
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """

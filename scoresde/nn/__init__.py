@@ -1,9 +1,10 @@
-"""Networks. They are independent of the SDE: ``forward(x, c, cond)`` returns the shape of ``x: (B, *event)``.
+"""Networks, which are independent of the SDE: ``forward(x, c, cond)`` returns a tensor with the same shape as ``x``.
 
-``c: (B,)`` is the noise label of the parametrisation (a quarter of the log noise-to-signal ratio, clamped). ``cond`` is
-a :class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``; its ``label`` holds the classes. Any
-``nn.Module`` with this signature can be used instead, and :class:`Labelled` adapts one that is called as ``f(x, t)``.
-:class:`Classifier` is a different kind of network: it sees data without noise, and its features tell samples from data.
+``x`` has shape ``(B, *event)``. ``c: (B,)`` is the noise label of the parametrisation (a quarter of the log
+noise-to-signal ratio, clamped). ``cond`` is a :class:`~scoresde.Condition` with one row for each row of ``x``, or
+``None``; its ``label`` holds the classes. Any ``nn.Module`` with this signature can be used instead, and
+:class:`Labelled` adapts a network that is called as ``f(x, t)``. :class:`Classifier` is a different kind of network: it
+sees data without noise, and its features are used to compare samples with data.
 """
 
 from .classifier import Classifier

@@ -1,9 +1,9 @@
-"""A small classifier, used for its features: what tells classes apart describes the content of an image.
+"""A small classifier, used for its features, because what distinguishes classes also describes the content of an image.
 
-Events with spatial axes go through convolutions. Each one after the first halves every axis, until no axis is longer
-than four. Vectors go through two hidden layers. A hidden layer of ``width`` features and a linear layer to the classes
-follow. The features are divided by one number, ``scale``, which the training code sets to their root mean square: the
-scale of a hidden layer is arbitrary, and distances between features should not depend on it.
+Events with spatial axes go through convolutions. Each convolution after the first halves every axis, until no axis is
+longer than four. Vectors go through two hidden layers. In both cases, a hidden layer of ``width`` features and a linear
+layer to the classes follow. The features are divided by one number, ``scale``, which the training code sets to their
+root mean square: the scale of a hidden layer is arbitrary, and distances between features should not depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Classifier(nn.Module):
-    """Classifier for events of any shape, convolutional if they have spatial axes.
+    """A classifier for events of any shape, convolutional if the events have spatial axes.
 
     Args:
         shape: Shape of an event, channels first: ``(D,)``, ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``.
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer over ``scale``, ``(B, width)``, for ``x: (B, *event)`` in model units.
+        """Return the last hidden layer divided by ``scale``, ``(B, width)``, for ``x: (B, *event)`` in model units.
 
         The features are never negative.
         """

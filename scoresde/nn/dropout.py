@@ -1,8 +1,8 @@
 """Dropout that can draw from its own generator.
 
 The dropout of torch draws from the global generator of the process, so two training runs in two threads would mix up
-their draws. With ``generator`` set, the mask is the same as from the global generator in the same state (on a CPU, bit
-by bit), and the global one is not touched.
+their draws. With ``generator`` set, the mask is the same as the mask that the global generator would give in the same
+state (bit by bit on a CPU), and the global generator is not touched.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ OURS = tuple(f"scoresde.nn.{name}" for name in ("mlp", "unet", "classifier"))
 
 
 class Dropout(nn.Dropout):
-    """Return ``x * m / (1 - p)`` in training, where m is 0 with probability p and else 1, and ``x`` in evaluation.
+    """Dropout: ``x * m / (1 - p)`` in training, where m is 0 with probability p and else 1, and ``x`` in evaluation.
 
     Attributes:
-        generator: The generator of m, on the device of x; ``None`` for the global generator.
+        generator: The generator of m, on the device of x, or ``None`` for the global generator.
     """
 
     generator: torch.Generator | None = None
@@ -36,7 +36,7 @@ class Dropout(nn.Dropout):
 
 
 def draws_by_dropout(network: nn.Module) -> bool:
-    """Whether :class:`Dropout` is the only randomness in a network: true for the classes of this package only."""
+    """Whether :class:`Dropout` is known to be the only randomness in a network, as in the classes of this package."""
     return type(network).__module__ in OURS
 
 

@@ -1,4 +1,4 @@
-"""The embedding of the noise level and the class in a network: Fourier features of the label, then a small MLP."""
+"""The embedding of the noise level and the class in a network: Fourier features of the label and a small MLP."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["NoiseEmbedding", "zero"]
 class NoiseEmbedding(nn.Module):
     """Embedding of the noise label and, if there are classes, of the class.
 
-    The label spans a few units (it is a quarter of a log noise level). Angular frequencies from 1/2 to 32 resolve it,
-    and do not make the network a rough function of the label, which would affect the divergence in the likelihood.
+    The label spans a few units (it is a quarter of a log noise level). Angular frequencies from 1/2 to 32 resolve the
+    label without making the network a rough function of it, which would affect the divergence in the likelihood.
 
     Args:
         width: Size of the embedding.
         classes: Number of classes; one more embedding stands for "no class".
         features: Number of frequencies of the label.
-        augments: How many numbers describe the augmentation of a row in training (:mod:`scoresde.data.augment`). They
-            enter linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
+        augments: The number of augmentation parameters of a row in training (:mod:`scoresde.data.augment`). They enter
+            linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
             arXiv:2206.00364, app. F.2).
     """
 
@@ -35,16 +35,16 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", torch.logspace(-1, 5, features, base=2.0), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.classes = nn.Embedding(classes + 1, 2 * features) if classes else None
-        # Initialised as large as a class embedding: when it started at 0, a small network did not use it after 600
-        # steps. It is drawn from its own generator, so that the rest of the network has the same initial values as
-        # without augmentation.
+        # Initialised as large as a class embedding: when these weights started at 0, a small network still ignored the
+        # augmentation after 600 steps. They are drawn from their own generator, so that the rest of the network has the
+        # same initial values as without augmentation.
         first = torch.randn(augments, 2 * features, generator=torch.Generator().manual_seed(0))
         self.augment = nn.Parameter(first) if augments else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Embed the noise label ``c: (B,)``, and the class of each row if ``cond`` has it; shape ``(B, width)``.
+        """Embed the noise label ``c: (B,)``, and the class of each row if ``cond`` has labels, in ``(B, width)``.
 
-        ``augment: (B, augments)`` describes the augmentation of each row; ``None`` means zeros, for no augmentation.
+        ``augment: (B, augments)`` describes the augmentation of each row. ``None`` means zeros, for no augmentation.
         """
         angle = c[:, None] * self.frequencies.to(c.dtype)
         features = math.sqrt(2) * torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
@@ -55,7 +55,7 @@ class NoiseEmbedding(nn.Module):
                 known = 0 if self.augment is None else len(self.augment)
                 raise UsageError(
                     f"the augmentation of each row is described by {augment.shape[1]} numbers, but the network has an "
-                    f"input for {known}: build it with augments={augment.shape[1]}"
+                    f"input for {known}; build it with augments={augment.shape[1]}"
                 )
             features = features + augment @ self.augment
         out: Tensor = self.mlp(features)

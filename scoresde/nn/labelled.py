@@ -1,4 +1,4 @@
-"""An adapter that lets a network called as f(x, t) replace one that is called as f(x, c, cond)."""
+"""An adapter for a network that is called as f(x, t) instead of f(x, c, cond)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ class Labelled(nn.Module):
     """A network ``f(x, t)`` that gets the noise label c in place of a time.
 
     The parametrisation computes the label from t. By default the label is a quarter of the log noise-to-signal ratio,
-    ``c = log(sigma/alpha) / 4``, within [-5, 5], which is about -1.7 to 1.3 on the path of :class:`~scoresde.VPSDE`. It
-    grows with the noise, but is neither a time in [0, 1] nor the number of a step. A network that is trained here
-    adapts to any label, but one whose embedding was designed for numbers up to 1,000 separates noise levels better if
-    the label spans the same range, ``embed=(0, 999)``. Pretrained weights from elsewhere work only with the label they
-    were trained with, which the parametrisation must then provide: with :class:`scoresde.run.foreign.OriginalEps`, c is
-    ``999 t``.
+    ``c = log(sigma/alpha) / 4``, clamped to [-5, 5], which is about -1.7 to 1.3 on the path of
+    :class:`~scoresde.VPSDE`. The label grows with the noise, but is neither a time in [0, 1] nor the number of a step.
+    A network that is trained here adapts to any label, but a network whose embedding was designed for numbers up to
+    1,000 separates noise levels better if the label spans the same range (``embed=(0, 999)``). Pretrained weights from
+    elsewhere work only with the label that they were trained with, which the parametrisation must then provide: with
+    :class:`scoresde.run.foreign.OriginalEps`, c is ``999 t``.
 
     Args:
-        network: Called as ``network(x, c)`` with ``x: (B, *event)`` and ``c: (B,)``; returns the shape of ``x``.
-        embed: How to transform the label first: two numbers to which -5 and 5 are mapped linearly, or a function of
-            ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that expects a column.
+        network: A module that is called as ``network(x, c)``, with ``x: (B, *event)`` and ``c: (B,)``, and returns a
+            tensor with the same shape as ``x``.
+        embed: How to transform the label before the call: two numbers to which -5 and 5 are mapped linearly, or a
+            function of ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that expects a column.
 
     Raises:
-        UsageError: If ``network`` is not a module or cannot be called like this, if ``embed`` is invalid, or if the
-            network is called with a condition, which it cannot use.
+        UsageError: If ``network`` is not a module or cannot be called as ``network(x, c)``, if ``embed`` is invalid, or
+            if the adapter is called with a condition, which the network cannot use.
 
     >>> Labelled(nn.Bilinear(2, 1, 2), embed=lambda c: c[:, None])(torch.zeros(3, 2), torch.zeros(3)).shape
     torch.Size([3, 2])
@@ -74,10 +75,10 @@ def check_network(network: object, classes: int = 0) -> None:
 
     Args:
         network: Any network.
-        classes: The number of classes that it must accept; 0 if none.
+        classes: The number of classes that the network must accept, or 0 for none.
 
     Raises:
-        UsageError: If it is not a module, takes another number of arguments, or cannot use a class that it must accept.
+        UsageError: If ``network`` is not a module, takes a different number of arguments, or cannot use the classes.
     """
     _check_module(network)
     assert isinstance(network, nn.Module)
@@ -85,10 +86,10 @@ def check_network(network: object, classes: int = 0) -> None:
         raise _blind(network)
     if _accepts(network, 3) is not False:
         return
-    cure = "it must take the noisy data, the noise label and the condition, forward(self, x, c, cond=None)"
+    cure = "it must take the noisy data, the noise label and the condition: forward(self, x, c, cond=None)"
     if _accepts(network, 2):
-        cure = "wrap it, scoresde.nn.Labelled(network), or give it a third argument, forward(self, x, c, cond=None)"
-    raise UsageError(f"a network is called as network(x, c, cond), but {_named(network)}: {cure}")
+        cure = "wrap it as scoresde.nn.Labelled(network), or give it a third argument: forward(self, x, c, cond=None)"
+    raise UsageError(f"a network is called as network(x, c, cond), but {_named(network)}; {cure}")
 
 
 def _check_module(network: object) -> None:
@@ -102,8 +103,8 @@ def _check_module(network: object) -> None:
 def _blind(network: Labelled) -> UsageError:
     name = type(network.network).__name__
     return UsageError(
-        f"Labelled({name}) passes only the noise label to its network, not a class or any other condition: train with "
-        "cond='none', or give the network a third argument, forward(self, x, c, cond=None)",
+        f"Labelled({name}) passes only the noise label to its network, not a class or any other condition; train with "
+        "cond='none', or give the network a third argument: forward(self, x, c, cond=None)",
         parameter="cond",
         value="none",
     )
@@ -115,7 +116,7 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network inside compiled or parallel wrappers, as long as they pass on all of their arguments."""
+    """Return the network inside compiled or parallel wrappers, as long as the wrappers pass on all arguments."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):
@@ -124,7 +125,7 @@ def _inner(network: nn.Module) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """Return the signature of a call to the network; ``None`` if it is unknown."""
+    """Return the signature of a call to the network, or ``None`` if it is unknown."""
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)
@@ -155,7 +156,7 @@ def _signature(network: nn.Module) -> inspect.Signature | None:
 
 
 def _accepts(network: nn.Module, count: int) -> bool | None:
-    """Whether a network accepts ``count`` positional arguments; ``None`` if that is unknown."""
+    """Whether a network accepts ``count`` positional arguments, or ``None`` if this is unknown."""
     signature = _signature(network)
     if signature is None:
         return None

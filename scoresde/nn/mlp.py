@@ -1,4 +1,4 @@
-"""A residual MLP for vectors; each block computes  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
+"""A residual MLP for vectors, whose blocks compute  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ class MLP(nn.Module):
     """A residual MLP, modulated by the noise level and the class.
 
     Args:
-        dims: Number of elements of an event; events of any shape are flattened.
+        dims: Number of elements of an event. Events of any shape are flattened.
         width: Width of the hidden layers.
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
-        classes: Number of classes; 0 if there are none.
-        outputs: Output channels as a multiple of the event's channels (its first axis); 2 to learn the variance.
-        augments: How many numbers describe the augmentation of a row in training; 0 for no such input.
+        classes: Number of classes, or 0 if there are none.
+        outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
+            variance.
+        augments: Number of augmentation parameters of a row in training, or 0 for no such input.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -70,8 +71,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, *event)`` with noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` describes the augmentation of the rows in training; ``None`` means zeros, for no
-        augmentation. The result has the shape of ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
+        ``augment: (B, augments)`` describes the augmentation of the rows in training. ``None`` means zeros, for no
+        augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(x.flatten(1))

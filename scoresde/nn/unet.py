@@ -91,16 +91,16 @@ class UNet(nn.Module):
     """A U-Net, modulated by the noise level and the class.
 
     Args:
-        channels_in: Channels of the event.
+        channels_in: Number of channels of the event.
         dims: Number of spatial axes: 1, 2 or 3.
-        channels: Channels at the finest level.
-        multipliers: Channels of each level relative to ``channels``; each level halves the size.
-        blocks: ResNet blocks per level on the way down; there is one more on the way up.
-        attention: Levels with self-attention; 0 is the finest.
+        channels: Number of channels at the finest level.
+        multipliers: Number of channels of each level relative to ``channels``. Each further level halves the size.
+        blocks: Number of ResNet blocks per level on the way down. There is one more per level on the way up.
+        attention: Levels with self-attention, where 0 is the finest.
         dropout: Dropout probability inside the blocks.
-        classes: Number of classes; 0 if there are none.
-        outputs: Output channels as a multiple of the event's channels; 2 to learn the variance.
-        augments: How many numbers describe the augmentation of a row in training; 0 for no such input.
+        classes: Number of classes, or 0 if there are none.
+        outputs: Number of output channels as a multiple of the event's channels: 1, or 2 to learn the variance.
+        augments: Number of augmentation parameters of a row in training, or 0 for no such input.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -141,7 +141,7 @@ class UNet(nn.Module):
 
         sizes = [channels * m for m in multipliers]
         self.blocks = blocks
-        # Stages in the order they run: `blocks` of them on each level down, `blocks + 1` up.
+        # Stages in the order in which they run: `blocks` on each level down, `blocks + 1` on each level up.
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         current, skips = channels, [[channels]]
         for level, size in enumerate(sizes):
@@ -169,8 +169,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, C, *space)`` with noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` describes the augmentation of the rows in training; ``None`` means zeros, for no
-        augmentation. The result has the shape of ``x`` or, with ``outputs`` above 1, ``(B, outputs C, *space)``.
+        ``augment: (B, augments)`` describes the augmentation of the rows in training. ``None`` means zeros, for no
+        augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(x)

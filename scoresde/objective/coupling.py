@@ -9,11 +9,11 @@ training pairs cross, and so in how straight the flow is:
     ``ot``            the noise of a batch assigned to its data with the least sum of |x_0 - eps|^2: minibatch optimal
                       transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482), within
                       each class if there are labels, because otherwise the noise would reveal the class
-    ``reflow``        each sample with the noise that a trained model generated it from
+    ``reflow``        each sample with the noise from which a trained model generated it
                       (:mod:`scoresde.train.reflow`)
 
-With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, which assumes that x_t given x_0 is Gaussian. A
-coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
+With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, a formula that assumes that x_t given x_0 is
+Gaussian. A coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ COUPLINGS = ("independent", "ot", "reflow")
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Data with the noise that each sample is paired with.
+    """Data samples, each with the noise that it is paired with.
 
     Pairs are a :class:`~scoresde.data.batch.Source` of batches.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
-        eps: The noise of each sample, of unit variance, shape of ``x0``.
+        eps: The noise of each sample, of unit variance, with the same shape as ``x0``.
         condition: The condition of each sample, or ``None``.
     """
 
@@ -53,21 +53,21 @@ class Pairs:
         return len(self.x0)
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the pairs ``index``, int64 ``(B,)``."""
+        """Return the pairs with the indices ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Assign the noise to the data with the least total squared distance, as a permutation that uses each noise once.
+    """Assign noise to data by the permutation of the noise that has the least total squared distance.
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.
-        eps: Standard normals, shape of ``x0``.
-        labels: Class of each row, int64 ``(B,)``, or ``None``; noise is only exchanged within a class.
+        eps: Standard normal numbers, with the same shape as ``x0``.
+        labels: Class of each row, int64 ``(B,)``, or ``None``. Noise is exchanged only within a class.
 
     Returns:
-        The rows of ``eps`` in their new order, shape of ``x0``.
+        The rows of ``eps`` in their new order, with the same shape as ``x0``.
 
     >>> x0, eps = torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [-1.0]])
     >>> optimal_transport(x0, eps).flatten().tolist()
@@ -86,7 +86,7 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
 
 
 def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> None:
-    """Reject an unknown coupling, or one that conflicts with the other choices.
+    """Reject an unknown coupling, or a coupling that conflicts with the other choices.
 
     Raises:
         UsageError: If there is a conflict; the message states the reason.
@@ -100,7 +100,7 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
         raise UsageError(f"{why} the weighting {weighting} weighs errors of the score; use native or eps")
     if predict == "score":
         raise UsageError(
-            f"{why} cannot predict one; use the prediction velocity, x0, v, eps or edm",
+            f"{why} cannot predict a score; use the prediction velocity, x0, v, eps or edm",
             parameter="predict",
             value="velocity",
         )

@@ -1,7 +1,7 @@
 """The random draws of a training step besides its rows: noise, times, and which conditions to drop.
 
-Everything comes from the generator of the step, in a fixed order (times, noise, pairing, dropped conditions), so a step
-is a function of the seed and its number.
+All random numbers come from the generator of the step, in a fixed order (times, noise, pairing, dropped conditions), so
+a step is a function of the seed and the step number.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Draws:
     Attributes:
         eps: The noise of each row, shape ``(B, *event)``.
         condition: The condition that the network sees for each row, or ``None``.
-        t: Times, shape ``(B,)``, moved to the nodes of a chain; ``None`` if no times are drawn.
+        t: Times, shape ``(B,)``, moved to the nodes of a chain, or ``None`` if no times are drawn.
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
-        weight: Factor on the loss of each row that corrects for the density of its time, shape ``(B,)``; ``None`` for
-            1.
+        weight: Factor on the loss of each row that corrects for the density of its time, shape ``(B,)``, or ``None``
+            for a factor of 1.
     """
 
     eps: Tensor
@@ -49,7 +49,7 @@ class Draws:
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
-        """Return the draws on a device; ``drawn`` stays on its device."""
+        """Return the draws on a device; only ``drawn`` stays where it is."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
         t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
@@ -57,22 +57,22 @@ class Draws:
 
 
 class Draw(Protocol):
-    """The random draws of a step; anything it learns from the losses is part of the training state."""
+    """A source of the random draws of a step. Anything that it learns from the losses is part of the training state."""
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
         """Draw for the rows of ``batch``, using only ``generator``."""
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
-        """Learn from the ``losses`` of the last draw, shape ``(B,)``, before they are weighted."""
+        """Learn from the unweighted ``losses`` of the last draw, shape ``(B,)``."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what it has learned, to be saved; the tensors can have any shape."""
+        """Return what this source has learned, to be saved; the tensors can have any shape."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, in the same shapes."""
+        """Restore what :meth:`state` returned, with the same shapes."""
         ...
 
 
@@ -82,9 +82,10 @@ class PathDraw(Checked):
 
     Args:
         times: The sampler of times.
-        nodes: The nodes of a chain, to which times are moved, shape ``(N,)``; ``None`` for times anywhere in an
+        nodes: The nodes of a chain, to which times are moved, shape ``(N,)``, or ``None`` for times anywhere in an
             interval.
-        pair: Pair the rows of a batch with its noise by optimal transport, instead of in the order drawn.
+        pair: Pair the rows and the noise of a batch by optimal transport, instead of in the order in which they are
+            drawn.
         drop: Probability of dropping the condition of a row, from 0 to 1.
     """
 

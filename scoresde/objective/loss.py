@@ -4,7 +4,7 @@ The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for
 
     E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
 
-and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2`` (1) *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
+and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, (1) *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
 arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
 error in eps times a factor known in closed form,
 
@@ -35,7 +35,7 @@ __all__ = ["Denoising", "Objective", "denoising_loss", "end_terms"]
 
 
 class Objective(ABC):
-    """A training objective: training minimises the mean of its result over rows and draws."""
+    """A training objective: training minimises the mean of the losses that it returns, over rows and draws."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
@@ -44,7 +44,7 @@ class Objective(ABC):
         Args:
             model: The module in training.
             batch: The rows.
-            draws: The random draws for these rows; their weights are not applied to the result.
+            draws: The random draws for these rows. The weights of the draws are not applied to the result.
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
@@ -86,18 +86,19 @@ def denoising_loss(
     """Compute the denoising loss of each row, averaged over the event.
 
     A model that learns its variance uses the hybrid loss, which adds 0.001 times the variational bound with the mean
-    held fixed, (3) of :mod:`scoresde.likelihood.chain`.
+    held fixed (eq. 3 of :mod:`scoresde.likelihood.chain`).
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
-        t: Times, shape ``(B,)``; nodes, if the model has any.
-        noise: Standard normal, shape of ``x0``.
+        t: Times, shape ``(B,)``. If the model has nodes, the times must be nodes.
+        noise: Standard normal numbers, with the same shape as ``x0``.
         cond: The condition of each row, or ``None``.
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
-        each: Factor on the squared error of each element, shape of ``x0``; ``None`` for 1.
-        augment: Augmentation numbers of each row, as passed to the network, ``(B, A)``; ``None`` for no augmentation.
+        each: Factor on the squared error of each element, with the same shape as ``x0``, or ``None`` for 1.
+        augment: Augmentation numbers of each row, as passed to the network, ``(B, A)``, or ``None`` for no
+            augmentation.
 
     Returns:
         Losses, shape ``(B,)``.
@@ -117,7 +118,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Average weighted squares ``(B, *event)`` over the event; ``(B,)``."""
+    """Average weighted squares ``(B, *event)`` over the event, which gives ``(B,)``."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
@@ -128,10 +129,10 @@ def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     """Compute the terms that the ends of the path add to the variational bound.
 
-    The middle of the bound is (1) with ``lambda = g^2``. The terms are those of Kingma et al. (2021), arXiv:2107.00630,
-    eq. 12, times 2/D like (1): the divergence of x at ``t_max`` from the prior, and the negative log density of the
-    data given x at ``t_min``, N(x/alpha, sigma^2/alpha^2). Only a learned path needs them: without them its ends would
-    drift without bound.
+    The middle term of the bound is (1) with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
+    arXiv:2107.00630, eq. 12, multiplied by 2/D as in (1): the divergence of x at ``t_max`` from the prior, and the
+    negative log density of the data given x at ``t_min``, which is the density of N(x/alpha, sigma^2/alpha^2). Only a
+    learned path needs these terms: without them, the ends of the path would drift without limit.
 
     Args:
         model: The model in training.

@@ -1,30 +1,31 @@
 """Distributions of training times.
 
 A time sampler is a quantile function Q on (0, 1): ``t = Q(u)`` with u uniform has the density ``p(t) = 1/Q'(u)``.
-Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift. It has
-the expectation of independent draws with less variance (Kingma et al. 2021, arXiv:2107.00630, app. I.1).
+Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift.
+Stratified draws have the same expectation as independent draws, and less variance (Kingma et al. 2021,
+arXiv:2107.00630, app. I.1).
 
 There are two kinds of samplers. With *emphasis*, draws are not reweighted, so p is part of the objective, as a factor
 on the weighting,
 
     E_p w(t) L(t) = int p(t) w(t) L(t) dt.                                                                         (1)
 
-With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so the expected loss is that of times uniform on
-``[low, high]``, whatever p is,
+With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so that, whatever p is, the expected loss equals
+the loss for times uniform on ``[low, high]``,
 
     E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
 
-and p only affects the variance of single draws; the best choice is ``p ~ sqrt(E (w L)^2)``.
+and p affects only the variance of individual draws; the best choice is ``p ~ sqrt(E (w L)^2)``.
 
     ``uniform``              t uniform, draws independent                                            neither
     ``low-discrepancy``      t uniform, stratified                                                   neither
     ``sqrt``                 sqrt(t) uniform                                                         emphasis
     ``lognormal``            log(sigma/alpha) normal; Karras et al. 2022, arXiv:2206.00364, tab. 1   emphasis
     ``logit-normal``         logit(t) normal; Esser et al. 2024, arXiv:2403.03206, eq. 19            emphasis
-    ``mode``                 heavy tails, more in the middle; the same, eq. 20                       emphasis
+    ``mode``                 heavy tails, more in the middle; Esser et al. 2024, eq. 20              emphasis
     ``importance``           p ~ weight on |eps_hat - eps|^2; Song, Durkan et al. 2021,              importance
                              arXiv:2101.09258, sec. 4.3
-    ``loss-second-moment``   p ~ sqrt(E L^2) of the last losses; Nichol and Dhariwal 2021,           importance
+    ``loss-second-moment``   p ~ sqrt(E L^2) of recent losses; Nichol and Dhariwal 2021,             importance
                              arXiv:2102.09672, sec. 3.3
 
 All samplers stay within the domain ``[low, high]``; a distribution that extends beyond it is truncated, not clamped.
@@ -69,7 +70,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """The interval where times are drawn, with the path, the prediction and the weighting of the loss.
+    """The interval from which times are drawn, with the path, the prediction and the weighting of the loss.
 
     Args:
         sde: The path.
@@ -95,13 +96,15 @@ _MEAN, _STD = Range(-1000, 1000), Range(0, 1e9, above=True)
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSampler(Checked, ABC):
-    """A distribution of training times: to write one, derive a frozen dataclass and define ``quantile``.
+    """A distribution of training times.
+
+    To write a time sampler, subclass this as a frozen dataclass and define ``quantile``.
 
     Args:
         stratified: Draw one time in each cell of equal probability, instead of independent times.
 
     Attributes:
-        emphasis: Whether the density is part of the objective (1). If not, ``weight`` compensates for it (2).
+        emphasis: Whether the density is part of the objective (1). If not, ``weight`` compensates for the density (2).
     """
 
     emphasis: ClassVar[bool] = True
@@ -109,7 +112,7 @@ class TimeSampler(Checked, ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        """Return the time below which a share ``u`` of all draws lies, float64, in the shape of ``u``."""
+        """Return the time below which a fraction ``u`` of all draws lies, float64, with the same shape as ``u``."""
 
     def check(self, setting: Setting) -> None:
         """Reject a domain or a weighting that this sampler does not support
@@ -131,7 +134,7 @@ class Times:
 
     Args:
         sampler: The distribution.
-        setting: The setting it is bound to.
+        setting: The setting to which the sampler is bound.
     """
 
     def __init__(self, sampler: TimeSampler, setting: Setting) -> None:
@@ -140,7 +143,7 @@ class Times:
 
     @torch.no_grad()
     def draw(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw ``count`` times and the weight of each draw's loss, both float64 ``(count,)`` on the CPU."""
+        """Draw ``count`` times and the weights of their losses, both float64 ``(count,)`` on the CPU."""
         if self.sampler.stratified:
             shift = torch.rand((), generator=generator, dtype=torch.float64)
             u = (torch.arange(count, dtype=torch.float64) + shift) / count
@@ -150,22 +153,22 @@ class Times:
         return t, self.weight(t)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Return the time below which a share ``u`` of all draws lies, in the shape of ``u``."""
+        """Return the time below which a fraction ``u`` of all draws lies, with the same shape as ``u``."""
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weight (2) of a draw at ``t``, in the shape of ``t``; 1 if draws are not reweighted."""
+        """Return the weight (2) of a draw at ``t``, with the same shape as ``t``, or 1 if draws are not reweighted."""
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses at the times of the last draw, each ``(count,)``, before they are weighted."""
+        """Learn from the unweighted losses at the times of the last draw, each ``(count,)``."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what it has learned, to be saved with a checkpoint; the tensors can have any shape."""
+        """Return what the sampler has learned, to be saved with a checkpoint; the tensors can have any shape."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, in the same shapes."""
+        """Restore what :meth:`state` returned, with the same shapes."""
 
 
 # ----------------------------------------------------------------------------------------------------- in closed form
@@ -173,7 +176,7 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Times uniform in t, as published for most SDEs; stratified."""
+    """Stratified times, uniform in t, as published for most SDEs."""
 
     emphasis = False
 
@@ -188,7 +191,7 @@ def independent() -> LowDiscrepancy:
 
 @dataclass(frozen=True)
 class Sqrt(TimeSampler):
-    """Times uniform in sqrt(t), which visits the low noise levels of VP and sub-VP more often.
+    """Times uniform in sqrt(t), so that the low noise levels of VP and sub-VP are drawn more often.
 
     Times below 0.01 cover a third of the log-SNR range of these paths, but only 1 % of uniform t.
     """
@@ -228,8 +231,8 @@ class LogNormal(TimeSampler):
 class LogitNormal(TimeSampler):
     """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path this equals :class:`LogNormal`. A shift by a factor s as in Esser et al., ``t' = s t/(1 + (s -
-    1) t)``, corresponds to ``mean + log(s)``.
+    On the straight path, this distribution equals :class:`LogNormal`. A shift by a factor s as in Esser et al.,
+    ``t' = s t/(1 + (s - 1) t)``, corresponds to ``mean + log(s)``.
 
     Args:
         mean, std: Mean and standard deviation of the logit of t.
@@ -259,7 +262,8 @@ class Mode(TimeSampler):
     """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
-        k: The s of the paper, from -1 (the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (the middle).
+        k: The parameter s of the paper, from -1 (more times at the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (more
+            times in the middle).
     """
 
     limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
@@ -267,7 +271,7 @@ class Mode(TimeSampler):
     k: float = 1.29
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        # the paper's f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u) at 1 - u, so that it rises
+        # the paper's f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u) at 1 - u, so that t rises with u
         v = u - self.k * (torch.sin(math.pi / 2 * u).square() - u)
         return setting.low + (setting.high - setting.low) * v
 
@@ -277,14 +281,14 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class Importance(TimeSampler):
-    """More draws where the loss weighs more: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
+    """More draws where the loss has more weight: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
 
     This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. For the weighting ``likelihood``, ``w
     = g^2/sigma^2 = -l'``: times are uniform in the log-SNR l, and ``int w dt`` is the range of l. For other weightings
     the inverse of ``int w dt`` is tabulated.
 
-    Where the log-SNR is infinite (alpha = 0 at t = 1), ``likelihood`` would put all draws there, so times then end at
-    the log-SNR -20.
+    If the log-SNR is infinite at an end (alpha = 0 at t = 1), ``likelihood`` would put all draws there, so the times
+    then end at a log-SNR of -20.
 
     Args:
         error: The output whose error is assumed to be equally large at all times, a name in
@@ -301,7 +305,9 @@ class Importance(TimeSampler):
     def check(self, setting: Setting) -> None:
         super().check(setting)
         if setting.sde.parameters():
-            raise UsageError("importance: the path is learned, but the density stays fixed; use low-discrepancy")
+            raise UsageError(
+                "importance: the path is learned, but the density stays fixed; use the sampler low-discrepancy"
+            )
 
     def over(self, setting: Setting) -> Times:
         return _Tabulated(self, setting)
@@ -330,7 +336,7 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return the weight on the error of the output ``error``, shape of ``t``; divided by ``total`` it is p."""
+        """Return the weight on the error of the output ``error`` (p times ``total``), with the same shape as ``t``."""
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
         return self.setting.weighting(sde, own, t) / factor
@@ -350,7 +356,7 @@ class _Tabulated(Times):
         if not 0 < self.total < math.inf:
             raise UsageError(
                 f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}; it must be positive "
-                "and finite: use another weighting, or the sampler low-discrepancy"
+                "and finite; use another weighting, or the sampler low-discrepancy"
             )
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
@@ -371,13 +377,14 @@ class _Tabulated(Times):
 class LossSecondMoment(TimeSampler):
     """More draws where recent losses are larger: ``p(t) ~ sqrt(E L^2)``.
 
-    This is the sampler of Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. t is uniform within bins, the cells
-    of the SDE's default grid. All bins are equally likely until every bin has a full history of losses.
+    This is the sampler of Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. Within each bin, t is uniform. The
+    bins are the cells of the SDE's default grid. All bins are equally likely until every bin has a full history of
+    losses.
 
     Args:
         bins: Number of bins; the paper uses the nodes of a discrete model.
         history: Number of recent losses to remember for each bin.
-        uniform: Share of draws that is spread evenly over all bins, so that no bin is neglected.
+        uniform: Fraction of draws that are spread evenly over all bins, so that no bin is neglected.
     """
 
     limits = ranges(bins=Range(2, 10_000), history=Range(1, 10_000), uniform=Range(0, 1, above=True))
@@ -436,7 +443,7 @@ class _Remembering(Times):
         expected = (self.sampler.bins, self.sampler.history)
         if stored is None or stored.shape != expected:
             found = "none" if stored is None else tuple(stored.shape)
-            raise CheckpointError(f"the losses that {self.sampler} remembers need the shape {expected}; got {found}")
+            raise CheckpointError(f"the stored losses of {self.sampler} must have shape {expected}; got {found}")
         self.losses = [deque(row[~row.isnan()].tolist(), maxlen=self.sampler.history) for row in stored]
 
     def _bin(self, t: Tensor) -> Tensor:
@@ -461,31 +468,32 @@ def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Reject a normal distribution with only a far tail inside the setting; ``ends`` are in standard deviations."""
+    """Reject a normal distribution if only its far tail lies between the ``ends``, which are in standard deviations."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(
             f"the mean of {sampler} lies {outside:.3g} standard deviations outside the times at which {setting.sde} is "
-            f"trained, t = {setting.low:g} to {setting.high:g}; use another mean"
+            f"trained (t = {setting.low:g} to {setting.high:g}); use another mean"
         )
 
 
 def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: Setting, typed: Typed = READ) -> Times:
-    """Build the time sampler that a name stands for, bound to a setting.
+    """Build the named time sampler, bound to a setting.
 
     Args:
         sampler: The name, or the sampler itself.
         options: The fields of the sampler.
-        setting: The setting to bind it to.
-        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+        setting: The setting to which the sampler is bound.
+        typed: Which names a person typed, rather than a file contained (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If the name is unknown, the sampler has no such option, or it does not suit the setting.
+        UsageError: If the name is unknown, the sampler has no such option, or the sampler does not suit the setting.
         CheckpointError: If the name was read from a file and is not a built-in.
     """
     made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)
     if not isinstance(made, TimeSampler):
         raise UsageError(
-            f"{sampler!r} is not a time sampler: derive a frozen dataclass from scoresde.objective.times.TimeSampler"
+            f"{sampler!r} is not a time sampler; it must be a frozen dataclass that subclasses "
+            "scoresde.objective.times.TimeSampler"
         )
     return made.over(setting)

@@ -5,15 +5,15 @@ An error of any output ``F = a x_0 + b eps`` equals the error of the noise, or o
 
     |F - target|^2 = (d/alpha)^2 |eps_hat - eps|^2 = (d/sigma)^2 |x0_hat - x_0|^2,      d = a sigma - b alpha.     (1)
 
-So each weighting is defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling it returns the factor on the loss
-of the actual network output, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
+So each weighting is defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling the weighting returns the factor
+on the loss of the actual network output, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
 
     ``native``      (d/alpha)^2         the factor is 1: plain regression of the network output
     ``eps``         1                   the simple loss of Ho et al. 2020, eq. 14
     ``x0``          1/SNR               |x0_hat - x_0|^2
     ``v``           1 + 1/SNR           (SNR + 1) |x0_hat - x_0|^2, Salimans and Ho 2022, sec. 4
     ``score``       1/sigma^2           |score - grad log p(x_t | x_0)|^2
-    ``likelihood``  g^2/sigma^2         the same times g^2, Song, Durkan et al. 2021, thm. 1
+    ``likelihood``  g^2/sigma^2         ``score`` times g^2, Song, Durkan et al. 2021, thm. 1
     ``p2``          (k + SNR)^-gamma    Choi et al. 2022
     ``min-snr``     min(1, gamma/SNR)   min(SNR, gamma) |x0_hat - x_0|^2, Hang et al. 2023
     ``edm``         1 + 1/(s^2 SNR)     Karras et al. 2022, tab. 1; s is ``data_std``
@@ -73,7 +73,7 @@ __all__ = [
     "noise_factor",
 ]
 
-# A weighting as called by the loss: it returns the factor on |F - target|^2, in the shape of t.
+# A weighting as called by the loss: it returns the factor on |F - target|^2, with the same shape as t.
 Weight = Callable[[SDE, Parametrization, Tensor], Tensor]
 
 # Keep alpha and sigma above 0, so that min(SNR, gamma)/SNR and similar terms are right at both ends. The squares of the
@@ -92,24 +92,27 @@ def _snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
-    """Return ``-l' = g^2/sigma^2``, the speed at which the log-SNR falls, in the shape of ``t``."""
-    # l = 2 log(alpha/sigma): avoids g, which is infinite where alpha = 0, and differences of large numbers
+    """Return ``-l' = g^2/sigma^2``, the speed at which the log-SNR falls, with the same shape as ``t``."""
+    # l = 2 log(alpha/sigma): this avoids g, which is infinite where alpha = 0, and differences of large numbers
     (alpha, sigma), (d_alpha, d_sigma) = _levels(sde, t), sde.rates(t)
     return 2 * (alpha * d_sigma - d_alpha * sigma) / (alpha * sigma)
 
 
 def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """Return ``(alpha/d)^2`` of (1), which turns ``|F - target|^2`` into the error of the noise, shape of ``t``."""
+    """Return ``(alpha/d)^2``, which turns ``|F - target|^2`` into the error of the noise (1).
+
+    The result has the same shape as ``t``.
+    """
     alpha, sigma = _levels(sde, t)
     a, b = parametrization.target(sde, t)
     return (alpha / (a * sigma - b * alpha)).square()
 
 
 class Weighting(Checked, ABC):
-    """A weight at each time: to write one, derive a frozen dataclass and define ``on_noise``.
+    """A weight at each time. To write a weighting, subclass this as a frozen dataclass and define ``on_noise``.
 
-    A weighting is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, in the
-    shape of ``t``. A plain function with that signature is also a weighting.
+    A weighting is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, with
+    the same shape as ``t``. A plain function with this signature is also a weighting.
 
     Attributes:
         per_log_snr: Whether the weight is stated per unit of log-SNR, and so for times uniform in t.
@@ -119,7 +122,7 @@ class Weighting(Checked, ABC):
 
     @abstractmethod
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the weight on ``|eps_hat - eps|^2``, in the shape of ``t``."""
+        """Return the weight on ``|eps_hat - eps|^2``, with the same shape as ``t``."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
         return self.on_noise(sde, t) * noise_factor(sde, parametrization, t)
@@ -127,7 +130,7 @@ class Weighting(Checked, ABC):
 
 @dataclass(frozen=True)
 class Native:
-    """Plain regression of the network output: weight 1 on ``|F - target|^2``, shape of ``t``."""
+    """Plain regression of the network output, with weight 1 on ``|F - target|^2`` at all times."""
 
     def __call__(self, sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -153,7 +156,7 @@ class X0Weight(Weighting):
 class VWeight(Weighting):
     """The loss ``(SNR + 1) |x0_hat - x_0|^2`` (Salimans and Ho 2022, arXiv:2202.00512, sec. 4).
 
-    On a path with ``alpha^2 + sigma^2 = 1`` this is the error of ``v = alpha eps - sigma x_0``.
+    On a path with ``alpha^2 + sigma^2 = 1``, this is the squared error of ``v = alpha eps - sigma x_0``.
     """
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
@@ -170,7 +173,7 @@ class ScoreWeight(Weighting):
 
 @dataclass(frozen=True)
 class LikelihoodWeight(Weighting):
-    """``g^2 |score - grad log p(x_t | x_0)|^2``: the loss bounds the likelihood.
+    """``g^2 |score - grad log p(x_t | x_0)|^2``, for which the loss bounds the likelihood.
 
     The bound is thm. 1 of Song, Durkan et al. (2021), arXiv:2101.09258. Per unit of log-SNR the error of the noise has
     weight 1 (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
@@ -221,10 +224,11 @@ class EDMWeight(Weighting):
     """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma ``1/sqrt(SNR)``; s is ``data_std``.
 
     This weight of Karras et al. (2022), arXiv:2206.00364, tab. 1, gives an untrained network the same loss at all noise
-    levels. It is plain regression of EDM's residual.
+    levels. Training with this weight is plain regression of the residual of EDM.
 
     Args:
-        data_std: s, the standard deviation of the data per element, in model units; training fills in that of its data.
+        data_std: The standard deviation s of the data per element, in model units. Training fills in the value of its
+            data.
     """
 
     limits = ranges(data_std=Range(1e-9, 1e12))
@@ -256,12 +260,12 @@ class Sigmoid(Weighting):
 
 
 def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
-    """Return the weighting that a name stands for: a built-in, or your own ``module:Class`` or ``module:function``.
+    """Return the named weighting: a built-in, or your own ``module:Class`` or ``module:function``.
 
     Args:
         weighting: The name, or the weighting itself.
         options: The fields of the weighting.
-        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+        typed: Which names a person typed, rather than a file contained (:mod:`scoresde.core.registry`).
 
     Raises:
         UsageError: If the name is unknown, or the weighting has no such option.
@@ -286,14 +290,16 @@ def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low
     """Check that a weighting is valid for training on ``[low, high]``: one number per time, finite and >= 0.
 
     Raises:
-        UsageError: If it is not; the message states the first invalid time.
+        UsageError: If the weighting is not valid; the message states the first invalid time.
     """
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high
     values = weight(sde, parametrization, t)
     if not isinstance(values, Tensor) or values.shape != t.shape:
         found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
-        raise UsageError(f"the weighting {weight} returns {found} for times of shape (257,); it must keep the shape")
+        raise UsageError(
+            f"the weighting {weight} returns {found} for times of shape (257,); the result must have the same shape"
+        )
     bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
     if len(bad):
         raise UsageError(

@@ -1,6 +1,6 @@
 """Ordinary differential equations.
 
-This package holds the embedded methods (``tableaus``), their driver with a step size for each row (``integrate``),
-rules with a fixed step (``fixed``), dense output between the steps (``dense``), and third-party integrators
-(``engines``).
+This package holds embedded Runge-Kutta methods (``tableaus``), an adaptive integrator that uses them with a separate
+step size for each row (``integrate``), Runge-Kutta rules for steps of a given size (``fixed``), dense output between
+the steps (``dense``), and third-party integrators (``engines``).
 """

@@ -1,13 +1,15 @@
-"""The path between the steps of a solver: Hermite interpolation through its knots.
+"""The path between the steps of a solver: Hermite interpolation through knots.
 
-A solver produces, for each row, knots u_j with the state y_j and the slope k_j = dy/du there. Exactly one polynomial of
-degree 2m - 1 has these values and slopes at m consecutive knots. With l_j the Lagrange polynomials of the knots, it is
+For each row, a solver produces knots u_j, with a state y_j and a slope k_j = dy/du at each knot. Exactly one polynomial
+of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of the knots, it
+is
 
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
 
-and its error is of order h^(2m). With four knots (degree 7), for a method of order 5, it is as accurate between the
-steps as the steps themselves are; the cubic through two knots has three times the error.
+and the error of the interpolation is of order h^(2m). For a method of order 5, the polynomial through four knots
+(degree 7) is as accurate between the steps as the solver is at the steps; the cubic through two knots has three times
+the error.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).
@@ -22,12 +24,13 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the factors of (1) on the states and on the slopes of the knots, each ``(P, m)``.
+    """Return the factors in equation (1) on the states and on the slopes at the knots, each of shape ``(P, m)``.
 
     Args:
         u: The points at which to interpolate, shape ``(P,)``.
         knots: The knots for each point, shape ``(P, m)``.
-        there: Which of the knots exist, bool ``(P, m)``; ``None`` if all do. Missing knots get the factor 0.
+        there: Which of the knots exist, bool ``(P, m)``, or ``None`` if all of them exist. The factors of a missing
+            knot are 0.
     """
     m = knots.shape[1]
     there = torch.ones_like(knots, dtype=torch.bool) if there is None else there
@@ -41,13 +44,14 @@ def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tens
 
 
 class Knots:
-    """A recorder of the knots that a solver produces; pass it as ``on_step`` to
-    :func:`scoresde.ode.integrate.integrate`.
+    """A recorder of the knots that a solver produces.
+
+    Pass the recorder as ``on_step`` to :func:`scoresde.ode.integrate.integrate`.
 
     Args:
         u: The starting point of all rows.
-        y: The states there, shape ``(B, D)``.
-        slope: The slopes there, shape ``(B, D)``.
+        y: The states at the starting point, shape ``(B, D)``.
+        slope: The slopes at the starting point, shape ``(B, D)``.
     """
 
     def __init__(self, u: float, y: Tensor, slope: Tensor) -> None:
@@ -57,12 +61,12 @@ class Knots:
         self(everyone, torch.full((len(y),), u, dtype=torch.float64, device=y.device), y, slope, 0.0)
 
     def __call__(self, index: Tensor, u: Tensor, y: Tensor, slope: Tensor, done: float) -> None:
-        """Add a knot to each of the rows ``index: (b,)``, at ``u: (b,)`` with ``y`` and ``slope: (b, D)``."""
+        """Add a knot at ``u: (b,)``, with ``y: (b, D)`` and ``slope: (b, D)``, to each of the rows ``index: (b,)``."""
         self.steps.append((index, self.count[index], u, y, slope))
         self.count[index] += 1
 
     def path(self, order: int = 4) -> Path:
-        """Return the path of all rows; ``order`` is the number of knots per polynomial."""
+        """Return the path of all rows, with ``order`` knots per polynomial."""
         index, place, u, y, slope = (torch.cat([s[i] for s in self.steps]) for i in range(5))
         shape = (len(self.count), max(order, int(self.count.max())))
         at = index, place
@@ -77,9 +81,10 @@ class Path:
     """The interpolated path of each row, made by :meth:`Knots.path`.
 
     Args:
-        u: The knots in rising order, shape ``(B, M)``; infinite where a row has fewer than M.
-        y: The states there, shape ``(B, M, D)``.
-        slope: The slopes there, shape ``(B, M, D)``.
+        u: The knots in rising order, shape ``(B, M)``. If a row has fewer than M knots, the remaining entries are
+            infinite.
+        y: The states at the knots, shape ``(B, M, D)``.
+        slope: The slopes at the knots, shape ``(B, M, D)``.
         count: The number of knots of each row, shape ``(B,)``.
         order: The number m of knots per polynomial.
     """
@@ -88,7 +93,7 @@ class Path:
         self.u, self.y, self.slope, self.count, self.order = u, y, slope, count, order
 
     def __call__(self, rows: Tensor, u: Tensor) -> Tensor:
-        """Return the states (1) of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
+        """Return the interpolated states of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
         interval = (self.u[rows] <= u[:, None]).sum(1) - 1
         last = (self.count[rows] - self.order).clamp(min=0)
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)

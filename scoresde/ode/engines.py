@@ -1,9 +1,10 @@
-"""Third-party integrators behind a common call: torchdiffeq and SciPy.
+"""Third-party integrators (torchdiffeq and SciPy) behind a common interface.
 
-They serve for cross-checks, for their methods (dopri8, Radau, LSODA), and for readers who trust them more. They advance
-the whole batch with one step size, so a sample's result depends on its neighbours to within the tolerance, and every
-row reports the same count. By default torchdiffeq steps beyond the end of the interval, to times where the model is not
-defined, and averages the error over the batch; here it is set to stop at the end and to control the worst sample.
+They serve for cross-checks, for methods that we do not provide (such as dopri8, Radau and LSODA), and for users who
+trust these libraries more. Both advance the whole batch with one step size, so the result for a sample depends on the
+rest of the batch, to within the tolerance, and every row reports the same number of evaluations. By default,
+torchdiffeq steps beyond the end of the interval, to times where the model is not defined, and averages the error over
+the batch. Here, torchdiffeq is configured to stop at the end and to control the error of the worst sample.
 
 References:
     Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
@@ -24,11 +25,11 @@ __all__ = [
     "ENGINES",
 ]
 
-Slope = Callable[[float, Tensor], Tensor]  # dy/dr of the whole batch at one r
+Slope = Callable[[float, Tensor], Tensor]  # (r, y) -> dy/dr of the whole batch
 
 
 def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with torchdiffeq (default method: dopri5); the result has the shape of ``y``."""
+    """Solve with torchdiffeq (default method: dopri5). The result has the same shape as ``y``."""
     from torchdiffeq import odeint
     from torchdiffeq._impl.odeint import SOLVERS
 
@@ -41,8 +42,8 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
     ends = torch.tensor([r0, r1], dtype=time_dtype(y.device), device=y.device)
     options = {
         "step_t": ends[1:],  # step exactly to the end instead of interpolating back from beyond it
-        "first_step": 0.01 * (high - low),  # the heuristic first step may leave the interval
-        "norm": lambda e: rms_flat(e).max(),  # the worst sample, not the mean of the batch
+        "first_step": 0.01 * (high - low),  # torchdiffeq's own choice of first step may leave the interval
+        "norm": lambda e: rms_flat(e).max(),  # the error of the worst sample, not the mean over the batch
     }
     try:
         solved = odeint(
@@ -56,16 +57,16 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
         )
     except AssertionError as error:
         raise NumericalError(
-            f"torchdiffeq gave up: {error}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
+            f"torchdiffeq failed: {error}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
         ) from None
     out: Tensor = solved[-1]
     return out
 
 
 def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64; the result has the shape of ``y``.
+    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64 (default method: RK45).
 
-    The default method is RK45.
+    The result has the same shape as ``y``.
     """
     from scipy.integrate import solve_ivp
 
@@ -81,7 +82,7 @@ def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, m
     solved = solve_ivp(slope, (r0, r1), y.flatten().double().cpu().numpy(), method, rtol=rtol, atol=atol)
     if not solved.success:
         raise NumericalError(
-            f"SciPy gave up: {solved.message}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
+            f"SciPy failed: {solved.message}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
         )
     return torch.as_tensor(solved.y[:, -1]).reshape(y.shape).to(y)
 

@@ -2,10 +2,10 @@
 
 With nodes c_j, stage weights a_jl and weights b_j, a step of size h from y is
 
-    k_j = f(c_j, y + h sum_(l < j) a_jl k_l),        y <- y + h sum_j b_j k_j                                    (1)
+    k_j = f(c_j, y + h sum_(l < j) a_jl k_l),        y <- y + h sum_j b_j k_j,                                   (1)
 
-(Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations I, II.1). The first argument of f is the
-position within the step, as a fraction of h.
+where the first argument of f is the position within the step, as a fraction of h (Hairer, Norsett and Wanner 1993,
+Solving Ordinary Differential Equations I, II.1).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Rule:
     """An explicit Runge-Kutta rule.
 
     Attributes:
-        c: Nodes, as fractions of the step.
-        a: Rows of stage weights.
-        b: Weights of the solution.
+        c: The nodes, as fractions of the step.
+        a: The rows of stage weights.
+        b: The weights of the solution.
     """
 
     c: tuple[float, ...]
@@ -44,13 +44,13 @@ RULES = {
 
 
 def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
-    """Take one step (1).
+    """Take one step, equation (1).
 
     Args:
         rule: A key of :data:`RULES`.
-        f: The slope as a function of the fraction of the step and the state, in the shape of ``y``.
+        f: The slope, with the same shape as ``y``, as a function of the position within the step and of the state.
         y: The state, of any shape.
-        h: The size of the step, of either sign.
+        h: The size of the step, which may be negative.
 
     >>> import torch
     >>> round(float(rule_step("rk4", lambda c, y: y, torch.ones(()), 1.0)), 4)  # 1 + 1 + 1/2 + 1/6 + 1/24

@@ -1,29 +1,31 @@
-"""Adaptive embedded Runge-Kutta methods with one step size per row.
+"""Adaptive embedded Runge-Kutta methods with a separate step size for each row.
 
-A batch consists of many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all of them
-with one step, chosen by the root mean square error of the batch, so an easy majority hides a hard sample, and a
-sample's result depends on its neighbours. Here every row has its own time and step, and leaves the batch when it is
-done: a row has the same result alone as in any batch, and it does not wait for others.
+A batch consists of many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all rows with
+a common step size, chosen from the root mean square error over the batch, so easy samples mask a hard one, and the
+result for a sample depends on the rest of the batch. Here every row has its own time and step size, and leaves the
+batch when it is done. The result for a row is therefore the same in any batch, and no row waits for the others.
 
-A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  the solution  y + h sum_i b_i k_i  and two
-estimates of its error,  e = h sum_i (b_i - b*_i) k_i  and, if the method is of order 5, a cruder one of order 3,
-e' = h sum_i g_i k_i.  The step is accepted where, with  size = atol/rtol + max(|y|, |y_new|),
+A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j)  and the solution  y + h sum_i b_i k_i.  Its
+error estimate is  e = h sum_i (b_i - b*_i) k_i.  Methods of order 5 have a second, cruder estimate of order 3,
+e' = h sum_i g_i k_i.  With  size = atol/rtol + max(|y|, |y_new|),  the step is accepted if
 
     err = max( rms(e / size) / rtol, rms(e' / size)^(3/2) / rtol ) <= 1     (the largest over the parts of the state)
 
-and the next step follows from the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q)  with the order q. It is cut to
-seven binary digits. Otherwise, where the error estimate is close to rounding error, a change in the last digit of the
-input would lead to another step, and so to a change in the result of the size of the tolerance.
+and the next step size follows from the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q)  with the order q. This
+step size is truncated to seven binary digits. Without truncation, where the error estimate is close to rounding error,
+a change in the last digit of the input would change the step size, and hence change the result by as much as the
+tolerance.
 
-The second estimate is needed because e can be near 0 where the error is not. Where a sample turns towards one of
-several modes within one step, about one step in several hundred passed although its error exceeded ten tolerances
-(``experiments/estimates.py``). The second estimate falls like h^4 and its power 3/2 like h^6, so small steps are judged
-by e alone. It applies only to the first part of the state; the other parts are integrals along the path, which do not
-turn. DOP853 combines two estimates for the same purpose (Hairer et al., II.10).
+The second estimate is needed because e can be near 0 although the error is large. Where a sample turns towards one of
+several modes within one step, e alone accepted about one step in several hundred whose error exceeded ten tolerances
+(``experiments/estimates.py``). As e' falls like h^4, and its power 3/2 like h^6, e decides alone when steps are small.
+The second estimate applies only to the first part of the state, because the other parts are integrals along the path,
+which do not turn. DOP853 combines two estimates for the same purpose (Hairer et al., II.10).
 
-The step control of a row needs only a few numbers. They stay on the host, in NumPy (:class:`_Rows`), whose calls cost a
-third of those of torch. State and slopes stay on their device (:class:`_Attempt`). A round is one attempted step for
-each active row; it moves one table of times to the device, and one error per row back.
+The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
+NumPy call costs a third of a torch call. State and slopes stay on their device (:class:`_Attempt`). A round is one
+attempted step for each active row. Each round moves one table of times to the device, and one number per row and error
+estimate back.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), II.10 (two
@@ -78,13 +80,16 @@ STATUS = {
     FAILED_NONFINITE: "the model returned NaN or infinity",
     FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
     FAILED_LIMIT: "the limit on evaluations was reached",
-    FAILED_PATH: "the path is NaN or infinite, not the model: check alpha, sigma and the inverse of their ratio",
+    FAILED_PATH: "the path, not the model, is NaN or infinite: check alpha, sigma and the inverse of their ratio",
     FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the method 'coupled'",
 }
 
 
 def failures(status: Tensor, noun: str = "samples") -> list[str]:
-    """Return one line for each kind of failure in ``status``, shape ``(B,)``: how many rows failed, which, and why."""
+    """Return one line for each kind of failure in ``status``, shape ``(B,)``.
+
+    Each line says how many rows failed, which rows these are, and why they failed.
+    """
     lines = []
     for code, reason in STATUS.items():
         rows = (status == code).nonzero().flatten().tolist()
@@ -97,7 +102,7 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
     """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
 
-    If the path is not sound, it is the cause of NaN or infinite values, not the model. ``sound`` is called only if
+    If the path is not sound, NaN and infinite values are due to the path, not to the model. ``sound`` is called only if
     there are such values.
     """
     lost = status == FAILED_NONFINITE
@@ -106,13 +111,13 @@ def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
 
 @dataclass(frozen=True)
 class OdeSolution:
-    """The result of :func:`integrate`; every count has shape ``(B,)``.
+    """The result of :func:`integrate`.
 
     Attributes:
-        y: The state at ``t1`` (or where a row failed), shape ``(B, *state)``.
-        nfe: Number of evaluations of f, per row.
-        accepted, rejected: Number of accepted and of rejected steps, per row.
-        status: A key of :data:`STATUS`, per row.
+        y: The state at ``t1``, or the last state of a row that failed, shape ``(B, *state)``.
+        nfe: Number of evaluations of f per row, shape ``(B,)``.
+        accepted, rejected: Numbers of accepted and of rejected steps per row, shape ``(B,)``.
+        status: A key of :data:`STATUS` per row, shape ``(B,)``.
     """
 
     y: Tensor
@@ -141,21 +146,23 @@ def integrate(
     on_step: OnStep | None = None,
     passing: Field | None = None,
 ) -> OdeSolution:
-    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, in either direction; f is never called outside the interval.
+    """Solve ``dy/dt = f`` from ``t0`` to ``t1``, in either direction.
 
     Args:
-        f: ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` for the rows ``index`` of the batch.
+        f: The slope ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` of the rows ``index`` of the batch. It
+            is never called outside the interval.
         y: Initial state, shape ``(B, *state)``.
-        t0, t1: The interval; both ends are met exactly.
+        t0, t1: The ends of the interval, both of which are met exactly.
         rtol, atol: Tolerances on the local error of each row.
         method: A key of :data:`TABLEAUS`.
         max_nfe: Largest number of evaluations for a row.
-        parts: Splits the state into linear views, each of which must meet the tolerance. The first one determines the
-            others, and only it has the second estimate.
-        on_step: Called after each round of steps with the rows that moved: ``index: (b,)``, ``t: (b,)``, their state
-            and its slope, both ``(b, *state)``, and the fraction of the way that the slowest row has covered.
-        passing: Replaces f at stages without a weight in the result (:attr:`Tableau.passing`). A part of the state on
-            which f does not depend, such as an integral along the path, may have any finite slope there.
+        parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
+            first part must determine the others. The second error estimate is used only for the first part.
+        on_step: A function called after each round with the rows that moved, ``index: (b,)``, their times ``t: (b,)``,
+            states and slopes, both ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
+        passing: A function that replaces f at stages that have no weight in the solution or the error estimates
+            (:attr:`Tableau.passing`). At these stages, the slope of a part of the state on which f does not depend,
+            such as an integral along the path, may have any finite value.
 
     Raises:
         UsageError: If a tolerance or the method is invalid.
@@ -195,10 +202,10 @@ def integrate(
 
 
 def check_tolerances(rtol: float, atol: float | None) -> None:
-    """Reject tolerances that no step can meet; an ``atol`` of ``None`` means the same as ``rtol``.
+    """Reject tolerances that no step can meet. An ``atol`` of ``None`` stands for the value of ``rtol``.
 
     Raises:
-        UsageError: If one is invalid; the message gives its value.
+        UsageError: If a tolerance is invalid. The message states its value.
     """
     check_number("rtol", rtol, RTOL)
     check_number("atol", atol, ATOL, "float | None")
@@ -211,8 +218,8 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
     if y.dtype == torch.float32 and rtol < 1e-6:
         warnings.warn(
             Advice(
-                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6): it costs evaluations without gaining "
-                "accuracy; use float64",
+                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6), so it costs evaluations without "
+                "gaining accuracy; use float64",
                 parameter="dtype",
                 value="float64",
             ),
@@ -222,7 +229,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each stage, its weights in the sums of :class:`_Attempt` that need it, shape ``(n, 1, ..., 1)``."""
+    """Return the weights of each stage in the sums of :class:`_Attempt` that use it, shape ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -234,9 +241,9 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 class _Attempt:
     """One attempted step of the method for each row: the part of the work that runs on the device.
 
-    The sums  s_i = sum_j a_ij k_j  of all stages, and last those of the error, are accumulated together. One operation
-    adds each slope, term by term, to all sums that need it, and the slope is not kept. (A matrix product would round
-    differently in batches of other sizes.)
+    The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
+    together. One element-wise operation adds a slope to all sums that use it, and the slope is then discarded. (A
+    matrix product would round differently for different batch sizes.)
     """
 
     def __init__(
@@ -249,9 +256,9 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """Return state and slope ``(b, *state)`` at the end of a step, and its error estimates / h.
+        """Return state and slope ``(b, *state)`` at the end of a step, and the error estimates divided by h.
 
-        ``plan`` holds the step sizes and the times of the stages, shape ``(stages, b)``, see :meth:`_Rows.plan`.
+        ``plan``, shape ``(stages, b)``, holds the step sizes and the times of the stages (see :meth:`_Rows.plan`).
         """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
@@ -272,7 +279,7 @@ class _Attempt:
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """Return ``rms(e / (atol + rtol max(|y|, |y_new|)))``, the largest over the parts of ``allowed``, in NumPy."""
+        """Return the largest ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts of ``allowed``, in NumPy."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
@@ -280,7 +287,7 @@ class _Attempt:
         return reduce(np.maximum, norms)
 
     def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
-        """Return the size of each row's first step (Hairer et al. 1993, II.4), and whether its slope is finite."""
+        """Return each row's first step size (Hairer et al. 1993, II.4), and whether the slope of the row is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
         size, slope = self.norm(y, allowed), self.norm(k, allowed)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -294,16 +301,17 @@ class _Attempt:
 
 
 class _Rows:
-    """The step control of the active rows, on the host in float64; per-row numbers have shape ``(b,)``.
+    """The step control of the active rows, on the host in float64. Arrays have shape ``(b,)``, one entry per row.
 
     Attributes:
         index: Positions of the rows in the batch.
-        t, h: Time and next step size of each row, times the sign of the direction, so that ``t`` rises.
+        t, h: Time and next step size of each row, multiplied by the sign of the direction, so that ``t`` rises.
         memory: 0.4/q times the log of the last accepted error.
-        most: The largest factor by which the step may grow.
+        most: The largest factor by which the step size may grow.
         accepted: Number of accepted steps of each row.
         attempts: Number of attempted steps, which is the same for every active row.
-        last, then: Whether the attempted step is the last one, and where it ends.
+        last: Whether the attempted step of each row is its last.
+        then: The time at which the attempted step of each row ends.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -323,7 +331,7 @@ class _Rows:
 
     @property
     def done(self) -> float:
-        """The fraction of the way that the slowest row has covered, from 0 to 1."""
+        """The fraction of the interval that the slowest row has covered, from 0 to 1."""
         return float((self.t.min() - self.start) / (self.end - self.start))
 
     def times(self, which: Bools) -> Floats:
@@ -336,9 +344,9 @@ class _Rows:
             setattr(self, name, getattr(self, name)[stay])
 
     def plan(self) -> Floats:
-        """Return the sizes of the next steps and the times of all their stages but the first, shape ``(stages, b)``.
+        """Return the sizes of the next steps and the times of all stages but the first, shape ``(stages, b)``.
 
-        The last step ends at t1 exactly. No stage lies beyond it, because rounding is monotone.
+        The last step ends exactly at t1. No stage lies beyond t1, because rounding is monotone.
         """
         rest = self.end - self.t
         self.last = rest <= self.h * (1 + 1e-9)
@@ -349,15 +357,16 @@ class _Rows:
         return self.sign * plan
 
     def judge(self, errors: list[Floats]) -> Bools:
-        """Accept or reject the steps, and choose the size of the next ones.
+        """Accept or reject the steps, and choose the sizes of the next steps.
 
-        ``errors`` holds the error estimates / h; the second one is multiplied by rtol^(1/3).
+        ``errors`` holds the norms of the error estimates divided by h. The second norm is multiplied by rtol^(1/3).
         """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
         accept: Bools = error <= 1  # False for NaN
-        # The PI rule. After a rejection the step depends on this error alone, and the step after that may not grow.
+        # The PI rule. After a rejection, the retry depends on this error alone, and the step after the retry may not be
+        # larger.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
@@ -369,7 +378,7 @@ class _Rows:
         return accept
 
     def verdict(self, accept: Bools, error: Floats, max_nfe: int) -> tuple[Bools, Ints | int]:
-        """Return which rows leave, and their status."""
+        """Return which rows leave the batch, and their status."""
         arrived, small = accept & self.last, self.h < 1e-13 * (self.end - self.start)
         spent = self.nfe + self.cost > max_nfe
         if not spent and not small.any():
@@ -381,7 +390,7 @@ class _Rows:
 
 
 class _Ended:
-    """The rows that have left: their last states, and their costs."""
+    """The last states and the counts of the rows that have left the batch."""
 
     def __init__(self, y: Tensor) -> None:
         self.start = y
@@ -389,7 +398,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Record rows that leave, with their status."""
+        """Record the rows ``which``, which leave the batch with the given status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status
@@ -397,7 +406,7 @@ class _Ended:
         self.states.append(y.index_select(0, to_device(which, y)))
 
     def solution(self) -> OdeSolution:
-        """Return all rows in their original order; rows that never started keep their initial state."""
+        """Return all rows in their original order. Rows that never started keep their initial state."""
         y, counts = self.start.clone(), np.zeros((4, len(self.start)), dtype=np.int64)
         if self.states:
             found = np.concatenate(self.counts, axis=1)
@@ -407,6 +416,6 @@ class _Ended:
 
 
 def coarse(h: Floats) -> Floats:
-    """Cut step sizes, float64 ``(b,)``, to seven binary digits: the last 46 of their 53 are cleared."""
+    """Truncate step sizes, float64 ``(b,)``, to seven of their 53 binary digits."""
     cut: Floats = (h.view(np.int64) & -(1 << 46)).view(np.float64)
     return cut

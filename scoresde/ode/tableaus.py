@@ -1,14 +1,15 @@
 """Embedded Runge-Kutta methods, by name, for adaptive steps (:mod:`scoresde.ode.integrate`).
 
-A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i. The first set, of order q, gives the
-solution, and the difference of the two estimates the error (Hairer, Norsett and Wanner 1993, II.4). In all methods here
-the last stage is evaluated at the solution, so it is also the first stage of the next step ("first same as last").
-After the first step, a step of order q = 5 costs q + 1 evaluations, and one of order 3 costs 3.
+A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i. The weights b_i, of order q, give the
+solution, and the differences b_i - b*_i give an estimate of the error (Hairer, Norsett and Wanner 1993, II.4). In all
+methods here, the last stage is evaluated at the solution, so this stage is also the first stage of the next step
+("first same as last"). After the first step, a step of a method of order 5 costs six evaluations, and a step of a
+method of order 3 costs three.
 
-The weights g of the second estimate are our own. The differences of two sets of weights that satisfy the four
-conditions up to order 3 form a space of three dimensions, which contains b - b*. The direction of g was chosen to
-separate the steps that pass b - b* although their error exceeds ten tolerances from all other steps. Its size was
-chosen so that one good step in 15 to 50 is rejected.
+The weights g of the second error estimate are our own. Differences between two sets of weights that satisfy the four
+order conditions up to order 3 form a three-dimensional space, which contains b - b*. The direction of g in this space
+was chosen to separate the steps that the estimate b - b* accepts, although their error exceeds ten tolerances, from all
+other steps. The size of g was chosen so that one good step in 15 to 50 is rejected.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
@@ -32,7 +33,8 @@ class Tableau:
         a: Rows of stage weights; the last row holds the weights of the solution.
         e: Error weights ``b - b*``.
         order: Order of the solution.
-        g: Weights of a second, cruder error estimate, ``b`` minus weights of order 3; empty if there is no second one.
+        g: Weights of a second, cruder error estimate (``b`` minus weights of order 3), or empty if there is no second
+            estimate.
     """
 
     c: tuple[float, ...]
@@ -43,7 +45,7 @@ class Tableau:
 
     @property
     def passing(self) -> tuple[bool, ...]:
-        """For each stage, whether it serves only other stages, with no weight in the solution or the estimates."""
+        """For each stage, whether it is used only by other stages, not by the solution or the error estimates."""
         b = (*self.a[-1], 1.0)  # the last stage is the first of the next step
         return tuple(not any(weights) for weights in zip(b, self.e, self.g or self.e, strict=True))
 

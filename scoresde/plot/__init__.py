@@ -17,7 +17,7 @@ from .animation import animate, animate_pair, save_gif
 from .base import save_figure
 from .compass import compass
 from .fields import score_field, score_fields
-from .images import image_grid, save_image_grid
+from .images import image_grid, save_image_grid, save_images
 from .likelihoods import likelihood_histogram
 from .neighbours import neighbour_sheet
 from .paths import trajectories
@@ -40,6 +40,7 @@ __all__ = [
     "save_figure",
     "save_gif",
     "save_image_grid",
+    "save_images",
     "scatter",
     "schedules",
     "score_field",

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from ..core.errors import UsageError
 from ..core.files import atomic
 from .base import Array, Floats, Pixels, finite, plain
 
-__all__ = ["CHANNELS", "GAP", "image_grid", "save_image_grid"]
+__all__ = ["CHANNELS", "GAP", "image_grid", "save_image_grid", "save_images"]
 
 GAP = 224  # The grey between the images of a grid, visible next to black and next to white.
 SHEET = 600  # A saved grid is at least this wide, in pixels.
@@ -85,6 +87,32 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
         left = pad + (i % columns) * (width + pad)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def save_images(
+    folder: str | os.PathLike[str], x: Array, names: Sequence[str], low: float = -1.0, high: float = 1.0
+) -> Path:
+    """Write each image as a PNG file of its own, one pixel for each pixel.
+
+    Args:
+        folder: Folder to write to; it is created if it is missing.
+        x: Images ``(N, C, H, W)`` in data units: grey, grey with alpha, RGB or RGBA.
+        names: File names, N of them.
+        low, high: The values to draw as black and as white. With 0 and 255, integers are written as they are.
+
+    Returns:
+        The folder.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scaled = (np.asarray(x, dtype=np.float64) - low) * (255 / (high - low))
+    pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    for name, image in zip(names, pixels.transpose(0, 2, 3, 1), strict=True):
+        with atomic(folder / name) as temporary:
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="PNG")
+    return folder
 
 
 def _side_by_side(values: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Runs: how one is trained (``config``), the parts of its model (``spec``), its folder (``files``), sampling and
+"""Runs: how a run is trained (``config``), the parts of its model (``spec``), its folder (``files``), sampling and
 likelihood (``run``), samples on disk (``samples``), and pretrained weights from other code (``foreign``).
 """
 

@@ -4,9 +4,9 @@ Fields set to ``auto`` are resolved against the data before training. The resolv
 ``config.json``, and rebuilt by :func:`scoresde.load`.
 
 A configuration records where its names came from (:mod:`scoresde.core.registry`). The names in a configuration written
-in Python count as typed by a person. Those in a configuration read from a file do not, nor do those in a copy of it
-made by ``replace``. To continue training with a class of your own, name the class again (``typed``) or put the object
-itself in the field.
+in Python count as typed by a person. The names in a configuration read from a file do not, nor do the names in a copy
+of such a configuration made by ``replace``. To continue training with a class of your own, name the class again
+(``typed``) or put the object itself in the field.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
 # What a network outputs on each path, unless the configuration says otherwise.
 _PREDICT = {"flow": "velocity"}
 
-# Steps, batch and learning rate that suit each preset on a CPU (the last two want a GPU).
+# Steps, batch and learning rate that suit each preset on a CPU (the last two presets need a GPU).
 _BUDGET: dict[str, tuple[int, int, float]] = {
     "mlp": (4_000, 512, 2e-3),
     "tiny": (2_000, 64, 2e-3),
@@ -50,14 +50,14 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 }
 
 
-_HINT = "0 for the preset's"
+_HINT = "0 for the value of the preset"
 _OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
 
-_PICTURES = 10_000  # the most pictures of samples in a run
+_PICTURES = 10_000  # largest number of pictures of samples in a run
 
 AUTO = "auto"  # decided by the data
 
-# The objects that a field accepts in place of a name, and the table of its names.
+# The objects that a field accepts in place of a name, and the table of the names that it accepts.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
@@ -85,34 +85,36 @@ class TrainConfig:
         weighting_options: The fields of the weighting, if it is given by name.
         t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
             :mod:`scoresde.objective.times`), a sampler, or ``auto``. With ``auto``, the weighting ``native`` uses
-            ``sqrt`` where that is the SDE's grid, and EDM's path with EDM's loss uses ``lognormal``. Everything else
-            uses ``low-discrepancy``, because most weightings are stated for uniform times.
+            ``sqrt`` if that is also the default grid of the SDE, and EDM's path with EDM's loss uses ``lognormal``.
+            Everything else uses ``low-discrepancy``, because most weightings are stated for uniform times.
         t_sampler_options: The fields of the time sampler, if it is given by name.
         coupling: How noise is paired with data: ``independent``, ``ot`` or ``reflow`` (see
             :mod:`scoresde.objective.coupling`).
         preset: A network size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (chosen by the data).
-        network_options: Fields of the network that override the preset's; ``network`` names another network.
+        network_options: Fields of the network that override the fields of the preset; ``network`` names another
+            network.
         learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
             the hybrid loss of :mod:`scoresde.likelihood.chain`.
         augment: How pictures are augmented in training: a list of ``flip``, ``vflip``, ``scale`` and ``shift``,
-            ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network is told of each change, so that samples
-            look like the original data.
+            ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives each change as input, so that
+            samples look like the original data.
         cond: ``class`` to train with labels, or ``none``.
         cond_drop: Probability of dropping a label, for classifier-free guidance.
-        steps, batch, lr: Number of steps, batch size and learning rate; 0 uses the preset's.
+        steps, batch, lr: Number of steps, batch size and learning rate; 0 uses the value of the preset.
         warmup: Steps over which the learning rate rises; 0 uses a twentieth of the run.
         decay: ``cosine`` (the learning rate falls to 0 at the end) or ``none``.
         clip: Largest norm of the gradient; larger gradients are scaled down.
         ema: Largest decay of the moving average of the weights.
         seed: Seed of the split, the initial weights, the batches and the noise.
-        test_fraction: Share of the rows to hold out, where the data have no split of their own.
-        split: How rows are held out, ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs from before this
-            field used ``rows``.
+        test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
+        split: How rows are held out, ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs made before this
+            field existed used ``rows``.
         size, fit, layout, on_bad: How files are read (:class:`scoresde.data.Reading`).
-        sample_every: Steps between two pictures of samples; 0 makes them at 1, 2, 5, 10, 20, 50 and 100 % of the run.
+        sample_every: Steps between two pictures of samples; 0 makes pictures at 1, 2, 5, 10, 20, 50 and 100 % of the
+            run.
         save_minutes: Longest time between two checkpoints, in minutes; a checkpoint is also saved after each fifth of
             the run.
-        typed: Which names a person typed: all of them, or only those listed. It is not stored.
+        typed: Which names a person typed: all names, or only the names listed. This field is not stored.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
@@ -161,7 +163,7 @@ class TrainConfig:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
             object.__setattr__(self, "sde", made)
-        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will decide it
+        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will determine it
             object.__setattr__(self, "sde_options", options_of(self.sde))
             object.__setattr__(self, "sde", self.name("sde"))
         if isinstance(self.sde, Shifted):  # stored as its shift and its path
@@ -171,7 +173,7 @@ class TrainConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, "none")
         for name in _TABLES:
-            if not isinstance(getattr(self, name), str):  # an object has its options in itself
+            if not isinstance(getattr(self, name), str):  # an object contains its options
                 object.__setattr__(self, f"{name}_options", {})
         check_fields(self, "")
         for f in stored_fields():
@@ -181,7 +183,7 @@ class TrainConfig:
                 noun = "a name" if kind is str else "a table of options"
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}", parameter=f.name)
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
-        self.reading  # noqa: B018  # which rejects invalid values
+        self.reading  # noqa: B018  # this rejects invalid values
         choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
@@ -190,8 +192,7 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """Return the configuration with the highest noise level filled in, in model units, where the path leaves it to
-        the data.
+        """Return the configuration with the highest noise level, in model units, filled in if it depends on the data.
 
         Args:
             highest: A function that returns the level; it is called only if needed
@@ -204,7 +205,7 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
-        """Replace every ``auto`` by its value for these data; ``data_std`` is their spread in model units.
+        """Replace every ``auto`` by its value for these data; ``data_std`` is the spread of the data in model units.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -238,7 +239,7 @@ class TrainConfig:
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
                 f"the weighting {weighting} cannot train a learned path: the ends of the path are learned by the "
-                "variational bound, which only the weighting likelihood matches; use it, or leave out learn",
+                "variational bound, which only the weighting likelihood matches; use likelihood, or leave out learn",
                 parameter="weighting",
                 value="likelihood",
             )
@@ -277,7 +278,7 @@ class TrainConfig:
 
         Args:
             info: The description of the data.
-            codec: The map from the data's units to the model's.
+            codec: The map from data units to model units.
             network: Whether to describe the network; pass false if it was given as an object.
 
         Raises:
@@ -310,7 +311,7 @@ class TrainConfig:
         """Reject a network that has no input for the augmentation of the data.
 
         Raises:
-            UsageError: If it has none; the message states what the network needs.
+            UsageError: If the network has no such input; the message states what it needs.
         """
         if self.augmentation is None:
             return
@@ -319,8 +320,8 @@ class TrainConfig:
             raise UsageError(
                 f"augment={self.augment!r} needs a network that takes {needed} augmentation numbers per row, but "
                 f"{type(network).__name__} takes {has}; without them samples would look like the augmented data. Give "
-                f"your network an attribute augments = {needed}. It is called as network(x, c, cond, augment), with "
-                f"augment of shape (B, {needed}), or without augment, which means zeros",
+                f"your network an attribute augments = {needed}. The network is called as network(x, c, cond, "
+                f"augment), with augment of shape (B, {needed}), or without augment, which means zeros",
                 parameter="augment",
                 value="none",
             )
@@ -329,7 +330,7 @@ class TrainConfig:
         """Reject a ``model.json`` that disagrees with this configuration, the ``config.json`` beside it.
 
         Raises:
-            CheckpointError: If they disagree; the message states the first difference.
+            CheckpointError: If the two files disagree; the message states the first difference.
         """
         ours: list[tuple[str, str, Mapping[str, Any], Part]] = [("sde", self.name("sde"), self.sde_options, spec.path)]
         ours += [("predict", self.name("predict"), self.predict_options, spec.parametrization)]
@@ -402,8 +403,8 @@ class TrainConfig:
     def named(self, **given: Any) -> TrainConfig:
         """Return a copy with some of the fields of :meth:`name` set to names that a person typed, or to objects.
 
-        A name that is already set keeps its options; a new one starts with its defaults. ``network`` may be given only
-        as it is.
+        A name that is already set keeps its options; a new name starts with its default options. ``network`` cannot
+        change, only be named again.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():
@@ -414,7 +415,7 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an object becomes its name and its fields."""
+        """Return plain JSON values, in which an object becomes its name and its fields."""
         plain = {f.name: getattr(self, f.name) for f in stored_fields()}
         for name in _TABLES:
             if not isinstance(plain[name], str):
@@ -433,7 +434,7 @@ class TrainConfig:
             if name not in known:
                 raise CheckpointError(f"config.json has an unknown field {name!r}; {closest(name, known)}")
         try:
-            # A run from before the field ``split`` was split by rows.
+            # Runs made before the field ``split`` existed were split by rows.
             return cls(**{"split": "rows"} | {name: _today(value) for name, value in plain.items()}, typed=READ)
         except UsageError as error:
             raise CheckpointError(f"config.json: {error}") from None

@@ -12,8 +12,8 @@ A checkpoint is written under a temporary name, flushed to disk and renamed, so 
 A reader uses the newest complete checkpoint. Only folders named as above are checkpoints. A copy under another name
 belongs to the user and is neither read nor removed.
 
-``config.json`` is the last of the describing files to be written, so a folder without it holds no run. A run without a
-checkpoint has either just started or stopped before its first checkpoint.
+``config.json`` is written after the other files that describe the run, so a folder without it holds no run. A run
+without a checkpoint has either just started or stopped before its first checkpoint.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
-BEFORE = "best-before"  # the best as of the newest checkpoint, while the best itself is newer
+BEFORE = "best-before"  # the best at the time of the newest checkpoint, kept while BEST is newer than that checkpoint
 CHOICE = "validation.json"  # written at the end of training; states whether the best weights are used
 
 
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a run as plain values.
 
     Raises:
-        CheckpointError: If the file is missing or has another format.
+        CheckpointError: If the file is missing or has a different format.
     """
     path = folder / "config.json"
     stored = read_json(path)
@@ -80,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def make_run_folder(out: str | Path | None, name: str) -> Path:
-    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if that name is taken.
+    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if the name is taken.
 
     Raises:
         UsageError: If ``out`` already holds a run.
@@ -106,7 +106,7 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Reject a folder that holds another run; a run without a checkpoint may be started again.
+    """Reject a folder that holds another run. A run without a checkpoint may be started again.
 
     Args:
         folder: The folder.
@@ -139,7 +139,7 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
     """Return the folder of a run: a path, a name under ``runs/``, or the newest run there.
 
     Args:
-        run: The path or the name; ``None`` for the newest run.
+        run: The path or the name, or ``None`` for the newest run.
         edited: Accept files that were changed after they were written.
 
     Raises:
@@ -181,19 +181,21 @@ def _found(run: str | Path | None) -> Path:
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
-            why = "it has no config.json: training there stopped before it began; start it again with the same out"
+            why = "it has no config.json: training there stopped before it began; start again with the same out"
             why = f"it has no config.json yet: {holder} is starting to train there" if holder else why
         elif os.path.isdir(run):
             why = "it has no config.json"
         here = [folder.name for folder in _runs()]
         names = (
-            f"the runs here are: {', '.join(map(one_line, here))}" if here else "there are none here; train one first"
+            f"the runs here are: {', '.join(map(one_line, here))}"
+            if here
+            else "there are no runs here; train one first"
         )
         raise CheckpointError(f"{run} is not a run folder ({why}); {names}", parameter=None if here else "fit")
     runs = [(os.stat(folder / "checkpoints").st_mtime_ns, folder) for folder in _runs() if checkpoints(folder)]
     if not runs:
         begun_here = ", ".join(one_line(folder.name) for folder in _runs())
-        more = f" (those without one: {begun_here})" if begun_here else ""
+        more = f" (runs without a checkpoint: {begun_here})" if begun_here else ""
         raise CheckpointError(
             f"there is no run with a checkpoint in {Path('runs').absolute()}{more}; train one first", parameter="fit"
         )
@@ -221,7 +223,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether the step that a checkpoint states differs from the one in its name."""
+    """Return whether the step that a checkpoint states differs from the step in its name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -232,12 +234,12 @@ def _digest(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Save a checkpoint completely or not at all, then remove all but the newest ``keep``.
+    """Save a checkpoint completely or not at all, then remove all checkpoints except the newest ``keep``.
 
     Args:
         folder: The run folder.
         step: Number of steps done.
-        tensors: Groups of tensors, keyed by name; each is written to its own safetensors file.
+        tensors: Groups of tensors, keyed by name. Each group is written to its own safetensors file.
         state: Further plain JSON values for ``state.json``.
         keep: Number of checkpoints to keep.
     """
@@ -253,7 +255,7 @@ def save_checkpoint(
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
     """Remove what is not needed once ``checkpoint`` is complete.
 
-    That is the older checkpoints, except the newest ``keep`` - 1 of them, and the former best weights.
+    These are the older checkpoints, except the newest ``keep`` - 1 of them, and the former best weights.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
@@ -263,10 +265,10 @@ def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Save averaged weights as the best so far, replacing the former best; see :func:`save_checkpoint`.
+    """Save averaged weights as the best so far, replacing the former best (see :func:`save_checkpoint`).
 
     The former best weights are kept until there is a checkpoint at least as new as the new best. A run that is resumed
-    from the current checkpoint uses them as its best.
+    from the current checkpoint uses the former best weights as its best.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
     newest = max(map(_step, checkpoints(folder)), default=-1)
@@ -278,7 +280,7 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
 
 def _step(checkpoint: Path) -> int:
-    """Return the step that a checkpoint states, or -1 if it states none."""
+    """Return the step that a checkpoint states, or -1 if it states no step."""
     try:
         step = read_object(checkpoint / "state.json").get("step")
     except CheckpointError:
@@ -299,7 +301,7 @@ def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tenso
 
 
 def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
-    """Return why a checkpoint cannot be used, or ``None`` if it is complete; see :func:`find_run`."""
+    """Return why a checkpoint cannot be used, or ``None`` if it is complete (see :func:`find_run`)."""
     path = checkpoint / "state.json"
     try:
         if not edited and was_changed(path):
@@ -311,9 +313,9 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
     files = state.get("files")
     listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
     if not listed or not isinstance(state.get("step"), int):
-        return f"{path} does not list the files of the checkpoint (damaged?)"
+        return f"{path} does not list the files of the checkpoint; is it damaged?"
     if STEP.fullmatch(checkpoint.name) and _is_copy(checkpoint):
-        return f"{checkpoint} is of step {state['step']:,}, not of the step in its name (a copy?)"
+        return f"{checkpoint} is of step {state['step']:,}, not of the step in its name; is it a copy?"
     for name, expected in files.items():
         path = checkpoint / name
         try:
@@ -323,31 +325,36 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
         except (OSError, ValueError) as error:
             return f"{path} cannot be read: {reason(error)}"
         if found["size"] != expected.get("size"):
-            return f"{path} has {found['size']} bytes instead of {expected.get('size')} (truncated?)"
+            return f"{path} has {found['size']} bytes instead of {expected.get('size')}; is it truncated?"
         if found != expected:
-            return f"{path} does not match its SHA-256 in state.json (damaged?)"
+            return f"{path} does not match its SHA-256 in state.json; is it damaged?"
     return None
 
 
 def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the newest complete checkpoint; see :func:`find_run`.
+    """Return the newest complete checkpoint (see :func:`find_run`).
 
     Raises:
-        CheckpointError: If there is none; the message states what is wrong with those found.
+        CheckpointError: If there is no complete checkpoint; the message states what is wrong with the checkpoints
+            found.
     """
     found = checkpoints(folder)
     if not found:
         holder = held_by(folder)
         raise CheckpointError(
             f"{folder} has no checkpoint yet; "
-            + (f"{holder} is training there: wait for one" if holder else "resume its training, or start it again")
+            + (
+                f"{holder} is training there: wait for its first checkpoint"
+                if holder
+                else "resume its training, or start it again"
+            )
         )
     faults: list[str] = []
     for checkpoint in found:
         fault = fault_of(checkpoint, edited=edited)
         if fault is None:
             if faults:
-                warnings.warn(f"using {checkpoint.name}: {faults[0]}", stacklevel=2)
+                warnings.warn(f"using the older checkpoint {checkpoint.name}: {faults[0]}", stacklevel=2)
             return checkpoint
         faults.append(fault)
     raise CheckpointError(
@@ -357,8 +364,8 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
 
 
 def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose that; see
-    :func:`find_run`.
+    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose the best (see
+    :func:`find_run`).
 
     Raises:
         CheckpointError: If there is no complete checkpoint.
@@ -373,7 +380,7 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     fault = f"{best} is missing" if not best.is_dir() else fault_of(best, edited=edited)
     if fault is None:
         return best
-    warnings.warn(f"using the last weights, not the best ones: {fault}", stacklevel=2)
+    warnings.warn(f"using the last weights, not the best weights: {fault}", stacklevel=2)
     return newest_checkpoint(folder, edited=edited)
 
 
@@ -383,8 +390,9 @@ WRAPPERS = ("_orig_mod", "module")  # parts that torch.compile and parallel trai
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map the names in a module's state to those without the wrappers of ``torch.compile`` and of parallel training,
-    wherever in the module these are.
+    """Map the names in the state of a module to names without the wrappers of ``torch.compile`` and parallel training.
+
+    The wrappers may be anywhere in the module.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
@@ -399,20 +407,21 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each of ``others`` to the one of ``names`` that differs from it only by wrappers, or else to itself."""
+    """Map each of ``others`` to the name in ``names`` that differs from it only by wrappers, or else to itself."""
 
     def bare(name: str) -> str:
         return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
     ours, theirs = {bare(name): name for name in names}, {bare(name) for name in others}
     if set(others) <= set(names) or len(ours) != len(names) or len(theirs) != len(others):
-        return {name: name for name in others}  # otherwise two names would become one
+        return {name: name for name in others}  # without wrappers, two names would be the same
     return {name: ours.get(bare(name), name) for name in others}
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights into a module; every name and shape must be as expected, apart from wrappers of the network (see
-    :func:`bare_names`).
+    """Load weights into a module.
+
+    Every name and shape must be as expected, apart from wrappers of the network (see :func:`bare_names`).
 
     Raises:
         CheckpointError: If a name or a shape differs; the message states the first difference.
@@ -423,7 +432,7 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source:
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             where = "the file" if name in tensors else "the network"
-            raise CheckpointError(f"{source}: {name!r} is only in {where}; has the network changed since?")
+            raise CheckpointError(f"{source}: {name!r} is only in {where}; has the network changed since training?")
         if tensors[name].shape != expected[name].shape:
             raise CheckpointError(
                 f"{source}: {name!r} has shape {tuple(tensors[name].shape)}, but the network expects "

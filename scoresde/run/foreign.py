@@ -1,7 +1,7 @@
-r"""Pretrained weights from elsewhere: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
+r"""Pretrained weights from other code: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
 
-A network trained with that code receives x_t itself and a label of its own kind. Its output becomes a score by a rule
-that depends on its SDE:
+A network trained with that code receives x_t without scaling, and a noise label of a different kind. The rule that
+turns the output of the network into a score depends on the SDE:
 
     =====================  ==============================  =========================  ===========================
     parametrisation        the original                    label                      score
@@ -13,21 +13,21 @@ that depends on its SDE:
     =====================  ==============================  =========================  ===========================
 
 The noise label of this package is a quarter of the log noise level, whatever the SDE. The parametrisations here are for
-networks trained with other labels. Give them by their full name, ``--predict scoresde.run.foreign:OriginalEps``, or
-pass them to :class:`~scoresde.ScoreModel`.
+networks trained with other labels. Give these parametrisations by their full name, ``--predict
+scoresde.run.foreign:OriginalEps``, or pass them to :class:`~scoresde.ScoreModel`.
 
-Levels. The discrete networks know N levels. Here these are the nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and
-:class:`~scoresde.SMLD`: the level is i = N t - 1, and ``sigma_i`` is the path's own. The original has no such chain. It
-calls these networks along the continuous path, with the label t (N - 1), which in general is not a whole number, and
-with sigma_i of the level floor(t (N - 1)); for VE the label is round((1 - t)(N - 1)). On a path without nodes, this
-package does the same.
+Levels. The discrete networks know N levels. Here the levels are the nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM`
+and :class:`~scoresde.SMLD`: the level is i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The
+original has no such chain. It calls these networks along the continuous path, with the label t (N - 1), which in
+general is not an integer, and with sigma_i of the level floor(t (N - 1)); for VE the label is round((1 - t)(N - 1)). On
+a path without nodes, this package does the same.
 
-The losses (in ``losses.py`` of the original) all have one form, with s for the score at x_t = alpha x_0 + sigma z:
+The losses (in ``losses.py`` of the original) all have one form, where s is the score at x_t = alpha x_0 + sigma z:
 
     |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2,                                      (1)
 
-each as the mean over the elements, or as half of the sum. On the nodes of a chain the first is the DDPM loss of the
-original, |output - z|^2, and its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
+each as the mean over the elements, or as half of the sum. On the nodes of a chain, the first form is the DDPM loss of
+the original, |output - z|^2, or its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """Noise prediction of a network labelled with 999 t (VP and sub-VP); as everywhere here, inputs are not scaled."""
+    """Noise prediction of a network labelled with 999 t (VP and sub-VP). Its inputs are not scaled."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return ``999 t``, in the shape of ``t``."""
+        """Return ``999 t``, with the same shape as ``t``."""
         return 999 * t
 
 
@@ -75,7 +75,7 @@ class OriginalScore(Score):
         return torch.ones_like(t)
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return ``sigma(t)``, in the shape of ``t``."""
+        """Return ``sigma(t)``, with the same shape as ``t``."""
         return sde.coefficients(t)[1]
 
 
@@ -91,13 +91,13 @@ class OriginalLevelEps(OriginalEps):
     """Noise prediction of a network labelled with the level (DDPM).
 
     Args:
-        levels: N, the number of levels on a continuous VP path; a chain has its own number.
+        levels: The number N of levels on a continuous VP path; a chain has its own number of levels.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the level for a node, or ``t (N - 1)`` on a continuous path; in the shape of ``t``."""
+        """Return the level for a node, or ``t (N - 1)`` on a continuous path, with the same shape as ``t``."""
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +121,13 @@ class OriginalLevelScore(OriginalScore):
     """Score prediction of a network labelled with the level, counted from the highest noise down (SMLD, NCSN).
 
     Args:
-        levels: N, the number of levels on a continuous path; a chain has its own number.
+        levels: The number N of levels on a continuous path; a chain has its own number of levels.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return ``N - 1 - i`` for a node, or ``round((1 - t)(N - 1))`` on a continuous path; in the shape of ``t``."""
+        """Return ``N - 1 - i`` for a node, else ``round((1 - t)(N - 1))``, with the same shape as ``t``."""
         if sde.nodes is None:
             return ((1 - t) * (self.levels - 1)).round()
         return ((1 - t) * len(sde.nodes)).round()
@@ -142,7 +142,7 @@ def original_loss(
         model: Any model; a network with a parametrisation of this module is called as in the original.
         x0: Data in model units, shape ``(B, *event)``.
         t: Times, shape ``(B,)``; the original draws them uniformly from 1e-5 to 1, or from the nodes of a chain.
-        z: Standard normal, shape of ``x0``.
+        z: Standard normal numbers, with the same shape as ``x0``.
         likelihood: Weight by ``g^2`` instead of ``sigma^2`` (``likelihood_weighting`` in the original).
         reduce: ``mean`` over the elements (``reduce_mean`` in the original), or ``half-sum``.
 

@@ -1,4 +1,4 @@
-"""Locate the data of a run again and compare them with those it was trained on.
+"""Locate the data of a run again and compare them with the data that it was trained on.
 
 A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. Whenever the data are read
 again, they can be classified as identical, in another order, grown, shrunk, or different. The first three are accepted,
@@ -26,12 +26,12 @@ from .config import TrainConfig
 __all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
 
 FILE = "rows.npz"
-# What must not change when a run is resumed, whatever rows are added: the units and the meaning of a number.
+# What must not change when a run is resumed, even if rows are added: the units and the meaning of a number.
 UNITS = ("kind", "shape", "levels", "classes", "names")
 
 
 def placed(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the path of its data made absolute, so that it can be found from any folder."""
+    """Return the configuration with the path of its data made absolute, so that they can be found from any folder."""
     path = os.path.expanduser(config.data)
     if config.data in NAMES or not os.path.exists(path):
         return config
@@ -65,7 +65,10 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset) -> None:
-    """Write the identity of the data, joined with that of earlier training; data not split by content have none."""
+    """Write the identity of the data, joined with the identity from earlier training.
+
+    Data that are not split by content have no identity.
+    """
     before, known = kept_identity(folder), data.identity
     if known is None:
         return
@@ -85,20 +88,20 @@ def kept_identity(folder: Path) -> Identity | None:
         file = read_arrays(path)
         return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
     except Exception as error:  # a damaged file can raise almost anything
-        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to go on") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to continue") from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
-    """Load the data of a run, or other data, split as for the run, and compare them with those that it was trained on.
+    """Load the data of a run, or other data, split as for the run, and compare them with the data from training.
 
     Args:
         folder: The run folder.
         config: The configuration of the run.
-        data: Another name or path; ``None`` for the run's own.
+        data: Another name or path, or ``None`` for the run's own data.
         changed: Accept the run's data even if they have changed.
 
     Raises:
-        DataError: If the data are missing or unreadable, or are no longer the run's.
+        DataError: If the data are missing or unreadable, or are no longer the data of the run.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
@@ -109,14 +112,14 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
     """Read the data of a run, or other data by name or path, as the run did, without reporting changes.
 
     A run without hashes may predate the current rules for detecting axes and finding pictures; its data are read by the
-    rules of its time.
+    older rules.
     """
     source = data or found(folder, config)
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
             raise DataError(
-                f"{folder} was trained on an array, which is not stored in a run: pass it again, or save it as an .npy "
-                "file and pass its path",
+                f"{folder} was trained on an array, which is not stored in a run; pass the array again, or save it as "
+                "an .npy file and pass its path",
                 parameter="data",
             )
         raise DataError(
@@ -141,7 +144,7 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
-    """Compare the data of a run with those it was trained on, and report a change by a warning or an error.
+    """Compare the data of a run with the data that it was trained on, and report a change with a warning or an error.
 
     The result is ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``, or ``unknown`` for other data of a run
     without hashes.
@@ -162,15 +165,15 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         state, new, missing = "other", 0, 0
     else:
         state, new, missing = known.compared(data.identity)
-    split = "rows are split by their content, so those held out then are held out now"
+    split = "rows are split by their content, so rows that were held out in training are held out now"
     told = {
-        "re-sorted": f"the data of {folder} are in another order than in training; {split}",
+        "re-sorted": f"the data of {folder} are in a different order from training; {split}",
         "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
     }
     if state in told:
         warnings.warn(told[state], stacklevel=3)
     elif state != "same" and not named:
-        gone = f"{missing:,} of the {len(known.hashes):,} rows it was trained and tested with are missing"
+        gone = f"{missing:,} of the {len(known.hashes):,} rows that the run was trained and tested with are missing"
         what = gone if state == "shrunk" else "these are different data" if known.large or not missing else (
             f"{gone}, and {new:,} are new"
         )  # fmt: skip
@@ -190,7 +193,7 @@ def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bo
         if was != today:
             _refuse(
                 f"{now.source} has changed since {folder} was trained on it ({name} {was} then, {today} "
-                "now), and the run has no rows.npz to identify its rows, so rows it was "
+                "now), and the run has no rows.npz to identify its rows, so rows that it was "
                 "trained on may count as held out",
                 changed,
             )
@@ -202,4 +205,4 @@ def _refuse(told: str, changed: bool) -> None:
     if not changed:
         advice = "Restore the data, or accept the change with changed_data"
         raise DataError(f"{told}. {advice}", parameter="changed_data")
-    warnings.warn(Advice(f"{told}. They are used as they are"), stacklevel=4)
+    warnings.warn(Advice(f"{told}. The data are used as they are"), stacklevel=4)

@@ -1,21 +1,21 @@
 """Detect numbers that are not in the units of the data.
 
-Comparing pixels from 0 to 1 with pixels from 0 to 255 gives numbers, but wrong ones. Units cannot be seen, but their
-effects can. Even a bad set of samples lies roughly where the data do: it may be grey, collapsed to one picture or to
-the mean, or noise that spreads to both sides. In other units the samples lie elsewhere, or have the wrong width and lie
-where a factor on the data would put them. With m the median and s the spread from the 1 % to the 99 % quantile, samples
-are rejected if
+Comparing pixels from 0 to 1 with pixels from 0 to 255 gives numbers, but the numbers are wrong. Units cannot be seen,
+but their effects can. Even a bad set of samples lies roughly where the data do: it may be grey, collapsed to one
+picture or to the mean, or noise that spreads to both sides. Samples in other units lie elsewhere, or have the wrong
+width and lie where a factor on the data would put them. With m the median and s the spread from the 1 % to the 99 %
+quantile, samples are rejected if
 
-    they do not overlap with the data;                                                                         (1)
-    they may be the data times a small number,  s < s_data / 8  and  |m - m_data s / s_data| < s,  and their median is
-        not at that of the data, or they fill [-1, 1] or [0, 1];                                               (2)
-    the data may be a small multiple of them, and their median is not at that of the data, or they spread to one side
-        alone, or 4,000 times as far;                                                                          (3)
-    they fill [-1, 1] where no data are below 0, or [0, 1] where the data fill [-1, 1];                        (4)
-    the data have levels, and the samples lie in [-1, 1] between the levels.                                   (5)
+    the samples do not overlap with the data;                                                                  (1)
+    the samples may be the data times a small number (s < s_data / 8 and |m - m_data s / s_data| < s), and their median
+        is not at the median of the data, or they fill [-1, 1] or [0, 1];                                      (2)
+    the data may be the samples times a small number, and the median of the samples is not at the median of the data,
+        or the samples spread to one side only, or 4,000 times as far as the data;                             (3)
+    the samples fill [-1, 1] although no data are below 0, or [0, 1] although the data fill [-1, 1];           (4)
+    the data are stored as levels, and the samples lie in [-1, 1] between the levels.                          (5)
 
-Quantiles are taken per column of a table, per channel where channels have their own scales, and otherwise over all
-numbers together. Rule (2) does not apply to a constant set. To skip these checks, pass ``units="data"``.
+Quantiles are taken per column of a table, per channel if channels have their own scales, and otherwise over all numbers
+together. Rule (2) does not apply to a constant set. To skip these checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from ..data import DataInfo, Dataset
 
 __all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units"]
 
-Units = str | tuple[float, float]  # auto, data, model, or the two numbers that the data's lowest and highest become
+# auto, data, model, or the two numbers that stand for the lowest and the highest value of the data
+Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
-VALUES = 2**20  # how many numbers quantiles are computed from, roughly
+VALUES = 2**20  # approximate number of values from which quantiles are computed
 FEW = 16  # fewer numbers than this have no meaningful spread
 SLACK = 0.02  # a value that is rounded, or denoised slightly too far, still counts as in [0, 1]
 
@@ -44,7 +45,7 @@ def read_units(text: str) -> Units:
     """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
 
     Raises:
-        UsageError: If ``text`` is not one of these.
+        UsageError: If ``text`` has none of these forms.
     """
     if text in WAYS:
         return text
@@ -64,8 +65,8 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         x: Samples, shape ``(N, *event)``.
         data: The data that the samples are compared with.
         units: The units of the samples. Two numbers stand for the lowest and the highest value of the data (of each
-            column of a table). ``model`` means the units of a network. ``data`` means those of the data, and so does
-            ``auto``, which also rejects samples that look as if they had other units.
+            column of a table). ``model`` means the units of a network. ``data`` means the units of the data, and so
+            does ``auto``, which also rejects samples that seem to be in different units.
         source: The origin of the samples, for messages.
 
     Returns:
@@ -73,7 +74,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
         and converted values to the nearest level.
 
     Raises:
-        DataError: If a value is not finite, is outside the levels of the data, or looks as if it had other units.
+        DataError: If a value is not finite, is outside the levels of the data, or seems to be in different units.
         UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
@@ -103,10 +104,10 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
 
 
 def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
-    """Reject samples ``(N, *event)`` that look as if they had other units than the data.
+    """Reject samples ``(N, *event)`` that seem to be in different units from the data.
 
     Raises:
-        DataError: If they do; the message states both ranges.
+        DataError: If the samples are rejected; the message states both ranges.
     """
     if not x.numel():
         return
@@ -126,9 +127,10 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     where, more = _where(data.info, axes, k), int(found.sum()) - 1
     others = f" (and {more} other{'s' * (more > 1)} likewise)" if more else ""
     raise DataError(
-        f"{source}: values from {theirs.low[k]:g} to {theirs.high[k]:g}{where}{others}, but {data.info.name} goes from "
-        f"{ours.low[k]:g} to {ours.high[k]:g}: samples must be in data units, and these look like other units; say "
-        "which numbers stand for the lowest and the highest value of the data, or confirm that these are data units",
+        f"{source}: values from {theirs.low[k]:g} to {theirs.high[k]:g}{where}{others}, but {data.info.name} goes "
+        f"from {ours.low[k]:g} to {ours.high[k]:g}; samples must be in data units, and these seem to be in different "
+        "units. State which numbers stand for the lowest and the highest value of the data, or confirm that these "
+        "are data units",
         parameter="units",
         value=_guess(theirs.low, theirs.high),
     )
@@ -144,13 +146,13 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn about data so far from those of a model that their units may differ.
+    """Warn about data so far from the training data of a model that their units may differ.
 
     Such data are not rejected, because a likelihood is often used to score outliers.
 
     Args:
         x: Data in data units, shape ``(N, *event)``.
-        codec: The model's map from data units to numbers of order one.
+        codec: The map of the model from data units to numbers of order one.
         info: The description of the data that the model was trained on.
         stacklevel: The stack level of the warning.
     """
@@ -178,8 +180,8 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
         a, b = _grouped(units.to_data(ends), axes)[k].aminmax()
         ours = f"about {a:.4g} to {b:.4g}"
     warnings.warn(
-        f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, but those of {info.name}, which the model "
-        f"was trained on, go from {ours}: are they in the same units?",
+        f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, but the values of {info.name}, which the "
+        f"model was trained on, go from {ours}; are both data sets in the same units?",
         stacklevel=stacklevel,
     )
 
@@ -201,7 +203,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Measure ``x: (N, *event)``; the lowest and the highest number are those of ``x`` and ``more`` together."""
+        """Compute the statistics of ``x: (N, *event)``; ``more`` counts only for the minimum and the maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -230,7 +232,7 @@ class _Spread:
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Return whether this may be ``other`` times a small number."""
+        """Return whether these numbers may be ``other`` times a small number."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 
@@ -275,7 +277,7 @@ def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _some(x: Tensor) -> Tensor:
-    """Return evenly spaced rows of ``x``, as many as its quantiles need."""
+    """Return evenly spaced rows of ``x``, enough of them to compute its quantiles."""
     return x[_every(x)]
 
 
@@ -336,7 +338,7 @@ def _check_cells(x: Tensor, data: Dataset, levels: Codec, source: str) -> None:
     info = data.info
     raise DataError(
         f"{source}: values from {float(x.min()):g} to {float(x.max()):g}, but {info.name} goes from {info.low:g} to "
-        f"{info.high:g}: samples must be in data units; if other numbers stand for these two, say which",
+        f"{info.high:g}; samples must be in data units. If other numbers stand for these two numbers, state which",
         parameter="units",
         value=_guess(x, x),
     )

@@ -5,8 +5,8 @@ path are *bound* first,
 
     run.given("cat").guided(2.0).on("flow").sample(16)
 
-and each of these calls returns another run, so sampling and likelihood take none of them as arguments. Bindings always
-apply in the order given, guided, on, whatever the order of the calls. :func:`load` reads a run folder.
+and each of these calls returns another run, so sampling and likelihood do not take these settings as arguments.
+Bindings always apply in the order given, guided, on, whatever the order of the calls. :func:`load` reads a run folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: The samples, shape ``(n, *event)``; on the data's levels if it has any.
+        x: The samples, shape ``(n, *event)``, on the levels of the data if any.
         solution: The solver's statistics, with the samples in model units.
     """
 
@@ -88,16 +89,16 @@ class Run:
 
     Args:
         base: The model as it was trained, or any other denoiser.
-        codec: The map from the data's units to the model's.
+        codec: The map from data units to model units.
         info: The description of the data.
-        config: How the model was trained; ``None`` for a model that was not trained by this package.
-        spec: The parts of the model, from which it can be rebuilt; ``None`` if they are unknown.
+        config: How the model was trained, or ``None`` for a model that was not trained by this package.
+        spec: The parts of the model, from which it can be rebuilt, or ``None`` if the parts are unknown.
         step: Number of training steps done.
         folder: The run folder, or ``None``.
-        device, dtype: Device and precision of the solver states; ``None`` uses those of the weights.
+        device, dtype: Device and precision of the solver states; ``None`` uses the device and precision of the weights.
         condition: The condition on the samples, bound by :meth:`given`.
         scale: The guidance scale, bound by :meth:`guided`.
-        path: The path to sample on, bound by :meth:`on`; ``None`` for the model's own.
+        path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
         changed_data: Accept the run's data even if they have changed. Otherwise data with missing rows, or different
             data, raise an error.
         told: Suppress the warning about a prior that does not fit.
@@ -142,7 +143,7 @@ class Run:
 
     @property
     def _spread(self) -> float:
-        """Root mean square of the data in model units, as far as it is known."""
+        """Root mean square of the data in model units, or 1 if it is unknown."""
         options = {} if self.config is None else self.config.predict_options
         return self.info.spread or float(options.get("data_std", 1.0))
 
@@ -165,8 +166,8 @@ class Run:
         """Return the run with a condition on its samples; ``None`` removes the condition.
 
         Args:
-            known: One class for all samples, by number or name; or one for each of n samples, ``(n,)``, where the
-                number of classes stands for "not given"; or a :class:`~scoresde.Condition`.
+            known: One class for all samples, as a number or a name; or one class for each of n samples, ``(n,)``, where
+                the number of classes stands for "not given"; or a :class:`~scoresde.Condition`.
 
         Raises:
             UsageError: If the model was trained without classes, has no such class, or never saw that class in
@@ -184,6 +185,8 @@ class Run:
             )
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a network, so it cannot be conditioned")
+        if isinstance(known, np.ndarray) and known.dtype.kind in "UOT":
+            known = known.tolist()
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
@@ -195,12 +198,12 @@ class Run:
 
     @property
     def _dropped(self) -> float | None:
-        """How often training dropped the labels; ``None`` for a model without labels, or if the rate is unknown."""
+        """The fraction of labels dropped in training, or ``None`` if it is unknown or the model has no labels."""
         knows = isinstance(self.base, ScoreModel) and self.base.classes > 0
         return self.config.cond_drop if knows and self.config is not None else None
 
     def _check_trained(self, label: Tensor) -> None:
-        """Reject labels ``(B,)`` or ``(1,)`` that the network learned nothing about."""
+        """Reject labels ``(B,)`` or ``(1,)`` about which the network learned nothing."""
         assert isinstance(self.base, ScoreModel)
         classes, who = self.base.classes, self.folder or "this model"
         for k in sorted(set(label.tolist())):
@@ -217,28 +220,28 @@ class Run:
             if k < classes and len(self.info.trained) == classes and not self.info.trained[k]:
                 seen = [c for c, n in zip(self.info.classes, self.info.trained, strict=False) if n]
                 raise UsageError(
-                    f"{who} was trained on no samples of {name}, so it knows nothing about it; it was trained on "
-                    f"{_listed(seen)}",
+                    f"{who} was trained on no samples of {name}, so it knows nothing about this class; it was trained "
+                    f"on {_listed(seen)}",
                     parameter="label",
                     value=seen[0] if seen else None,
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for asking a model that always had a label to work without one."""
+        """Return the error that is raised if a model trained only with labels is used without a label."""
         return UsageError(
             f"{self.folder or 'this model'} was trained with cond_drop=0, so it never saw a sample without its label, "
-            f"and {what} requires that; pass one of its classes, {_listed(self.info.classes)}, without guidance, or "
-            "train with cond_drop=0.1",
+            f"and {what} requires such samples; pass one of its classes, {_listed(self.info.classes)}, without "
+            "guidance, or train with cond_drop=0.1",
             parameter="cond_drop",
             value=0.1,
         )
 
     @checked(n=COUNT)
     def example_labels(self, n: int) -> Tensor | None:
-        """Return a class for each of ``n`` samples, for a run that needs labels; ``None`` for any other run.
+        """Return a class for each of ``n`` samples, for a run that needs labels, or ``None`` for any other run.
 
-        The classes come in the proportions of the training data, or in equal shares if these are unknown. A smaller
-        ``n`` returns the first of them.
+        The classes occur in the proportions of the training data, or equally often if the proportions are unknown. A
+        smaller ``n`` returns the first of the labels for a larger ``n``.
 
         Returns:
             Class numbers, int64 ``(n,)``.
@@ -262,15 +265,15 @@ class Run:
 
     @checked(scale=SCALE)
     def guided(self, scale: float) -> Run:
-        """Return the run with guidance: scale 1 is the conditional model, 0 the unconditional one."""
+        """Return the run with guidance: scale 1 gives the conditional model, and scale 0 the unconditional model."""
         return replace(self, scale=float(scale))
 
     def on(self, path: str | SDE | None) -> Run:
         """Return the run on another path, at the model's noise levels (:func:`scoresde.convert`).
 
         Args:
-            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE; ``None`` for the model's own
-                path.
+            path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE, or ``None`` for the model's
+                own path.
         """
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
@@ -310,7 +313,7 @@ class Run:
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return, as plain JSON values, everything that results depend on.
 
-        That is ``asked``, the model, and what is bound to it, except for values bound row by row.
+        These are ``asked``, the model, and the settings bound to the model, except for values bound row by row.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
@@ -335,7 +338,7 @@ class Run:
         return self.request({**asdict(likelihood), **asked})
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the values bound to the rows ``index``, int64 ``(b,)``; empty unless they are bound row by row."""
+        """Return the values bound to the rows ``index``, int64 ``(b,)``; none if nothing is bound row by row."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
@@ -373,14 +376,14 @@ class Run:
 
         Args:
             x: Data in data units.
-            u: Uniform numbers in [0, 1), shape of ``x``, which spread levels over their cells.
+            u: Uniform numbers in [0, 1), with the same shape as ``x``, which spread levels over their cells.
         """
         noise = None if u is None else u.cpu().double()
         found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
         return found.to(device=self.device, dtype=self.dtype)
 
     def to_data(self, m: Tensor) -> Tensor:
-        """Convert model units ``(n, *event)`` to data units, on the CPU and on the data's levels if it has any.
+        """Convert model units ``(n, *event)`` to data units, on the CPU, and on the levels of the data if any.
 
         The result has the dtype of ``m``, or float64 for data that need it.
         """
@@ -406,7 +409,7 @@ class Run:
         """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
 
         Args:
-            n: Number of samples; if a condition is bound row by row, the number of its rows.
+            n: Number of samples. If a condition is bound row by row, this must be the number of its rows.
             solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
             seed, start: Seed and index of the first sample. Sample i of a seed is the same in every call.
             denoise: End with a noise-free step (see :func:`scoresde.sample`).
@@ -416,7 +419,7 @@ class Run:
                 each batch.
             record: Keep every step for :meth:`frames`.
             keep: A folder to which each batch is saved as soon as it is solved (:mod:`scoresde.core.parts`). Batches
-                already there are not solved again. The folder may be removed once the samples are returned.
+                that are already there are not solved again. The folder may be removed once the samples are returned.
 
         Raises:
             UsageError: If an option is invalid, or the folder holds other samples.
@@ -457,7 +460,7 @@ class Run:
             count: Number of frames.
 
         Returns:
-            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``; the last state is the
+            Times, shape ``(count,)``, and states in data units, shape ``(count, n, *event)``. The last state equals the
             samples.
         """
         trajectory = samples.solution.trajectory
@@ -484,7 +487,7 @@ class Run:
         watch: Callable[[Scores], object] | None = None,
         keep: str | Path | None = None,
     ) -> Scores:
-        """Compute the log-likelihood of data by the probability flow.
+        """Compute the log-likelihood of data under the probability flow.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
@@ -526,14 +529,14 @@ class Run:
         The bound is on the density of the samples that the reverse SDE of this model generates. For a guided model,
         that is neither the density of its flow nor the tilted density; the result names the density that is bounded.
 
-        Data with levels are dequantised by the same uniform numbers as in the first draw of :meth:`log_likelihood`.
-        A model with nodes is a chain. Its bound has one draw for each node (:func:`scoresde.likelihood.chain.bound`),
-        and ``reconstruction`` holds the term of its decoder.
+        Data stored as levels are dequantised with the same uniform numbers as in the first draw of
+        :meth:`log_likelihood`. A model with nodes is a chain. Its bound has one draw for each node
+        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` holds the term of its decoder.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            dequantise: Whether to dequantise data with levels; if not, the bound is on a density.
-            strata, draws, t_min: See :func:`scoresde.elbo`; a chain ignores them.
+            dequantise: Whether to dequantise data stored as levels; if not, the bound is on a density.
+            strata, draws, t_min: See :func:`scoresde.elbo`. A chain ignores these options.
             batch: Number of states evaluated at once.
             seed, start: Seed and index of the first sample, which fix the random draws.
             keep: A folder to which the bounds of each ``batch`` of samples are saved, as in :meth:`sample`.
@@ -550,7 +553,9 @@ class Run:
         else:
             u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
         if log_det is None:
-            raise UsageError(f"the codec of the data, {self.codec}, has no log-determinant, so there is no bound")
+            raise UsageError(
+                f"the codec of the data, {self.codec}, has no log-determinant, so the bound cannot be computed"
+            )
         encoded, model = self.to_model(x, u), self._bound(len(x))
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
@@ -581,8 +586,8 @@ class Run:
         Args:
             x: Data in data units, shape ``(n, *event)``.
             name: The name of the data, for messages.
-            dequantise: Require values on the levels of the run's data, if these have any. Without it, any value has a
-                density.
+            dequantise: Require values on the levels of the run's data, if the data have levels. If false, any value is
+                accepted, because every value has a density.
 
         Raises:
             DataError: If the shape is not the model's, or a value is not finite or not one of the levels of the run's
@@ -640,7 +645,7 @@ def load(
     """Load a trained run. No code is loaded from the folder.
 
     Args:
-        run: A run folder, a name under ``runs/``, or ``None`` for the newest.
+        run: A run folder, a name under ``runs/``, or ``None`` for the newest run.
         sde: The SDE, its class, or ``"module:Name"``, if it is not a built-in.
         network: The network, its class, or ``"module:Name"``, if it is not a built-in.
         parametrization: The meaning of the network's output, its class, or ``"module:Name"``, if it is not a built-in.
@@ -653,18 +658,16 @@ def load(
     """
     folder = find_run(run, edited=edited)
 
-    def own(part: Any, table: Mapping[str, str], what: str) -> Any:
-        return resolve(part, table, what, typed=True) if isinstance(part, str) else part
-
+    given: list[Any] = [sde, network, parametrization]
+    for i, (table, what) in enumerate(((SDES, "SDE"), (NETWORKS, "network"), (PARAMETRIZATIONS, "prediction"))):
+        if isinstance(given[i], str):
+            given[i] = resolve(given[i], table, what, typed=True)
     config = TrainConfig.from_dict(read_config(folder))
     info, spec = described(folder, config)
     checkpoint = chosen_checkpoint(folder, edited=edited)
     state = read_object(checkpoint / "state.json")
     try:
-        model = spec.build(
-            own(sde, SDES, "SDE"), own(network, NETWORKS, "network"),
-            own(parametrization, PARAMETRIZATIONS, "prediction"),
-        )  # fmt: skip
+        model = spec.build(*given)
     except (UsageError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None
     source = checkpoint / "ema.safetensors"
@@ -677,7 +680,7 @@ def load(
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
     """Read the descriptions of a run's data and of its model.
 
-    A run from before ``model.json`` (format 1) has the affine map of its codec in ``data.json``; its model is built
+    A run in format 1 has no ``model.json``. The affine map of its codec is in ``data.json``, and its model is built
     from the configuration.
 
     Raises:
@@ -688,7 +691,7 @@ def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
         info = DataInfo.from_dict(stored)
         path = folder / "model.json"
         if not os.path.lexists(path) and "transform" not in stored:
-            raise CheckpointError(f"{path} is missing, and the model is unknown without it; restore it")
+            raise CheckpointError(f"{path} is missing, and the model is unknown without this file; restore it")
         spec = ModelSpec.read(path) if os.path.lexists(path) else config.spec(info, old_codec(stored))
     except (DataError, UsageError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None

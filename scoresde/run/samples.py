@@ -24,21 +24,26 @@ from .run import Samples
 
 __all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
 
-KINDS = ("png", "npz", "csv", "gif", "path")
+KINDS = ("png", "files", "npz", "csv", "gif", "path")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """Check the kinds of files to write for samples of some data; ``None`` gives the usual ones.
+    """Check the kinds of files to write for samples of some data; ``None`` gives the default kinds.
 
     Raises:
-        UsageError: If a kind is unknown, or ``csv`` is given for data that are not a table.
+        UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
     """
     if kinds is None:
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
     if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
         raise UsageError(
             f"csv is for tables, but {info.name} has {info.kind}s of shape {info.shape}; use npz", parameter="save"
+        )
+    if "files" in kinds and (info.kind != "image" or info.shape[0] > 4):
+        raise UsageError(
+            f"files are for images of 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; use npz",
+            parameter="save",
         )
     return kinds
 
@@ -55,21 +60,22 @@ def write_samples(
 ) -> list[Path]:
     """Write the samples that succeeded, in data units.
 
-    The numbers are written first; a picture that fails afterwards is only a warning.
+    The numbers are written first. If a picture cannot be drawn afterwards, only a warning is issued.
 
     Args:
         folder: The folder to write to.
         samples: The samples, ``x`` of shape ``(n, *event)``.
         info: The description of the data.
         made: How the samples were made, as plain JSON values, for ``samples.json``.
-        kinds: ``png`` (a sheet of images, or a figure), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a
-            table with named columns), ``gif`` (an animation of the sampling) and ``path`` (its states as arrays ``t``
-            and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if the data have named columns.
+        kinds: ``png`` (a sheet of images, or a figure), ``files`` (a folder with a PNG of each image, named by the
+            number of the sample), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a table with named
+            columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the samples along the way, as
+            arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and ``csv`` too if the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
             :meth:`scoresde.run.run.Run.frames`), or a function that computes them once the samples are written.
         reference: Data ``(m, *event)`` to show beside the samples in the figure of points, tables and signals, or a
             function that returns them.
-        codec: The codec of the run, which knows the columns that have levels.
+        codec: The codec of the run, which knows which columns are stored as levels.
 
     Returns:
         The paths of the files written, the picture first.
@@ -101,6 +107,13 @@ def write_samples(
                 behind = reference() if callable(reference) else reference
                 save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
             pictures.append(path)
+    if "files" in kinds:
+        with optional(str(folder / "files"), kept):
+            from ..plot import save_images
+
+            first = int(made.get("start", 0))
+            titles = [f"{first + i:06d}.png" for i in index]
+            pictures.append(save_images(folder / "files", x.numpy(), titles, info.low, info.high))
     if frames is not None and {"gif", "path"} & set(kinds):
         with optional("the trajectory of the samples", kept):
             times, states = frames() if callable(frames) else frames
@@ -118,7 +131,7 @@ def write_samples(
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Return the cells of a table ``(n, D)``: whole numbers in columns with levels, else as in :func:`_shortest`."""
+    """Return the cells of a table ``(n, D)``: integers in columns of integers, other values by :func:`_shortest`."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
@@ -146,19 +159,20 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
     """Read samples from a file made by any program, in data units.
 
     Args:
-        path: An ``.npz`` with an array called ``x``, as ``scoresde sample`` writes it, or ``arr_0``, ``samples``, and
-            so on, as other programs do; an ``.npy``; a table; or a folder of pictures. Channels may be first or last.
+        path: An ``.npz`` with an array called ``x``, as written by ``scoresde sample``, or ``arr_0``, ``samples``, and
+            so on, as written by other programs; an ``.npy``; a table; or a folder of pictures. Channels may be first or
+            last.
         data: The data that the samples are compared with.
         units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
     Returns:
-        Samples, shape ``(N, *event)``; values between two levels of the data are moved to the level below.
+        Samples, shape ``(N, *event)``. Values between two levels of the data are moved to the level below.
 
     Raises:
         DataError: If the file is not a file of samples, or its samples do not match the data.
     """
     x = in_data_units(_array(path, data.info), data, units, str(path))
-    return x if data.info.wide or not x.is_floating_point() else x.float()  # as the data, so copies are equal
+    return x if data.info.wide or not x.is_floating_point() else x.float()  # the dtype of the data, so copies are equal
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
@@ -166,7 +180,8 @@ def _array(path: Path, info: DataInfo) -> Tensor:
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(
-                f"{path} is a pickle, which can run code and is never loaded; save its numbers with np.savez, as x"
+                f"{path} is a pickle, which can run code and is never loaded; save its numbers with np.savez, as an "
+                "array called x"
             )
         if path.is_dir():
             found = read_path(path)
@@ -177,10 +192,12 @@ def _array(path: Path, info: DataInfo) -> Tensor:
             arrays = load_arrays(path)
             chosen = roles(path, arrays)
             if "x_test" in chosen:
-                raise DataError(f"{path}: {chosen['x']} and {chosen['x_test']} are parts of data; name the samples x")
+                raise DataError(
+                    f"{path}: {chosen['x']} and {chosen['x_test']} are parts of a data set; call the array of samples x"
+                )
             x = arrays[chosen["x"]]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
     if x.dtype.kind not in "biuf":
         raise DataError(f"{path} has samples of dtype {x.dtype}, but samples must be real numbers")
     x = _arranged(path, x, info)
@@ -188,7 +205,7 @@ def _array(path: Path, info: DataInfo) -> Tensor:
     if bad.any():
         raise DataError(
             f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite (the first is number "
-            f"{int(bad.argmax())}): leave them out"
+            f"{int(bad.argmax())}); leave them out"
         )
     return torch.from_numpy(np.ascontiguousarray(x))
 
@@ -218,6 +235,6 @@ def _columns(path: Path, info: DataInfo) -> np.ndarray:
         if missing or others:
             told = [f"lacks {', '.join(missing[:5])}"] if missing else []
             told += [f"has extra columns {', '.join(others[:5])}"] if others else []
-            raise DataError(f"{path} {' and '.join(told)}: the columns of {info.name} are {', '.join(names[:20])}")
+            raise DataError(f"{path} {' and '.join(told)}; the columns of {info.name} are {', '.join(names[:20])}")
         return found.train[:, [found.names.index(name) for name in names]]
     return found.train

@@ -2,8 +2,8 @@
 
 A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves much to a preset and to the data.
 A specification states the result: path, parametrisation, network and codec, each by its name in a table and with *all*
-of its options. A preset is read once, when training starts, so redefining it never changes a run. A run without this
-file predates it, and is described by its configuration.
+of its options. A preset is read once, when training starts, so redefining it never changes a run. A run that predates
+this file is described by its configuration.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ModelSpec:
         path: The SDE.
         shift: Factor on the SDE's sigma/alpha.
         parametrization: The meaning of the network's output.
-        network: The network; ``None`` if it was passed as an object.
-        codec: The map from data units to the model's.
+        network: The network, or ``None`` if it was passed as an object.
+        codec: The map from data units to model units.
         classes: Number of classes that the model knows.
         coupled: Whether data and noise were paired in training.
         learn_variance: Whether the network learns the variance of the steps of a chain.
@@ -97,12 +97,13 @@ class ModelSpec:
         path = make_path(self.path, self.shift, sde, typed=typed)
         meaning = _made(self.parametrization, parametrization, PARAMETRIZATIONS, "prediction", Parametrization, typed)
         if network is None and self.network is None:
-            raise CheckpointError("the run was trained with a network of your own; pass it", parameter="network")
+            told = "the run was trained with a network of your own; pass that network"
+            raise CheckpointError(told, parameter="network")
         net = _made(self.network, network, NETWORKS, "network", nn.Module, typed)
         return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """Return the specification with all options of the parts of ``model``, which was built from it."""
+        """Return the specification with all options of the parts of a ``model`` built from it."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -132,7 +133,7 @@ class ModelSpec:
         """Read the values of :meth:`to_dict` from a file.
 
         Raises:
-            CheckpointError: If the file is malformed, or its codec is not the one that was written.
+            CheckpointError: If the file is malformed, or its codec differs from the codec that was written.
         """
         stored = read_object(file)
         check_format(file, stored)
@@ -140,7 +141,9 @@ class ModelSpec:
             path, parametrization = (Part.read(stored[name]) for name in ("path", "parametrization"))
             codec = from_dict(stored["codec"])
             if digest(codec) != stored["codec_digest"]:
-                raise CheckpointError(f"{file}: the codec does not match digest {stored['codec_digest']!r} (damaged?)")
+                raise CheckpointError(
+                    f"{file}: the codec does not match digest {stored['codec_digest']!r}; is the file damaged?"
+                )
             return cls(
                 path=path,
                 shift=float(stored["shift"]),
@@ -163,7 +166,7 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
     Args:
         part: The name and the options of the SDE.
         shift: Factor on sigma/alpha.
-        given: The SDE itself, or its class, for one that is not a built-in.
+        given: The SDE itself, or its class, if the SDE is not a built-in.
         typed: Which names a person typed.
 
     Raises:
@@ -181,7 +184,8 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
         sde = given
     if not isinstance(sde, SDE):
         raise UsageError(
-            f"{part.name!r} is not an SDE: derive a frozen dataclass from scoresde.SDE with alpha and sigma"
+            f"{part.name!r} is not an SDE; it must be a frozen dataclass that subclasses scoresde.SDE and defines "
+            "alpha and sigma"
         )
     sde.check()
     return sde if shift == 1 else Shifted(sde, shift)
@@ -189,7 +193,7 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
 
 def _count(stored: Mapping[str, Any], name: str) -> int:
     if isinstance(stored[name], bool) or int(stored[name]) != stored[name] or stored[name] < 0:
-        raise ValueError(f"{name} is {stored[name]!r}, not a whole number >= 0")
+        raise ValueError(f"{name} is {stored[name]!r}, not an integer >= 0")
     return int(stored[name])
 
 

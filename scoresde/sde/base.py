@@ -4,23 +4,25 @@ A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
 
     x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I),                                    (1)
 
-and (1) determines it completely: an :class:`SDE` defines ``alpha`` and ``sigma``, and
+and (1) determines the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, from which
 
     f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
 
 follow by forward-mode automatic differentiation. Time always runs from 0 (data) to 1 (prior).
 
-The straight frame: every such path is the straight path in another clock and scale. With
+In the *straight frame*, every such path becomes the straight path: a change of the time variable (the *clock*) and of
+the scale of x turns (1) into
 
-    s = alpha + sigma,      r = sigma / s,      y = x / s:      y = (1 - r) x_0 + r eps,       (3)
+    y = (1 - r) x_0 + r eps,      where      s = alpha + sigma,      r = sigma / s,      y = x / s,       (3)
 
-the probability flow is dy/dr = eps_hat - x0_hat. It contains no f, g, alpha' or sigma', and is finite at both ends for
-every path. The ODE solvers and the likelihood work in this frame. r and the log-SNR  2 log(alpha/sigma)  are equivalent
-clocks.
+and the probability flow is dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and is
+finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
+2 log(alpha/sigma)  is an equivalent clock, because it is a monotone function of r.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
-    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: a path is its log-SNR (sec. 3, 5.1).
+    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR determines a path up to its
+    scale (sec. 3, 5.1).
     Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
 
 The SDEs themselves are in :mod:`scoresde.sde.continuous`.
@@ -44,7 +46,7 @@ from ..core.shapes import as_time, dims, expand, sum_flat, time_dtype
 __all__ = ["SDE", "Prior", "informative"]
 
 
-_LARGEST = 1e15  # the largest alpha and sigma: their squares are still finite in float32
+_LARGEST = 1e15  # the largest valid alpha and sigma, whose squares are still finite in float32
 
 
 @overload
@@ -52,9 +54,9 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return a mask, in the shape of ``alpha``, of where some data is left.
+    """Return whether some of the data are left, as a mask with the same shape as ``alpha``.
 
-    ``alpha`` may be a rounding error instead of 0: cos(pi/2) is 6e-17.
+    Where no data are left, ``alpha`` may be a rounding error instead of 0; for example, cos(pi/2) evaluates to 6e-17.
     """
     return alpha > 1e-6 * sigma
 
@@ -72,29 +74,29 @@ class Prior(Checked):
     std: float
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw one state for each address of ``noise``; the result has the shape ``(B, *shape)``."""
+        """Draw one state for each address of ``noise``. The result has shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density in nats, shape ``(B,)``, of ``z``, shape ``(B, *event)``."""
+        """Return the log density of ``z``, shape ``(B, *event)``, in nats, shape ``(B,)``."""
         return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
 class SDE(Checked, ABC):
     """A linear SDE given by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
 
-    To define a path, derive a frozen dataclass and write ``alpha`` and ``sigma`` with torch functions. Times are passed
-    as tensors of shape ``()`` or ``(B,)``, usually float64; a constant may be returned as a plain number. Sampling with
-    every solver, training and likelihood then work without further code.
+    To define a path, subclass this as a frozen dataclass and implement ``alpha`` and ``sigma`` with torch functions.
+    Times are passed as tensors of shape ``()`` or ``(B,)``, usually float64; a constant may be returned as a plain
+    number. Training, sampling with every solver and likelihood computation then work without further code.
 
     Attributes:
-        t_min, t_max: The valid range of t; training draws t from it and the likelihood integrates over it.
+        t_min, t_max: The valid range of t. Training draws t from this range and the likelihood integrates over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The size of one data unit at ``t_min``: 1, except for a path that a model was converted to.
-        more_noise: The field that sets how much noise there is at the end, and a value that gives enough noise; used in
-            advice (:mod:`scoresde.sde.reach`).
-        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen by
-            their error; solvers in the clock of the straight frame are not affected.
+        data_scale: The size of one data unit at ``t_min``. It can differ from 1 only on the path of a converted model.
+        more_noise: The name of the field that sets how much noise there is at ``t_max``, and a value of this field that
+            gives enough noise. Both appear in advice (:mod:`scoresde.sde.reach`).
+        smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
+            from error estimates. Solvers that step in the clock of the straight frame are not affected.
 
     Example:
         >>> import math
@@ -118,11 +120,11 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the factor on the data at ``t``, that is, how much of the data is left, in the shape of ``t``."""
+        """Return the factor on the data at ``t``, with the same shape as ``t``."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:
-        """Return the standard deviation of the noise at ``t``, in the shape of ``t``."""
+        """Return the standard deviation of the noise at ``t``, with the same shape as ``t``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +133,7 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- coefficients: used in the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``alpha(t), sigma(t)`` as tensors in the shape and dtype of ``t``."""
+        """Return ``alpha(t), sigma(t)`` as tensors with the shape and dtype of ``t``."""
         return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
 
     @staticmethod
@@ -141,42 +143,48 @@ class SDE(Checked, ABC):
         return torch.as_tensor(value, dtype=t.dtype, device=t.device).expand(t.shape)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time derivatives ``alpha'(t), sigma'(t)``, in the shape of ``t``."""
+        """Return the time derivatives ``alpha'(t), sigma'(t)``, with the same shape as ``t``."""
         rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        """Return ``f(t) = alpha'/alpha``, in the shape of ``t``; it is infinite where alpha is 0."""
+        """Return ``f(t) = alpha'/alpha``, which is infinite where alpha is 0, with the same shape as ``t``."""
         return self.rates(t)[0] / self.coefficients(t)[0]
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        """Return ``g(t)^2 = 2 sigma (sigma' - f sigma)``, in the shape of ``t``; it is infinite where alpha is 0."""
+        """Return ``g(t)^2 = 2 sigma (sigma' - f sigma)``, with the same shape as ``t``.
+
+        ``g(t)`` is infinite where alpha is 0.
+        """
         (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.rates(t)
         return 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """Return the drift ``f(t) x`` of the forward SDE, in the shape of ``x``."""
+        """Return the drift ``f(t) x`` of the forward SDE, with the same shape as ``x``."""
         return expand(self.drift_rate(as_time(t, x)), x) * x
 
     def diffusion(self, t: float | Tensor) -> Tensor:
-        """Return the diffusion ``g(t)`` of the forward SDE, in the shape of ``t``."""
+        """Return the diffusion coefficient ``g(t)`` of the forward SDE, with the same shape as ``t``."""
         t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-        # g^2 is >= 0, but rounding can produce -1e-17 where the noise does not grow.
+        # g^2 >= 0, but rounding can produce a value such as -1e-17 where the noise does not grow.
         return self.diffusion_squared(t).clamp(min=0).sqrt()
 
     @property
     def finite_g(self) -> bool:
-        """Whether g is finite up to ``t_max``, that is, whether some of the data is left there."""
+        """Whether g is finite up to ``t_max``, that is, whether some of the data are left there."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (shape of ``x0``) and standard deviation (shape of ``t``) of ``x_t`` given ``x_0``."""
+        """Return the mean and the standard deviation of ``x_t`` given ``x_0``.
+
+        The mean has the same shape as ``x0``, and the standard deviation has the same shape as ``t``.
+        """
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0, sigma
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
-        """Jump from the data to time ``t``: return ``x_t = alpha x_0 + sigma eps``, in the shape of ``x0``."""
+        """Jump from the data to time ``t``: return ``x_t = alpha x_0 + sigma eps``, with the same shape as ``x0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
@@ -191,35 +199,35 @@ class SDE(Checked, ABC):
         return Prior(self.prior_std)
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return the scale ``s = alpha + sigma`` of the straight frame (3), in the shape of ``t``."""
+        """Return the scale ``s = alpha + sigma`` of the straight frame, with the same shape as ``t``."""
         alpha, sigma = self.coefficients(t)
         return alpha + sigma
 
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return the quantity that a shift of the log-SNR preserves (see :mod:`scoresde.sde.modified`).
 
-        The default is the root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path. A subclass
-        overrides it if another function is constant along its path. If both arguments are scaled by a factor, so is the
-        result, which has the shape of ``alpha``.
+        The default is the square root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path. A
+        subclass overrides this method if another function is constant along its path. The function must be homogeneous:
+        if both arguments are multiplied by a factor, so is the result. The result has the same shape as ``alpha``.
         """
         return torch.hypot(alpha, sigma)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of the path that are learned with the network, by name; there are none by default."""
+        """Return, by name, the parameters of the path that are learned with the network. By default there are none."""
         return {}
 
-    # ------------------------------------------------------------------- clock: only used to choose t
+    # ------------------------------------------------------------------- clock: used only to choose t
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Return the log-SNR ``2 log(alpha/sigma)``, in the shape of ``t``; it falls from data to prior."""
+        """Return the log-SNR ``2 log(alpha/sigma)``, which falls from data to prior, with the same shape as ``t``."""
         alpha, sigma = self.coefficients(t)
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """Return the time at which the log-SNR has a given value, clamped to the domain; float64, in the value's shape.
+        """Return the time at which the log-SNR has a given value, clamped to ``[t_min, t_max]``.
 
-        This is a bisection on ``[t_min, t_max]`` down to the last bit, which is correct for any monotone path. A
-        subclass with a closed form overrides it.
+        The result is float64, with the same shape as ``log_snr``. It is found by bisection down to the last bit, which
+        is correct for any monotone log-SNR. A subclass with a closed form overrides this method.
         """
         target = log_snr.to(time_dtype(log_snr.device))
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
@@ -230,17 +238,17 @@ class SDE(Checked, ABC):
         return (low + high) / 2
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame (3), from about 0 to about 1.
+        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
 
-        The result has the shape of ``t``.
+        The clock rises from near 0 at the data to near 1 at the prior.
         """
         alpha, sigma = self.coefficients(t)
         return sigma / (alpha + sigma)
 
     def t_of_ratio(self, r: Tensor) -> Tensor:
-        """Return the time at which :meth:`ratio` is ``r``, clamped to the domain; in the shape of ``r``.
+        """Return the time at which :meth:`ratio` is ``r``, clamped to ``[t_min, t_max]``, with the same shape as ``r``.
 
-        Both ends are exact. On a steep path r rounds to 1 well before ``t_max``; the value 1 then maps to ``t_max``.
+        Both ends are exact. On a steep path, r rounds to 1 well before ``t_max``, and r = 1 is mapped to ``t_max``.
         """
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
         first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
@@ -248,7 +256,7 @@ class SDE(Checked, ABC):
 
     @property
     def nodes(self) -> Tensor | None:
-        """The times of a discrete chain in rising order, float64 ``(N,)``; ``None`` for a path in continuous time."""
+        """The times of a discrete chain in rising order, float64 ``(N,)``, or ``None`` if time is continuous."""
         return None
 
     def times(self, use: str) -> tuple[float, float]:
@@ -262,9 +270,10 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- self-check
 
     def finite(self, t0: float, t1: float) -> bool:
-        """Return whether the coefficients, the clock and its inverse are finite from ``t0`` to ``t1``.
+        """Return whether the coefficients, the clock and the inverse of the clock are finite from ``t0`` to ``t1``.
 
-        If they are not, a failed solve is due to the path, not to the model. A rate may be infinite, but not NaN.
+        If the result is false, a failed solve is due to the path, not to the model. The time derivatives of alpha and
+        sigma may be infinite, but not NaN.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
@@ -285,10 +294,10 @@ class SDE(Checked, ABC):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the path is valid: right shapes, finite values, sigma > 0, and a falling log-SNR.
+        """Check that the path is valid: correct shapes, finite values, sigma > 0 for t > 0, and a falling log-SNR.
 
         Raises:
-            UsageError: If it is not valid; the message names the first offending t.
+            UsageError: If the path is not valid. The message names the first offending t.
         """
         name = type(self).__name__
         self._check_times(f"{name}: ")
@@ -307,25 +316,26 @@ class SDE(Checked, ABC):
                     f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
                     "it must be computed element by element"
                 )
-            bad = ~((values >= 0) & (values <= _LARGEST))  # a NaN is bad too
+            bad = ~((values >= 0) & (values <= _LARGEST))  # also True for NaN
             if label == "sigma":
                 bad |= (values == 0) & (t > 0)
             if bool(bad.any()):
                 i = int(bad.nonzero()[0])
                 raise UsageError(
                     f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite and "
-                    f"{'>= 0' if label == 'alpha' else '> 0'}, at most {_LARGEST:g}, on [{self.t_min}, {self.t_max}] "
-                    "(t_min and t_max are class attributes you can set)"
+                    f"{'>= 0' if label == 'alpha' else '> 0'}, and at most {_LARGEST:g}, for all t in [{self.t_min}, "
+                    f"{self.t_max}] (t_min and t_max are class attributes that you can set)"
                 )
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
-                f"{name}: at t_min = {self.t_min:g} the noise is {sigma:.3g}, too small to tell from zero; begin "
-                "at t_min = 1e-5, or at 0 if the noise is zero there (t_min is a class attribute you can set)"
+                f"{name}: sigma is {sigma:.3g} at t_min = {self.t_min:g}, which is too small to distinguish from zero; "
+                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero there (t_min is a class attribute that you "
+                "can set)"
             )
         snr = self.log_snr(t)
-        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # a steep path has no data left, which is valid
-        rising = ~(torch.diff(snr) < 0) & ~gone  # a NaN counts as rising
+        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no data are left on a steep path, which is valid
+        rising = ~(torch.diff(snr) < 0) & ~gone  # also True for NaN
         if bool(rising.any()):
             i = int(rising.nonzero()[0])
             raise UsageError(

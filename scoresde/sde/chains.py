@@ -1,7 +1,7 @@
 """Discrete chains: DDPM and SMLD as SDEs with nodes.
 
-A chain has N noise levels. Level i = 0 ... N - 1 has the time t_i = (i + 1)/N, its *node*, and t = 0 is the data. At
-its nodes the path equals the chain exactly, and between them it is interpolated, so that a chain is an
+A chain has N noise levels. Level i = 0 ... N - 1 has the time t_i = (i + 1)/N, called its *node*, and the data are at
+t = 0. The path equals the chain exactly at the nodes and interpolates the chain between them, so that a chain is an
 :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
@@ -10,10 +10,10 @@ its nodes the path equals the chain exactly, and between them it is interpolated
     SMLD   alpha = 1,  sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   (Song and Ermon 2019, sec. 4)      (3)
            and log sigma is linear in t.
 
-The steps between two nodes, up and down, are those of any path (:mod:`scoresde.sde.marginal`). Between neighbouring
-nodes of DDPM the step up is (1).
+The steps between two nodes, up and down, are the same as for any other path (:mod:`scoresde.sde.marginal`). For DDPM,
+the step up between neighbouring nodes is (1).
 
-With betas from 0.1/N to 20/N, DDPM converges to VP(0.1, 20) as N grows, with an error of order 1/N; SMLD converges to
+With betas from 0.1/N to 20/N, DDPM converges to VP(0.1, 20) as N grows, with an error of order 1/N. SMLD converges to
 VE.
 
 References:
@@ -42,7 +42,7 @@ from .continuous import Exploding
 
 __all__ = ["DDPM", "SMLD"]
 
-# N times the first and the last beta; for scaled-linear, sqrt(beta) is linear between them.
+# The first and the last beta, times N. In scaled-linear, sqrt(beta) is linear between the two.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
 _SCHEDULES = (*_ENDS, "cosine")
 
@@ -51,7 +51,7 @@ _BETA = Range(0, 1, above=True, below=True)
 
 
 class _Chain(SDE):
-    """Base of the chains of N = ``steps`` levels, with their nodes and a domain that begins at the first node."""
+    """Base of the chains, with N = ``steps`` levels, N nodes, and a domain that begins at the first node."""
 
     limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
@@ -70,18 +70,19 @@ class _Chain(SDE):
 
 @dataclass(frozen=True)
 class DDPM(_Chain):
-    """The chain (1) of denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239).
+    """The chain of denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239).
 
     Args:
         steps: N, the number of noise levels.
-        schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root, as in latent diffusion) or
-            ``cosine`` (Nichol and Dhariwal: s = 0.008, betas clipped at 0.999).
-        betas: The betas themselves, which then also set the number of steps; the schedule is not used.
-        start, end: First and last beta of the linear schedules. The defaults are those published for 1000 steps, 1e-4
-            to 0.02 and 8.5e-4 to 0.012, times 1000/N, so that chains of different lengths converge to the same SDE.
-        zero_snr: Whether to rescale the chain so that no data is left at its last node: alpha is shifted and scaled so
-            that it ends at 0 and begins as before (Lin et al. 2024, arXiv:2305.08891, alg. 1). The network must then
-            predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no data.
+        schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root of beta, as in latent diffusion)
+            or ``cosine`` (Nichol and Dhariwal, with s = 0.008 and betas clipped at 0.999).
+        betas: The betas themselves. If given, they set the number of steps, and the schedule is not used.
+        start, end: First and last beta of the linear schedules. The defaults are the values published for 1000 steps
+            (1e-4 to 0.02 for linear, 8.5e-4 to 0.012 for scaled-linear), times 1000/N, so that chains of different
+            lengths converge to the same SDE.
+        zero_snr: Whether to rescale the chain so that no data are left at its last node. Alpha is shifted and scaled so
+            that its first value is unchanged and its last value is 0 (Lin et al. 2024, arXiv:2305.08891, alg. 1). The
+            network must then predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no data.
 
     Example:
         >>> chain = DDPM()
@@ -112,32 +113,31 @@ class DDPM(_Chain):
             raise UsageError(f"unknown schedule {self.schedule!r} of DDPM; {closest(self.schedule, _SCHEDULES)}")
         if (self.start, self.end) != (None, None) and (self.betas is not None or self.schedule == "cosine"):
             kind = "given betas have" if self.betas is not None else "the schedule cosine has"
-            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); omit them")
+            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); omit start and end")
         super().__post_init__()
 
     def check(self) -> None:
         """Check the betas, then the path (see :meth:`SDE.check <scoresde.SDE.check>`).
 
         Raises:
-            UsageError: If a beta or the path is not valid; the message names the first offending step or time.
+            UsageError: If a beta or the path is not valid. The message names the first offending step or time.
         """
         wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
-        meant = self.zero_snr or self.betas is not None  # a schedule reaches 1 only by having too few steps
+        meant = self.zero_snr or self.betas is not None  # otherwise, a beta of 1 means that there are too few steps
         if meant and wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
-            wrong = []  # no data is left at the last node
+            wrong = []  # valid: no data are left at the last node
         if len(wrong):
             i = wrong[0]
             raise UsageError(
-                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}; it must lie between 0 and 1, "
-                "or be given as 1 at the last step. "
-                "The linear schedules grow with 1/steps: use more steps (more than 20), a smaller end, or the "
-                "schedule cosine"
+                f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must lie between 0 and 1 "
+                "(the last of the given betas may equal 1). The default betas of the linear schedules are "
+                "proportional to 1/steps: use more than 20 steps, a smaller end, or the schedule cosine"
             )
         super().check()
 
     @cached_property
     def beta(self) -> Tensor:
-        """``beta_i``, the variance that step i adds, float64 ``(N,)``."""
+        """The variances ``beta_i`` of the noise that each step i adds, float64 ``(N,)``."""
         beta = self._published
         if not self.zero_snr:
             return beta
@@ -147,7 +147,7 @@ class DDPM(_Chain):
 
     @property
     def _published(self) -> Tensor:
-        """The betas before they are rescaled."""
+        """The betas before :attr:`zero_snr` rescales them."""
         if self.betas is not None:
             return torch.tensor(self.betas, dtype=torch.float64)
         if self.schedule == "cosine":
@@ -163,16 +163,16 @@ class DDPM(_Chain):
 
     @cached_property
     def _table(self) -> Tensor:
-        """The values of ``log alpha`` at 0, 1/N, ..., 1, float64 ``(N + 1,)``: half of ``log prod (1 - beta_j)``."""
+        """The values of ``log alpha``, ``log prod (1 - beta_j) / 2``, at times 0, 1/N, ..., 1, float64 ``(N + 1,)``."""
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``log alpha`` and its slope in t, in the shape of ``t``; a node has the slope of the step before it.
+        """Return ``log alpha`` and its slope in t, both with the same shape as ``t``.
 
-        In a last step that leaves no data, alpha itself is linear in t.
+        The slope at a node is that of the step below it. In a last step that leaves no data, alpha itself is linear.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
-        # Rounding can turn node 3 into 3.0000000000000004, which must still belong to the third interval.
+        # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.
         i = (torch.ceil(position * (1 - 4 * torch.finfo(t.dtype).eps)).long() - 1).clamp(0, self.steps - 1)
         rise, part = table[i + 1] - table[i], position - i
         if not self._ends_in_noise:
@@ -191,14 +191,14 @@ class DDPM(_Chain):
         return torch.exp(self._log_alpha(t)[0])
 
     def sigma(self, t: Tensor) -> Tensor:
-        # expm1 is used because 1 - prod (1 - beta_j) cancels near the data.
+        # expm1 avoids the cancellation in 1 - prod (1 - beta_j) near the data.
         return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)[0]))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # alpha' = alpha (log alpha)',  sigma' = -alpha alpha'/sigma
         (alpha, sigma), slope = self.coefficients(t), self._log_alpha(t)[1]
         d_alpha = alpha * slope
-        if self._ends_in_noise:  # the product is 0 times infinity at the end of the last step
+        if self._ends_in_noise:  # at the end of the last step, alpha is 0 and the slope is infinite
             d_alpha = torch.where(alpha == 0, -self.steps * torch.exp(self._table[-2]).to(t), d_alpha)
         return d_alpha, -alpha * d_alpha / sigma
 
@@ -207,7 +207,7 @@ class DDPM(_Chain):
         return -2 * self._log_alpha(t)[1]
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # alpha^2 = sigmoid(log_snr) is looked up in the table, which is decreasing.
+        # log alpha = logsigmoid(log_snr)/2 is looked up in the table, which is decreasing.
         target = torch.nn.functional.logsigmoid(log_snr.to(time_dtype(log_snr.device))) / 2
         table = self._table.to(target)
         i = (torch.searchsorted(-table, (-target).contiguous()) - 1).clamp(0, self.steps - 1)
@@ -224,15 +224,15 @@ class DDPM(_Chain):
 
 @dataclass(frozen=True)
 class SMLD(Exploding, _Chain):
-    """The chain (3) of score matching with Langevin dynamics, also called NCSN: N geometric noise levels, alpha = 1.
+    """The chain of score matching with Langevin dynamics (NCSN): alpha = 1 and geometric noise levels.
 
-    Song and Ermon (2019), arXiv:1907.05600, used 10 levels from 1 to 0.01; Song and Ermon (2020), arXiv:2006.09011, 232
-    levels from 50 to 0.01 for CIFAR-10; and Song et al. (2021), arXiv:2011.13456, 1000 levels.
+    Song and Ermon (2019), arXiv:1907.05600, used 10 levels from 1 to 0.01. For CIFAR-10, Song and Ermon (2020),
+    arXiv:2006.09011, used 232 levels from 50 to 0.01, and Song et al. (2021), arXiv:2011.13456, used 1000 levels.
 
     Args:
         steps: N, the number of noise levels.
-        sigma_min, sigma_max: The lowest and the highest noise level; in training, ``auto`` sets the highest to the
-            largest distance between two samples.
+        sigma_min: The lowest noise level.
+        sigma_max: The highest noise level. In training, ``auto`` sets it to the largest distance between two samples.
 
     Example:
         >>> chain = SMLD(steps=3, sigma_min=0.1, sigma_max=10.0)
@@ -246,7 +246,7 @@ class SMLD(Exploding, _Chain):
 
     @property
     def _rate(self) -> float:
-        """The rate ``(log sigma)'``, which is N/(N - 1) log(sigma_max/sigma_min)."""
+        """The rate ``(log sigma)'``, which equals ``N/(N - 1) log(sigma_max/sigma_min)``."""
         return math.log(self.highest / self.sigma_min) * self.steps / (self.steps - 1)
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""The published SDEs: each defines alpha and sigma (:mod:`scoresde.sde.base`), and everything known in closed form.
+"""The published SDEs. Each defines alpha and sigma (:mod:`scoresde.sde.base`), and any other closed forms it has.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
         sub-VP (sec. 3.4), and their marginals (eq. 29).
     Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
-    Nichol and Dhariwal (2021), arXiv:2102.09672: the cosine schedule. Karras et al. (2022), arXiv:2206.00364: EDM.
+    Nichol and Dhariwal (2021), arXiv:2102.09672: the cosine schedule.
+    Karras et al. (2022), arXiv:2206.00364: EDM.
     Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR linear in t, with learned ends.
 """
 
@@ -24,11 +25,12 @@ __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "Flow
 
 
 class Exploding(SDE):
-    """Base of the paths that do not shrink the data, alpha = 1; noise levels from ``sigma_min`` to ``sigma_max``.
+    """Base of the paths that do not shrink the data (alpha = 1).
 
-    The levels are in model units. ``sigma_max`` may be ``"auto"``, which training replaces by the largest distance
-    between two of its samples (Song and Ermon 2020, arXiv:2006.09011, technique 1), or by ten times their root mean
-    square if that is larger (:func:`scoresde.sde.reach.sigma_for`). Until then the path has no levels.
+    The noise levels, in model units, go from ``sigma_min`` to ``sigma_max``. If ``sigma_max`` is ``"auto"``, training
+    replaces it by the largest distance between two training samples (Song and Ermon 2020, arXiv:2006.09011, technique
+    1), or by about ten times the root mean square of the samples if that is larger
+    (:func:`scoresde.sde.reach.sigma_for`). Until ``"auto"`` has been replaced, the path cannot be evaluated.
     """
 
     limits = ranges(sigma_min=Range(1e-9, 1e6), sigma_max=Range(1e-9, 1e6))
@@ -45,24 +47,24 @@ class Exploding(SDE):
         """The value of ``sigma_max``.
 
         Raises:
-            UsageError: If it has not been determined from the data yet.
+            UsageError: If ``sigma_max`` has not been determined from the data yet.
         """
         if isinstance(self.sigma_max, str):
             raise UsageError(
-                f"sigma_max of {type(self).__name__} is {self.sigma_max!r}, which training replaces by a number, the "
-                "largest distance between two samples; give a number here",
+                f"sigma_max of {type(self).__name__} is {self.sigma_max!r}, which only training replaces by a number "
+                "(from the largest distance between two samples); set sigma_max to a number here",
                 parameter="sigma_max",
             )
         return self.sigma_max
 
     def check(self) -> None:
-        """Check the path once its levels are known (see :meth:`SDE.check <scoresde.SDE.check>`)."""
+        """Check the path if ``sigma_max`` is a number (see :meth:`SDE.check <scoresde.SDE.check>`)."""
         if self.sigma_max == "auto":
             return
         if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose 0 < "
-                "sigma_min < sigma_max, or auto for the largest distance between two samples",
+                "sigma_min < sigma_max, or set sigma_max to auto, for the largest distance between two samples",
                 parameter="sigma_max",
                 value="auto",
             )
@@ -74,7 +76,7 @@ class Exploding(SDE):
 
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
-    """Base of VP and sub-VP: ``alpha = exp(-B/2)``, ``B(t) = int_0^t beta``, ``beta`` linear in t."""
+    """Base of VP and sub-VP: ``alpha = exp(-B/2)`` with ``B(t) = int_0^t beta`` and ``beta`` linear in t."""
 
     limits = ranges(beta_min=Range(0, 1e6), beta_max=Range(0, 1e6, above=True))
 
@@ -85,18 +87,18 @@ class _LinearBeta(SDE):
     more_noise = ("beta_max", 20)
 
     def integral(self, t: Tensor) -> Tensor:
-        """Return ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, in the shape of ``t``."""
+        """Return ``B(t) = beta_min t + (beta_max - beta_min) t^2 / 2``, with the same shape as ``t``."""
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """Return the time at which B has a given value, in the shape of ``integral``."""
-        # This form of the root of the quadratic does not cancel; the clamp avoids 0/0 and inf/inf.
+        """Return the time at which B equals ``integral``, with the same shape as ``integral``."""
+        # This form of the root of the quadratic avoids cancellation, and the clamp avoids 0/0 and inf/inf.
         slope, numbers = self.beta_max - self.beta_min, torch.finfo(integral.dtype)
         integral = integral.clamp(numbers.tiny, numbers.max**0.5)
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def beta(self, t: Tensor) -> Tensor:
-        """Return ``beta(t) = beta_min + t (beta_max - beta_min)``, in the shape of ``t``."""
+        """Return ``beta(t) = beta_min + t (beta_max - beta_min)``, with the same shape as ``t``."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -113,14 +115,14 @@ class _LinearBeta(SDE):
 
 @dataclass(frozen=True)
 class VPSDE(_LinearBeta):
-    """Variance preserving: ``alpha = exp(-B/2)``, ``sigma = sqrt(1 - exp(-B))``, ``B(t) = int_0^t beta``.
+    """Variance preserving: ``alpha = exp(-B/2)`` and ``sigma = sqrt(1 - exp(-B))`` with ``B(t) = int_0^t beta``.
 
-    ``beta(t) = beta_min + t (beta_max - beta_min)``; then ``f = -beta/2`` and ``g = sqrt(beta)`` (Song et al. 2021,
-    arXiv:2011.13456, eq. 11 and 29-33).
+    With ``beta(t) = beta_min + t (beta_max - beta_min)``, the drift rate is ``f = -beta/2`` and the diffusion is
+    ``g = sqrt(beta)`` (Song et al. 2021, arXiv:2011.13456, eq. 11 and 29-33).
     """
 
     def sigma(self, t: Tensor) -> Tensor:
-        # expm1 is used because 1 - exp(-B) cancels: in float32 at t = 1e-5 its root is off by 0.6 %.
+        # expm1 avoids the cancellation in 1 - exp(-B): in float32 at t = 1e-5, the square root would be off by 0.6 %.
         return torch.sqrt(-torch.expm1(-self.integral(t)))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +140,7 @@ class VPSDE(_LinearBeta):
         return -integral - torch.log(-torch.expm1(-integral))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)); above its threshold, softplus is the identity.
+        # alpha^2/sigma^2 = 1/expm1(B), so B = log(1 + exp(-log_snr)). Above its threshold, softplus is the identity.
         return self.t_of_integral(torch.nn.functional.softplus(-log_snr, threshold=40))
 
 
@@ -146,7 +148,7 @@ class VPSDE(_LinearBeta):
 class SubVPSDE(_LinearBeta):
     """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, which is the square of VP's sigma.
 
-    ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
+    The squared diffusion is ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -166,7 +168,7 @@ class SubVPSDE(_LinearBeta):
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2); at a low log-SNR, B is minus the log-SNR up to rounding.
+        # sigma/alpha = exp(B/2) - exp(-B/2) = 2 sinh(B/2). At a low log-SNR, B is minus the log-SNR up to rounding.
         near = 2 * torch.asinh(torch.exp(-log_snr.clamp(min=-80) / 2) / 2)
         return self.t_of_integral(torch.where(log_snr < -80, -log_snr, near))
 
@@ -175,12 +177,12 @@ class SubVPSDE(_LinearBeta):
 class VESDE(Exploding):
     """Variance exploding: ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``.
 
-    ``f = 0`` and ``g = sigma sqrt(2 log(sigma_max/sigma_min))`` (Song et al. 2021, arXiv:2011.13456, eq. 9, 29, 30).
-    At t = 0 the noise is ``sigma_min``, not 0: the path starts at the data blurred by that much.
+    The drift is 0, and ``g = sigma sqrt(2 log(sigma_max/sigma_min))`` (Song et al. 2021, arXiv:2011.13456, eq. 9, 29,
+    30). At t = 0 the noise level is ``sigma_min``, not 0, so the path starts at slightly noisy data.
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level; in training, ``auto`` sets it to the largest distance between two samples.
+        sigma_max: The highest noise level. In training, ``auto`` sets it to the largest distance between two samples.
     """
 
     sigma_min: float = 0.01
@@ -200,9 +202,9 @@ class VESDE(Exploding):
 class FlowMatching(SDE):
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
 
-    This is eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and eq. 1 of Liu et
-    al. (2023), arXiv:2209.03003. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data is left. Networks that
-    predict the velocity, x0 or v are finite there.
+    The path is eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and eq. 1 of Liu
+    et al. (2023), arXiv:2209.03003. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data are left. Networks that
+    predict the velocity, x0 or v can still be used there.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -223,14 +225,14 @@ class FlowMatching(SDE):
 
 @dataclass(frozen=True)
 class CosineSDE(SDE):
-    """The cosine path, variance preserving: ``alpha = cos(u)/cos(u_0)``, ``u = (t + offset)/(1 + offset) pi/2``.
+    """The variance-preserving cosine path: ``alpha = cos(u)/cos(u_0)`` with ``u = (t + offset)/(1 + offset) pi/2``.
 
-    This is the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without their
-    clipping. offset = 0 is the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and
-    Vanden-Eijnden 2023, arXiv:2209.15571). No data is left at t = 1, so g is infinite there.
+    The path is the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without
+    their clipping. With ``offset = 0``, it is the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)``
+    (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571). No data are left at t = 1, so g is infinite there.
 
     Args:
-        offset: The s of Nichol and Dhariwal. If it is above 0, the noise initially grows like sqrt(t) instead of t.
+        offset: The s of Nichol and Dhariwal. If s is above 0, the noise initially grows like sqrt(t) instead of t.
     """
 
     limits = ranges(offset=Range(0, 100))
@@ -248,7 +250,7 @@ class CosineSDE(SDE):
         return torch.cos(self._angle(t)) / math.cos(self._start)
 
     def sigma(self, t: Tensor) -> Tensor:
-        # The form cos(u_0)^2 - cos(u)^2 = sin(u - u_0) sin(u + u_0) does not cancel.
+        # sin(u - u_0) sin(u + u_0) equals cos(u_0)^2 - cos(u)^2 and avoids cancellation.
         u = self._angle(t)
         product = torch.sin(t * (math.pi / 2 / (1 + self.offset))) * torch.sin(u + self._start)
         return torch.sqrt(product) / math.cos(self._start)
@@ -262,7 +264,7 @@ class CosineSDE(SDE):
         return d_alpha, rate * torch.sin(u) * torch.cos(u) / (math.cos(self._start) ** 2 * self.sigma(t))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr), solved with the arc tangent, which is accurate at both ends.
+        # cos(u)^2 = cos(u_0)^2 sigmoid(log_snr) is solved with the arctangent, which is accurate at both ends.
         cosine = math.cos(self._start) * torch.sigmoid(log_snr).sqrt()
         sine = torch.sqrt(math.sin(self._start) ** 2 + math.cos(self._start) ** 2 * torch.sigmoid(-log_snr))
         return torch.atan2(sine, cosine) * (2 / math.pi * (1 + self.offset)) - self.offset
@@ -276,9 +278,9 @@ class CosineSDE(SDE):
 class EDMSDE(Exploding):
     """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
 
-    In the paper, time is sigma itself. Here t runs through the levels in the same way as their sampler does
-    (arXiv:2206.00364, eq. 5), ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho``, so that
-    a grid uniform in t is the paper's grid.
+    In the paper, time is sigma itself. Here, ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) -
+    sigma_min^(1/rho)))^rho``, which spaces the levels as the paper's sampler does (arXiv:2206.00364, eq. 5), so that a
+    grid uniform in t is the paper's grid.
     """
 
     limits = ranges(rho=Range(0, 100, above=True))
@@ -307,13 +309,13 @@ class EDMSDE(Exploding):
 class VDMSDE(SDE):
     """The variance-preserving path with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
 
-    This is the path of Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. Time is
-    spread evenly over the log-SNR, so a grid uniform in t is uniform in log-SNR.
+    The path is from Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. A grid uniform
+    in t is also uniform in log-SNR.
 
     Args:
         log_snr_max, log_snr_min: The log-SNR at t = 0 and at t = 1.
-        learn: Whether to learn these two ends with the network, by the variational bound (sec. 5; see
-            :func:`scoresde.objective.loss.end_terms`). The given numbers are then their initial values.
+        learn: Whether to learn these two ends together with the network, by optimising the variational bound (sec. 5;
+            see :func:`scoresde.objective.loss.end_terms`). The given numbers are then the initial values of the ends.
     """
 
     limits = ranges(log_snr_max=Range(-100, 100), log_snr_min=Range(-100, 100))
@@ -336,12 +338,12 @@ class VDMSDE(SDE):
         return learned
 
     def ends(self) -> tuple[float | Tensor, float | Tensor]:
-        """Return the log-SNR at t = 0 and t = 1: numbers, or tensors of shape ``()`` if they are learned."""
+        """Return the log-SNR at t = 0 and at t = 1, as numbers, or as tensors of shape ``()`` if they are learned."""
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
     def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Return the ends on the device of ``t``, because grids are made on the CPU, wherever the model is."""
+        """Return the ends on the device of ``t``. Grids are made on the CPU, whatever the device of the model."""
         high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
         return high, low
 

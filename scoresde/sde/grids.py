@@ -1,20 +1,21 @@
-"""Time grids, which place the nodes of a solver with a given number of steps.
+"""Time grids, which place the nodes of a solver that takes a given number of steps.
 
-A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also accepts its name. It goes from
-``t0`` to ``t1`` in either direction, in float64, and both ends are exact. Most grids are uniform in some monotone clock
-of the SDE:
+A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also accepts the name of a grid. The
+times go from ``t0`` to ``t1`` in either direction, in float64, and both ends are exact. Most grids are uniform in a
+monotone function of t (a *clock* of the SDE):
 
     ``uniform``   t itself
-    ``sqrt``      sqrt(t), because noise levels of VP grow like sqrt(t) near the data
+    ``sqrt``      sqrt(t), because the noise level of VP grows like sqrt(t) near the data
     ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
     ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
 
-Three grids visit nodes i/N of a discrete model with N noise levels, spaced as is common in DDPM samplers (Lin et al.
-2024, arXiv:2305.08891, tab. 2): ``linspace``, ``leading`` and ``trailing``. A grid can also be a given list of times.
+The grids ``linspace``, ``leading`` and ``trailing`` visit nodes i/N of a discrete model with N noise levels, with the
+spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A grid can also be a given list
+of times.
 
-The model of a chain (:mod:`scoresde.sde.chains`) is trained only at its nodes. For such a model, the times of any grid
-are moved to the nearest nodes, and in training a time drawn from the domain is moved to the node of its cell
-(:func:`snap`).
+The model of a chain (:mod:`scoresde.sde.chains`) is trained only at the nodes of the chain. For such a model, the times
+of any grid are moved to the nearest nodes, and in training a time drawn from the domain is moved to a node by
+:func:`snap`.
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-# The default grid of each SDE class, where it is not sqrt. For VE, logsnr is uniform in t, and better than the grid of
-# Karras et al. (docs/choosing-a-solver.md). On a chain of N nodes, N - 1 uniform steps visit all of them.
+# The default grids of the SDE classes whose default is not sqrt. For VE, the grid logsnr is uniform in t, and it works
+# better than the grid of Karras et al. (docs/choosing-a-solver.md). On a chain of N nodes, a uniform grid with N - 1
+# steps visits every node.
 _SUITED: dict[type[SDE], str] = {
     VESDE: "logsnr", FlowMatching: "uniform", EDMSDE: "uniform", VDMSDE: "uniform", DDPM: "uniform", SMLD: "uniform",
 }  # fmt: skip
 
 
 def default_grid(sde: SDE) -> str:
-    """Return the name of the default grid of an SDE; your own class can set it in a class attribute ``default_grid``.
+    """Return the name of the default grid of an SDE. Your own class can set the class attribute ``default_grid``.
 
     >>> from scoresde import VPSDE
-    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # in t, a grid is shifted with the path
+    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # a grid in t is shifted with the path
     ('uniform', 'sqrt')
     """
     if isinstance(sde, Shifted | Stretch):
@@ -61,11 +63,11 @@ def default_grid(sde: SDE) -> str:
     return str(getattr(sde, "default_grid", listed))
 
 
-_EMPTY = -20.0  # the log-SNR at which grids begin where nothing of the data is left
+_EMPTY = -20.0  # the log-SNR at which grids begin if no data are left at the end of the path
 
 
 class Grid(Checked, ABC):
-    """The nodes of a solver. To write a grid, derive a frozen dataclass and implement ``__call__``."""
+    """The nodes of a solver. To write a grid, subclass this as a frozen dataclass and implement ``__call__``."""
 
     @abstractmethod
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
@@ -73,23 +75,24 @@ class Grid(Checked, ABC):
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """Return the log-SNR in the shape of ``t``; instead of infinity, it is -20 at alpha = 0 and 20 at sigma = 0."""
+    """Return the log-SNR, with the same shape as ``t``; values below -60 or above 60 are replaced by -20 or 20."""
     found = sde.log_snr(t)
     return torch.where(found.abs() > 60, found.clamp(_EMPTY, -_EMPTY), found)
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """Return the log-SNR at both ends, cut off at -20 where no data is left, so that no nodes are spent there."""
+    """Return the log-SNR at both ends, or -20 at an end where no data are left, so that no nodes are spent there."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
     return torch.where(left, finite_log_snr(sde, t), _EMPTY)
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Return which steps of a grid ``times: (n + 1,)`` lie where hardly any data is left, below a log-SNR of -18.
+    """Return whether each step of a grid ``times: (n + 1,)`` lies where hardly any data are left.
 
-    Grids in a clock of the noise place no nodes there, so this region is a single step however many nodes they have.
-    The rules of Euler and Heun in t would not converge with such a step, so solvers cross it by another rule.
+    Such a step starts where no data are left and ends below a log-SNR of -18. Grids that are uniform in a function of
+    the noise level place no nodes in this region, so they cross it in a single step, however many nodes they have.
+    Euler and Heun steps in t would not converge there, so solvers cross the region by another rule.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -128,7 +131,7 @@ class Karras(Grid):
     """Uniform in (sigma/alpha)^(1/rho).
 
     Args:
-        rho: The exponent rho; 7 puts most nodes near the data, and 1 is uniform in sigma/alpha.
+        rho: The exponent rho. The value 7 puts most nodes near the data, and 1 makes the grid uniform in sigma/alpha.
     """
 
     limits = ranges(rho=Range(0, 1e6, above=True))
@@ -142,15 +145,16 @@ class Karras(Grid):
 
 @dataclass(frozen=True)
 class Discrete(Grid):
-    """A grid on the nodes i/N of a discrete model, i = 1 ... N, between the ends.
+    """A grid on the nodes i/N of a discrete model (i = 1 ... N).
 
-    With the top node n and k steps, ``linspace`` rounds k + 1 equally spaced positions to nodes, ``trailing`` goes down
-    from the top in strides of n/k, and ``leading`` goes up from 1 in strides of n//k. As published, leading never
-    visits the top node although sampling starts there; here the first step starts at the top node.
+    Let n be the index of the last node and k the number of steps. Then ``linspace`` rounds k + 1 equally spaced
+    positions to nodes, ``trailing`` goes down from node n in strides of n/k, and ``leading`` goes up from node 1 in
+    strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here the
+    first sampling step starts at the last node.
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
-        nodes: N, the number of noise levels; for a chain, its own number is used instead.
+        nodes: N, the number of noise levels. A chain ignores this value and uses its own number of levels.
     """
 
     limits = ranges(nodes=Range(2, 10**6))
@@ -196,7 +200,7 @@ def linspace(nodes: int = 1000) -> Discrete:
 
 @dataclass(frozen=True)
 class GivenGrid(Grid):
-    """A grid given by its times, which also set the number of steps.
+    """A grid given as a list of times, which also sets the number of steps.
 
     Args:
         times: The times from ``t0`` to ``t1``, strictly monotone.
@@ -207,7 +211,7 @@ class GivenGrid(Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.times) < 2:
-            raise UsageError(f"the given time grid is {self.times}; give at least both ends, such as 1,0.001")
+            raise UsageError(f"the given time grid is {self.times}; give at least the two ends, such as 1,0.001")
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
@@ -220,10 +224,10 @@ class GivenGrid(Grid):
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
-    """Convert a name, a text of times (``"1,0.5,0.001"``) or a sequence of times to a grid; ``None`` for ``auto``.
+    """Convert a name, a string of times (``"1,0.5,0.001"``) or a sequence of times to a grid, and ``auto`` to ``None``.
 
     Raises:
-        UsageError: If the grid is unknown; the message lists the names.
+        UsageError: If the grid is unknown. The message lists the known names.
     """
     if isinstance(grid, str) and grid == "auto":
         return None
@@ -231,7 +235,9 @@ def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
         try:
             grid = [float(part) for part in grid.split(",")]
         except ValueError:
-            raise UsageError(f"the time grid {grid!r} is not a list of numbers, such as 1,0.5,0.1,0.001") from None
+            raise UsageError(
+                f"the time grid {grid!r} is not a list of numbers; give a list such as 1,0.5,0.1,0.001"
+            ) from None
     if isinstance(grid, Sequence) and not isinstance(grid, str):
         return GivenGrid(tuple(float(t) for t in grid))
     built = build(grid, GRIDS, "time grid", typed=True)
@@ -250,22 +256,23 @@ def make_grid(
         sde: The path.
         steps: Number of steps.
         t0, t1: The first and the last time.
-        nodes: The times that a discrete model supports, rising, shape ``(N,)``; each time is moved to the nearest node.
+        nodes: The times that a discrete model supports, in rising order, shape ``(N,)``. If given, each time of the
+            grid is moved to the nearest node.
 
     Raises:
-        UsageError: If the grid is unknown, the number of steps is not valid, the times are not strictly monotone, or
-            the nodes are too few.
+        UsageError: If the grid is unknown, the number of steps is not valid, the times are not strictly monotone, an
+            end is not a node, or there are too few nodes.
     """
     check_number("steps", steps, STEPS, "int")
     made = as_grid(grid) or as_grid(default_grid(sde))
     assert made is not None
     times = made(sde, steps, t0, t1).cpu().clone()
     times[0], times[-1] = t0, t1
-    wrong = (~((times[1:] - times[:-1]) * (t1 - t0) > 0)).nonzero().flatten()  # a NaN is wrong too
+    wrong = (~((times[1:] - times[:-1]) * (t1 - t0) > 0)).nonzero().flatten()  # includes NaN
     if len(wrong):
         i = int(wrong[0])
         raise UsageError(
-            f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must move towards its end, "
+            f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must be strictly monotone, "
             f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
             "use fewer steps or another grid"
         )
@@ -273,16 +280,20 @@ def make_grid(
 
 
 def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
-    """Return the index of the node nearest to ``t``, int64 in the shape of ``t``; ``nodes`` are rising, ``(N,)``."""
+    """Return the index of the node nearest to ``t``, int64, with the same shape as ``t``.
+
+    The ``nodes``, shape ``(N,)``, must be in rising order.
+    """
     nodes = nodes.to(t)
     return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
 
 
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
-    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes; the result has the shape of ``t``.
+    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes. The result has the same shape as ``t``.
 
-    The interval is divided into N cells of the same length, one for each node, so that uniform times become uniform
-    nodes, each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). Without nodes the times are unchanged.
+    The interval is divided into N cells of equal length, one for each node, so that uniformly drawn times become
+    uniformly drawn nodes, each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). If ``nodes`` is
+    ``None``, the times are returned unchanged.
 
     >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
     tensor([0.2500, 0.2500, 0.5000, 1.0000])
@@ -295,7 +306,11 @@ def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
 
 
 def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
-    """Move a grid to the nearest nodes; an end that is not a node, or two times on the same node, is an error."""
+    """Move the times of a grid to the nearest nodes.
+
+    Raises:
+        UsageError: If an end is not a node, or two times would be moved to the same node.
+    """
     index = nearest_node(times, nodes)
     moved, steps = nodes[index], len(times) - 1
     for end in (0, -1):
@@ -310,9 +325,9 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
         i = int((index.diff() == 0).nonzero()[0])
         most = 0 if isinstance(grid, GivenGrid) else next(fit, 0)
         raise UsageError(
-            f"the time grid {grid} with {steps} steps puts {float(times[i]):.6g} and {float(times[i + 1]):.6g} both on "
-            f"node {int(index[i]) + 1} of {len(nodes)}: "
+            f"the time grid {grid} with {steps} steps puts both {float(times[i]):.6g} and {float(times[i + 1]):.6g} on "
+            f"node {int(index[i]) + 1} of {len(nodes)}; "
             + (f"use at most {most} steps on this grid" if most else "give times that are farther apart")
-            + f" (between these ends, at most {abs(int(index[0] - index[-1]))} steps fit, on the uniform grid)"
+            + f" (a uniform grid between these ends allows at most {abs(int(index[0] - index[-1]))} steps)"
         )
     return moved

@@ -1,16 +1,17 @@
-"""Paths derived from other paths: the same noise levels at other times, or only some of the noise levels.
+"""Paths derived from other paths: a path with a shifted log-SNR, and the part of a path between two times.
 
 A Gaussian path is determined by its log-SNR  l(t) = 2 log(alpha/sigma)  and its scale (Kingma et al. 2021,
-arXiv:2107.00630, sec. 5.1), so changing either of them gives another path.
+arXiv:2107.00630, sec. 5.1), so changing either the log-SNR or the scale gives another path.
 
-A shift multiplies sigma/alpha by s at every t, that is
+A shift multiplies sigma/alpha by s at every t, that is,
 
     l'(t) = l(t) - 2 log s,                                                                              (1)
 
-and the scale is chosen so that the quantity that is constant along the path stays constant: alpha^2 + sigma^2 for VP,
-alpha + sigma for flow matching, alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, (1) is the shift of the
-time  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because large images
-need more noise to hide the same amount of structure, by about the root of the number of pixels.
+and the scale is chosen so that the quantity that is constant along the original path stays constant: alpha^2 + sigma^2
+for VP, alpha + sigma for flow matching, and alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, (1) is the
+time shift  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because larger
+images need more noise to hide the same amount of structure: sigma/alpha must grow roughly with the square root of the
+number of pixels.
 
 A :class:`Stretch` is the part of a path between two times, with a prior of its own. It serves as the path of a model
 that covers fewer noise levels than the whole path (:class:`scoresde.model.convert.Converted`).
@@ -34,7 +35,7 @@ SHIFT = Range(1e-6, 1e6, hint="the factor on sigma/alpha, such as 3")
 
 @dataclass(frozen=True)
 class Shifted(SDE):
-    """A path with its log-SNR shifted by ``-2 log(shift)`` (1): more noise at every t for ``shift`` above 1.
+    """A path with its log-SNR shifted by ``-2 log(shift)``. A ``shift`` above 1 gives more noise at every t.
 
     Args:
         path: The path to shift.
@@ -85,7 +86,7 @@ class Shifted(SDE):
 
     @property
     def prior_std(self) -> float:
-        # At t_max (almost) no data is left, and sigma grows with the shift as far as the scale allows.
+        # The prior is scaled like sigma at t_max, where (almost) no data are left.
         end = torch.tensor(self.t_max, dtype=torch.float64)
         return self.path.prior_std * float(self.coefficients(end)[1] / self.path.coefficients(end)[1])
 
@@ -97,7 +98,7 @@ class Stretch(SDE):
     Args:
         path: The whole path.
         std: Standard deviation of the Gaussian that replaces ``x_t`` at ``t_max``.
-        t_min, t_max: The two times.
+        t_min, t_max: The times at which the part begins and ends.
         t_sample: The time at which sampling stops (default: ``t_min``).
         data_scale: The size of one data unit at ``t_min``.
     """

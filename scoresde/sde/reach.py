@@ -1,24 +1,26 @@
 r"""Check that a path ends where samples begin, that is, that its prior fits.
 
-At ``t_max`` the data are ``x = alpha x_0 + sigma eps``, but samples begin at the prior N(0, P^2). The flow does not
-correct the difference, so the samples inherit it. For Gaussian data of standard deviation s, x has the variance
-``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of the samples is off by the factor
+At ``t_max``, noisy data are distributed as ``x = alpha x_0 + sigma eps``, but samples begin at the prior N(0, P^2). The
+flow does not correct this difference, so the samples inherit it. For Gaussian data of standard deviation s, x has the
+variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of the samples is off by the factor
 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
-or by ``P^2/sigma^2`` for coordinates that hardly vary. Neither is sufficient: with s = P = 1, (1) equals 1 on a
-variance-preserving path however little noise there is, although sampling begins with pure noise where the share
+or by ``P^2/sigma^2`` for coordinates that hardly vary. That these factors are near 1 is not sufficient. With s = P = 1,
+for example, (1) equals 1 on a variance-preserving path however little noise there is, although sampling begins with
+pure noise at a time when the fraction
 
     alpha^2 s^2 / (alpha^2 s^2 + sigma^2)                                                                   (2)
 
-of the variance belongs to the data. A prior fits if (2), and the deviation of (1) from 1, are at most 0.01. It then
-costs at most 0.005 nats per dimension, KL( N(alpha x_0, sigma^2) | N(0, P^2) ) averaged over the data, which is less
-than the 0.01 bits to which likelihoods are checked. The published paths satisfy this: (2) is 4e-5 for VP and DDPM,
-0.005 for the schedule of latent diffusion and 0.007, the largest value, for VDM. It is 0 for flow matching and cosine.
+of the variance belongs to the data. A prior fits if (2) and the deviations of both factors from 1 are at most 0.01. The
+misfit then costs at most 0.005 nats per dimension (KL( N(alpha x_0, sigma^2) | N(0, P^2) ), averaged over the data),
+which is less than the 0.01 bits to which likelihoods are checked. The published paths satisfy this criterion: (2) is
+4e-5 for VP and DDPM, 0.005 for the schedule of latent diffusion, 0.007 (the largest value) for VDM, and 0 for flow
+matching and cosine.
 
-On a path that does not shrink the data, alpha = 1, the noise at the end also has to reach across the data; otherwise a
-sample stays near where it began. Its standard deviation must be at least the largest distance between two samples
-(Song and Ermon 2020, arXiv:2006.09011, technique 1).
+On a path that does not shrink the data (alpha = 1), the noise at the end must also reach across the data; otherwise, a
+sample stays near where it began. The standard deviation of this noise must be at least the largest distance between two
+samples (Song and Ermon 2020, arXiv:2006.09011, technique 1).
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ MISFIT = 0.01
 
 @dataclass(frozen=True)
 class Reach:
-    """The data and the noise at the end of a path, for comparison with its prior.
+    """The data and the noise at the end of a path, for comparison with the prior.
 
     Attributes:
         sde: The path.
         alpha, sigma: Coefficients of the path at its end.
         spread: Root mean square of the data, in model units.
-        furthest: The largest distance between two data points, in model units; ``None`` if it is unknown.
+        furthest: The largest distance between two data points, in model units, or ``None`` if it is unknown.
     """
 
     sde: SDE
@@ -70,39 +72,39 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The share (2) of the variance that belongs to the data."""
+        """The fraction of the variance that belongs to the data, equation (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 
     @property
     def variance(self) -> float:
-        """Relative error of the variance of samples of Gaussian data: (1) minus 1."""
+        """Relative error of the variance of the samples for Gaussian data: the factor of equation (1), minus 1."""
         return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property
     def still(self) -> float:
-        """Relative error of the variance of coordinates that hardly vary."""
+        """Relative error of the variance of the samples in coordinates in which the data hardly vary."""
         return (self.sde.prior.std / self.sigma) ** 2 - 1
 
     @property
     def short(self) -> str:
-        """A one-line description of the misfit; empty if the prior fits."""
+        """A one-line description of the misfit, or an empty string if the prior fits."""
         if max(self.share, abs(self.variance), abs(self.still)) > MISFIT:
             return (
-                f"the prior does not fit: {self.share:.2g} of the variance at t_max belongs to the data (alpha = "
-                f"{self.alpha:.2g}), and the variance of samples is off by {_percent(self.variance)} (Gaussian "
-                f"data) to {_percent(self.still)} (coordinates that hardly vary)"
+                f"the prior does not fit: a fraction {self.share:.2g} of the variance at t_max belongs to the data "
+                f"(alpha = {self.alpha:.2g}), and the variance of samples is off by {_percent(self.variance)} (for "
+                f"Gaussian data) to {_percent(self.still)} (in coordinates that hardly vary)"
             )
         if self.furthest is not None and explodes(self.sde) and self.sigma / self.alpha < self.furthest:
             return (
-                f"the noise at the end, {self.sigma / self.alpha:.3g}, does not reach across the data: two data points "
-                f"lie {self.furthest:.4g} apart"
+                f"the noise level at t_max, {self.sigma / self.alpha:.3g}, is too low to reach across the data: two "
+                f"data points lie {self.furthest:.4g} apart"
             )
         return ""
 
     @property
     def advice(self) -> Advice | None:
-        """A description of the misfit and how to fix it; ``None`` if the prior fits."""
+        """A description of the misfit and how to fix it, or ``None`` if the prior fits."""
         if not self.short:
             return None
         path = self.sde
@@ -117,7 +119,7 @@ class Reach:
 
 
 def explodes(sde: SDE) -> bool:
-    """Return whether the path does not shrink the data, so that its noise has to reach across them."""
+    """Return whether the path leaves the data unshrunk, so that its noise must reach across the data."""
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     with torch.no_grad():
         first, last = sde.coefficients(ends)[0].tolist()
@@ -125,12 +127,12 @@ def explodes(sde: SDE) -> bool:
 
 
 def sigma_for(furthest: float, spread: float = 0.0) -> float:
-    """Return the highest noise level for a path that does not shrink the data, rounded up to four digits.
+    """Return a suitable ``sigma_max`` for a path that does not shrink the data, to four significant digits.
 
     Args:
-        furthest: The largest distance between two samples, in model units, which the noise must reach across.
-        spread: Root mean square of the samples. In few dimensions it is not much smaller than ``furthest``, and (2)
-            requires a noise level of ten times the spread.
+        furthest: The largest distance between two samples, in model units, across which the noise must reach.
+        spread: Root mean square of the samples. In few dimensions, the spread is not much smaller than ``furthest``,
+            and a prior that fits then requires a noise level of about ten times the spread (equation (2)).
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

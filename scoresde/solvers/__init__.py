@@ -6,30 +6,30 @@ name                   class                    what it integrates              
 ``ode``                `ProbabilityFlow`        the probability flow, to a tolerance             adaptive
 ``euler``              `RungeKutta`             the velocity in t, order 1                       ``steps``
 ``heun``               `RungeKutta`             the flow in the straight frame, order 2          ``2 steps``
-``rk4``                `RungeKutta`             the same, order 4                                ``4 steps``
+``rk4``                `RungeKutta`             the flow in the straight frame, order 4          ``4 steps``
 ``edm``                `EDMHeun`                the flow in the VE frame, order 2, with churn    ``2 steps``
-``ddim``               `DDIM`                   exponential, order 1; with noise by ``eta``      ``steps``
+``ddim``               `DDIM`                   the flow, order 1; with noise if ``eta`` > 0     ``steps``
 ``multistep``          `Multistep`              the flow, exponential, order 1 to 6              ``steps``
-``dpm++2m``            `Multistep`              on x0, order 2, midpoint rule                    ``steps``
-``dpm++3m``            `Multistep`              on x0, order 3                                   ``steps``
-``deis``               `Multistep`              on eps, order 3                                  ``steps``
-``unipc``              `Multistep`              on x0, order 2 and the corrector: 3              ``steps``
-``dpm2s``, ``dpm3s``   `Singlestep`             on eps, order 2, 3                               order * ``steps``
-``dpm++2s``, ``3s``    `Singlestep`             on x0, order 2, 3                                order * ``steps``
-``singlestep``         `Singlestep`             the same by ``variable`` and ``order``           order * ``steps``
+``dpm++2m``            `Multistep`              the flow on x0, order 2, midpoint rule           ``steps``
+``dpm++3m``            `Multistep`              the flow on x0, order 3                          ``steps``
+``deis``               `Multistep`              the flow on eps, order 3                         ``steps``
+``unipc``              `Multistep`              the flow on x0, order 3 with its corrector       ``steps``
+``dpm2s``, ``dpm3s``   `Singlestep`             the flow on eps, order 2 and 3                   order * ``steps``
+``dpm++2s``, ``3s``    `Singlestep`             the flow on x0, order 2 and 3                    order * ``steps``
+``singlestep``         `Singlestep`             the flow on any variable, order 1 to 3           order * ``steps``
 ``sde``                `MultistepSDE`           the reverse SDE, exponential (2M-SDE)            ``steps``
-``ancestral``          `Ancestral`              the chain's steps down (DDPM)                    ``steps``
-``sde-dpm``            `MultistepSDE`           on eps, order 1                                  ``steps``
-``sa``                 `MultistepSDE`           order 2 with the corrector (SA-Solver)           ``steps``
-``er-sde``             `MultistepSDE`           order 2, corrected, with noise that fades        ``steps``
-``em``                 `EulerMaruyama`          the reverse SDE                                  ``steps``
+``ancestral``          `Ancestral`              the steps down of a chain (DDPM)                 ``steps``
+``sde-dpm``            `MultistepSDE`           the reverse SDE on eps, order 1                  ``steps``
+``sa``                 `MultistepSDE`           the reverse SDE, order 2, corrected (SA-Solver)  ``steps``
+``er-sde``             `MultistepSDE`           an SDE with fading noise, order 2, corrected     ``steps``
+``em``                 `EulerMaruyama`          the reverse SDE, weak order 1                    ``steps``
 ``heun-sde``           `StochasticHeun`         the reverse SDE, weak order 2                    ``2 steps``
 ``adaptive-sde``       `AdaptiveSDE`            the reverse SDE, to a tolerance                  adaptive
-``reverse-diffusion``  `PredictorCorrector`     the reverse SDE, discretised as the path         ``steps``
-``pc``                 `PredictorCorrector`     the same, with Langevin steps                    ``2 steps``
+``reverse-diffusion``  `PredictorCorrector`     the reverse SDE, discretised like the path       ``steps``
+``pc``                 `PredictorCorrector`     reverse diffusion and Langevin steps             ``2 steps``
 ``ald``                `PredictorCorrector`     annealed Langevin dynamics alone                 ``5 steps``
-``torchsde``           `TorchSDE`               the reverse SDE, by torchsde                     ``steps`` or more
-``original``           `Original`               the tables and order of the original code        ``steps`` or more
+``torchsde``           `TorchSDE`               the reverse SDE, with torchsde                   ``steps`` or more
+``original``           `Original`               the reverse SDE, as in the original code         ``steps`` or more
 =====================  =======================  ===============================================  ==================
 """
 

@@ -1,17 +1,17 @@
 """The reverse SDE with a separate step size for each sample (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
 
-A step of size h = t - s compares Euler-Maruyama with stochastic Heun on the same noise (drift f and eta(t) as in
-:mod:`scoresde.solvers.stochastic`),
+With the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic`, a step of size h = t - s compares
+Euler-Maruyama (x') with stochastic Heun (x'') on the same noise,
 
     x'  = x - h f(x, t) + eta(t) sqrt(h) z
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
-    err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
+    err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ).
 
-accepts x'' where err <= 1, and continues with  h <- 0.9 h err^(-0.9)  (alg. 1). Four things differ from the paper.
-Each sample has its own Brownian path, and a rejected step is repeated on the same path, because fresh noise after a
-rejection would favour quiet draws. The path is rough, so h is truncated to seven binary digits, which keeps rounding
-from moving the end of a step. f(x, t) is kept after a rejection, so the retry costs only one evaluation. The tolerance
-depends on the states before and after the step.
+The step accepts x'' if err <= 1, and the next step size is  h <- 0.9 h err^(-0.9)  (alg. 1). The implementation differs
+from the paper in four ways. Each sample has its own Brownian path, and a rejected step is repeated on the same path,
+because fresh noise after a rejection would favour draws that cause small errors. Because the path is rough, h is
+truncated to seven binary digits, so that rounding does not move the end of a step. After a rejection, f(x, t) is kept,
+so the retry costs only one evaluation. The tolerance depends on the states before and after the step.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ _SMALLEST = 8 / 2**20  # the resolution of the Brownian path
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Solver):
-    """The reverse SDE to a tolerance, with separate steps for each sample: two evaluations per step, one per retry.
+    """The reverse SDE to a tolerance, with a separate step size for each sample.
+
+    A step costs two evaluations, and a retry after a rejection costs one evaluation.
 
     Args:
         rtol: Relative tolerance on the error of a step.
-        atol: Absolute tolerance; ``None`` to use the value of ``rtol``.
+        atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         eta: Factor on the noise level.
         level: The noise level (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.
@@ -113,7 +115,7 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """Return x'', the path at times ``s``, and the error of each row (NaN if the model's output is not finite)."""
+        """Return x'', the Brownian path at times ``s``, and the error of each row (NaN if the drift is not finite)."""
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
         here, there = (level_of(model.domain.sde, self.level, self.eta, at) for at in (t, s))
@@ -124,7 +126,7 @@ class AdaptiveSDE(Solver):
         f, dw = rows.f, (w_s - rows.w).to(x.dtype)
         euler = x - expand(h, x) * f + expand(here, x) * dw
         f_s = drift(model(euler, s), *drift_weights(model.domain.sde, s, there))
-        # The score is undefined where sigma = 0, so that step is a plain Euler-Maruyama step.
+        # The score is undefined where sigma = 0, so a step that ends there is a plain Euler-Maruyama step.
         f_s = torch.where(expand(model.domain.sde.coefficients(s)[1] == 0, x), f, f_s)
         heun = x - expand(h / 2, x) * (f + f_s) + expand(((here**2 + there**2) / 2).sqrt(), x) * dw
         atol = self.rtol if self.atol is None else self.atol
@@ -137,14 +139,14 @@ class AdaptiveSDE(Solver):
 
 @dataclass
 class _Rows:
-    """The samples still being solved; times and step sizes are float64 and stay on the host.
+    """The rows that are still being solved. Times and step sizes are float64 and stay on the host.
 
     Attributes:
         model, noise: The model and the noise of these rows.
         index: The positions of the rows in the batch, ``(b,)``.
         x, w, f: State, Brownian path and drift of each row at its current time.
         t, h: Current time and next step size of each row.
-        fresh: Whether f still has to be evaluated.
+        fresh: Whether f must still be evaluated at the current time of each row.
     """
 
     model: Denoiser
@@ -159,7 +161,7 @@ class _Rows:
 
     @classmethod
     def start(cls, model: Denoiser, x: Tensor, noise: Noise, t0: float, h: float) -> _Rows:
-        """Put all samples at the start time."""
+        """Build the rows of a batch at the start time."""
         count, w = len(x), noise.path(t0, tuple(x.shape[1:]))
         t, h_, fresh = np.full(count, t0), np.full(count, h), np.ones(count, dtype=bool)
         return cls(model, noise, np.arange(count), x, w, torch.zeros_like(x), t, h_, fresh)
@@ -177,7 +179,7 @@ class _Rows:
         self.t, self.fresh = np.where(accept, s, self.t), accept
 
     def keep(self, stay: Ints) -> _Rows:
-        """Select the rows ``stay``."""
+        """Return only the rows at positions ``stay``."""
         at = to_device(stay, self.x)
         x, w, f = self.x[at], self.w[at], self.f[at]
         return _Rows(

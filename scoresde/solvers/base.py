@@ -1,11 +1,12 @@
 """The solver interface: a solver holds its options and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``.
 
-A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.model.estimate.Denoiser`. It
-declares what it needs (a score, for example), and a model without it is rejected before the first evaluation. Rows
-never mix, every random number has an address, and evaluations are counted at the call itself.
+A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.model.estimate.Denoiser`. The
+solver declares what it needs from the model (such as a score), and a model that cannot provide this is rejected before
+the first evaluation. Rows do not affect each other, every random number has an address, and evaluations are counted
+where the model is called.
 
-Most solvers have a fixed grid: they derive from :class:`FixedStep` and define a single step. Pass ``watch`` to be
-called after every step, or set ``record`` to keep a :class:`Trajectory`.
+Most solvers have a fixed grid: they are subclasses of :class:`FixedStep` and define a single step. Pass a function as
+``watch`` to have it called after every step, or set ``record`` to keep a :class:`Trajectory`.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ Watch = Callable[[Step], object]
 
 
 def unwatched(step: Step) -> None:
-    """The default watcher, which does nothing; solvers recognise it and skip computing what a step would show."""
+    """The default watcher, which does nothing. A solver may skip the work of building steps for this watcher."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A batch of solved rows; every count has shape ``(B,)``.
+    """A batch of solved rows.
 
     Attributes:
         x: The final states, shape ``(B, *event)``.
-        nfe: Network evaluations per row: the evaluations of the model, each with its :attr:`~scoresde.Estimate.calls`.
-        accepted, rejected: Number of accepted and rejected steps per row (a fixed-step solver never rejects one).
-        status: Status code per row, a key of :data:`scoresde.ode.integrate.STATUS`; 0 means success.
-        trajectory: Every step of every row, if it was recorded.
+        nfe: Number of network evaluations per row, shape ``(B,)``: the sum of :attr:`~scoresde.Estimate.calls` over all
+            evaluations of the model.
+        accepted, rejected: Numbers of accepted and of rejected steps per row, shape ``(B,)``. A fixed-step solver never
+            rejects a step.
+        status: Status code per row, shape ``(B,)``: a key of :data:`scoresde.ode.integrate.STATUS`, where 0 means
+            success.
+        trajectory: Every step of every row, or ``None`` if the steps were not recorded.
     """
 
     x: Tensor
@@ -61,15 +65,15 @@ class Solution:
 
     @property
     def ok(self) -> Tensor:
-        """Which rows succeeded, bool ``(B,)``."""
+        """Whether each row succeeded, bool ``(B,)``."""
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """One line for each kind of failure: how many rows, which, and why."""
+        """Return one line for each kind of failure, which says how many rows failed, which rows these are, and why."""
         return failures(self.status)
 
     def pack(self) -> Packed:
-        """Return the whole solution as named tensors, for :meth:`unpack`."""
+        """Return the whole solution as named tensors, from which :meth:`unpack` rebuilds it."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
         return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
@@ -83,7 +87,7 @@ class Solution:
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
-        """Join the pieces of a chunked batch."""
+        """Join the solutions of the chunks of a batch."""
         names = [f.name for f in fields(cls) if f.name != "trajectory"]
         tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
         trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
@@ -91,12 +95,12 @@ class Solution:
 
 
 class Solver(Checked, ABC):
-    """Moves rows from ``t0`` to ``t1`` along a model's path.
+    """The base of the solvers, which move rows from ``t0`` to ``t1`` along a model's path.
 
     Attributes:
-        needs_score: Whether the solver uses the score (a coupled model has none).
+        needs_score: Whether the solver uses the score (a coupled model has no score).
         stochastic: Whether the solver draws noise.
-        denoises: Whether the solver already ends with a noise-free step, so that :func:`sample` does not add one.
+        denoises: Whether the solver ends with a noise-free step itself, so that :func:`sample` does not add another.
     """
 
     needs_score: ClassVar[bool] = False
@@ -105,10 +109,13 @@ class Solver(Checked, ABC):
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        """Solve from ``x``, shape ``(B, *event)``, with all arguments checked; call ``watch`` after each step."""
+        """Solve from ``x``, shape ``(B, *event)``, and call ``watch`` after each step.
+
+        :meth:`__call__` has already checked the arguments.
+        """
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if it has no such option."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if it has no fixed steps."""
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
@@ -121,8 +128,8 @@ class Solver(Checked, ABC):
         rates = [float(rate) for rate in sde.rates(torch.tensor(t0, dtype=torch.float64))]
         if not all(math.isfinite(rate) for rate in rates):
             raise UsageError(
-                f"{type(self).__name__} starts with the rates alpha' and sigma' of {type(sde).__name__}, which are "
-                f"{rates[0]:g} and {rates[1]:g} at t = {t0:g}; use "
+                f"{type(self).__name__} needs finite rates alpha' and sigma' at its start, but the rates of "
+                f"{type(sde).__name__} are {rates[0]:g} and {rates[1]:g} at t = {t0:g}; use "
                 + ("the solver sde or ancestral" if self.stochastic else "the frame straight, or the solver ddim")
                 + ", which do not need the rates",
                 parameter="solver",
@@ -145,14 +152,15 @@ class Solver(Checked, ABC):
         Args:
             model: Any denoiser.
             x: State at ``t0`` in model units, shape ``(B, *event)``.
-            t0, t1: Start and end time. By default the solver goes from the prior (``domain.t_max``) to the SDE's
-                sampling end; deterministic solvers can go in either direction.
+            t0, t1: Start and end time. By default, the solver goes from the prior (``domain.t_max``) to the time at
+                which sampling stops. Deterministic solvers can go in either direction.
             noise: The random numbers of the rows (default: samples 0 to B-1 of seed 0).
             watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
             record: Whether to keep every step, as ``solution.trajectory``.
 
         Raises:
-            UsageError: If the model or the interval does not suit the solver; raised before the first evaluation.
+            UsageError: If the model, the state or the interval does not suit the solver. The error is raised before the
+                first evaluation.
         """
         domain = model.domain
         low, high = domain.interval("sample")
@@ -166,13 +174,13 @@ class Solver(Checked, ABC):
                 )
         if self.needs_score and not domain.has_score:
             raise UsageError(
-                f"{name} needs the score, and a model trained on coupled (data, noise) pairs has no score; "
-                "use a solver of the flow: ode, multistep, heun"
+                f"{name} needs the score, but a model trained on coupled (data, noise) pairs has no score; "
+                "use a solver of the probability flow, such as ode, multistep or heun"
             )
         if self.stochastic and t1 > t0:
             raise UsageError(f"{name} goes from noise to data and needs t0 > t1; got t0 = {t0}, t1 = {t1}")
         if not x.is_floating_point():
-            raise UsageError(f"{name}: the state must be floating point, got {x.dtype}")
+            raise UsageError(f"{name}: the state must have a floating-point dtype; got {x.dtype}")
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
@@ -190,11 +198,11 @@ class Solver(Checked, ABC):
 
 @dataclass(frozen=True)
 class FixedStep(Solver):
-    """A solver with a fixed grid. To write one, derive a frozen dataclass and implement :meth:`stepper`.
+    """A solver with a fixed grid. To write a solver, subclass this as a frozen dataclass and implement :meth:`stepper`.
 
     Args:
         steps: Number of steps.
-        grid: The time grid: the name of one in :mod:`scoresde.sde.grids`, a grid object, the times themselves (which
+        grid: The time grid: the name of a grid in :mod:`scoresde.sde.grids`, a grid object, the times themselves (which
             then also set the number of steps), or ``auto`` for the SDE's default grid.
     """
 
@@ -205,7 +213,7 @@ class FixedStep(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        made = as_grid(self.grid)  # an unknown name fails here already, not in the middle of a run
+        made = as_grid(self.grid)  # an unknown name is rejected here, not in the middle of a run
         if isinstance(made, GivenGrid):
             object.__setattr__(self, "steps", len(made.times) - 1)
 
@@ -214,13 +222,13 @@ class FixedStep(Solver):
         """Build the function that does one step.
 
         Args:
-            model: The model to evaluate; its calls are counted.
-            times: The grid, ``(steps + 1,)``, on the device of the state.
+            model: The model to evaluate, whose calls are counted.
+            times: The grid, shape ``(steps + 1,)``, on the device of the state.
             noise: The random numbers of the rows.
 
         Returns:
-            ``advance(i, x)``, which moves ``x``, shape ``(B, *event)``, from ``times[i]`` to ``times[i + 1]``. It is
-            called once for each i, in order, and may keep state between calls.
+            A function ``advance(i, x)``, which moves ``x``, shape ``(B, *event)``, from ``times[i]`` to
+            ``times[i + 1]``. It is called once for each i, in order, and may keep state between calls.
         """
 
     @property
@@ -246,15 +254,15 @@ class FixedStep(Solver):
 
 
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
-    """Return the times of a fixed-step solver, float64 ``(steps + 1,)`` on the CPU: nodes, if the model has any.
+    """Return the times of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
 
-    ``auto`` is the SDE's default grid.
+    If the model has nodes, the times are nodes. The grid ``auto`` is the SDE's default grid.
     """
     return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """Return the solution of a fixed-step solver: all rows did ``steps`` steps, and a row that is not finite failed."""
+    """Return the solution of a fixed-step solver, in which all rows did ``steps`` steps and non-finite rows failed."""
 
     def each(count: int | Tensor) -> Tensor:
         return torch.as_tensor(count, dtype=torch.int64, device=x.device).expand(len(x)).clone()
@@ -264,7 +272,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return which rows are finite, bool ``(B,)``."""
+    """Return whether each row is finite, bool ``(B,)``."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -284,27 +292,29 @@ def sample(
 ) -> Solution:
     """Draw samples: start from the prior, run the solver, and finish with a noise-free step.
 
-    Sample i depends only on ``(noise.seed, i)``, not on the batch it is in.
+    Sample i depends only on ``(noise.seed, i)``, not on its batch.
 
     Args:
-        model: The denoiser; its conditioning has one row per sample, or one for all.
+        model: The denoiser. Its conditions have one row per sample, or one row for all samples.
         solver: Any solver.
         shape: The event shape.
         noise: The random numbers of the samples, ``noise.indices`` of shape ``(B,)``.
         denoise: Whether to replace the final ``x`` by ``x0_hat`` (Tweedie's formula), at the cost of one more
-            evaluation. Without it, the samples keep the noise ``sigma`` of the sampling end.
+            evaluation. Otherwise, the samples keep the noise level ``sigma`` of the time at which sampling stops.
         batch: Number of rows solved at once.
         dtype: Data type of the state.
-        watch: A function called after each step of each batch, with rows numbered as in the whole set.
+        watch: A function called after each step of each batch, with the indices of the rows in the whole set.
         record: Whether to keep every step, as ``solution.trajectory``.
-        parts: The store in which each chunk is saved as soon as it is solved; a chunk already there is read back.
+        parts: The store in which each chunk is saved as soon as it is solved. A chunk that is already in the store is
+            read instead of solved.
 
     Returns:
         The samples in model units, with their statistics.
     """
     low, high = model.domain.interval("sample")
     device, count = noise.indices.device, len(noise.indices)
-    # All states count twice, in batches and joined; a recorded fixed-grid solver keeps those of every step instead.
+    # Each state is held twice, in its batch and in the result. A recorded fixed-grid solver keeps the states of every
+    # step instead.
     states = getattr(solver, "steps", 1) if record else 2
     size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
@@ -336,5 +346,5 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """Wrap a watcher of the whole set into a watcher of one chunk."""
+    """Convert a watcher of the whole set to a watcher of one chunk."""
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

@@ -1,16 +1,16 @@
 """Heun's rule with churn, in the variance-exploding frame (Karras et al. 2022, arXiv:2206.00364, alg. 2).
 
-In  y = x/alpha  and  s = sigma/alpha  every path is the VE path  y = x_0 + s eps,  and its flow is dy/ds = eps_hat. A
-step from s to s' adds noise up to the level s^ = s (1 + gamma), then applies Heun's rule from there:
+In terms of  y = x/alpha  and  s = sigma/alpha,  every path is the VE path  y = x_0 + s eps,  and the probability flow
+is dy/ds = eps_hat. A step from s to s' adds noise up to the level s^ = s (1 + gamma), then applies Heun's rule:
 
-    gamma = min(churn/N, sqrt(2) - 1)  where s_min <= s <= s_max, else 0
+    gamma = min(churn/N, sqrt(2) - 1)  if s_min <= s <= s_max, else 0
     y^ = y + sqrt(s^^2 - s^2) s_noise z
     d = eps_hat(y^, s^),   y' = y^ + (s' - s^) d,   y <- y^ + (s' - s^) (d + eps_hat(y', s')) / 2.
 
-The noise level never exceeds that of the start of the path, because the model does not cover higher ones. The published
-algorithm ends with an Euler step to s = 0. Here that is the final noise-free step which every sampler offers
-(``denoise``), so N noise levels cost 2N - 1 evaluations. Where alpha = 0, s is infinite, and the step goes directly to
-alpha x0_hat + sigma eps_hat.
+The noise level never exceeds the level at which sampling starts, because the model does not cover higher levels. The
+published algorithm ends with an Euler step to s = 0. Here, this step is the final noise-free step of
+:func:`scoresde.sample` (``denoise``), so N noise levels cost 2N - 1 evaluations. Where alpha = 0, s is infinite, and
+the step goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end of the step.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class EDMHeun(FixedStep):
 
     Args:
         steps: Number of steps N.
-        churn: Amount of noise added over the whole path; 0 is deterministic.
+        churn: Amount of noise added over the whole path. With 0, the solver is deterministic.
         s_min, s_max: The noise levels sigma/alpha between which noise is added.
-        s_noise: Factor on the added noise; values above 1 compensate for a network that removes too much noise.
-        grid: See :class:`~scoresde.solvers.base.FixedStep`; ``karras``, the default, is the published grid.
+        s_noise: Factor on the added noise. Values above 1 compensate for a network that removes too much noise.
+        grid: See :class:`~scoresde.solvers.base.FixedStep`. The default, ``karras``, is the published grid.
     """
 
     limits = ranges(churn=Range(0, 1e6), s_min=Range(0, 1e9), s_max=Range(0, infinite=True),
@@ -62,12 +62,12 @@ class EDMHeun(FixedStep):
         for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}, but it has no effect without churn; set churn, for example to 40"
+                    f"{name} is {getattr(self, name)}, but has no effect without churn; set churn, for example to 40"
                 )
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether there is churn, which needs marginals that are Gaussian around the data."""
+        """Whether there is churn, which requires marginals that are Gaussian around the data."""
         return self.churn > 0
 
     @property

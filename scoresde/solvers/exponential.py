@@ -1,7 +1,7 @@
 r"""Exponential multistep solvers of order 1 to 6, with one evaluation per step, in a single implementation.
 
-Each solver approximates one quantity q of the model by a polynomial and integrates everything else exactly. With a
-norm N(t), a clock c(t) and the model's estimates, the probability flow of any path reads
+Each solver approximates a quantity q (a combination of the model's estimates) by a polynomial, and integrates all other
+terms exactly. With a norm N(t) and a clock c(t), the probability flow of any path is
 
     d(x/N) = q dc                       variable     N                    q                            c
                                         x0           sigma                x0_hat                       alpha/sigma
@@ -9,46 +9,50 @@ norm N(t), a clock c(t) and the model's estimates, the probability flow of any p
                                         straight     alpha + sigma        eps_hat - x0_hat             sigma/N
                                         v, gauss     hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
 
-A step from t to s with the last k values of q, interpolated by Lagrange polynomials L_j, is therefore
+A step from t to s that interpolates the last k values of q with Lagrange polynomials L_j is therefore
 
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc.                                 (1)
 
-The polynomials are in l = log(alpha/sigma) for x0, eps and gauss. For straight and v they are in the clock itself,
-which makes these solvers plain Adams-Bashforth with variable steps, finite over the whole path. gauss is exact for data
-N(0, I).
+For x0, eps and gauss, the polynomials are in l = log(alpha/sigma). For straight and v, they are in the clock c itself,
+so these solvers are plain Adams-Bashforth methods with variable steps, finite over the whole path. For data N(0, I),
+gauss is exact.
 
-Each combination of a line of the table and an order is a published method: DDIM (x0, eps or straight, order 1),
-DPM-Solver++ 2M (x0, 2), DEIS in log-rho (eps, 2-4). The published "3M" halves a divided difference and is second order;
-(1) with k = 3 is third order.
+Several combinations of a line of the table with an order are published methods: DDIM (x0, eps or straight, order 1),
+DPM-Solver++ 2M (x0, order 2) and DEIS in log-rho (eps, order 2 to 4). The published DPM-Solver++ 3M halves a divided
+difference, which makes it second order, whereas (1) with k = 3 is third order.
 
-With ``correct`` each step is repeated with the value at its own end, which the next step needs anyway: this raises the
-order by one at no extra evaluation. This is UniPC, whose B(h) matters only with two values. With u = (l - l_t)/h, the
-integral of u dc is then exact, or (``midpoint``, B2) half of c(s) - c(t), or (``bh1``) dc/dl at s times h/2.
+With ``correct``, each step is repeated with the value of q at the end of the step, which the next step needs anyway.
+The correction raises the order by one without an extra evaluation. The resulting method is UniPC. The choice of the
+function B(h) of UniPC matters only if the polynomial has two values: with u = (l - l_t)/h, the integral of u dc is then
+exact (``exact``), half of c(s) - c(t) (``midpoint``, published as B2), or dc/dl at s times h/2 (``bh1``).
 
-The first k - 1 steps have fewer values and a lower order. The first step's error of h^2 limits the overall order to 2,
-unless q hardly moves at the start, as on VP, sub-VP and VE.
+The first k - 1 steps have fewer values of q, and hence a lower order. The error of the first step, of order h^2, limits
+the overall order to 2, unless q hardly changes at the start, as on VP, sub-VP and VE.
 
-The reverse SDE with eta(t) = tau g(t), tau constant over a step, has the same form. With h = l_s - l_t,
+The reverse SDE with eta(t) = tau g(t), where tau is constant over a step, has the same form. With h = l_s - l_t,
 
     x0:   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sigma_s int (1 + tau^2) e^(l - tau^2 (l_s - l)) x0_hat dl
                 + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,                                                             (2)
     eps:  x_s = (alpha_s/alpha_t) x_t - alpha_s int (1 + tau^2) e^(-l) eps_hat dl
                 + alpha_s tau sqrt(e^(-2 l_t) - e^(-2 l_s)) z.                                                    (3)
 
-(2) at order 1 with tau = 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239, eq. 6-7. At
-order 2 it is DPM-Solver++ 2M-SDE, with ``correct`` it is SA-Solver, and with the level ``er`` it is ER-SDE. (3) at
-order 1 is SDE-DPM-Solver. With tau = 0, both are (1).
+With tau = 1, equation (2) at order 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239,
+eq. 6-7, and at order 2 it is DPM-Solver++ 2M-SDE. Equation (2) gives SA-Solver with ``correct``, and ER-SDE with the
+level ``er``. Equation (3) at order 1 is SDE-DPM-Solver. With tau = 0, (2) and (3) reduce to (1).
 
-Where alpha = 0, the log-SNR is infinite and the clock of eps is undefined. Such a node is used only by the first step,
-x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not divide by alpha. A step that is more than
-twice as long in log-SNR as the one before (such as the last step of a grid uniform in t) is also first order, because
-extrapolating a polynomial that far does harm. A correction with a weight of more than 3 hypot(alpha, sigma) is skipped,
-because it would magnify errors.
+Where alpha = 0, the log-SNR is infinite and the clock of eps is undefined. A node with alpha = 0 is used only by the
+step that starts there, x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not divide by alpha. A
+step that is more than twice as long in log-SNR as the previous step (such as the last step of a grid uniform in t) is
+also first order, because extrapolating a polynomial that far increases the error. A correction that has a weight above
+3 hypot(alpha, sigma) is skipped, because it would magnify errors.
 
 References:
-    Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++, SDE too.
-    Zhang and Chen (2023), arXiv:2204.13902: DEIS.          Zhao et al. (2023), arXiv:2302.04867: UniPC.
-    Xue et al. (2023), arXiv:2305.14267: SA-Solver.         Cui et al. (2023), arXiv:2309.06169: ER-SDE.
+    Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.
+    Lu et al. (2022), arXiv:2211.01095: DPM-Solver++ and its SDE variants.
+    Zhang and Chen (2023), arXiv:2204.13902: DEIS.
+    Zhao et al. (2023), arXiv:2302.04867: UniPC.
+    Xue et al. (2023), arXiv:2305.14267: SA-Solver.
+    Cui et al. (2023), arXiv:2309.06169: ER-SDE.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ Node = tuple[float, float]  # (alpha, sigma)
 
 RULES = ("exact", "midpoint", "bh1")
 
-# 24 Gauss-Legendre nodes integrate polynomials times exp to rounding error over any step of a sensible grid.
+# 24 Gauss-Legendre nodes integrate polynomials times exp to within rounding error over any step of a sensible grid.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
@@ -110,7 +114,7 @@ class Variable:
     slope: Callable[[Floats], Floats] | None = None  # dc/dl at l = log(alpha/sigma), if the polynomials are in l
 
     def node(self, alpha: float, sigma: float) -> float:
-        """Return the value of the polynomials' variable at this node."""
+        """Return the value of the polynomials' variable at the node ``(alpha, sigma)``."""
         return log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
 
 
@@ -152,7 +156,7 @@ VARIABLES = {
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
-    """Return ``l = log(alpha/sigma)``, which is infinite where no data or no noise is left."""
+    """Return ``l = log(alpha/sigma)``, which is infinite if no data are left or there is no noise."""
     if not informative(alpha, sigma):
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
@@ -161,13 +165,14 @@ def log_ratio(alpha: float, sigma: float) -> float:
 def weights(
     slope: Callable[[Floats], Floats] | None, span: float, nodes: list[float], interval: tuple[float, float], rule: str
 ) -> list[float]:
-    """Return the ``w_j`` of (1), for polynomials through ``nodes``, newest first, integrated over ``interval``.
+    """Return the weights ``w_j`` of equation (1), for polynomials through ``nodes``, integrated over ``interval``.
 
-    ``slope`` is dc/dl if the polynomials are in l, and ``span`` is the whole step of the clock. If the step is too long
-    for all the nodes, fewer weights than nodes are returned.
+    The nodes are ordered from the newest to the oldest. ``slope`` is dc/dl if the polynomials are in l, else ``None``,
+    and ``span`` is the step of the clock c. If the nodes are too close to each other for a step of this length, fewer
+    weights than nodes are returned.
     """
     start, end = interval
-    # Where the clock stands still in floating point, several nodes coincide; only the newest of them is used.
+    # Where the clock does not advance in floating point, several nodes coincide, and only the newest of them is used.
     known = next((j for j in range(1, len(nodes)) if nodes[j] == nodes[j - 1]), len(nodes))
     nodes = nodes[:known] if span else nodes[:1]
     if len(nodes) == 1 or (slope is not None and abs(end - start) > 2.01 * abs(nodes[0] - nodes[1])):
@@ -180,7 +185,7 @@ def weights(
         return [span - second, second]
     at = (start + end) / 2 + (end - start) / 2 * _NODES
     dc = (end - start) / 2 * _WEIGHTS * (1.0 if slope is None else slope(at))
-    dc *= span / dc.sum()  # removes the quadrature's own error, about 1e-16, from the constant term
+    dc *= span / dc.sum()  # removes the quadrature error, about 1e-16, from the constant term
     found = []
     for j, node in enumerate(nodes):
         lagrange = np.ones_like(at)
@@ -193,9 +198,10 @@ def weights(
 
 @dataclass(frozen=True)
 class _Step:
-    """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``, and of its repetition (``again``).
+    """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``.
 
-    A ``jump`` starts at alpha = 0 or ends at sigma = 0: ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    ``again`` holds the weights with which the step is repeated to correct it. A ``jump`` is a step that starts at
+    alpha = 0 or ends at sigma = 0; it is ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
     """
 
     keep: float
@@ -232,7 +238,7 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return the terms of (1), (2) or (3): factor on x, norm, integral and slope of the clock, factor on z."""
+    """Return the factor on x, the norm, the step and the slope of the clock, and the factor on z of one step."""
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
     keep, growth = norm / variable.norm(*here), 1 + tau**2
@@ -254,7 +260,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """The base class of the solvers (1) to (3), with their loop over the steps."""
+    """Base of the solvers of equations (1) to (3), which plans and performs their steps."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -281,7 +287,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` for each step."""
+        """Return ``eta(t)/g(t)`` for each step of the grid ``times: (n + 1,)``."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -292,7 +298,7 @@ class _Exponential(FixedStep):
         plan = _plan(self.variable, order, self.rule, correct, taper, path, taus)
         clock = times.tolist()
         values: list[Tensor] = []  # previous values of q, newest first
-        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the step that led here, to correct it
+        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the previous step, which is to be corrected
 
         def advance(i: int, x: Tensor) -> Tensor:
             nonlocal values, before
@@ -320,18 +326,18 @@ def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread
 
 @dataclass(frozen=True)
 class Multistep(_Exponential):
-    """Exponential Adams-Bashforth (1) on a fixed grid: one evaluation per step.
+    """Exponential Adams-Bashforth on a fixed grid: one evaluation per step.
 
     Args:
         steps: Number of steps, and of evaluations.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values k in the polynomial; the first steps use as many as there are. The default depends on
-            the number of steps: order 3 below 8 steps and, with ``correct``, order 2 from 8 steps, 3 from 25 and 4 from
-            40.
-        rule: How the polynomial is integrated: ``exact``, or with two values also ``midpoint`` (DPM-Solver++, UniPC's
-            bh2) or ``bh1``.
-        correct: Whether to repeat each step with the value at its end (order + 1, no extra evaluation). The default is
-            no if ``order`` is given; otherwise it depends on the number of steps.
+        order: Number of values k in the polynomial. The first steps use fewer values, because fewer are known. The
+            default is 3 below 8 steps, 2 from 8 steps, 3 from 25 steps and 4 from 40 steps.
+        rule: How the polynomial is integrated: ``exact``, or, for a polynomial with two values, ``midpoint`` (as in
+            DPM-Solver++ and the variant bh2 of UniPC) or ``bh1``.
+        correct: Whether to repeat each step with the value at its end, which raises the order of accuracy to
+            ``order + 1`` without an extra evaluation. The default is no if ``order`` is given; otherwise, it is no
+            below 8 steps and yes from 8 steps.
         taper: Whether the order falls to 1 in the last steps, as in published code. The default is yes for x0 below 15
             steps, where tapering reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
@@ -340,24 +346,27 @@ class Multistep(_Exponential):
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return zeros, because there is no noise."""
+        """Return 0 for each step of the grid ``times: (n + 1,)``, because there is no noise."""
         return (0.0,) * (len(times) - 1)
 
 
 @dataclass(frozen=True)
 class MultistepSDE(_Exponential):
-    """The stochastic exponential multistep solver (2) or (3): one evaluation per step.
+    """The exponential multistep solver of the reverse SDE: one evaluation per step.
 
     Args:
         steps: Number of steps, and of evaluations.
         variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
         order: Number of values of the quantity in the polynomial.
-        rule: See :class:`Multistep`; ``midpoint`` is DPM-Solver++ 2M-SDE.
+        rule: How the polynomial is integrated (see :class:`Multistep`). The default, ``midpoint``, is DPM-Solver++
+            2M-SDE.
         correct: Whether to repeat each step with the value at its end and the same noise.
-        taper: See :class:`Multistep`; by default the order does not taper.
-        eta: Factor on the noise level: 1 with the level ``g`` is Anderson's reverse SDE, 0 the probability flow.
-        level: The noise level (see :mod:`scoresde.solvers.level`). The default ``g`` is integrated exactly even where
-            it is infinite; any other level is treated as a multiple of g on each step, set at the step's midpoint.
+        taper: Whether the order falls to 1 in the last steps (see :class:`Multistep`). The default is no.
+        eta: Factor on the noise level. With the level ``g``, 1 gives Anderson's reverse SDE; 0 gives the probability
+            flow.
+        level: The noise level (see :mod:`scoresde.solvers.level`). The default, ``g``, is integrated exactly, even
+            where it is infinite. On each step, any other level is treated as a constant multiple of g, with the factor
+            taken at the midpoint of the step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -373,11 +382,11 @@ class MultistepSDE(_Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variable not in ("x0", "eps"):
-            raise UsageError(f"the variable of a reverse SDE must be x0 or eps, not {self.variable!r}")
+            raise UsageError(f"the variable of a solver of the reverse SDE must be x0 or eps, not {self.variable!r}")
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` at the midpoint of each step."""
+        """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times: (n + 1,)``."""
         return ratios(sde, self.level, self.eta, times)
 
 
@@ -387,7 +396,7 @@ def dpmpp_2m(steps: int = 20, grid: str = "auto") -> Multistep:
 
 
 def dpmpp_3m(steps: int = 20, grid: str = "auto") -> Multistep:
-    """A DPM-Solver++ 3M that is third order (see :mod:`scoresde.solvers.exponential`)."""
+    """DPM-Solver++ 3M, in a form that is third order (see :mod:`scoresde.solvers.exponential`)."""
     return Multistep(steps, "x0", 3, grid=grid)
 
 
@@ -397,9 +406,10 @@ def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
 
 
 def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = "bh2", grid: str = "auto") -> Multistep:
-    """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with the corrector, order + 1.
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with a corrector.
 
-    ``variant`` is ``bh1``, ``bh2``, or ``exact``, which does what the published ``vary_coeff`` is intended to do.
+    The corrector raises the order of accuracy to ``order + 1``. ``variant`` is ``bh1``, ``bh2`` or ``exact``, which
+    does what the published ``vary_coeff`` is intended to do.
     """
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown variant {variant!r} of UniPC; choose from: bh1, bh2, exact")
@@ -412,13 +422,13 @@ def sde_dpm(steps: int = 100, eta: float = 1.0, grid: str = "auto") -> Multistep
 
 
 def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
-    """SA-Solver (Xue et al. 2023, arXiv:2305.14267, alg. 1): stochastic Adams with its corrector."""
+    """SA-Solver (Xue et al. 2023, arXiv:2305.14267, alg. 1): a stochastic Adams method with a corrector."""
     return MultistepSDE(steps, "x0", order, "exact", True, eta=eta, grid=grid)
 
 
 def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
     """A solver with the noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data.
 
-    It uses the corrector by default; the published ER-SDE-3 is ``order=3, correct=False``.
+    The solver uses a corrector by default. The published ER-SDE-3 is ``order=3, correct=False``.
     """
     return MultistepSDE(steps, "x0", order, "midpoint", correct, eta=eta, level="er", grid=grid)

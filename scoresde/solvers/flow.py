@@ -1,16 +1,17 @@
 """Deterministic solvers: Runge-Kutta methods on the probability flow.
 
-With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma)  every path is straight (:mod:`scoresde.sde.base`), and
-the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, reads
+With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma),  every path is straight (:mod:`scoresde.sde.base`), and
+the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, is
 
-    dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t),                                                     frame "straight"
+    dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t).                                                     frame "straight"
 
-with no f, g or derivative of the schedule, and is finite at both ends. In two other frames the same flow is
+The right-hand side contains no f, g or derivative of the schedule, and is finite at both ends. In two other frames, the
+same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
 
-The solvers here integrate these equations in either direction.
+The solvers in this module integrate these equations in either direction.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """A scale and a clock in which the flow is integrated: the state is x/scale.
+    """A scale and a clock in which the flow is integrated. The state in the frame is x/scale.
 
     Attributes:
-        scale, clock: Scale and clock of an SDE at t, in the shape of t.
-        time: The t at which the clock has a given value.
-        slope: The derivative of the state with respect to the clock, given the model, a state and t.
+        scale, clock: Functions ``(sde, t)`` that return the scale and the clock at t, with the same shape as t.
+        time: A function ``(sde, value)`` that returns the t at which the clock has the value.
+        slope: A function ``(model, state, t)`` that returns the derivative of the state with respect to the clock.
     """
 
     scale: Callable[[SDE, Tensor], Tensor]
@@ -97,9 +98,9 @@ class ProbabilityFlow(Solver):
 
     Args:
         rtol: Relative tolerance on the local error of a sample, in the straight frame (data of unit size).
-        atol: Absolute tolerance; ``None`` to use the value of ``rtol``.
-        method: The method: ``dopri5`` or ``tsit5`` (order 5), or ``bosh3`` (order 3); or, with another engine, one of
-            that engine's methods.
+        atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
+        method: The Runge-Kutta method: ``dopri5`` or ``tsit5`` (order 5), ``bosh3`` (order 3), or a method of the
+            engine if the engine is not ``own``.
         max_nfe: Largest number of evaluations per sample.
         engine: The integrator: ``own``, ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.ode.engines`).
         frame: ``straight``, or ``t`` to integrate the velocity in time, as the original code does.
@@ -133,11 +134,12 @@ class ProbabilityFlow(Solver):
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         sde, frame = model.domain.sde, FRAMES[self.frame]
         if self.frame == "t" and not sde.smooth:
-            # Many nodes lie between the stages of a step, and its error estimate does not see them. On a DDPM chain of
-            # 709 levels, rows were off by 50 tolerances at a tolerance of 4e-5, and by 7,000 at 1e-7.
+            # Many nodes lie between the stages of a step, and the error estimate of the step misses them. On a DDPM
+            # chain of 709 levels, the errors of some rows were 50 tolerances at a tolerance of 4e-5, and 7,000
+            # tolerances at 1e-7.
             raise UsageError(
-                f"ProbabilityFlow: the velocity of {type(sde).__name__} jumps at each of its nodes, where the error of "
-                "a step in t cannot be estimated; use the frame straight, whose clock has no nodes",
+                f"ProbabilityFlow: the velocity of {type(sde).__name__} jumps at each node, so the error of a step in "
+                "t cannot be estimated; use the frame straight, in which the flow has no such jumps",
                 parameter="frame",
                 value="straight",
             )
@@ -178,13 +180,13 @@ class ProbabilityFlow(Solver):
         scale: Tensor,
         tally: Tally,
     ) -> Solution:
-        """Solve with an external integrator, which uses one step size for the batch and does not count its steps."""
+        """Solve with a third-party engine, which uses one step size for the whole batch and does not count steps."""
         everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:
             if tally.evaluations >= self.max_nfe:
                 raise NumericalError(
-                    f"{self.engine} used more than {self.max_nfe:,} evaluations; try a larger rtol",
+                    f"the engine {self.engine} needs more than {self.max_nfe:,} evaluations; try a larger rtol",
                     parameter="rtol",
                     value=f"{10 * self.rtol:g}",
                 )
@@ -201,9 +203,9 @@ class RungeKutta(FixedStep):
     Args:
         steps: Number of steps.
         method: The rule: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2, two
-            evaluations), ``rk4`` (order 4, four evaluations).
-        frame: ``straight``, ``t`` or ``ve`` (see :mod:`scoresde.solvers.flow`). Euler's rule in the frames straight
-            and ve is DDIM. The frame ve cannot start where alpha = 0.
+            evaluations per step), or ``rk4`` (order 4, four evaluations per step).
+        frame: ``straight``, ``t`` or ``ve`` (see :mod:`scoresde.solvers.flow`). In the frames straight and ve, Euler's
+            rule is DDIM. The frame ve cannot be used on a path that starts at alpha = 0.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -232,7 +234,8 @@ class RungeKutta(FixedStep):
         scales = {f: f.scale(sde, times) for f in {frame, *frames}}
         if not bool(torch.isfinite(clocks[frame]).all()):
             raise UsageError(
-                "the clock of the frame 've' is infinite where alpha = 0, at the start of this path; use 'straight'"
+                "the clock of the frame 've' is infinite at the start of this path, where alpha = 0; use the frame "
+                "'straight'"
             )
         sizes = [float(clocks[f][i + 1] - clocks[f][i]) for i, f in enumerate(frames)]
 
@@ -251,15 +254,15 @@ class RungeKutta(FixedStep):
 
 
 def euler(steps: int = 100, frame: str = "t", grid: str = "auto") -> RungeKutta:
-    """Euler's rule on the velocity: one evaluation per step, order 1."""
+    """Euler's rule on the probability flow: one evaluation per step, order 1."""
     return RungeKutta(steps, "euler", frame, grid=grid)
 
 
 def heun(steps: int = 32, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """Heun's rule: two evaluations per step, order 2."""
+    """Heun's rule on the probability flow: two evaluations per step, order 2."""
     return RungeKutta(steps, "heun", frame, grid=grid)
 
 
 def rk4(steps: int = 16, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """The classical rule of Runge and Kutta: four evaluations per step, order 4."""
+    """The classical Runge-Kutta rule on the probability flow: four evaluations per step, order 4."""
     return RungeKutta(steps, "rk4", frame, grid=grid)

@@ -1,25 +1,29 @@
-"""Langevin dynamics: the step with which predictor-corrector samplers repair a marginal.
+"""Langevin dynamics: the step with which predictor-corrector samplers correct a marginal.
+
+In the limit of small e, the Langevin step
 
     x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2                                                     (1)
 
-leaves a density unchanged in the limit of small e if score is the score of that density (Song et al. 2021,
-arXiv:2011.13456, alg. 4-5). a is the square of A = alpha(t)/alpha(s), or the corresponding entry of the original's
-table. size is sigma, or the ratio |z|/|score|, which equals sigma for pure noise.
+leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). Here a
+is the square of A = alpha(t)/alpha(s), or the corresponding entry in the table of the original code, and size is either
+sigma or the ratio |z|/|score|, which equals sigma for pure noise.
 
-On N(0, v) a step turns the variance V into (1 - e/v)^2 V + 2e. This settles at v/(1 - e/2v) if e < 2v, and otherwise
-grows without bound. With size sigma and v >= sigma^2, the limit is at most v/(1 - snr^2). Any snr < 1 is therefore
-stable on every path and for all data, and snr >= 1 is rejected.
+On N(0, v), a step turns the variance V into (1 - e/v)^2 V + 2e. If e < 2v, the variance settles at v/(1 - e/2v);
+otherwise, it grows without bound. With size = sigma and v >= sigma^2, the limit is at most v/(1 - snr^2). Any snr < 1
+is therefore stable on every path and for all data, and snr >= 1 is rejected.
 
-The ratio of a single sample is unbounded, because the score vanishes in the middle of a mode. In addition, dynamics
-with such an e(x) settle at p/e, which has the variance (1 + 2/D) v in D dimensions. The ratio is therefore limited to
+The ratio |z|/|score| of an individual sample is unbounded, because the score vanishes in the middle of a mode. In
+addition, dynamics with a step size e(x) that depends on x settle at p/e, which has the variance (1 + 2/D) v in D
+dimensions. The ratio is therefore limited to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
-where n is the number of elements that the norms run over: D, or the size of the whole batch. Up to n = 16 the size is
-sigma. For the 3,072 elements of a small picture k is 36,864, so the limits have no effect. The standard deviation of a
-mode is then too large by at most the factor (1 - snr^2)^(-1/2) of the step itself, and above n = 16 by another factor
-of about (1 + 2/n)^(1/2). The measured factors are 1.006 and 1.001 at n = 1, 2 and 4 (VP and VE, snr 0.16; 576, 4.2 and
-1.6 as published), 1.036 at 64, and 1.016 at 3,072, which is as published (experiments/edges.py).
+where n is the number of elements over which the norms are taken: D, or the number of elements in the whole batch. For
+n <= 16, the size is sigma. For the n = 3,072 elements of a small picture, k is 36,864, so the limits have no effect.
+The standard deviation of a mode is then too large by at most the factor (1 - snr^2)^(-1/2), which is due to the step
+itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). With snr = 0.16, the measured factors for n = 1, 2
+and 4 are 1.006 on VP and 1.001 on VE (without the limits, 576, 4.2 and 1.6). They are 1.036 for n = 64, and 1.016 for
+n = 3,072, as without the limits (experiments/edges.py).
 """
 
 from __future__ import annotations
@@ -33,16 +37,16 @@ from ..core.shapes import dims, expand, flat
 
 __all__ = ["check_corrector", "langevin_step", "norm_ratio"]
 
-FEW = 16  # the number 16 in (2)
+FEW = 16  # the number 16 in equation (2)
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, size: Tensor) -> Tensor:
-    """Do one Langevin step (1).
+    """Do one Langevin step, equation (1).
 
     Args:
-        x, score, z: The state, its score and standard normals, shape ``(B, *event)``.
-        a, size: The quantities a and size of (1), shape ``()`` or ``(B,)``.
-        snr: Signal-to-noise ratio.
+        x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
+        a, size: The quantities a and size of equation (1), shape ``()`` or ``(B,)``.
+        snr: The signal-to-noise ratio.
 
     Returns:
         The state after the step, shape ``(B, *event)``.
@@ -56,16 +60,16 @@ def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -
 
     Args:
         z, score: Standard normals and the score, shape ``(B, *event)``.
-        of: ``sample`` or ``batch``.
-        sigma: The path's sigma, shape ``()`` or ``(B,)``, to limit the ratio as in (2); ``None`` to leave it as
-            published.
+        of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the means.
+        sigma: The path's sigma, shape ``()`` or ``(B,)``, which limits the ratio as in equation (2), or ``None`` for
+            the ratio without limits, as published.
     """
     top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
     ratio: Tensor = top.mean() / bottom.mean() if of == "batch" else top / bottom
     if sigma is None:
         return ratio
     k, size = max(1.0, (z.numel() if of == "batch" else dims(z)) / FEW) ** 2, sigma.to(ratio)
-    # A NaN stays a NaN. Where the score is 0, sigma replaces the ratio.
+    # NaN remains NaN. Where the score is 0, sigma replaces the ratio.
     ratio = torch.where((bottom == 0).all() if of == "batch" else bottom == 0, size, ratio)
     return torch.minimum(torch.maximum(ratio, size / k), k * size)
 
@@ -78,16 +82,19 @@ def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
     """Reject an invalid corrector, and a sampler with neither a predictor nor a corrector.
 
     Raises:
-        UsageError: If an option is invalid; the message names its value.
+        UsageError: If an option is invalid. The message states its value.
     """
     check_number("snr", snr, _SNR)
     check_number("corrections", corrections, _CORRECTIONS, "int")
     if snr >= 1:
         raise UsageError(
-            f"snr is {snr}; at 1 or above, a Langevin step overshoots and the samples grow without bound (below 1, the "
-            "variance settles at up to 1/(1 - snr^2) times its correct value); usual values are 0.05 to 0.3",
+            f"snr is {snr}, but must be below 1: at 1 or above, Langevin steps overshoot and the samples can grow "
+            "without bound (below 1, the variance settles at up to 1/(1 - snr^2) times its correct value); usual "
+            "values are 0.05 to 0.3",
             parameter="snr",
             value="0.16",
         )
     if not evaluations:
-        raise UsageError("predictor and corrector are both none, so nothing would move; choose at least one of them")
+        raise UsageError(
+            "the predictor and the corrector are both none, so no sample would move; choose at least one of them"
+        )

@@ -1,16 +1,16 @@
 r"""Noise levels eta(t) of stochastic solvers, in a single convention.
 
-For any eta(t) >= 0 the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
-2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta``, a
-factor, and ``level``, so that  eta(t) = eta * level(t).  The level is one of
+For any eta(t) >= 0, the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
+2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta`` (a
+factor) and ``level``, which define  eta(t) = eta * level(t).  The level is one of
 
-    ``g``       the diffusion of the SDE: eta = 1 is Anderson's reverse SDE
-    ``sigma``   sqrt(2 sigma(t)), finite everywhere and 0 where sigma is 0
-    ``auto``    g, or sigma where g is infinite at the start (flow matching, cosine)
-    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10)),  s = sigma/alpha: the default of ER-SDE solvers (Cui et
-                al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
+    ``g``       the diffusion of the SDE, which with eta = 1 gives Anderson's reverse SDE
+    ``sigma``   sqrt(2 sigma(t)), which is finite everywhere and 0 where sigma is 0
+    ``auto``    the level g, or the level sigma if g is infinite at ``t_max`` (as for flow matching and cosine)
+    ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha, the default of ER-SDE solvers
+                (Cui et al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
 
-or your own function ``level(sde, t)``, named ``module:function`` on the command line.
+or your own function ``level(sde, t)``, which is given on the command line as ``module:function``.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Level = str | Callable[[SDE, Tensor], Tensor]
 
 def _g(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
-    # cos(pi/2) is computed as 6e-17, although no data is left there and g is infinite.
+    # Where no data are left, g is infinite, but alpha may be a rounding error: cos(pi/2) evaluates to 6e-17.
     return torch.where(informative(alpha, sigma), sde.diffusion(t), torch.inf)
 
 
 def auto_level(sde: SDE, t: Tensor) -> Tensor:
-    """Return ``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, in the shape of ``t``."""
+    """Return ``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, with the same shape as ``t``."""
     return sde.diffusion(t) if sde.finite_g else torch.sqrt(2 * sde.coefficients(t)[1])
 
 
@@ -64,7 +64,7 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         return LEVELS[level]
     if ":" not in level:
         raise UsageError(
-            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or give your own as module:function"
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or name your own as module:function"
         )
     found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
@@ -74,17 +74,17 @@ def check_level(level: Level, eta: float) -> None:
     """Reject an unknown noise level or a negative factor.
 
     Raises:
-        UsageError: If the level or the factor is invalid; the message names its value.
+        UsageError: If the level or the factor is invalid. The message states the invalid value.
     """
     check_number("eta", eta, ETA)
     _function(level)
 
 
 def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
-    """Return ``eta(t)``, in the shape of ``t``.
+    """Return ``eta(t)``, with the same shape as ``t``.
 
     Raises:
-        UsageError: If the level is negative, not finite or of another shape.
+        UsageError: If the level is negative or not finite, or does not have the shape of ``t``.
     """
     found = _function(level)(sde, t)
     if not isinstance(found, Tensor | float | int):
@@ -107,7 +107,7 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
     """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times``, float64 ``(n + 1,)``.
 
-    A step that starts at alpha = 0, where g is infinite, has no noise unless the level is g itself.
+    A step with an end at alpha = 0 or sigma = 0 has no noise, unless the level is g itself.
     """
     if level == "g" or eta == 0:
         return (eta,) * (len(times) - 1)

@@ -1,13 +1,13 @@
-r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in their code, to reproduce that paper.
+r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code, to reproduce that paper.
 
-Our other solvers use A, S and sigma of the continuous path, on any grid. The original uses N = ``steps`` levels and
-reads their tables at i = floor(t (N - 1)/T), with a_i = 1 and sigma_{-1} = 0 for VE:
+Our other solvers use A, S and sigma of the continuous path, on any grid. The original code uses tables of N = ``steps``
+levels, which it reads at i = floor(t (N - 1)/T) (for VE, a_i = 1 and sigma_{-1} = 0):
 
     VP   beta_i = linspace(beta_min/N, beta_max/N, N),   a_i = 1 - beta_i,   sigma_i^2 = 1 - a_0 ... a_i
     VE   sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   beta_i = sigma_i^2 - sigma_{i-1}^2.             (1)
 
-One step up is  x + f x + G z  with  f = sqrt(a_i) - 1, G^2 = beta_i  (eq. 8 and 10). Sub-VP has no tables; its step
-up is Euler's, with  f = f(t)/N, G^2 = g(t)^2/N.  All predictors have the form
+One step up is  x + f x + G z  with  f = sqrt(a_i) - 1  and  G^2 = beta_i  (eq. 8 and 10). Sub-VP has no tables, and its
+step up is an Euler step with  f = f(t)/N  and  G^2 = g(t)^2/N.  All predictors have the form
 
     x <- x_mean + n z,      x_mean = k x + p score,                                                               (2)
 
@@ -19,19 +19,20 @@ up is Euler's, with  f = f(t)/N, G^2 = g(t)^2/N.  All predictors have the form
     ``ancestral``          1/sqrt(a_i)  beta_i k         G, VE: G sigma_{i-1}/sigma_i        eq. 4 and 47, VP and VE
     =====================  ===========  ===============  ==================================  =======================
 
-The probability flow has the same form with p/2 and n = 0. The correctors (VP and VE; alg. 4 and 5) are
+The probability flow has the same form with p/2 and n = 0. The correctors (alg. 4 and 5, only for VP and VE) are
 x <- x + e score + sqrt(2 e) z  with
 
     ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, with means over the batch;
     ``ald``        e = 2 a_i (snr sigma(t))^2.
 
-The times are linspace(T, eps, N). At each of them the correctors run first, then the predictor. There are therefore N
-updates rather than N - 1; the last update starts at eps, and its x_mean is the sample. A step always has the length
-1/N, although the times are (T - eps)/(N - 1) apart. The two are equal only for N = 1000 and eps = 1e-3.
-docs/mathematics.md describes how this affects the moments.
+The times are linspace(T, eps, N). At each time, the corrector steps come first, then the predictor step. There are
+therefore N updates rather than N - 1. The last update starts at eps, and the x_mean of this update is the sample. A
+step always has length 1/N, although the times are (T - eps)/(N - 1) apart. For T = 1, these two lengths are equal only
+if eps = 1/N, as with the published N = 1000 and eps = 1e-3. docs/mathematics.md describes how the difference affects
+the moments.
 
-The scores are those of the model, with sigma(t) of the continuous path. Networks that the original trained on discrete
-levels divide by the sigma_i of (1); this solver does not.
+The scores are those of the model, with sigma(t) of the continuous path. In the original code, the output of a network
+that was trained on discrete levels is divided by the sigma_i of (1). This solver does not do so.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables (1) of N noise levels, from the data up; each is float64 with shape ``(N,)``.
+    """The tables of N noise levels, from the lowest level up, each float64 with shape ``(N,)``.
 
     Attributes:
-        alphas: ``a_i``, the fraction of the variance that a step up keeps: ``1 - beta_i`` for VP, 1 for VE.
-        betas: ``beta_i``, the variance that a step up adds.
-        sigmas: ``sigma_i``, the standard deviation of all noise at the level.
+        alphas: ``a_i``, the fraction of the variance that a step up keeps: ``1 - beta_i`` for VP, and 1 for VE.
+        betas: ``beta_i``, the variance of the noise that a step up adds.
+        sigmas: ``sigma_i``, the standard deviation of the total noise at a level.
 
     >>> levels = LevelTables.of(VPSDE(), 1000)
     >>> [round(float(b), 6) for b in levels.betas[[0, 999]]], round(float(levels.alphas_cumprod[999]), 9)
@@ -81,7 +82,7 @@ class LevelTables:
 
     @classmethod
     def of(cls, sde: VPSDE | VESDE, count: int) -> LevelTables:
-        """Build the tables of ``count`` levels of an SDE."""
+        """Build the tables of an SDE with ``count`` levels."""
         if isinstance(sde, VPSDE):
             betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
             return cls(1 - betas, betas, torch.sqrt(1 - (1 - betas).cumprod(0)))
@@ -92,17 +93,17 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """``a_0 ... a_i``, the fraction of the data's variance that is left at the level, shape ``(N,)``."""
+        """The products ``a_0 ... a_i``, the fraction of the data's variance that is left at a level, shape ``(N,)``."""
         return self.alphas.cumprod(0)
 
 
 def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
-    """Return the index ``floor(t (N - 1)/T)`` into tables of N = ``count`` levels, int64 in the shape of ``t``."""
-    return (t * (count - 1) / sde.t_max + 1e-9).long()  # rounding can turn 1000 into 1000 - 1e-13
+    """Return the index ``floor(t (N - 1)/T)`` into tables of N = ``count`` levels, int64, shaped like ``t``."""
+    return (t * (count - 1) / sde.t_max + 1e-9).long()  # because rounding can turn 1000 into 1000 - 1e-13
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, in the shape of ``t``."""
+    """Return ``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, each with the same shape as ``t``."""
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
     levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
@@ -112,7 +113,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
 def predictor_weights(
     predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``k``, ``p`` and ``n`` of the predictors (2), each in the shape of ``t``."""
+    """Return ``k``, ``p`` and ``n`` of a predictor, equation (2), each with the same shape as ``t``."""
     if predictor == "euler-maruyama":
         g = sde.diffusion(t) / math.sqrt(count)
         return 1 - sde.drift_rate(t) / count, g.square(), g
@@ -122,37 +123,37 @@ def predictor_weights(
     keep, spread = 1 / (1 + f), g
     if isinstance(sde, VESDE):
         levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
-        # This is the posterior of one level given the next; below the lowest level no noise is left.
+        # The posterior of a level given the level above it. Below the lowest level, there is no noise.
         spread = g * torch.sqrt(1 - levels.betas / levels.sigmas.square())[i]
     return keep, g.square() * keep, spread
 
 
 @dataclass(frozen=True)
 class Original(Solver):
-    """The original's predictor-corrector sampler, with the tables, order, step 1/N and last step of the original code.
+    """The predictor-corrector sampler of the original code, with the same tables, order, step length and last step.
 
-    It runs over the whole of ``sde.times("sample")`` and supports VP, sub-VP and VE, with the combinations that the
-    original offers. For anything else, use the solvers on the continuous path (``pc``, ``ancestral``,
-    ``reverse-diffusion``, ``em``). The paper samples VE with ``reverse-diffusion`` and ``langevin``, VP and sub-VP with
-    ``euler-maruyama`` alone, and DDPM with ``ancestral``, all at N = 1000. The sample does not include the last step's
-    noise, and no other noise-free step follows.
+    The solver runs over the whole interval ``sde.times("sample")`` and supports VP, sub-VP and VE, with the
+    combinations of options that the original code offers. For anything else, use the solvers on the continuous path
+    (``pc``, ``ancestral``, ``reverse-diffusion``, ``em``). The paper samples VE with ``reverse-diffusion`` and
+    ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all at N = 1000. The sample
+    does not include the noise of the last step, so no other noise-free step follows.
 
-    With ``langevin``, a sample depends on its batch, because the norms are means over the batch. If batch and event
-    together have only a few elements, the ratio of the norms is unbounded, as in the original. In that case, use
-    ``ald`` or the solver ``pc``.
+    With ``langevin``, a sample depends on its batch, because the norms are means over the batch. If the whole batch has
+    only a few elements, the ratio of these means is unbounded, as in the original code. In that case, use ``ald`` or
+    the solver ``pc``.
 
     Args:
-        steps: N, the number of noise levels, of times and of updates; at least 2.
+        steps: N, the number of noise levels, of times and of updates (at least 2).
         predictor: ``euler-maruyama``, ``reverse-diffusion``, ``ancestral`` or ``none``.
         corrector: ``langevin``, ``ald`` or ``none``.
         snr: Signal-to-noise ratio of the corrector.
         corrections: Number of Langevin steps before each predictor step.
-        probability_flow: Whether to use the predictor's discrete probability flow, without noise.
-        mean: Whether to return ``x_mean`` of the last step, as the original's noise removal does. Without a predictor
-            there is no ``x_mean``, and the noise stays.
+        probability_flow: Whether to use the probability-flow form of the predictor, without noise.
+        mean: Whether to return the ``x_mean`` of the last step, as the original code does to remove noise. Without a
+            predictor, there is no ``x_mean``, and the noise remains.
     """
 
-    limits = ranges(steps=Range(2, 10**6, hint="the times from T to eps; 1000 as published", seconds=1e-4))
+    limits = ranges(steps=Range(2, 10**6, hint="the number of times from T to eps; 1000 as published", seconds=1e-4))
 
     steps: int = 1000
     predictor: str = "euler-maruyama"
@@ -169,10 +170,10 @@ class Original(Solver):
             ("corrector", self.corrector, CORRECTORS),
         ):
             if value not in known:
-                raise UsageError(f"unknown {name} {value!r} of the original; {closest(value, known)}")
+                raise UsageError(f"unknown {name} {value!r} of the solver original; {closest(value, known)}")
         if self.probability_flow and self.predictor == "ancestral":
             raise UsageError(
-                "the original has no probability flow for the predictor ancestral; use the predictor "
+                "the original code has no probability flow for the predictor ancestral; use the predictor "
                 "reverse-diffusion, or the solver ddim",
                 parameter="solver",
                 value="ddim",
@@ -181,12 +182,12 @@ class Original(Solver):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, which is whenever the solver draws noise."""
+        """Whether the score is needed, which is the case if the solver draws noise."""
         return self.stochastic
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the solver draws noise: always, except for the probability flow without a corrector."""
+        """Whether the solver draws noise. It does, except for the probability flow without a corrector."""
         return not self.probability_flow or self._corrections > 0
 
     @property
@@ -204,7 +205,7 @@ class Original(Solver):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if that is fewer than two."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow less than 2."""
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
 
@@ -212,7 +213,7 @@ class Original(Solver):
         sde, count, shape = self._suited(model.domain.sde, t0, t1), self.steps, tuple(x.shape[1:])
         everyone, counted = torch.arange(len(x), device=x.device), Counted(model, Tally(x))
         nodes = torch.linspace(t0, t1, count, dtype=torch.float64)
-        clock = [*nodes.tolist(), 0.0]  # the last update starts at eps, and its result stands for the data
+        clock = [*nodes.tolist(), 0.0]  # the last update starts at eps, and its result is the sample, at t = 0
 
         def here(table: Tensor) -> Tensor:
             return table.to(device=x.device, dtype=time_dtype(x.device))
@@ -239,39 +240,43 @@ class Original(Solver):
         """Do one corrector step.
 
         Args:
-            x, score, z: The state, its score and standard normals, shape ``(B, *event)``.
-            sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of its level, shape ``()``.
+            x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
+            sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of the level at t, shape ``()``.
         """
         size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """Return ``a_i`` at the times; 1 for sub-VP, which has no levels and no corrector to use them."""
+        """Return ``a_i`` at the times ``nodes``, or 1 for sub-VP, which has no tables and no corrector to use them."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
 
     def _suited(self, sde: SDE, t0: float, t1: float) -> VPSDE | SubVPSDE | VESDE:
-        """Return the SDE if the original can sample it with these options over this interval; otherwise raise."""
+        """Return the SDE if the original code can sample it with these options over this interval.
+
+        Raises:
+            UsageError: If the original code cannot do so.
+        """
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(
-                f"Original: the original supports VPSDE, SubVPSDE and VESDE, not {name}; use one of the continuous "
-                "solvers pc, ancestral, reverse-diffusion or em, which run on any path",
+                f"Original: the original code supports VPSDE, SubVPSDE and VESDE, not {name}; use one of the solvers "
+                "pc, ancestral, reverse-diffusion and em, which support any path",
                 parameter="solver",
                 value="pc",
             )
         if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
             raise UsageError(
-                f"Original: the original has the predictor ancestral only for VPSDE and VESDE, not for {name}; use "
-                "the solver ancestral, which follows the continuous path, or the predictor reverse-diffusion",
+                f"Original: the original code has the predictor ancestral only for VPSDE and VESDE, not for {name}; "
+                "use the solver ancestral, which follows the continuous path, or the predictor reverse-diffusion",
                 parameter="solver",
                 value="ancestral",
             )
         if isinstance(sde, SubVPSDE) and self._corrections:
             raise UsageError(
-                f"Original: the original's corrector {self.corrector} fails for {name}, which has no table of alphas; "
-                "use the solver pc, which corrects on the continuous path, or the corrector none",
+                f"Original: in the original code, the corrector {self.corrector} fails for {name}, which has no table "
+                "of alphas; use the solver pc, which corrects on the continuous path, or the corrector none",
                 parameter="solver",
                 value="pc",
             )
@@ -279,8 +284,8 @@ class Original(Solver):
         if isinstance(sde, VPSDE) and tabled and max(sde.beta_min, sde.beta_max) >= self.steps:
             ours = "pc" if self._corrections else self.predictor
             raise UsageError(
-                f"Original: with {self.steps} steps the original's table of betas reaches beta_max/N = "
-                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but 1 - beta must stay above 0; use more than "
+                f"Original: with {self.steps} steps, the table of betas reaches beta_max/N = "
+                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but 1 - beta must be above 0; use more than "
                 f"{max(sde.beta_min, sde.beta_max):g} steps, or the solver {ours}, whose steps are always finite",
                 parameter="solver",
                 value=ours,
@@ -288,8 +293,9 @@ class Original(Solver):
         low, high = sde.times("sample")
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
-                f"Original: the original goes from t = {high:g} to {low:g}, the whole sampling interval of {name}; got "
-                f"t0 = {t0:g}, t1 = {t1:g}. For other ends use the solver pc, ancestral or reverse-diffusion",
+                f"Original: the original code covers the whole sampling interval of {name}, from t = {high:g} to "
+                f"{low:g}; got t0 = {t0:g} and t1 = {t1:g}. For other ends, use the solver pc, ancestral or "
+                "reverse-diffusion",
                 parameter="solver",
                 value="pc",
             )

@@ -1,38 +1,41 @@
-"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair its distribution.
+"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that correct the distribution.
 
 The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step rule of
-:mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics that leaves the marginal at one time
-unchanged,
+:mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics, which in the limit of small e leaves the
+marginal at one time unchanged. With  A = alpha(t)/alpha(s)  for the step from t to s, a corrector step is
 
-    x <- x + e score + sqrt(2 e) z,      with  A = alpha(t)/alpha(s)  of the step from t to s and
+    x <- x + e score + sqrt(2 e) z      with
 
     ``annealed``   e = 2 A^2 (snr sigma)^2                     annealed Langevin dynamics (alg. 4-5 with sigma; Song and
                                                                Ermon 2019, arXiv:1907.05600, alg. 1)
-    ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or
-                                                               (``norm="batch"``) their means over the batch.
+    ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or with the
+                                                               means of the norms over the batch (``norm="batch"``).
 
-Both agree where |z|/|score| is sigma, its value for pure noise. Norms averaged over the batch couple its samples.
-With norms of each sample, the step e(x) depends on x; Langevin dynamics with such a step settles at p/e instead of p,
-which favours large scores. In the middle of a mode, where the score vanishes, the ratio is unbounded. It is therefore
-limited to a range around sigma, which is narrower in fewer dimensions (:mod:`scoresde.solvers.langevin`, eq. 2). With
-up to 16 elements in an event, ``langevin`` with norms of each sample is the same as ``annealed``. In many dimensions
-the ratio hardly varies, and is as published.
+The two correctors agree where |z|/|score| equals sigma, as it does for pure noise. Norms that are averaged over the
+batch couple the samples of the batch. With the norms of each sample, the step size e(x) depends on x, and Langevin
+dynamics with such a step size settles at p/e instead of p, which favours large scores. Moreover, the ratio |z|/|score|
+is unbounded in the middle of a mode, where the score vanishes. This ratio is therefore limited to a range around sigma,
+which is narrower in fewer dimensions (:mod:`scoresde.solvers.langevin`, eq. 2). With up to 16 elements in an event,
+``langevin`` with the norms of each sample is the same as ``annealed``. In many dimensions, the ratio hardly varies, and
+the limits have no effect.
 
-A corrector lowers the order below 1, the order of the predictors. Its step e does not shrink as the number of steps
-grows, and leaves a variance that is too large by e/2v = (snr sigma)^2/v. This bias falls with the noise until the n
-remaining corrections, each of which removes 4 (snr sigma)^2/v of it, no longer suffice. On N uniform steps of the
-straight path n e/v is of order N sigma^3, so sigma is of order N^(-1/3) at that point, and the error of order
-N^(-2/3). On VP with its default grid the sum is N sigma^(5/2) to N sigma^3, and the error N^(-4/5) to N^(-2/3). The
-measured exponents are 0.66 and 0.77 (experiments/edges.py).
+A corrector lowers the order of the sampler below 1, which is the order of the predictors. The step size e does not
+shrink as the number of steps grows, and it leaves a variance that is too large by the relative error e/2v =
+(snr sigma)^2/v. This bias falls with the noise level until the n remaining corrections, each of which removes a
+fraction 4 (snr sigma)^2/v of the bias, no longer suffice. On the straight path with N uniform steps, n e/v is of order
+N sigma^3, so sigma is of order N^(-1/3) at that point, and the error is of order N^(-2/3). On VP with the default grid,
+n e/v is of order N sigma^(5/2) to N sigma^3, and the error is of order N^(-4/5) to N^(-2/3). The measured exponents are
+0.66 for the straight path and 0.77 for VP (experiments/edges.py).
 
-``sequence="pc"`` predicts from t to s and corrects at s; ``"cp"`` corrects at t and then predicts, as in the original.
+``sequence="pc"`` predicts from t to s and then corrects at s. ``sequence="cp"`` corrects at t and then predicts, as in
+the original code.
 
 Annealed Langevin dynamics is the corrector alone. On the L levels of :class:`~scoresde.SMLD`, and with ``start``, which
 corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
 
     alpha_i = eps sigma_i^2/sigma_L^2 = 2 e,      that is,  snr = sqrt(eps)/(2 sigma_L),
 
-where sigma_L is the lowest level. Their eps = 2e-5 and sigma_L = 0.01 correspond to snr = 0.2236.
+where sigma_L is the lowest level. The published values eps = 2e-5 and sigma_L = 0.01 correspond to snr = 0.2236.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ PREDICTORS: dict[str, Predictor] = {
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }
-_EULERS = ("reverse-diffusion", "em")  # these do not converge on a grid that leaps
+_EULERS = ("reverse-diffusion", "em")  # predictors that do not converge on a grid with leaps
 CORRECTORS = ("annealed", "langevin", "none")
 
 
@@ -78,13 +81,13 @@ class PredictorCorrector(FixedStep):
         predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
             ``(model, x, t, s, z) -> x`` with one evaluation, which can also be named as ``module:function``.
         corrector: ``annealed``, ``langevin`` or ``none``.
-        snr: Signal-to-noise ratio r of the corrector, below 1; the variance is too large by a factor of up to
-            1/(1 - snr^2).
+        snr: Signal-to-noise ratio r of the corrector, below 1. The corrector makes the variance too large by a factor
+            of up to 1/(1 - snr^2).
         corrections: Number of Langevin steps at each node.
-        norm: How the corrector langevin computes norms: per ``sample``, or over the ``batch`` as in the original, which
-            couples the samples.
-        sequence: ``pc`` (predict, then correct), or ``cp`` as in the original.
-        start: Whether to correct at the first node as well, before the first step; only with the sequence ``pc``.
+        norm: How the corrector langevin computes norms: for each ``sample``, or as means over the ``batch``, as in the
+            original code, which couples the samples.
+        sequence: ``pc`` (predict, then correct), or ``cp`` (correct, then predict, as in the original code).
+        start: Whether to correct at the first node as well, before the first step (only with the sequence ``pc``).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -110,7 +113,9 @@ class PredictorCorrector(FixedStep):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
         if self.start and self.sequence == "cp":
-            raise UsageError("start corrects before the first step, which the sequence cp does anyway; omit start")
+            raise UsageError(
+                "the option start corrects before the first step, which the sequence cp does anyway; omit start"
+            )
         self._predictor()
         check_corrector(self.snr, self.corrections, self.evaluations)
 
@@ -164,7 +169,7 @@ class PredictorCorrector(FixedStep):
                             f"shape {tuple(stepped.shape)}" if isinstance(stepped, Tensor) else type(stepped).__name__
                         )
                         raise UsageError(
-                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}; it "
+                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}, but "
                             f"must return a tensor of shape {tuple(x.shape)}"
                         )
                     x = stepped
@@ -175,7 +180,7 @@ class PredictorCorrector(FixedStep):
         return advance
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
-        """Do a Langevin step at ``at``, an end of the step from ``t`` to ``s``; ``x`` and ``z`` are ``(B, *event)``."""
+        """Do a Langevin step at ``at``, which is either ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
         if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
             return x  # there is no noise, so the score is undefined
         a, _ = forward_step(model.domain.sde, t, s)
@@ -187,7 +192,7 @@ class PredictorCorrector(FixedStep):
 
 
 def reverse_diffusion(steps: int = 500, grid: str = "auto") -> PredictorCorrector:
-    """The reverse diffusion sampler (Song et al. 2021, arXiv:2011.13456, eq. 46): the predictor alone."""
+    """The reverse diffusion predictor alone, without a corrector (Song et al. 2021, arXiv:2011.13456, eq. 46)."""
     return PredictorCorrector(steps, "reverse-diffusion", "none", grid=grid)
 
 
@@ -196,6 +201,6 @@ def annealed_langevin(
 ) -> PredictorCorrector:
     """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone.
 
-    For their algorithm on L levels, use ``start=True`` with L - 1 steps.
+    For the published algorithm on L levels, use ``start=True`` with L - 1 steps.
     """
     return PredictorCorrector(steps, "none", "annealed", snr, corrections, start=start, grid=grid)

@@ -1,21 +1,23 @@
 """Exponential Runge-Kutta ("singlestep") solvers: k evaluations for a step of order k.
 
-A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. These solvers compute them within the step,
-at stages placed at fractions u of the step, measured in the variable of the polynomials:
+A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. The solvers in this module compute these
+values within the step, at stages that lie at fractions u of the step, measured in the variable of the polynomials:
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
 
-Each stage uses formula (1) of that module. On eps these are DPM-Solver-2 and 3, and on x0 DPM-Solver++ 2S and 3S. On
-the straight variable they are the classical midpoint rule and Heun's third-order rule. Nothing is carried over from one
-step to the next, so a guided or otherwise jumpy model cannot mislead the next step.
+Each stage uses equation (1) of :mod:`scoresde.solvers.exponential`. On eps, the solvers are DPM-Solver-2 and
+DPM-Solver-3, and on x0, they are DPM-Solver++ 2S and 3S. On the straight variable, they are the classical midpoint rule
+and Heun's third-order rule. No values are carried over from one step to the next, so a model whose output changes
+abruptly (such as a guided model) in one step does not affect the next step.
 
 If a path starts at alpha = 0 and the grid is uniform in t, as it is by default on the straight path, the first steps
-are long in log-SNR however many there are. On eps and x0 the measured order of the order-3 solvers is then 2.0 to 2.3
-(docs/choosing-a-solver.md). With the variable straight or v, or on the grid logsnr, it is 3.
+are long in log-SNR, however many steps there are. On eps and x0, the measured order of the order-3 solvers is then 2.0
+to 2.3 (docs/choosing-a-solver.md). With the variable straight or v, or on the grid logsnr, the measured order is 3.
 
 References:
-    Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.    Lu et al. (2022), arXiv:2211.01095, alg. 1: ++ 2S.
+    Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.
+    Lu et al. (2022), arXiv:2211.01095, alg. 1: DPM-Solver++ 2S.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ class Singlestep(FixedStep):
         steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
         order: Order of the solver.
-        rule: How order 2 integrates the polynomial: ``midpoint``, as published, ``bh1`` or ``exact``. Order 3 is always
-            exact.
+        rule: How a solver of order 2 integrates the polynomial: ``midpoint`` (as published), ``bh1`` or ``exact``. A
+            solver of order 3 always integrates it exactly.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -81,7 +83,7 @@ class Singlestep(FixedStep):
             here, there = path[i], path[i + 1]
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
-            # If both ends are pure noise, a finite clock stands still, and there is nothing between them to evaluate.
+            # If both ends are pure noise, a finite clock does not advance, so there are no stages between the ends.
             noise_only = log_ratio(*here) == log_ratio(*there) == -math.inf
             if noise_only or not (math.isfinite(start) and math.isfinite(end)):
                 return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
@@ -112,20 +114,20 @@ class Singlestep(FixedStep):
 
 
 def dpm_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
-    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, alg. 1), r = 1/2."""
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, alg. 1) with r = 1/2."""
     return Singlestep(steps, "eps", 2, grid=grid)
 
 
 def dpm_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
-    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, alg. 2), r = 1/3, 2/3."""
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, alg. 2) with r = 1/3 and 2/3."""
     return Singlestep(steps, "eps", 3, "exact", grid=grid)
 
 
 def dpmpp_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
-    """DPM-Solver++ 2S (Lu et al. 2022, arXiv:2211.01095, alg. 1), r = 1/2."""
+    """DPM-Solver++ 2S (Lu et al. 2022, arXiv:2211.01095, alg. 1) with r = 1/2."""
     return Singlestep(steps, "x0", 2, grid=grid)
 
 
 def dpmpp_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
-    """DPM-Solver++ 3S: the solver of :func:`dpmpp_2s` at order 3."""
+    """DPM-Solver++ 3S, the order-3 version of :func:`dpmpp_2s`."""
     return Singlestep(steps, "x0", 3, "exact", grid=grid)

@@ -1,31 +1,33 @@
 """Stochastic one-step solvers of the reverse SDE on a fixed grid.
 
-For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`) the SDE
+For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`), the SDE
 
     dx = (velocity - eta^2/2 score) dt + eta dw,      run from t = 1 down to 0,                                 (1)
 
-has the marginals of the path: eta = 0 is the probability flow, and eta = g the reverse SDE of Anderson (1982) used by
-Song et al. (2021), arXiv:2011.13456, eq. 6. With f(x, t) for the drift of (1) and h = t - s, a step down to s is
+has the marginals of the path. It is the probability flow for eta = 0, and the reverse SDE of Anderson (1982), as used
+by Song et al. (2021), arXiv:2011.13456, eq. 6, for eta = g. With the drift f(x, t) of (1),  h = t - s  and
+v = h (eta(t)^2 + eta(s)^2) / 2,  a step from t down to s is
 
     Euler-Maruyama     x <- x - h f(x, t) + eta(t) sqrt(h) z
-    stochastic Heun    the same to x', then x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z.
+    stochastic Heun    x' = x - h f(x, t) + sqrt(v) z,    x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(v) z.
 
-From s up to t the path itself moves by x_t = A x_s + S z, with
+A step of the path itself from s up to t is x_t = A x_s + S z, with
 
     A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2.
 
-These are computed from the continuous coefficients, so everything is finite for any number of steps. There are three
-ways back:
+A and S are computed from the continuous coefficients, so all quantities are finite for any number of steps. There are
+three ways to step back down:
 
     reverse diffusion  x <- (2 - A) x + S^2 score + S z                                      (Song et al. 2021, eq. 46)
     DDIM               x <- alpha(s) x0_hat + sqrt(sigma(s)^2 - n^2) eps_hat + n z,
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
     ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
 
-Here a and b are those of the posterior, (2) of :mod:`scoresde.sde.marginal`. The fraction f sets the variance: f = 0
-gives that of the posterior, and f = 1 that of the step up. DDIM's eta is that of the paper, a factor on the standard
-deviation of ancestral sampling with f = 0; eta = 1 is ancestral sampling. The values 0 and 1 have the same meaning in
-both conventions of eta; docs/mathematics.md converts the others.
+Here a and b are the coefficients of the posterior, equation (2) of :mod:`scoresde.sde.marginal`. The fraction f sets
+the variance: f = 0 gives the variance of the posterior, and f = 1 gives the variance of the step up. The eta of DDIM is
+defined as in the paper, as a factor on the standard deviation of ancestral sampling with f = 0, so that eta = 1 is
+ancestral sampling. The values 0 and 1 have the same meaning for the eta of (1) and the eta of DDIM. For other values,
+docs/mathematics.md shows how to convert one into the other.
 """
 
 from __future__ import annotations
@@ -55,33 +57,33 @@ __all__ = [
 ]  # fmt: skip
 
 
-_DATA = 0.5  # the standard deviation s of the data on which _check_growth tries the steps
+_DATA = 0.5  # the standard deviation s of the data for which _check_growth checks the steps
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(a, b)`` of the drift ``a x0_hat + b eps_hat`` of (1) for eta(t) = ``level``, in the shape of ``t``."""
+    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for eta(t) = ``level``, shaped like ``t``."""
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
     return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
 
 
 def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a x0_hat + b eps_hat`` in the shape of the state; ``a`` and ``b`` have the shape ``()`` or ``(B,)``."""
+    """Return ``a x0_hat + b eps_hat``, with the shape of the state. ``a`` and ``b`` have shape ``()`` or ``(B,)``."""
     return expand(a, estimate.x) * estimate.x0 + expand(b, estimate.x) * estimate.eps
 
 
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
-    """Do one Euler-Maruyama step of (1) from ``t`` down to ``s``, with standard normals ``z`` in the shape of ``x``."""
+    """Do one Euler-Maruyama step from ``t`` down to ``s``, with standard normals ``z`` shaped like ``x``."""
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """Do a reverse diffusion step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a reverse diffusion step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
     if not model.domain.sde.finite_g:
-        # Near alpha = 0 no forward step is small (A = 0 at the first, whatever the grid), so the reverse diffusion
-        # step does not converge; the Euler step with the SDE's finite noise level does.
+        # Near alpha = 0, no step up is small (A = 0 for the first step, whatever the grid), so the reverse diffusion
+        # step does not converge. An Euler step with a finite noise level does.
         return euler_step(model, x, t, s, z, auto_level(model.domain.sde, t))
     a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
@@ -89,7 +91,7 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
 
 
 def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None, eta: float) -> Tensor:
-    """Do a DDIM step from ``t`` to ``s``; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a DDIM step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``; with ``z=None``, ``eta`` is 0."""
     estimate = model(x, t)
     if z is None:
         return model.domain.sde.perturb(estimate.x0, s, estimate.eps)
@@ -101,12 +103,12 @@ def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None
 
 
 def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """Do a step of ancestral sampling, which is DDIM with eta = 1; ``x`` and ``z`` have the shape ``(B, *event)``."""
+    """Do a step of ancestral sampling, which is DDIM with eta = 1. ``x`` and ``z`` have shape ``(B, *event)``."""
     return ddim_step(model, x, t, s, z, 1.0)
 
 
 def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``(a x0_hat + b eps_hat)/x`` for data N(0, s^2), for times and weights of shape ``(n,)``."""
+    """Return ``(a x0_hat + b eps_hat)/x`` for data N(0, s^2) and for times and weights of shape ``(n,)``."""
     alpha, sigma = sde.coefficients(t)
     data = (_DATA * alpha).square()
     return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
@@ -117,10 +119,12 @@ def _check_growth(
 ) -> None:
     """Reject steps that overshoot on data N(0, s^2).
 
-    A step is x <- ``gain`` x + ``kick`` z, with float64 ``(n,)`` for both, or an exact leap.
+    For such data, a step is either an exact leap or x <- ``gain`` x + ``kick`` z, where ``gain`` and ``kick`` are
+    float64 ``(n,)``.
 
     Raises:
-        UsageError: If the final standard deviation is a hundred times larger than both the correct and the initial one.
+        UsageError: If the final standard deviation is more than a hundred times both the correct value and the initial
+            value.
     """
     if gain.ndim > 1:
         return  # the path has separate coefficients for each element of an event
@@ -131,8 +135,8 @@ def _check_growth(
         variance = variance if exact else min(g * g * variance + k * k, 1e300)
     if variance > 1e4 * max(start, right):
         raise UsageError(
-            f"{type(solver).__name__}: eta is {solver.eta:g} with {solver.steps} steps, each of which overshoots: "
-            f"samples of N(0, {_DATA}^2) would come out {math.sqrt(variance / right):.2g} times too wide; use more "
+            f"{type(solver).__name__}: with eta = {solver.eta:g} and {solver.steps} steps, the steps overshoot: for "
+            f"data N(0, {_DATA}^2), the samples would be {math.sqrt(variance / right):.2g} times too wide; use more "
             "steps, a smaller eta, or the solver sde, whose steps are stable",
             parameter="eta",
         )
@@ -144,7 +148,7 @@ class EulerMaruyama(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level: 1 is the reverse SDE, 0 Euler's rule on the probability flow.
+        eta: Factor on the noise level: 1 gives the reverse SDE, and 0 gives Euler steps on the probability flow.
         level: The noise level (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
@@ -185,11 +189,11 @@ class EulerMaruyama(FixedStep):
 
 @dataclass(frozen=True)
 class StochasticHeun(FixedStep):
-    """Heun's rule on the reverse SDE: two evaluations per step, weak order 2.
+    """Stochastic Heun on the reverse SDE: two evaluations per step, weak order 2.
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level: 1 is the reverse SDE, 0 Heun's rule on the probability flow.
+        eta: Factor on the noise level: 1 gives the reverse SDE, and 0 gives Heun steps on the probability flow.
         level: The noise level (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
@@ -215,7 +219,7 @@ class StochasticHeun(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, sigma = times.tolist(), model.domain.sde.coefficients(times)[1]
-        silent = all_rows(sigma == 0)  # the score is undefined there, and g may be too, if sigma grows like a root
+        silent = all_rows(sigma == 0)  # the score is undefined there, and so may g be (if sigma grows like sqrt(t))
         heard = torch.where(torch.tensor(silent, device=times.device), times[0], times)
         levels = level_of(model.domain.sde, self.level, self.eta, heard)
         a, b = drift_weights(model.domain.sde, heard, levels)
@@ -244,12 +248,12 @@ class StochasticHeun(FixedStep):
 
 @dataclass(frozen=True)
 class DDIM(FixedStep):
-    """DDIM: one evaluation per step, order 1; with eta = 0 it is the probability flow, in either direction.
+    """DDIM: one evaluation per step, order 1. With eta = 0, it solves the probability flow, in either direction.
 
     Args:
         steps: Number of steps.
-        eta: The eta of the paper: the standard deviation of the noise as a multiple of that of ancestral sampling, from
-            0 to 1.
+        eta: The eta of the paper, from 0 to 1: the standard deviation of the noise as a fraction of the standard
+            deviation in ancestral sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -260,7 +264,7 @@ class DDIM(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, which is only with noise."""
+        """Whether the score is needed, which is the case only if the solver draws noise."""
         return self.eta > 0
 
     @property
@@ -282,14 +286,14 @@ class DDIM(FixedStep):
 class Ancestral(FixedStep):
     """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid: one evaluation per step.
 
-    On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on its default grid followed by the noise-free x0_hat
-    (:func:`scoresde.sample`) are their algorithm with T = N, whose last step has no noise.
+    On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on the default grid, followed by the noise-free x0_hat
+    of :func:`scoresde.sample`, are the published algorithm with T = N, whose last step has no noise.
 
     Args:
         steps: Number of steps.
-        variance: Variance of the noise: ``posterior`` (their beta tilde), ``beta`` (that of the step up), ``learned``
-            (between the two, from a model that learned it), or ``auto`` (learned if the model has it, otherwise
-            posterior).
+        variance: Variance of the noise: ``posterior`` (beta tilde in the paper), ``beta`` (the variance of the step
+            up), ``learned`` (a variance between these two, from a model that learned it), or ``auto`` (``learned`` if
+            the model learned the variance, and ``posterior`` otherwise).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

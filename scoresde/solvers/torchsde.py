@@ -1,7 +1,8 @@
-"""The reverse SDE by torchsde (Li et al. 2020, arXiv:2001.01328), for cross-checks and for its stochastic Runge-Kutta.
+"""Solving the reverse SDE with torchsde (Li et al. 2020, arXiv:2001.01328).
 
-torchsde advances the whole batch with one step size. It is given a Brownian motion with the step size of the grid,
-because its default costs a thousand times more.
+torchsde serves for cross-checks and for its stochastic Runge-Kutta method. It advances the whole batch with one step
+size. We give torchsde a Brownian motion with the step size of the grid, because the default Brownian motion costs a
+thousand times more.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ __all__ = ["TorchSDE"]
 
 @dataclass(frozen=True)
 class TorchSDE(Solver):
-    """The reverse SDE by torchsde, on a grid of equal steps in t.
+    """The reverse SDE, solved with torchsde, on a grid of equal steps in t.
 
-    Its random numbers come from one generator per batch, seeded by the seed and the first sample: a batch is
-    reproducible, but a single sample is not. ``reversible_heun`` is rejected, because it diverges on the reverse SDE.
+    The random numbers come from one generator per batch, whose seed depends on the seed and the first sample of the
+    batch. A batch is therefore reproducible, but an individual sample is not. The method ``reversible_heun`` is
+    rejected, because it diverges on the reverse SDE.
 
     Args:
         steps: Number of steps.
-        method: ``euler``, ``milstein`` (the same as euler, because the noise is additive) or ``srk`` (ten evaluations
-            per step).
+        method: ``euler``, ``milstein`` (the same as euler here, because the noise is additive) or ``srk`` (stochastic
+            Runge-Kutta, ten evaluations per step).
         eta: Factor on the noise level of the reverse SDE.
     """
 
@@ -62,7 +64,10 @@ class TorchSDE(Solver):
         import torchsde
 
         if noise.brownian:
-            raise UsageError("torchsde makes one Brownian motion per batch, not per sample; use the solver sde or em")
+            raise UsageError(
+                "torchsde cannot use Brownian noise, because it draws one Brownian motion per batch, not per sample; "
+                "use the solver sde or em"
+            )
         sde, shape = model.domain.sde, x.shape
         make_grid("uniform", sde, self.steps, t0, t1)  # rejects an invalid grid; torchsde does not support nodes
         eta, counted = self.eta, Counted(model, Tally(x))
@@ -71,7 +76,7 @@ class TorchSDE(Solver):
             sde_type, noise_type = "ito", "diagonal"
 
             def time(self, s: Tensor) -> Tensor:
-                # torchsde runs forward in s = t0 - t; the clamp keeps rounding from leaving the model's domain.
+                # torchsde runs forward in s = t0 - t. The clamp keeps t within the model's domain despite rounding.
                 return (t0 - s.to(time_dtype(x.device))).clamp(t1, t0)
 
             def f(self, s: Tensor, y: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class TorchSDE(Solver):
                 return (eta * auto_level(sde, self.time(s))).to(y.dtype).expand_as(y)
 
         start = flat(x)
-        # The seed is drawn at the first row's address, so that no two batches share their Brownian motion.
+        # The seed is drawn at the address of the first row, so that different batches have different Brownian motions.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
         # torchsde adds steps up; without this margin for rounding, a last step of no length may be left.

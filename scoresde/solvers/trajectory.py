@@ -1,8 +1,9 @@
 """The recording of a solve: the state of every row after each of its steps.
 
-Each row of an adaptive solver stops at its own times. Between two stops a row is interpolated in the straight frame,
-y = x/(alpha + sigma) against r = sigma/(alpha + sigma) (:mod:`scoresde.sde.base`), where paths hardly bend. The
-interpolation is a cubic Hermite polynomial if the solver knows the slopes dy/dr, and a straight line otherwise.
+In an adaptive solver, the steps of different rows end at different times. Between the ends of its steps, a row is
+interpolated in the straight frame, as y = x/(alpha + sigma) against r = sigma/(alpha + sigma)
+(:mod:`scoresde.sde.base`), where paths hardly bend. The interpolation is cubic Hermite if the solver knows the slopes
+dy/dr, and linear otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Step:
         index: Indices of the rows that moved, int64 ``(b,)``.
         t: The times of these rows after the step, shape ``()`` or ``(b,)``.
         x: The states of these rows, shape ``(b, *event)``.
-        slope: ``dy/dr`` at these states, shape of ``x``, if the solver knows it.
+        slope: ``dy/dr`` at these states, with the same shape as ``x``, or ``None`` if the solver does not know it.
         done: The fraction of the interval that the slowest row has covered, from 0 to 1.
     """
 
@@ -44,7 +45,7 @@ class Step:
 
 
 class Trajectory:
-    """The recorded steps of a batch, on the CPU; ``len(trajectory)`` is the number of rows.
+    """The recorded steps of a batch, on the CPU. ``len(trajectory)`` is the number of rows.
 
     >>> from scoresde import GaussianMixture, ProbabilityFlow, VPSDE
     >>> model = GaussianMixture(VPSDE(), torch.zeros(1, 2), torch.ones(1))
@@ -65,14 +66,14 @@ class Trajectory:
 
     @classmethod
     def join(cls, pieces: Sequence[Trajectory]) -> Trajectory:
-        """Join the pieces of a chunked batch."""
+        """Join the trajectories of the chunks of a batch."""
         joined = cls(pieces[0].sde, [row for piece in pieces for row in piece._rows])
         if all(p._final is not None for p in pieces):
             joined._final = torch.cat([p._final for p in pieces if p._final is not None])
         return joined
 
     def pack(self) -> dict[str, Tensor]:
-        """Return the recording as named tensors, with the rows one after the other, for :meth:`unpack`."""
+        """Return the recording as named tensors, with the rows concatenated, from which :meth:`unpack` rebuilds it."""
         times, states, slopes = ([value for row in self._rows for value in row[k]] for k in range(3))
         found = {
             "counts": torch.tensor([len(row[0]) for row in self._rows]),
@@ -99,7 +100,7 @@ class Trajectory:
         return len(self._rows)
 
     def append(self, step: Step) -> None:
-        """Append a step to the rows that it moved."""
+        """Append a step to the recording of each row that moved."""
         times = step.t.expand(len(step.index)).tolist()
         states = step.x.detach().cpu()
         slopes = [None] * len(times) if step.slope is None else list(step.slope.detach().cpu())
@@ -108,11 +109,11 @@ class Trajectory:
                 kept.append(new)
 
     def finish(self, x0: Tensor) -> None:
-        """Store the result of a last step without noise, shape ``(B, *event)``."""
+        """Store the result of a final noise-free step, shape ``(B, *event)``."""
         self._final = x0.detach().cpu()
 
     def times(self, row: int) -> Tensor:
-        """Return the times of a row at the start and after each of its n steps, float64 ``(n + 1,)``."""
+        """Return the start time of a row and the times after each of its n steps, float64 ``(n + 1,)``."""
         return torch.tensor(self._rows[row][0], dtype=torch.float64)
 
     def states(self, row: int) -> Tensor:
@@ -120,16 +121,18 @@ class Trajectory:
         return torch.stack(self._rows[row][1])
 
     def step_sizes(self, row: int) -> Tensor:
-        """Return the sizes of a row's steps in t, float64 ``(n,)``; they are positive."""
+        """Return the sizes of a row's steps in t, as positive numbers, float64 ``(n,)``."""
         return torch.diff(self.times(row)).abs()
 
     def _ends(self) -> tuple[float, float]:
-        """Return the start time of the rows, and the furthest time that any of them reached."""
+        """Return the start time of the rows, and the furthest time that any row reached."""
         start, ends = self._rows[0][0][0], [row[0][-1] for row in self._rows]
         return start, min(ends) if min(ends) < start else max(ends)
 
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
-        """Return all rows at common times, shape ``(T, B, *event)``; a row that failed keeps its last state.
+        """Return all rows at common times, shape ``(T, B, *event)``.
+
+        A row that failed keeps its last state from the time of its failure on.
 
         Raises:
             UsageError: If a time lies outside the trajectory.
@@ -138,7 +141,10 @@ class Trajectory:
         start, end = self._ends()
         low, high = min(start, end), max(start, end)
         if bool(((asked < low - 1e-9) | (asked > high + 1e-9)).any()):
-            raise UsageError(f"the trajectory goes from t = {start:g} to {end:g}; got the times {asked.tolist()}")
+            raise UsageError(
+                f"the trajectory goes from t = {start:g} to {end:g}, but some of the given times lie outside this "
+                f"interval: {asked.tolist()}"
+            )
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:
@@ -147,7 +153,7 @@ class Trajectory:
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])
         falling = bool(t[-1] < t[0])
-        # i is the index of the interval [t_i, t_i+1] in which each time lies.
+        # Each time lies in the interval [t_i, t_(i + 1)].
         order = -t if falling else t
         i = (torch.searchsorted(order, (-asked if falling else asked).clamp(order[0], order[-1])) - 1).clamp(
             0, len(t) - 2
@@ -173,14 +179,14 @@ class Trajectory:
 
         Args:
             count: Number of frames, at least 2.
-            grid: The spacing of the times (see :mod:`scoresde.sde.grids`); ``auto`` is the SDE's default grid.
+            grid: The spacing of the times (see :mod:`scoresde.sde.grids`), or ``auto`` for the SDE's default grid.
 
         Returns:
-            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``. If there was a last step without noise,
-            the last states are its result.
+            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``. If sampling ended with a noise-free
+            step, the last states are the result of this step.
         """
         if count < 2:
-            raise UsageError(f"{count} frames are not enough for an animation; use at least 2")
+            raise UsageError(f"count is {count}, but an animation needs at least 2 frames")
         start, end = self._ends()
         if start == end:
             raise UsageError("no row of this trajectory has moved, so there is nothing to show")

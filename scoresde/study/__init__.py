@@ -1,5 +1,6 @@
 """Studies of a trained run.
 
-They judge its samples (``evaluate``, with ``features`` of a ``classifier``), the likelihoods that it gives to data
-(``report``) and solvers (``bench``), and draw pictures of what it does (``figures``, ``compass``).
+The studies judge the samples of a run (``evaluate``, with ``features`` of a ``classifier``), the likelihoods that the
+run gives to data (``report``) and solvers (``bench``), and draw pictures of what the model does (``figures``,
+``compass``).
 """

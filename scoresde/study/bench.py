@@ -5,12 +5,14 @@ There are two distances, both in model units. The first is the distance of a sol
     rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
 
 where x* is the *converged* solution: the probability flow from the same start at a tolerance of 1e-6 (1e-8 in float64),
-before the last noise-free step. A stochastic solver does not approximate this solution, so it has no such distance.
+before the final noise-free step. A stochastic solver does not approximate this solution, so this distance is not
+computed for stochastic solvers.
 
-The second measures solver and model together. It is the sliced 2-Wasserstein distance (:mod:`scoresde.metrics`) between
-the samples, after the noise-free step, and held-out data, dequantised if they have levels. For few samples it is biased
-upwards and does not fall to 0. The *floor* is the lowest value to expect: the distance of an equal number of training
-samples to the same held-out data. As the steps shrink, the distance tends to that of the converged solution.
+The second distance measures solver and model together. It is the sliced 2-Wasserstein distance
+(:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
+they are stored as levels. For few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
+lowest value to expect: the distance of an equal number of training samples to the same held-out data. As the steps
+shrink, the distance tends to the distance of the converged solution.
 
 A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
 tolerances, and the evaluations that it took are reported. Any other solver is run once with its own settings.
@@ -45,8 +47,8 @@ from ..solvers import ProbabilityFlow, Solution, Solver, sample
 __all__ = ["Bench", "BenchRow", "Case", "Floor", "bench", "bench_table", "plan", "solvers_by_name", "write_bench"]
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
-STOCHASTIC_TOLERANCES = (1e-1, 5e-2, 2e-2, 1e-2)  # as published; smaller ones cost too much at order 1/2
-DRAWS = 8  # number of sets of training samples that the floor averages over
+STOCHASTIC_TOLERANCES = (1e-1, 5e-2, 2e-2, 1e-2)  # as published; smaller tolerances cost too much at order 1/2
+DRAWS = 8  # number of sets of training samples over which the floor is averaged
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ class Case:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """The result of a solver at one budget; ``None`` where there is no value.
+    """The result of a solver at one budget, with ``None`` where there is no value.
 
     Attributes:
         solver: Name of the solver.
         asked: Number of evaluations that the solver was given.
         tolerance: ``rtol`` and ``atol`` that the solver was given instead of a number of evaluations.
-        nfe: Number of evaluations that the solver took, mean over the samples.
-        rms: Distance of the samples that succeeded to the converged solution.
+        nfe: Number of evaluations that the solver took, averaged over the samples.
+        rms: Distance from the converged solution, over the samples that succeeded.
         sliced_w2: Sliced W2 distance of the samples to held-out data.
         seconds: Time that the solver took for all samples.
         failed: Number of samples that failed.
@@ -97,7 +99,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Floor:
-    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value of a few draws.
+    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value over a few draws.
 
     Attributes:
         samples, held_out: Number of rows on each side of the comparison, as for the solvers.
@@ -120,7 +122,7 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Build solvers with their default settings, and with the time grid ``grid`` where they have one.
+    """Build solvers with their default settings, and with the time grid ``grid`` if the solver uses a grid.
 
     Raises:
         UsageError: If a name is unknown.
@@ -140,7 +142,8 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
     """
     if not solvers or not nfe or min(nfe) < 1:
         raise UsageError(
-            f"solvers {list(solvers)} and evaluations {list(nfe)}: name at least one of each, such as ddim and 10"
+            f"the solvers are {list(solvers)} and the evaluations {list(nfe)}; name at least one of each, such as ddim "
+            "and 10"
         )
     cases: list[Case] = []
     for name, solver in solvers.items():
@@ -153,7 +156,8 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
             cases.append(Case(name, solver))
     if all(case.solver is None for case in cases):
         raise UsageError(
-            f"{max(nfe)} evaluations are too few for one step of {', '.join(solvers)}; use more", parameter="nfe"
+            f"{max(nfe)} evaluations are too few for one step of {', '.join(solvers)}; use more evaluations",
+            parameter="nfe",
         )
     return tuple(cases)
 
@@ -197,7 +201,9 @@ def bench(
     tolerance = 1e-8 if run.dtype == torch.float64 else 1e-6
     first, converged = common.solve(BenchRow("converged", tolerance=tolerance), _at(ProbabilityFlow(), tolerance))
     if first.failed == n:
-        raise NumericalError(f"the probability flow at a tolerance of {tolerance:g}: {'; '.join(converged.failures())}")
+        raise NumericalError(
+            f"the probability flow failed at a tolerance of {tolerance:g}: {'; '.join(converged.failures())}"
+        )
     told(first)
     rows = []
     for case in cases:
@@ -231,7 +237,7 @@ class _Common:
         model, shape, dtype = self.model, self.run.info.shape, self.run.dtype
         began = time.monotonic()
         solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
-        failed = int((~solution.ok).sum())  # waits for the device, too
+        failed = int((~solution.ok).sum())  # this also waits for the device
         row = replace(row, seconds=time.monotonic() - began, nfe=float(solution.nfe.double().mean()), failed=failed)
         if converged is not None and not solver.stochastic:
             row = replace(row, rms=_rms(solution, converged))
@@ -256,19 +262,19 @@ def _rms(solution: Solution, converged: Solution) -> float | None:
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """The estimate ``x0_hat`` at the time where sampling ends, in the shape of ``x``."""
+    """The estimate ``x0_hat`` at the time where sampling ends, with the same shape as ``x``."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distance of training data from them."""
+    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distances of training data from them."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
-            f"shape {info.shape} and {info.levels or 'no'} levels: these are not its data"
+            f"shape {info.shape} and {info.levels or 'no'} levels; these are not the data of the run"
         )
 
     label = None if run.condition is None else run.condition.label
@@ -278,7 +284,9 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
         if only is not None and y is not None:
             x = x[y == only]
         if len(x) < 2:
-            raise DataError(f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2")
+            raise DataError(
+                f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2 samples"
+            )
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
         return run.codec.to_model(x.to(u.dtype), noise=u)
@@ -307,7 +315,7 @@ def _fixed(value: float | None, digits: int) -> str:
 
 
 def bench_table(found: Bench) -> str:
-    """Format the rows as text, with a table of solvers and budgets for each quantity."""
+    """Format the rows as text, with one table of solvers and budgets for each quantity."""
     by_solver: dict[str, list[BenchRow]] = {}
     for row in found.rows:
         by_solver.setdefault(row.solver, []).append(row)
@@ -351,7 +359,7 @@ def bench_table(found: Bench) -> str:
 def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Path]:
     """Write ``bench.csv`` (the rows), ``bench.json`` (the settings), and the figure ``work-precision.png``.
 
-    The figure is written last, if there are distances to show. If it cannot be drawn, there is a warning.
+    The figure is written last, if there are distances to show. If the figure cannot be drawn, a warning is issued.
 
     Returns:
         The files written.

@@ -1,13 +1,13 @@
 """A small classifier trained on the labels of a data set, which gives features for comparing samples.
 
-It can also judge the classes of samples. It is trained with cross-entropy on the training split in model units. A
-little Gaussian noise on every image keeps features from depending on single pixels. Every draw comes from the seed. The
-features are the last hidden layer, scaled to a mean square of 1 on the training split. A classifier is stored in two
-files,
+The classifier can also judge the classes of samples. It is trained with cross-entropy on the training split in model
+units. A little Gaussian noise on every image keeps features from depending on individual pixels. All random draws are
+determined by the seed. The features are the last hidden layer, scaled to a mean square of 1 on the training split. A
+classifier is stored in two files,
 
     classifier.safetensors   classifier.json
 
-one with the weights and one with everything else. Loading them runs no code. The accuracy is measured on the held-out
+which hold the weights and everything else. Loading these files runs no code. The accuracy is measured on the held-out
 split and has a binomial standard error.
 """
 
@@ -86,7 +86,7 @@ class TrainedClassifier:
         info: Description of the training data.
         codec: The map from data units to the units of the network.
         config: The training settings.
-        accuracy: Fraction of held-out samples that are classified correctly; NaN if none has a label.
+        accuracy: Fraction of held-out samples that are classified correctly, or NaN if no sample has a label.
         held_out: Number of held-out samples.
     """
 
@@ -162,7 +162,9 @@ def train_classifier(
     config = config or ClassifierConfig()
     info, labels = data.info, data.train_labels
     if labels is None or len(info.classes) < 2:
-        raise UsageError(f"{info.name} has {len(info.classes)} classes: a classifier needs the labels of at least 2")
+        raise UsageError(
+            f"{info.name} has {len(info.classes)} classes; a classifier needs the labels of at least 2 classes"
+        )
     with keyed_rng(config.seed, -1, "cpu"):
         network = Classifier(info.shape, len(info.classes), config.width)
     network.to(device=device, dtype=dtype)
@@ -195,12 +197,13 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         edited: Accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If the folder holds no classifier, or a damaged one.
+        CheckpointError: If the folder holds no classifier, or the classifier is damaged.
     """
     path = folder / FACTS
     if not os.path.lexists(path):
         raise CheckpointError(
-            f"{folder} holds no classifier (no {FACTS}); train one and save it there", parameter="train_classifier"
+            f"{folder} holds no classifier (there is no {FACTS}); train a classifier and save it there",
+            parameter="train_classifier",
         )
     if not edited and was_changed(path):
         raise CheckpointError(
@@ -220,12 +223,12 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         raise CheckpointError(f"{path} does not describe a classifier: {error}") from None
     tensors = read_tensors(folder / WEIGHTS)
     if not tensors:
-        raise CheckpointError(f"{folder / WEIGHTS} holds no weights (damaged?)")
+        raise CheckpointError(f"{folder / WEIGHTS} holds no weights; is it damaged?")
     load_weights(network.to(next(iter(tensors.values())).dtype), tensors, folder / WEIGHTS)
     network.to(device).eval().requires_grad_(False)
     trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
     if trained.digest != digest:
-        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 given in {FACTS} (damaged?)")
+        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 given in {FACTS}; is it damaged?")
     return trained
 
 

@@ -2,12 +2,12 @@
 
 The exact score is known for a mixture of Gaussians (:class:`scoresde.GaussianMixture`) and for any finite set of
 points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that reached the score of the training
-set would reproduce the training data. A network that generalises follows it at high noise and departs from it at low
-noise.
+set would reproduce the training data. A network that generalises follows this score at high noise and departs from it
+at low noise.
 
-Data with levels are dequantised in training, so that each point becomes a cell of width b. Under noise wider than b, a
-cell is like a Gaussian with the variance of the cell, b^2/12. Each component of the exact score has this variance,
-instead of 0.
+Data stored as levels are dequantised in training, so that each point becomes a cell of width b. Under noise wider than
+b, a cell behaves like a Gaussian with the variance of the cell, b^2/12. Each component of the exact score has this
+variance, instead of 0.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ..sde.base import SDE
 
 __all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", "score_grid"]
 
-FURTHEST = 14.0  # The largest |log-SNR| to measure at; it is infinite where alpha or sigma is 0.
+FURTHEST = 14.0  # The largest |log-SNR| at which scores are compared; |log-SNR| is infinite where alpha or sigma is 0.
 
 
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
-    """The Gaussian mixture that the data is drawn from, in model units, or ``None`` for other data."""
+    """The Gaussian mixture from which the data are drawn, in model units, or ``None`` for other data."""
     if info.source != "8gaussians":
         return None
     means, std = eight_gaussians()
@@ -45,7 +45,7 @@ def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | N
 
 
 def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
-    """The exact score of data, a description of it, and a note on how to read the comparison.
+    """The exact score of data, a description of this score, and a note on how to read the comparison.
 
     Args:
         info: Description of the data.
@@ -55,13 +55,13 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
-        return mixture, "the exact score of the density that the data is drawn from", None
+        return mixture, "the exact score of the density from which the data are drawn", None
     points, width = codec.to_model(train.double(), noise=torch.full(train.shape, 0.5, dtype=torch.float64)), 0.0
     if isinstance(codec.levels, Levels):
         width = float(torch.as_tensor(codec.levels.width).mean() / as_affine(codec, "the exact score").scale.mean())
     note = (
         "This score minimises the training loss: a network that reached it would reproduce the training set.\n"
-        "A network that generalises departs from it at low noise."
+        "A network that generalises departs from this score at low noise."
     )
     return TrainingSet(sde, points, width / math.sqrt(12)), f"the score of the {len(train):,} training samples", note
 
@@ -71,14 +71,14 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class Compass:
-    """The distance of a model's score from the exact one.
+    """The distance of a model's score from the exact score.
 
-    Each tensor of shape ``(L, 3)`` has the 10 % quantile, the mean and the 90 % quantile over rows.
+    Each tensor of shape ``(L, 3)`` holds the 10 % quantile, the mean and the 90 % quantile over the rows.
 
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
         cosine: Cosine of the angle between the two scores, ``(L, 3)``.
-        error: ``|model - exact| / |exact|``, ``(L, 3)``. Its mean is the root of the ratio of the mean squares.
+        error: ``|model - exact| / |exact|``, ``(L, 3)``. Here the mean is the root of the ratio of the mean squares.
         against: Description of the exact score.
         note: A note on how to read the comparison, or ``None``.
         n: Number of held-out samples.
@@ -100,7 +100,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         run: The trained run. A run conditioned on one class is compared with the score of the training data of that
             class.
         data: The data that the run was trained on.
-        n: Number of held-out samples; fewer if there are not enough.
+        n: Largest number of held-out samples to use.
         levels: Number of noise levels, evenly spaced in log-SNR over the model's interval.
         seed: Seed of the noise.
 
@@ -157,9 +157,9 @@ class ScoreFields:
     Attributes:
         t: Times, float64 ``(T,)``.
         x, y: Abscissas ``(G,)`` and ordinates ``(G,)`` of the grid.
-        learned: The learned score, ``(T, 2, G, G)``: the gradient of the log density in the units that are drawn.
-        exact: The score of the density that the data is drawn from, ``(T, 2, G, G)``, or ``None``.
-        density: The density that the data is drawn from, ``(T, G, G)``, or ``None``.
+        learned: The learned score, ``(T, 2, G, G)``: the gradient of the log density in the units of the plot.
+        exact: The score of the density from which the data are drawn, ``(T, 2, G, G)``, or ``None``.
+        density: The density from which the data are drawn, ``(T, G, G)``, or ``None``.
         points: Held-out data with noise, ``(T, N, 2)``.
     """
 
@@ -181,7 +181,7 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
         data: The data that the run was trained on.
         t: Times, ``(T,)``.
         size: Number of grid points along each axis.
-        seed: Seed of the noise of the points.
+        seed: Seed of the noise on the points.
 
     Raises:
         UsageError: If the data are not in the plane, or the model has no score.
@@ -190,7 +190,7 @@ def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int 
     if info.shape != (2,):
         raise UsageError(
             f"a score field needs data in the plane, but {info.name} has {info.kind}s of shape "
-            f"{' x '.join(map(str, info.shape))}; plot compass compares scores in any number of dimensions"
+            f"{' x '.join(map(str, info.shape))}; use plot compass, which compares scores in any number of dimensions"
         )
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")

@@ -1,4 +1,4 @@
-"""Sample quality: all metrics on one set of features, each beside the value that real data reach.
+"""Sample quality: all metrics on one set of features, each beside the value attained by real data.
 
 Samples are compared with *reference* data: the held-out split, or the training split, which published Fréchet distances
 use. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a value alone says
@@ -7,10 +7,11 @@ split, against the same reference. A metric cannot distinguish samples that reac
 floor hints at copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a
 floor, and the table says so.
 
-The check for copies looks at single samples instead: is a sample closer to a training row than held-out data ever are?
-It uses the pixels by default, because features are meant to ignore the details that distinguish two similar images.
+The check for copies looks at individual samples instead: is a sample closer to a training row than held-out data ever
+are? The check uses the pixels by default, because features are meant to ignore the details that distinguish two similar
+images.
 
-Values are compared as they are written to files: neither data with levels nor samples are dequantised.
+Values are compared as they are written to files: neither the samples nor data stored as levels are dequantised.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class MetricRow:
 
     Attributes:
         metric: Name of the metric.
-        samples: Its value for the samples against the reference.
-        real: Its value for real rows against the same reference, the floor; ``None`` if there are no real rows.
+        samples: Value for the samples against the reference.
+        real: Value for real rows against the same reference (the floor), or ``None`` if there are no real rows.
     """
 
     metric: str
@@ -82,8 +83,8 @@ class Evaluation:
 
     Attributes:
         rows: The metrics.
-        copies: The check for copies, or ``None`` if it was not made.
-        reference: The statistics that samples were compared with, and the name, hash and resizing of the features.
+        copies: The result of the check for copies, or ``None`` if there was no check.
+        reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
         n_real: Number of real rows behind the floor.
         copies_by: Name and hash of the features that the check for copies used.
@@ -103,7 +104,10 @@ class Evaluation:
 
 
 def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
-    """Look up metrics by name, or as ``module:function`` of features ``(N, d)`` and ``(M, d)``.
+    """Look up metrics by name.
+
+    A name ``module:function`` stands for a function that takes the features ``(N, d)`` of samples and ``(M, d)`` of a
+    reference, and returns a number or a :class:`~scoresde.metrics.Measurement`.
 
     Raises:
         UsageError: If a name is unknown.
@@ -135,15 +139,15 @@ def evaluate(
         metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
         against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
         reference: Statistics to compare with instead of the split.
-        copies: The features for the check for copies. Without them there is no check. If there are too few held-out
-            rows, there is a warning instead.
-        limit: Maximum number of reference rows, drawn at random; 0 for all.
+        copies: The extractor of the features for the check for copies, or ``None`` for no check. If there are too few
+            held-out rows, the check is replaced by a warning.
+        limit: Largest number of reference rows, drawn at random, or 0 for all rows.
         seed: Seed of the choice of rows.
-        check: Reject samples that seem to be in other units (:mod:`scoresde.run.plausible`).
+        check: Reject samples that seem to be in different units (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
-        DataError: If the samples seem to be in other units.
+        DataError: If the samples seem to be in different units.
         UsageError: If an option is not valid, or the reference was made with other features.
     """
     splits = {"test": data.test, "train": data.train}
@@ -162,8 +166,8 @@ def evaluate(
     if copies is not None and len(data.test) < HELD_OUT:
         warnings.warn(
             Advice(
-                f"no check for copies: it needs {HELD_OUT} held-out rows, but {data.info.name} has {len(data.test)}; "
-                "hold out more when training",
+                f"no check for copies: the check needs {HELD_OUT} held-out rows, but {data.info.name} has "
+                f"{len(data.test)}; hold out more rows when training",
                 parameter="test_fraction",
                 value=0.2,
             ),
@@ -250,12 +254,15 @@ def compare(
 
 
 def _enough(metric: Metric, *sets: Tensor | Moments) -> bool:
-    """Whether sets have the rows that a metric needs: neighbourhoods have a smallest number, others measure any."""
+    """Return whether the sets have enough rows for a metric.
+
+    Neighbourhood-based metrics need a minimum number of rows; the others accept any number.
+    """
     return metric is not neighbourhoods or all(len(rows) > NEIGHBOURS for rows in sets if isinstance(rows, Tensor))
 
 
 def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:
-    """Compute a metric and return its values, keyed by name. A plain number gets the error of a jackknife."""
+    """Compute a metric and return its values, keyed by name. The error of a plain number comes from a jackknife."""
     found = metric(x, y)
     if isinstance(found, Neighbourhoods):
         return {f.name: getattr(found, f.name) for f in fields(found)}
@@ -270,7 +277,7 @@ def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[
 
 
 def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
-    """At most ``limit`` rows (0: all), drawn without replacement."""
+    """Draw at most ``limit`` rows without replacement, or return all rows if ``limit`` is 0."""
     if not limit or len(x) <= limit:
         return x
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]]
@@ -296,9 +303,9 @@ def evaluation_table(found: Evaluation) -> str:
     text = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines]
     text.append("")
     text.append(
-        f"{found.n:,} samples against {reference.moments.n:,} of {reference.data} ({reference.split}); real data: "
-        f"{found.n_real:,} of the other split" if found.n_real else
-        f"{found.n:,} samples against {reference.moments.n:,} of {reference.data} ({reference.split})"
+        f"{found.n:,} samples against {reference.moments.n:,} rows of {reference.data} ({reference.split}); "
+        f"real data: {found.n_real:,} rows of the other split" if found.n_real else
+        f"{found.n:,} samples against {reference.moments.n:,} rows of {reference.data} ({reference.split})"
     )  # fmt: skip
     biased = [row.metric for row in found.rows if row.metric not in UNBIASED and row.real is not None]
     if biased and found.n_real < found.n:
@@ -307,7 +314,8 @@ def evaluation_table(found: Evaluation) -> str:
             f"for a floor, compare {found.n_real:,} samples"
         )
     text.append(
-        f"features: {reference.extractor}, {found.features} of them, hash {reference.hash}, resizing {reference.resize}"
+        f"features: {reference.extractor} ({found.features} per row), hash {reference.hash}, resizing "
+        f"{reference.resize}"
     )
     if copies is not None:
         text.append(_verdict(found, copies))
@@ -327,7 +335,7 @@ def _verdict(found: Evaluation, copies: Copies) -> str:
     """Summarise the check for copies in one line."""
     flagged = copies.flagged.tolist()
     by = "" if found.copies_by is None else f" by {found.copies_by[0]}"
-    exact = f"{copies.exact} exact (among held-out data: {copies.exact_held_out})"
+    exact = f"exact copies: {copies.exact} (among held-out data: {copies.exact_held_out})"
     if not flagged:
         return f"copies{by}: no sample is closer to training data than held-out data would be; {exact}"
     shown = ", ".join(f"{i} (of training row {int(copies.nearest[i])})" for i in flagged[:5])
@@ -340,14 +348,14 @@ def write_evaluation(
 ) -> list[Path]:
     """Write ``evaluation.json`` and, with pictures, ``neighbours.png``.
 
-    The picture shows the most suspicious samples beside their nearest training rows. If it cannot be drawn, there is a
-    warning.
+    The picture shows the most suspicious samples beside their nearest training rows. If the picture cannot be drawn, a
+    warning is issued.
 
     Args:
         folder: Folder to write to.
         found: The results.
         made: The settings of the evaluation, plain JSON values.
-        pictures: The data's description, the samples and the training rows, ``(N, *event)`` and ``(T, *event)``.
+        pictures: The description of the data, the samples and the training rows, ``(N, *event)`` and ``(T, *event)``.
 
     Returns:
         The files written, the picture first.

@@ -17,7 +17,7 @@ together with the hash and the resizing, and rejects features of another extract
 References:
     Heusel et al. (2017), arXiv:1706.08500: the Inception features.
     Parmar, Zhang and Zhu (2022), On aliased resizing and surprising subtleties in GAN evaluation, arXiv:2104.11222: why
-    a Fréchet distance depends on the way of resizing.
+    a Fréchet distance depends on how images are resized.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ ENOUGH = 20  # rough number of training samples that a classifier needs per clas
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 FEATURES = ("auto", "pixels", "classifier[:FOLDER]", "inception[:FILE]", "FILE.npz", "module:function")
-STORED = 2**24  # a reference of at most this many numbers (64 MB) keeps its features; a larger one only moments
+# A reference of at most this many numbers (64 MB) keeps its features; a larger reference keeps only moments.
+STORED = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +75,10 @@ class Extractor:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, batch: int = 64) -> Tensor:
-        """Features ``(N, d)`` of events ``(N, *event)`` in data units, floating-point and on the CPU.
+        """Compute features ``(N, d)`` of events ``(N, *event)`` in data units, as floating-point numbers on the CPU.
 
         Raises:
-            UsageError: If the function returns something else.
+            UsageError: If the function does not return such features.
         """
         found = []
         with torch.no_grad():
@@ -100,7 +101,7 @@ def pixels(codec: Codec) -> Extractor:
         "pixels",
         _hash("pixels", _units(codec)),
         "none",
-        # The detour through float64 makes a level the same number for every input dtype.
+        # Converting to float64 first gives a level the same value for every input dtype.
         lambda x: codec.continuous.to_model(x.double()).flatten(1).float(),
     )
 
@@ -143,13 +144,13 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
 
     Args:
         info: Description of the images. C must be 1 or 3. Values are scaled from their range to bytes.
-        weights: The file of torch-fidelity's weights. The default is the place where torch.hub stores it. Nothing is
-            downloaded.
+        weights: The file of torch-fidelity's weights. The default is the path at which torch.hub stores this file.
+            Nothing is downloaded.
         device: Device to compute on.
 
     Raises:
-        UsageError: If the extra ``fid`` is not installed, the weights are missing or different, or the data are not
-            images of 1 or 3 channels.
+        UsageError: If the extra ``fid`` is not installed, the weights are missing or are different weights, or the data
+            are not images of 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
         raise UsageError(
@@ -166,13 +167,15 @@ def inception(info: DataInfo, weights: Path | None = None, device: torch.device 
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
     if not os.path.isfile(path):
         raise UsageError(
-            f"features inception: no weights at {path}; download {INCEPTION_URL} to it, or use inception:FILE"
+            f"features inception: there are no weights at {path}; download {INCEPTION_URL} to this path, or use "
+            "inception:FILE"
         )
     # Check the file before loading it: it may hold code, and only these weights give comparable values.
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
-            f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...: the weights are different"
+            f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...; these are different "
+            "weights"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()
@@ -201,13 +204,14 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs samples and reference, and train "
-            "for the check for copies"
+            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs the arrays samples and reference, "
+            "and train for the check for copies"
         )
     for name, array in found.items():
         if array.ndim != 2 or array.shape[1] != found["samples"].shape[1]:
             raise DataError(
-                f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with the same d for all"
+                f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with the same d for all "
+                "arrays"
             )
     return found
 
@@ -226,11 +230,12 @@ def extractor_by_name(
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE`` or
             ``module:function``. ``auto`` is ``classifier`` for labelled images and signals, if there are enough samples
-            per class and the classifier is better than a guess; otherwise it is ``pixels``.
+            per class and the classifier is better than chance; otherwise it is ``pixels``.
         data: The data to compare with.
-        folder: The folder of the classifier. If there is no classifier in it, one is trained and saved there.
+        folder: The folder of the classifier. If the folder holds no classifier, a classifier is trained and saved
+            there.
         device: Device to compute on.
-        told: Called with a message when a step takes seconds.
+        told: Called with messages about the training of a classifier, which takes seconds.
         edited: Accept the classifier's files even if they were edited.
 
     Raises:
@@ -252,11 +257,12 @@ def extractor_by_name(
             told(f"training a classifier on the labels of {info.name} to use its features")
         trained = train_classifier(data, device=device)
         if told is not None:
-            told(f"the classifier is right about {trained.accuracy:.1%} of {trained.held_out:,} held-out samples")
-        guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))  # always guess the commonest class
+            told(f"the classifier is right for {trained.accuracy:.1%} of {trained.held_out:,} held-out samples")
+        # the accuracy of always guessing the commonest class
+        guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))
         if spec == "auto" and not trained.accuracy > guessed + 2 * trained.stderr:
             if told is not None:
-                told(f"this is no better than guessing ({guessed:.1%}): comparing pixels instead")
+                told(f"this is no better than chance ({guessed:.1%}), so pixels are compared instead")
             return pixels(data.codec)
         if folder is not None:
             trained.save(folder)
@@ -300,7 +306,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read a file that :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
             CheckpointError: If the file holds no reference statistics.
@@ -330,8 +336,8 @@ class Reference:
             if theirs != ours:
                 raise UsageError(
                     f"the reference was made with features {self.extractor} ({what} {theirs!r}), but the samples have "
-                    f"features {extractor.name} ({what} {ours!r}), so a distance would mean nothing; use the features "
-                    "of the reference, or make the reference again",
+                    f"features {extractor.name} ({what} {ours!r}), so a distance would be meaningless; use the "
+                    "features of the reference, or make the reference again",
                     parameter="features",
                     value=self.extractor,
                 )
@@ -340,7 +346,7 @@ class Reference:
 def _units(codec: Codec) -> Any:
     """The part of a codec that features depend on.
 
-    For a codec with a single part, this is only the options of the part, so that old hashes stay valid.
+    For a codec with a single part, only the options of the part are returned, so that old hashes stay valid.
     """
     parts = to_dict(codec.continuous)
     return parts[0]["options"] if len(parts) == 1 else parts

@@ -4,9 +4,9 @@ States are drawn in data units and divided by the size that they have on the pat
 
     shown = decode(x_t / sqrt(alpha^2 + sigma^2)),                                                              (1)
 
-which is x_t itself where the SDE preserves the variance. States of other SDEs, which grow to 50 or shrink to 0.7, stay
-on the same axis. Between data and noise, columns are equally spaced in r = sigma/(alpha + sigma), the clock of the
-straight frame (:mod:`scoresde.sde.base`), in which as much happens early as late.
+which is x_t itself if the SDE preserves the variance. States of other SDEs, which grow to 50 or shrink to 0.7, then
+stay on the same axes. Between data and noise, columns are equally spaced in r = sigma/(alpha + sigma), the clock of the
+straight frame (:mod:`scoresde.sde.base`), in which the states change about as much early as late.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DRAWS = 100_000  # number of training times that are drawn
 
 
 def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
-    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the units (1) that are drawn; float64, shape of ``x``."""
+    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the units (1) of the plot, in float64."""
     alpha, sigma = sde.coefficients(t.double())
     scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
     decoded = codec.continuous.to_data(scaled.flatten(0, 1))
@@ -72,7 +72,7 @@ def column_labels(t: Tensor) -> list[str]:
 
 
 def size_note(sde: SDE, t: Tensor) -> str:
-    """A sentence about (1) for the caption of a picture; empty if (1) changes nothing at the times ``(T,)``."""
+    """A sentence about (1) for the caption of a picture, or an empty string if (1) changes nothing at ``t: (T,)``."""
     same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
     return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
 
@@ -105,7 +105,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """The log-SNR at ``count`` times drawn as training with default settings draws them for this SDE, ``(count,)``."""
+    """The log-SNR at ``count`` times, drawn as in training with default settings on this SDE, ``(count,)``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -122,7 +122,7 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Dissolved:
-    """Data on its way to noise, computed in two ways that have the same law at each time.
+    """Data on their way to noise, computed in two ways that give the same distribution at each time.
 
     Attributes:
         t: Times, float64 ``(T,)``.
@@ -130,7 +130,7 @@ class Dissolved:
         chain: The states ``x_t = A x_s + S z`` from one time to the next with a new z each time, ``(T, N, *event)`` in
             model units.
         spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and
-            for the chain, ``(2, T)``. It is 1 up to sampling error.
+            for the chain, ``(2, T)``. This spread is 1 up to sampling error.
     """
 
     t: Tensor
@@ -140,7 +140,7 @@ class Dissolved:
 
 
 def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) -> Dissolved:
-    """Turn data into noise by a jump, and step by step.
+    """Turn data into noise in one jump, and step by step.
 
     Args:
         sde: The path.
@@ -171,9 +171,9 @@ class Undone:
 
     Attributes:
         t: Times, float64 ``(T,)``, decreasing.
-        x: The states, ``(T, n, *event)``, in the units (1) that are drawn.
+        x: The states, ``(T, n, *event)``, in the units (1) of the plot.
         x0: The estimates ``x0_hat(x_t, t)`` at these states, ``(T, n, *event)`` in data units.
-        nfe: Number of evaluations of the model per sample, without those for the estimates.
+        nfe: Number of evaluations of the model per sample, not counting the evaluations for the estimates.
     """
 
     t: Tensor
@@ -200,7 +200,7 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """The smallest number of times, at least ``frames``, from which ``columns`` equally spaced ones can be taken.
+    """The smallest number of time points, at least ``frames``, of which ``columns`` can be chosen with equal spacing.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)
@@ -209,9 +209,9 @@ def frames_between(columns: int, frames: int) -> int:
 
 
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
-    """Write a strip of ``columns`` times to ``file``, and a GIF of all times beside it.
+    """Write a strip of ``columns`` time points to ``file``, and a GIF of all time points beside it.
 
-    The number of times must come from :func:`frames_between`. If the GIF cannot be drawn, there is a warning.
+    The number of time points must come from :func:`frames_between`. If the GIF cannot be drawn, a warning is issued.
 
     Returns:
         The files written.
@@ -247,7 +247,7 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
     """The direction along which paths are drawn, float64 ``(D,)`` in model units, and its name.
 
-    For vectors of up to three coordinates it is the first coordinate. Otherwise it is the direction in which the
+    For vectors of up to three coordinates, this is the first coordinate. Otherwise it is the direction in which the
     training data, ``(M, *event)`` in data units, vary most.
     """
     if run.info.dims <= 3:
@@ -263,7 +263,8 @@ class Paths:
     Attributes:
         t: Times, float64 ``(T,)``, decreasing.
         flow: Projections of x_t / sqrt(alpha^2 + sigma^2) by the probability flow, ``(T, n)``, in model units.
-        sde: The same by the reverse SDE, ``(T, n)``. Column i starts from the same noise as column i of ``flow``.
+        sde: The same projections by the reverse SDE, ``(T, n)``. Column i starts from the same noise as column i of
+            ``flow``.
     """
 
     t: Tensor
@@ -273,7 +274,7 @@ class Paths:
 
 @checked(n=COUNT, seed=SEED, frames=FRAMES)
 def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
-    """Draw ``n`` samples by each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
+    """Draw ``n`` samples with each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
     low, high = run.model.domain.interval("sample")
     times = make_grid("auto", run.model.domain.sde, frames - 1, high, low)
     alpha, sigma = run.model.domain.sde.coefficients(times)

@@ -1,4 +1,4 @@
-"""The likelihoods of data sets under one model or several, as ``scoresde likelihood`` reports and writes them.
+"""The likelihoods of data sets under one or several models, as ``scoresde likelihood`` reports and writes them.
 
 Two data sets are compared by the probability that the model finds a sample of one less likely than a sample of the
 other. This is the area under the ROC curve of a detector of foreign data that uses only the likelihood:
@@ -9,14 +9,14 @@ over all pairs of a sample of this set and a sample of the first. A value of 0.5
 indistinguishable, and 1 that they are separate. A likelihood alone is not a good detector: images simpler than the data
 are often more likely, and (1) is then below 0.5.
 
-Two runs are compared on the same samples with the same noise. The causes of an unlikely sample, and the errors of its
-estimate, are then much the same for both runs, and cancel in the differences d_i of their likelihoods,
+Two runs are compared on the same samples with the same noise. What makes a sample unlikely, and the error of its
+estimated likelihood, are then much the same for both runs and cancel in the differences d_i of the likelihoods,
 
     difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
 The error of the difference is often far below the error of either mean. It does not cover the randomness of training
-itself; measuring that takes runs with other seeds. The comparison is fair only if neither run was trained on the
-samples, or both were.
+itself, which can be measured only with runs from other seeds. The comparison is fair only if neither run was trained on
+the samples, or both were.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -67,7 +67,10 @@ class Chosen:
         total: Number of samples in the split.
         index: Indices of the chosen samples in the split, int64, shape ``(n,)``.
         x: The samples in data units, shape ``(n, *event)``.
-        label: The classes of the samples, int64 ``(n,)``, if each is conditioned on its own class.
+        label: The classes of the samples, int64 ``(n,)``, if each sample is conditioned on its own class.
+        row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, where it is known.
+        files: File of each sample, if each sample has its own.
+        left: Number of samples of the data that do not belong to the split.
     """
 
     name: str
@@ -76,6 +79,9 @@ class Chosen:
     index: Tensor
     x: Tensor
     label: Tensor | None
+    row: Tensor | None = None
+    files: tuple[Path, ...] = ()
+    left: int = 0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class Chosen:
             run: A run, with any conditioning.
             likelihood: The settings of the likelihood.
             seed: Seed of the draws.
-            strata: Number of evaluations of the variational bound in a draw; 0 for no bound.
+            strata: Number of evaluations of the variational bound in a draw, or 0 for no bound.
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
             keep: A folder in which each batch is saved as soon as it is scored. The bounds go into a subfolder.
         """
@@ -124,7 +130,9 @@ class Chosen:
         scores = run.log_likelihood(
             self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch, keep=keep
         )
-        return Scored(self.name, self.split, self.total, self.index, scores, bound, begins)
+        return Scored(
+            self.name, self.split, self.total, self.index, scores, bound, begins, row=self.row, files=self.files
+        )
 
 
 def choose(
@@ -132,16 +140,17 @@ def choose(
 ) -> Chosen:
     """Choose the samples to score.
 
-    The samples for a smaller ``limit`` are the first of those for a larger one, and have the same draws.
+    The samples for a smaller ``limit`` are the first of the samples for a larger ``limit``, and have the same random
+    draws.
 
     Args:
         run: The run.
-        data: A name or a path; ``None`` for the run's own data.
+        data: A name or a path, or ``None`` for the run's own data.
         split: ``train``, ``test`` or ``all``.
-        limit: Number of samples, drawn at random; 0 for all.
+        limit: Number of samples, drawn at random, or 0 for all samples.
         seed: Seed of the choice.
         by_class: Whether each sample is conditioned on its class.
-        dequantise: Whether data with levels are dequantised.
+        dequantise: Whether data stored as levels are dequantised.
 
     Raises:
         DataError: If the run cannot compute a likelihood of the data.
@@ -149,7 +158,7 @@ def choose(
     """
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
-    # "train" has only the rows that were trained on; the validation rows are part of "all" alone.
+    # "train" has only the rows that were trained on; only "all" includes the validation rows.
     rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
     pieces = [] if split == "test" else [(dataset.train[rows], known)]
@@ -167,7 +176,15 @@ def choose(
         )
     if data is not None and split != "train":
         _warn_of_trained(run, theirs.name, x)
-    return Chosen(theirs.name, split, total, index, x, y[index] if by_class and y is not None else None)
+    which = torch.arange(len(dataset.train) + len(dataset.test))
+    parts = [which[: len(dataset.train)][rows], which[len(dataset.train) :]]
+    which = torch.cat(parts[split == "test" : 1 if split == "train" else 2])[index]
+    return Chosen(
+        theirs.name, split, total, index, x, y[index] if by_class and y is not None else None,
+        None if dataset.rows is None else dataset.rows[which],
+        tuple(dataset.files[i] for i in which.tolist()) if dataset.files else (),
+        len(dataset.train) + len(dataset.test) - total,
+    )  # fmt: skip
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
@@ -204,7 +221,7 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         theirs, ours = of(run), of(first)
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
-                f"{run.folder} and {first.folder} cannot be compared: their data differ in {name}: "
+                f"{run.folder} and {first.folder} cannot be compared, because their data differ in {name}: "
                 f"{_told(run, name)} and {_told(first, name)}"
             )
 
@@ -219,9 +236,9 @@ def _told(run: Run, name: str) -> str:
 
 
 def paired(this: Tensor, first: Tensor) -> Measurement:
-    """The mean and error (2) of ``this - first``, each ``(n,)``, over the rows that are finite in both."""
+    """Return the mean and error (2) of ``this - first``, each ``(n,)``, over the rows in which both are finite."""
     if this.shape != first.shape:
-        raise UsageError(f"a paired difference needs the same samples, not {len(this)} and {len(first)} of them")
+        raise UsageError(f"a paired difference needs the same samples twice, not {len(this)} and {len(first)} samples")
     d = this.double().cpu() - first.double().cpu()
     d = d[d.isfinite()]
     if not len(d):
@@ -237,7 +254,7 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
         x: Samples in data units, shape ``(n, *event)``.
 
     Returns:
-        bool ``(n,)``, or ``None`` if the data of the run can no longer be read.
+        A mask, bool ``(n,)``, or ``None`` if the data of the run can no longer be read.
     """
     try:
         train = run.data().trained
@@ -255,11 +272,11 @@ def _hashes(x: Tensor) -> list[bytes]:
 def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
     """The reason why a comparison of two runs is unfair, or ``None`` if it is fair.
 
-    It is unfair if only one of the runs was trained on some of the samples.
+    A comparison is unfair if only one of the runs was trained on some of the samples.
 
     Args:
         run: The other run.
-        first: The run whose split the samples were chosen from.
+        first: The run from whose split the samples were chosen.
         chosen: The samples.
     """
     if chosen.split == "all" or run.config is None or first.config is None:
@@ -271,7 +288,7 @@ def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
     why = ", ".join(f"{name} {getattr(run.config, name)!r}, not {getattr(first.config, name)!r}" for name in other)
     found, n = trained_on(run, chosen.x), len(chosen.x)
     if found is None:
-        return f"the data of {run.folder} cannot be read, so it may have been trained on these samples ({why})"
+        return f"the data of {run.folder} cannot be read, so this run may have been trained on these samples ({why})"
     theirs = int(found.sum())
     if chosen.split == "test" and theirs:
         return (
@@ -295,10 +312,11 @@ class Scored:
         split: ``train``, ``test`` or ``all``.
         total: Number of samples in the split.
         index: Indices of the scored samples in the split, int64, shape ``(n,)``.
-        scores: Likelihoods by the probability flow.
+        scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
         bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
         run: Folder of the run that scored the data, if there are several runs.
+        row, files: Position of each sample in its source, int64 ``(n,)``, and its file, where they are known.
     """
 
     name: str
@@ -309,10 +327,12 @@ class Scored:
     elbo: Elbo | None = None
     bound_t_min: float | None = None
     run: str | None = None
+    row: Tensor | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def bound(self) -> Tensor | None:
-        """The variational bound of each sample in the unit of the scores, shape ``(n,)``."""
+        """The variational bound of each sample in the unit of the scores, shape ``(n,)``, or ``None``."""
         if self.elbo is None:
             return None
         sign = 1 if self.scores.bits_per_dim is None else -1
@@ -320,14 +340,14 @@ class Scored:
         return bound
 
     def auroc(self, first: Scored) -> float:
-        """The AUROC (1) of this set against ``first``; NaN if either set has no sample that succeeded."""
+        """The AUROC (1) of this set against ``first``, or NaN if either set has no sample that succeeded."""
         theirs, ours = (s.scores.log_prob[s.scores.model.ok].double().cpu() for s in (first, self))
         if not len(theirs) or not len(ours):
             return math.nan
         return share_above(theirs, ours)
 
     def difference(self, other: Scored) -> Measurement:
-        """The paired difference (2) from the scores of another run for the same samples, in the unit of the scores.
+        """The paired difference (2) between these scores and another run's scores of the same samples, in their unit.
 
         Raises:
             UsageError: If the samples or the units differ.
@@ -343,8 +363,8 @@ class Scored:
         """The results as plain JSON values, with ``None`` where there is no value.
 
         Args:
-            first: The set to compare this one with. There is no comparison if it is this set.
-            other: The same samples scored by the run to compare with.
+            first: The set with which this set is compared. If ``first`` is this set, there is no comparison.
+            other: The same samples, scored by the run with which this run is compared.
         """
         scores, model = self.scores, self.scores.model
         nfe = model.nfe.double()
@@ -373,9 +393,10 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Mean, error and terms of the bound, over the samples for which it is finite. The terms add up to the mean.
+        """Mean, error and terms of the bound, over the samples for which the bound is finite. The terms add up to the
+        mean.
 
-        For a density in nats, the mean is that of ``log p``. The terms, which bound ``-log p``, then change sign.
+        For a density in nats, the mean is a bound on ``log p``, so the terms, which bound ``-log p``, change sign.
         ``steps`` splits the diffusion term, from data to noise, into its strata (or the steps of a chain).
         """
         bound = self.bound
@@ -398,13 +419,13 @@ class Scored:
 
 
 def how_told(summary: Mapping[str, Any]) -> str:
-    """The settings that the result of a summary depends on, in the words of :meth:`scoresde.Scores.depends_on`."""
+    """The settings on which the result in a summary depends, in the words of :meth:`scoresde.Scores.depends_on`."""
     how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 
 
 def _solved(scored: Scored) -> Tensor:
-    """The score of each sample, float64 ``(n,)``; NaN where the sample failed."""
+    """The score of each sample, float64 ``(n,)``, or NaN for a sample that failed."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -419,9 +440,9 @@ def _number(value: float) -> float | None:
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write tables with one row per sample, ``likelihood.json``, and last the histogram.
+    """Write tables with one row per sample, ``likelihood.json``, and finally the histogram.
 
-    If the histogram cannot be drawn, there is a warning.
+    If the histogram cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.
@@ -487,6 +508,7 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
         scores, model = scored.scores, scored.scores.model
         row = {
             "index": scored.index,
+            "row": scored.row,
             "log_prob": scores.log_prob,
             "bits_per_dim": scores.bits_per_dim,
             "stderr_probes": scores.stderr_probes,
@@ -499,6 +521,11 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             found.setdefault("run", []).append(np.full(len(scored.index), scored.run))
         found.setdefault("data", []).append(np.full(len(scored.index), _label(scored, sets)))
         for key, value in row.items():
+            if value is None and key == "row" and any(other.row is not None for other in sets):
+                value = torch.full_like(scored.index, -1)
             if value is not None:
                 found.setdefault(key, []).append(value.cpu().numpy())
+            if key == "row" and any(other.files for other in sets):
+                files = [str(path) for path in scored.files] or [""] * len(scored.index)
+                found.setdefault("path", []).append(np.array(files))
     return {name: np.concatenate(parts) for name, parts in found.items()}

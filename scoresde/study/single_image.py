@@ -1,11 +1,12 @@
 """A data set of one picture: the smallest task for a generative model, whose success is visible at a glance.
 
-The density is a point, so that everything is known exactly: x0_hat is the picture at every noise level, the flow goes
-straight to it from any noise, and all samples are equal. The progress of a network in learning this is easy to watch.
-At low noise the picture is in the input; at high noise it must come from the weights alone.
+The distribution is a single point, so that everything is known exactly: x0_hat is the picture at every noise level, the
+flow goes straight to the picture from any noise, and all samples are equal. The progress of a network that learns the
+picture is easy to watch. At low noise the picture is visible in the input; at high noise it must come from the weights
+alone.
 
-The picture is stored as an ordinary data set in an ordinary run folder. It is repeated so that a batch holds different
-noise levels.
+The picture is stored as an ordinary data set in an ordinary run folder. The data set repeats the picture, so that a
+batch holds different noise levels.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # without formats that e
 SMALLEST = 8  # minimum number of pixels on the short side
 
 # The network has few channels at levels with many pixels, and many channels at levels with few pixels. At high noise
-# the picture is made from the corners of the coarsest level outward.
+# the picture is generated from the corners of the coarsest level outward.
 NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "blocks": 1, "attention": ()}
 STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 
@@ -41,7 +42,7 @@ STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     """Read a picture in one of :data:`FORMATS`, as RGB on white, ``(3, H, W)``.
 
-    It is shrunk to at most ``size`` pixels on its long side.
+    The picture is shrunk to at most ``size`` pixels on its long side.
 
     Raises:
         DataError: If the picture cannot be read, or has fewer than 8 pixels on its short side.
@@ -63,8 +64,8 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if min(picture.size) < SMALLEST:
         raise DataError(
-            f"{path} would be {picture.width} x {picture.height} pixels, but its short side needs {SMALLEST}: use "
-            "another picture, or a larger size",
+            f"{path} would be {picture.width} x {picture.height} pixels, but its short side needs at least {SMALLEST} "
+            "pixels; use another picture, or a larger size",
             parameter="size",
         )
     return np.asarray(picture).transpose(2, 0, 1)

@@ -2,9 +2,9 @@
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-after update n = 1, 2, ... Early on the average quickly forgets its random start. While the warm-up sets d, the average
-covers about the last tenth of the run, however long the run is, so samples after a short run do not come from the
-initial weights. Buffers (such as running statistics) are copied, not averaged.
+after update n = 1, 2, ... Early on, the average quickly forgets its random initialisation. While the warm-up sets d,
+the average covers about the last tenth of the run, however long the run is, so samples after a short run do not come
+from the initial weights. Buffers (such as running statistics) are copied, not averaged.
 """
 
 from __future__ import annotations

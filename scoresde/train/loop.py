@@ -95,26 +95,26 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration; fields set to ``auto`` are resolved against the data.
+        config: The configuration. Fields set to ``auto`` are resolved against the data.
         data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` accepts.
         network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
-        pairs: Data, each sample with its noise, for training with the coupling ``reflow``; they are stored in the run
-            folder.
+        pairs: Samples, each with the noise that belongs to it, for training with the coupling ``reflow``. They are
+            stored in the run folder.
         start: A run to continue from. Its network, weights, path and parametrisation override those in ``config``.
         out: The run folder (default: ``runs/DATA-SDE``).
         save: Whether to write a run folder.
-        resume: Continue the run in ``out`` (default: the newest) from its newest checkpoint.
+        resume: Continue the run in ``out`` (default: the newest run) from its newest checkpoint.
         device, dtype: Device and precision of the training.
         quiet: Do not print progress.
-        changed_data: Resume even if the run's data have missing rows or are different.
+        changed_data: Resume even if rows of the run's data are missing, or if the data are different.
         edited: Resume even if files of the run were changed after they were written.
 
     Returns:
-        The trained run with averaged weights: the last ones, or those with the lowest validation loss
+        The trained run with averaged weights: the last weights, or the weights with the lowest validation loss
         (:mod:`scoresde.train.validation`).
 
     Raises:
-        NumericalError: If the loss is not finite; the message names the step and what to check.
+        NumericalError: If the loss is not finite. The message names the step and what to check.
         Preempted: After SIGTERM or SIGUSR1, once the checkpoint is saved.
         Stopped: After Ctrl-C (a KeyboardInterrupt), once the checkpoint is saved.
 
@@ -125,7 +125,7 @@ def fit(
         torch.Size([4, 2])
     """
     if resume and not save:
-        raise UsageError("resume needs a run folder, so it excludes save=False; leave one of them out")
+        raise UsageError("resume needs a run folder, so it cannot be combined with save=False; leave one of them out")
     with ExitStack() as held:
         return _fit(
             config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
@@ -138,7 +138,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`; the signal handlers and the lock of the run folder last until ``held`` is closed."""
+    """Train as in :func:`fit`. The signal handlers and the lock of the run folder last until ``held`` is closed."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -148,7 +148,7 @@ def _fit(
     info = _measured(data, spec.codec, model)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
-        raise UsageError("pass pairs if the coupling is reflow, and only then; the function reflow makes them")
+        raise UsageError("pass pairs if and only if the coupling is reflow; the function reflow makes the pairs")
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
@@ -181,7 +181,7 @@ def _fit(
         write_json(folder / "model.json", made_of, signed=True)
         if new:  # the description of a run's data is never rewritten
             write_json(folder / "data.json", info.to_dict(), signed=True)
-        if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has none
+        if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has no such file
             keep_identity(folder, data)
         facts["data_beside"] = beside(folder, config)  # the data may have moved
         if config.coupling == "reflow":
@@ -209,7 +209,7 @@ def _fit(
     )
     with Progress(config.steps, "train", quiet=quiet, initial=first) as progress:
         for record in _explained(records, folder):
-            # At first the average covers about the last tenth of the steps, as in EMA, so a short run hides its start.
+            # Like EMA, the average at first covers about the last tenth of the steps, so it soon forgets the start.
             n = record.step - 1 - first
             keep = min(0.98, n / (n + 9))
             average = keep * average + (1 - keep) * record.loss
@@ -235,9 +235,9 @@ def _fit(
                     with optional(f"the picture at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.number is not None and not last:
-                if folder is not None and kept_step != record.step:  # the signal came during the picture
+                if folder is not None and kept_step != record.step:  # the signal came while the picture was drawn
                     state.save(folder)
-                kept = f"the checkpoint is saved in {folder}; resume=True continues" if folder else "nothing was saved"
+                kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
     if folder is not None:
         keeps(f"all {config.steps:,} steps are done, and the checkpoint is saved in {folder}", "resume", folder)
@@ -272,11 +272,11 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the data to train on, and the configuration with the name, path, split and reading options of the data."""
+    """Return the configuration, with the name, path, split and reading options of the data, and the data."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
-        if "split" not in read_config(folder):  # a missing field means the behaviour from before it
+        if "split" not in read_config(folder):  # a missing field means the behaviour before the field existed
             config = replace(config, split=stored.split)
     if data is None:
         data = config.load_data() if folder is None else read_again(folder, config)
@@ -286,7 +286,7 @@ def _data_for(
             data = Dataset.of(
                 data, seed=config.seed, test_fraction=config.test_fraction, layout=config.layout, split=config.split
             )
-        # Data that are not from a file keep their name, so that no file is read in their place.
+        # Data that do not come from a file keep their name, so that no file is read instead of them.
         config = placed(replace(config, data=data.info.source))
     config = _split_as(config, data)
     if folder is None or stored is None:
@@ -297,9 +297,7 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps after which samples are shown: at 1, 2, 5, 10, 20, 50 and 100 % of a run, or every ``every``
-    steps.
-    """
+    """Return the steps after which samples are shown: every ``every`` steps, or at 1, 2, 5, 10, 20, 50 and 100 %."""
     if every:
         return {*range(every, total + 1, every), total}
     return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
@@ -355,21 +353,22 @@ def prepared(
             model = spec.build(sde, network, predict, typed=config.typed_names())
         spec = spec.resolved(model, config.typed_names())
     config.check_network(model.network)
-    _objective(config, model)  # rejects wrong names and pairs before a folder is created
+    _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
     """Return ``config`` with the network, path and parametrisation of a run."""
     if network is not None:
-        raise UsageError("training that continues a run keeps its network; leave network out")
+        raise UsageError("training that continues a run keeps the network of the run; leave network out")
     if data.info.shape != start.info.shape:
-        raise DataError(f"the run was trained on events of shape {start.info.shape}, but these have {data.info.shape}")
+        raise DataError(f"the run was trained on shape {start.info.shape}, but these data have shape {data.info.shape}")
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training can only continue a run that was trained here; this one has no configuration")
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
-            f"the run was trained with augment={start.config.augment!r}; its network does not know {config.augment!r}",
+            f"the run was trained with augment={start.config.augment!r}, so its network has no inputs for "
+            f"{config.augment!r}",
             parameter="augment",
             value=start.config.augment,
         )
@@ -399,14 +398,14 @@ def _rate(config: TrainConfig, step: int) -> float:
 
 
 def _spread(data: Dataset, codec: Codec) -> float:
-    """Return the root mean square of the training data in model units (from up to 4,096 rows)."""
+    """Return the root mean square of the training data in model units, computed from up to 4,096 rows."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
     return float(x.double().square().mean().sqrt())
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return training data in model units: evenly spaced rows, at most 256 MB."""
+    """Return evenly spaced rows of the training data in model units, at most 256 MB."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -414,13 +413,13 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """Return the description of the data, with the measurements that a path is compared with."""
+    """Return the description of the data, with the measurements that the path is compared with."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
 
 def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) -> ScoreModel:
-    """Return a copy of the model with averaged weights for evaluation: those of ``state``, or ``weights``."""
+    """Return a copy of the model for evaluation, with the averaged weights of ``state`` or with ``weights``."""
     assert isinstance(state.model, ScoreModel) and state.average is not None
     averaged = copy.deepcopy(state.model)
     load_weights(averaged.learned, state.average.state_dict() if weights is None else weights, Path("the best weights"))
@@ -428,7 +427,7 @@ def _averaged(state: TrainState, weights: Mapping[str, Tensor] | None = None) ->
 
 
 def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Record]:
-    """Yield the records; if a step fails, the error also names the last checkpoint of the run."""
+    """Yield the records. If a step fails, the error also mentions the last checkpoint of the run."""
     try:
         yield from records
     except NumericalError as error:
@@ -450,7 +449,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
-        free.add("data")  # the data are identified by their content, not by their name or path
+        free.add("data")  # such data are identified by their content, not by their name or path
     for name, value in config.to_dict().items():
         if name not in free and plain(value) != plain(stored[name]):
             raise UsageError(f"{folder} has {name} = {stored[name]!r}, not {value!r}; a resumed run keeps its settings")
@@ -460,7 +459,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
         raise UsageError(f"{folder} was trained in {trained}, not {dtype}", parameter="dtype", value=trained)
     if not checkpoints(folder):
         if config.coupling == "reflow":
-            raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; make it again")
+            raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")
         return
     checkpoint = newest_checkpoint(folder, edited=edited)
     done = read_object(checkpoint / "state.json")["step"]
@@ -489,14 +488,14 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return the configuration that reads and splits the data as they were, so the same rows are held out again."""
+    """Return the configuration that reads and splits the data as before, so that the same rows are held out again."""
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
     if how.seed != config.seed:
         raise UsageError(
-            f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split it "
-            "differently when it is read again; split the data with the seed of the run",
+            f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split "
+            "the data differently when it reads them again; split the data with the seed of the run",
             parameter="seed",
             value=how.seed,
         )
@@ -505,7 +504,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 def _same_units(folder: Path, data: Dataset) -> None:
-    """Reject data in other units than those of a resumed run, before anything is written."""
+    """Reject data that are in different units from the data of a resumed run, before anything is written."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
@@ -524,7 +523,9 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     if pairs is None:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
-            raise CheckpointError(f"{path} has {', '.join(sorted(stored))}, but pairs need x0 and eps (damaged?)")
+            raise CheckpointError(
+                f"{path} has {', '.join(sorted(stored))}, but pairs need x0 and eps; is the file damaged?"
+            )
         known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
         return Pairs(stored["x0"], stored["eps"], known)
     labels = None if pairs.condition is None else pairs.condition.label
@@ -535,7 +536,7 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
 
 
 def _few_samples(run: Run) -> Tensor:
-    """Draw a few samples in data units, always from the same noise, ``(n, *event)``."""
+    """Draw a few samples ``(n, *event)`` in data units, always from the same noise."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # large images fill a sheet, and each costs more
@@ -547,7 +548,7 @@ def _few_samples(run: Run) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a picture of a few samples, drawn over the data unless they are pictures, and return the samples."""
+    """Save a picture of a few samples, drawn over data unless the samples are pictures, and return the samples."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run)

@@ -4,12 +4,12 @@ The flow of a model maps each noise z to one sample x. Reflow trains a second fl
 straighter, because the pairs of a flow do not cross (Liu et al. 2023, arXiv:2209.03003, sec. 2.2, thm. 3.6). On a
 straight path a single Euler step is exact. Every path of this package is straight in the frame
 y = x/(alpha + sigma),  r = sigma/(alpha + sigma)  (:mod:`scoresde.sde.base`), so this holds for VP as well as for flow
-matching, and one measure tells how straight a flow is,
+matching, and one measure says how straight a flow is,
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
-which is S(Z) of Liu et al. (sec. 3.2) as a share of the squared speed: 0 for straight paths, 1 for paths that lead
-nowhere. A rectified model has coupled noise and data, and no score.
+which is S(Z) of Liu et al. (sec. 3.2) as a fraction of the squared speed: 0 for straight paths, 1 for paths that end
+where they began. A rectified model has coupled noise and data, and no score.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def draw_pairs(
 
     Raises:
         UsageError: If the solver draws noise, so that no single noise belongs to a sample.
-        NumericalError: If a sample fails.
+        NumericalError: If the solver fails for a sample.
     """
     solver = ProbabilityFlow(1e-4) if solver is None else solver
     if solver.stochastic:
         raise UsageError(
             f"{type(solver).__name__} draws noise at each step, so no single noise belongs to a sample; use a solver "
-            "of the flow: ode, heun, multistep"
+            "of the flow, such as ode, heun or multistep"
         )
     size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both
     enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
@@ -111,9 +111,9 @@ def reflow(
     Args:
         run: A trained run; it may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Number of steps and learning rate of the training; 0 uses the run's.
+        steps, lr: Number of steps and learning rate of the training. 0 means the value of the run.
         weighting, t_sampler: Weighting and time sampler of the training, by name or as objects with their own settings.
-            ``None`` uses the run's, if they are built in. A name that only appears in the run's files is never
+            ``None`` means those of the run, if they are built in. A name that only appears in the run's files is never
             imported.
         solver, seed: See :func:`draw_pairs`.
         data: The run's data set, if ``load_data`` cannot find it. Only its labels are used; training sees the pairs
@@ -127,10 +127,10 @@ def reflow(
         The rectified run.
 
     Raises:
-        UsageError: If the run is a discrete chain, or if :func:`scoresde.fit` raises it.
+        UsageError: If the run is a discrete chain, or for the reasons of :func:`scoresde.fit`.
     """
     if run.config is None:
-        raise UsageError("reflow continues the training of a run, but this one has no training configuration")
+        raise UsageError("reflow continues the training of a run, but this run has no training configuration")
     data = run.data() if data is None else data
     asked = run
     if run.config.cond == "class" and run.config.cond_drop < 1 and data.train_labels is not None:
@@ -156,13 +156,13 @@ def reflow(
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:
-    """Measure how far a model's paths are from straight: (1), from 0 to 1.
+    """Measure how far the paths of a model are from straight, as S in (1), from 0 to 1.
 
     Args:
         model: Any denoiser.
         noise: The noise of the samples to follow, with ``noise.indices`` of shape ``(B,)``.
         shape: The event shape.
-        steps: Number of steps of Heun's rule, uniform in r.
+        steps: Number of Heun steps, uniform in r.
         dtype: The dtype of the state.
 
     >>> from scoresde import FlowMatching, GaussianMixture

@@ -1,9 +1,9 @@
 """The state of training, how it is saved, and the optimiser step.
 
-Step n is a function of the state before it and of ``(seed, n)``; this covers batch, times, noise, dequantisation, the
-dropped parts of a condition, and dropout. A run that is stopped and resumed therefore continues as if it had never
-stopped, and no generator needs to be saved. The result is identical bit for bit on the same machine with the same
-number of threads.
+Step n is a function of the state before the step and of ``(seed, n)``, which determine the batch, the times, the noise,
+the dequantisation, the dropped parts of a condition, and the dropout. A run that is stopped and resumed therefore
+continues as if it had never stopped, and no generator needs to be saved. The result is identical bit for bit on the
+same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TrainState:
 
     Attributes:
         model: The module that the objective evaluates.
-        optimiser: The optimiser of its learned parameters.
-        draw: How a step draws times and noise, including what it has learned from the losses.
+        optimiser: The optimiser of the learned parameters.
+        draw: The function that draws times and noise, including what it has learned from the losses.
         average: The moving average of the weights, if there is one.
         step: Number of steps done.
     """
@@ -52,7 +52,7 @@ class TrainState:
 
     @property
     def learned(self) -> nn.Module:
-        """The module with the learned parameters; for a score model, the network and any learned path."""
+        """The module with the learned parameters, which for a score model are the network and any learned path."""
         return self.model.learned if isinstance(self.model, ScoreModel) else self.model
 
     @property
@@ -61,9 +61,7 @@ class TrainState:
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint into a run folder, completely or not at all, with the optimiser moments keyed by
-        parameter.
-        """
+        """Write a checkpoint, with the optimiser moments keyed by parameter name, completely or not at all."""
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
@@ -89,7 +87,7 @@ class TrainState:
         """Load the state that :meth:`save` wrote into the folder ``checkpoint``.
 
         Raises:
-            CheckpointError: If it belongs to another model, or has no moments at all.
+            CheckpointError: If the checkpoint belongs to another model, or has no optimiser moments.
         """
         state = read_object(checkpoint / "state.json")
         load_weights(self.learned, read_tensors(checkpoint / "model.safetensors"), checkpoint)
@@ -103,7 +101,7 @@ class TrainState:
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
-                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates {updates!r}; is it damaged?")
+                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates {updates!r}; is the file damaged?")
             self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
@@ -116,7 +114,7 @@ class TrainState:
         self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser state, keyed by parameter number, as format 1 stored it."""
+        """Read the optimiser moments, keyed by parameter number. Format 1 stored them by number, format 2 by name."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
         stored = read_tensors(checkpoint / "optim.safetensors")
@@ -158,7 +156,7 @@ def steps(
     rate: Callable[[int], float],
     clip: float = math.inf,
 ) -> Iterator[Record]:
-    """Train: each step changes ``state`` and yields its record; the state may be saved between two steps.
+    """Run training steps. Each step changes ``state`` and yields its record. The state may be saved between two steps.
 
     Args:
         state: The current state of training.
@@ -167,10 +165,10 @@ def steps(
         until: The total number of steps at the end.
         seed: Seed of all random draws.
         rate: A function that returns the learning rate of step n, counted from 0.
-        clip: The largest norm of a gradient.
+        clip: The largest norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite; the state is then that after the previous step.
+        NumericalError: If the loss or its gradient is not finite. The state is then the one after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -210,9 +208,9 @@ _GLOBAL = threading.RLock()  # guards the generator that all threads of a proces
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
     """Seed dropout and initial weights for draw ``n``.
 
-    A network of this package draws its dropout from a generator of its own. Initial weights, and custom networks, use
-    torch's global generator. This generator is set for the block and restored after it, by one thread at a time.
-    (Threads that use the global generator without this function can still interfere with each other, as always.)
+    A network of this package draws its dropout from a generator of its own. Initial weights and custom networks use
+    torch's global generator, which is seeded for the block and restored after it, by one thread at a time. (Threads
+    that use the global generator without this function can still interfere with each other, as always.)
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):

@@ -1,9 +1,9 @@
 """Choice of the final weights, by the loss of the averaged weights on rows that were not trained on.
 
 At intervals the averaged weights are evaluated on the same rows, times and noise, so that two of these losses differ
-only because of the weights. The checkpoint with the lowest loss is kept beside the last one. It is used only if it is
-better by more than chance: by two standard errors of the difference, row by row. Otherwise the minimum of many noisy
-losses would be mistaken for an improvement. The test rows are not used for this choice.
+only because of the weights. The checkpoint with the lowest loss is kept beside the last one. It is used only if the
+improvement is larger than chance would explain, by two standard errors of the row-by-row difference. Otherwise, the
+minimum of many noisy losses would be mistaken for an improvement. The test rows are not used for this choice.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
 
 __all__ = ["Best", "Validation"]
 
-DRAWS = 1024  # least number of (time, noise) pairs, but at most this many per row:
-EACH = 64
-ERRORS = 2.0  # standard errors by which the best must beat the last
-CHUNK = 256
+DRAWS = 1024  # minimum number of (time, noise) pairs
+EACH = 64  # maximum number of such pairs per row, even if this gives fewer than DRAWS
+ERRORS = 2.0  # standard errors by which the best weights must beat the last weights
+CHUNK = 256  # rows evaluated at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Validation:
 
     Args:
         source: The validation rows.
-        draw: How a training step draws times and noise, before it has learned anything.
+        draw: The function that draws times and noise in a training step, before it has learned anything.
         objective: The loss that training minimises.
         seed: Seed of the draws.
         dtype: The dtype of the states.
@@ -82,7 +82,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, model: nn.Module) -> Tensor:
-        """Return the loss of each row, averaged over its copies; float64 ``(n,)``, on the CPU."""
+        """Return the loss of each row, averaged over the copies of the row, float64 ``(n,)``, on the CPU."""
         device = next(model.parameters()).device
         found = []
         for rows in torch.split(torch.arange(len(self.batch)), CHUNK):
@@ -94,9 +94,7 @@ class Validation:
         return torch.cat(found).reshape(-1, self.count).mean(0)
 
     def look(self, model: nn.Module, weights: Mapping[str, Tensor], step: int, folder: Path | None) -> Tensor:
-        """Return the losses of the averaged ``model`` after ``step`` steps; keep its ``weights`` if they are the best
-        so far.
-        """
+        """Return the losses of the averaged ``model`` after ``step`` steps, and keep the best ``weights`` so far."""
         losses = self.losses(model)
         if self.best is None or float(losses.mean()) < float(self.best.losses.mean()):
             self.best = Best(step, losses, {name: value.detach().clone() for name, value in weights.items()})
@@ -107,9 +105,10 @@ class Validation:
     def resume(
         self, folder: Path, step: int, built: Callable[[Mapping[str, Tensor]], nn.Module], *, edited: bool = False
     ) -> None:
-        """Restore the best weights of a run that is resumed after ``step`` steps; ``built`` makes a model from weights.
+        """Restore the best weights of a run that is resumed after ``step`` steps.
 
-        Their losses are computed again, because the rows may have been reordered or extended since.
+        The losses are computed again with the model that ``built`` makes from these weights, because the rows may have
+        been reordered or extended since.
         """
         best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
         if before.is_dir() and not best.exists():  # the replacement was interrupted
@@ -128,7 +127,7 @@ class Validation:
                 return
 
     def choose(self, losses: Tensor, step: int, folder: Path | None) -> dict[str, Any]:
-        """Decide between the best weights and the last, whose ``losses`` are given, and store the decision."""
+        """Decide between the best weights and the last weights, which have ``losses``, and store the decision."""
         assert self.best is not None
         told = self.best.against(losses, step)
         if folder is not None:
@@ -137,7 +136,7 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Describe the choice in the last line that training prints."""
+    """Describe the choice of the weights, for the lines that training prints at its end."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
         return f"validation: a single row cannot decide; the last weights are used ({last})"

@@ -100,23 +100,24 @@ def test_the_progress_shows_the_mean_of_all_rows(shell: Shell, moons: str) -> No
 def test_json_says_all_that_the_figure_depends_on(shell: Shell, digits: str) -> None:
     found = shell.json(f"likelihood {digits} --limit 3 --rtol 0.3")
     assert found.keys() == {
-        "run", "step", "sets", "condition", "guidance", "seed", "dtype", "device", "seconds", "files",
+        "run", "step", "sets", "condition", "guidance", "seed", "dtype", "device", "columns", "seconds", "files",
     }  # fmt: skip
     one = figure(found)
     assert one.keys() == {
         "data", "split", "n", "of", "failed", "unit", "mean", "stderr_mean", "stderr_probes", "change", "converged",
-        "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence", "probes",
-        "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
+        "checked", "nfe_mean", "nfe_max", "dequantisation", "draws", "importance", "t_min", "method", "divergence",
+        "probes", "probe", "redraw", "scheme", "steps", "rtol", "atol", "max_nfe", "scale",
     }  # fmt: skip
     assert (one["unit"], one["n"], one["of"], one["divergence"], one["probes"]) == ("bits/dim", 3, 180, "hutchinson", 1)
     assert one["stderr_probes"] is None and one["stderr_mean"] > 0, "one probe says nothing about its error"
-    assert one["change"] is not None and one["converged"] is (one["change"] <= 0.01)
+    assert one["change"] is not None and one["converged"] is (one["change"] <= 0.01) and one["checked"] == 3
     assert [Path(f).name for f in found["files"]] == ["likelihood.png", "likelihood.csv", "likelihood.json"]
     stored = json.loads(Path(found["files"][-1]).read_text())
     assert stored == {k: v for k, v in found.items() if k != "files"}
     again = shell.json(f"likelihood {digits} --limit 1 {FAST}")
     assert Path(again["files"][0]).parent.name == "likelihood-2", "nothing is overwritten"
     assert figure(again)["stderr_mean"] is None and figure(again)["converged"] is None
+    assert figure(again)["checked"] == 0
 
 
 def test_continuous_data_is_scored_in_nats(shell: Shell, moons: str) -> None:
@@ -160,7 +161,7 @@ def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits
 def test_several_data_sets_share_one_figure(shell: Shell, digits: str) -> None:
     out = shell(f"likelihood {digits} --data digits --data {foreign()} --split all --limit 4 {FAST} --save png,npz")
     lines = out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5 and lines[2] == "not checked: a more accurate solve could change the result"
     assert lines[0].startswith("digits: ") and "n = 4 of 1,797, all" in lines[0] and "AUROC" not in lines[0]
     assert re.search(r"^inverted: .*n = 4 of 180, all.*, AUROC [01]\.\d{3}\)$", lines[1])
     assert shell.err.count("scoring 4 of") == 2
@@ -282,7 +283,7 @@ def test_runs_are_told_apart_in_words(shell: Shell, copied: Callable[[str], str]
     assert re.match(rf"{b}: digits: [+-]\d+\.\d{{4}} ± ", lines[2])
     assert re.search(rf"± \d\.\d{{4}} bits/dim against {a}, sample by sample  \(n = 3, lower is better\)$", lines[2])
     assert "AUROC" not in lines[0] and "AUROC" in lines[3] and "AUROC" in lines[4]
-    assert lines[6].startswith("lower bound") or "dequantisation" in lines[6]
+    assert lines[6].startswith("not checked") and "dequantisation" in lines[7]
     assert shell.err.count("scoring 3 of") == 4
     assert not [line for line in lines if line.startswith("warning")] and "unfair" not in shell.err
 
@@ -349,6 +350,57 @@ def test_a_folder_that_may_not_be_written(shell: Shell, moons: str) -> None:
 def test_a_file_in_the_place_of_a_folder(shell: Shell, moons: str) -> None:
     Path("file").touch()
     shell.refuses(f"likelihood {moons} --limit 2 {FAST} --out file/x", 3, "file is a file", "--out")
+
+
+def test_the_bounds_of_two_runs_are_compared_in_words(shell: Shell, copied: Callable[[str], str]) -> None:
+    a, b = copied("digits"), copied("classes")
+    out = shell(f"likelihood {a} {b} --limit 3 {FAST} --elbo --strata 4 --save csv")
+    shown = re.search(
+        rf"^{b}: ([+-]\S+) ± (\S+) bits/dim against {a} by the variational bound, .*\(n = 3, lower is better", out, re.M
+    )
+    assert shown is not None, out
+    bound = json.loads(Path(a, "likelihood", "likelihood.json").read_text())["sets"][1]["elbo"]
+    assert bound["paired"] == 3 and f"{bound['difference']:+.4f}" == shown[1]
+    assert f"{bound['stderr_difference']:.4f}" == shown[2]
+    each = [-float(r["elbo"]) / 64 / math.log(2) for r in rows(f"{a}/likelihood")]  # three of a, three of b
+    assert np.mean(each[3:]) - np.mean(each[:3]) == pytest.approx(bound["difference"], rel=1e-4)
+
+
+def test_the_file_states_the_units_of_the_columns(shell: Shell, digits: str, moons: str) -> None:
+    found = shell.json(f"likelihood {digits} --limit 2 {FAST} --elbo --strata 4 --save csv")
+    assert found["columns"] == {
+        "log_prob": "nats", "bits_per_dim": "bits/dim", "stderr_probes": "nats", "elbo": "nats", "change": "nats",
+    }  # fmt: skip
+    assert found["columns"].keys() <= rows(f"{digits}/likelihood")[0].keys()
+    found = shell.json(f"likelihood {moons} --limit 2 {FAST} --save csv")
+    assert found["columns"] == {"log_prob": "nats", "stderr_probes": "nats", "change": "nats"}
+
+
+def test_the_check_is_told_and_so_is_that_there_was_none(shell: Shell, moons: str) -> None:
+    out = shell(f"likelihood {moons} --limit 20 --steps 16 --elbo --strata 4 --save csv")
+    found = figure(json.loads(Path(moons, "likelihood", "likelihood.json").read_text()))
+    assert found["checked"] == 16 and "solving some of the samples again" in shell.err
+    assert shell.err.index("computing the bound of 20 samples") < shell.err.index("solving some of the samples again")
+    word = "passed" if found["converged"] else "FAILED"
+    assert f"\ncheck {word}: solved again, 16 samples change by at most {found['change']:.2g} nats\n" in out
+    out = shell(f"likelihood {moons} --limit 2 --steps 2 --no-check --save csv")
+    assert "\nnot checked: a more accurate solve could change the result\n" in out
+    assert "solving some" not in shell.err
+
+
+def test_the_check_in_words() -> None:
+    from scoresde.cli.likelihood import _checks
+
+    one = {"converged": True, "checked": 16, "change": 0.00012, "unit": "bits/dim", "data": "a"}
+    failed = {**one, "converged": False, "change": None, "data": "b"}
+    none = {**one, "converged": None, "checked": 0, "change": None, "data": "c"}
+    assert _checks([one, failed, none], True) == [
+        "a: check passed: solved again, 16 samples change by at most 0.00012 bits/dim",
+        "b: check FAILED: of 16 samples, at least one cannot be solved again",
+        "c: not checked",
+    ]
+    del one["checked"]  # the file of an earlier version
+    assert _checks([one], False) == ["check passed: solved again, some samples change by at most 0.00012 bits/dim"]
 
 
 def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:

@@ -10,19 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import gaussian
 from PIL import Image
 
-from scoresde import load_data
+from scoresde import VPSDE, Multistep, ProbabilityFlow, load, load_data
 from scoresde.cli import main
 from scoresde.core.errors import DataError, UsageError
 from scoresde.core.tables import METRICS
 from scoresde.data import Dataset
 from scoresde.metrics import Measurement, frechet, frechet_distance, jackknife, kernel_distance, neighbourhoods
+from scoresde.metrics.measurement import deal
 from scoresde.plot import neighbour_sheet
 from scoresde.run.samples import read_samples
+from scoresde.solvers.exponential import sa_solver
 from scoresde.study import features
 from scoresde.study.classifier import ClassifierConfig, train_classifier
-from scoresde.study.evaluate import compare, described, evaluate, evaluation_table, metrics_by_name, write_evaluation
+from scoresde.study.evaluate import (
+    compare,
+    described,
+    evaluate,
+    evaluation_table,
+    metrics_by_name,
+    resolved_options,
+    write_evaluation,
+)
 from scoresde.study.features import Reference, pixels
 
 
@@ -162,6 +173,41 @@ def test_the_table_states_numbers_and_features(small: Dataset) -> None:
     assert f"features: pixels (64 per row), hash {by.hash}, resizing none" in text
 
 
+def test_the_extrapolated_value_has_the_error_of_the_pseudo_values(small: Dataset) -> None:
+    by = pixels(small.codec)
+    found = evaluate(noisy(small.train[:60]), small, by, metrics_by_name(["frechet"]))
+    x, y = by(noisy(small.train[:60])), by(small.test)
+    blocks = deal([60, 60])
+    without = [frechet_distance(x[blocks[0] != b], y[blocks[1] != b]) for b in range(20)]
+    pseudo = 20 * found.rows[0].samples.value - 19 * np.array(without)
+    error = pseudo.std(ddof=1) / 20**0.5
+    line = evaluation_table(found).splitlines()[2]
+    assert line.split()[:2] == ["without", "bias"] and line.count("±") == 2
+    assert line.split()[2:5] == str(Measurement(float(pseudo.mean()), float(error))).split()
+
+
+def test_fewer_real_rows_than_samples_give_no_floor(small: Dataset) -> None:
+    by, x, names = pixels(small.codec), noisy(small.train[:80]), metrics_by_name(["frechet", "kernel", "prdc"])
+    told = "the real data are fewer than the samples, so they give no floor for frechet, precision, recall, density, "
+    told += "coverage; for a floor, compare 60 samples"
+    assert told in evaluation_table(evaluate(x, small, by, names, against="train"))
+    assert "no floor" not in evaluation_table(evaluate(x[:60], small, by, names, against="train"))
+    assert "no floor" not in evaluation_table(evaluate(x, small, by, names))
+    unbiased = metrics_by_name(["kernel"])
+    assert "no floor" not in evaluation_table(evaluate(x, small, by, unbiased, against="train"))
+
+
+def test_options_are_resolved_as_the_solver_resolves_them() -> None:
+    model = gaussian(VPSDE(), dims=2)
+    made = {"grid": "sqrt", "order": 3, "correct": True, "taper": False}
+    assert {k: v for k, v in resolved_options(Multistep(30), model).items() if k in made} == made
+    few = resolved_options(Multistep(5, order=2, variable="x0", grid="uniform"), model)
+    assert (few["grid"], few["order"], few["correct"], few["taper"]) == ("uniform", 2, False, True)
+    assert resolved_options(sa_solver(10), model)["grid"] == "sqrt"
+    ode = resolved_options(ProbabilityFlow(rtol=1e-3), model)
+    assert (ode["atol"], ode["method"]) == (1e-3, "dopri5")
+
+
 # ------------------------------------------------------------------------------------------------------------- files
 
 
@@ -263,13 +309,23 @@ def test_evaluate_needs_nothing_but_a_run(copied: Copied, shell) -> None:
     assert "training a classifier" in err and Path("runs/digits/classifier/classifier.json").is_file()
     facts = json.loads((folder / "evaluation.json").read_text())
     assert facts["run"] == "runs/digits" and facts["solver"] == "multistep"
-    assert facts["nfe_mean"] == 4  # the noise-free step, too
+    assert facts["nfe_mean"] == facts["nfe_max"] == 4  # the noise-free step, too
+    used = facts["resolved"]
+    assert (used["steps"], used["grid"], used["order"], used["correct"], used["taper"]) == (3, "sqrt", 3, False, False)
+    assert facts["denoise"] is True and facts["dtype"] == "float32" and facts["labels"] is None
+    assert facts["weights"] == load("runs/digits").request({})["weights"] and "\nlabels:" not in out
     again, err = shell(f"evaluate runs/digits {SHORT} --quiet --metrics frechet,kernel")
     rows = [[line.split() for line in text.splitlines()] for text in (out, again)]
     kept = [row for row in rows[0] if row and row[0] in ("frechet", "kernel")]
     # The classifier was kept, the seed the same.
     assert err == "" and len(kept) == 2 and all(row in rows[1] for row in kept)
     assert Path("runs/digits/evaluation-2/evaluation.json").is_file()
+
+
+def test_evaluate_says_that_it_drew_without_labels(copied: Callable[..., str], shell) -> None:
+    copied("classes")
+    out, _ = shell(f"evaluate {SHORT} --features pixels --metrics frechet")
+    assert "\nlabels: none given, so the samples are those of the model without labels\n" in out
 
 
 def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell, digits: Dataset) -> None:

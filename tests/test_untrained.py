@@ -205,6 +205,8 @@ def test_the_command_line_answers_what_was_trained(
 def test_evaluate_draws_all_classes(shell: Shell, folder: str) -> None:
     found = shell.json(f"evaluate {folder} --n 30 --steps 2 --features pixels --metrics frechet --quiet --threads 1")
     assert found["labels"] == "in the proportions of the training data" and found["n"] == 30
+    out = shell(f"evaluate {folder} --n 30 --steps 2 --features pixels --metrics frechet --quiet --threads 1")
+    assert "\nlabels: in the proportions of the training data\n" in out
 
 
 def test_labels_of_samples_to_score_are_checked_too(shell: Shell, folder: str) -> None:

@@ -129,9 +129,10 @@ def evaluate(
             found.reference.save(save_reference)
         facts["seconds"] = round(time.monotonic() - began, 1)
         files = write_evaluation(folder, found, facts, pictures)
+    labels = f"\nlabels: {facts['labels']}" if facts.get("labels") else ""
     session.print(
         {**facts, **described(found), "files": [str(f) for f in files]},
-        f"{evaluation_table(found)}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",
+        f"{evaluation_table(found)}{labels}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",
     )
 
 
@@ -186,6 +187,7 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
     """Draw samples from the run. Return the successful samples in data units, and a record of how they were drawn."""
     from ..core.progress import Progress
+    from ..study.evaluate import resolved_options
 
     run = session.loaded
     labels = run.example_labels(n)
@@ -199,8 +201,12 @@ def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: 
     if not bool(ok.all()):
         reason = drawn.solution.failures()[0]
         warnings.warn(f"{int((~ok).sum())} samples failed and are left out: {reason}", stacklevel=1)
+    nfe, by_class = drawn.solution.nfe, run.config is not None and run.config.cond == "class"
+    unlabelled = "none given, so the samples are those of the model without labels" if by_class else None
     return drawn.x[ok], {
         "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
-        "nfe_mean": round(float(drawn.solution.nfe.double().mean()), 2), "failed": int((~ok).sum()),
-        "labels": None if labels is None else "in the proportions of the training data",
+        "resolved": resolved_options(built, asked.model), "denoise": True,
+        "nfe_mean": round(float(nfe.double().mean()), 2), "nfe_max": int(nfe.max()), "failed": int((~ok).sum()),
+        "labels": unlabelled if labels is None else "in the proportions of the training data",
+        "dtype": session.dtype, "device": str(run.device), "weights": run.request({})["weights"],
     }  # fmt: skip

@@ -93,7 +93,7 @@ def likelihood(
     from ..core.files import check_kinds, write_json
     from ..core.progress import Progress
     from ..likelihood.memory import default_budget
-    from ..study.report import KINDS, check_comparable, choose, how_told, unfair, write_scores
+    from ..study.report import KINDS, check_comparable, choose, how_told, unfair, units, write_scores
 
     kinds = check_kinds(in_list(save), KINDS)
     runs, seed = session.all_loaded, session.seed
@@ -147,11 +147,16 @@ def likelihood(
             warnings.simplefilter("always")
             sets = []
             for k, (run, part, bound) in enumerate(asked, 1):
+                if elbo:
+                    progress.note(f"computing the bound of {len(part.x):,} samples of {part.name}")
                 done: list[Tensor] = []
+                until = progress.done + len(part.x)
 
-                def watch(piece: Scores, done: list[Tensor] = done) -> None:
+                def watch(piece: Scores, done: list[Tensor] = done, until: int = until) -> None:
                     done.append(piece.values[piece.model.ok].double())
                     progress.update(len(piece.log_prob), {piece.unit: float(torch.cat(done).mean())})
+                    if check and progress.done == until:
+                        progress.note("solving some of the samples again to check convergence")
 
                 scored = part.scored(
                     bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
@@ -165,7 +170,7 @@ def likelihood(
         facts = {
             "run": str(session.folder), "step": first.step, "sets": summaries,
             "condition": "labels" if condition.labels else condition.label, "guidance": condition.guidance,
-            "seed": seed, "dtype": session.dtype, "device": str(first.device),
+            "seed": seed, "dtype": session.dtype, "device": str(first.device), "columns": units(sets),
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
         if n > 1:
@@ -184,6 +189,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
     session.print(
         {**facts, "files": [str(f) for f in files]},
         *(_lines(found, len(sets) > len(how)) for found in sets),
+        *_checks(sets, len(sets) > len(how)),
         *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
         f"{files[0]}  {facts['seconds']:.1f} s  seed {facts['seed']}",
     )
@@ -191,9 +197,32 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
         raise NumericalError("; ".join(failures))
 
 
+def _name(found: dict[str, Any], several: bool) -> str:
+    """The words before each line on a data set: its run if there are several, and its name if there are several."""
+    return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
+
+
+def _checks(sets: list[dict[str, Any]], several: bool) -> list[str]:
+    """Format the check of each data set, or one line if no data set was checked."""
+    if all(found["converged"] is None for found in sets):
+        return ["not checked: a more accurate solve could change the result"]
+    return [_name(found, several) + _check(found) for found in sets]
+
+
+def _check(found: dict[str, Any]) -> str:
+    """Format the check of a data set."""
+    if found["converged"] is None:
+        return "not checked"
+    told = f"{found['checked']} samples" if "checked" in found else "some samples"  # as in an earlier version
+    result = "passed" if found["converged"] else "FAILED"
+    if found["change"] is None:
+        return f"check {result}: of {told}, at least one cannot be solved again"
+    return f"check {result}: solved again, {told} change by at most {found['change']:.2g} {found['unit']}"
+
+
 def _lines(found: dict[str, Any], several: bool) -> str:
     """Format the result of a data set."""
-    name = "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
+    name = _name(found, several)
     text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
     if found["stderr_probes"]:
         text += f", ± {found['stderr_probes']:.4f} each from the probes"
@@ -211,11 +240,18 @@ def _lines(found: dict[str, Any], several: bool) -> str:
         figure = _figure({**bound, "unit": found["unit"]})
         text += f"\n{name}{figure} by the variational bound of the {bound['whose']}  ({terms})"
     if "difference" in found:
-        better = "lower" if found["unit"] == "bits/dim" else "higher"
-        told = {**found, "mean": found["difference"], "stderr_mean": found["stderr_difference"]}
-        text += f"\n{name}{_figure(told, '+')} against {found['against']}, sample by sample  (n = {found['paired']:,}, "
-        text += f"{better} is better)"
+        text += f"\n{name}{_against(found, found)}"
+        if "difference" in found.get("elbo", {}):
+            text += f"\n{name}{_against(found, found['elbo'], ' by the variational bound')}"
     return text
+
+
+def _against(found: dict[str, Any], pairs: dict[str, Any], by: str = "") -> str:
+    """Format the paired difference ``pairs`` of a data set."""
+    better = "lower" if found["unit"] == "bits/dim" else "higher"
+    told = {"unit": found["unit"], "mean": pairs["difference"], "stderr_mean": pairs["stderr_difference"]}
+    n = pairs.get("paired", found["paired"])  # an earlier version wrote one number for both
+    return f"{_figure(told, '+')} against {found['against']}{by}, sample by sample  (n = {n:,}, {better} is better)"
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:

@@ -99,6 +99,11 @@ class Scores:
         return float(checked.max()) if len(checked) else math.nan
 
     @property
+    def checked(self) -> int:
+        """Number of samples that were solved again to check convergence; 0 if it was not checked."""
+        return int((~self.model.change.isnan()).sum())
+
+    @property
     def converged(self) -> bool | None:
         """Whether the change is at most 0.01 bits per dimension, or ``None`` if convergence was not checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))

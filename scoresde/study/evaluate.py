@@ -4,7 +4,8 @@ Samples are compared with *reference* data: the held-out split, or the training 
 use. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a value alone says
 little. Each value therefore stands beside the *floor*: the same metric for an equal number of real rows, from the other
 split, against the same reference. A metric cannot distinguish samples that reach the floor from data. A value below the
-floor hints at copies.
+floor hints at copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a
+floor, and the table says so.
 
 The check for copies looks at individual samples instead: is a sample closer to a training row than held-out data ever
 are? The check uses the pixels by default, because features are meant to ignore the details that distinguish two similar
@@ -30,13 +31,16 @@ from ..core.files import write_json
 from ..core.limits import SEED, WHOLE, checked
 from ..core.opened import file_digest
 from ..core.optional import optional
-from ..core.registry import resolve
+from ..core.registry import options_of, resolve
 from ..core.tables import METRICS
 from ..data import DataInfo, Dataset
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife, neighbourhoods
 from ..metrics.copies import HELD_OUT
 from ..metrics.neighbours import NEIGHBOURS
+from ..model.estimate import Denoiser
 from ..run.plausible import check_units
+from ..sde.grids import default_grid
+from ..solvers import Multistep, MultistepSDE, ProbabilityFlow, Solver
 from .features import Extractor, Reference, read_features
 
 __all__ = [
@@ -49,11 +53,13 @@ __all__ = [
     "evaluate_features",
     "evaluation_table",
     "metrics_by_name",
+    "resolved_options",
     "write_evaluation",
 ]  # fmt: skip
 
 Metric = Callable[..., Measurement | Neighbourhoods | float]
 SUSPECTS = 16
+UNBIASED = ("kernel", "mmd")
 
 
 @dataclass(frozen=True)
@@ -288,7 +294,7 @@ def evaluation_table(found: Evaluation) -> str:
     for row in found.rows:
         lines.append((row.metric, str(row.samples), "-" if row.real is None else str(row.real)))
         if row.metric == "frechet":
-            values = ["-" if m is None else f"{m.extrapolated:.4g}" for m in (row.samples, row.real)]
+            values = ["-" if m is None else str(_without_bias(m)) for m in (row.samples, row.real)]
             lines.append(("  without bias", values[0], values[1]))
     if copies is not None:
         lines.append(("closer", str(copies.closer), "0.5"))
@@ -301,6 +307,12 @@ def evaluation_table(found: Evaluation) -> str:
         f"real data: {found.n_real:,} rows of the other split" if found.n_real else
         f"{found.n:,} samples against {reference.moments.n:,} rows of {reference.data} ({reference.split})"
     )  # fmt: skip
+    biased = [row.metric for row in found.rows if row.metric not in UNBIASED and row.real is not None]
+    if biased and found.n_real < found.n:
+        text.append(
+            f"the real data are fewer than the samples, so they give no floor for {', '.join(biased)}; "
+            f"for a floor, compare {found.n_real:,} samples"
+        )
     text.append(
         f"features: {reference.extractor} ({found.features} per row), hash {reference.hash}, resizing "
         f"{reference.resize}"
@@ -308,6 +320,15 @@ def evaluation_table(found: Evaluation) -> str:
     if copies is not None:
         text.append(_verdict(found, copies))
     return "\n".join(text)
+
+
+def _without_bias(measured: Measurement) -> Measurement:
+    """The value extrapolated to infinite data.
+
+    It is the mean of the jackknife's pseudo-values, B theta - (B - 1) theta_b, whose standard error is that of the
+    value.
+    """
+    return Measurement(measured.extrapolated, measured.stderr)
 
 
 def _verdict(found: Evaluation, copies: Copies) -> str:
@@ -390,6 +411,24 @@ def described(found: Evaluation) -> dict[str, Any]:
             ],
         }  # fmt: skip
     return facts
+
+
+def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
+    """The options of a solver, with those that it chooses itself (``auto`` or ``None``) as it chooses them.
+
+    These are the grid, the order, the correction and the tapering of a multistep solver, and the method and absolute
+    tolerance of the probability flow. Others stay as they are.
+    """
+    found = options_of(solver)
+    if found.get("grid") == "auto":
+        found["grid"] = default_grid(model.domain.sde)
+    if isinstance(solver, Multistep | MultistepSDE):
+        found["order"], found["correct"], found["taper"] = solver.choice(solver.steps)
+    if isinstance(solver, ProbabilityFlow):
+        found["atol"] = solver.rtol if solver.atol is None else solver.atol
+        if solver.engine == "own" and solver.method == "auto":
+            found["method"] = "dopri5"
+    return found
 
 
 def _plain(measured: Measurement) -> dict[str, float | None]:

@@ -49,11 +49,12 @@ from ..metrics.ranks import share_above
 from ..run.run import Run
 
 __all__ = [
-    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "how_told", "paired", "trained_on", "unfair",
+    "KINDS", "Chosen", "Scored", "check_comparable", "choose", "how_told", "paired", "trained_on", "unfair", "units",
     "write_scores",
 ]  # fmt: skip
 
 KINDS = ("png", "csv", "npz")
+UNITS = {"log_prob": "nats", "bits_per_dim": "bits/dim", "stderr_probes": "nats", "elbo": "nats", "change": "nats"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,7 +372,7 @@ class Scored:
             "data": self.name, "split": self.split, "n": int(model.ok.sum()), "of": self.total,
             "failed": int((~model.ok).sum()), "unit": scores.unit, "mean": _number(scores.mean()),
             "stderr_mean": _number(scores.stderr_mean()), "stderr_probes": _number(scores.stderr_sample()),
-            "change": _number(scores.change), "converged": scores.converged,
+            "change": _number(scores.change), "converged": scores.converged, "checked": scores.checked,
             "nfe_mean": round(float(nfe.mean()), 2), "nfe_max": int(nfe.max()), **asdict(scores.how),
             "scale": scores.scale,
         }  # fmt: skip
@@ -387,7 +388,8 @@ class Scored:
             both = (_solved(self) - _solved(other)).isfinite()
             facts |= {"against": other.run, "paired": int(both.sum()), **_difference(self.difference(other))}
             if self.bound is not None and other.bound is not None:
-                facts["elbo"] |= _difference(paired(self.bound, other.bound))
+                both = (self.bound - other.bound).isfinite()
+                facts["elbo"] |= {"paired": int(both.sum()), **_difference(paired(self.bound, other.bound))}
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
@@ -395,6 +397,7 @@ class Scored:
         mean.
 
         For a density in nats, the mean is a bound on ``log p``, so the terms, which bound ``-log p``, change sign.
+        ``steps`` splits the diffusion term, from data to noise, into its strata (or the steps of a chain).
         """
         bound = self.bound
         assert bound is not None
@@ -470,6 +473,18 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
             save_figure(picture, likelihood_histogram(shown, sets[0].scores.unit))
             files.insert(0, picture)
     return files
+
+
+def units(sets: Sequence[Scored]) -> dict[str, str]:
+    """The unit of each column of the tables that has one.
+
+    The same names in a summary are in the unit of its mean, which is bits/dim for data with levels.
+    """
+    there = {
+        "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),
+        "elbo": any(s.elbo is not None for s in sets),
+    }
+    return {name: unit for name, unit in UNITS.items() if there.get(name, True)}
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:

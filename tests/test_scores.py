@@ -395,7 +395,7 @@ def test_what_a_figure_depends_on_in_words() -> None:
         ({"importance": 0}, "importance is 0"),
         ({"dequantisation": "none", "importance": 2}, "needs dequantisation"),
         ({"method": "both"}, "coupled, quadrature"),
-        ({"scheme": "euler"}, "unknown scheme 'euler' for a tolerance"),
+        ({"scheme": "euler"}, "unknown scheme 'euler' for adaptive steps"),
         ({"scheme": "dopri5", "steps": 4}, "unknown scheme 'dopri5' for fixed steps"),
         ({"t_min": 1.5}, "t_min is 1.5"),
     ],

@@ -57,7 +57,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with monkeypatch.context() as patch:
         signal_at(patch, 3, number)
-        with pytest.raises(Preempted, match=rf"{number.name} after step 3: the checkpoint is saved in .*; resume=True"):
+        with pytest.raises(Preempted, match=rf"{number.name} after step 3: the checkpoint is saved in "):
             fit(DROPOUT, out=tmp_path / "parts", quiet=True)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
     assert read_json(newest_checkpoint(tmp_path / "parts") / "state.json")["step"] == 3
@@ -133,7 +133,7 @@ def test_training_depends_on_the_seed_alone() -> None:
 
 def test_ctrl_c_saves_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signal_at(monkeypatch, 3, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"after step 3: the checkpoint is saved in .*; resume=True") as stop:
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3: the checkpoint is saved in ") as stop:
         fit(dataclasses.replace(TINY, steps=11), out=tmp_path / "r")  # every other step has a checkpoint
     assert read_json(newest_checkpoint(tmp_path / "r") / "state.json")["step"] == 3
     assert isinstance(stop.value, Stopped) and (stop.value.parameter, stop.value.value) == ("resume", tmp_path / "r")

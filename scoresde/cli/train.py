@@ -102,10 +102,11 @@ def train(
         _refuse_new_settings(resume)
         out = find_run(resume, edited=edited)
         config = TrainConfig.from_dict(read_config(out))
-        config = _named_again(config, resume)
+        config, own = _named_again(config, resume, out)
         if steps:
             config = replace(config, steps=steps)
     else:
+        own = None
         texts = settings(assignments, ("", *(part.group for part in PARTS)))
         _refuse_unknown(texts[""], sde)
         resolve(sde, SDES, "SDE", typed=True)
@@ -149,7 +150,7 @@ def train(
         before = _done(out, edited)
     began = time.monotonic()
     run = fit(
-        config, data=dataset, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
+        config, data=dataset, network=own, out=out, resume=resume is not None, device=chosen, dtype=session.precision,
         quiet=session.quiet, changed_data=changed_data, edited=edited,
     )  # fmt: skip
     seconds = time.monotonic() - began
@@ -190,11 +191,21 @@ def _refuse_new_settings(run: str) -> None:
             raise UsageError(f"{param.opts[0]} cannot be changed when a run is resumed; {run} keeps its settings")
 
 
-def _named_again(config: TrainConfig, run: str) -> TrainConfig:
-    """Add the names of classes that are not built in. The user must repeat these names and cannot change them."""
-    typed = {}
+def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
+    """Add the names of classes that are not built in. The user must repeat these names and cannot change them.
+
+    Also return the network itself if it was passed as an object when the run was made, so that the run has no name for
+    it.
+    """
+    from ..run.run import described
+
+    typed, own = {}, None
+    if _typed("network") is not None and described(folder, config)[1].network is None:
+        own = build(_typed("network"), NETWORKS, "network", typed=True)
     for field in ("sde", "network", "predict", "weighting", "t_sampler"):
         name, its = _typed(field), config.network if field == "network" else config.name(field)
+        if field == "network" and own is not None:
+            continue
         if name is not None and name != its:
             raise UsageError(
                 f"--{field.replace('_', '-')} {name}: {run} was trained with {its}, which cannot be changed when "
@@ -202,7 +213,7 @@ def _named_again(config: TrainConfig, run: str) -> TrainConfig:
             )
         if name is not None:
             typed[field] = name
-    return config.named(**typed)
+    return config.named(**typed), own
 
 
 def _typed(option: str) -> Any:

@@ -350,6 +350,8 @@ class Likelihood(Checked):
             what, cure = "the tolerance is ten times tighter", f"a tolerance below {self.rtol:g}"
         else:
             what, cure = "the tolerance is ten times looser", "float64"
+        if self.method == "quadrature":
+            cure = f"{cure}, or the method coupled"
         if self.divergence == "difference":
             what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
         warnings.warn(

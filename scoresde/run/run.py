@@ -318,7 +318,10 @@ class Run:
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
         label = None if known is None or one is None or known.label is None else known.label.tolist()
-        made_of = repr(self.base) if self.spec is None else json.dumps(self.spec.to_dict(), sort_keys=True)
+        try:
+            made_of = repr(self.base) if self.spec is None else json.dumps(self.spec.to_dict(), sort_keys=True)
+        except UsageError:  # a codec of the user's own has no name
+            made_of = repr(self.base)
         facts = {
             "step": self.step, "model": digest(made_of, repr(self.codec)), "weights": digest(*_tensors(self.base)),
             "label": label, "condition": one, "guidance": self.scale, "path": None if self.path is None else self.path,

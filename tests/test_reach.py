@@ -152,7 +152,7 @@ def test_auto_alone_has_no_levels(sde: Any) -> None:
     for ask in (lambda: path.sigma(torch.ones(1)), lambda: path.prior, lambda: Shifted(path, 2.0)):
         with pytest.raises(UsageError, match="set sigma_max to a number here"):
             ask()
-    with pytest.raises(UsageError, match="or set sigma_max to auto, for the largest distance"):
+    with pytest.raises(UsageError, match="or set sigma_max to auto to use the largest distance"):
         sde(sigma_max="most")
     with pytest.raises(UsageError, match="has no option 'sigma_max'"):
         fit(TrainConfig(data="moons", sde_options={"sigma_max": "auto"}, **WIDTH), save=False, quiet=True)

@@ -151,7 +151,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
         (b"a,b\n1,\0\n", "zero bytes"),
         (b"\x1f\x8b\x08damaged", "gzip"),
-        ("a;b\n1,500;2\n2,250;3\n", r"'1,500' in line 2 may be 1500 or 1\.500"),
+        ("a;b\n1,500;2\n2,250;3\n", r"'1,500' in line 2 is ambiguous: 1500 or 1\.500"),
         ("a;b\n1,5;2\n2.5;3\n", r"'1,5' in line 2 has a decimal comma, but '2\.5' in line 3 has a decimal point"),
     ],
 )

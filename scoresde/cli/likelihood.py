@@ -85,8 +85,9 @@ def likelihood(
 
     The result is in bits/dim or nats, with its standard error.
 
-    Several data sets share one figure. Several runs score the same samples with the same noise, and each run is
-    compared with the first run sample by sample. The split of the first run determines the samples.
+    If several data sets are given, they are drawn in one picture. Several runs score the same samples with the same
+    noise, and each run is compared with the first run sample by sample. The split of the first run determines the
+    samples.
     """
     import torch
 

@@ -19,8 +19,8 @@ construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-where the address of z is the midpoint. With the same seed, the sample then converges to the same image as the number of
-steps grows.
+where the address of z is the midpoint. For a fixed seed, samples drawn with different numbers of steps then converge to
+one image as the number grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,

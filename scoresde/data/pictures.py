@@ -217,7 +217,9 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     if sixteen:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
-            raise _Fault("mode", f"values from {levels.min()} to {levels.max()}, more than 16 bits")
+            raise _Fault(
+                "mode", f"the values range from {levels.min()} to {levels.max()}, which does not fit in 16 bits"
+            )
         image = Images.fromarray(levels.astype(np.uint16))
     else:
         mode = MODES.get(image.mode)

@@ -266,7 +266,8 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
         i, cell = commas[0]
         number = cell.replace(",", "")
         raise DataError(
-            f"{path}: {cell!r} in line {lines[i]} may be {number} or {cell.replace(',', '.')}; write one or the other"
+            f"{path}: {cell!r} in line {lines[i]} is ambiguous: {number} or {cell.replace(',', '.')}; "
+            "write one or the other"
         )
     points = [(i, c) for column in columns for i, c in enumerate(column) if "." in c and NUMBER.fullmatch(c)]
     if points:

@@ -26,8 +26,8 @@ class Guided(Checked, Wrapped):
     """Guidance: ``estimate = against + scale (model - against)``.
 
     Scale 1 gives ``model``, and scale 0 gives ``against``. If ``model`` has a condition and ``against`` does not, the
-    estimate is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598, whose w is ``scale - 1``. An evaluation evaluates
-    both models, or only one of them at scale 0 or 1.
+    estimate is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598, whose w is ``scale - 1``. Each call evaluates both
+    models, except at scale 0 or 1, where only one is needed.
 
     Args:
         model: The model to move towards.

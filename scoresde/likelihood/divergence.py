@@ -66,9 +66,9 @@ class Probes:
         kind: ``exact`` for the unit vectors, ``rademacher`` or ``gaussian``.
         count: Number of probes K.
         noise: The random numbers of the rows.
-        first: Number of the first probe. It lets different draws of the same sample use different probes.
+        first: Index of the first probe. It lets different draws of the same sample use different probes.
         fixed: Whether a probe is the same everywhere on the path.
-        width: Width w of the differences (3), or 0 to use derivatives.
+        width: Width w of the finite differences in equation (3), or 0 to use exact derivatives.
     """
 
     kind: str

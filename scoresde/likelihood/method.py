@@ -223,10 +223,10 @@ class Likelihood(Checked):
             memory: Memory budget in bytes, which may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
             check: Solve up to 16 of the rows again, with a tolerance ten times tighter (ten times looser if the dtype
                 does not resolve a tighter one) or with twice as many steps, and warn if the result changes by more than
-                0.01 bits per dimension. These evaluations do not count in ``nfe``.
+                0.01 bits per dimension. These evaluations are not included in ``nfe``.
             watch: Called with the result of each batch.
             dtype: Dtype of the solve with ``codec``. Without ``codec``, the dtype of ``x`` is used.
-            parts: Store that keeps each batch of data as soon as it is scored.
+            parts: Store to which the result of each batch is saved as soon as the batch is scored.
 
         Raises:
             UsageError: If an option is invalid.

@@ -1,8 +1,8 @@
 """Metrics: distances between generated samples and a reference set, each with a standard error.
 
-Every metric takes the samples first and the reference second, as tensors. It computes in float64 and never holds more
-than a bounded part of a table of pairs in memory. A metric that estimates its error returns a :class:`Measurement`. The
-error always comes from a delete-a-block jackknife over both sets.
+Every metric takes the samples first and the reference second, as tensors. It computes in float64, and works through the
+table of pairwise distances in blocks, so that its use of memory is bounded. A metric that estimates its error returns a
+:class:`Measurement`. The error always comes from a delete-a-block jackknife over both sets.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N

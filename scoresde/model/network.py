@@ -34,7 +34,7 @@ class ScoreModel(nn.Module):
         network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and
             ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It must return a tensor
             with the same shape as ``x`` (but see ``learn_variance``). Use :class:`scoresde.nn.Labelled` to wrap a
-            network that takes two arguments. In training on augmented data, the network is called as
+            network that takes two arguments. When training on augmented data, the network is called as
             ``network(x, c, cond, augment)``.
         sde: The path. If it is a chain, the model is limited to the nodes, and fixed-step solvers go from node to node.
         parametrization: The meaning of the network's output.
@@ -43,9 +43,9 @@ class ScoreModel(nn.Module):
             correct, but there is no score.
         codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
             the network have the shape of the data. Without a codec, data units and model units are the same.
-        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half v
-            determines the variance of a reverse step by ``frac = (v + 1)/2`` (Nichol and Dhariwal 2021,
-            arXiv:2102.09672, eq. 15).
+        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half, v, sets
+            the variance of a reverse step: ``frac = (v + 1)/2`` is its position between the two bounds, on a log scale
+            (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel

@@ -195,8 +195,8 @@ class TrainConfig:
         """Return the configuration with the highest noise level, in model units, filled in if it depends on the data.
 
         Args:
-            highest: A function that returns the level; it is called only if needed
-                (:func:`scoresde.sde.reach.sigma_for`).
+            highest: A function that returns the level, such as :func:`scoresde.sde.reach.sigma_for`. It is called only
+                if the level is needed.
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -403,8 +403,8 @@ class TrainConfig:
     def named(self, **given: Any) -> TrainConfig:
         """Return a copy with some of the fields of :meth:`name` set to names that a person typed, or to objects.
 
-        A name that is already set keeps its options; a new name starts with its default options. ``network`` cannot
-        change, only be named again.
+        A name that is already set keeps its options; a new name starts with its default options. The network cannot be
+        changed; ``network`` may only repeat the name that is already set.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():

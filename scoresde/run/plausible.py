@@ -232,7 +232,7 @@ class _Spread:
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Return whether these numbers may be ``other`` times a small number."""
+        """Return whether these numbers could be small multiples of ``other``."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 

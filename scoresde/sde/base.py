@@ -94,9 +94,10 @@ class SDE(Checked, ABC):
         t_sample: The time at which sampling stops (default: ``t_min``).
         data_scale: The size of one data unit at ``t_min``. It can differ from 1 only on the path of a converted model.
         more_noise: The name of the field that sets how much noise there is at ``t_max``, and a value of this field that
-            gives enough noise. Both appear in advice (:mod:`scoresde.sde.reach`).
+            gives enough noise. Both are quoted when a message suggests adding noise (:mod:`scoresde.sde.reach`).
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
-            from error estimates. Solvers that step in the clock of the straight frame are not affected.
+            from error estimates. Solvers that step in r, the time variable of the straight frame
+            (:mod:`scoresde.sde.base`), are not affected.
 
     Example:
         >>> import math

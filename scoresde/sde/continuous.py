@@ -64,7 +64,7 @@ class Exploding(SDE):
         if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
             raise UsageError(
                 f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose 0 < "
-                "sigma_min < sigma_max, or set sigma_max to auto, for the largest distance between two samples",
+                "sigma_min < sigma_max, or set sigma_max to auto to use the largest distance between two samples",
                 parameter="sigma_max",
                 value="auto",
             )

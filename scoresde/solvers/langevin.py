@@ -41,7 +41,7 @@ FEW = 16  # the number 16 in equation (2)
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, size: Tensor) -> Tensor:
-    """Do one Langevin step, equation (1).
+    """Take one Langevin step, equation (1).
 
     Args:
         x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.

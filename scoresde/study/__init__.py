@@ -1,6 +1,6 @@
 """Studies of a trained run.
 
-The studies judge the samples of a run (``evaluate``, with ``features`` of a ``classifier``), the likelihoods that the
-run gives to data (``report``) and solvers (``bench``), and draw pictures of what the model does (``figures``,
-``compass``).
+The studies assess the samples of a run (``evaluate``, using ``features`` computed by a ``classifier``), the likelihoods
+that the run assigns to data (``report``), and the solvers (``bench``). They also draw pictures of what the model does
+(``figures``, ``compass``).
 """

@@ -140,7 +140,7 @@ def choose(
 ) -> Chosen:
     """Choose the samples to score.
 
-    The samples for a smaller ``limit`` are the first of the samples for a larger ``limit``, and have the same random
+    A smaller ``limit`` selects the first few of the samples that a larger ``limit`` would select, with the same random
     draws.
 
     Args:
@@ -148,7 +148,7 @@ def choose(
         data: A name or a path, or ``None`` for the run's own data.
         split: ``train``, ``test`` or ``all``.
         limit: Number of samples, drawn at random, or 0 for all samples.
-        seed: Seed of the choice.
+        seed: Seed for choosing the samples.
         by_class: Whether each sample is conditioned on its class.
         dequantise: Whether data stored as levels are dequantised.
 

@@ -81,7 +81,7 @@ def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
 def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
     """The training configuration for one picture.
 
-    For 64 x 64 pixels, training takes about two minutes on two cores of a CPU.
+    Training on a 64 x 64 picture takes about two minutes on two CPU cores.
     """
     return TrainConfig(
         data=str(file), sde=sde, network_options=NETWORK, steps=steps or STEPS, batch=BATCH, lr=RATE, ema=AVERAGE,

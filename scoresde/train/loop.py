@@ -362,7 +362,9 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
     if network is not None:
         raise UsageError("training that continues a run keeps the network of the run; leave network out")
     if data.info.shape != start.info.shape:
-        raise DataError(f"the run was trained on shape {start.info.shape}, but these data have shape {data.info.shape}")
+        raise DataError(
+            f"the run was trained on data of shape {start.info.shape}, but these data have shape {data.info.shape}"
+        )
     if start.config is None or not isinstance(start.base, ScoreModel):
         raise UsageError("training can only continue a run that was trained here; this one has no configuration")
     if config.augment not in ("none", start.config.augment):
@@ -474,7 +476,8 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
     """Return the configuration of a resumed run, with values that depend on the data as they were when the run began.
 
-    Only numbers are copied, because names in a file were not typed by a person (:mod:`scoresde.core.registry`).
+    Only numbers are copied: names read from a file are not trusted, because the user did not type them
+    (:mod:`scoresde.core.registry`).
     """
     kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
     for part in ("predict", "weighting"):

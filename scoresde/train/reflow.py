@@ -1,15 +1,15 @@
 """Rectified flow: straighten the paths of a trained model, so that a few steps can follow them.
 
 The flow of a model maps each noise z to one sample x. Reflow trains a second flow on these pairs (z, x). Its paths are
-straighter, because the pairs of a flow do not cross (Liu et al. 2023, arXiv:2209.03003, sec. 2.2, thm. 3.6). On a
-straight path a single Euler step is exact. Every path of this package is straight in the frame
+straighter, because the pairs come from a flow, whose trajectories do not cross (Liu et al. 2023, arXiv:2209.03003, sec.
+2.2, thm. 3.6). On a straight path a single Euler step is exact. Every path of this package is straight in the frame
 y = x/(alpha + sigma),  r = sigma/(alpha + sigma)  (:mod:`scoresde.sde.base`), so this holds for VP as well as for flow
 matching, and one measure says how straight a flow is,
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
 which is S(Z) of Liu et al. (sec. 3.2) as a fraction of the squared speed: 0 for straight paths, 1 for paths that end
-where they began. A rectified model has coupled noise and data, and no score.
+where they began. A rectified model is trained on coupled noise and data, so it does not provide a score.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ def draw_pairs(
         quiet: Do not print progress.
 
     Raises:
-        UsageError: If the solver draws noise, so that no single noise belongs to a sample.
+        UsageError: If the solver draws noise, so that the starting noise alone does not determine a sample.
         NumericalError: If the solver fails for a sample.
     """
     solver = ProbabilityFlow(1e-4) if solver is None else solver
     if solver.stochastic:
         raise UsageError(
-            f"{type(solver).__name__} draws noise at each step, so no single noise belongs to a sample; use a solver "
+            f"{type(solver).__name__} draws noise at each step, so the starting noise alone does not "
+            "determine a sample; use a solver "
             "of the flow, such as ode, heun or multistep"
         )
     size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both

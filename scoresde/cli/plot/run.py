@@ -122,8 +122,8 @@ def score_field(
 def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | None, session: Session) -> None:
     """Draw paths of samples of a RUN (default: the newest) by the probability flow and by the reverse SDE.
 
-    Flow and SDE start from the same noise. Their paths differ, but have the same law at each time. The picture shows
-    one number per sample: the first coordinate of a vector, or the projection of any other sample onto the first
+    The flow and the SDE start from the same noise. Their paths differ, but have the same law at each time. The picture
+    shows one number per sample: the first coordinate of a vector, or the projection of any other sample onto the first
     principal axis of the data.
     """
     noisy = solver.build()

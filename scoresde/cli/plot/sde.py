@@ -58,7 +58,7 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Data: digits, a 2-D toy data set, or the path of images, IDX or npz files.")  # fmt: skip
+        help="Data: digits, a 2-D toy data set, or a path to image, IDX or npz files.")  # fmt: skip
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),

@@ -446,6 +446,6 @@ def test_the_effective_weight_of_published_recipes(published: Published) -> None
 
 def test_the_page_has_these_tables() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for rows in (SAME_TIMES, OTHER_TIMES, PUBLISHED):
+    for rows in (SAME_TIMES[:12], SAME_TIMES[12:], OTHER_TIMES, PUBLISHED):  # as the page splits them
         text = "\n".join(row.markdown() for row in rows)
         assert text in page, f"docs/objectives.md should have the lines\n{text}"

@@ -295,6 +295,11 @@ def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
     shell.refuses("train --resume r --network mlp --predict parts:Half", 2, "was trained with parts:Wide")
     shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")
     shell.refuses("train --data moons --network parts:Half", 2, "not a Module")
+    for own in ("", "--network parts:Wide"):
+        shell.refuses(
+            f"train --data moons {own} --set network.dims=3", 2, "the option dims of the network follows from"
+        )
+    assert "network      parts:Wide {'width': 6}" in shell("info r")
 
 
 def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:

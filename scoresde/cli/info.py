@@ -63,7 +63,9 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     if facts["learned"]:
         told.append(f"{'learned':12} {', '.join(f'{name} {value:.4g}' for name, value in facts['learned'].items())}")
     told.append(f"{'predict':12} {config['predict']} {config['predict_options'] or ''}".rstrip())
-    told.append(f"{'network':12} {config['preset']} {config['network_options'] or ''}".rstrip())
+    options = dict(config["network_options"])
+    named = options.pop("network", config["preset"])
+    told.append(f"{'network':12} {named} {options or ''}".rstrip())
     shown = ("shift", "coupling", "cond", "augment", "steps", "batch", "lr", "seed")
     told += [f"{key:12} {config[key]}" for key in shown]
     usual = {"size": 0, "fit": "", "layout": "auto", "on_bad": "stop"}

@@ -64,7 +64,7 @@ PARTS = (
 @option("--t-sampler", under="Loss", default="auto", metavar="NAME",
         help=f"Sampler of training times: auto, {', '.join(TIME_SAMPLERS)}.")  # fmt: skip
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
-        help="Number of training steps.  [default: set by the preset]")  # fmt: skip
+        help="Number of training steps; with --resume, the new total.  [default: set by the preset]")  # fmt: skip
 @option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: set by the preset]")
 @option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: set by the preset]")  # fmt: skip

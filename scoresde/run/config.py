@@ -301,6 +301,9 @@ class TrainConfig:
         from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
         from_data["outputs"] = 2 if self.learn_variance else 1
         from_data["augments"] = 0 if self.augmentation is None else self.augmentation.numbers
+        if fixed := {"dims", "channels_in", "classes"} & fields.keys() & self.network_options.keys():
+            name = min(fixed)
+            raise UsageError(f"the option {name} of the network follows from the data; leave it out", parameter=name)
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":

@@ -176,7 +176,7 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
-    """Read a file of samples in the shape of the data: ``(N, *event)``, finite real numbers."""
+    """Read a file of samples as an array of the data's shape, ``(N, *event)``, of finite real numbers."""
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import CheckpointError
-from .files import cannot_write
+from .files import cannot_write, living
 from .opened import parse_json
 
 __all__ = ["LOCK", "held_by", "in_use", "locked"]
@@ -129,23 +129,12 @@ def _holder(file: int) -> str:
         try:
             told = parse_json(os.pread(file, 4096, 0))
             holder = f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
-            if told["host"] != socket.gethostname() or _lives(int(told["pid"])):
+            if told["host"] != socket.gethostname() or living(int(told["pid"])):
                 break  # otherwise the file still names an earlier holder, which was killed
         except (OSError, ValueError, KeyError, TypeError):
             pass
         time.sleep(0.01)
     return holder
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process with this id is running on this machine."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # the process belongs to another user
-        return True
-    return True
 
 
 def _without(folder: Path, why: str) -> None:

@@ -128,8 +128,14 @@ class ProbabilityFlow(Solver):
         return self.frame == "t"
 
     @property
-    def _atol(self) -> float:
+    def absolute(self) -> float:
+        """The absolute tolerance: ``atol``, or ``rtol`` if ``atol`` is ``None``."""
         return self.rtol if self.atol is None else self.atol
+
+    @property
+    def scheme(self) -> str:
+        """The method, with ``auto`` resolved for the engine ``own``; another engine resolves ``auto`` itself."""
+        return "dopri5" if self.engine == "own" and self.method == "auto" else self.method
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         sde, frame = model.domain.sde, FRAMES[self.frame]
@@ -164,10 +170,9 @@ class ProbabilityFlow(Solver):
             solution = self._by_engine(f, y, (c0, c1), at(scale, 1), counted.tally)
             watch(Step(torch.arange(len(x), device=x.device), ends[1], solution.x, done=1.0))
             return solution
-        method = "dopri5" if self.method == "auto" else self.method
         shown = None if watch is unwatched else on_step
         result = integrate(
-            f, y, c0, c1, rtol=self.rtol, atol=self._atol, method=method, max_nfe=self.max_nfe, on_step=shown
+            f, y, c0, c1, rtol=self.rtol, atol=self.absolute, method=self.scheme, max_nfe=self.max_nfe, on_step=shown
         )
         end, nfe = result.y * expand(at(scale, 1), x), result.nfe + counted.tally.more
         return Solution(end, nfe, result.accepted, result.rejected, result.status)
@@ -192,7 +197,7 @@ class ProbabilityFlow(Solver):
                 )
             return f(state, torch.full((len(y),), c, dtype=time_dtype(y.device), device=y.device), everyone)
 
-        solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self._atol, self.method)
+        solved = ENGINES[self.engine](slope_at, y, *ends, self.rtol, self.absolute, self.method)
         return fixed_solution(solved * expand(scale, y), tally.total, 0)
 
 

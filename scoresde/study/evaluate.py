@@ -425,9 +425,7 @@ def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
     if isinstance(solver, Multistep | MultistepSDE):
         found["order"], found["correct"], found["taper"] = solver.choice(solver.steps)
     if isinstance(solver, ProbabilityFlow):
-        found["atol"] = solver.rtol if solver.atol is None else solver.atol
-        if solver.engine == "own" and solver.method == "auto":
-            found["method"] = "dopri5"
+        found["atol"], found["method"] = solver.absolute, solver.scheme
     return found
 
 

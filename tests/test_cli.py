@@ -312,6 +312,8 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
     fit(TrainConfig(data="moons", steps=2, batch=8), network=network, out="r", quiet=True)
     shell.refuses("sample r --n 2", 3, "trained with a network of your own")
     shell("sample r --n 2 --network given_net:Wide --quiet")
+    fit(TrainConfig(data="moons", steps=2, batch=8, network_options={"width": 8}), out="built-in", quiet=True)
+    shell("likelihood built-in r --limit 2 --network given_net:Wide --quiet")
     shell.refuses("train --resume r --steps 3", 3, "trained with a network of your own")
     shell("train --resume r --steps 3 --network given_net:Wide --quiet")
     assert load("r", network="given_net:Wide").step == 3

@@ -147,13 +147,15 @@ class Session:
     def _load(self, name: str | None) -> Run:
         from ..run.config import TrainConfig
         from ..run.files import find_run, read_config
-        from ..run.run import load
+        from ..run.run import described, load
 
         given = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
         if self.others:  # a part that was given may belong to another of the runs
-            config = TrainConfig.from_dict(read_config(find_run(name, edited=self.edited)))
-            named = {"sde": config.name("sde"), "network": config.network, "parametrization": config.name("predict")}
-            given = {part: value for part, value in given.items() if ":" in named[part]}
+            folder = find_run(name, edited=self.edited)
+            spec = described(folder, TrainConfig.from_dict(read_config(folder)))[1]
+            parts = {"sde": spec.path, "network": spec.network, "parametrization": spec.parametrization}
+            # A network that was passed as an object has no name.
+            given = {name: value for name, value in given.items() if (part := parts[name]) is None or ":" in part.name}
         return load(
             name, **given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
         )

@@ -124,7 +124,8 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
     found = evaluate(x, digits, by, {}, copies=by)
     assert found.copies is not None and found.copies.flagged.tolist() == [31]
     assert int(found.copies.nearest[31]) == 777 and found.copies.exact == 1
-    assert "1 flagged: sample 31 (of training row 777); exact copies: 1 (among held-out data: 0)" in evaluation_table(
+    assert digits.rows is not None and (row := int(digits.rows[777])) != 777  # the split shuffles
+    assert f"1 flagged: sample 31 (nearest: row {row}); exact copies: 1 (among held-out data: 0)" in evaluation_table(
         found
     )
     clean = evaluate(digits.test.float(), digits, by, {}, copies=by)
@@ -220,10 +221,28 @@ def test_what_is_written(small: Dataset, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert facts["made"] == "so" and facts["metrics"]["odd"]["samples"] == {"value": 1.0, "stderr": None, "bias": None}
     assert facts["metrics"]["frechet"]["samples"]["value"] == found.rows[0].samples.value
-    assert facts["copies"]["flagged"] == [3] and facts["copies"]["suspects"][0]["training_row"] == 200
+    assert facts["copies"]["flagged"] == [3] and facts["copies"]["suspects"][0]["training_row"] == int(small.rows[200])
     assert facts["features"] == {"name": "pixels", "hash": by.hash, "resize": "none", "count": 64}
     assert facts["reference"] == {"data": "digits", "split": "test", "n": 60}
     assert min(Image.open(tmp_path / "neighbours.png").size) > 300
+
+
+def test_a_copy_of_a_picture_is_traced_to_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    drawn = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture).save(folder / f"{i:02}.png")
+    data = load_data(str(folder), test_fraction=0.5)
+    x = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8))
+    x[4] = data.train[7]
+    found = evaluate(x, data, pixels(data.codec), {}, copies=pixels(data.codec))
+    file = data.files[7]
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), x[4, 0].numpy())
+    assert f"sample 4 (nearest: {file})" in evaluation_table(found)
+    write_evaluation(tmp_path, found, {})
+    suspect = json.loads((tmp_path / "evaluation.json").read_text())["copies"]["suspects"][0]
+    assert suspect["sample"] == 4 and suspect["training_file"] == str(file) and "training_row" not in suspect
 
 
 def vermilion(figure) -> int:
@@ -335,7 +354,7 @@ def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell
     np.savez("s.npz", x=x.to(torch.uint8).numpy())
     out, _ = shell("evaluate --samples s.npz --features pixels --metrics frechet,copies --json --quiet")
     facts = json.loads(out)
-    assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == 900
+    assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == int(digits.rows[900])
     assert facts["metrics"]["frechet"]["samples"]["value"] == pytest.approx(
         frechet_distance(pixels(digits.codec)(x), pixels(digits.codec)(digits.test)), rel=1e-9
     )

@@ -245,6 +245,16 @@ class Dataset:
             mask[self.validates] = False
         return mask
 
+    def origin(self, index: int) -> int | Path:
+        """The file of a sample, or its position in the source if samples do not have a file each.
+
+        Args:
+            index: The sample, counted through ``train`` and then through ``test``.
+        """
+        if self.files:
+            return self.files[index]
+        return index if self.rows is None else int(self.rows[index])
+
     def describe(self) -> str:
         """Describe the data in a few readable lines, with the split and the notes of the reader."""
         info = self.info

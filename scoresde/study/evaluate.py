@@ -33,6 +33,7 @@ from ..core.opened import file_digest
 from ..core.optional import optional
 from ..core.registry import options_of, resolve
 from ..core.tables import METRICS
+from ..core.text import one_line
 from ..data import DataInfo, Dataset
 from ..metrics import Copies, Measurement, Moments, Neighbourhoods, find_copies, frechet, jackknife, neighbourhoods
 from ..metrics.copies import HELD_OUT
@@ -88,6 +89,8 @@ class Evaluation:
         n: Number of samples.
         n_real: Number of real rows behind the floor.
         copies_by: Name and hash of the features that the check for copies used.
+        origins: File or position in the source of the training row nearest to each sample
+            (:meth:`scoresde.data.Dataset.origin`), or empty if there was no check for copies.
     """
 
     rows: tuple[MetricRow, ...]
@@ -96,6 +99,7 @@ class Evaluation:
     n: int
     n_real: int
     copies_by: tuple[str, str] | None = None
+    origins: tuple[int | Path, ...] = ()
 
     @property
     def features(self) -> int:
@@ -176,7 +180,8 @@ def evaluate(
         copies = None
     found = None if copies is None else find_copies(copies(x), copies(data.train), copies(data.test))
     by = None if copies is None else (copies.name, copies.hash)
-    return Evaluation(rows, found, reference, len(x), len(real), by)
+    origins = () if found is None else tuple(data.origin(i) for i in found.nearest.tolist())
+    return Evaluation(rows, found, reference, len(x), len(real), by, origins)
 
 
 def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool = True) -> Evaluation:
@@ -195,13 +200,11 @@ def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool
     digest = file_digest(path)[:16]
     reference = Reference.of(rows, Extractor(path.name, digest, "unknown", lambda x: x), path.name, "reference")
     real = None if train is None else _choose(train, len(samples), 1)
+    compared = compare(samples, reference, metrics, real=real)
+    near = find_copies(samples, train, rows) if copies and train is not None else None
+    origins = () if near is None else tuple(near.nearest.tolist())
     return Evaluation(
-        compare(samples, reference, metrics, real=real),
-        find_copies(samples, train, rows) if copies and train is not None else None,
-        reference,
-        len(samples),
-        0 if real is None else len(real),
-        (path.name, digest),
+        compared, near, reference, len(samples), 0 if real is None else len(real), (path.name, digest), origins
     )
 
 
@@ -338,9 +341,18 @@ def _verdict(found: Evaluation, copies: Copies) -> str:
     exact = f"exact copies: {copies.exact} (among held-out data: {copies.exact_held_out})"
     if not flagged:
         return f"copies{by}: no sample is closer to training data than held-out data would be; {exact}"
-    shown = ", ".join(f"{i} (of training row {int(copies.nearest[i])})" for i in flagged[:5])
+    shown = ", ".join(f"{i} (nearest: {_named(found.origins[i])})" for i in flagged[:5])
     more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
     return f"copies{by}: {len(flagged)} flagged: sample {shown}{more}; {exact}"
+
+
+def _named(origin: int | Path) -> str:
+    return f"row {origin}" if isinstance(origin, int) else one_line(str(origin))
+
+
+def _nearest(origin: int | Path) -> dict[str, Any]:
+    """Where the nearest training row comes from, as JSON: its position in the source, or its file."""
+    return {"training_row": origin} if isinstance(origin, int) else {"training_file": str(origin)}
 
 
 def write_evaluation(
@@ -404,7 +416,7 @@ def described(found: Evaluation) -> dict[str, Any]:
             "exact": copies.exact, "exact_held_out": copies.exact_held_out,
             "suspects": [
                 {
-                    "sample": i, "training_row": int(copies.nearest[i]), "distance": float(copies.distance[i]),
+                    "sample": i, **_nearest(found.origins[i]), "distance": float(copies.distance[i]),
                     "ratio": float(copies.ratio[i]), "p_value": float(copies.p_value[i]),
                 }
                 for i in suspects

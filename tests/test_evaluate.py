@@ -354,7 +354,9 @@ def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell
     np.savez("s.npz", x=x.to(torch.uint8).numpy())
     out, _ = shell("evaluate --samples s.npz --features pixels --metrics frechet,copies --json --quiet")
     facts = json.loads(out)
-    assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == int(digits.rows[900])
+    assert facts["copies"]["flagged"] == [11] and facts["copies"]["suspects"][0]["training_row"] == int(
+        digits.rows[900]
+    )
     assert facts["metrics"]["frechet"]["samples"]["value"] == pytest.approx(
         frechet_distance(pixels(digits.codec)(x), pixels(digits.codec)(digits.test)), rel=1e-9
     )

@@ -8,8 +8,8 @@ here. A class that is not in a table is given by its full name, ``mymodule:MySDE
 from __future__ import annotations
 
 __all__ = [
-    "CODECS", "GRIDS", "METRICS", "NETWORKS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS", "TIME_SAMPLERS",
-    "WEIGHTINGS",
+    "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS",
+    "TIME_SAMPLERS", "WEIGHTINGS",
 ]  # fmt: skip
 
 SDES = {
@@ -65,6 +65,20 @@ CODECS = {
 NETWORKS = {
     "mlp": "scoresde.nn.mlp:MLP",
     "unet": "scoresde.nn.unet:UNet",
+}
+
+# What is measured of a sample.
+OPERATORS = {
+    "mask": "scoresde.operators.masks:Mask",
+    "hole": "scoresde.operators.masks:Hole",
+    "half": "scoresde.operators.masks:Half",
+    "cells": "scoresde.operators.masks:Cells",
+    "pool": "scoresde.operators.pool:Pool",
+    "grey": "scoresde.operators.grey:Grey",
+    "crop": "scoresde.operators.crop:Crop",
+    "blur": "scoresde.operators.blur:Blur",
+    "noise": "scoresde.operators.noise:AddedNoise",
+    "jpeg": "scoresde.operators.jpeg:JPEG",
 }
 
 GRIDS = {

@@ -1,0 +1,16 @@
+"""Operators: what can be measured of a sample (see :mod:`scoresde.operators.base`)."""
+
+from .base import Linear, Operator, conjugate_gradients
+from .blur import Blur
+from .choice import OneOf, parse
+from .crop import Crop
+from .grey import Grey
+from .jpeg import JPEG
+from .masks import Cells, Half, Hole, Mask, Masking
+from .noise import AddedNoise
+from .pool import Pool
+
+__all__ = [
+    "JPEG", "AddedNoise", "Blur", "Cells", "Crop", "Grey", "Half", "Hole", "Linear", "Mask", "Masking", "OneOf",
+    "Operator", "Pool", "conjugate_gradients", "parse",
+]  # fmt: skip

@@ -1,0 +1,257 @@
+"""Operators: what can be measured of a sample x, in data units.
+
+A linear operator A has four methods. ``__call__`` computes the measurement,
+
+    y = A x,                                                                                                  (1)
+
+``transpose`` computes  A^T y,  and ``solve`` solves the systems in which a linear measurement with Gaussian noise
+appears,
+
+    solve(r, a, b) = (A diag(a) A^T + b I)^-1 r,                                                              (2)
+
+where ``a`` is the prior variance of each value of x and ``b`` is the variance of the noise. If b is 0 and the matrix is
+singular, ``solve`` applies the pseudo-inverse of the matrix. ``pinv`` is the pseudo-inverse of A,
+
+    A^+ y = A^T (A A^T)^+ y,        A A^+ A = A.                                                              (3)
+
+To write an operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. The rest follows: the
+transpose from automatic differentiation, equations 2 and 3 from conjugate gradients. An operator with a closed form
+overrides ``solve``.
+
+The same object degrades the training data of a conditional model, is the measurement of a posterior sampler, checks the
+answers, and gives a figure its title. A network is always shown ``A^+ y``, which has the shape of the data, so it never
+needs to know the operator.
+
+References:
+    Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: equation 2,
+    and the least-squares variant (CGLS) for equation 3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.limits import Checked
+from ..core.noise import Noise
+from ..core.registry import name_of
+from ..core.shapes import align, select, sum_flat
+from ..core.tables import OPERATORS
+
+__all__ = ["Linear", "Operator", "conjugate_gradients"]
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Operator(Checked, ABC):
+    """A measurement of a sample. Subclass this directly only if the measurement is not linear in the sample.
+
+    Args:
+        event: Shape of a sample, without the batch axis, once it is known (see :meth:`on`).
+    """
+
+    linear: ClassVar[bool] = False
+
+    event: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the measurement of samples ``x``, shape ``(B, *event)`` in data units, as ``(B, *measured)``."""
+
+    @abstractmethod
+    def pinv(self, y: Tensor) -> Tensor:
+        """Return an estimate of the samples, ``(B, *event)``, from their measurements ``y``, ``(B, *measured)``."""
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        """Return the operator for samples of a given shape and range.
+
+        Args:
+            event: Shape of a sample, without the batch axis.
+            low, high: Range of the values, in data units. Only operators that encode pictures use it.
+
+        Raises:
+            UsageError: If the operator does not apply to samples of this shape.
+        """
+        return replace(self, event=tuple(event))
+
+    def drawn(self, noise: Noise, step: int = 0) -> Operator:
+        """Return the operator with its random parts drawn, one for each row of ``noise``.
+
+        Args:
+            noise: The random numbers of the rows. Draws come from the stream "condition".
+            step: The training step, or 0 outside training.
+        """
+        return self
+
+    def shown(self, y: Tensor) -> Tensor:
+        """Return what a network is shown of measurements ``y``: :meth:`pinv`, with NaN where nothing is known."""
+        return self.pinv(y)
+
+    def degrade(self, x: Tensor) -> Tensor:
+        """Return what a network is shown if the samples are ``x: (B, *event)``; the shape is that of ``x``."""
+        return self.shown(self(x))
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of a measurement, without the batch axis."""
+        return tuple(self(torch.zeros(1, *self._event)).shape[1:])
+
+    def rows(self, index: Tensor) -> Self:
+        """Return the operator for the rows ``index``, shape ``(B',)``, of a batch.
+
+        Tensors among the fields have one row for each sample, or a single row for all samples.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {n: select(v, index.to(v.device)) for n, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **chosen)
+
+    def __str__(self) -> str:
+        """Return the operator as it is typed, such as ``pool:2``."""
+        options = [getattr(self, f.name) for f in fields(self) if f.init and f.name != "event" and f.repr]
+        shown = [_typed(value) for value in options if value is not None]
+        return ":".join([name_of(self, OPERATORS), *shown])
+
+    @property
+    def title(self) -> str:
+        """A short description for figures, such as "pooled by 2"."""
+        return str(self)
+
+    @property
+    def _event(self) -> tuple[int, ...]:
+        if self.event is None:
+            raise UsageError(
+                f"{type(self).__name__} needs the shape of the samples; call operator.on(shape) first, with a shape "
+                "such as (channels, height, width)"
+            )
+        return self.event
+
+    def _space(self, event: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the spatial axes' sizes of ``event``.
+
+        Raises:
+            UsageError: If the samples are vectors, which have no spatial axes.
+        """
+        if len(event) < 2:
+            raise UsageError(
+                f"the operator {self} needs pictures, signals or volumes, but the samples are vectors of shape {event}",
+                parameter="cond",
+                value="cells",
+            )
+        return tuple(event[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Operator):
+    """A measurement that is linear in the sample: ``y = A x``."""
+
+    linear: ClassVar[bool] = True
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """Return ``A^T y``, shape ``(B, *event)``, for ``y: (B, *measured)``."""
+        with torch.enable_grad():
+            x = torch.zeros(len(y), *self._event, dtype=y.dtype, device=y.device, requires_grad=True)
+            at_zero = self(x)
+            # A is linear, so the gradient of <A x, y> is A^T y at every x.
+            (found,) = torch.autograd.grad(at_zero, x, y, create_graph=y.requires_grad)
+        return found
+
+    def solve(self, r: Tensor, a: Number, b: Number = 0.0) -> Tensor:
+        """Return ``(A diag(a) A^T + b I)^-1 r``, equation 2, with the shape of ``r``.
+
+        Args:
+            r: The right-hand side, ``(B, *measured)``.
+            a: The prior variances: a positive number, or a tensor that broadcasts to ``(B, *event)``.
+            b: The variance of the noise: a number of at least 0, or a tensor that broadcasts to the shape of ``r``. If
+                it is 0, the pseudo-inverse of the matrix is applied.
+        """
+        if isinstance(b, Tensor) or b > 0:
+            return conjugate_gradients(lambda v: self(a * self.transpose(v)) + b * v, r)
+        # With B = A diag(a)^(1/2), the pseudo-inverse of B B^T is (B^T)^+ B^+.
+        root = torch.as_tensor(a, dtype=r.dtype, device=r.device).sqrt()
+
+        def forth(x: Tensor) -> Tensor:
+            return self(root * x)
+
+        def back(y: Tensor) -> Tensor:
+            return root * self.transpose(y)
+
+        inside = _least_squares(forth, back, r, torch.zeros_like(back(r)))
+        return _least_squares(back, forth, inside, torch.zeros_like(r))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Return ``A^+ y``, equation 3, shape ``(B, *event)``, for ``y: (B, *measured)``."""
+        if type(self).solve is not Linear.solve:
+            return self.transpose(self.solve(y, 1.0, 0.0))
+        return _least_squares(self, self.transpose, y, torch.zeros_like(self.transpose(y)))
+
+
+def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: int = 0) -> Tensor:
+    """Solve ``matrix(u) = r`` for each row, where the matrix is symmetric and positive definite.
+
+    A row stops once its residual is as small as rounding allows. No row affects another.
+
+    Args:
+        matrix: The product of the matrix with ``u: (B, *shape)``, of the same shape.
+        r: The right-hand side, ``(B, *shape)``.
+        steps: The largest number of steps; 0 allows ten times as many as there are unknowns.
+
+    Returns:
+        The solution u, with the shape of ``r``.
+    """
+    u, residual, p = torch.zeros_like(r), r, r
+    size = _dot(r, r)
+    goal = torch.finfo(r.dtype).eps ** 2 * size
+    for _ in range(steps or 10 * max(1, r[0].numel())):
+        product = matrix(p)
+        curvature = _dot(p, product)
+        active = (size > goal) & (curvature > 0)
+        if not bool(active.any()):
+            break
+        step = align(torch.where(active, size / curvature, 0), r)
+        u, residual = u + step * p, residual - step * product
+        new = _dot(residual, residual)
+        p = torch.where(align(active, r), residual + align(new / size, r) * p, p)
+        size = torch.where(active, new, size)
+    return u
+
+
+def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
+    """Return the shortest x with the least ``|B x - y|``, row by row, by conjugate gradients from ``x = 0`` (CGLS).
+
+    Args:
+        forth, back: The products with B and with B^T.
+        y: The right-hand side.
+        x: Zeros, with the shape of the result.
+    """
+    residual, s = y, back(y)
+    p, size = s, _dot(s, s)
+    goal = (8 * torch.finfo(y.dtype).eps) ** 2 * size
+    for _ in range(10 * max(1, min(x[0].numel(), y[0].numel()))):
+        q = forth(p)
+        curvature = _dot(q, q)
+        active = (size > goal) & (curvature > 0)
+        if not bool(active.any()):
+            break
+        step = torch.where(active, size / curvature, 0)
+        x, residual = x + align(step, x) * p, residual - align(step, y) * q
+        s = back(residual)
+        new = _dot(s, s)
+        p = torch.where(align(active, x), s + align(new / size, x) * p, p)
+        size = torch.where(active, new, size)
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each row, shape ``(B,)``."""
+    return sum_flat(a * b)
+
+
+def _typed(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

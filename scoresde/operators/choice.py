@@ -1,0 +1,111 @@
+"""Several operators for one network: each row of a batch is degraded by one of them, drawn at random.
+
+A network that is trained in this way restores all of them (Palette; Saharia et al. 2022, arXiv:2111.05826, sec. 4.7).
+It is shown only the degraded sample, not the name of the operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.noise import Noise
+from ..core.registry import Typed, closest, fields_of, read_options, resolve
+from ..core.tables import OPERATORS
+from .base import Operator
+from .masks import Mask
+
+__all__ = ["OneOf", "parse"]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf(Operator):
+    """One of several operators, chosen at random for each row.
+
+    Args:
+        choices: The operators.
+        which: The index of the operator of each row, int64 ``(B,)``, once it is drawn.
+    """
+
+    choices: tuple[Operator, ...] = ()
+    which: Tensor | None = None
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        return replace(self, choices=tuple(c.on(event, low, high) for c in self.choices), event=tuple(event))
+
+    def drawn(self, noise: Noise, step: int = 0) -> Self:
+        u = noise.uniform((1,), step, "task", torch.float64)[:, 0]
+        which = (u * len(self.choices)).long()
+        return replace(self, choices=tuple(c.drawn(noise, step) for c in self.choices), which=which)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise UsageError(
+            f"{self} is a choice of several operators, whose measurements differ in shape; name one of them, such as "
+            f"{self.choices[0]}"
+        )
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def degrade(self, x: Tensor) -> Tensor:
+        if self.which is None:
+            raise UsageError("the operator of each row is random; call operator.on(shape).drawn(noise) first")
+        found, which = torch.empty_like(x), self.which.to(x.device).expand(len(x))
+        for i, operator in enumerate(self.choices):
+            index = (which == i).nonzero().flatten()
+            if len(index):
+                found[index] = operator.rows(index).degrade(x[index])
+        return found
+
+    def rows(self, index: Tensor) -> Self:
+        which = None if self.which is None else self.which[index.to(self.which.device)]
+        return replace(self, choices=tuple(c.rows(index) for c in self.choices), which=which)
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self.choices))
+
+
+def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] | None = None) -> Operator:
+    """Build an operator from text, such as ``pool:2``, ``cells``, ``module:Class`` or ``grey/hole/pool:4``.
+
+    Args:
+        text: A name in :data:`scoresde.core.tables.OPERATORS`, with the value of its first option after a colon; or
+            ``module:Class``; or several of these, joined by slashes.
+        typed: Which names a person typed (:mod:`scoresde.core.registry`).
+        read_mask: A function that reads the mask of ``mask:FILE``, bool ``(1, H, W)``, true where values are known.
+
+    Raises:
+        UsageError: If a name is unknown or an option is invalid.
+
+    >>> str(parse("pool:2")), str(parse("hole/pool:4"))
+    ('pool:2', 'hole/pool:4')
+    """
+    head, colon, rest = text.partition(":")
+    if head == "mask":  # the path may contain slashes
+        if not rest or read_mask is None:
+            raise UsageError("the operator mask needs a file, mask:FILE, in which white pixels are missing")
+        return Mask(read_mask(rest), rest)
+    if "/" in text:
+        return OneOf(tuple(parse(part, typed=typed, read_mask=read_mask) for part in text.split("/")))
+    if head not in OPERATORS:
+        if colon and not rest.isidentifier():
+            raise UsageError(f"unknown operator {head!r}; {closest(head, OPERATORS)}; or give your own as module:Class")
+        made = resolve(text, OPERATORS, "operator", typed=typed)()
+        if not isinstance(made, Operator):
+            raise UsageError(
+                f"the operator {text!r} gives an object of type {type(made).__name__}; derive that class from "
+                "scoresde.operators.Linear"
+            )
+        return made
+    factory: Callable[..., Operator] = resolve(head, OPERATORS, "operator", typed=typed)
+    if not colon:
+        return factory()
+    names = [name for name in fields_of(factory) if name not in ("event", "mask", "z")]
+    if not names:
+        raise UsageError(f"operator {head!r} has no options, but {text!r} gives it one; write {head}", parameter="cond")
+    return factory(**read_options(factory, "operator", head, {names[0]: rest}))

@@ -1,0 +1,60 @@
+"""Grey: a colour picture loses its colours.
+
+The measurement is  y = w . x  for each pixel, with the weights of ITU-R BT.601 for red, green and blue, so
+
+    A diag(a) A^T = diag(sum_c w_c^2 a_c).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from .base import Linear, Number
+
+__all__ = ["Grey"]
+
+WEIGHTS = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, eq=False)
+class Grey(Linear):
+    """The luminance of a picture with three channels, ``0.299 R + 0.587 G + 0.114 B``, as one channel."""
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        self._space(event)
+        if event[0] != 3:
+            raise UsageError(
+                f"grey needs colour pictures, with 3 channels, but the samples have {event[0]}; leave it out",
+                parameter="cond",
+            )
+        return super().on(event)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (_weights(x) * x).sum(1, keepdim=True)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return _weights(y) * y
+
+    def solve(self, r: Tensor, a: Number, b: Number = 0.0) -> Tensor:
+        w = _weights(r)
+        if isinstance(a, Tensor) and a.ndim:
+            a = a.to(r).expand(len(r), *self._event)
+        return r / ((w.square() * a).sum(1, keepdim=True) + b)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        w = _weights(y)
+        return w * (y / w.square().sum())
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return "grey"
+
+
+def _weights(x: Tensor) -> Tensor:
+    return torch.tensor(WEIGHTS, dtype=x.dtype, device=x.device).reshape(1, 3, *[1] * (x.ndim - 2))

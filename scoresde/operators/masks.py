@@ -1,0 +1,201 @@
+"""Masks: some of the values are known, the others are missing. ``y = A x`` has the shape of x, and is 0 where missing.
+
+A is a diagonal matrix of zeros and ones, so it is its own transpose and its own pseudo-inverse, and equation 2 of
+:mod:`scoresde.operators.base` is a division. For a picture, a signal or a volume, a mask may be the same for all
+channels; for a vector, the values themselves may be missing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.limits import FRACTION, WHOLE, ranges
+from ..core.noise import Noise
+from ..core.registry import closest
+from .base import Linear, Number
+
+__all__ = ["Cells", "Half", "Hole", "Mask", "Masking"]
+
+HALVES = ("lower", "upper", "left", "right")
+
+
+@dataclass(frozen=True, eq=False)
+class Masking(Linear):
+    """Base of an operator that hides some of the values. A subclass implements :meth:`known`."""
+
+    @abstractmethod
+    def known(self, event: tuple[int, ...]) -> Tensor:
+        """Return where values are known, bool, in a shape that broadcasts to ``(B, *event)``."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.where(self._known(x), x, 0)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def solve(self, r: Tensor, a: Number, b: Number = 0.0) -> Tensor:
+        known = self._known(r)
+        matrix = torch.where(known, torch.as_tensor(a, dtype=r.dtype, device=r.device), 0) + b  # diagonal
+        return torch.where(matrix > 0, r / matrix, 0)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def shown(self, y: Tensor) -> Tensor:
+        return torch.where(self._known(y), y, torch.nan)
+
+    def _known(self, x: Tensor) -> Tensor:
+        return self.known(tuple(x.shape[1:])).to(x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(Masking):
+    """A given mask.
+
+    Args:
+        mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
+            applies to all samples.
+        file: The file that the mask was read from, if any.
+
+    >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]
+    tensor([1., 0.])
+    """
+
+    mask: Tensor = field(repr=False)
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
+            raise UsageError("a mask must be a tensor of booleans, which are true where values are known")
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        mask = self.mask if self.mask.ndim > len(event) else self.mask[None]
+        if mask.ndim != len(event) + 1 or any(n not in (1, m) for n, m in zip(mask.shape[1:], event, strict=True)):
+            raise UsageError(
+                f"the mask has shape {tuple(self.mask.shape)}, but the samples have shape {tuple(event)}; use a mask "
+                "of the same size",
+                parameter="mask",
+            )
+        return replace(self, mask=mask, event=tuple(event))
+
+    def known(self, event: tuple[int, ...]) -> Tensor:
+        return self.mask if self.mask.ndim > len(event) else self.mask[None]
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return f"masked by {self.file}" if self.file else "masked"
+
+
+@dataclass(frozen=True, eq=False)
+class Hole(Masking):
+    """The centre of a picture, signal or volume is missing.
+
+    Args:
+        size: Side of the hole in pixels; 0 means about 3/7 of each side.
+    """
+
+    limits = ranges(size=WHOLE)
+
+    size: int = 0
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        if self.size >= min(self._space(event)):
+            raise UsageError(
+                f"a hole of {self.size} pixels leaves nothing of samples of shape {tuple(event)}; use a smaller hole",
+                parameter="cond",
+            )
+        return super().on(event)
+
+    def known(self, event: tuple[int, ...]) -> Tensor:
+        space = self._space(event)
+        missing = torch.ones((), dtype=torch.bool)
+        for axis, side in enumerate(space):
+            hole = self.size or max(1, round(3 * side / 7))
+            hole += (side - hole) % 2 if not self.size else 0  # so that the hole is in the centre
+            first = (side - hole) // 2
+            inside = (torch.arange(side) >= first) & (torch.arange(side) < first + hole)
+            missing = missing & inside.reshape(-1, *[1] * (len(space) - axis - 1))
+        return ~missing[None, None]
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return "hole" if not self.size else f"hole of {self.size} pixels"
+
+
+@dataclass(frozen=True, eq=False)
+class Half(Masking):
+    """One half of a picture, signal or volume is missing.
+
+    Args:
+        which: The missing half: ``lower``, ``upper``, ``left`` or ``right``. A signal runs from left to right.
+    """
+
+    which: str = "lower"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.which not in HALVES:
+            raise UsageError(f"unknown half {self.which!r}; {closest(self.which, HALVES)}", parameter="cond")
+
+    def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
+        self._space(event)
+        return super().on(event)
+
+    def known(self, event: tuple[int, ...]) -> Tensor:
+        space = self._space(event)
+        across = self.which in ("left", "right") or len(space) == 1
+        axis = len(space) - 1 if across else len(space) - 2
+        side = space[axis]
+        # For an odd size, the middle is known.
+        index = torch.arange(side)
+        early = self.which in ("upper", "left")
+        known = index >= side // 2 if early else index < side - side // 2
+        return known.reshape(1, 1, *(side if i == axis else 1 for i in range(len(space))))
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return f"{self.which} half missing"
+
+
+@dataclass(frozen=True, eq=False)
+class Cells(Masking):
+    """Values are missing at random: columns of a table, points of a signal, or pixels of a picture.
+
+    Args:
+        share: Probability that a value is missing; 0 draws the probability itself for each row, uniformly between 0 and
+            1, so that every pattern of missing values occurs.
+        mask: Where values are known, bool ``(B, *event)``, once it is drawn.
+    """
+
+    limits = ranges(share=FRACTION)
+
+    share: float = 0.0
+    mask: Tensor | None = field(default=None, repr=False)
+
+    def drawn(self, noise: Noise, step: int = 0) -> Self:
+        event = self._event
+        # The pixels of a picture or a volume are missing in all channels at once.
+        shape = event if len(event) < 3 else (1, *event[1:])
+        u = noise.uniform((1 + torch.Size(shape).numel(),), step, "condition")
+        share = u[:, :1] if self.share == 0 else torch.full_like(u[:, :1], self.share)
+        return replace(self, mask=(u[:, 1:] >= share).reshape(-1, *shape))
+
+    def known(self, event: tuple[int, ...]) -> Tensor:
+        if self.mask is None:
+            raise UsageError("the missing cells are random; call operator.on(shape).drawn(noise) first")
+        return self.mask
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return "cells missing"

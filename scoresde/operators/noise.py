@@ -1,0 +1,46 @@
+"""Noise: the measurement is the sample plus Gaussian noise,  y = x + s z.  It is affine in x, but random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from torch import Tensor
+
+from ..core.errors import UsageError
+from ..core.limits import POSITIVE, ranges
+from ..core.noise import Noise
+from .base import Operator
+
+__all__ = ["AddedNoise"]
+
+
+@dataclass(frozen=True, eq=False)
+class AddedNoise(Operator):
+    """Added Gaussian noise.
+
+    Args:
+        sigma: Standard deviation of the noise, in data units.
+        z: The standard normal numbers, ``(B, *event)``, once they are drawn.
+    """
+
+    limits = ranges(sigma=POSITIVE)
+
+    sigma: float = 1.0
+    z: Tensor | None = field(default=None, repr=False)
+
+    def drawn(self, noise: Noise, step: int = 0) -> Self:
+        return replace(self, z=noise.normal(self._event, step, "condition"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.z is None:
+            raise UsageError("the noise is random; call operator.on(shape).drawn(noise) first")
+        return x + self.sigma * self.z.to(x)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return y
+
+    @property
+    def title(self) -> str:
+        """A short description for figures."""
+        return f"noise of {self.sigma:g}"

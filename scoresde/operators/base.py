@@ -115,7 +115,7 @@ class Operator(Checked, ABC):
     def __str__(self) -> str:
         """Return the operator as it is typed, such as ``pool:2``."""
         options = [getattr(self, f.name) for f in fields(self) if f.init and f.name != "event" and f.repr]
-        shown = [_typed(value) for value in options if value is not None]
+        shown = [_typed(value) for value in options if value]  # 0 and "" mean that the operator decides
         return ":".join([name_of(self, OPERATORS), *shown])
 
     @property

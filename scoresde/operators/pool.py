@@ -28,6 +28,7 @@ class Pool(Linear):
     Args:
         size: Side of a block, in pixels.
 
+    >>> import torch
     >>> Pool(2)(torch.arange(4.0).reshape(1, 1, 4))
     tensor([[[0.5000, 2.5000]]])
     """

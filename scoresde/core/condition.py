@@ -10,6 +10,7 @@ an empty cell of a table are all handled in the same way:
     `vector`   ``(B, V)``                      NaN
     `image`    ``(B, C, *space)``              NaN
     `tokens`   int64 ``(B, L)``                -1
+    `tokens`   features ``(B, L, E)``          NaN
     =========  ==============================  =====================
 
 A first dimension of 1 instead of B means that the single row applies to all samples. A network must replace NaN with
@@ -42,7 +43,8 @@ class Condition:
         label: Class of each row, int64, shape ``(B,)`` or ``(1,)``.
         vector: A vector for each row, shape ``(B, V)`` or ``(1, V)``.
         image: An image or a signal for each row, shape ``(B, C, *space)`` or ``(1, C, *space)``.
-        tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``.
+        tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or features of the words, ``(B, L, E)`` or
+            ``(1, L, E)``.
         classes: The number of classes. A label equal to this number means "not given".
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
@@ -103,7 +105,7 @@ class Condition:
             label=hide(found.label, self.classes),
             vector=hide(found.vector, torch.nan),
             image=hide(found.image, torch.nan),
-            tokens=hide(found.tokens, -1),
+            tokens=hide(found.tokens, -1 if found.tokens is None or found.tokens.ndim == 2 else torch.nan),
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core.condition import Condition
 from ..core.errors import UsageError
+from .doors import masked
 
 __all__ = ["NoiseEmbedding", "zero"]
 
@@ -26,11 +27,13 @@ class NoiseEmbedding(nn.Module):
         augments: The number of augmentation parameters of a row in training (:mod:`scoresde.data.augment`). They enter
             linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
             arXiv:2206.00364, app. F.2).
+        vector: The number of numbers in the condition of a row, or 0 if there are none. They and their mask enter the
+            first layer.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int = 0, features: int = 16, augments: int = 0) -> None:
+    def __init__(self, width: int, classes: int = 0, features: int = 16, augments: int = 0, vector: int = 0) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(-1, 5, features, base=2.0), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -40,6 +43,7 @@ class NoiseEmbedding(nn.Module):
         # same initial values as without augmentation.
         first = torch.randn(augments, 2 * features, generator=torch.Generator().manual_seed(0))
         self.augment = nn.Parameter(first) if augments else None
+        self.vector = nn.Linear(2 * vector, width) if vector else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Embed the noise label ``c: (B,)``, and the class of each row if ``cond`` has labels, in ``(B, width)``.
@@ -58,7 +62,19 @@ class NoiseEmbedding(nn.Module):
                     f"input for {known}; build it with augments={augment.shape[1]}"
                 )
             features = features + augment @ self.augment
-        out: Tensor = self.mlp(features)
+        if self.vector is None:
+            out: Tensor = self.mlp(features)
+            return out
+        # The numbers and their mask are further inputs of the first layer.
+        known = torch.full_like(features[:, :1], torch.nan).expand(-1, self.vector.in_features // 2)
+        if cond is not None and cond.vector is not None:
+            if cond.vector.shape[1] != known.shape[1]:
+                raise UsageError(
+                    f"the condition has {cond.vector.shape[1]} numbers for each row, but the network was built for "
+                    f"{known.shape[1]}"
+                )
+            known = cond.vector.to(features.dtype)
+        out = self.mlp[1:](self.mlp[0](features) + self.vector(masked(known)))
         return out
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.condition import Condition
-from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WIDTH, Range, checked, enough_for_network
+from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WHOLE, WIDTH, Range, checked, enough_for_network
+from .doors import CrossAttention, TextEncoder, beside, slots
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -40,6 +41,10 @@ class MLP(nn.Module):
         outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
             variance.
         augments: Number of augmentation parameters of a row in training, or 0 for no such input.
+        vector: Number of numbers in the condition of a row, or 0 if there are none.
+        given: Number of elements of the image in the condition of a row, or 0 if there is none.
+        words: Size of the vocabulary of the texts in the condition, or 0 if there are none.
+        features: Size of the features of a word, if texts arrive as features from another encoder.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -47,7 +52,8 @@ class MLP(nn.Module):
     """
 
     @checked(
-        dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD
+        dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD,
+        vector=WHOLE, given=WHOLE, words=WHOLE, features=WHOLE,
     )  # fmt: skip
     def __init__(
         self,
@@ -58,15 +64,23 @@ class MLP(nn.Module):
         classes: int = 0,
         outputs: int = 1,
         augments: int = 0,
+        vector: int = 0,
+        given: int = 0,
+        words: int = 0,
+        features: int = 0,
     ) -> None:
         super().__init__()
-        size = 4 * blocks * width**2 + (1 + outputs) * dims * width
+        size = 4 * blocks * width**2 + ((1 + outputs) * dims + 2 * given) * width
         enough_for_network(size, f"an MLP with {width=}, {blocks=}", "width")
-        self.outputs, self.augments = outputs, augments
-        self.embedding = NoiseEmbedding(width, classes, augments=augments)
-        self.enter = nn.Linear(dims, width)
+        self.outputs, self.augments, self.given = outputs, augments, given
+        self.slots = slots(classes, vector, given, words or features)
+        self.embedding = NoiseEmbedding(width, classes, augments=augments, vector=vector)
+        self.enter = nn.Linear(dims + 2 * given, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
+        texts = bool(words or features)
+        self.text = TextEncoder(width, words, features) if texts else None
+        self.attend = nn.ModuleList(CrossAttention(width, width) for _ in range(blocks if texts else 0))
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, *event)`` with noise label ``c: (B,)`` and the condition of each row.
@@ -75,8 +89,12 @@ class MLP(nn.Module):
         augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
         """
         embedded = self.embedding(c, cond, augment)
-        h = self.enter(x.flatten(1))
-        for block in self.blocks:
+        image = None if cond is None or cond.image is None else cond.image.flatten(1)
+        h = self.enter(beside(x.flatten(1), image, self.given))
+        words = None if self.text is None or cond is None or cond.tokens is None else self.text(cond.tokens)
+        for i, block in enumerate(self.blocks):
+            if self.text is not None:
+                h = self.attend[i](h, words)
             h = block(h, embedded)
         out: Tensor = self.leave(h)
         return out.reshape(len(x), -1, *x.shape[2:]) if self.outputs > 1 else out.reshape(x.shape)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from ..core.condition import Condition
 from ..core.errors import UsageError
 from ..core.limits import CLASSES, COUNT, FRACTION, TOLD, WHOLE, WIDTH, Range, checked, enough_for_network
+from .doors import TextEncoder, Words, beside, slots
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
 
@@ -57,16 +58,25 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, dims: int, channels: int) -> None:
+    """Self-attention among the pixels. If there are texts, their words are further keys and values."""
+
+    def __init__(self, dims: int, channels: int, text: int = 0) -> None:
         super().__init__()
         self.norm = _norm(channels)
         self.qkv = _conv(dims, channels, 3 * channels, kernel=1)
         self.out = zero(_conv(dims, channels, channels, kernel=1))
+        self.words = nn.Linear(text, 2 * channels) if text else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, words: Words | None = None) -> Tensor:
         # Positions are the sequence: (B, C, *space) to (B, positions, C), one head.
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        mask = None
+        if self.words is not None and words is not None:
+            encoded, known = words
+            more_k, more_v = self.words(encoded).chunk(2, dim=2)
+            k, v = torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
+            mask = torch.cat([known.new_ones(len(x), q.shape[1]), known], dim=1)[:, None]
+        h = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(x.shape)
         out: Tensor = (x + self.out(h)) / math.sqrt(2)
         return out
 
@@ -74,14 +84,16 @@ class _Attention(nn.Module):
 class _Stage(nn.Module):
     """A ResNet block, followed by attention if the level has it."""
 
-    def __init__(self, dims: int, ins: int, outs: int, width: int, dropout: float, attention: bool) -> None:
+    def __init__(
+        self, dims: int, ins: int, outs: int, width: int, dropout: float, attention: bool, text: int = 0
+    ) -> None:
         super().__init__()
         self.block = _ResBlock(dims, ins, outs, width, dropout)
-        self.attention = _Attention(dims, outs) if attention else None
+        self.attention = _Attention(dims, outs, text) if attention else None
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
         h: Tensor = self.block(x, c)
-        return h if self.attention is None else self.attention(h)
+        return h if self.attention is None else self.attention(h, words)
 
 
 _BLOCKS = Range(1, 1000)
@@ -101,6 +113,11 @@ class UNet(nn.Module):
         classes: Number of classes, or 0 if there are none.
         outputs: Number of output channels as a multiple of the event's channels: 1, or 2 to learn the variance.
         augments: Number of augmentation parameters of a row in training, or 0 for no such input.
+        vector: Number of numbers in the condition of a row, or 0 if there are none.
+        given: Number of channels of the image in the condition of a row, or 0 if there is none.
+        words: Size of the vocabulary of the texts in the condition, or 0 if there are none. The words are attended to
+            at the levels in ``attention`` and in the middle.
+        features: Size of the features of a word, if texts arrive as features from another encoder.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -110,7 +127,8 @@ class UNet(nn.Module):
 
     @checked(
         channels_in=COUNT, dims=Range(1, 3), channels=WIDTH, multipliers=Range(1, 1000), blocks=_BLOCKS,
-        attention=WHOLE, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD,
+        attention=WHOLE, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD, vector=WHOLE,
+        given=WHOLE, words=WHOLE, features=WHOLE,
     )  # fmt: skip
     def __init__(
         self,
@@ -124,6 +142,10 @@ class UNet(nn.Module):
         classes: int = 0,
         outputs: int = 1,
         augments: int = 0,
+        vector: int = 0,
+        given: int = 0,
+        words: int = 0,
+        features: int = 0,
     ) -> None:
         super().__init__()
         if not multipliers:
@@ -132,12 +154,15 @@ class UNet(nn.Module):
         stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)
         enough_for_network(stages, f"a U-Net with {channels=}, {multipliers=}, {blocks=}", "channels")
         width = 4 * channels
-        self.augments = augments
-        self.embedding = NoiseEmbedding(width, classes, augments=augments)
-        self.enter = _conv(dims, channels_in, channels)
+        self.augments, self.given = augments, given
+        self.slots = slots(classes, vector, given, words or features)
+        self.embedding = NoiseEmbedding(width, classes, augments=augments, vector=vector)
+        self.enter = _conv(dims, channels_in + 2 * given, channels)
+        texts = bool(words or features)
+        text = width if texts else 0
 
         def stage(ins: int, outs: int, level: int) -> _Stage:
-            return _Stage(dims, ins, outs, width, dropout, level in attention)
+            return _Stage(dims, ins, outs, width, dropout, level in attention, text)
 
         sizes = [channels * m for m in multipliers]
         self.blocks = blocks
@@ -154,7 +179,10 @@ class UNet(nn.Module):
                 skips.append([current])
 
         self.middle = nn.ModuleList(
-            [_Stage(dims, current, current, width, dropout, bool(attention)), stage(current, current, -1)]
+            [
+                _Stage(dims, current, current, width, dropout, bool(attention) or texts, text),
+                stage(current, current, -1),
+            ]
         )
 
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
@@ -165,6 +193,7 @@ class UNet(nn.Module):
             if level:
                 self.upsample.append(_conv(dims, current, current))
         self.leave = nn.Sequential(_norm(current), nn.SiLU(), zero(_conv(dims, current, outputs * channels_in)))
+        self.text = TextEncoder(text, words, features) if texts else None
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
         """Apply the network to ``x: (B, C, *space)`` with noise label ``c: (B,)`` and the condition of each row.
@@ -173,21 +202,22 @@ class UNet(nn.Module):
         augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
-        h = self.enter(x)
+        h = self.enter(beside(x, None if cond is None else cond.image, self.given))
+        words = None if self.text is None or cond is None or cond.tokens is None else self.text(cond.tokens)
         skips = [h]
         for i, stage in enumerate(self.down):
             if i and i % self.blocks == 0:
                 h = self.downsample[i // self.blocks - 1](h)
                 skips.append(h)
-            h = stage(h, embedded)
+            h = stage(h, embedded, words)
             skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedded)
+            h = stage(h, embedded, words)
         for i, stage in enumerate(self.up):
             if i and i % (self.blocks + 1) == 0:
                 # Return to the size that the encoder had at this level, which may be odd.
                 h = functional.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
                 h = self.upsample[i // (self.blocks + 1) - 1](h)
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedded)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedded, words)
         out: Tensor = self.leave(h)
         return out

@@ -1,0 +1,158 @@
+"""How a condition enters a network. There are three ways, one for each kind of information:
+
+- *embed*: the class and the numbers join the embedding of the noise level (:class:`~scoresde.nn.NoiseEmbedding`);
+- *concatenate*: an image joins the channels of the input (:func:`beside`);
+- *attend*: the words of a text are further keys and values of the attention (:class:`TextEncoder`,
+  :class:`CrossAttention`).
+
+A value that is not given (NaN, or the token -1) is replaced by 0, and a mask beside it tells the network so. A slot of
+the condition that is ``None`` is treated in the same way, so a model without a condition is the model whose whole
+condition was dropped in training.
+
+References:
+    Saharia et al. (2021), arXiv:2104.07636, sec. 2.3, and (2022), arXiv:2111.05826, sec. 3: images as channels.
+    Rombach et al. (2022), arXiv:2112.10752, sec. 3.3: text by attention. The tokens join the keys and values of the
+    self-attention, as in Nichol et al. (2022), arXiv:2112.10741, sec. 4.1.
+    Vaswani et al. (2017), arXiv:1706.03762, sec. 3.5: the encoding of positions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.condition import SLOTS
+from ..core.errors import UsageError
+
+__all__ = ["CrossAttention", "TextEncoder", "Words", "beside", "masked", "slots"]
+
+Words = tuple[Tensor, Tensor]  # encoded words (B, L, E), and where there is a word, bool (B, L)
+
+
+def slots(label: int, vector: int, image: int, tokens: int) -> tuple[str, ...]:
+    """Return the names of the slots of a condition that a network uses, from the sizes of its inputs."""
+    return tuple(name for name, size in zip(SLOTS, (label, vector, image, tokens), strict=True) if size)
+
+
+def masked(value: Tensor) -> Tensor:
+    """Return ``value`` with 0 where it is NaN, followed along axis 1 by a mask that is 1 where it is known.
+
+    >>> masked(torch.tensor([[2.0, torch.nan]]))
+    tensor([[2., 0., 1., 0.]])
+    """
+    known = ~value.isnan()
+    return torch.cat([torch.where(known, value, 0), known.to(value.dtype)], dim=1)
+
+
+def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
+    """Return the input of a network with an image and its mask as further channels, ``(B, C + 2 channels, *space)``.
+
+    Args:
+        x: The noisy samples, ``(B, C, *space)``.
+        image: The images, ``(B, channels, *other)``, with NaN where nothing is known, or ``None``. An image of another
+            size is enlarged or reduced to the size of ``x`` by the nearest pixel.
+        channels: Number of channels of the image; 0 returns ``x``.
+
+    Raises:
+        UsageError: If the image has another number of channels.
+    """
+    if not channels:
+        return x
+    if image is None:
+        return torch.cat([x, x.new_zeros(len(x), 2 * channels, *x.shape[2:])], dim=1)
+    if image.ndim != x.ndim or image.shape[1] != channels:
+        raise UsageError(
+            f"the image of the condition has shape {tuple(image.shape[1:])}, but this network was built for {channels} "
+            f"channels and {x.ndim - 2} spatial axes"
+        )
+    told = masked(image.to(x.dtype))
+    if told.shape[2:] != x.shape[2:]:
+        told = functional.interpolate(told, size=x.shape[2:], mode="nearest-exact")
+    return torch.cat([x, told], dim=1)
+
+
+class TextEncoder(nn.Module):
+    """Encodes the words of a text in their context: a small transformer, or a linear map of features made elsewhere.
+
+    Args:
+        width: Size of an encoded word.
+        words: Number of words in the vocabulary, or 0 if texts arrive as features.
+        features: Size of the features of a word, ``(B, L, features)``, if another encoder made them.
+        layers: Number of layers of the transformer.
+
+    Example:
+        >>> encoded, known = TextEncoder(width=32, words=10)(torch.tensor([[3, 1, -1]]))
+        >>> encoded.shape, known
+        (torch.Size([1, 3, 32]), tensor([[ True,  True, False]]))
+    """
+
+    def __init__(self, width: int, words: int = 0, features: int = 0, layers: int = 2) -> None:
+        super().__init__()
+        if bool(words) == bool(features):
+            raise UsageError("a text encoder reads words or features; set one of words and features")
+        self.width, self.words, self.features = width, words, features
+        self.enter = nn.Embedding(words, width) if words else nn.Linear(features, width)
+        layer = nn.TransformerEncoderLayer(
+            width, nhead=math.gcd(width, 4), dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if words else None
+
+    def forward(self, tokens: Tensor) -> Words:
+        """Encode ``tokens``: word indices ``(B, L)``, -1 where there is no word, or features ``(B, L, features)``.
+
+        Returns:
+            The encoded words ``(B, L, width)``, and where there is a word, bool ``(B, L)``.
+        """
+        if tokens.ndim != (2 if self.words else 3) or (self.features and tokens.shape[2] != self.features):
+            expected = "word indices (B, L)" if self.words else f"features (B, L, {self.features})"
+            raise UsageError(f"the network expects {expected} as tokens, but got shape {tuple(tokens.shape)}")
+        if self.layers is None:
+            known = ~tokens.isnan().any(2)
+            return self.enter(torch.where(known[..., None], tokens, 0).to(self.enter.weight.dtype)), known
+        known = tokens >= 0
+        h = self.enter(tokens.clamp(min=0))
+        h = h + _positions(h)
+        # A row without any word would have no keys: let it attend to its first position, which is ignored later.
+        nothing = ~known.any(1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0)
+        return self.layers(h, src_key_padding_mask=~(known | nothing)), known
+
+
+class CrossAttention(nn.Module):
+    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``, with a key for "no text".
+
+    Args:
+        width: Size of the vector.
+        text: Size of an encoded word.
+    """
+
+    def __init__(self, width: int, text: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.keys_values = nn.Linear(text, 2 * width)
+        self.nothing = nn.Parameter(torch.zeros(1, 1, text))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, words: Words | None) -> Tensor:
+        """Return ``h: (B, width)`` with what the words say about it."""
+        encoded, known = words or (h.new_zeros(len(h), 0, self.nothing.shape[2]), h.new_zeros(len(h), 0).bool())
+        encoded = torch.cat([self.nothing.expand(len(h), 1, -1), encoded], dim=1)
+        known = torch.cat([known.new_ones(len(h), 1), known], dim=1)
+        k, v = self.keys_values(encoded).chunk(2, dim=2)
+        q = self.query(self.norm(h))[:, None]
+        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=known[:, None])[:, 0]
+        out: Tensor = h + self.out(found)
+        return out
+
+
+def _positions(h: Tensor) -> Tensor:
+    """Return the encoding of the positions of ``h: (B, L, E)``, shape ``(L, E)``, for texts of any length."""
+    length, width = h.shape[1:]
+    frequency = torch.exp(-math.log(10_000) * torch.arange(0, width, 2, device=h.device) / width)
+    angle = torch.arange(length, device=h.device)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width].to(h.dtype)

@@ -66,15 +66,15 @@ class NoiseEmbedding(nn.Module):
             out: Tensor = self.mlp(features)
             return out
         # The numbers and their mask are further inputs of the first layer.
-        known = torch.full_like(features[:, :1], torch.nan).expand(-1, self.vector.in_features // 2)
+        numbers = torch.full_like(features[:, :1], torch.nan).expand(-1, self.vector.in_features // 2)
         if cond is not None and cond.vector is not None:
-            if cond.vector.shape[1] != known.shape[1]:
+            if cond.vector.shape[1] != numbers.shape[1]:
                 raise UsageError(
                     f"the condition has {cond.vector.shape[1]} numbers for each row, but the network was built for "
-                    f"{known.shape[1]}"
+                    f"{numbers.shape[1]}"
                 )
-            known = cond.vector.to(features.dtype)
-        out = self.mlp[1:](self.mlp[0](features) + self.vector(masked(known)))
+            numbers = cond.vector.to(features.dtype)
+        out = self.mlp[1:](self.mlp[0](features) + self.vector(masked(numbers)))
         return out
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from scoresde.core.condition import Condition
+from scoresde.core.errors import UsageError
 from scoresde.nn import MLP, NoiseEmbedding, UNet
+from scoresde.nn.doors import beside
 from scoresde.nn.unet import _ResBlock
 
 
@@ -79,3 +83,101 @@ def test_the_frequencies_of_the_noise_label():
     # They are in no checkpoint, so that trained networks hang on these very numbers.
     found = NoiseEmbedding(8).frequencies
     assert [float(f) for f in found[[0, -1]]] == [0.5, 32.0] and len(found) == 16
+
+
+# --------------------------------------------------------------------------------------------------------------- doors
+
+
+NAN = float("nan")
+
+
+def told() -> Condition:
+    """Everything that may be known about four samples (2, 6, 4): the third row has an empty condition."""
+    g = torch.Generator().manual_seed(3)
+    vector, image = torch.randn(4, 3, generator=g), torch.randn(4, 2, 6, 4, generator=g)
+    vector[1, 0], image[1, :, :3] = NAN, NAN
+    tokens = torch.tensor([[1, 2, 3], [4, 0, -1], [-1, -1, -1], [3, 2, 1]])
+    known = Condition(torch.tensor([0, 1, 3, 2]), vector, image, tokens, classes=3)
+    return known.dropped(torch.tensor([False, False, True, False]))
+
+
+SIZES = {"classes": 3, "vector": 3, "words": 5}
+KINDS = {
+    "mlp": lambda **more: MLP(dims=48, width=16, blocks=2, given=48, **{**SIZES, **more}),
+    "unet": lambda **more: UNet(
+        2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,), given=2, **{**SIZES, **more}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_slot_matters_and_rows_do_not_mix(kind: str) -> None:
+    network = randomised(KINDS[kind](), std=0.2).double()
+    x = torch.randn(4, 2, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    c, known = torch.linspace(-1, 1, 4, dtype=torch.float64), told()
+    out = network(x, c, known)
+    assert out.shape == x.shape and bool(out.isfinite().all())
+    changed = {
+        "label": torch.tensor([1, 2, 3, 0]), "vector": known.vector + 1, "image": known.image + 1,
+        "tokens": torch.tensor([[1, 3, 2], [4, 0, -1], [-1, -1, -1], [3, 2, 2]]),
+    }  # fmt: skip
+    for slot, value in changed.items():
+        other = network(x, c, replace(known, **{slot: value}))
+        moved = (other - out).flatten(1).abs().amax(1) > 1e-4
+        # What is not given stays not given, and a text is more than a bag of words.
+        assert moved.tolist() == [True, slot != "tokens", False, True], slot
+    for index in ([3], [0, 2], [1, 3, 2]):
+        rows = torch.tensor(index)
+        alone = network(x[rows], c[rows], known.rows(rows))
+        assert float((alone - out[rows]).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dropped_condition_is_no_condition(kind: str) -> None:
+    network = randomised(KINDS[kind](), std=0.2).double()
+    x = torch.randn(4, 2, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    c = torch.zeros(4, dtype=torch.float64)
+    nothing = told().dropped(torch.ones(4, dtype=torch.bool))
+    bare = Condition(label=torch.full((4,), 3), classes=3)
+    torch.testing.assert_close(network(x, c, nothing), network(x, c, bare), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_words_and_their_lack(kind: str) -> None:
+    network = randomised(KINDS[kind](words=0, features=7), std=0.2)
+    x, c = torch.randn(2, 2, 6, 4, generator=torch.Generator().manual_seed(1)), torch.zeros(2)
+    features = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(2))
+    out = network(x, c, Condition(tokens=features))
+    longer = torch.cat([features, torch.full((2, 2, 7), NAN)], 1)  # padding says nothing
+    torch.testing.assert_close(network(x, c, Condition(tokens=longer)), out)
+    assert not torch.allclose(network(x, c, Condition(tokens=features + 1)), out, atol=1e-4)
+    dropped = Condition(tokens=features).dropped(torch.tensor([True, False]))
+    torch.testing.assert_close(network(x, c, dropped)[0], network(x, c)[0])
+    with pytest.raises(UsageError, match=r"features \(B, L, 7\) as tokens, but got shape \(2, 3\)"):
+        network(x, c, Condition(tokens=torch.zeros(2, 3, dtype=torch.int64)))
+
+
+def test_a_small_image_is_enlarged_and_a_wrong_one_refused() -> None:
+    x, image = torch.zeros(1, 1, 4, 6), torch.tensor([[[[1.0, 2.0], [3.0, NAN]]]])
+    found = beside(x, image, 1)
+    assert found.shape == (1, 3, 4, 6)
+    torch.testing.assert_close(found[0, 1, ::3, ::5], torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    torch.testing.assert_close(found[0, 2, ::3, ::5], torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    with pytest.raises(UsageError, match="built for 1 channels"):
+        beside(x, torch.zeros(1, 2, 4, 6), 1)
+    network = UNet(1, channels=8, multipliers=(1,), vector=2)
+    with pytest.raises(UsageError, match="has 3 numbers for each row, but the network was built for 2"):
+        network(x, torch.zeros(1), Condition(vector=torch.zeros(1, 3)))
+
+
+def test_slots_say_what_a_network_uses() -> None:
+    assert UNet(1, channels=8, multipliers=(1,), given=1).slots == ("image",)
+    assert MLP(dims=2, classes=3, vector=2).slots == ("label", "vector") and MLP(dims=2).slots == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_of_the_doors_takes_part(kind: str) -> None:
+    network = randomised(KINDS[kind](), std=0.2).requires_grad_(True)
+    network(torch.randn(4, 2, 6, 4), torch.zeros(4), told()).square().mean().backward()
+    idle = [n for n, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().any())]
+    assert idle == []

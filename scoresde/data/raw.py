@@ -6,7 +6,7 @@ A reader returns :class:`Raw`: the numbers as stored, the kind of data and the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError, UsageError
 from ..core.limits import SIZE, Checked, ranges
 
-__all__ = ["AS_IS", "Array", "Raw", "Reading", "index_labels"]
+__all__ = ["AS_IS", "Array", "Known", "Raw", "Reading", "index_labels"]
 
 Array = NDArray[Any]
 
@@ -57,6 +57,31 @@ class Reading(Checked):
 AS_IS = Reading()
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a source says about each sample besides the sample itself.
+
+    Attributes:
+        vector: Numbers, shape ``(N, K)``, with NaN where a number is not given.
+        names: Names of these numbers, or empty.
+        image: Other pictures or signals, shape ``(N, C, *space)``, with NaN where nothing is known.
+        text: Texts, shape ``(N,)``, "" where there is none.
+        features: Features of the words of a text, shape ``(N, L, E)``, with NaN where there is no word.
+    """
+
+    vector: Array | None = None
+    names: tuple[str, ...] = ()
+    image: Array | None = None
+    text: Array | None = None
+    features: Array | None = None
+
+    def rows(self, index: Array) -> Known:
+        """Return what is known about the samples ``index``, int64 ``(n,)``."""
+        parts = (self.vector, self.image, self.text, self.features)
+        vector, image, text, features = (None if part is None else part[index] for part in parts)
+        return Known(vector, self.names, image, text, features)
+
+
 @dataclass(frozen=True)
 class Raw:
     """The content of a file or folder, as a reader returns it.
@@ -76,6 +101,8 @@ class Raw:
             a file each.
         files: Files that were read, for the identity of large data.
         notes: Messages from the reader about what it did, one sentence each.
+        train_known: What is known about each sample in ``train``.
+        test_known: What is known about each sample in ``test``.
     """
 
     kind: str
@@ -91,6 +118,8 @@ class Raw:
     hashes: tuple[bytes, ...] = ()
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    train_known: Known = field(default_factory=Known)
+    test_known: Known = field(default_factory=Known)
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:

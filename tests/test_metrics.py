@@ -214,7 +214,7 @@ def test_a_copy_has_the_distance_zero_and_a_duplicate_is_a_neighbour():
 
 
 def test_more_neighbours_than_rows_are_refused():
-    with pytest.raises(UsageError, match="k must be between 1 and the number of available neighbours, 3, got 4"):
+    with pytest.raises(UsageError, match="k must be between 1 and 3, the number of rows that can be neighbours, got 4"):
         nearest(normal(4, 2), normal(4, 2), 4, same=True)
 
 

@@ -1,8 +1,8 @@
 """Metrics that compare generated samples with a reference set, with standard errors.
 
-Every metric takes the samples first and the reference second, as tensors. Metrics compute in float64, and process the
-table of pairwise distances in blocks to bound memory use. A statistic with a standard error is returned as a
-:class:`Measurement`. Its standard error always comes from a delete-a-block jackknife.
+Every metric takes the samples first and the reference second, as tensors. Metrics compute in float64 and process the
+table of pairwise distances in blocks to bound memory use. Statistics with a standard error are returned as a
+:class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N

@@ -10,20 +10,20 @@ copy training rows that occur more than once. With k = 5, a training row that oc
 r_k > 0, so near copies of this row are also found.
 
 A sample counts as a copy if rho is smaller than is plausible for new data. Held-out rows are new data, and the
-probability that one of them lies close to a training row is a power of the ratio:
+probability that one of them lies close to a training row follows a power law in the ratio:
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
 
 where m is the number of held-out rows, K is about m/4, u is the (K+1)-th smallest ratio of these rows, and the exponent
-kappa is the local dimension of the data. Below u, log(u / rho) is exponentially distributed with rate kappa. If K such
-values sum to S, the probability that another value exceeds L is exactly (1 + L / S)^-K, whatever the value of kappa.
-The p-value of a sample is therefore
+kappa is the local dimension of the data. For ratios below u, log(u / rho) is exponentially distributed with rate kappa.
+If K such values sum to S, the probability that another value exceeds L is exactly (1 + L / S)^-K, whatever the value of
+kappa. The p-value of a sample with rho < u is therefore
 
     p(x) = (K / m) (1 + log(u / rho(x)) / S)^-K,                                                     (3)
 
 which is 0 for an exact copy. A sample is *flagged* if p < level / N, so that the probability of any flag among N new
 samples is about ``level``. If the data contain duplicates, some held-out rows may themselves be copies of training
-rows. A copy among the samples then does not show that the model copies, and is not flagged.
+rows. In that case, a copy among the samples does not prove that the model copies, and it is not flagged.
 
 Two statistics describe the samples as a whole. *Authenticity* (Alaa et al.) is the fraction of samples that are further
 from t than t is from its own nearest neighbour. Because this fraction is below 1 even for held-out rows, their
@@ -71,11 +71,11 @@ class Copies:
 
     Attributes:
         nearest: Index of the nearest training row, int64 ``(N,)``.
-        distance: Distance to that row, ``(N,)``, in the units of the rows.
+        distance: Distance to this row, in the units of the rows, ``(N,)``.
         ratio: The ratio rho of equation 1, ``(N,)``.
         p_value: The p-value of equation 3, ``(N,)``.
-        level: The probability of any flag if all N samples are new.
-        closer: The probability that a sample is nearer to the training rows than a held-out row is.
+        level: Probability that any sample is flagged if all N samples are new.
+        closer: Probability that a sample is nearer to the training rows than a held-out row is.
         authenticity: Fraction of samples that are further from their nearest training row than that row is from its
             own nearest neighbour.
         authenticity_held_out: The same fraction for the held-out rows.
@@ -112,9 +112,9 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
     Args:
         x: Samples, shape ``(N, *event)``: pixels, or features extracted from them.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows of the same kind that the model was not trained on, ``(m, *event)``, at least :data:`HELD_OUT`.
+        held_out: At least :data:`HELD_OUT` rows of the same kind that were not used for training, ``(m, *event)``.
         k: Rank of the neighbour in the denominator of equation 1.
-        level: The probability of any flag if all samples are new.
+        level: Probability that any sample is flagged if all samples are new.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, there are too few rows, or the level is not between
@@ -203,16 +203,16 @@ def nearest_line(
     This line is printed at the end of training. The test of :func:`find_copies` is applied to at most
     :data:`LOOKED_AT` samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours
     are found from :data:`COARSE` values of each row, and their distances are then computed from all values. To save
-    time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to the nearest
-    of every fifth training row.
+    time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest
+    neighbour among every fifth training row.
 
     Args:
         samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows that the model was not trained on, ``(m, *event)``; may be empty.
+        held_out: Rows that were not used for training, ``(m, *event)``; may be empty.
         units: Function that converts rows to the units in which distances are computed, such as
             ``codec.continuous.to_model``. Without such a conversion, one column of a table can outweigh the others.
-        level: The probability of any flag if all samples are new.
+        level: Probability that any sample is flagged if all samples are new.
     """
     if samples.is_floating_point():
         samples = samples[samples.flatten(1).isfinite().all(1)]

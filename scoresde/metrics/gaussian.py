@@ -81,7 +81,7 @@ class Moments:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Compute the squared Fréchet distance between Gaussians fitted to two sets of features, as reported for FID.
+    """Compute the squared Fréchet distance between Gaussians fitted to two sets of features, as used for FID.
 
     Args:
         x: Features, shape ``(N, d)``.

@@ -1,12 +1,12 @@
 """Kernel distances: unbiased estimates of the squared maximum mean discrepancy (MMD).
 
-The squared MMD between the distributions of x and y,
+The squared MMD between the distributions of x and y is
 
-    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                                    (1)
+    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),                                                   (1)
 
-where x' and y' are independent copies of x and y, is estimated from pairs of distinct rows, which makes the estimate
-unbiased. For two sets drawn from the same distribution, the expectation of the estimate is 0 at any N, so the estimate
-is sometimes negative. There are two kernels:
+where x' and y' are independent copies of x and y. It is estimated by means over pairs of distinct rows, which makes the
+estimate unbiased. For two sets drawn from the same distribution, the expectation of the estimate is 0 at any N, so the
+estimate is sometimes negative. There are two kernels:
 
     k(a, b) = (a.b / d + 1)^3                         polynomial, used for KID in the GAN literature   (2)
     k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, with one or more bandwidths h          (3)
@@ -55,7 +55,7 @@ def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOC
         blocks: Number of jackknife blocks.
 
     Raises:
-        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or the degree is below 1.
+        UsageError: If the shapes differ, a value is not finite, a set has fewer than 2 rows, or the degree is below 1.
 
     >>> x = torch.tensor([[0.0], [2.0]])
     >>> kernel_distance(x, x).value
@@ -79,7 +79,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
         blocks: Number of jackknife blocks. The error treats the bandwidths as fixed.
 
     Raises:
-        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or a bandwidth is not
+        UsageError: If the shapes differ, a value is not finite, a set has fewer than 2 rows, or a bandwidth is not
             positive.
     """
     a, b = pair(x, y)

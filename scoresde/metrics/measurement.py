@@ -1,4 +1,4 @@
-"""Measured statistics with standard errors, which are estimated by a delete-a-block jackknife.
+"""Statistics with standard errors, which are estimated by the delete-a-block jackknife.
 
 The rows of each set are assigned at random to B blocks. Let theta be the statistic of all rows, theta_b the statistic
 without block b of every set, and mean theta the average of theta_b over all blocks. Then
@@ -6,8 +6,8 @@ without block b of every set, and mean theta the average of theta_b over all blo
     stderr^2 = (B - 1) / B  sum_b (theta_b - mean theta)^2,                                          (1)
     bias     = (B - 1) (mean theta - theta).                                                         (2)
 
-The standard error estimates the standard deviation of the statistic over new draws of all sets, samples and reference
-alike. The bias is an estimate of the part of theta that falls as 1/N, so theta - bias extrapolates the statistic to
+The standard error estimates how much the statistic would vary if all sets, including the reference, were drawn anew.
+The bias is an estimate of the part of theta that falls as 1/N, so theta - bias extrapolates the statistic to
 infinite data. The extrapolation is correct to order 1/N, but poor unless N is well above the number of features. With
 B = 20, the relative uncertainty of the standard error itself is about 1/sqrt(2 (B - 1)) = 16 %.
 
@@ -37,7 +37,7 @@ BLOCKS = 20
 
 @dataclass(frozen=True)
 class Measurement:
-    """The value of a statistic of one or more sets of samples, with its standard error and bias.
+    """The value of a statistic, with its standard error and bias.
 
     Attributes:
         value: The statistic of all rows.

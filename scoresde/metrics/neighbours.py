@@ -12,18 +12,18 @@ With samples x_1 .. x_N and reference points y_1 .. y_M,
     coverage  = (1/M) #{ j : x_i in B(y_j) for some i }.              (4)
 
 Precision is the fraction of samples that lie near the reference, and recall is the fraction of reference points that
-lie near the samples. Density counts all reference balls that contain a sample, whereas precision only asks whether
-there is one. Coverage is the fraction of reference balls that contain at least one sample.
+lie near the samples. Density counts how many reference balls contain each sample, whereas precision only records
+whether any of them does. Coverage is the fraction of reference balls that contain at least one sample.
 
 Precision and recall are sensitive to outliers, because outliers have large balls. Density and coverage were designed to
-avoid this weakness. If both distributions are equal, density has the expectation 1 and can exceed 1, and coverage has
-the expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
+avoid this weakness. If both distributions are equal, density has expectation 1 and can exceed 1, and coverage has
+expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
 have no such reference value. Compare values only at equal N, M and k.
 
 The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), in a single pass over the pairs.
 Deleting a block removes the balls around its points, and enlarges the ball of every point that has one of its k nearest
 neighbours in the block. Because the statistics are not smooth functions of the data, the jackknife overestimates their
-errors, by 10 to 60 % in trials and by more for a statistic close to 1.
+standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
 
 References:
     Kynkäänniemi, Karras, Laine, Lehtinen and Aila (2019), Improved precision and recall metric for assessing
@@ -70,7 +70,7 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
     Args:
         x: Features of the samples, shape ``(N, d)``.
         y: Features of the reference, shape ``(M, d)``.
-        k: Rank of the nearest neighbour that determines the radius of a ball.
+        k: Rank of the neighbour that determines the radius of each ball.
         blocks: Number of jackknife blocks. The errors are NaN if a set is too small for the jackknife.
 
     Raises:
@@ -103,7 +103,7 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
             recalled[:, c] |= (squares <= balls_a[part, c, None]).any(dim=0)
 
     def over(values: Tensor, block: Tensor) -> Measurement:
-        """Average over all rows, and over the rows that remain when each block is deleted in turn."""
+        """Average over all rows, and then over the rows that remain when each block is deleted in turn."""
         means = [float(values[block != c - 1, c].double().mean()) for c in range(1 + count)]
         # Radii shrink as sets grow, so the bias of the means is not proportional to 1/N and is not reported.
         return replace(from_blocks(means[0], means[1:]), bias=math.nan)

@@ -9,7 +9,7 @@ Squared distances are computed with a single matrix product,
 
 after the mean of the second set is subtracted from both sets to limit cancellation. Because of rounding, a distance of
 zero is computed as about 1e-8 times the norm of the rows. The function :func:`nearest` must return exact zeros, so it
-recomputes the distances to the neighbours found by subtracting the rows.
+recomputes the distances to the selected neighbours directly from a - b.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slabs(n: int, m: int) -> Iterator[slice]:
-    """Divide ``range(n)`` into slices whose length times ``m`` is at most ``BUDGET``."""
+    """Divide ``range(n)`` into slices whose length times ``m`` is at most ``BUDGET``, if possible."""
     size = max(1, BUDGET // max(1, m))
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
@@ -92,9 +92,7 @@ def nearest(a: Tensor, b: Tensor, k: int, *, same: bool = False) -> tuple[Tensor
     """
     available = len(b) - same
     if not 1 <= k <= available:
-        raise UsageError(
-            f"k must be between 1 and the number of available neighbours, {available}, got {k}"
-        )
+        raise UsageError(f"k must be between 1 and {available}, the number of rows that can be neighbours, got {k}")
     centre = b.mean(dim=0)
     moved, others = a - centre, b - centre
     distances, indices = [], []

@@ -50,7 +50,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
         unequal size.
 
     Raises:
-        UsageError: If the event shapes differ, a value is not finite, there are fewer than 2 rows, or an
+        UsageError: If the event shapes differ, a value is not finite, a set has fewer than 2 rows, or an
             option is out of range.
 
     >>> x = torch.arange(4.0).reshape(4, 1)

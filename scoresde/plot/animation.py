@@ -67,7 +67,7 @@ def animate_pair(
     """Draw every frame of two animations side by side, each with a title.
 
     Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
-    the direction from the centre to its final position in the left animation.
+    the direction from the centre to the point's final position in the left animation.
 
     Args:
         left, right: Frames of shape ``(F, N, *event)`` in data units, where the event is an image ``(C, H, W)``, a
@@ -83,7 +83,7 @@ def animate_pair(
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
         raise UsageError(
             "both animations must have the same shape (F, N, *event), and titles must have length F, "
-            f"got shapes {[x.shape for x in pair]} and {len(titles)} for the length of titles"
+            f"got shapes {[x.shape for x in pair]} and len(titles) = {len(titles)}"
         )
     if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
         raise UsageError(

@@ -4,7 +4,7 @@ Each figure is created directly, with its own Agg canvas and without ``pyplot``.
 needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name and then
 renamed, so that a reader never sees a partial file.
 
-The colours are the palette of Okabe and Ito, which remain distinct under common colour-vision deficiencies. Samples are
+The colours are those of Okabe and Ito, which remain distinct under common colour-vision deficiencies. Samples are
 blue, reference data are grey, and anything that needs attention is vermilion.
 
 References:
@@ -44,7 +44,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: unnamed, named
+UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: without names, with names
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # line colours, in order of use
 
 
@@ -127,7 +127,10 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend, which these figures do not use."""
+    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend.
+
+    The setting has no effect on these figures.
+    """
     with _IMPORTING:
         _import_without_backend()
 

@@ -16,7 +16,7 @@ __all__ = ["compass"]
 
 
 def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = None, note: str | None = None) -> Figure:
-    """Plot the cosine similarity of the learned and exact scores, and the relative error, by noise level.
+    """Plot the cosine similarity and relative error of a learned score, compared with the exact score, by noise level.
 
     Args:
         log_snr: Log-SNRs of the noise levels, ``(L,)``.
@@ -32,7 +32,8 @@ def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = Non
     bands["relative error"] = (finite(error, "error", 2), VERMILION, "root mean square", "lower left")
     if any(band.shape != (len(levels), 3) for band, *_ in bands.values()) or len(levels) < 2:
         raise UsageError(
-            f"cosine and error must have shape (L, 3), with L at least 2 and log_snr of length L = {len(levels)}"
+            "cosine and error must have shape (L, 3), where L is the length of log_snr and must be at least 2, "
+            f"got L = {len(levels)} and shapes {[band.shape for band, *_ in bands.values()]}"
         )
     figure = new_figure(8.6, 3.7)
     panels = figure.subplots(1, 2)

@@ -19,7 +19,7 @@ __all__ = ["score_field", "score_fields"]
 
 
 def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Array, density: Array | None) -> Figure:
-    """Draw a score as arrows over an image of its density.
+    """Draw a score as arrows over an image of the density.
 
     The norm of a score grows without bound away from the data, so the longest arrows would hide all others if drawn to
     scale. Therefore, the length of an arrow is proportional to the fourth root of the norm.
@@ -85,7 +85,7 @@ def score_fields(
     if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):
         shapes = [f.shape for f in found.values()]
         raise UsageError(
-            f"each field must have shape (T, 2, Y, X) for T = {len(columns)}, the number of columns, got {shapes}"
+            f"each field must have shape (T, 2, Y, X) with T = {len(columns)} (the number of columns), got {shapes}"
         )
     shades = None if density is None else finite(density, "density", 3)
     dots = None if points is None else finite(points, "points", 3)

@@ -92,12 +92,12 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
 def save_images(
     folder: str | os.PathLike[str], x: Array, names: Sequence[str], low: float = -1.0, high: float = 1.0
 ) -> Path:
-    """Write each image to its own PNG file, without scaling its size.
+    """Write each image to its own PNG file, without resizing.
 
     Args:
-        folder: Folder to write to; it is created if it is missing.
+        folder: Folder to write to; created if missing.
         x: Images ``(N, C, H, W)`` in data units: grey, grey with alpha, RGB or RGBA.
-        names: N file names.
+        names: File names, one for each image.
         low, high: The values to draw as black and as white. With 0 and 255, integers are written unchanged.
 
     Returns:

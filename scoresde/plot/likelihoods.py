@@ -32,7 +32,7 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
     if not values or len(values) > len(COLOURS) or any(len(v) == 0 for v in values.values()):
         sizes = {name: len(v) for name, v in values.items()}
         raise UsageError(
-            f"a figure needs 1 to {len(COLOURS)} data sets, each with at least one value, got the sizes {sizes}"
+            f"a figure needs 1 to {len(COLOURS)} data sets, each with at least one value, got sizes {sizes}"
         )
     low, high = (float(f(np.concatenate(list(values.values())))) for f in (np.min, np.max))
     count = int(np.clip(np.ceil((high - low) / _bin_width(list(values.values()))), 12, 150)) if high > low else 12
@@ -56,6 +56,9 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
 
 
 def _bin_width(sets: list[Floats]) -> float:
-    """Compute the smallest ``2 IQR n^(-1/3)`` over the sets with a positive interquartile range (IQR), or infinity."""
+    """Compute the smallest bin width ``2 IQR n^(-1/3)`` over the sets with a positive interquartile range (IQR).
+
+    The result is infinite if there is no such set.
+    """
     widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
     return min((w for w in widths if w > 0), default=np.inf)

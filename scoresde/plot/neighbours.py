@@ -77,7 +77,7 @@ def neighbour_sheet(
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
             "samples and nearest must have the same shape (N, *event), captions must have length N, and N must be at "
-            f"least 1, got shapes {a.shape} and {b.shape} and {len(captions)} for the length of captions"
+            f"least 1, got shapes {a.shape} and {b.shape} and len(captions) = {len(captions)}"
         )
     if kind == "vector" and a.shape[1:] == (2,):
         return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data, names)

@@ -2,8 +2,8 @@
 
 From a given starting noise, the flow follows a single trajectory, whereas the reverse SDE has infinitely many possible
 trajectories. At every time, the states of both have the same distribution (Song et al. 2021, arXiv:2011.13456, sec. 4.3
-and fig. 2). The shading behind the trajectories shows this distribution, estimated from the samples. The histograms on
-either side show the distributions at the first and last times.
+and fig. 2). The shading behind the trajectories shows this distribution, estimated from the samples. The histograms to
+the left and right show the distributions at the first and last times.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def trajectories(
     found = {title: finite(x, title, 2) for title, x in paths.items()}
     if not found or any(len(x) != len(times) or x.shape[1] < 2 for x in found.values()):
         raise UsageError(
-            f"each set of paths must have shape (T, N) for T = {len(times)} times and N at least 2, "
+            f"each set of paths must have shape (T, N) with T = {len(times)} times and N at least 2, "
             f"got shapes {[x.shape for x in found.values()]}"
         )
     real = None if data is None else finite(data, "data", 1)

@@ -2,10 +2,10 @@
 
 There are two panels, with a line for each solver. The first panel shows the distance to the converged solution. This
 distance falls with slope -k for a solver of order k, until it is limited by rounding or by the error of the converged
-solution. The second panel shows the sliced W2 distance to data. The grey band is the range of distances of real data,
-and the dotted line is the distance of the converged solution. Once a solver reaches the dotted line, more evaluations
-bring no further improvement. Lines differ in marker and colour, and also in dash pattern if there are more than seven
-solvers.
+solution. The second panel shows the sliced W2 distance to data. The grey band is the range of this distance for real
+data, and the dotted line is its value for the converged solution. Once a solver reaches the dotted line, more
+evaluations bring no further improvement. Lines differ in marker and colour, and also in dash pattern if there are more
+than seven solvers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Select the points ``(k, 2)`` of evaluations and distance that logarithmic axes can show."""
+    """Select the points (evaluations, distance) that logarithmic axes can show, ``(k, 2)``."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 

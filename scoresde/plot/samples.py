@@ -262,7 +262,7 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draw the standard figure for samples of a given kind, beside or over any reference data.
+    """Draw the standard figure for samples of a given kind, with any reference data beside or behind them.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.

@@ -68,7 +68,7 @@ def strips(
     shapes = [x.shape for x in states.values()]
     if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
         raise UsageError(
-            f"each block must have shape (T, N, *event) for T = {len(columns)}, the number of columns, got {shapes}"
+            f"each block must have shape (T, N, *event) with T = {len(columns)} (the number of columns), got {shapes}"
         )
     if kind in ("image", "volume"):
         return _image_strips(states, columns, low, high, note)
@@ -135,7 +135,7 @@ def _point_strips(
     """Draw points, each in the same colour at all times, with the same axes in all panels."""
     if any(x.shape[2] < 2 for x in states.values()):
         raise UsageError(
-            "vectors must have at least 2 coordinates, got 1; draw a single coordinate with plot.trajectories instead"
+            "vectors must have at least 2 coordinates, got 1; plot a single coordinate as trajectories instead"
         )
     figure, rows = _panels(states, columns, 1.35, note)
     every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])

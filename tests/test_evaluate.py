@@ -268,7 +268,7 @@ def test_the_sheet_shows_pairs_and_frames_what_is_flagged(digits: Dataset) -> No
         np.testing.assert_allclose(line.get_xydata(), torch.stack([far[i], near[i]]))
         assert (line.get_color() == axes.lines[1].get_color()) == (i == 1)
     assert [len(dots.get_offsets()) for dots in axes.collections] == [50, 3]
-    with pytest.raises(UsageError, match="must match"):
+    with pytest.raises(UsageError, match="must have the same shape"):
         neighbour_sheet(x, y[:3], ["a"], "image", 0, 1)
 
 

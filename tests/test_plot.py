@@ -501,5 +501,5 @@ def test_histograms_that_cannot_be_drawn():
         plot.likelihood_histogram({"a": []}, "nats")
     with pytest.raises(UsageError, match="1 to 7 data sets"):
         plot.likelihood_histogram({str(i): [1.0] for i in range(8)}, "nats")
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="non-finite values"):
         plot.likelihood_histogram({"a": [1.0, math.nan]}, "nats")

@@ -1,18 +1,18 @@
-"""Metrics: distances between generated samples and a reference set, each with a standard error.
+"""Metrics that compare generated samples with a reference set, with standard errors.
 
-Every metric takes the samples first and the reference second, as tensors. It computes in float64, and works through the
-table of pairwise distances in blocks, so that its use of memory is bounded. A metric that estimates its error returns a
-:class:`Measurement`. The error always comes from a delete-a-block jackknife over both sets.
+Every metric takes the samples first and the reference second, as tensors. Metrics compute in float64 and process the
+table of pairwise distances in blocks to bound memory use. Statistics with a standard error are returned as a
+:class:`Measurement`. The standard error always comes from a delete-a-block jackknife.
 
 =======================  ==============================================  ==================
 function                 compares                                        bias at finite N
 =======================  ==============================================  ==================
-:func:`frechet`          means and covariances                           upward, as 1/N
+:func:`frechet`          means and covariances                           upward, O(1/N)
 :func:`kernel_distance`  moments up to the third                         none
-:func:`mmd`              all differences at one length scale             none
+:func:`mmd`              distributions at one length scale               none
 :func:`sliced`           one-dimensional projections                     upward
 :func:`neighbourhoods`   supports: precision, recall, density, coverage  depends on N, M, k
-:func:`find_copies`      each sample and its nearest training row        none
+:func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 """
 

@@ -1,35 +1,35 @@
-"""Does a generator copy its training data? Each sample's nearest training row, calibrated on held-out data.
+"""A test for samples that are copies of training data, calibrated on held-out data.
 
 For a sample x, let t be the nearest training row, d(x) = |x - t| the distance to t, and r_k(t) the distance from t to
 the k-th nearest other training row. The ratio
 
     rho(x) = d(x) / r_k(t)                                                                           (1)
 
-is 0 for a copy and of order one for a new sample, in dense and in sparse regions alike. Models copy duplicated training
-rows first. With k = 5, a training row that occurs two or three times still has r_k above 0, so that copies of that row
-are found.
+is 0 for an exact copy and of order one for a new sample, in dense and sparse regions alike. Models are most likely to
+copy training rows that occur more than once. With k = 5, a training row that occurs two or three times still has
+r_k > 0, so near copies of this row are also found.
 
-A sample counts as a copy if rho is smaller than it would ever be for new data. Held-out rows are new, and the chance
-that one of them lies close to a training row falls as a power of the ratio. The exponent is the local dimension of the
-data:
+A sample counts as a copy if rho is smaller than is plausible for new data. Held-out rows are new data, and the
+probability that one of them lies close to a training row follows a power law in the ratio:
 
     P(rho < r) = (K / m) (r / u)^kappa,    r < u,                                                    (2)
 
-where u is the (K+1)-th smallest ratio of m held-out rows, and K = m/4. Then log(u / rho) is exponentially distributed
-with rate kappa. If K such values sum to S, the chance that the next one exceeds L is exactly (1 + L / S)^-K, although
-kappa is unknown. The p-value of a sample is therefore
+where m is the number of held-out rows, K is about m/4, u is the (K+1)-th smallest ratio of these rows, and the exponent
+kappa is the local dimension of the data. For ratios below u, log(u / rho) is exponentially distributed with rate kappa.
+If K such values sum to S, the probability that another value exceeds L is exactly (1 + L / S)^-K, whatever the value of
+kappa. The p-value of a sample with rho < u is therefore
 
     p(x) = (K / m) (1 + log(u / rho(x)) / S)^-K,                                                     (3)
 
-which is 0 for a copy. The sample is *flagged* if p < level / N: among N new rows the chance of any flag is about
-``level``. If some held-out rows are themselves copies of training rows (real data contain duplicates), a copy among the
-samples proves nothing and is not flagged.
+which is 0 for an exact copy. A sample is *flagged* if p < level / N, so that the probability of any flag among N new
+samples is about ``level``. If the data contain duplicates, some held-out rows may themselves be copies of training
+rows. In that case, a copy among the samples does not prove that the model copies, and it is not flagged.
 
-Two statistics describe the set as a whole. *Authenticity* (Alaa et al.) is the fraction of samples that are further
-from t than t is from its own nearest neighbour. The fraction is also below 1 for held-out rows, and the fraction of
-held-out rows is reported for comparison. *Closer* (Meehan et al.) is the chance that a sample is nearer to the training
-data than a held-out row is. The chance is 1/2 for new data; for blurred samples it exceeds 1/2 although nothing is
-copied.
+Two statistics describe the samples as a whole. *Authenticity* (Alaa et al.) is the fraction of samples that are further
+from t than t is from its own nearest neighbour. Because this fraction is below 1 even for held-out rows, their
+authenticity is reported for comparison. *Closer* (Meehan et al.) is the probability that a sample is nearer to the
+training data than a held-out row is. It is 1/2 for new data. It exceeds 1/2 for blurred samples, even if none of them
+is a copy.
 
 References:
     Alaa, van Breugel, Saveliev and van der Schaar (2022), How faithful is your synthetic data?, arXiv:2102.08921,
@@ -37,7 +37,8 @@ References:
     Meehan, Chaudhuri and Dasgupta (2020), A non-parametric test to detect data-copying in generative models,
     arXiv:2004.05675.
     Hill (1975), A simple general approach to inference about the tail of a distribution, Annals of Statistics 3.
-    Levina and Bickel (2004), Maximum likelihood estimation of intrinsic dimension, NIPS 17: the power in (2).
+    Levina and Bickel (2004), Maximum likelihood estimation of intrinsic dimension, NIPS 17: the power law in
+    equation 2.
 """
 
 from __future__ import annotations
@@ -59,27 +60,27 @@ __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 
 HELD_OUT = 20  # smallest number of held-out rows that can calibrate the test
 LOOKED_AT = 100  # largest number of samples, and of held-out rows, checked at the end of training
-READ = 2**28  # largest number of values of the training data that this check reads
-COARSE = 512  # numbers per row used in the coarse search for neighbours
-CANDIDATES = 8  # number of coarse neighbours whose distances are then measured with all numbers
+READ = 2**28  # largest number of values of the training data to read for this check
+COARSE = 512  # number of values per row used in the coarse search for neighbours
+CANDIDATES = 8  # number of candidates from the coarse search whose exact distances are computed
 
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """The nearest training row of each sample, and the result of the test for copies.
+    """The nearest training row of each sample and the results of the test for copies.
 
     Attributes:
         nearest: Index of the nearest training row, int64 ``(N,)``.
-        distance: Distance to that row, ``(N,)``, in the units of the rows.
-        ratio: The ratio (1), ``(N,)``.
-        p_value: The p-value (3), ``(N,)``.
-        level: The chance that N new rows would produce any flag.
-        closer: The chance that a sample is nearer to the training rows than a held-out row is.
-        authenticity: Fraction of the samples that are further from their nearest training row than that row is from its
+        distance: Distance to this row, in the units of the rows, ``(N,)``.
+        ratio: The ratio rho of equation 1, ``(N,)``.
+        p_value: The p-value of equation 3, ``(N,)``.
+        level: Probability that any sample is flagged if all N samples are new.
+        closer: Probability that a sample is nearer to the training rows than a held-out row is.
+        authenticity: Fraction of samples that are further from their nearest training row than that row is from its
             own nearest neighbour.
         authenticity_held_out: The same fraction for the held-out rows.
-        exact: Number of samples with a distance of 0.
-        exact_held_out: Number of held-out rows with a distance of 0.
+        exact: Number of samples at distance 0.
+        exact_held_out: Number of held-out rows at distance 0.
     """
 
     nearest: Tensor
@@ -95,42 +96,41 @@ class Copies:
 
     @property
     def flagged(self) -> Tensor:
-        """Indices of the samples that are too close to be new data, the most suspicious first, int64 ``(F,)``."""
+        """Indices of the flagged samples, the most suspicious first, int64 ``(F,)``."""
         return self.suspects[: int((self.p_value * len(self.p_value) < self.level).sum())]
 
     @property
     def suspects(self) -> Tensor:
-        """Indices of all samples, ``(N,)``, the most suspicious first."""
+        """Indices of all samples, the most suspicious first, int64 ``(N,)``."""
         return self.ratio.argsort(stable=True)
 
 
 @checked(k=COUNT, level=SHARE)
 def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level: float = 0.01) -> Copies:
-    """Look for copies of training rows among samples.
+    """Test samples for copies of training rows.
 
     Args:
         x: Samples, shape ``(N, *event)``: pixels, or features extracted from them.
-        train: The data the model was trained on, ``(T, *event)``.
-        held_out: Data of the same kind that the model was not trained on, ``(m, *event)``; at least :data:`HELD_OUT`
-            rows.
-        k: The scale of a training row is the distance to its k-th nearest neighbour.
-        level: The chance of any flag if all samples are new.
+        train: Training rows, ``(T, *event)``.
+        held_out: At least :data:`HELD_OUT` rows of the same kind that were not used for training, ``(m, *event)``.
+        k: Rank of the neighbour in the denominator of equation 1.
+        level: Probability that any sample is flagged if all samples are new.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, there are too few rows, or the level is not between
             0 and 1.
     """
     if not 0 < level < 1:
-        raise UsageError(f"the level of the test for copies must lie between 0 and 1: got {level:g}")
+        raise UsageError(f"the level of the test for copies must be between 0 and 1, got {level:g}")
     shapes = {tuple(z.shape[1:]) for z in (x, train, held_out)}
     if len(shapes) > 1:
         raise UsageError(
-            f"samples, training and held-out rows must have the same shape: got {', '.join(map(str, shapes))}"
+            f"samples, training rows and held-out rows must have the same shape, got {', '.join(map(str, shapes))}"
         )
     if len(held_out) < HELD_OUT or len(train) <= k:
         raise UsageError(
-            f"there are {len(held_out)} held-out and {len(train)} training rows, but finding copies needs at least "
-            f"{HELD_OUT} held-out rows and {k} neighbours of each training row; hold out more rows when training",
+            f"the test for copies needs at least {HELD_OUT} held-out rows and more than {k} training rows, "
+            f"got {len(held_out)} held-out and {len(train)} training rows; hold out more rows when training",
             parameter="test_fraction",
             value=0.2,
         )
@@ -154,8 +154,8 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the training row nearest to each row of ``x``.
 
-    The result is the distance and the index of the training row, the ratio (1), and the distance from the training row
-    to its own nearest neighbour, each ``(N,)``.
+    The result contains the distance to this training row, its index, the ratio of equation 1, and the distance from
+    the training row to its own nearest neighbour, each ``(N,)``.
     """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
@@ -166,7 +166,7 @@ def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
-    """The p-value (3) of each ratio ``(N,)``, given the ratios of held-out rows ``(m,)``."""
+    """Compute the p-value (equation 3) of each ratio ``(N,)``, given the ratios of held-out rows ``(m,)``."""
     ordered, m = held_out.sort().values, len(held_out)
     tail = min(m // 2, max(10, m // 4))
     u, below = ordered[tail], ordered[:tail]
@@ -179,7 +179,7 @@ def _p_values(ratio: Tensor, held_out: Tensor) -> Tensor:
 
 
 def _closer(distance: Tensor, held_out: Tensor) -> float:
-    """Estimate ``P(distance < held_out) + P(equal) / 2``."""
+    """Estimate ``P(distance < held_out) + P(distance = held_out) / 2``."""
     return 1 - share_above(distance, held_out)
 
 
@@ -198,28 +198,28 @@ def nearest_line(
     *,
     level: float = 0.01,
 ) -> str:
-    """Summarise in one line how far a few samples and held-out rows are from the training data.
+    """Summarise in one line how far samples and held-out rows are from the training data.
 
-    The line is printed at the end of training. The rule of :func:`find_copies` is applied to at most :data:`LOOKED_AT`
-    samples and as many held-out rows, which takes a second or two. Candidates for neighbours are found from
-    :data:`COARSE` numbers of each row, and their distances are then measured with all numbers. The scale around a
-    training row is the distance to its nearest neighbour among every fifth training row, which is close to the distance
-    to its fifth neighbour.
+    This line is printed at the end of training. The test of :func:`find_copies` is applied to at most
+    :data:`LOOKED_AT` samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours
+    are found from :data:`COARSE` values of each row, and their distances are then computed from all values. To save
+    time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest
+    neighbour among every fifth training row.
 
     Args:
-        samples: The samples, shape ``(N, *event)``. Rows that are not finite are left out.
+        samples: Samples, shape ``(N, *event)``. Samples with non-finite values are left out.
         train: Training rows, ``(T, *event)``.
-        held_out: Rows that were not trained on, ``(m, *event)``; may be empty.
-        units: Function that converts a slab of rows to the units in which they are compared, such as
-            ``codec.continuous.to_model``. Without conversion, one column of a table can outweigh the others.
-        level: The chance of any flag if all samples are new.
+        held_out: Rows that were not used for training, ``(m, *event)``; may be empty.
+        units: Function that converts rows to the units in which distances are computed, such as
+            ``codec.continuous.to_model``. Without such a conversion, one column of a table can outweigh the others.
+        level: Probability that any sample is flagged if all samples are new.
     """
     if samples.is_floating_point():
         samples = samples[samples.flatten(1).isfinite().all(1)]
     if not len(samples) or len(train) < 2:
         return (
-            f"distance to the nearest training sample: not computed for {len(samples)} samples and {len(train)} "
-            "training samples"
+            "distance to the nearest training sample: not computed, because it requires at least 1 finite sample and 2 "
+            f"training samples (got {len(samples)} and {len(train)})"
         )
     size = max(1, train[0].numel())
     step = -(-len(train) * size // READ)
@@ -252,10 +252,10 @@ def nearest_line(
 def _nearest_in_slabs(
     x: Tensor, train: Tensor, flat: Callable[[Tensor], Tensor], other: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Find the training row nearest to each row of ``x: (N, d)``, and return its distance and its index, ``(N,)``.
+    """Find the training row nearest to each row of ``x: (N, d)``, and return its distance and index, each ``(N,)``.
 
-    Only one slab of the training rows at a time is held as floating-point numbers. Copies have a distance of exactly 0;
-    with ``other``, copies are ignored.
+    Training rows are converted to floating-point numbers one slab at a time. Exact copies have a distance of exactly 0.
+    With ``other``, exact copies are ignored.
     """
     some, slab = slice(None, None, -(-x.shape[1] // COARSE)), max(1, 2**19 // x.shape[1])
     centre = flat(train[:slab])[:, some].mean(0)  # to limit cancellation in |a|^2 + |b|^2 - 2 a.b

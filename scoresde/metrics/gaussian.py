@@ -1,15 +1,18 @@
-"""The Fréchet distance: the squared 2-Wasserstein distance between two Gaussians with the samples' moments.
+"""The Fréchet distance between two sets of samples.
+
+The distance d is the 2-Wasserstein distance between two Gaussians with the means m1 and m2 and the covariances S1 and
+S2 of the two sets:
 
     d^2 = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2}).                        (1)
 
-The functions return d^2 without taking the root, as is usual in the FID literature. Covariances divide by N - 1. The
-last trace is the sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where A = S1^{1/2}
-S2^{1/2}. The square roots are computed as the singular values of A, which are real, never negative, and free of the
-sqrt(eps) noise that arises when roots of the eigenvalues of a singular matrix are taken.
+The functions return d^2, as is usual in the FID literature. Covariances have the divisor N - 1. The last trace is the
+sum of the square roots of the eigenvalues of S1^{1/2} S2 S1^{1/2} = A A^T, where A = S1^{1/2} S2^{1/2}. These square
+roots are computed as the singular values of A, which are real and never negative. Taking the roots of the eigenvalues
+of a singular matrix would instead introduce errors of size sqrt(eps), where eps is the machine epsilon.
 
-The estimate is biased upwards by an amount that falls as 1/N for either set and depends on the features, so values are
-comparable only at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several sizes N; the bias of the jackknife
-does the same from the two sizes N and N (B - 1)/B.
+The estimate is biased upwards. The bias depends on the features and falls as 1/N in the size of either set, so values
+are comparable only at equal N. Chong and Forsyth extrapolate to 1/N = 0 from several sizes N. The jackknife estimate of
+the bias is equivalent to an extrapolation from the two sizes N and N (B - 1)/B, where B is the number of blocks.
 
 References:
     Dowson and Landau (1982), The Fréchet distance between multivariate normal distributions, JMVA 12,
@@ -62,13 +65,15 @@ class Moments:
         return cls(len(rows), mean, centred.T @ centred / (len(rows) - 1))
 
     def distance(self, other: Moments) -> float:
-        """Compute the squared Fréchet distance (1), in squared units of the features; it is never negative.
+        """Compute the squared Fréchet distance of equation 1, in squared units of the features.
+
+        The result is never negative.
 
         Raises:
-            UsageError: If the two moments have different numbers of features.
+            UsageError: If the two sets have different numbers of features.
         """
         if self.mean.shape != other.mean.shape:
-            raise UsageError(f"moments of {len(self.mean)} and of {len(other.mean)} features cannot be compared")
+            raise UsageError(f"the numbers of features must be equal, got {len(self.mean)} and {len(other.mean)}")
         mean, covariance = other.mean.to(self.mean.device), other.covariance.to(self.mean.device)
         shift = float((self.mean - mean).square().sum())
         cross = float(torch.linalg.svdvals(_root(self.covariance) @ _root(covariance)).sum())
@@ -76,7 +81,7 @@ class Moments:
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Compute the squared Fréchet distance between Gaussian fits to two sets of features, as FID reports it.
+    """Compute the squared Fréchet distance between Gaussians fitted to two sets of features, as used for FID.
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -86,8 +91,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         The squared distance, in squared units of the features. It is never negative.
 
     Raises:
-        UsageError: If the shapes are not ``(N, d)`` and ``(M, d)``, a value is not finite, or there are fewer
-            than 2 rows.
+        UsageError: If the shapes are not ``(N, d)`` and ``(M, d)``, a value is not finite, or a set has
+            fewer than 2 rows.
 
     >>> x = torch.tensor([[0.0], [2.0]])
     >>> round(frechet_distance(x, x + 3), 6)
@@ -100,9 +105,10 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _of_few(x: Tensor, y: Tensor) -> float:
-    """Compute (1) for fewer rows than features, without a table of all pairs of features.
+    """Compute equation 1 for fewer rows than features, without forming the covariance matrices.
 
-    For rows X centred on their mean, S = X^T X / (n - 1), and the singular values of S1^{1/2} S2^{1/2} are those of
+    Let X and Y be the two sets of n and m rows, each centred on its mean. Then S1 = X^T X / (n - 1) and
+    S2 = Y^T Y / (m - 1), and the non-zero singular values of S1^{1/2} S2^{1/2} are those of
     X Y^T / sqrt((n - 1)(m - 1)).
     """
     means = [rows.mean(dim=0) for rows in (x, y)]
@@ -117,7 +123,7 @@ def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurem
 
     Args:
         x: Features, shape ``(N, d)``.
-        y: Features, shape ``(M, d)``, or their moments. With moments, the error and the bias come from ``x`` alone.
+        y: Features, shape ``(M, d)``, or their moments. With moments, the jackknife is over ``x`` alone.
         blocks: Number of jackknife blocks, B. The distance is computed B + 1 times.
     """
     if isinstance(y, Moments):
@@ -126,7 +132,7 @@ def frechet(x: Tensor, y: Tensor | Moments, *, blocks: int = BLOCKS) -> Measurem
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Symmetric square root ``(d, d)`` of a covariance; eigenvalues that round-off made negative count as zero."""
+    """Compute the symmetric square root ``(d, d)`` of a covariance, with negative eigenvalues replaced by zero."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     return root

@@ -1,21 +1,25 @@
-"""Kernel distances: unbiased estimates of the squared maximum mean discrepancy.
+"""Kernel distances: unbiased estimates of the squared maximum mean discrepancy (MMD).
 
-    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)                                                    (1)
+The squared MMD between the distributions of x and y is
 
-is estimated by means over pairs of different rows, which makes the estimate unbiased. For two sets drawn from the same
-distribution, the estimate is 0 on average at any N, and therefore sometimes negative. There are two kernels:
+    MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),                                                   (1)
 
-    k(a, b) = (a.b / d + 1)^3                         the kernel distance of the GAN literature (KID)  (2)
-    k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, of one or more bandwidths h            (3)
+where x' and y' are independent copies of x and y. It is estimated by means over pairs of distinct rows, which makes the
+estimate unbiased. For two sets drawn from the same distribution, the expectation of the estimate is 0 at any N, so the
+estimate is sometimes negative. There are two kernels:
 
-Kernel (2) compares moments up to the third and depends on the scale of the features. Kernel (3) compares the whole
-distributions at the length scale h, by default the median distance between the rows of both sets taken together.
+    k(a, b) = (a.b / d + 1)^3                         polynomial, used for KID in the GAN literature   (2)
+    k(a, b) = mean_h exp(-|a - b|^2 / (2 h^2))        Gaussian, with one or more bandwidths h          (3)
 
-KID is often published as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which has the
-same expectation and less variance. The error comes from a jackknife over blocks. The kernel is summed over pairs of
-blocks, and deleting block b leaves out row b and column b of three B x B tables, so the jackknife costs next to
-nothing. Between equal distributions, where the estimate is degenerate, the error is too large by a factor of about
-sqrt(2).
+Here d is the number of features. The polynomial kernel compares moments up to the third and depends on the scale of the
+features. The Gaussian kernel compares distributions at the length scale h, which is by default the median distance
+between the rows of both sets combined.
+
+KID is often reported as the mean over subsets of 1,000 rows. The functions here use all pairs at once, which gives the
+same expectation and a smaller variance. The standard error comes from a jackknife over B blocks of rows. The kernel is
+first summed over each pair of blocks, into three B x B tables. Deleting block b then only removes row b and column b
+from each table, so the jackknife adds little cost. For equal distributions, where the estimate is degenerate, the
+standard error is too large by a factor of about sqrt(2).
 
 References:
     Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), A kernel two-sample test, JMLR 13, eq. (3).
@@ -42,31 +46,31 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # maps rows (N, d) and (M, d) to va
 
 @checked(degree=Range(1, 100), blocks=SEVERAL)
 def kernel_distance(x: Tensor, y: Tensor, *, degree: int = 3, blocks: int = BLOCKS) -> Measurement:
-    """Compute the kernel distance of two sets of features, known as KID: the unbiased MMD^2 with the kernel (2).
+    """Compute the kernel distance (KID) between two sets of features, the unbiased MMD^2 with a polynomial kernel.
 
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        degree: Degree of the polynomial.
+        degree: Degree of the polynomial, 3 in equation 2.
         blocks: Number of jackknife blocks.
 
     Raises:
-        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or the degree is below 1.
+        UsageError: If the shapes differ, a value is not finite, a set has fewer than 2 rows, or the degree is below 1.
 
     >>> x = torch.tensor([[0.0], [2.0]])
     >>> kernel_distance(x, x).value
     -62.0
     """
     if degree < 1:
-        raise UsageError(f"the degree of the polynomial kernel must be at least 1: got {degree}")
+        raise UsageError(f"the degree of the polynomial kernel must be at least 1, got {degree}")
     return _mmd2(*pair(x, y), lambda a, b: (a @ b.T / a.shape[1] + 1) ** degree, blocks)
 
 
 @checked(blocks=SEVERAL)
 def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, blocks: int = BLOCKS) -> Measurement:
-    """Estimate the squared maximum mean discrepancy with the Gaussian kernel (3), without bias.
+    """Compute the unbiased estimate of the squared MMD with the Gaussian kernel of equation 3.
 
-    The value is dimensionless and lies between -2 and 2.
+    The estimate is dimensionless and lies between -2 and 2.
 
     Args:
         x: Features, shape ``(N, d)``.
@@ -75,14 +79,14 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
         blocks: Number of jackknife blocks. The error treats the bandwidths as fixed.
 
     Raises:
-        UsageError: If the shapes differ, a value is not finite, there are fewer than 2 rows, or a bandwidth is not
-            above 0.
+        UsageError: If the shapes differ, a value is not finite, a set has fewer than 2 rows, or a bandwidth is not
+            positive.
     """
     a, b = pair(x, y)
     widths = [median_distance(a, b)] if bandwidths is None else [float(h) for h in bandwidths]
     if not widths or not all(h > 0 for h in widths):
-        given = "all rows are equal" if bandwidths is None else f"got {list(bandwidths)}"
-        raise UsageError(f"the bandwidths of the Gaussian kernel must be above 0: {given}; pass positive bandwidths")
+        given = "the default (the median row distance) is 0" if bandwidths is None else f"got {list(bandwidths)}"
+        raise UsageError(f"bandwidths must contain one or more positive numbers, but {given}")
 
     def gaussian(p: Tensor, q: Tensor) -> Tensor:
         squares = squared_distances(p, q)
@@ -94,14 +98,14 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None, bloc
 
 @checked(limit=SEVERAL)
 def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
-    """Compute the median distance between different rows of two sets taken together.
+    """Compute the median distance between distinct rows of two sets combined.
 
-    At most ``limit`` evenly spaced rows of each set are used.
+    At most ``limit`` rows of each set are used, at equal spacing.
 
     Args:
         x: Features, shape ``(N, d)``.
         y: Features, shape ``(M, d)``.
-        limit: Largest number of rows to use from each set.
+        limit: Maximum number of rows to use from each set.
     """
     both = torch.cat([rows[:: -(-len(rows) // limit)] for rows in pair(x, y)])
     both = both - both.mean(dim=0)
@@ -111,7 +115,7 @@ def median_distance(x: Tensor, y: Tensor, *, limit: int = 1000) -> float:
 
 
 def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
-    """Estimate (1) without bias, with a jackknife error from sums over blocks."""
+    """Compute the unbiased estimate of equation 1, with a jackknife error from sums over blocks."""
     in_x, in_y = (torch.nn.functional.one_hot(b).double().to(x.device) for b in deal([len(x), len(y)], blocks))
     xx, yy, xy = _sums(x, x, in_x, in_x, kernel), _sums(y, y, in_y, in_y, kernel), _sums(x, y, in_x, in_y, kernel)
     sizes_x, sizes_y = in_x.sum(dim=0), in_y.sum(dim=0)
@@ -122,14 +126,14 @@ def _mmd2(x: Tensor, y: Tensor, kernel: Kernel, blocks: int) -> Measurement:
         return within - 2 * float(keep @ xy @ keep) / (n * m)
 
     every = torch.ones_like(sizes_x)
-    # If there is a single block, nothing is left once the block is deleted.
+    # With a single block, nothing would remain after deleting it.
     units = torch.eye(len(every), dtype=every.dtype, device=every.device)
     without = [estimate(every - unit) for unit in units] if len(every) > 1 else []
     return from_blocks(estimate(every), without)
 
 
 def _sums(a: Tensor, b: Tensor, in_a: Tensor, in_b: Tensor, kernel: Kernel) -> Tensor:
-    """Sum the kernel over the pairs of rows in each pair of blocks, ``(B, B)``, without pairs of a row with itself."""
+    """Sum the kernel over the row pairs in each pair of blocks, ``(B, B)``, excluding pairs of a row with itself."""
     total = torch.zeros(in_a.shape[1], in_b.shape[1], dtype=a.dtype, device=a.device)
     for part in slabs(len(a), len(b)):
         table = kernel(a[part], b)

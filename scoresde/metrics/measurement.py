@@ -1,17 +1,18 @@
-"""Measurements: a number with its standard error, and the delete-a-block jackknife, which works for any statistic.
+"""Statistics with standard errors, which are estimated by the delete-a-block jackknife.
 
-The rows of each set are dealt at random into B blocks. If theta_b is the statistic without the b-th block of each set,
+The rows of each set are assigned at random to B blocks. Let theta be the statistic of all rows, theta_b the statistic
+without block b of every set, and mean theta the average of theta_b over all blocks. Then
 
     stderr^2 = (B - 1) / B  sum_b (theta_b - mean theta)^2,                                          (1)
     bias     = (B - 1) (mean theta - theta).                                                         (2)
 
-The error covers all the sets: it is the spread to expect if samples and reference were both drawn anew. The bias is the
-part that falls as 1/N, so that theta - bias is the statistic extrapolated to infinite data. The extrapolation is
-correct to order 1/N, and poor unless N is well above the number of features. With B = 20, the relative uncertainty of
-the error itself is about 1/sqrt(2 (B - 1)) = 16 %.
+The standard error estimates how much the statistic would vary if all sets, including the reference, were drawn anew.
+The bias is an estimate of the part of theta that falls as 1/N, so theta - bias extrapolates the statistic to
+infinite data. The extrapolation is correct to order 1/N, but poor unless N is well above the number of features. With
+B = 20, the relative uncertainty of the standard error itself is about 1/sqrt(2 (B - 1)) = 16 %.
 
-A bootstrap would not work better: rows drawn twice are at distance zero, which nearest-neighbour metrics and unbiased
-kernel distances mistake for structure.
+A bootstrap would not work better. It draws some rows more than once, and these duplicates, which are at distance zero
+from each other, distort nearest-neighbour metrics and unbiased kernel distances.
 
 References:
     Efron and Stein (1981), The jackknife estimate of variance, Annals of Statistics 9.
@@ -36,12 +37,12 @@ BLOCKS = 20
 
 @dataclass(frozen=True)
 class Measurement:
-    """A statistic of one or more sets of samples, with its error.
+    """The value of a statistic, with its standard error and bias.
 
     Attributes:
-        value: The statistic of all the rows.
+        value: The statistic of all rows.
         stderr: The standard error of the statistic, or NaN if it is unknown.
-        bias: The value minus its limit for infinite data, to order 1/N, or NaN if it is unknown.
+        bias: The estimated bias of the value relative to infinite data, to order 1/N, or NaN if it is unknown.
     """
 
     value: float
@@ -50,11 +51,11 @@ class Measurement:
 
     @property
     def extrapolated(self) -> float:
-        """The value minus its bias."""
+        """The value minus its estimated bias."""
         return self.value - self.bias
 
     def __str__(self) -> str:
-        """Format the value and its error, with two significant digits of the error."""
+        """Format the value and its standard error, rounded to two significant digits of the standard error."""
         if not (math.isfinite(self.value) and math.isfinite(self.stderr) and self.stderr > 0):
             return f"{self.value:.4g}"
         digits = 1 - math.floor(math.log10(self.stderr))
@@ -64,22 +65,23 @@ class Measurement:
 
 
 def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tensor]:
-    """Deal the rows of each set into blocks of nearly equal size, and return the block of each row, int64 ``(N,)``.
+    """Assign the rows of each set at random to blocks of nearly equal size.
 
-    There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows.
+    There are ``blocks`` blocks, or fewer if a set is so small that a block would have fewer than two rows. The result
+    contains one tensor per set, with the block index of each row, int64 ``(N,)``.
 
     Raises:
-        UsageError: If there are fewer than 2 blocks.
+        UsageError: If ``blocks`` is less than 2.
     """
     if blocks < 2:
-        raise UsageError(f"a jackknife needs at least 2 blocks: got {blocks}")
+        raise UsageError(f"the jackknife needs at least 2 blocks, got {blocks}")
     count = max(1, min(blocks, *(n // 2 for n in sizes)))
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) % count for n in sizes]
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Make a measurement by (1) and (2) from the value for all rows and the values without each block."""
+    """Apply equations 1 and 2 to the statistic of all rows and the statistics without each block."""
     count = len(without)
     if count < 2:
         return Measurement(value)
@@ -89,13 +91,13 @@ def from_blocks(value: float, without: Sequence[float]) -> Measurement:
 
 
 def jackknife(statistic: Callable[..., float], *sets: Tensor, blocks: int = BLOCKS, seed: int = 0) -> Measurement:
-    """Compute a statistic of one or more sets of samples, with its standard error and its bias.
+    """Compute a statistic of one or more sets of samples, with its standard error and bias.
 
     Args:
         statistic: Function that takes the sets and returns a number.
         sets: Sets of samples, each of shape ``(N, *event)``; their sizes may differ.
         blocks: Number of blocks, B. The statistic is computed B + 1 times.
-        seed: Seed for dealing rows into blocks.
+        seed: Seed for the random assignment of rows to blocks.
 
     >>> x = torch.arange(40.0)
     >>> jackknife(lambda x: float(x.mean()), x, blocks=20).value

@@ -1,24 +1,29 @@
-"""Precision, recall, density and coverage: how much of one set lies in the balls around the points of another set?
+"""Precision, recall, density and coverage of samples, computed from nearest-neighbour balls.
 
-The ball around a point reaches to its k-th nearest neighbour in its own set,
+The ball around a point z extends to the k-th nearest neighbour of z in its own set, at the distance r_k(z):
 
     B(z) = { a : |a - z| <= r_k(z) }.
 
 With samples x_1 .. x_N and reference points y_1 .. y_M,
 
-    precision = (1/N) #{ i : x_i in B(y_j) for some j }       samples that could be real,              (1)
-    recall    = (1/M) #{ j : y_j in B(x_i) for some i }       real points that could be sampled,       (2)
-    density   = (1/(k N)) #{ (i, j) : x_i in B(y_j) }         like (1), but counts the balls,          (3)
-    coverage  = (1/M) #{ j : some x_i in B(y_j) }             real points with a sample nearby.        (4)
+    precision = (1/N) #{ i : x_i in B(y_j) for some j },              (1)
+    recall    = (1/M) #{ j : y_j in B(x_i) for some i },              (2)
+    density   = (1/(k N)) #{ (i, j) : x_i in B(y_j) },                (3)
+    coverage  = (1/M) #{ j : x_i in B(y_j) for some i }.              (4)
 
-Precision and recall are sensitive to outliers, which have large balls; density and coverage were designed to avoid
-this. Between equal distributions, density is 1 on average and can exceed 1. Coverage is then 1 - (M-1)!/(M-1-k)!
-(N+M-1-k)!/(N+M-1)! on average, which is 0.97 for k = 5 and large equal sizes. There is no such reference value for
-precision and recall. All four except density depend on N, M and k, so compare values at equal N, M and k only.
+Precision is the fraction of samples that lie near the reference, and recall is the fraction of reference points that
+lie near the samples. Density counts how many reference balls contain each sample, whereas precision only records
+whether any of them does. Coverage is the fraction of reference balls that contain at least one sample.
 
-The errors come from the jackknife (:mod:`scoresde.metrics.measurement`), in a single pass over the pairs. Deleting a
-block removes its balls and changes the k-th neighbour of every point that had a neighbour in it. The statistics are
-not smooth in the data, and their errors are too large: by 10 to 60 % in trials, and more for a statistic close to 1.
+Precision and recall are sensitive to outliers, because outliers have large balls. Density and coverage were designed to
+avoid this weakness. If both distributions are equal, density has expectation 1 and can exceed 1, and coverage has
+expectation 1 - (M-1)!/(M-1-k)! (N+M-1-k)!/(N+M-1)!, which is 0.97 for k = 5 and large N = M. Precision and recall
+have no such reference value. Compare values only at equal N, M and k.
+
+The standard errors come from the jackknife (:mod:`scoresde.metrics.measurement`), in a single pass over the pairs.
+Deleting a block removes the balls around its points, and enlarges the ball of every point that has one of its k nearest
+neighbours in the block. Because the statistics are not smooth functions of the data, the jackknife overestimates their
+standard errors, by 10 to 60 % in trials and by more for a statistic close to 1.
 
 References:
     Kynkäänniemi, Karras, Laine, Lehtinen and Aila (2019), Improved precision and recall metric for assessing
@@ -42,12 +47,15 @@ from .rows import nearest, pair, slabs, squared_distances
 
 __all__ = ["NEIGHBOURS", "Neighbourhoods", "neighbourhoods"]
 
-NEIGHBOURS = 5  # rank k of the neighbour to which a ball reaches
+NEIGHBOURS = 5  # the default k: a ball extends to the k-th nearest neighbour
 
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """The four statistics, each with its jackknife error. All statistics except density lie between 0 and 1."""
+    """Precision, recall, density and coverage, each with its jackknife error.
+
+    All statistics except density lie between 0 and 1.
+    """
 
     precision: Measurement
     recall: Measurement
@@ -62,8 +70,8 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
     Args:
         x: Features of the samples, shape ``(N, d)``.
         y: Features of the reference, shape ``(M, d)``.
-        k: A ball reaches to the k-th nearest neighbour.
-        blocks: Number of jackknife blocks. The error is NaN if a set is too small for the jackknife.
+        k: Rank of the neighbour that determines the radius of each ball.
+        blocks: Number of jackknife blocks. The errors are NaN if a set is too small for the jackknife.
 
     Raises:
         UsageError: If the shapes differ, a value is not finite, ``k`` is below 1, or a set has ``k`` rows or fewer.
@@ -71,8 +79,8 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
     a, b = pair(x, y)
     if not 1 <= k < min(len(a), len(b)):
         raise UsageError(
-            f"k = {k} neighbours cannot be found in sets of {len(a)} and {len(b)} rows; use k >= 1 and sets of more "
-            "than k rows"
+            "k must be at least 1 and less than the number of rows in each set, "
+            f"got k = {k} for sets of {len(a)} and {len(b)} rows"
         )
     in_a, in_b = (block.to(a.device) for block in deal([len(a), len(b)], blocks))
     count = 1 + int(in_a.max())
@@ -95,9 +103,9 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
             recalled[:, c] |= (squares <= balls_a[part, c, None]).any(dim=0)
 
     def over(values: Tensor, block: Tensor) -> Measurement:
-        """Average over all rows, and over the rows that remain without each block in turn."""
+        """Average over all rows, and then over the rows that remain when each block is deleted in turn."""
         means = [float(values[block != c - 1, c].double().mean()) for c in range(1 + count)]
-        # Radii shrink as sets grow, so the means do not approach their limits as 1/N: report no bias.
+        # Radii shrink as sets grow, so the bias of the means is not proportional to 1/N and is not reported.
         return replace(from_blocks(means[0], means[1:]), bias=math.nan)
 
     return Neighbourhoods(
@@ -109,11 +117,12 @@ def neighbourhoods(x: Tensor, y: Tensor, *, k: int = NEIGHBOURS, blocks: int = B
 
 
 def _balls(rows: Tensor, k: int, block: Tensor, count: int) -> Tensor:
-    """Squared radii ``(N, 1 + count)``, with all rows and then without each block in turn. Deleted rows have -1.
+    """Compute the squared radii ``(N, 1 + count)`` of the balls, with all rows and then without each block in turn.
 
-    The radii have a little slack, so that rounding does not push a copy out of a ball when it lies on the boundary.
+    The entries of deleted rows are -1. All radii are slightly enlarged, so that rounding cannot exclude a point that
+    lies exactly on the boundary of a ball.
     """
-    # One of 20 blocks contains few of the neighbours, so that at least k of 4 k + 20 neighbours remain without it.
+    # One of 20 blocks contains few of the 4 k + 20 neighbours, so at least k of them remain when it is deleted.
     distances, found = nearest(rows, rows, min(len(rows) - 1, 4 * k + 20), same=True)
     slack = 1e-13 * float(rows.square().sum(dim=1).max())
     radii = []

@@ -1,4 +1,4 @@
-"""Rank statistics: how often numbers of one set exceed those of another."""
+"""Rank statistics that compare two sets of numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ __all__ = ["share_above"]
 
 
 def share_above(x: Tensor, y: Tensor) -> float:
-    """Estimate ``P(x > y) + P(x = y)/2`` over all pairs (Mann and Whitney 1947); shapes ``(N,)`` and ``(M,)``.
+    """Estimate ``P(x > y) + P(x = y) / 2`` over all pairs of values of ``x: (N,)`` and ``y: (M,)``.
+
+    This is the Mann-Whitney statistic (1947), divided by N M.
 
     >>> share_above(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
     0.875

@@ -1,15 +1,15 @@
-"""Rows of numbers and the distances between them, shared by all metrics.
+"""Distances between rows of numbers, shared by all metrics.
 
 All metrics flatten events to rows and compute in float64. They process a table of N x M distances in slabs of rows, and
-never hold more than ``BUDGET`` numbers of the table at once.
+hold at most ``BUDGET`` numbers of the table at once.
 
-Squared distances come from one matrix product,
+Squared distances are computed with a single matrix product,
 
     |a - b|^2 = |a|^2 + |b|^2 - 2 a.b,                                                              (1)
 
-after the mean of the second set is subtracted from both, which limits cancellation. A distance of zero comes out as
-about 1e-8 of the size of the rows. :func:`nearest` must return exact zeros, so it computes the distances of the
-neighbours that it has found again, by subtraction.
+after the mean of the second set is subtracted from both sets to limit cancellation. Because of rounding, a distance of
+zero is computed as about 1e-8 times the norm of the rows. The function :func:`nearest` must return exact zeros, so it
+recomputes the distances to the selected neighbours directly from a - b.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ from ..core.errors import UsageError
 
 __all__ = ["as_rows", "furthest", "nearest", "pair", "slabs", "squared_distances"]
 
-BUDGET = 2**24  # numbers of a table to hold at once: 128 MB in float64
+BUDGET = 2**24  # largest number of table entries to hold at once: 128 MB in float64
 
 
 def as_rows(x: Tensor, name: str, device: torch.device | None = None) -> Tensor:
     """Flatten ``x``, of shape ``(N, *event)``, to float64 rows ``(N, d)``.
 
     Raises:
-        UsageError: If there are fewer than 2 rows, events are empty, or a value is not finite.
+        UsageError: If ``x`` has no event axis, there are fewer than 2 rows, events are empty, or a value is not finite.
     """
     device = x.device if device is None else device
     if x.ndim < 2:
-        raise UsageError(f"{name} must have shape (N, *event): got {tuple(x.shape)}")
+        raise UsageError(f"{name} must have shape (N, *event) with at least 2 axes, got {tuple(x.shape)}")
     if x.shape[0] < 2:
-        raise UsageError(f"{name} has {x.shape[0]} rows: a distance between distributions needs at least 2 rows")
+        raise UsageError(f"{name} must have at least 2 rows, got {x.shape[0]}")
     if x[0].numel() == 0:
-        raise UsageError(f"{name} has empty events: its shape is {tuple(x.shape)}")
+        raise UsageError(f"the events of {name} must not be empty, got shape {tuple(x.shape)}")
     rows = x.detach().flatten(1)
     bad = ~rows.isfinite()
     if bad.any():
         first = int(bad.any(dim=1).nonzero()[0, 0])
         raise UsageError(
-            f"{name} has {int(bad.sum()):,} values that are not finite, the first of them in row {first}; drop these "
-            "rows, or find out why they diverged"
+            f"{name} has non-finite values ({int(bad.sum()):,} in total, the first in row {first}); remove the "
+            "affected rows, or find out why they diverged"
         )
     # Apple's GPU has no float64.
     return rows.cpu().double() if device.type == "mps" else rows.to(device=device, dtype=torch.float64)
 
 
 def pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert features ``(N, d)`` and ``(M, d)`` to float64 rows on one device.
+    """Convert features ``(N, d)`` and ``(M, d)`` to float64 rows on the device of ``x``.
 
     Raises:
-        UsageError: If the features have other shapes, or :func:`as_rows` rejects the features.
+        UsageError: If the shapes do not match, a set has fewer than 2 rows, or a value is not finite.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise UsageError(
-            "features must have shapes (N, d) and (M, d) with the same d: "
+            "features must have shapes (N, d) and (M, d) with the same d, "
             f"got {tuple(x.shape)} and {tuple(y.shape)}; flatten events first"
         )
     return as_rows(x, "x"), as_rows(y, "y", x.device)
 
 
 def slabs(n: int, m: int) -> Iterator[slice]:
-    """Yield slices of ``range(n)`` whose length times ``m`` stays within the budget."""
+    """Divide ``range(n)`` into slices whose length times ``m`` is at most ``BUDGET``, if possible."""
     size = max(1, BUDGET // max(1, m))
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Compute squared distances ``(N, M)`` between rows ``(N, d)`` and ``(M, d)`` by (1); never negative."""
+    """Compute the squared distances ``(N, M)`` between rows ``(N, d)`` and ``(M, d)`` with equation 1."""
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     return torch.addmm(squares, a, b.T, alpha=-2).clamp_min_(0)
 
@@ -84,16 +84,15 @@ def nearest(a: Tensor, b: Tensor, k: int, *, same: bool = False) -> tuple[Tensor
         a: Rows ``(N, d)``.
         b: Rows ``(M, d)``.
         k: Number of neighbours.
-        same: Whether ``a`` is ``b``, so that a row does not count as its own neighbour.
+        same: Whether ``a`` and ``b`` are the same rows. If so, a row does not count as its own neighbour.
 
     Returns:
-        Distances, ascending, and indices into ``b``, both of shape ``(N, k)``. Copies have a distance of exactly 0.
+        The distances in ascending order, and the indices into ``b``, each of shape ``(N, k)``. Identical rows have a
+        distance of exactly 0.
     """
     available = len(b) - same
     if not 1 <= k <= available:
-        raise UsageError(
-            f"k = {k} nearest neighbours cannot be found among {available} rows; use k from 1 to {available}"
-        )
+        raise UsageError(f"k must be between 1 and {available}, the number of rows that can be neighbours, got {k}")
     centre = b.mean(dim=0)
     moved, others = a - centre, b - centre
     distances, indices = [], []
@@ -112,10 +111,10 @@ def nearest(a: Tensor, b: Tensor, k: int, *, same: bool = False) -> tuple[Tensor
 def furthest(x: Tensor) -> float:
     """Find the largest distance between two rows of ``x: (N, *event)``.
 
-    The result is exact for up to 2,048 rows. For more rows the search starts at the row furthest from the mean, moves
-    to the row furthest from the current row, and repeats this as long as the distance grows. The result is then the
-    distance between two actual rows. It is never less than 1/sqrt(3) of the largest distance, and almost always equal
-    to that distance.
+    The result is exact for up to 2,048 rows. For more rows, the search starts at the row furthest from the mean, moves
+    to the row furthest from the current row, and repeats this step as long as the distance grows. The result is then
+    the distance between two actual rows. It is at least 1/sqrt(3) times the largest distance, and almost always equal
+    to it.
     """
     rows = x.detach().flatten(1)
     if len(rows) <= 2048:

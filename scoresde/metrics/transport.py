@@ -1,12 +1,15 @@
-"""The sliced Wasserstein distance. Projecting onto a random direction reduces optimal transport to sorting:
+"""The sliced Wasserstein distance, which averages over one-dimensional projections of the data.
+
+In one dimension, optimal transport reduces to sorting. The sliced distance of order p is
 
     SW_p(x, y) = ( E_u [ W_p(u.x, u.y)^p ] )^(1/p),    u uniform on the unit sphere of R^d,
-    W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq.
+    W_p(a, b)^p = int_0^1 |F_a^{-1}(q) - F_b^{-1}(q)|^p dq,
 
-The expectation is estimated by a mean over ``projections`` directions. The estimate is not multiplied by d: because
-E[(u.m)^2] = |m|^2 / d, shifting a set by m gives a sliced distance of |m| / sqrt(d), not |m|.
+where F_a^{-1} is the quantile function of a. The expectation is estimated by the mean over ``projections`` random
+directions. The result is not rescaled by the dimension d. Because E[(u.m)^2] = |m|^2 / d, shifting a set by a vector m
+gives a sliced distance of |m| / sqrt(d) for p = 2, not |m|.
 
-The estimate is biased upwards for few samples, so compare values at equal N only.
+The estimate is biased upwards for small samples, so compare values only at equal N.
 
 References:
     Rabin, Peyré, Delon and Bernot (2011), Wasserstein barycenter and its application to texture mixing, SSVM.
@@ -28,7 +31,7 @@ from .rows import as_rows
 
 __all__ = ["sliced", "sliced_wasserstein"]
 
-_BLOCK = 64  # Directions projected at once; this bounds the memory at 64 (N + M) numbers.
+_BLOCK = 64  # Number of directions to project onto at once, which limits memory to 64 (N + M) numbers.
 
 
 @checked(projections=Range(1, 10**6), seed=SEED, p=Range(1, 100))
@@ -39,14 +42,15 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
         x: Samples, shape ``(N, *event)``; events of any shape are flattened.
         y: Samples, shape ``(M, *event)``; ``M`` may differ from ``N``.
         projections: Number of random directions.
-        seed: Seed for the directions; the same seed gives the same directions for the same event shape.
+        seed: Seed for the directions. The same seed and event shape give the same directions.
         p: Order of the distance, at least 1.
 
     Returns:
-        (mean over directions of W_p^p)^(1/p). Sets of unequal size are matched exactly, quantile by quantile.
+        The distance, ``(mean over directions of W_p^p)^(1/p)``. The integral over quantiles is exact, even for sets of
+        unequal size.
 
     Raises:
-        UsageError: If the event shapes differ, a value is not finite, there are fewer than 2 rows, or an
+        UsageError: If the event shapes differ, a value is not finite, a set has fewer than 2 rows, or an
             option is out of range.
 
     >>> x = torch.arange(4.0).reshape(4, 1)
@@ -54,11 +58,11 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
     3.0
     """
     if projections < 1:
-        raise UsageError(f"projections must be at least 1: got {projections}")
+        raise UsageError(f"projections must be at least 1, got {projections}")
     if not p >= 1:
-        raise UsageError(f"the order p of a Wasserstein distance must be at least 1: got {p}")
+        raise UsageError(f"the order p of a Wasserstein distance must be at least 1, got {p}")
     if x.shape[1:] != y.shape[1:]:
-        raise UsageError(f"x and y must have the same event shape: got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
+        raise UsageError(f"x and y must have the same event shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     a = as_rows(x, "x", x.device)
     b = as_rows(y, "y", x.device)
 
@@ -86,12 +90,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 512, seed: in
 
 @checked(blocks=SEVERAL)
 def sliced(x: Tensor, y: Tensor, *, blocks: int = BLOCKS) -> Measurement:
-    """Compute :func:`sliced_wasserstein` of order 2 in 512 directions, with its jackknife error.
+    """Compute the sliced Wasserstein distance of order 2 over 512 directions, with its jackknife error.
 
     Args:
         x: Samples, shape ``(N, *event)``.
         y: Samples, shape ``(M, *event)``.
         blocks: Number of jackknife blocks, B. The distance is computed B + 1 times.
     """
-    # The bias of a distance close to 0 falls as N^(-1/2), not as 1/N: report no bias.
+    # The bias of a distance close to 0 falls as N^(-1/2), not as 1/N, so it is not reported.
     return replace(jackknife(sliced_wasserstein, x, y, blocks=blocks), bias=math.nan)

@@ -1,14 +1,14 @@
 """Plots of samples, scores, schedules and training, drawn from arrays.
 
-Every function returns a :class:`matplotlib.figure.Figure` without showing it. A function that is given ``ax`` draws on
-those axes and returns their figure. ``pyplot`` is never imported. Images and points are in data units.
+Functions that draw a plot return a :class:`matplotlib.figure.Figure` without showing it. If ``ax`` is given, they draw
+on these axes and return their figure. ``pyplot`` is never imported. Images and points are in data units.
 
     samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
-    paths         :mod:`.strips`, :mod:`.paths`
+    trajectories  :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
     other         :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`
 
-:mod:`.base` defines the style.
+The module :mod:`.base` defines the style.
 """
 
 from __future__ import annotations

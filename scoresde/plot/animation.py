@@ -1,7 +1,7 @@
-"""Animations of sampling: noise turning into data, as a GIF.
+"""Animations of sampling, from noise to data, as GIF files.
 
-The frames of a trajectory, shape ``(F, N, *event)`` in data units (:meth:`scoresde.run.run.Run.frames`), are drawn like
-the still plots of :mod:`scoresde.plot`: sheets of images, points in the plane on fixed axes, or signals.
+The frames have shape ``(F, N, *event)`` and are in data units, as returned by :meth:`scoresde.run.run.Run.frames`. Each
+frame is drawn like the still plots of :mod:`scoresde.plot`, with the same axes in all frames.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
     """Draw every frame of an animation.
 
     Args:
-        frames: Shape ``(F, N, *event)``: images ``(C, H, W)``, volumes ``(C, D, H, W)``, signals ``(C, L)`` or vectors
-            ``(D,)``, in data units.
+        frames: Frames of shape ``(F, N, *event)`` in data units, where the event is an image ``(C, H, W)``, a volume
+            ``(C, D, H, W)``, a signal ``(C, L)`` or a vector ``(D,)``.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
         names: Names of the coordinates of vectors, or of the channels of signals.
@@ -40,7 +40,7 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
         factor = max(1, 400 // sheets[0].shape[1])
         return [sheet.repeat(factor, axis=0).repeat(factor, axis=1) for sheet in sheets]
     if kind not in ("signal", "vector"):
-        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"kind must be 'image', 'volume', 'signal' or 'vector', got {kind!r}")
     pictures = []
     # The axes fit the last frame, with a margin. Noise that is wider than the data starts outside the axes.
     last = finite(values[-1], "frames", values.ndim - 1)
@@ -64,15 +64,15 @@ def animate(frames: Array, kind: str, low: float, high: float, names: Sequence[s
 def animate_pair(
     left: Array, right: Array, titles: Sequence[tuple[str, str]], kind: str, low: float, high: float
 ) -> list[Pixels]:
-    """Draw every frame of two animations side by side, with a title above each.
+    """Draw every frame of two animations side by side, each with a title.
 
     Only the first channel of signals and the first two coordinates of vectors are drawn. The colour of a point shows
-    the direction from the centre in which its path in the left animation ends.
+    the direction from the centre to the point's final position in the left animation.
 
     Args:
-        left, right: Frames of shape ``(F, N, *event)`` in data units: images ``(C, H, W)``, volumes ``(C, D, H, W)``,
-            signals ``(C, L)`` or vectors ``(D,)``.
-        titles: The left and the right title of each frame.
+        left, right: Frames of shape ``(F, N, *event)`` in data units, where the event is an image ``(C, H, W)``, a
+            volume ``(C, D, H, W)``, a signal ``(C, L)`` or a vector ``(D,)``.
+        titles: The left and right titles of each frame.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
 
@@ -82,11 +82,14 @@ def animate_pair(
     pair = [np.nan_to_num(np.asarray(plain(x), dtype=np.float64)) for x in (left, right)]
     if pair[0].shape != pair[1].shape or len(pair[0]) != len(titles):
         raise UsageError(
-            "both animations must have the same shape (F, N, *event), with F pairs of titles: "
-            f"got the shapes {[x.shape for x in pair]} and {len(titles)} pairs of titles"
+            "both animations must have the same shape (F, N, *event), and titles must have length F, "
+            f"got shapes {[x.shape for x in pair]} and len(titles) = {len(titles)}"
         )
     if kind not in ("image", "volume", "signal", "vector") or (kind == "vector" and pair[0].shape[2] < 2):
-        raise UsageError(f"cannot animate data of kind {kind!r} and shape {pair[0].shape[2:]}")
+        raise UsageError(
+            "kind must be 'image', 'volume', 'signal' or 'vector', and vectors must have at least 2 coordinates, "
+            f"got {kind!r} with events of shape {pair[0].shape[2:]}"
+        )
     flat = kind in ("image", "volume")
     if flat:
         sheet = image_grid(pair[0][0][:64], None, low, high)
@@ -124,13 +127,13 @@ def save_gif(path: str | os.PathLike[str], pictures: Sequence[Pixels], seconds: 
     Args:
         path: File to write; missing folders are created.
         pictures: The frames, uint8 ``(height, width, 3)`` each.
-        seconds: Total duration of all frames but the last, in seconds.
+        seconds: Total duration of all frames before the last, in seconds.
         hold: Duration of the last frame, in seconds.
     """
     from PIL import Image
 
     if len(pictures) < 2:
-        raise UsageError(f"an animation needs at least 2 pictures: got {len(pictures)}")
+        raise UsageError(f"an animation needs at least 2 pictures, got {len(pictures)}")
     images = [Image.fromarray(p) for p in pictures]
     each = max(20, round(1000 * seconds / len(images)))
     durations = [each] * (len(images) - 1) + [round(1000 * hold)]

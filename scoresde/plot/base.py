@@ -1,11 +1,11 @@
-"""Shared parts of all plots: colours, figures without pyplot, array checks and atomic file writes.
+"""Parts shared by all plots: colours, figures without pyplot, array checks and atomic file writes.
 
-Each figure is built directly, with its own Agg canvas. Therefore ``pyplot`` is never imported, no global state changes,
-no display is needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name
-and then renamed, so that a reader never sees a partial picture.
+Each figure is created directly, with its own Agg canvas and without ``pyplot``. No global state changes, no display is
+needed, and a figure is freed when its last reference is dropped. Files are written under a temporary name and then
+renamed, so that a reader never sees a partial file.
 
-The palette is that of Okabe and Ito, whose colours remain distinct under the common colour-vision deficiencies. Samples
-are blue, the reference is grey, and anything that needs attention is vermilion.
+The colours are those of Okabe and Ito, which remain distinct under common colour-vision deficiencies. Samples are
+blue, reference data are grey, and anything that needs attention is vermilion.
 
 References:
     Okabe and Ito (2008), Color universal design: how to make figures that are friendly to colorblind people.
@@ -44,15 +44,18 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: without names, and with names
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # the colours of lines, in order
+UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: without names, with names
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # line colours, in order of use
 
 
 # --- arrays -------------------------------------------------------------------------------------------------
 
 
 def plain(x: Array) -> npt.NDArray[Any]:
-    """Convert anything array-like to a NumPy array; a tensor may be on any device and require gradients."""
+    """Convert an array-like object to a NumPy array.
+
+    A tensor may be on any device and may require gradients.
+    """
     if hasattr(x, "detach"):
         tensor = cast("Tensor", x).detach().cpu()
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
@@ -63,25 +66,25 @@ def finite(x: Array, name: str, ndim: int) -> Floats:
     """Convert an array to float64, and check that it has ``ndim`` axes and only finite values."""
     values = np.asarray(plain(x), dtype=np.float64)
     if values.ndim != ndim:
-        raise UsageError(f"{name} must have {ndim} axes: got shape {values.shape}")
+        raise UsageError(f"{name} must be {ndim}-dimensional, got shape {values.shape}")
     bad = int(values.size - np.isfinite(values).sum())
     if bad:
-        raise UsageError(f"{bad:,} of the {values.size:,} values of {name} are not finite and cannot be drawn")
+        raise UsageError(f"cannot draw {name}, because it has non-finite values ({bad:,} of {values.size:,})")
     return values
 
 
 def points_of(x: Array, name: str) -> Floats:
     points = finite(x, name, 2)
     if len(points) == 0 or points.shape[1] != 2:
-        raise UsageError(f"{name} must be points of shape (N, 2), with N at least 1: got {points.shape}")
+        raise UsageError(f"{name} must have shape (N, 2), with N at least 1, got {points.shape}")
     return points
 
 
 def window(values: Floats) -> tuple[Floats, Floats]:
-    """Find the lowest and the highest value to show in each column of ``(N, D)`` values, as two arrays ``(D,)``.
+    """Find the lowest and highest values to show in each column of ``(N, D)`` values, as two arrays ``(D,)``.
 
-    A value is left out if its distance from the range of the middle 98 % exceeds the width of that range, because it
-    would squeeze all other values.
+    A value is left out as an outlier if its distance from the range of the middle 98 % of the values exceeds the width
+    of that range.
     """
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     width = np.where(high > low, high - low, np.inf)
@@ -90,10 +93,10 @@ def window(values: Floats) -> tuple[Floats, Floats]:
 
 
 def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
-    """Return half the widths ``(2,)`` of a window for two coordinates whose values span ``widths``.
+    """Compute the half-widths ``(2,)`` of a plot window for two coordinates whose values span ``widths``.
 
     Both coordinates get the same scale unless the ratio of their widths exceeds a limit. The limit is lower for
-    coordinates with names, which are columns of a table.
+    coordinates with names, because these are columns of a table.
     """
     most, least = float(widths.max()), float(widths.min())
     if least > 0 and most > (UNLIKE[1] if len(names) else UNLIKE[0]) * least:
@@ -107,7 +110,8 @@ def halves(widths: Floats, names: Sequence[str] = ()) -> Floats:
 def literal(text: str, length: int = 200) -> str:
     """Escape text so that Matplotlib draws it literally, and shorten it to one line of about ``length`` characters.
 
-    Without escapes, a dollar sign would start a formula, and a legend would omit a name that starts with an underscore.
+    Without escaping, a dollar sign would start a formula, and a name that starts with an underscore would be omitted
+    from legends.
     """
     line = " ".join(text.split())
     line = line if len(line) <= length else f"{line[: length - 3]}..."
@@ -115,7 +119,7 @@ def literal(text: str, length: int = 200) -> str:
 
 
 def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str]:
-    """Titles of ``count`` columns: their names, or x0, x1, ... if there are not ``count`` names."""
+    """Return ``count`` column titles: the names, or x0, x1, ... if the number of names differs from ``count``."""
     return [literal(name, length) for name in names] if len(names) == count else [f"x{i}" for i in range(count)]
 
 
@@ -123,12 +127,15 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend; these figures need no backend."""
+    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend.
+
+    The setting has no effect on these figures.
+    """
     with _IMPORTING:
         _import_without_backend()
 
 
-_IMPORTING = Lock()  # a thread whose import fails removes the modules for all threads
+_IMPORTING = Lock()  # a failed import removes the modules for all threads
 
 
 def _import_without_backend() -> None:
@@ -158,7 +165,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def canvas(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return the figure and the axes to draw on: the caller's axes, or those of a new figure of this size in inches."""
+    """Return the figure and axes to draw on: the given axes, or those of a new figure of the given size in inches."""
     if ax is None:
         figure = new_figure(width, height)
         ax = figure.add_subplot()
@@ -184,7 +191,7 @@ def set_title(ax: Axes, title: str | None) -> None:
 
 
 def legend_above(ax: Axes, ncols: int) -> None:
-    """Add a legend with opaque keys above the axes on the right, where it covers no data."""
+    """Add a legend with opaque markers above the axes, on the right, where it covers no data."""
     legend = ax.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=ncols, fontsize=8, frameon=False,
         borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=2,
@@ -195,7 +202,7 @@ def legend_above(ax: Axes, ncols: int) -> None:
 
 
 def show_picture(ax: Axes, picture: npt.NDArray[Any]) -> None:
-    """Show pixels without interpolation, in a thin frame."""
+    """Show a picture without interpolation, in a thin frame."""
     white = 255 if picture.dtype == np.uint8 else 1
     ax.imshow(picture, interpolation="nearest", cmap="gray", vmin=0, vmax=white)  # RGB ignores cmap and limits
     ax.set_xticks([])

@@ -1,4 +1,4 @@
-"""The compass plot compares the learned with the exact score, in direction and length, at each noise level."""
+"""The compass plot, which compares the learned score with the exact score at each noise level."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["compass"]
 
 
 def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = None, note: str | None = None) -> Figure:
-    """Plot the cosine similarity and the relative error of a score with respect to the exact score, by noise level.
+    """Plot the cosine similarity and relative error of a learned score, compared with the exact score, by noise level.
 
     Args:
         log_snr: Log-SNRs of the noise levels, ``(L,)``.
-        cosine: Cosine of the angle between the two scores, ``(L, 3)``: a low quantile over samples, the mean, and a
-            high quantile.
-        error: Relative error ``|learned - exact| / |exact|``, ``(L, 3)``: a low quantile over samples, the root of the
-            ratio of the mean squares, and a high quantile.
+        cosine: Cosine of the angle between the two scores, ``(L, 3)``: the 10 % quantile over samples, the mean, and
+            the 90 % quantile.
+        error: Relative error ``|learned - exact| / |exact|``, ``(L, 3)``: the 10 % quantile over samples, the square
+            root of the ratio of mean squares, and the 90 % quantile.
         title: Title above the figure.
         note: Line of text below the figure.
     """
@@ -31,7 +31,10 @@ def compass(log_snr: Array, cosine: Array, error: Array, title: str | None = Non
     bands = {"cosine of the angle to the exact score": (finite(cosine, "cosine", 2), BLUE, "mean", "lower right")}
     bands["relative error"] = (finite(error, "error", 2), VERMILION, "root mean square", "lower left")
     if any(band.shape != (len(levels), 3) for band, *_ in bands.values()) or len(levels) < 2:
-        raise UsageError(f"cosine and error must have shape (L, 3) with at least 2 noise levels: got L = {len(levels)}")
+        raise UsageError(
+            "cosine and error must have shape (L, 3), where L is the length of log_snr and must be at least 2, "
+            f"got L = {len(levels)} and shapes {[band.shape for band, *_ in bands.values()]}"
+        )
     figure = new_figure(8.6, 3.7)
     panels = figure.subplots(1, 2)
     for ax, (name, (band, colour, middle, corner)) in zip(panels, bands.items(), strict=True):

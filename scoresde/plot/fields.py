@@ -19,15 +19,15 @@ __all__ = ["score_field", "score_fields"]
 
 
 def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Array, density: Array | None) -> Figure:
-    """Draw the arrows of a score over an image of its density.
+    """Draw a score as arrows over an image of the density.
 
-    A score grows without bound away from the data, so the longest arrows would hide all others if drawn to scale.
-    Instead, an arrow points along (u, v), and its length is proportional to the fourth root of |(u, v)|.
+    The norm of a score grows without bound away from the data, so the longest arrows would hide all others if drawn to
+    scale. Therefore, the length of an arrow is proportional to the fourth root of the norm.
 
     Args:
-        ax: Axes to draw on; a new figure when ``None``.
-        x_grid: Abscissas ``(X,)``, evenly spaced.
-        y_grid: Ordinates ``(Y,)``, evenly spaced.
+        ax: Axes to draw on, or ``None`` for a new figure.
+        x_grid: Evenly spaced x coordinates ``(X,)``.
+        y_grid: Evenly spaced y coordinates ``(Y,)``.
         u: First component of the score, ``(Y, X)``.
         v: Second component of the score, ``(Y, X)``.
         density: Density ``(Y, X)``, or ``None`` for a white background.
@@ -38,7 +38,7 @@ def score_field(ax: Axes | None, x_grid: Array, y_grid: Array, u: Array, v: Arra
     shape = (len(ys), len(xs))
     seen = [a.shape for a in (us, vs, image) if a is not None]
     if min(shape) < 2 or any(s != shape for s in seen):
-        raise UsageError(f"u, v and density must have the shape (Y, X) = {shape}, at least (2, 2): got {seen}")
+        raise UsageError(f"u, v and density must have shape (Y, X) = {shape}, with Y and X at least 2, got {seen}")
     figure, ax = canvas(ax, 4.6, 4.6)
     half_x, half_y = (xs[-1] - xs[0]) / (len(xs) - 1) / 2, (ys[-1] - ys[0]) / (len(ys) - 1) / 2
     extent = (xs[0] - half_x, xs[-1] + half_x, ys[0] - half_y, ys[-1] + half_y)
@@ -72,19 +72,21 @@ def score_fields(
     density: Array | None = None,
     points: Array | None = None,
 ) -> Figure:
-    """Draw scores at several times, with a row for each model, over the density or over points drawn from the density.
+    """Draw scores at several times, with one row per score, over the density or over points drawn from it.
 
     Args:
-        x_grid, y_grid: Abscissas ``(X,)`` and ordinates ``(Y,)``, evenly spaced.
-        fields: Scores ``(T, 2, Y, X)``, keyed by the title of their row.
+        x_grid, y_grid: Evenly spaced x coordinates ``(X,)`` and y coordinates ``(Y,)``.
+        fields: Scores ``(T, 2, Y, X)``, keyed by row title.
         columns: A label for each of the T times.
-        density: Values of the density, ``(T, Y, X)``, if they are known.
-        points: Points drawn from the density, ``(T, N, 2)``, if its values are unknown.
+        density: Density ``(T, Y, X)``, if it is known.
+        points: Points drawn from the density, ``(T, N, 2)``, if the density is unknown.
     """
     found = {title: finite(field, title, 4) for title, field in fields.items()}
     if not found or any(f.shape[:2] != (len(columns), 2) for f in found.values()):
         shapes = [f.shape for f in found.values()]
-        raise UsageError(f"a field must have shape (T, 2, Y, X) for T = {len(columns)} columns: got {shapes}")
+        raise UsageError(
+            f"each field must have shape (T, 2, Y, X) with T = {len(columns)} (the number of columns), got {shapes}"
+        )
     shades = None if density is None else finite(density, "density", 3)
     dots = None if points is None else finite(points, "points", 3)
     figure = new_figure(2.9 * len(columns), 3.05 * len(found) + 0.1)

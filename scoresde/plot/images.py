@@ -1,11 +1,11 @@
 """Sheets of images, drawn pixel by pixel.
 
-Images are in data units: ``low`` is black and ``high`` is white. A pixel value v becomes the byte
+Images are in data units, with ``low`` drawn as black and ``high`` as white. A pixel value v becomes the byte
 
-    round(255 clip((v - low) / (high - low), 0, 1)),
+    round(255 clip((v - low) / (high - low), 0, 1)).
 
-and an RGBA image with colour c and opacity a is composited on white (a c + (1 - a)). Channels that are not colours are
-drawn as grey pictures side by side. Of a volume, only the middle slice is drawn.
+An RGBA image with colour c and opacity a, both in [0, 1], is composited on white, which gives a c + (1 - a). Channels
+that are not colours are drawn as grey images side by side. Only the middle slice of a volume is drawn.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .base import Array, Floats, Pixels, finite, plain
 
 __all__ = ["CHANNELS", "GAP", "image_grid", "save_image_grid", "save_images"]
 
-GAP = 224  # The grey between the images of a grid, visible next to black and next to white.
-SHEET = 600  # A saved grid is at least this wide, in pixels.
+GAP = 224  # Grey level between the images of a grid, visible next to both black and white.
+SHEET = 600  # Minimum width of a saved grid, in pixels.
 CHANNELS = 6  # the maximum number of channels to show side by side
 
 
 def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: float = 1.0, pad: int = 1) -> Pixels:
-    """Lay images out row by row on one sheet.
+    """Arrange images row by row on one sheet.
 
     Args:
         x: Images ``(N, C, H, W)`` in data units, or volumes ``(N, C, D, H, W)``, of which only slice ``D // 2`` is
-            drawn. One channel is grey, three are RGB, and four are RGBA, composited on white. With any other number of
-            channels, the first six are drawn as grey pictures side by side, each scaled to the middle 99 % of its
-            values in ``x``.
-        columns: Number of images in a row. When ``None``, the sheet is the smallest square that holds all images, or
-            roughly square in pixels if channels are drawn side by side.
-        low: The value to draw as black, or as transparent.
-        high: The value to draw as white, or as opaque.
-        pad: Number of grey pixels between and around the images.
+            drawn. One channel is drawn as grey, three as RGB, and four as RGBA composited on white. With any other
+            number of channels, the first six are drawn as grey images side by side, each scaled to the middle 99 % of
+            its values in ``x``.
+        columns: Number of images per row. The default is ``ceil(sqrt(N))``, or a number that makes the sheet roughly
+            square in pixels if channels are drawn side by side.
+        low: The value to draw as black, or as transparent in an alpha channel.
+        high: The value to draw as white, or as opaque in an alpha channel.
+        pad: Width of the grey lines between and around the images, in pixels.
 
     Returns:
         The sheet, uint8 ``(rows (H + pad) + pad, columns (W' + pad) + pad, 3)``, where ``W'`` is W, or
@@ -57,15 +57,15 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
     values = finite(x, "x", 5 if plain(x).ndim == 5 else 4)
     if 0 in values.shape:
         raise UsageError(
-            f"images need shape (N, C, H, W), volumes (N, C, D, H, W), with no empty axis: got {values.shape}"
+            f"images must have shape (N, C, H, W) and volumes (N, C, D, H, W), with no empty axis, got {values.shape}"
         )
     if values.ndim == 5:
         values = values[:, :, values.shape[2] // 2]
     n, channels, height, _ = values.shape
     if not high > low:
-        raise UsageError(f"high must be above low: got low {low} and high {high}")
+        raise UsageError(f"high must be greater than low, got low = {low} and high = {high}")
     if (columns is not None and columns < 1) or pad < 0:
-        raise UsageError(f"columns must be at least 1 and pad at least 0: got {columns} and {pad}")
+        raise UsageError(f"columns must be at least 1 and pad at least 0, got columns = {columns} and pad = {pad}")
 
     if channels in (1, 3, 4):
         colour = np.clip((values - low) / (high - low), 0.0, 1.0)
@@ -92,13 +92,13 @@ def image_grid(x: Array, columns: int | None = None, low: float = -1.0, high: fl
 def save_images(
     folder: str | os.PathLike[str], x: Array, names: Sequence[str], low: float = -1.0, high: float = 1.0
 ) -> Path:
-    """Write each image as a PNG file of its own, one pixel for each pixel.
+    """Write each image to its own PNG file, without resizing.
 
     Args:
-        folder: Folder to write to; it is created if it is missing.
+        folder: Folder to write to; created if missing.
         x: Images ``(N, C, H, W)`` in data units: grey, grey with alpha, RGB or RGBA.
-        names: File names, N of them.
-        low, high: The values to draw as black and as white. With 0 and 255, integers are written as they are.
+        names: File names, one for each image.
+        low, high: The values to draw as black and as white. With 0 and 255, integers are written unchanged.
 
     Returns:
         The folder.
@@ -116,10 +116,10 @@ def save_images(
 
 
 def _side_by_side(values: Floats) -> Floats:
-    """Lay out the channels of ``(N, C, H, W)`` in a row of grey pictures in [0, 1], ``(N, 1, H, C (W + 1) + 1)``.
+    """Arrange the channels of ``(N, C, H, W)`` side by side as grey images in [0, 1], ``(N, 1, H, C (W + 1) + 1)``.
 
-    Each channel has its own scale. Only one grey pixel separates two channels, so that they are closer together than
-    images.
+    Each channel has its own scale. Channels are separated by a single grey pixel, so they are closer together than
+    images are.
     """
     n, channels, height, width = values.shape
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)
@@ -146,16 +146,16 @@ def save_image_grid(
         x: Images ``(N, C, H, W)``, or volumes ``(N, C, D, H, W)``, in data units.
         low: The value to draw as black.
         high: The value to draw as white.
-        columns: Number of images in a row, or ``None`` for the default of :func:`image_grid`.
-        magnify: Side length of the square that each pixel becomes. When ``None``, it is the smallest length that makes
-            the sheet at least 600 pixels wide.
+        columns: Number of images per row, or ``None`` for the default of :func:`image_grid`.
+        magnify: Integer factor by which to enlarge the sheet. The default is the smallest factor that makes the sheet
+            at least 600 pixels wide.
     """
     from PIL import Image
 
     sheet = image_grid(x, columns, low, high)
     factor = max(1, math.ceil(SHEET / sheet.shape[1])) if magnify is None else magnify
     if factor < 1:
-        raise UsageError(f"magnify must be at least 1: got {magnify}")
+        raise UsageError(f"magnify must be at least 1, got {magnify}")
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)  # nearest neighbour: pixels stay pixels
     with atomic(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

@@ -18,20 +18,22 @@ __all__ = ["likelihood_histogram"]
 
 
 def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None = None) -> Figure:
-    """Draw a histogram for each data set, with a line at its mean; the legend gives the means.
+    """Draw a histogram for each data set, with a dashed line at its mean, which is also given in the legend.
 
-    All histograms have area 1 and the same bin width. It is the smallest width that the rule of Freedman and Diaconis
-    (1981) gives for any of the sets, within limits on the number of bins.
+    All histograms have area 1 and the same bin width. This is the smallest width that the rule of Freedman and Diaconis
+    (1981) gives for any of the data sets, within limits on the number of bins.
 
     Args:
-        sets: Values ``(n,)`` of at most seven data sets, keyed by the names of the sets.
-        unit: Unit of the values, for the label of the axis.
-        ax: Axes to draw on; a new figure when ``None``.
+        sets: Values ``(n,)`` of at most seven data sets, keyed by name.
+        unit: Unit of the values, for the axis label.
+        ax: Axes to draw on, or ``None`` for a new figure.
     """
     values = {name: finite(v, name, 1) for name, v in sets.items()}
     if not values or len(values) > len(COLOURS) or any(len(v) == 0 for v in values.values()):
         sizes = {name: len(v) for name, v in values.items()}
-        raise UsageError(f"a figure needs 1 to {len(COLOURS)} data sets, each with at least one value: got {sizes}")
+        raise UsageError(
+            f"a figure needs 1 to {len(COLOURS)} data sets, each with at least one value, got sizes {sizes}"
+        )
     low, high = (float(f(np.concatenate(list(values.values())))) for f in (np.min, np.max))
     count = int(np.clip(np.ceil((high - low) / _bin_width(list(values.values()))), 12, 150)) if high > low else 12
     width = (high - low or 1.0) / count
@@ -54,6 +56,9 @@ def likelihood_histogram(sets: Mapping[str, Array], unit: str, ax: Axes | None =
 
 
 def _bin_width(sets: list[Floats]) -> float:
-    """The smallest ``2 IQR n^(-1/3)`` of all sets with a positive interquartile range (IQR), or infinity."""
+    """Compute the smallest bin width ``2 IQR n^(-1/3)`` over the sets with a positive interquartile range (IQR).
+
+    The result is infinite if there is no such set.
+    """
     widths = [2 * float(np.subtract(*np.percentile(v, [75, 25]))) / np.cbrt(len(v)) for v in sets]
     return min((w for w in widths if w > 0), default=np.inf)

@@ -1,9 +1,9 @@
 """Plots of samples next to their nearest training rows, for visual inspection.
 
-Images are drawn in pairs, with the sample on top. A signal or vector is drawn in blue over its training row in grey,
-with each column of a table in units of its standard deviation. Pairs flagged by the test for copies have a vermilion
-frame. Points in the plane share one panel with the training data. A line joins each sample to its nearest training row,
-and flagged samples are vermilion.
+Images are drawn in pairs, with the sample above its nearest training row. A signal or vector is drawn in blue over its
+nearest training row in grey, with each column of a table in units of its standard deviation. Pairs flagged by the test
+for copies have a vermilion frame. Points in the plane are drawn in a single panel with the training data, where a line
+joins each sample to its nearest training row, and flagged samples are vermilion.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def neighbour_sheet(
     data: Array | None = None,
     names: Sequence[str] = (),
 ) -> Figure:
-    """Draw pairs of a sample and its nearest training row.
+    """Draw each sample with its nearest training row.
 
     Args:
         samples: Samples, shape ``(N, *event)``, in data units.
         nearest: The nearest training row of each sample, with the same shape as ``samples``.
-        captions: The caption of each pair, which is not shown for points in the plane.
+        captions: One caption per pair. Captions are not shown for points in the plane.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low: The image value to draw as black.
         high: The image value to draw as white.
         flagged: Indices of the pairs to mark as flagged.
-        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and determine the
-            units of other vectors.
+        data: The training rows, shape ``(T, *event)``. They are drawn behind points in the plane, and their mean
+            and standard deviation are used to normalise other vectors.
         names: Names of the two coordinates of points in the plane.
 
     Raises:
@@ -76,8 +76,8 @@ def neighbour_sheet(
     a, b = np.asarray(plain(samples)), np.asarray(plain(nearest))
     if a.shape != b.shape or len(a) != len(captions) or len(a) == 0:
         raise UsageError(
-            "samples, nearest rows and captions must match, and there must be at least one of each: "
-            f"got {a.shape}, {b.shape} and {len(captions)} captions"
+            "samples and nearest must have the same shape (N, *event), captions must have length N, and N must be at "
+            f"least 1, got shapes {a.shape} and {b.shape} and len(captions) = {len(captions)}"
         )
     if kind == "vector" and a.shape[1:] == (2,):
         return _points(points_of(a, "samples"), points_of(b, "nearest"), flagged, data, names)
@@ -115,7 +115,7 @@ def neighbour_sheet(
 
 
 def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, names: Sequence[str]) -> Figure:
-    """Draw pairs of points over the data."""
+    """Draw lines from samples to their nearest training rows, over the training data."""
     figure, ax = canvas(None, 4.5, 4.5)
     behind = b if data is None else points_of(data, "data")
     least, most = window(np.concatenate([behind, a, b]))
@@ -140,7 +140,7 @@ def _points(a: Floats, b: Floats, flagged: Collection[int], data: Array | None, 
 
 
 def _lines(ax: Axes, sample: Array, nearest: Array) -> None:
-    """Plot the values of a sample and its nearest row against their position, with channels one after another."""
+    """Plot the values of a sample and its nearest training row against position, with channels one after another."""
     ax.plot(np.ravel(nearest), color=GREY, linewidth=2.2, marker="o", markersize=2.5)
     ax.plot(np.ravel(sample), color=BLUE, linewidth=1.0, marker="o", markersize=1.5)
     tidy(ax)

@@ -1,9 +1,9 @@
-"""Plots of sample paths from noise to data, by the flow and by the reverse SDE, with one number for each state.
+"""Plots of one-dimensional sample trajectories from noise to data, for the probability flow and the reverse SDE.
 
-From a given starting noise, the flow follows a single path, whereas the reverse SDE has infinitely many possible paths.
-At every time, the states of both have the same law (Song et al. 2021, arXiv:2011.13456, sec. 4.3 and fig. 2). The
-shading behind the paths shows this law, estimated from the samples. The histograms at the ends show the laws at the
-first and the last time.
+From a given starting noise, the flow follows a single trajectory, whereas the reverse SDE has infinitely many possible
+trajectories. At every time, the states of both have the same distribution (Song et al. 2021, arXiv:2011.13456, sec. 4.3
+and fig. 2). The shading behind the trajectories shows this distribution, estimated from the samples. The histograms to
+the left and right show the distributions at the first and last times.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ def trajectories(
     data: Array | None = None,
     label: str = "x",
 ) -> Figure:
-    """Draw sets of paths side by side, with their distributions at both ends.
+    """Draw sets of trajectories side by side, with histograms of their first and last states.
 
     Args:
-        t: Times ``(T,)``, in the order in which the paths pass them.
-        paths: Paths ``(T, N)`` of the samples, keyed by the title of their panel. Path i of each set starts from the
-            same noise.
-        shown: Number of paths to draw as lines. Path i has the same colour in each panel. The shading is estimated from
-            all paths.
-        data: Values of the data ``(M,)``, drawn in grey at the end for comparison.
+        t: Times ``(T,)``, in the order in which the trajectories pass through them.
+        paths: Trajectories ``(T, N)``, keyed by panel title. Trajectory i of each set starts from the same noise.
+        shown: Number of trajectories to draw as lines. Trajectory i has the same colour in each panel. The shading is
+            estimated from all trajectories.
+        data: Values of the data ``(M,)``, drawn as a grey histogram behind that of the last states.
         label: Label of the vertical axis.
 
     Raises:
@@ -50,8 +49,8 @@ def trajectories(
     found = {title: finite(x, title, 2) for title, x in paths.items()}
     if not found or any(len(x) != len(times) or x.shape[1] < 2 for x in found.values()):
         raise UsageError(
-            f"paths must have shape (T, N) for T = {len(times)} times and N at least 2: "
-            f"got {[x.shape for x in found.values()]}"
+            f"each set of paths must have shape (T, N) with T = {len(times)} times and N at least 2, "
+            f"got shapes {[x.shape for x in found.values()]}"
         )
     real = None if data is None else finite(data, "data", 1)
     every = np.concatenate([x.ravel() for x in found.values()])
@@ -64,7 +63,7 @@ def trajectories(
     for i, (title, x) in enumerate(found.items()):
         start, panel, end = grid[3 * i : 3 * i + 3]
         _law(panel, times, x, edges)
-        # Colour the paths in the order of their starting points.
+        # Colour the trajectories in the order of their starting points.
         order = np.argsort(x[0, : max(shown, 1)])
         for k, row in enumerate(order):
             panel.plot(times, x[:, row], color=COLOURS[k % len(COLOURS)], linewidth=1.1)
@@ -91,7 +90,7 @@ def trajectories(
 
 
 def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
-    """Shade the density at each time, scaled to its maximum, so that a narrow law is no darker than a wide one."""
+    """Shade the density, scaled to its maximum at each time so that a narrow density is no darker than a wide one."""
     density = np.stack([np.histogram(row, edges)[0] for row in x]).astype(np.float64)
     density = _smooth(density) / np.maximum(_smooth(density).max(axis=1, keepdims=True), 1e-300)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -99,14 +98,14 @@ def _law(ax: Axes, times: Floats, x: Floats, edges: Floats) -> None:
 
 
 def _smooth(density: Floats) -> Floats:
-    """Smooth over neighbouring bins with Gaussian weights, because each bin holds few samples."""
+    """Smooth over neighbouring bins with Gaussian weights, because each bin contains few samples."""
     reach = np.arange(-6, 7)
     kernel = np.exp(-(reach**2) / (2 * 2.0**2))
     return np.apply_along_axis(np.convolve, 1, density, kernel / kernel.sum(), "same")
 
 
 def _histogram(ax: Axes, x: Floats, edges: Floats, real: Floats | None) -> None:
-    """Draw a horizontal histogram."""
+    """Draw a horizontal histogram of ``x``, over a grey one of ``real`` if given."""
     bins = edges[::2]
     if real is not None:
         ax.hist(real, bins=list(bins), density=True, orientation="horizontal", color=GREY, alpha=0.5, label="data")

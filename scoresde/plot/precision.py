@@ -1,11 +1,11 @@
-"""Work-precision plots of solvers: error against model evaluations, on logarithmic axes.
+"""Work-precision plots, which show the errors of solvers against the number of model evaluations on logarithmic axes.
 
-There are two panels with a line for each solver. The first panel shows the distance to the converged solution. This
+There are two panels, with a line for each solver. The first panel shows the distance to the converged solution. This
 distance falls with slope -k for a solver of order k, until it is limited by rounding or by the error of the converged
-solution. The second panel shows the sliced W2 distance to data. A grey band is the range attained by real data, and a
-dotted line is the value attained by the converged solution. Once a solver reaches the dotted line, more evaluations are
-wasted. The conventions are those of :mod:`scoresde.plot`. Lines differ in marker as well as in colour, and also in dash
-pattern if there are more than seven solvers.
+solution. The second panel shows the sliced W2 distance to data. The grey band is the range of this distance for real
+data, and the dotted line is its value for the converged solution. Once a solver reaches the dotted line, more
+evaluations bring no further improvement. Lines differ in marker and colour, and also in dash pattern if there are more
+than seven solvers.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def work_precision(
     converged: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Plot the distances to the converged solution and to data against evaluations, with a line for each solver.
+    """Plot the distances to the converged solution and to data against the number of model evaluations.
 
     Args:
-        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. Each row holds the number of
-            evaluations, the distance to the converged solution and the sliced W2 distance to data for one budget. NaN
-            marks a missing value. A panel without any value is left out.
-        floor: The lowest and the highest sliced W2 distance of real data.
+        curves: A curve of shape ``(K, 3)`` for each solver, keyed by the solver's name. The columns are the number of
+            evaluations, the distance to the converged solution, and the sliced W2 distance to data. NaN marks a missing
+            value. A panel without any values is left out.
+        floor: The lowest and highest sliced W2 distances of real data.
         converged: The sliced W2 distance of the converged solution.
-        ax: Axes for the first panel alone; a new figure when ``None``.
+        ax: Axes on which to draw only the first panel, or ``None`` for a new figure with all panels.
 
     Raises:
         UsageError: If a shape is wrong, or there is nothing to draw.
@@ -51,10 +51,12 @@ def work_precision(
     found = {literal(name): np.asarray(plain(points), dtype=np.float64) for name, points in curves.items()}
     wrong = {name: points.shape for name, points in found.items() if points.ndim != 2 or points.shape[1] != 3}
     if wrong:
-        raise UsageError(f"a curve must have shape (K, 3), for evaluations, distance and sliced W2: got {wrong}")
+        raise UsageError(
+            f"each curve must have shape (K, 3), got {wrong}; the columns are evaluations, distance and sliced W2"
+        )
     columns = [c for c in TITLES if any(len(_shown(points, c)) for points in found.values())]
     if not columns:
-        raise UsageError("no solver has a finite distance above 0, so there is nothing to draw")
+        raise UsageError("there is nothing to draw, because no solver has a finite distance above 0")
     if ax is not None:
         figure, panels = canvas(ax, 0, 0)[0], [ax]
     else:
@@ -81,13 +83,13 @@ def work_precision(
 
 
 def _shown(points: Floats, column: int) -> Floats:
-    """Select the evaluations and the distance, ``(k, 2)``, of the points that logarithmic axes can show."""
+    """Select the points (evaluations, distance) that logarithmic axes can show, ``(k, 2)``."""
     pairs = points[:, [0, column]]
     return pairs[(np.isfinite(pairs) & (pairs > 0)).all(axis=1)]
 
 
 def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
-    """Draw a line for each solver, on logarithmic axes with ticks at 1, 2 and 5."""
+    """Draw a line for each solver on logarithmic axes, with ticks at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     ax.set_xscale("log")
@@ -103,7 +105,7 @@ def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
     values = np.concatenate([_shown(points, column)[:, 1] for points in found.values()])
     span = float(values.max() / values.min())
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    # Over a small range there are too few ticks at 1, 2 and 5: use evenly spaced ticks instead.
+    # Over a small range, ticks at 1, 2 and 5 would be too few, so use evenly spaced ticks instead.
     even = MaxNLocator(6, steps=[1, 2, 5, 10])
     ax.yaxis.set_major_locator(even if span < 5 else LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     for axis in (ax.xaxis, ax.yaxis):

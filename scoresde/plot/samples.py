@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
-SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum numbers to show in a figure
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum numbers of each to show in a figure
 
 
 def scatter(
@@ -52,18 +52,18 @@ def scatter(
     names: Sequence[str] = (),
     like: Array | None = None,
 ) -> Figure:
-    """Draw points in the plane, over the data in grey.
+    """Draw points in the plane, over reference data in grey.
 
-    Both axes have the same scale unless one coordinate is much wider than the other. Outliers that would squeeze all
-    other points are left out, and the figure states their number.
+    Both axes have the same scale unless the range of one coordinate is much larger than that of the other. Extreme
+    outliers lie outside the axes, and the figure states how many samples are not shown.
 
     Args:
         x: Points ``(N, 2)``.
-        reference: Data ``(M, 2)`` to compare with. Points and data together set the limits of the axes.
-        ax: Axes to draw on; a new figure when ``None``.
+        reference: Data ``(M, 2)`` to compare with.
+        ax: Axes to draw on, or ``None`` for a new figure.
         title: Title above the axes.
         names: Names of the two coordinates.
-        like: Points ``(K, 2)`` that set the limits of the axes instead.
+        like: Points ``(K, 2)`` that determine the axis limits. The default is ``x`` and ``reference`` together.
     """
     points = points_of(x, "x")
     below = None if reference is None else points_of(reference, "reference")
@@ -94,7 +94,7 @@ def scatter(
 
 
 def _outside(ax: Axes, count: int) -> None:
-    """State how many samples are not shown."""
+    """Write the number of samples outside the axes in a corner of the plot."""
     if count:
         ax.text(
             0.99, 0.98, f"{count:,} outside", transform=ax.transAxes, ha="right", va="top", fontsize=7, color=VERMILION
@@ -110,14 +110,14 @@ def signals(
 ) -> Figure:
     """Draw the first eight signals one below another, with a panel for each of the first six channels.
 
-    All signals of a channel have the same scale. The ticks beside each signal are in data units.
+    All signals of a channel are drawn on the same scale. The ticks beside each signal are in data units.
 
     Args:
         x: Signals ``(N, C, L)``.
-        ax: Axes for the first channel alone; a new figure when ``None``.
+        ax: Axes on which to draw only the first channel, or ``None`` for a new figure with all channels.
         title: Title above the figure.
         names: Names of the channels.
-        like: Signals ``(K, C, L)`` whose range, instead of that of ``x``, sets the scale of each channel.
+        like: Signals ``(K, C, L)`` whose range determines the scale of each channel. The default is ``x``.
     """
     values = _traces_of(x, "x")
     span = values[:SIGNALS] if like is None else _traces_of(like, "like")
@@ -139,14 +139,14 @@ def signals(
 def _traces_of(x: Array, name: str) -> Floats:
     values = finite(x, name, 3)
     if 0 in values.shape:
-        raise UsageError(f"signals must have shape (N, C, L), with no empty axis: got {values.shape}")
+        raise UsageError(f"signals must have shape (N, C, L), with no empty axis, got {values.shape}")
     return values
 
 
 def _panels(
     panels: Sequence[Axes], values: Floats, span: Floats, names: Sequence[str], colour: str | None = None, rows: int = 0
 ) -> None:
-    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel with room for ``rows`` signals."""
+    """Draw signals ``(N, C, L)`` on the scale of ``span``, in one panel per channel with space for ``rows`` signals."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
     several = values.shape[1] > 1 or len(names) == span.shape[1]
     titles = column_names(names, span.shape[1], 32) if len(names) == span.shape[1] else [
@@ -176,7 +176,7 @@ def _panels(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Choose two or three round numbers in the interval, or its ends if it holds fewer than two."""
+    """Choose two or three round numbers in the interval, or its ends if it contains fewer than two round numbers."""
     from matplotlib.ticker import MaxNLocator
 
     for most in (2, 3, 4):
@@ -188,22 +188,24 @@ def _marks(low: float, high: float) -> list[float]:
 
 
 def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
-    """Draw histograms of the first twelve coordinates, each over the histogram of the data in grey, in the same bins.
+    """Draw histograms of the first twelve coordinates, each over a grey histogram of the reference with the same bins.
 
-    If all values of a coordinate are integers, no integer lies on the edge of a bin. Outliers that would squeeze all
-    other values are left out, and the figure states their number.
+    If all values of a coordinate are integers, no integer lies on a bin edge. Extreme outliers lie outside the bins,
+    and the figure states how many samples are not shown.
 
     Args:
         x: Vectors ``(N, D)``.
         reference: Data ``(M, D)`` to compare with.
         names: Names of the coordinates.
-        like: Vectors ``(K, D)`` whose range, instead of that of ``x`` and the data, the bins cover.
+        like: Vectors ``(K, D)`` that determine the range of the bins. The default is ``x`` and ``reference`` together.
     """
     values = finite(x, "x", 2)
     below = None if reference is None else finite(reference, "reference", 2)
     if 0 in values.shape or (below is not None and (len(below) == 0 or below.shape[1] != values.shape[1])):
         shape = None if below is None else below.shape
-        raise UsageError(f"vectors must have shape (N, D) and the reference (M, D): got {values.shape} and {shape}")
+        raise UsageError(
+            f"x and reference must be non-empty and have shapes (N, D) and (M, D), got {values.shape} and {shape}"
+        )
     count = min(values.shape[1], COORDINATES)
     columns = min(count, 2 if count == 4 else 3 if count <= 6 else 4)
     rows = math.ceil(count / columns)
@@ -241,7 +243,7 @@ def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (),
 
 
 def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[float], float]:
-    """Choose the edges of the bins for ``count`` values, and the fraction of a bin that a bar fills.
+    """Choose the bin edges for ``count`` values, and the fraction of its bin that each bar fills.
 
     If all values are integers, every bin covers the same number of integers. Otherwise, bins of equal width run from
     ``least`` to ``most``.
@@ -260,11 +262,11 @@ def _edges(values: Floats, least: float, most: float, count: int) -> tuple[list[
 def samples_figure(
     x: Array, kind: str, low: float, high: float, reference: Array | None = None, names: Sequence[str] = ()
 ) -> Figure:
-    """Draw the usual figure for samples of one kind, next to the data or over them.
+    """Draw the standard figure for samples of a given kind, with any reference data beside or behind them.
 
     Args:
         x: Samples: images ``(N, C, H, W)``, volumes ``(N, C, D, H, W)``, signals ``(N, C, L)`` or vectors ``(N, D)``.
-        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors of two coordinates are drawn as points.
+        kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``; vectors with two coordinates are drawn as points.
         low: The image value to draw as black.
         high: The image value to draw as white.
         reference: Data to compare with, of the same shape as ``x`` except for N.
@@ -275,7 +277,7 @@ def samples_figure(
         draw = scatter if values.shape[1] == 2 else vectors
         return draw(values, reference, names=names)
     if kind not in ("image", "volume", "signal"):
-        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"kind must be 'image', 'volume', 'signal' or 'vector', got {kind!r}")
     panels = [("samples", x)] if reference is None else [("samples", x), ("data", reference)]
     if kind == "signal":
         return signals(x, names=names) if reference is None else _signal_pair(x, reference, names)
@@ -290,7 +292,7 @@ def samples_figure(
 
 
 def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
-    """Draw signals and data on the same scales: side by side, or one above the other if there are several channels."""
+    """Draw signals and data on the same scales, side by side or, for several channels, one above the other."""
     both = {"samples": _traces_of(x, "x")[:SIGNALS], "data": _traces_of(reference, "reference")[:SIGNALS]}
     channels = min(both["samples"].shape[1], PANELS)
     rows = max(len(values) for values in both.values())
@@ -310,7 +312,10 @@ def _signal_pair(x: Array, reference: Array, names: Sequence[str]) -> Figure:
 
 
 def dots(ax: Axes, points: Floats, colour: str, label: str) -> None:
-    """Draw dots, rasterised to keep vector files small. The more dots there are, the smaller and fainter they are."""
+    """Draw dots whose size and opacity decrease with their number.
+
+    The dots are rasterised to keep vector files small.
+    """
     crowd = min(1.0, 300 / len(points))
     size, alpha = 4 + 9 * crowd, 0.4 + 0.4 * crowd
     ax.scatter(

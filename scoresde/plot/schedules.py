@@ -1,10 +1,9 @@
-"""Plots of the schedules of SDEs, against each SDE's own time and against the log-SNR, which all SDEs have in common.
+"""Plots of SDE schedules against time and against the log-SNR.
 
-The parametrisation of a path by time is a convention: two paths with the same alpha and sigma as functions of the
-log-SNR differ only in the time at which they pass each noise level. The upper row therefore shows the SDEs as they are
-defined, as functions of t. The lower row shows the differences that do not depend on time: the scale, and the
-distributions of solver steps and of training times over noise levels. The log-SNR falls from left to right, from data
-to noise, as t rises.
+The time variable of an SDE is a convention. Two SDEs with the same alpha and sigma as functions of the log-SNR differ
+only in the time at which they reach each noise level. The top row shows the schedules as functions of time t, as each
+SDE defines them. The bottom row compares the SDEs at equal noise levels. It shows alpha, sigma, and the distributions
+of solver steps and training times over the log-SNR, which decreases from data on the left to noise on the right.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ RATES = (1e-2, 1e3)  # limits of the axis of beta and g^2, which may be infinite
 
 @dataclass(frozen=True)
 class Schedule:
-    """The curves to draw for one SDE; all arrays are one-dimensional.
+    """The curves to draw for one SDE. All arrays are one-dimensional.
 
     Attributes:
         name: Name for the legend.
-        t: Times, shape ``(T,)``, ascending.
-        alpha, sigma, log_snr: The schedule at the times ``t``, shape ``(T,)`` each.
+        t: Times in ascending order, shape ``(T,)``.
+        alpha, sigma, log_snr: The schedule at the times ``t``, each of shape ``(T,)``.
         beta: The rate ``-2 d log alpha / dt``, shape ``(T,)``.
-        g2: The squared diffusion ``g^2``, shape ``(T,)``. It equals beta for variance-preserving SDEs.
+        g2: The squared diffusion coefficient ``g^2``, shape ``(T,)``. It equals ``beta`` for variance-preserving SDEs.
         nodes: The log-SNR at the nodes of a solver's grid, shape ``(S + 1,)``.
         training: The log-SNR at randomly drawn training times, shape ``(K,)``.
     """
@@ -54,15 +53,15 @@ class Schedule:
 
 
 def schedules(curves: Sequence[Schedule]) -> Figure:
-    """Plot SDEs against their own time (top row) and against the log-SNR (bottom row).
+    """Plot SDE schedules against time (top row) and against the log-SNR (bottom row).
 
-    Lines get thinner from one SDE to the next, so that lines that coincide remain visible.
+    Lines get thinner from one SDE to the next, so that coinciding lines remain visible.
 
     Args:
         curves: The curves of one or more SDEs.
     """
     if not curves:
-        raise UsageError("no schedule to draw; pass at least one")
+        raise UsageError("there is no schedule to draw; pass at least one")
     figure = new_figure(13.2, 6.0)
     (alpha, sigma, beta, clock), (scale, size, steps, training) = figure.subplots(2, 4)
     known = np.concatenate([_ends(curve) for curve in curves])
@@ -121,7 +120,7 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
 
 
 def _bounded(curve: Schedule) -> Floats:
-    """The log-SNR, clipped to [-60, 60] because it may be infinite."""
+    """Return the log-SNR, clipped to [-60, 60] because it may be infinite."""
     return np.clip(np.asarray(plain(curve.log_snr), dtype=np.float64), -60, 60)
 
 
@@ -131,12 +130,12 @@ def _ends(curve: Schedule) -> Floats:
 
 
 def _within(rate: Floats) -> Floats:
-    """The rate where it is within the limits of its axis, NaN elsewhere."""
+    """Return the rate where it lies within the limits of its axis, and NaN elsewhere."""
     return np.where((rate >= RATES[0]) & (rate <= RATES[1]), rate, np.nan)
 
 
 def _share(curve: Schedule) -> tuple[Floats, Floats]:
-    """The middle of each solver step in log-SNR, and the fraction of steps per unit of log-SNR, each ``(S,)``."""
+    """Return the midpoint of each solver step in log-SNR, and the fraction of steps per unit of log-SNR."""
     nodes = np.asarray(plain(curve.nodes), dtype=np.float64)
     steps = len(nodes) - 1
     nodes = nodes[np.isfinite(nodes)]

@@ -1,9 +1,9 @@
-"""Strip plots: samples over time, from left to right, in blocks one below another.
+"""Strip plots of samples over time, with time running from left to right.
 
-A block is an array of states ``(T, N, *event)`` and has a column for each of T times. Images form a sheet of pixels
-with a row for each of N images. Points are N dots in a panel for each time. Each point keeps its colour, which shows
-the direction from the centre in which the point starts (or ends), so that mixing is visible. Signals are traces in a
-panel for each time.
+A strip plot has one or more blocks, one below another. A block shows states of shape ``(T, N, *event)``, with a column
+for each of the T times. Images form a sheet of pixels with a row for each of the N images. Points and signals have a
+panel for each time. The colour of a point is the same at all times and shows the direction from the centre to the
+point's first or last state, so that mixing is visible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TITLE = 0.55  # inches above a block, for its title and the labels of its column
 
 
 def sectors(points: Array) -> list[str]:
-    """Choose a colour for each of the points ``(N, 2)``, by its direction from the centre of all points."""
+    """Choose a colour for each of the points ``(N, 2)`` by its direction from the mean of all points."""
     x = np.asarray(plain(points), dtype=np.float64)
     x = x - x.mean(axis=0)
     eighth = np.rint(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -49,13 +49,13 @@ def strips(
     Only the first channel of signals and the first two coordinates of vectors are drawn.
 
     Args:
-        blocks: States ``(T, N, *event)`` in data units, keyed by the title of their block: images ``(C, H, W)``,
-            volumes ``(C, D, H, W)``, signals ``(C, L)`` or vectors ``(D,)``.
+        blocks: States ``(T, N, *event)`` in data units, keyed by block title. The event is an image ``(C, H, W)``, a
+            volume ``(C, D, H, W)``, a signal ``(C, L)`` or a vector ``(D,)``.
         columns: A label for each of the T columns.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
-        coloured_by: Vectors ``(N, D)`` whose directions determine the colours of the points. When ``None``, these are
-            the last states of the first block.
+        coloured_by: Vectors ``(N, D)`` whose directions determine the colours of the points. The default is the last
+            states of the first block.
         note: Line of text below the figure.
 
     Raises:
@@ -64,11 +64,11 @@ def strips(
     states = {title: np.asarray(plain(x), dtype=np.float64) for title, x in blocks.items()}
     axes = {"image": 5, "volume": 6, "signal": 4, "vector": 3}
     if kind not in axes:
-        raise UsageError(f"cannot draw data of kind {kind!r}: use 'image', 'volume', 'signal' or 'vector'")
+        raise UsageError(f"kind must be 'image', 'volume', 'signal' or 'vector', got {kind!r}")
     shapes = [x.shape for x in states.values()]
     if not shapes or any(len(s) != axes[kind] or s[0] != len(columns) or 0 in s for s in shapes):
         raise UsageError(
-            f"a block of a strip must have shape (T, N, *event) for T = {len(columns)} columns: got {shapes}"
+            f"each block must have shape (T, N, *event) with T = {len(columns)} (the number of columns), got {shapes}"
         )
     if kind in ("image", "volume"):
         return _image_strips(states, columns, low, high, note)
@@ -81,7 +81,7 @@ def strips(
 def _blocks(
     width: float, titles: Sequence[str], heights: Sequence[float], note: str | None
 ) -> tuple[Figure, list[SubFigure]]:
-    """Create a figure with a titled part, ``heights`` inches high, for each block; the note is below the last block."""
+    """Create a figure with a titled part for each block, of the given height in inches, and a note at the bottom."""
     below = 0.0 if note is None else 0.25
     tall = [height + TITLE + (below if i == len(heights) - 1 else 0.0) for i, height in enumerate(heights)]
     figure = new_figure(width, sum(tall))
@@ -97,7 +97,7 @@ def _image_strips(
     states: Mapping[str, Floats], columns: Sequence[str], low: float, high: float, note: str | None
 ) -> Figure:
     """Draw a sheet of pixels for each block, with a column for each time."""
-    # Each row has all times of one image.
+    # Each row shows one image at all times.
     rows = [np.nan_to_num(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])) for x in states.values()]
     sheets = [image_grid(x, len(columns), low, high) for x in rows]
     width = max(5.0, min(0.95 * len(columns), 13.0))
@@ -132,9 +132,11 @@ def _panels(
 def _point_strips(
     states: Mapping[str, Floats], columns: Sequence[str], coloured_by: Floats, note: str | None
 ) -> Figure:
-    """Draw dots that keep their colours, with the same axes in all panels."""
+    """Draw points, each in the same colour at all times, with the same axes in all panels."""
     if any(x.shape[2] < 2 for x in states.values()):
-        raise UsageError("vectors of one element cannot be drawn in the plane; plot their trajectories instead")
+        raise UsageError(
+            "vectors must have at least 2 coordinates, got 1; plot a single coordinate as trajectories instead"
+        )
     figure, rows = _panels(states, columns, 1.35, note)
     every = np.concatenate([x[..., :2].reshape(-1, 2) for x in states.values()])
     centre = np.median(every, axis=0)
@@ -152,7 +154,7 @@ def _point_strips(
 
 
 def _signal_strips(states: Mapping[str, Floats], columns: Sequence[str], note: str | None) -> Figure:
-    """Draw the first channel of each signal, one below another, with the same axes in all panels."""
+    """Draw the first channels of the signals one below another, with the same axes in all panels."""
     figure, rows = _panels(states, columns, 1.5, note)
     step = 1.1 * max(float(np.ptp(x[:, :, 0], axis=2).max()) for x in states.values()) + 1e-9
     for title, x in states.items():

@@ -1,4 +1,4 @@
-"""Plots of the course of training."""
+"""Plots of the training and validation loss."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def loss_curve(
     best: int | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Plot the training loss in light blue, its running mean in dark blue, and the loss on held-out rows.
+    """Plot the training loss in light blue, its running mean in dark blue, and the validation loss in vermilion.
 
     Args:
-        steps: Step numbers ``(N,)``, ascending.
-        losses: Losses ``(N,)``; a value that is not finite leaves a gap. The axis is logarithmic if all losses are
-            positive and span more than a decade.
-        validation: Step numbers ``(V,)`` and losses ``(V,)`` of the averaged weights on held-out rows.
+        steps: Training steps ``(N,)``, in ascending order.
+        losses: Training losses ``(N,)``. A non-finite loss leaves a gap. The loss axis is logarithmic if all losses
+            are positive and span more than a decade.
+        validation: Training steps ``(V,)`` and validation losses ``(V,)`` of the averaged weights.
         best: The step at which the validation loss is lowest.
-        ax: Axes to draw on; a new figure when ``None``.
+        ax: Axes to draw on, or ``None`` for a new figure.
     """
     t, y = _curve(steps, losses)
     held = None if validation is None or len(plain(validation[0])) == 0 else _curve(*validation)
@@ -61,12 +61,12 @@ def _curve(steps: Array, losses: Array) -> tuple[Floats, Floats]:
     t = np.asarray(plain(steps), dtype=np.float64)
     y = np.asarray(plain(losses), dtype=np.float64)
     if t.ndim != 1 or t.shape != y.shape:
-        raise UsageError(f"expected one loss for each step: got shapes {t.shape} and {y.shape}")
+        raise UsageError(f"expected one loss for each step, got shapes {t.shape} and {y.shape}")
     return t, np.where(np.isfinite(y), y, np.nan)
 
 
 def _running_mean(y: Floats, window: int) -> Floats:
-    """Compute the centred mean over ``window`` values, or fewer at the ends, ignoring NaN."""
+    """Compute the centred running mean over ``window`` values, or fewer at the ends, ignoring NaN."""
     kernel = np.ones(window | 1)
     there = ~np.isnan(y)
     if len(y) == 0:

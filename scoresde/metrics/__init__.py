@@ -14,10 +14,13 @@ function                 compares                                        bias at
 :func:`neighbourhoods`   supports: precision, recall, density, coverage  depends on N, M, k
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
+
+:mod:`scoresde.metrics.answers` judges the answers of a conditional model against the truth.
 """
 
 from __future__ import annotations
 
+from .answers import Ranks, exact_gap, gap, psnr, ranks, spread, ssim
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
@@ -30,15 +33,22 @@ __all__ = [
     "Measurement",
     "Moments",
     "Neighbourhoods",
+    "Ranks",
+    "exact_gap",
     "find_copies",
     "frechet",
     "frechet_distance",
+    "gap",
     "jackknife",
     "kernel_distance",
     "median_distance",
     "mmd",
     "nearest_line",
     "neighbourhoods",
+    "psnr",
+    "ranks",
     "sliced",
     "sliced_wasserstein",
+    "spread",
+    "ssim",
 ]

@@ -175,7 +175,7 @@ class Wrong(Grid):
 
 
 def test_a_grid_of_ones_own_is_checked():
-    with pytest.raises(UsageError, match=r"node 3 is 0\.5 and node 4 is 0\.5"):
+    with pytest.raises(UsageError, match=r"time 3 is 0\.5 and time 4 is 0\.5"):
         make_grid(Wrong(), ALL["vp"], 5, 1.0, 0.1)
 
 

@@ -476,7 +476,7 @@ def test_a_learned_variance_belongs_to_its_own_path():
     model = chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True)
     x = normals(3, 2)
     assert model(x, 0.5).frac is not None and convert(model, FlowMatching())(x, 0.5).frac is None
-    with pytest.raises(UsageError, match="a model of coupled data and noise has no reverse steps"):
+    with pytest.raises(UsageError, match="a model trained on coupled data and noise has no stochastic reverse steps"):
         chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True, coupled=True)
 
 

@@ -33,14 +33,14 @@ class Converted(Wrapped):
 
     Args:
         model: Any denoiser.
-        sde: The part of the other path in which the model can be evaluated at the same noise levels.
+        sde: The part of the other path whose noise levels the model covers.
     """
 
     sde: Stretch
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain on ``sde``, where the model's nodes are expressed as times of ``sde``."""
+        """The domain on ``sde``. The model's nodes that lie within it are converted to times of ``sde``."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -58,7 +58,7 @@ class Converted(Wrapped):
                 "ranges overlap"
             )
         at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
-        # x_t = s(t) x'_t' / s'(t')                                                                      (1)
+        # x_t = s(t) x'_t' / s'(t'), equation (1)
         estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
         # A learned variance is dropped, because it interpolates between two variances that differ on this path.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)

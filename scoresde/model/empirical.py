@@ -1,6 +1,6 @@
 """The exact score of a finite set of points.
 
-The points x_k are a Gaussian mixture whose components have zero width, so their denoiser has the closed form
+A set of points x_k is a Gaussian mixture whose components have zero width, so its denoiser has the closed form
 
     x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
 
@@ -50,7 +50,7 @@ class TrainingSet(Checked):
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
-        """Return the object itself, because nothing in it is specific to a row."""
+        """Return the object itself, because it is the same for all rows."""
         return self
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:

@@ -1,8 +1,7 @@
-"""The estimates that a denoiser returns, and the interface of denoisers on which solvers rely.
+"""The interface of denoisers, and the estimates that they return.
 
-A denoiser estimates the data and the noise in a state x_t. The two estimates satisfy
-alpha x0_hat + sigma eps_hat = x_t.  The score follows from them by Tweedie's formula, and the velocity follows from the
-time derivative of the path:
+A denoiser estimates the data and the noise in a state, such that  alpha x0_hat + sigma eps_hat = x_t.  The score
+follows from the two estimates by Tweedie's formula, and the velocity from the time derivative of the path:
 
     score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (1)
 
@@ -122,10 +121,9 @@ class Domain:
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the SDE's interval of t for ``use``, restricted to the domain.
+        """Return the interval of t for ``use`` (``"train"``, ``"sample"`` or ``"likelihood"``) within the domain.
 
-        ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts and ends at
-        nodes.
+        If the model has nodes, sampling starts and ends at nodes.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -187,7 +185,8 @@ class Tally:
 
     Attributes:
         evaluations: The number of times that the model was evaluated, on any number of rows.
-        more: The number of network evaluations of each row beyond one per model evaluation, as 0 or int64 ``(B,)``.
+        more: The number of additional network evaluations of each row, beyond one per model evaluation, as 0 or int64
+            ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -226,7 +225,7 @@ class Counted(Wrapped):
     """A denoiser whose network evaluations are counted.
 
     Args:
-        tally: The counter.
+        tally: The counter of network evaluations.
         index: The rows of the counter's batch that are evaluated, int64 ``(b,)``, or ``None`` for all rows.
     """
 

@@ -1,8 +1,8 @@
 """The exact denoiser of a Gaussian mixture, with the interface of a trained model.
 
-A mixture  p_0 = sum_k w_k N(mu_k, C_k)  with weights w_k, means mu_k and covariances C_k becomes
-p_t = sum_k w_k N(alpha mu_k, V_k)  with  V_k = alpha^2 C_k + sigma^2 I  at time t. With the responsibilities
-r_k(x) ~ w_k N(x; alpha mu_k, V_k),  which sum to 1, the estimates are
+If the data have the density  p_0 = sum_k w_k N(mu_k, C_k),  with weights w_k, means mu_k and covariances C_k, then the
+density at time t is  p_t = sum_k w_k N(alpha mu_k, V_k)  with  V_k = alpha^2 C_k + sigma^2 I.  With the
+responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k),  which sum to 1, the estimates are
 
     eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
     x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
@@ -38,8 +38,8 @@ class GaussianMixture:
         stds: The standard deviation of each isotropic component, shape ``(K,)``. If all are 0, the score is that of a
             finite set of points.
         weights: The weight of each component, shape ``(K,)``. The weights must sum to 1 (default: equal weights).
-        covariances: The covariance of each component, shape ``(K, D, D)`` for events of D elements, to be given instead
-            of ``stds``.
+        covariances: The covariance of each component, shape ``(K, D, D)`` for events of D elements. Give either
+            ``stds`` or ``covariances``.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -79,7 +79,7 @@ class GaussianMixture:
     def axes(self) -> tuple[Tensor, Tensor | None]:
         """The eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of the covariances.
 
-        If the components are isotropic, these are the variances ``(K, 1)`` and ``None``.
+        For isotropic components, these are the variances ``(K, 1)`` and ``None``.
         """
         if self.covariances is None:
             assert self.stds is not None
@@ -93,15 +93,16 @@ class GaussianMixture:
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> GaussianMixture:
-        """Return the mixture itself, because nothing in it is specific to a row."""
+        """Return the mixture itself, because it is the same for all rows."""
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Return the residuals, the variances, the eigenvalues, the log densities, alpha and sigma.
+        """Return the terms of each component from which the estimates and the density are computed.
 
-        The residuals, shape ``(B, K, D)``, the variances V_k and the eigenvalues l_k are in the eigenbasis of each
-        component. The last dimension of the variances and eigenvalues is D, or 1 if the components are isotropic. The
-        log densities, shape ``(B, K)``, include the weights of the components.
+        Returns:
+            The residuals, shape ``(B, K, D)``, the variances V_k and the eigenvalues l_k, all in the eigenbasis of the
+            component; the log densities including the weights, shape ``(B, K)``; and alpha and sigma. The last
+            dimension of the variances and eigenvalues is D, or 1 for isotropic components.
         """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes

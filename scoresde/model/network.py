@@ -99,13 +99,13 @@ class ScoreModel(nn.Module):
         return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """Return the network's scaled output F at ``(x_t, t)``, with the same shape as ``x``."""
+        """Return the target F as predicted by the network at ``(x_t, t)``, with the same shape as ``x``."""
         return self.outputs(x, t, cond)[0]
 
     def outputs(
         self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the network's scaled output F at ``(x_t, t)``, and the learned variance as a fraction.
+        """Return the target F as predicted by the network at ``(x_t, t)``, and the learned variance as a fraction.
 
         Both have the same shape as ``x``. The fraction is ``None`` if the model does not learn the variance. The
         argument ``augment: (B, A)``, which is used only in training, describes how the rows were augmented.
@@ -121,14 +121,17 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row. If the model has classes, missing labels become the label "no label"."""
+        """Return the condition of each row.
+
+        If the model has classes, a missing label is replaced with ``classes``, which means "no label".
+        """
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """Call the network, and return its output after checking it."""
+        """Call the network and return its output, after checking it."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
@@ -148,7 +151,7 @@ class ScoreModel(nn.Module):
         return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
-        """Return the model itself, because without a condition nothing in it is specific to a row."""
+        """Return the model itself, which is the same for all rows as long as no condition is bound."""
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
@@ -210,7 +213,7 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
     """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is set.
+    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is true.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)

@@ -51,7 +51,7 @@ class Parametrization(Checked, ABC):
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the factor that scales the network's input to unit variance, with the same shape as ``t``.
 
-        The input is ``x_t`` times this factor. The default is exact for data of unit variance.
+        The network's input is ``x_t`` times this factor. The default assumes data of unit variance.
         """
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
@@ -66,13 +66,13 @@ class Parametrization(Checked, ABC):
         The network receives this label instead of t, and no other information about the SDE.
 
         On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. Otherwise,
-        a step that starts at alpha = 0 would evaluate the network at a label that training hardly ever draws. Noise
+        a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in training. Noise
         levels above sigma = e^6 alpha, about 400 alpha, are hardly distinguishable anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
-        """Compute the data and the noise from ``output``, which is F, by equation (2).
+        """Estimate the data and the noise by equation (2), with F = ``output``.
 
         Both ``x`` and ``output`` have shape ``(B, *event)``.
         """

@@ -1,4 +1,4 @@
-"""Dense output: the state between the steps of a solver, by Hermite interpolation.
+"""Dense output between the steps of a solver, by Hermite interpolation.
 
 For each row, a solver produces knots u_j, with a state y_j and a slope k_j = dy/du at each knot. Exactly one polynomial
 of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of the knots, it
@@ -96,7 +96,7 @@ class Path:
         self.u, self.y, self.slope, self.count, self.order = u, y, slope, count, order
 
     def __call__(self, rows: Tensor, u: Tensor) -> Tensor:
-        """Return the states of the rows ``rows: (P,)`` interpolated at ``u: (P,)``, shape ``(P, D)``."""
+        """Return the states of ``rows: (P,)``, interpolated at ``u: (P,)``. The result has shape ``(P, D)``."""
         interval = (self.u[rows] <= u[:, None]).sum(1) - 1
         last = (self.count[rows] - self.order).clamp(min=0)
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)

@@ -20,13 +20,13 @@ The second estimate is needed because e can be near 0 although the error is larg
 in several hundred had an error of more than ten tolerances (``experiments/estimates.py``), because the sample turned
 towards one of several modes within the step. Since e' decreases like h^4, and its power 3/2 like h^6, only e matters
 when steps are small. The second estimate applies only to the first part of the state, because the other parts are
-integrals along the trajectory, which do not turn. DOP853 combines two estimates for the same purpose (Hairer et al.,
-II.10).
+integrals along the trajectory, to which this does not happen. DOP853 combines two estimates for the same purpose
+(Hairer et al., II.10).
 
 The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
-NumPy call costs a third of a torch call. State and slopes stay on their device (:class:`_Attempt`). A round is one
-attempted step for each active row. Each round copies one table of times to the device, and copies one number per row
-and error estimate back.
+NumPy call costs a third of a torch call. The state and the slopes stay on their device (:class:`_Attempt`). A round is
+one attempted step for each active row. Each round copies one table of times to the device, and copies one number per
+row and error estimate back.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), II.10 (two
@@ -158,7 +158,8 @@ def integrate(
         method: A key of :data:`TABLEAUS`.
         max_nfe: The maximum number of evaluations for each row.
         parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
-            first part must determine the others. The second error estimate is used only for the first part.
+            first part must determine the slopes of all parts. The second error estimate is used only for the first
+            part.
         on_step: A function called after each round with the rows that moved, ``index: (b,)``, their times ``t: (b,)``,
             states and slopes, both ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
@@ -400,7 +401,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Record the rows ``which``, which leave the batch with the given status."""
+        """Record the rows at positions ``which`` as they leave the batch with the given status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status

@@ -10,13 +10,13 @@ and equation (1) determines the SDE completely. An :class:`SDE` defines ``alpha`
 
 are computed from them by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior).
 
-In the *straight frame*, every path becomes the straight path. Rescaling x by s and using r instead of t as the time
+In the *straight frame*, every path becomes the straight path. Dividing x by s and using r instead of t as the time
 variable turns equation (1) into
 
     y = (1 - r) x_0 + r eps,      where      s = alpha + sigma,      r = sigma / s,      y = x / s,       (3)
 
-and the probability flow is dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and is
-finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
+and the probability flow becomes dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and
+is finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
 2 log(alpha/sigma)  is a monotone function of r, so it can equally well be used as the time variable.
 
 References:

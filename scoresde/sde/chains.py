@@ -1,7 +1,7 @@
 """The discrete chains DDPM and SMLD, as SDEs with nodes.
 
 A chain has N noise levels. Level i, for i = 0, ..., N - 1, is at the time t_i = (i + 1)/N, called its *node*, and the
-data are at t = 0. The path equals the chain at the nodes and interpolates it between them, so a chain is an
+data are at t = 0. The path equals the chain at the nodes and interpolates between them, so a chain is an
 :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
@@ -137,7 +137,7 @@ class DDPM(_Chain):
 
     @cached_property
     def beta(self) -> Tensor:
-        """The variance ``beta_i`` of the noise that each step i adds, float64 ``(N,)``."""
+        """The variance ``beta_i`` of the noise added in each step i, float64 ``(N,)``."""
         beta = self._published
         if not self.zero_snr:
             return beta

@@ -1,4 +1,4 @@
-"""Time grids, which choose the times that a solver visits in a given number of steps.
+"""Time grids, which determine the times that a solver visits.
 
 A grid is an object that is called as ``grid(sde, steps, t0, t1)`` and returns float64 times from ``t0`` to ``t1``, in
 either direction. :func:`make_grid` also accepts the name of a grid, and makes both ends exact. Most grids are uniform

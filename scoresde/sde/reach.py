@@ -6,7 +6,7 @@ the variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of 
 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
-or by ``P^2/sigma^2`` in coordinates that hardly vary. It is not sufficient that these factors are near 1. For example,
+or by ``P^2/sigma^2`` in coordinates that hardly vary. It is not enough for these factors to be near 1. For example,
 with s = P = 1 on a variance-preserving path, the factor of equation (1) is 1 however little noise there is, although
 sampling then starts with pure noise at a time when the fraction
 
@@ -59,7 +59,7 @@ class Reach:
     @classmethod
     @torch.no_grad()
     def of(cls, sde: SDE, t_max: float | None = None, spread: float = 1.0, furthest: float | None = None) -> Reach:
-        """Evaluate the end of a path, at ``t_max`` (default: the path's own ``t_max``).
+        """Evaluate a path at its end, or at ``t_max`` if it is given.
 
         >>> from scoresde import VPSDE
         >>> reach = Reach.of(VPSDE(beta_max=0.5), spread=0.5)
@@ -78,7 +78,7 @@ class Reach:
 
     @property
     def variance(self) -> float:
-        """The relative error of the samples' variance for Gaussian data: the factor of equation (1), minus 1."""
+        """The relative error of the samples' variance for Gaussian data, from equation (1)."""
         return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property

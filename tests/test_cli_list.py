@@ -19,7 +19,7 @@ def test_list_knows_every_table_and_every_name(shell: Shell) -> None:
 
 def test_list_says_what_a_name_stands_for_and_its_options(shell: Shell) -> None:
     out = shell("list sdes")
-    assert "vp " in out and "Variance preserving" in out and "beta_min=0.1  beta_max=20.0" in out and "`" not in out
+    assert "vp " in out and "variance-preserving" in out and "beta_min=0.1  beta_max=20.0" in out and "`" not in out
     found = shell.json("list solvers")
     entries = {entry["name"]: entry for entry in found["entries"]}  # type: ignore[attr-defined]
     assert list(entries) == list(tables.SOLVERS)

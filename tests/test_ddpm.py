@@ -229,7 +229,7 @@ def test_a_variance_that_is_not_there_is_refused():
         Ancestral(variance="larned")
     with pytest.raises(UsageError, match="this model did not learn it; train with learn_variance=True"):
         Ancestral(3, variance="learned")(ring(VPSDE()), normals(2, 2))
-    with pytest.raises(UsageError, match=r"VPSDE has no nodes.*the SDE ddpm or smld"):
+    with pytest.raises(UsageError, match=r"VPSDE has no nodes.*the 'ddpm' or 'smld' SDE"):
         ScoreModel(network(2), VPSDE(), Eps(), learn_variance=True)
     plain = ScoreModel(network(), DDPM(N), Eps(), learn_variance=True)
     with pytest.raises(

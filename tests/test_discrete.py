@@ -168,8 +168,8 @@ def test_given_betas_give_the_steps():
         (lambda: DDPM(betas=(1.0, 0.1)), ["beta is 1 at step 1 of 2"]),
         (lambda: DDPM(betas=(0.1, 1.0, 1.0)), ["beta is 1 at step 2 of 3"]),
         (lambda: DDPM(20, zero_snr=True, start=0.01, end=2.0), ["end is 2.0"]),
-        (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas have no start and end"]),
-        (lambda: DDPM(schedule="cosine", start=1e-4), ["the schedule cosine has no start and end"]),
+        (lambda: DDPM(betas=(0.1, 0.2), end=0.3), ["given betas cannot be combined with start=None and end=0.3"]),
+        (lambda: DDPM(schedule="cosine", start=1e-4), ["the 'cosine' schedule cannot be combined with start=0.0001"]),
         (lambda: SMLD(sigma_min=2.0, sigma_max=1.0), ["sigma_min is 2.0 and sigma_max is 1.0"]),
         (lambda: SMLD(steps=0), ["SMLD: steps is 0"]),
     ],
@@ -370,7 +370,7 @@ def test_one_step_less_than_there_are_levels_visits_every_node(n):
 @pytest.mark.parametrize("grid", ["uniform", "sqrt", "logsnr", "karras"])
 def test_too_many_steps_are_refused_with_the_number_that_fits(grid):
     model = OnNodes(ring(DDPM(40)))
-    words = r"on node \d+ of 40; use at most (\d+) steps on this grid \(a uniform grid .* allows at most 39 steps"
+    words = r"on node \d+ of 40; use at most (\d+) steps with this grid \(a uniform grid .* allows at most 39 steps"
     with pytest.raises(UsageError, match=words) as error:
         grid_of(grid, model, 60, 1.0, 1 / 40)
     most = int(str(error.value).split("at most ")[1].split()[0])
@@ -383,9 +383,9 @@ def test_too_many_steps_are_refused_with_the_number_that_fits(grid):
 def test_given_times_and_ends_must_suit_the_nodes():
     model = OnNodes(ring(DDPM(40)))
     assert (grid_of((1.0, 0.51, 0.3, 0.025), model, 3, 1.0, 0.025) * 40).round().tolist() == [40, 20, 12, 1]
-    with pytest.raises(UsageError, match="on node 20 of 40; give times that are farther apart"):
+    with pytest.raises(UsageError, match="on node 20 of 40; give times farther apart"):
         DDIM(grid=(1.0, 0.505, 0.5, 0.025))(model, normals(2, 2))
-    with pytest.raises(UsageError, match=r"t = 0\.51 is not a node .* the nearest is 0\.5 \(node 20 of 40\)"):
+    with pytest.raises(UsageError, match=r"t = 0\.51 is not a node .* the nearest node is t = 0\.5 \(node 20 of 40\)"):
         DDIM(3)(model, normals(2, 2), t0=0.51)
     with pytest.raises(UsageError, match=r"not a node .* 0\.025 \(node 1 of 40\)"):
         DDIM(3)(model, normals(2, 2), t1=0.03)
@@ -476,7 +476,7 @@ def test_a_learned_variance_belongs_to_its_own_path():
     model = chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True)
     x = normals(3, 2)
     assert model(x, 0.5).frac is not None and convert(model, FlowMatching())(x, 0.5).frac is None
-    with pytest.raises(UsageError, match="a model of coupled data and noise has no reverse steps"):
+    with pytest.raises(UsageError, match="a model trained on coupled data and noise has no stochastic reverse steps"):
         chain_of(MLP(dims=2, width=8, blocks=1, outputs=2), learn_variance=True, coupled=True)
 
 
@@ -540,6 +540,6 @@ def test_it_trains_and_samples(predict):
 
 @pytest.mark.parametrize("predict", ["eps", "score"])
 def test_the_noise_alone_says_nothing_there(predict):
-    with pytest.raises(UsageError, match=r"no data are left \(alpha = 0\).*Predict v, x0") as error:
+    with pytest.raises(UsageError, match=r"no signal is left \(alpha = 0\).*Predict v, x0") as error:
         fit(TrainConfig(data="moons", sde=DDPM(20, zero_snr=True), predict=predict, steps=1), save=False, quiet=True)
     assert (error.value.parameter, error.value.value) == ("predict", "v")

@@ -125,12 +125,12 @@ def test_a_grid_may_be_its_times(given):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((1.0, 0.5, 0.5, 1e-3), "node 1 is 0.5 and node 2 is 0.5"),  # repeated
-        ((1.0, 0.4, 0.5, 1e-3), "node 1 is 0.4 and node 2 is 0.5"),  # rising
-        ((1e-3, 0.5, 1.0), "from 0.001 to 1, but the solver goes from t = 1 to 0.001"),  # the other way
-        ((0.9, 0.5, 1e-3), "from 0.9 to 0.001, but the solver goes from t = 1"),
-        ((1.0, 0.5), "from 1 to 0.5, but the solver goes from t = 1 to 0.001"),
-        ((1.0,), "give at least the two ends"),
+        ((1.0, 0.5, 0.5, 1e-3), "time 1 is 0.5 and time 2 is 0.5"),  # repeated
+        ((1.0, 0.4, 0.5, 1e-3), "time 1 is 0.4 and time 2 is 0.5"),  # rising
+        ((1e-3, 0.5, 1.0), "from t = 0.001 to 1, but the solver goes from t = 1 to 0.001"),  # the other way
+        ((0.9, 0.5, 1e-3), "from t = 0.9 to 0.001, but the solver goes from t = 1"),
+        ((1.0, 0.5), "from t = 1 to 0.5, but the solver goes from t = 1 to 0.001"),
+        ((1.0,), "must have at least two times"),
         ("1,0.5,x", "not a list of numbers"),
         (0.5, "a name, a list of times or a Grid"),
     ],
@@ -175,7 +175,7 @@ class Wrong(Grid):
 
 
 def test_a_grid_of_ones_own_is_checked():
-    with pytest.raises(UsageError, match=r"node 3 is 0\.5 and node 4 is 0\.5"):
+    with pytest.raises(UsageError, match=r"time 3 is 0\.5 and time 4 is 0\.5"):
         make_grid(Wrong(), ALL["vp"], 5, 1.0, 0.1)
 
 

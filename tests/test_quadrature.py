@@ -109,7 +109,7 @@ def test_a_rule_that_is_too_coarse_is_a_failure_and_says_what_to_take(monkeypatc
     assert int(coarse.divergences.max()) == 17 and int(fine.divergences.min()) > 17
     assert bool((coarse.residual > 100 * fine.residual).all())
     assert not bool(coarse.ok.any()) and bool(coarse.log_prob.isnan().all()) and bool(fine.ok.all())
-    assert "use the method 'coupled'" in coarse.failures()[0]
+    assert "use the 'coupled' method" in coarse.failures()[0]
 
 
 @pytest.mark.parametrize(("sde", "tolerance"), [(FlowMatching(), 1e-5), (SubVPSDE(), 1e-7)], ids=str)

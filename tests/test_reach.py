@@ -99,7 +99,8 @@ def test_where_nothing_is_shrunk_the_noise_reaches_across_the_data() -> None:
     ]  # fmt: skip
     advice = Reach.of(VESDE(sigma_max=10.0), spread=0.5, furthest=16.3).advice
     assert advice is not None and (advice.parameter, advice.value) == ("sde.sigma_max", "auto")
-    assert "the noise level at t_max, 10, is too low to reach across the data: two data points lie 16.3" in str(advice)
+    assert "the noise level at t_max is 10, which is too low to span the data" in str(advice)
+    assert "the largest distance between two data points is 16.3" in str(advice)
     assert Reach.of(VESDE(sigma_max=16.4), spread=0.5, furthest=16.3).advice is None
     assert Reach.of(VPSDE(), furthest=1e4).advice is None
     assert sigma_for(16.3, 0.5) >= 16.3 and Reach.of(VESDE(sigma_max=sigma_for(3.0, 1.0)), furthest=3.0).advice is None
@@ -168,7 +169,7 @@ def test_it_is_said_once_in_training_in_sampling_and_of_the_run(tmp_path: Path, 
     assert len([w for w in caught if issubclass(w.category, Advice)]) == 1
     with pytest.warns(Advice, match="beta_max=20"):
         load("run").sample(2)
-    assert "0.74 of the variance at t_max belongs to the data" in repr(run) and len(repr(run).splitlines()) <= 4
+    assert "0.74 of the variance at t_max comes from the data" in repr(run) and len(repr(run).splitlines()) <= 4
     # A run from before this knows the spread of its data by its prediction, if at all.
     edit("run/data.json", lambda stored: {k: v for k, v in stored.items() if k not in ("spread", "furthest")})
     assert "the prior does not fit" in repr(load("run"))

@@ -326,7 +326,7 @@ def test_a_path_that_is_none_is_refused_at_construction(alpha, sigma, words):
 
 
 def test_a_path_that_is_not_written_for_tensors_is_named():
-    with pytest.raises(UsageError, match=r"Broken\(\)\.alpha\(t\) fails.*torch\.cos"):
+    with pytest.raises(UsageError, match=r"Broken\(\)\.alpha\(t\) failed.*torch\.cos"):
         broken(lambda t: math.cos(t), lambda t: t)()
 
 

@@ -1,1 +1,1 @@
-"""Guidance: denoisers that steer a model during sampling."""
+"""Guidance, which steers a model during sampling."""

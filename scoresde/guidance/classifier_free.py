@@ -23,11 +23,11 @@ __all__ = ["Guided"]
 
 @dataclass(frozen=True)
 class Guided(Checked, Wrapped):
-    """Guidance: ``estimate = against + scale (model - against)``.
+    """A guided model, whose estimate is ``against + scale (model - against)``.
 
-    Scale 1 gives ``model``, and scale 0 gives ``against``. If ``model`` has a condition and ``against`` does not, the
-    estimate is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598, whose w is ``scale - 1``. Each call evaluates both
-    models, except at scale 0 or 1, where only one is needed.
+    A scale of 1 gives ``model``, and a scale of 0 gives ``against``. If ``model`` has a condition and ``against`` does
+    not, the estimate is eq. 6 of Ho and Salimans (2022), arXiv:2207.12598, with w = ``scale - 1``. Each call evaluates
+    both models, except at scale 0 or 1, where only one of them is needed.
 
     Args:
         model: The model to move towards.
@@ -46,7 +46,7 @@ class Guided(Checked, Wrapped):
         a, b = self.model.domain, self.against.domain
         if a.sde != b.sde:
             raise UsageError(
-                f"guidance needs two models on the same path, but these models are on {a.sde!r} and {b.sde!r}; "
+                f"guidance requires two models on the same path, but these models are on {a.sde!r} and {b.sde!r}; "
                 "convert one of them with scoresde.convert"
             )
         return replace(

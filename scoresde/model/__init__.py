@@ -1,5 +1,6 @@
-"""Denoisers: models that estimate the data and the noise in a noisy state.
+"""Denoisers, which estimate the data and the noise in a noisy state.
 
 The modules define the interface (``estimate``), the meaning of a network's output (``parametrization``), trained
-networks (``network``), models used on another path (``convert``), and exact denoisers (``mixture``, ``empirical``).
+networks (``network``), the use of a model on another path (``convert``), and exact denoisers (``mixture``,
+``empirical``).
 """

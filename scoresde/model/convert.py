@@ -1,13 +1,13 @@
-"""Using a model on another path.
+"""The conversion of a model to another path.
 
-A model can be used on paths other than the one that it was trained on. At the same noise level sigma/alpha, the states
-of two paths differ only by the ratio of the scales  s = alpha + sigma  of the paths,
+A model can be used on paths other than the one on which it was trained. At the same noise level sigma/alpha, the states
+of two paths differ only by the ratio of the paths' scales  s = alpha + sigma,
 
     x'_t' / s'(t') = x_t / s(t)        where        sigma'/alpha' (t') = sigma/alpha (t),                      (1)
 
-and the estimates of data and noise are the same. :class:`Converted` uses a model trained on one path on another path,
-such as a VP model on the straight path of flow matching. Samples and likelihoods are the same on the new path, but may
-cost less there.
+and the estimates of the data and the noise are the same. :class:`Converted` therefore makes it possible to use, for
+example, a VP model on the straight path of flow matching. Samples and likelihoods are the same on the new path, but may
+be cheaper to compute there.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["Converted", "convert"]
 
 @dataclass(frozen=True)
 class Converted(Wrapped):
-    """A model used on another path, at the same noise levels; created by :func:`convert`.
+    """A model that is used on another path at the same noise levels. Use :func:`convert` to create one.
 
     Args:
         model: Any denoiser.
-        sde: The part of the other path at whose noise levels the model can be evaluated.
+        sde: The part of the other path whose noise levels the model covers.
     """
 
     sde: Stretch
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain on ``sde``, with those of the model's nodes that lie within it, as times of ``sde``."""
+        """The domain on ``sde``. The model's nodes that lie within it are converted to times of ``sde``."""
         theirs, low, high = self.model.domain, self.sde.t_min, self.sde.t_max
         nodes = theirs.nodes
         if nodes is not None:
@@ -54,13 +54,13 @@ class Converted(Wrapped):
         if bool(outside.any()):
             raise UsageError(
                 f"cannot evaluate the model at t = {float(t[outside].flatten()[0]):g}: "
-                f"{_ranges(theirs, self.sde.path)}; use a t from {ours.t_min:.6g} to {ours.t_max:.6g}, where the two "
+                f"{_ranges(theirs, self.sde.path)}; use t between {ours.t_min:.6g} and {ours.t_max:.6g}, where the two "
                 "ranges overlap"
             )
         at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
-        # x_t = s(t) x'_t' / s'(t')                                                                      (1)
+        # x_t = s(t) x'_t' / s'(t'), equation (1)
         estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
-        # A learned variance is dropped: it interpolates between two variances of the model's path, which differ here.
+        # A learned variance is dropped, because it interpolates between two variances that differ on this path.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 
@@ -68,16 +68,16 @@ _CLOSE = 1e-12  # how far rounding may move a time beyond an end
 
 
 def convert(model: Denoiser, path: SDE) -> Converted:
-    """Return ``model`` on another path, restricted to the noise levels that the model and the path share.
+    """Convert ``model`` to another path, restricted to the noise levels that the model and the path share.
 
     Args:
         model: Any denoiser.
-        path: The new path. If it reaches a higher noise level than the model, the prior of the result is that of the
-            model, in the scale of the path; otherwise it is that of the path.
+        path: The new path. If it reaches higher noise levels than the model, the result keeps the model's prior,
+            rescaled to the path. Otherwise, the result has the path's prior.
 
     Raises:
         UsageError: If the model and the path share no noise levels. The result also raises this error when it is
-            evaluated outside the shared range. The message states both ranges of log-SNR.
+            evaluated outside the shared range. The message states the log-SNR ranges of the model and of the path.
 
     >>> from scoresde import VPSDE, FlowMatching, GaussianMixture
     >>> model = GaussianMixture(VPSDE(), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.2]))
@@ -95,7 +95,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
         raise UsageError(
             f"{_ranges(domain, path)}; these ranges do not overlap, so the model cannot be used on that path"
         )
-    # At an end that comes from the model, the model's prior or data unit is kept, in the scale of the path.
+    # At an end that is set by the model, the model's prior or data unit is kept, rescaled to the path.
     ends = torch.tensor([low, high], dtype=torch.float64)
     start, end = (path.scale(ends) / theirs.scale(t[[0, 2]])).tolist()
     std = end * theirs.prior.std if high < path.t_max else path.prior.std
@@ -104,7 +104,7 @@ def convert(model: Denoiser, path: SDE) -> Converted:
 
 
 def _ranges(domain: Domain, path: SDE) -> str:
-    """Describe the log-SNR ranges of a model and a path, for a message."""
+    """Describe the log-SNR ranges of a model and a path, for use in a message."""
 
     def span(sde: SDE, low: float, high: float) -> str:
         ends = sde.log_snr(torch.tensor([high, low], dtype=torch.float64))

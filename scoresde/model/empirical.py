@@ -1,11 +1,11 @@
 """The exact score of a finite set of points.
 
-This score has the closed form of the score of a Gaussian mixture with components of zero width,
+A set of points x_k is a Gaussian mixture whose components have zero width, so its denoiser has the closed form
 
     x0_hat(x, t) = sum_k r_k x_k,      r_k ~ exp(-|x - alpha x_k|^2 / (2 sigma^2)),                             (1)
 
-where the r_k sum to 1. It minimises the training loss, so a network that reached this minimum would only reproduce the
-points (Karras et al. 2022, arXiv:2206.00364, app. B.3).
+where the weights r_k sum to 1. This denoiser minimises the training loss, so a network that reached the minimum would
+only reproduce the training points (Karras et al. 2022, arXiv:2206.00364, app. B.3).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..sde.base import SDE
 
 __all__ = ["CHUNK", "TrainingSet"]
 
-CHUNK = 2**21  # number of elements in the largest tensor, which has rows x points x elements of an event
+CHUNK = 2**21  # maximum number of elements in a tensor: rows x points x elements per event
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class TrainingSet(Checked):
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain, which is the whole path."""
+        """The domain, which covers the whole path."""
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> TrainingSet:
-        """Return the set itself, because nothing in it is specific to a row."""
+        """Return the object itself, because it is the same for all rows."""
         return self
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        """Estimate data and noise in float64 at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
+        """Estimate the data and the noise, in float64, at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
         t, x = as_time(t, x), x.double()
         best = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
         total, x0, eps = torch.zeros_like(best), torch.zeros_like(x), torch.zeros_like(x)
         for part in torch.split(self.points, max(1, CHUNK // x.numel())):
             stds = torch.full((len(part),), self.std, dtype=x.dtype, device=x.device)
             piece = GaussianMixture(self.sde, part.to(x), stds)
-            # The set is a mixture of its parts. Each part is weighted by its density times its number of points,
+            # The set is a mixture of its chunks. Each chunk is weighted by its density times its number of points,
             # relative to the largest weight so far.
             weight = piece.log_prob(x, t) + math.log(len(part))
             top = torch.maximum(best, weight)

@@ -1,7 +1,7 @@
-"""The estimate of a denoiser at ``(x_t, t)``, and the interface that solvers rely on.
+"""The interface of denoisers, and the estimates that they return.
 
-A denoiser estimates the data and the noise. The two estimates satisfy  alpha x0_hat + sigma eps_hat = x_t.  The score
-follows from them by Tweedie's formula, and the velocity from the time derivative of the path:
+A denoiser estimates the data and the noise in a state, such that  alpha x0_hat + sigma eps_hat = x_t.  The score
+follows from the two estimates by Tweedie's formula, and the velocity from the time derivative of the path:
 
     score = -eps_hat / sigma,        velocity = alpha' x0_hat + sigma' eps_hat.                             (1)
 
@@ -27,22 +27,22 @@ __all__ = [
     "Wrapped",
 ]  # fmt: skip
 
-# The choices for the variance of a step down (see Estimate.share).
+# The choices for the variance of a reverse step (see Estimate.share).
 VARIANCES = ("auto", "posterior", "beta", "learned")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A model's estimate of data and noise at ``(x_t, t)``.
+    """A model's estimate of the data and the noise at ``(x_t, t)``.
 
     Attributes:
         x: The noisy batch, shape ``(B, *event)``.
         t: The time, shape ``()`` or ``(B,)``.
-        x0, eps: The estimated data and noise, same shape as ``x``; they satisfy ``alpha x0 + sigma eps = x``.
-        sde: The path that the estimate belongs to.
+        x0, eps: The estimated data and noise, same shape as ``x``. They satisfy ``alpha x0 + sigma eps = x``.
+        sde: The path on which the estimate was made.
         frac: The learned variance as a fraction (see :meth:`share`), same shape as ``x``, or ``None`` if the model did
             not learn the variance.
-        calls: The number of network evaluations per row that this estimate took: one number, or int64 ``(B,)``.
+        calls: The number of network evaluations per row that this estimate took, as one number or int64 ``(B,)``.
     """
 
     x: Tensor
@@ -54,9 +54,9 @@ class Estimate:
     calls: int | Tensor = 1
 
     def share(self, variance: str = "auto") -> Tensor:
-        """Return the fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a step down to any s.
+        """Return the fraction f in the variance ``S^2 (sigma_s^2/sigma_t^2)^(1 - f)`` of a reverse step from t to s.
 
-        See equation (3) of :mod:`scoresde.sde.marginal`.
+        The fraction does not depend on s (see equation (3) of :mod:`scoresde.sde.marginal`).
 
         Args:
             variance: ``posterior`` (f = 0), ``beta`` (f = 1), ``learned`` (:attr:`frac`), or ``auto``, which means
@@ -72,8 +72,8 @@ class Estimate:
             return self.frac
         if variance == "learned":
             raise UsageError(
-                "the variance is 'learned', but this model did not learn it; train with learn_variance=True, or use "
-                "the variance posterior or beta",
+                "variance is 'learned', but this model did not learn it; train with learn_variance=True, or set "
+                "variance to 'posterior' or 'beta'",
                 parameter="variance",
                 value="posterior",
             )
@@ -97,15 +97,15 @@ class Domain:
 
     Attributes:
         sde: The path.
-        t_min, t_max: The times between which the model can be evaluated; no solver leaves this interval.
-        nodes: The times that a discrete model supports, in rising order, shape ``(N,)``, or ``None`` if time is
+        t_min, t_max: The times between which the model can be evaluated. No solver leaves this interval.
+        nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``, or ``None`` if time is
             continuous.
         has_score: Whether ``-eps_hat/sigma`` is the score of a density. It is not if data and noise were paired in
             training, although the flow is still correct in that case.
-        consistent: Whether the estimates at all noise levels belong to one distribution. The estimates of a guided
-            model do not: the flow and the reverse SDE then lead to different distributions, and a variational bound is
-            valid only for the reverse SDE. The flag changes no result; if it is false, a bound is labelled as that of
-            a guided model.
+        consistent: Whether the estimates at all noise levels belong to a single distribution. Those of a guided model
+            do not, so its flow and its reverse SDE lead to different distributions, and a variational bound is valid
+            only for the reverse SDE. The flag does not change any result, but if it is false, a bound is labelled as
+            that of a guided model.
     """
 
     sde: SDE
@@ -117,14 +117,13 @@ class Domain:
 
     @classmethod
     def of(cls, sde: SDE) -> Domain:
-        """Build the domain of a model that covers a whole path and has a score."""
+        """Build the domain of a model that covers the whole path and has a score."""
         return cls(sde, sde.t_min, sde.t_max)
 
     def interval(self, use: str) -> tuple[float, float]:
-        """Return the SDE's interval of t for ``use``, restricted to the domain.
+        """Return the interval of t for ``use`` (``"train"``, ``"sample"`` or ``"likelihood"``) within the domain.
 
-        ``use`` is ``"train"``, ``"sample"`` or ``"likelihood"``. If the model has nodes, sampling starts and ends at
-        nodes.
+        If the model has nodes, sampling starts and ends at nodes.
         """
         low, high = self.sde.times(use)
         low, high = max(low, self.t_min), min(high, self.t_max)
@@ -133,14 +132,14 @@ class Domain:
         inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
         if len(inside) < 2:
             raise UsageError(
-                f"sampling needs at least two nodes, but the number of nodes of the model between t = {low:g} and "
-                f"{high:g} is {len(inside)}"
+                f"sampling requires at least two nodes, but the number of nodes of the model between t = {low:g} and "
+                f"t = {high:g} is {len(inside)}"
             )
         return max(low, inside[0]), min(high, inside[-1])
 
 
 class Denoiser(Protocol):
-    """The interface of a model. Solvers, the likelihood and guidance use nothing else of a model."""
+    """The interface of a model. Solvers, guidance and the likelihood computation rely only on these members."""
 
     @property
     def domain(self) -> Domain:
@@ -148,21 +147,21 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Estimate:
-        """Estimate data and noise at ``x``, shape ``(B, *event)``, and ``t``, shape ``()`` or ``(B,)``."""
+        """Estimate the data and the noise at ``x``, shape ``(B, *event)``, and ``t``, shape ``()`` or ``(B,)``."""
         ...
 
     def rows(self, index: Tensor) -> Denoiser:
-        """Return the model for the rows ``index``, shape ``(B',)``, of a batch, with the conditions of these rows."""
+        """Return the model for the rows ``index``, shape ``(B',)``, of a batch, including their conditions."""
         ...
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """Base of a denoiser that wraps another one.
+    """Base class of denoisers that wrap another denoiser.
 
-    To write a wrapper, subclass this as a frozen dataclass and implement ``__call__``. :meth:`rows` calls ``rows`` on
-    every field that has this method (another denoiser, a condition, noise), and returns an object of the same class
-    with all other fields unchanged.
+    To write a wrapper, subclass this as a frozen dataclass and implement ``__call__``. The method :meth:`rows` calls
+    ``rows`` on every field that has this method (another denoiser, a condition, noise), and returns an object of the
+    same class with all other fields unchanged.
 
     Args:
         model: The wrapped denoiser.
@@ -185,8 +184,9 @@ class Tally:
     """A counter of network evaluations, which adds up :attr:`Estimate.calls`.
 
     Attributes:
-        evaluations: Number of times that the model was evaluated, regardless of how many rows each evaluation had.
-        more: Number of network evaluations beyond one per evaluation of the model, for each row: 0, or int64 ``(B,)``.
+        evaluations: The number of times that the model was evaluated, on any number of rows.
+        more: The number of additional network evaluations of each row, beyond one per model evaluation, as 0 or int64
+            ``(B,)``.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -196,7 +196,12 @@ class Tally:
         self._none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def add(self, calls: int | Tensor, rows: Tensor | None = None) -> None:
-        """Count an evaluation of all rows, or of ``rows``, int64 ``(b,)``, with ``calls`` for all rows or per row."""
+        """Count one model evaluation.
+
+        Args:
+            calls: The number of network evaluations per row, as one number or as one for each evaluated row.
+            rows: The evaluated rows, int64 ``(b,)``, or ``None`` for all rows.
+        """
         self.evaluations += 1
         if isinstance(calls, int) and calls == 1:
             return
@@ -208,17 +213,20 @@ class Tally:
 
     @property
     def total(self) -> int | Tensor:
-        """Network evaluations per row, as one number or int64 ``(B,)``. Valid only if each evaluation had all rows."""
+        """The number of network evaluations per row, as one number or int64 ``(B,)``.
+
+        The number is correct only if every model evaluation included all rows.
+        """
         return self.evaluations + self.more
 
 
 @dataclass(frozen=True)
 class Counted(Wrapped):
-    """A denoiser whose calls are counted.
+    """A denoiser whose network evaluations are counted.
 
     Args:
-        tally: The tally in which calls are counted.
-        index: The rows of the tally's batch that are evaluated, int64 ``(b,)``, or ``None`` for all rows.
+        tally: The counter of network evaluations.
+        index: The rows of the counter's batch that are evaluated, int64 ``(b,)``, or ``None`` for all rows.
     """
 
     tally: Tally
@@ -230,6 +238,6 @@ class Counted(Wrapped):
         return estimate
 
     def rows(self, index: Tensor) -> Self:
-        """Return the denoiser for the rows ``index``, shape ``(B',)``, which keep their positions in the tally."""
+        """Return the denoiser for the rows ``index``, shape ``(B',)``, which keep their positions in the counter."""
         places = index if self.index is None else self.index[index]
         return replace(self, model=self.model.rows(index), index=places)

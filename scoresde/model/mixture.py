@@ -1,7 +1,8 @@
-"""Exact denoisers: data distributions whose score is known at every noise level, with the interface of a trained model.
+"""The exact denoiser of a Gaussian mixture, with the interface of a trained model.
 
-For  p_0 = sum_k w_k N(mu_k, C_k),  the path gives  p_t = sum_k w_k N(alpha mu_k, V_k)  with
-V_k = alpha^2 C_k + sigma^2 I. With the responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k),  the estimates are
+If the data have the density  p_0 = sum_k w_k N(mu_k, C_k),  with weights w_k, means mu_k and covariances C_k, then the
+density at time t is  p_t = sum_k w_k N(alpha mu_k, V_k)  with  V_k = alpha^2 C_k + sigma^2 I.  With the
+responsibilities  r_k(x) ~ w_k N(x; alpha mu_k, V_k),  which sum to 1, the estimates are
 
     eps_hat = sigma sum_k r_k V_k^-1 (x - alpha mu_k),
     x0_hat  = sum_k r_k (mu_k + alpha C_k V_k^-1 (x - alpha mu_k)).
@@ -29,15 +30,16 @@ __all__ = ["GaussianMixture"]
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """A mixture of Gaussians, as a data distribution and an exact :class:`~scoresde.model.estimate.Denoiser`.
+    """A Gaussian mixture, as a data distribution and as an exact :class:`~scoresde.model.estimate.Denoiser`.
 
     Args:
         sde: The path.
-        means: Mean of each component, shape ``(K, *event)``.
-        stds: Standard deviation of each isotropic component, shape ``(K,)``. If all are 0, the score is that of a
+        means: The mean of each component, shape ``(K, *event)``.
+        stds: The standard deviation of each isotropic component, shape ``(K,)``. If all are 0, the score is that of a
             finite set of points.
-        weights: Weight of each component, shape ``(K,)``, summing to 1. The default is equal weights.
-        covariances: Covariance of each component, shape ``(K, D, D)`` for events of D elements, instead of ``stds``.
+        weights: The weight of each component, shape ``(K,)``. The weights must sum to 1 (default: equal weights).
+        covariances: The covariance of each component, shape ``(K, D, D)`` for events of D elements. Give either
+            ``stds`` or ``covariances``.
 
     Example:
         >>> from scoresde import GaussianMixture, VPSDE
@@ -55,26 +57,30 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         count, dims = len(self.means), self.means[0].numel()
         if (self.stds is None) == (self.covariances is None):
-            raise UsageError("a mixture takes either stds, shape (K,), or covariances, shape (K, D, D)")
+            raise UsageError("a mixture requires either stds, shape (K,), or covariances, shape (K, D, D), not both")
         expected = {"stds": (count,), "weights": (count,), "covariances": (count, dims, dims)}
         for name, shape in expected.items():
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 got = tuple(value.shape)
                 raise UsageError(
-                    f"a mixture with {count} means of {dims} elements needs {name} of shape {shape}; got {got}"
+                    f"a mixture with means of shape {tuple(self.means.shape)} requires {name} of shape {shape}; got "
+                    f"{got}"
                 )
         if self.weights is not None and abs(float(self.weights.sum()) - 1) > 1e-6:
             raise UsageError(f"the weights of a mixture must sum to 1, but sum to {float(self.weights.sum()):.6g}")
         if self.covariances is not None and float(self.axes[0].min()) < 0:
             raise UsageError(
-                f"a covariance of a mixture has the eigenvalue {float(self.axes[0].min()):.6g}, but eigenvalues must "
-                "not be negative"
+                f"the covariances of a mixture must not have negative eigenvalues, but the smallest eigenvalue is "
+                f"{float(self.axes[0].min()):.6g}"
             )
 
     @cached_property
     def axes(self) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of ``C_k``; ``(K, 1)`` and ``None`` if isotropic."""
+        """The eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` of the covariances.
+
+        For isotropic components, these are the variances ``(K, 1)`` and ``None``.
+        """
         if self.covariances is None:
             assert self.stds is not None
             return self.stds.square()[:, None], None
@@ -83,18 +89,20 @@ class GaussianMixture:
 
     @cached_property
     def domain(self) -> Domain:
-        """The domain, which is the whole path."""
+        """The domain, which covers the whole path."""
         return Domain.of(self.sde)
 
     def rows(self, index: Tensor) -> GaussianMixture:
-        """Return the mixture itself, because nothing in it is specific to a row."""
+        """Return the mixture itself, because it is the same for all rows."""
         return self
 
     def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Return the residuals, the variances, l_k, the log densities, alpha and sigma.
+        """Return the terms of each component from which the estimates and the density are computed.
 
-        The residuals, shape ``(B, K, D)``, the variances and l_k are in the eigenbasis of each component. The last
-        dimension of the variances and of l_k is D, or 1 if the components are isotropic.
+        Returns:
+            The residuals, shape ``(B, K, D)``, the variances V_k and the eigenvalues l_k, all in the eigenbasis of the
+            component; the log densities including the weights, shape ``(B, K)``; and alpha and sigma. The last
+            dimension of the variances and eigenvalues is D, or 1 for isotropic components.
         """
         alpha, sigma = (c.to(x.dtype).reshape(-1, 1, 1) for c in self.sde.coefficients(t))
         values, vectors = self.axes
@@ -122,7 +130,7 @@ class GaussianMixture:
         return Estimate(x, t, x0.reshape(x.shape), eps.reshape(x.shape), self.sde)
 
     def log_prob(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
-        """Return the log density of ``x``, shape ``(B, *event)``, in nats, shape ``(B,)``.
+        """Return the log density, in nats, of each row of ``x: (B, *event)``. The result has shape ``(B,)``.
 
         The density is that of the data, or ``p_t`` if ``t`` is given.
         """
@@ -131,7 +139,7 @@ class GaussianMixture:
         return replace(self, sde=_Data()).log_prob(x, 0.0)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw samples of the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
+        """Draw samples from the data distribution, shape ``(count, *event)``, in the dtype of ``means``."""
         # Samples are drawn on the generator's device, so that a CPU generator gives the same draws on any device.
         drawn_on = torch.device("cpu") if generator is None else generator.device
         weights = torch.ones(len(self.means)) if self.weights is None else self.weights

@@ -1,8 +1,8 @@
-"""A trained model: a network, the path it was trained on, and the meaning of its output.
+"""A trained model, which combines a network, the path on which it was trained, and the meaning of its output.
 
 :class:`ScoreModel` is a :class:`~scoresde.model.estimate.Denoiser`. To use conditions, call ``model.given(condition)``
-before solving. The result is itself a denoiser, so solvers never handle conditions. When a solver selects the rows that
-it is still working on with ``rows(index)``, the conditions of these rows are selected with them.
+before solving. The result is itself a denoiser, so solvers never handle conditions. When a solver calls
+``rows(index)`` to restrict the model to the rows that are not finished yet, the conditions are restricted as well.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ __all__ = ["Given", "ScoreModel"]
 
 
 class ScoreModel(nn.Module):
-    """A model made of a network, an SDE and a parametrization, called as ``model(x, t) -> Estimate``.
+    """A model that consists of a network, an SDE and a parametrization, called as ``model(x, t) -> Estimate``.
 
-    The learned parameters of the path (:meth:`scoresde.SDE.parameters`) are among the parameters of the model.
+    The model's parameters include the learned parameters of the path (:meth:`scoresde.SDE.parameters`).
 
     Args:
         network: The network, called as ``network(x, c, cond)`` with ``x: (B, *event)``, the noise label ``c: (B,)`` and
             ``cond``, the :class:`~scoresde.core.condition.Condition` of the rows, or ``None``. It must return a tensor
             with the same shape as ``x`` (but see ``learn_variance``). Use :class:`scoresde.nn.Labelled` to wrap a
-            network that takes two arguments. When training on augmented data, the network is called as
+            network that takes two arguments. In training on augmented data, the network is called as
             ``network(x, c, cond, augment)``.
-        sde: The path. If it is a chain, the model is limited to the nodes, and fixed-step solvers go from node to node.
+        sde: The path. If it is a chain, the model is restricted to the nodes, and fixed-step solvers step from node to
+            node.
         parametrization: The meaning of the network's output.
-        classes: Number of classes that the network was trained with. The label ``classes`` stands for "not given".
+        classes: The number of classes with which the network was trained. The label ``classes`` means "no label".
         coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow is then
-            correct, but there is no score.
+            correct, but the model has no score.
         codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
             the network have the shape of the data. Without a codec, data units and model units are the same.
-        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half, v, sets
-            the variance of a reverse step: ``frac = (v + 1)/2`` is its position between the two bounds, on a log scale
-            (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half, v,
+            determines the variance of a reverse step. On a log scale, ``frac = (v + 1)/2`` is the position of the
+            variance between its two bounds (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
     Example:
         >>> from scoresde import VPSDE, Eps, ScoreModel
@@ -70,14 +71,14 @@ class ScoreModel(nn.Module):
         if learn_variance and sde.nodes is None:
             raise UsageError(
                 f"learn_variance: {type(sde).__name__} has no nodes, but the variance to learn is that of a step from "
-                "one node to the next; use the SDE ddpm or smld",
+                "one node to the next; use the 'ddpm' or 'smld' SDE",
                 parameter="sde",
                 value="ddpm",
             )
         if learn_variance and coupled:
             raise UsageError(
-                "learn_variance: a model of coupled data and noise has no reverse steps with noise, so it has no "
-                "variance to learn; turn off learn_variance or the coupling"
+                "learn_variance: a model trained on coupled data and noise has no stochastic reverse steps, and hence "
+                "no variance to learn; turn off learn_variance or the coupling"
             )
         self.network = network
         self.sde = sde
@@ -94,20 +95,20 @@ class ScoreModel(nn.Module):
 
     @property
     def learned(self) -> nn.Module:
-        """The module that training changes: the network, together with the path if the path has learned parameters."""
+        """The module to train, which is the network together with the learned parameters of the path, if any."""
         return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
-        """Return the output F at ``(x_t, t)``, with the same shape as ``x``."""
+        """Return the target F as predicted by the network at ``(x_t, t)``, with the same shape as ``x``."""
         return self.outputs(x, t, cond)[0]
 
     def outputs(
         self, x: Tensor, t: Tensor, cond: Condition | None = None, augment: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output F at ``(x_t, t)``, and ``frac``, or ``None`` if the model does not learn the variance.
+        """Return the target F as predicted by the network at ``(x_t, t)``, and the learned variance as a fraction.
 
-        F and ``frac`` have the same shape as ``x``. ``augment: (B, A)``, which is used only in training, describes how
-        the rows were augmented.
+        Both have the same shape as ``x``. The fraction is ``None`` if the model does not learn the variance. The
+        argument ``augment: (B, A)``, which is used only in training, describes how the rows were augmented.
         """
         # Schedules are computed in the dtype of t (float64 in solvers) and cast to the dtype of the network's input.
         label = self.parametrization.label(self.sde, t).to(x.dtype).expand(x.shape[0])
@@ -120,14 +121,17 @@ class ScoreModel(nn.Module):
         return expand(self.parametrization.output_scale(self.sde, t), x) * self.codec.hide(raw), frac
 
     def _known(self, cond: Condition | None, x: Tensor) -> Condition | None:
-        """Return the condition of each row. If the model has classes, a missing label becomes "not given"."""
+        """Return the condition of each row.
+
+        If the model has classes, a missing label is replaced with ``classes``, which means "no label".
+        """
         if self.classes and (cond is None or cond.label is None):
             label = torch.full((len(x),), self.classes, dtype=torch.int64, device=x.device)
             cond = replace(cond or Condition(), label=label, classes=self.classes)
         return None if cond is None else cond.expand(len(x))
 
     def _asked(self, x: Tensor, c: Tensor, cond: Condition | None, augment: Tensor | None) -> Tensor:
-        """Call the network, check its output, and return the output."""
+        """Call the network and return its output, after checking it."""
         try:
             raw = self.network(x, c, cond) if augment is None else self.network(x, c, cond, augment)
         except (TypeError, AttributeError) as error:
@@ -135,19 +139,19 @@ class ScoreModel(nn.Module):
                 raise
             raise UsageError(
                 f"the network {type(self.network).__name__} cannot use its third argument, which is a "
-                f"scoresde.Condition ({error}); use the field label of the Condition, cond.label, which holds the "
-                "class of each row, int64 (B,)"
+                f"scoresde.Condition ({error}); use its label field, cond.label, which holds the class of each row, "
+                "int64 (B,)"
             ) from error
         return _checked(raw, x, type(self.network).__name__, self.learn_variance)
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Estimate:
-        """Estimate data and noise at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
+        """Estimate the data and the noise at ``x: (B, *event)`` and ``t: ()`` or ``(B,)``."""
         t = as_time(t, x)
         output, frac = self.outputs(x, t, cond)
         return replace(self.parametrization.solve(self.sde, x, t, output), frac=frac)
 
     def rows(self, index: Tensor) -> ScoreModel:
-        """Return the model itself, because without a condition nothing in it is specific to a row."""
+        """Return the model itself, which is the same for all rows as long as no condition is bound."""
         return self
 
     def given(self, condition: Condition | Tensor | npt.ArrayLike) -> Given:
@@ -155,17 +159,17 @@ class ScoreModel(nn.Module):
 
         Args:
             condition: A :class:`~scoresde.Condition`, a class for all rows, or the class of each row, int64 ``(B,)``.
-                The label ``classes`` stands for "not given".
+                The label ``classes`` means "no label".
 
         Raises:
-            UsageError: If the labels are not integers, or the model does not have the requested class.
+            UsageError: If the labels are not integers, or a label is not one of the model's classes.
         """
         if not isinstance(condition, Condition):
             label = as_tensor(condition)
             if label.is_floating_point() or label.is_complex() or label.ndim > 1:
                 raise UsageError(
-                    "labels must be integers, either one label for all rows or one for each row, shape (B,); got "
-                    f"{label.dtype} of shape {tuple(label.shape)}"
+                    "labels must be integers, either one label for all rows or one for each row, shape (B,); got dtype "
+                    f"{label.dtype} and shape {tuple(label.shape)}"
                 )
             condition = Condition(label=label.to(torch.int64).reshape(-1))
         if condition.label is not None:
@@ -183,24 +187,24 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
     """Return the ends of the interval of t in which the network's output determines both the data and the noise.
 
     Raises:
-        UsageError: If there is no such interval, or if it does not contain the last node of a chain, where sampling
-            starts.
+        UsageError: If there is no such interval, or if it does not contain the last node of a chain, from which
+            sampling starts.
     """
     t_min, t_max = parametrization.legal_t_min(sde), parametrization.legal_t_max(sde)
     if sde.nodes is not None and t_max < sde.t_max and float(sde.coefficients(sde.nodes[-1])[0]) == 0:
         name = type(parametrization).__name__
         raise UsageError(
-            f"at the last level of {type(sde).__name__} no data are left (alpha = 0), so the output {name} does not "
-            "determine the data there; without that level, samples would not start from the distribution in which the "
-            "chain ends (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, or use a last beta below "
-            "1",
+            f"at the last noise level of {type(sde).__name__}, no signal is left (alpha = 0), so a network that "
+            f"predicts {name} does not determine the data there; without that level, sampling would not start from the "
+            "distribution at the end of the chain (Lin et al. 2024, arXiv:2305.08891). Predict v, x0, velocity or edm, "
+            "or use a last beta below 1",
             parameter="predict",
             value="v",
         )
     if not t_min < t_max:
         raise UsageError(
-            f"on the path {sde!r}, the output {type(parametrization).__name__} never determines both the data and the "
-            "noise; use another path or prediction",
+            f"on the path {sde!r}, the output of a network that predicts {type(parametrization).__name__} never "
+            "determines both the data and the noise; use another path or prediction",
             parameter="predict",
         )
     return t_min, t_max
@@ -209,13 +213,15 @@ def _legal(parametrization: Parametrization, sde: SDE) -> tuple[float, float]:
 def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
     """Check the output ``raw`` of a network for ``x: (B, *event)``, and return it in the dtype of ``x``.
 
-    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is set.
+    The output must have the same shape as ``x``, or twice as many channels if ``twice`` is true.
     """
     both = (len(x), 2 * x.shape[1], *x.shape[2:]) if x.ndim > 1 else ()
     expected = both if twice else tuple(x.shape)
     if not isinstance(raw, Tensor):
-        several = f" of {len(raw)}" if isinstance(raw, tuple | list) else ""
-        found = f"a {type(raw).__name__}{several}, not a tensor of shape {expected}; return the tensor alone"
+        several = f" (length {len(raw)})" if isinstance(raw, tuple | list) else ""
+        found = (
+            f"an object of type {type(raw).__name__}{several}, not a tensor of shape {expected}; return only the tensor"
+        )
     elif tuple(raw.shape) != expected:
         found = (
             f"a tensor of shape {tuple(raw.shape)} for an input of shape {tuple(x.shape)}; the output must have shape "
@@ -226,7 +232,7 @@ def _checked(raw: object, x: Tensor, name: str, twice: bool) -> Tensor:
         elif tuple(raw.shape) == both:
             found += ", unless the model learns the variance (learn_variance=True)"
     elif not raw.is_floating_point():
-        found = f"a tensor of {raw.dtype} for an input of {x.dtype}; the output must have a real floating-point dtype"
+        found = f"a {raw.dtype} tensor for a {x.dtype} input; the output must have a real floating-point dtype"
     elif raw.device != x.device:
         found = f"a tensor on {raw.device} for an input on {x.device}; keep the output on the device of the input"
     else:

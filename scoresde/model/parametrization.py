@@ -1,4 +1,4 @@
-"""Parametrizations: the target of a network's output, the scale of its input, and the noise label.
+"""Parametrizations, which define the target of a network's output, the scale of its input, and the noise label.
 
 Whatever a network is trained to predict, the target of its output is a linear combination of the data and the noise,
 
@@ -39,17 +39,20 @@ class Parametrization(Checked, ABC):
     """The meaning of a network's output (its target) and the form of its input (an input scale and a noise label).
 
     Attributes:
-        weighting: The default weighting of the loss for this parametrization (see :mod:`scoresde.objective.loss`).
+        weighting: The default loss weighting for this parametrization (see :mod:`scoresde.objective.loss`).
     """
 
     weighting: ClassVar[str] = "native"
 
     @abstractmethod
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``a`` and ``b`` of the target ``F = a x_0 + b eps``, shaped like ``t``, or ``()`` if constant."""
+        """Return the coefficients of the target ``F = a x_0 + b eps``, shaped like ``t``, or ``()`` if constant."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the factor on ``x_t`` that keeps the input near unit size, with the same shape as ``t``."""
+        """Return the factor that scales the network's input to unit variance, with the same shape as ``t``.
+
+        The network's input is ``x_t`` times this factor. The default assumes data of unit variance.
+        """
         alpha, sigma = sde.coefficients(t)
         return torch.rsqrt(alpha.square() + sigma.square())
 
@@ -60,16 +63,19 @@ class Parametrization(Checked, ABC):
     def label(self, sde: SDE, t: Tensor) -> Tensor:
         """Return the noise label ``log(sigma/alpha)/4``, clamped to [-5, 5], with the same shape as ``t``.
 
-        The network receives this label instead of t, and no information about the SDE.
+        The network receives this label instead of t, and no other information about the SDE.
 
         On a path that ends at alpha = 0, where the logarithm is infinite, the label is clamped to [-5, 1.5]. Otherwise,
-        a step that starts at alpha = 0 would evaluate the network at a label that training hardly ever draws. Noise
-        levels above sigma = e^6 alpha (400 times the data) are hardly distinguishable anyway.
+        a step that starts at alpha = 0 would evaluate the network at a label that hardly ever occurs in training. Noise
+        levels above sigma = e^6 alpha, about 400 alpha, are hardly distinguishable anyway.
         """
         return (-sde.log_snr(t) / 8).clamp(-5, 5 if sde.finite_g else 1.5)
 
     def solve(self, sde: SDE, x: Tensor, t: Tensor, output: Tensor) -> Estimate:
-        """Compute data and noise from F = ``output`` by equation (2). Both ``x`` and F have shape ``(B, *event)``."""
+        """Estimate the data and the noise by equation (2), with F = ``output``.
+
+        Both ``x`` and ``output`` have shape ``(B, *event)``.
+        """
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
         d = a * sigma - b * alpha
@@ -78,19 +84,19 @@ class Parametrization(Checked, ABC):
         return Estimate(x, t, x0, eps, sde)
 
     def legal_t_max(self, sde: SDE) -> float:
-        """Return the largest t at which F determines data and noise: ``t_max``, or a time just below ``t_max``.
+        """Return the largest t at which F determines both the data and the noise.
 
-        The latter is needed if ``d`` of equation (2) is 0 at ``t_max``. For example, an eps- or score-network says
-        nothing about the data where ``alpha = 0``.
+        This is ``t_max``, or a time just below ``t_max`` if ``d`` of equation (2) is 0 at ``t_max``. For example, a
+        network that predicts eps or the score says nothing about the data where ``alpha = 0``.
         """
         return sde.t_max if self._solvable(sde, sde.t_max) else sde.t_max - 1e-3
 
     def legal_t_min(self, sde: SDE) -> float:
-        """Return the smallest t at which F determines data and noise: ``t_min``, or a time just above ``t_min``.
+        """Return the smallest t at which F determines both the data and the noise.
 
-        If ``d`` of equation (2) is 0 or F is infinite at ``t_min``, the domain begins where ``sigma = 1e-5 alpha``, as
-        it does on the straight path. For example, an x0- or score-network says nothing about the noise where
-        ``sigma = 0``.
+        This is ``t_min``, or the time at which ``sigma = 1e-5 alpha`` if ``d`` of equation (2) is 0 or F is infinite at
+        ``t_min``. For example, a network that predicts x0 says nothing about the noise where ``sigma = 0``, and the
+        score is infinite there.
         """
         if self._solvable(sde, sde.t_min):
             return sde.t_min
@@ -99,7 +105,7 @@ class Parametrization(Checked, ABC):
 
     @torch.no_grad()
     def _solvable(self, sde: SDE, end: float) -> bool:
-        """Return whether F determines data and noise at the time ``end`` and is not too large there."""
+        """Return whether F determines both the data and the noise at the time ``end`` and is not too large there."""
         t = torch.tensor(end, dtype=torch.float64)
         alpha, sigma = sde.coefficients(t)
         a, b = self.target(sde, t)
@@ -137,9 +143,8 @@ class V(Parametrization):
 class Score(Parametrization):
     """Prediction of the score of ``x_t`` given ``x_0``: ``F = -eps / sigma``.
 
-    The target is from Song et al. (2021), arXiv:2011.13456, eq. 7.
-    The raw output of the network is divided by sigma, so the raw output itself has unit size. The loss is weighted by
-    ``sigma^2``, as published.
+    The target is from Song et al. (2021), arXiv:2011.13456, eq. 7. The network's raw output is divided by sigma, so the
+    raw output itself has unit variance. The loss is weighted by ``sigma^2``, as published.
     """
 
     weighting = "eps"
@@ -161,10 +166,11 @@ class Velocity(Parametrization):
 
 @dataclass(frozen=True)
 class EDM(Parametrization):
-    """Prediction of the residual of Karras et al. (2022), arXiv:2206.00364, eq. 7 and tab. 1, for any path.
+    """Prediction of the EDM residual (Karras et al. 2022, arXiv:2206.00364, eq. 7 and tab. 1), for any path.
 
-    The prediction is ``x0_hat = c_skip x + c_out F``. For data of standard deviation s = ``data_std`` per element, the
-    coefficients give the target unit variance and amplify the network's error as little as possible:
+    The denoised data are ``x0_hat = c_skip x + c_out F``, and the network's input is ``c_in x``. For data with standard
+    deviation s = ``data_std`` per element, the coefficients give the target unit variance and amplify the network's
+    error as little as possible:
 
         c_skip = alpha s^2 / n,   c_out = sigma s / sqrt(n),   c_in = 1 / sqrt(n),   n = alpha^2 s^2 + sigma^2.
     """

@@ -1,4 +1,4 @@
-"""The path between the steps of a solver: Hermite interpolation through knots.
+"""Dense output between the steps of a solver, by Hermite interpolation.
 
 For each row, a solver produces knots u_j, with a state y_j and a slope k_j = dy/du at each knot. Exactly one polynomial
 of degree 2m - 1 has these states and slopes at m consecutive knots. With the Lagrange polynomials l_j of the knots, it
@@ -7,9 +7,9 @@ is
     y(u) = sum_j l_j(u)^2 { [1 - 2 l_j'(u_j) (u - u_j)] y_j + (u - u_j) k_j },                               (1)
     l_j'(u_j) = sum_(i != j) 1/(u_j - u_i),
 
-and the error of the interpolation is of order h^(2m). For a method of order 5, the polynomial through four knots
-(degree 7) is as accurate between the steps as the solver is at the steps; the cubic through two knots has three times
-the error.
+and its error is of order h^(2m) for steps of size h. For a method of order 5, the polynomial through four knots
+(degree 7) is as accurate between the steps as the solver is at the steps, whereas the error of the cubic through two
+knots is three times as large.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, II.6 (dense output).
@@ -24,13 +24,13 @@ __all__ = ["Knots", "hermite"]
 
 
 def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the factors in equation (1) on the states and on the slopes at the knots, each of shape ``(P, m)``.
+    """Return the coefficients of the states and of the slopes in equation (1), two tensors of shape ``(P, m)``.
 
     Args:
         u: The points at which to interpolate, shape ``(P,)``.
         knots: The knots for each point, shape ``(P, m)``.
-        there: Which of the knots exist, bool ``(P, m)``, or ``None`` if all of them exist. The factors of a missing
-            knot are 0.
+        there: A mask of the knots that exist, bool ``(P, m)``, or ``None`` if all of them exist. The coefficients of a
+            missing knot are 0.
     """
     m = knots.shape[1]
     there = torch.ones_like(knots, dtype=torch.bool) if there is None else there
@@ -44,14 +44,14 @@ def hermite(u: Tensor, knots: Tensor, there: Tensor | None = None) -> tuple[Tens
 
 
 class Knots:
-    """A recorder of the knots that a solver produces.
+    """A recorder for the knots that a solver produces.
 
     Pass the recorder as ``on_step`` to :func:`scoresde.ode.integrate.integrate`.
 
     Args:
-        u: The starting point of all rows.
-        y: The states at the starting point, shape ``(B, D)``.
-        slope: The slopes at the starting point, shape ``(B, D)``.
+        u: The first knot of all rows.
+        y: The states at the first knot, shape ``(B, D)``.
+        slope: The slopes at the first knot, shape ``(B, D)``.
     """
 
     def __init__(self, u: float, y: Tensor, slope: Tensor) -> None:
@@ -61,12 +61,15 @@ class Knots:
         self(everyone, torch.full((len(y),), u, dtype=torch.float64, device=y.device), y, slope, 0.0)
 
     def __call__(self, index: Tensor, u: Tensor, y: Tensor, slope: Tensor, done: float) -> None:
-        """Add a knot at ``u: (b,)``, with ``y: (b, D)`` and ``slope: (b, D)``, to each of the rows ``index: (b,)``."""
+        """Add a knot at ``u: (b,)``, with ``y: (b, D)`` and ``slope: (b, D)``, to each of the rows ``index: (b,)``.
+
+        The argument ``done`` is not used.
+        """
         self.steps.append((index, self.count[index], u, y, slope))
         self.count[index] += 1
 
     def path(self, order: int = 4) -> Path:
-        """Return the path of all rows, with ``order`` knots per polynomial."""
+        """Return the interpolated trajectories of all rows, with ``order`` knots per polynomial."""
         index, place, u, y, slope = (torch.cat([s[i] for s in self.steps]) for i in range(5))
         shape = (len(self.count), max(order, int(self.count.max())))
         at = index, place
@@ -78,22 +81,22 @@ class Knots:
 
 
 class Path:
-    """The interpolated path of each row, made by :meth:`Knots.path`.
+    """The interpolated trajectory of each row, as returned by :meth:`Knots.path`.
 
     Args:
-        u: The knots in rising order, shape ``(B, M)``. If a row has fewer than M knots, the remaining entries are
+        u: The knots in ascending order, shape ``(B, M)``. If a row has fewer than M knots, the remaining entries are
             infinite.
         y: The states at the knots, shape ``(B, M, D)``.
         slope: The slopes at the knots, shape ``(B, M, D)``.
         count: The number of knots of each row, shape ``(B,)``.
-        order: The number m of knots per polynomial.
+        order: The number of knots per polynomial.
     """
 
     def __init__(self, u: Tensor, y: Tensor, slope: Tensor, count: Tensor, order: int) -> None:
         self.u, self.y, self.slope, self.count, self.order = u, y, slope, count, order
 
     def __call__(self, rows: Tensor, u: Tensor) -> Tensor:
-        """Return the interpolated states of the rows ``rows: (P,)`` at ``u: (P,)``, shape ``(P, D)``."""
+        """Return the states of ``rows: (P,)``, interpolated at ``u: (P,)``. The result has shape ``(P, D)``."""
         interval = (self.u[rows] <= u[:, None]).sum(1) - 1
         last = (self.count[rows] - self.order).clamp(min=0)
         first = torch.minimum((interval - self.order // 2 + 1 - self.order % 2).clamp(min=0), last)

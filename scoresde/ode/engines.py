@@ -1,10 +1,10 @@
 """Third-party integrators (torchdiffeq and SciPy) behind a common interface.
 
-They serve for cross-checks, for methods that we do not provide (such as dopri8, Radau and LSODA), and for users who
-trust these libraries more. Both advance the whole batch with one step size, so the result for a sample depends on the
-rest of the batch, to within the tolerance, and every row reports the same number of evaluations. By default,
-torchdiffeq steps beyond the end of the interval, to times where the model is not defined, and averages the error over
-the batch. Here, torchdiffeq is configured to stop at the end and to control the error of the worst sample.
+They are useful for cross-checks, for methods that this package does not implement (such as dopri8, Radau and LSODA),
+and for users who trust these libraries more. Both advance the whole batch with one step size, so the result for a
+sample depends on the rest of the batch (to within the tolerance), and every row reports the same number of evaluations.
+By default, torchdiffeq steps beyond the end of the interval, to times where the model is not defined, and averages the
+error over the batch. Here, it is configured to stop at the end and to control the error of the worst sample.
 
 References:
     Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
@@ -29,7 +29,10 @@ Slope = Callable[[float, Tensor], Tensor]  # (r, y) -> dy/dr of the whole batch
 
 
 def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with torchdiffeq (default method: dopri5). The result has the same shape as ``y``."""
+    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with torchdiffeq (default method: dopri5).
+
+    The result has the same shape as ``y``.
+    """
     from torchdiffeq import odeint
     from torchdiffeq._impl.odeint import SOLVERS
 
@@ -57,16 +60,16 @@ def torchdiffeq(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: fl
         )
     except AssertionError as error:
         raise NumericalError(
-            f"torchdiffeq failed: {error}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
+            f"torchdiffeq failed: {error}; try a larger rtol, or the 'own' engine", parameter="engine", value="own"
         ) from None
     out: Tensor = solved[-1]
     return out
 
 
 def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, method: str) -> Tensor:
-    """Solve with ``scipy.integrate.solve_ivp`` on the CPU in float64 (default method: RK45).
+    """Solve ``dy/dr = f(r, y)`` from ``r0`` to ``r1`` with ``scipy.integrate.solve_ivp`` (default method: RK45).
 
-    The result has the same shape as ``y``.
+    The solver runs on the CPU in float64. The result has the same shape as ``y``.
     """
     from scipy.integrate import solve_ivp
 
@@ -82,7 +85,7 @@ def scipy(f: Slope, y: Tensor, r0: float, r1: float, rtol: float, atol: float, m
     solved = solve_ivp(slope, (r0, r1), y.flatten().double().cpu().numpy(), method, rtol=rtol, atol=atol)
     if not solved.success:
         raise NumericalError(
-            f"SciPy failed: {solved.message}; try a larger rtol, or the engine 'own'", parameter="engine", value="own"
+            f"SciPy failed: {solved.message}; try a larger rtol, or the 'own' engine", parameter="engine", value="own"
         )
     return torch.as_tensor(solved.y[:, -1]).reshape(y.shape).to(y)
 

@@ -1,4 +1,4 @@
-"""Classical Runge-Kutta rules (Euler, midpoint, Heun, rk4), for steps of a given size.
+"""Classical Runge-Kutta rules (Euler, midpoint, Heun and RK4) for steps of a given size.
 
 With nodes c_j, stage weights a_jl and weights b_j, a step of size h from y is
 
@@ -26,7 +26,7 @@ class Rule:
 
     Attributes:
         c: The nodes, as fractions of the step.
-        a: The rows of stage weights.
+        a: The stage weights, one row for each stage.
         b: The weights of the solution.
     """
 
@@ -44,13 +44,13 @@ RULES = {
 
 
 def rule_step(rule: str, f: Callable[[float, Tensor], Tensor], y: Tensor, h: float) -> Tensor:
-    """Take one step, equation (1).
+    """Take one Runge-Kutta step, equation (1), and return the new state.
 
     Args:
         rule: A key of :data:`RULES`.
-        f: The slope, with the same shape as ``y``, as a function of the position within the step and of the state.
+        f: A function that returns the slope, given the position within the step (as a fraction of ``h``) and the state.
         y: The state, of any shape.
-        h: The size of the step, which may be negative.
+        h: The step size, which may be negative.
 
     >>> import torch
     >>> round(float(rule_step("rk4", lambda c, y: y, torch.ones(()), 1.0)), 4)  # 1 + 1 + 1/2 + 1/6 + 1/24

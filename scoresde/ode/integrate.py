@@ -2,8 +2,8 @@
 
 A batch consists of many independent initial value problems ``dy/dt = f(t, y)``. Libraries usually advance all rows with
 a common step size, chosen from the root mean square error over the batch, so easy samples mask a hard one, and the
-result for a sample depends on the rest of the batch. Here every row has its own time and step size, and leaves the
-batch when it is done. The result for a row is therefore the same in any batch, and no row waits for the others.
+result for a sample depends on the rest of the batch. Here, every row has its own time and step size, and leaves the
+batch when it is finished. The result for a row is therefore the same in any batch, and no row waits for the others.
 
 A step of size h has the stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j)  and the solution  y + h sum_i b_i k_i.  Its
 error estimate is  e = h sum_i (b_i - b*_i) k_i.  Methods of order 5 have a second, cruder estimate of order 3,
@@ -11,21 +11,22 @@ e' = h sum_i g_i k_i.  With  size = atol/rtol + max(|y|, |y_new|),  the step is 
 
     err = max( rms(e / size) / rtol, rms(e' / size)^(3/2) / rtol ) <= 1     (the largest over the parts of the state)
 
-and the next step size follows from the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q)  with the order q. This
-step size is truncated to seven binary digits. Without truncation, where the error estimate is close to rounding error,
-a change in the last digit of the input would change the step size, and hence change the result by as much as the
+and the next step size is given by the PI rule  h <- 0.9 h err^(-0.7/q) err_previous^(0.4/q),  where q is the order of
+the method. This step size is truncated to seven binary digits. Otherwise, where the error estimate is close to rounding
+error, a change in the last digit of the input would change the step size, and hence change the result by as much as the
 tolerance.
 
-The second estimate is needed because e can be near 0 although the error is large. Where a sample turns towards one of
-several modes within one step, e alone accepted about one step in several hundred whose error exceeded ten tolerances
-(``experiments/estimates.py``). As e' falls like h^4, and its power 3/2 like h^6, e decides alone when steps are small.
-The second estimate applies only to the first part of the state, because the other parts are integrals along the path,
-which do not turn. DOP853 combines two estimates for the same purpose (Hairer et al., II.10).
+The second estimate is needed because e can be near 0 although the error is large. With e alone, up to one accepted step
+in several hundred had an error of more than ten tolerances (``experiments/estimates.py``), because the sample turned
+towards one of several modes within the step. Since e' decreases like h^4, and its power 3/2 like h^6, only e matters
+when steps are small. The second estimate applies only to the first part of the state, because the other parts are
+integrals along the trajectory, to which this does not happen. DOP853 combines two estimates for the same purpose
+(Hairer et al., II.10).
 
 The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
-NumPy call costs a third of a torch call. State and slopes stay on their device (:class:`_Attempt`). A round is one
-attempted step for each active row. Each round moves one table of times to the device, and one number per row and error
-estimate back.
+NumPy call costs a third of a torch call. The state and the slopes stay on their device (:class:`_Attempt`). A round is
+one attempted step for each active row. Each round copies one table of times to the device, and copies one number per
+row and error estimate back.
 
 References:
     Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I: II.4 (first step), II.10 (two
@@ -78,10 +79,10 @@ OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT, FAILED_PATH, FAILED_QUADRA
 STATUS = {
     OK: "ok",
     FAILED_NONFINITE: "the model returned NaN or infinity",
-    FAILED_UNDERFLOW: "the step became too small (the problem is too stiff for this tolerance)",
+    FAILED_UNDERFLOW: "the step size became too small (the problem is too stiff for this tolerance)",
     FAILED_LIMIT: "the limit on evaluations was reached",
-    FAILED_PATH: "the path, not the model, is NaN or infinite: check alpha, sigma and the inverse of their ratio",
-    FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the method 'coupled'",
+    FAILED_PATH: "the path, not the model, is NaN or infinite; check alpha, sigma and the inverse of their ratio",
+    FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the 'coupled' method",
 }
 
 
@@ -102,8 +103,8 @@ def failures(status: Tensor, noun: str = "samples") -> list[str]:
 def blamed(status: Tensor, sound: Callable[[], bool]) -> Tensor:
     """Return ``status: (B,)`` with ``FAILED_NONFINITE`` changed to ``FAILED_PATH``, unless the path is sound.
 
-    If the path is not sound, NaN and infinite values are due to the path, not to the model. ``sound`` is called only if
-    there are such values.
+    If the path is not sound, NaN and infinite values are due to the path, not to the model. The function ``sound`` is
+    called only if there are such values.
     """
     lost = status == FAILED_NONFINITE
     return torch.where(lost, FAILED_PATH, status) if bool(lost.any()) and not sound() else status
@@ -115,9 +116,9 @@ class OdeSolution:
 
     Attributes:
         y: The state at ``t1``, or the last state of a row that failed, shape ``(B, *state)``.
-        nfe: Number of evaluations of f per row, shape ``(B,)``.
-        accepted, rejected: Numbers of accepted and of rejected steps per row, shape ``(B,)``.
-        status: A key of :data:`STATUS` per row, shape ``(B,)``.
+        nfe: The number of evaluations of f for each row, shape ``(B,)``.
+        accepted, rejected: The numbers of accepted and rejected steps of each row, shape ``(B,)``.
+        status: The status of each row, as a key of :data:`STATUS`, shape ``(B,)``.
     """
 
     y: Tensor
@@ -150,19 +151,20 @@ def integrate(
 
     Args:
         f: The slope ``f(y: (b, *state), t: (b,), index: (b,)) -> (b, *state)`` of the rows ``index`` of the batch. It
-            is never called outside the interval.
-        y: Initial state, shape ``(B, *state)``.
-        t0, t1: The ends of the interval, both of which are met exactly.
-        rtol, atol: Tolerances on the local error of each row.
+            is never evaluated outside the interval.
+        y: The initial state, shape ``(B, *state)``.
+        t0, t1: The ends of the interval, which are reached exactly.
+        rtol, atol: Tolerances for the local error of each row.
         method: A key of :data:`TABLEAUS`.
-        max_nfe: Largest number of evaluations for a row.
+        max_nfe: The maximum number of evaluations for each row.
         parts: A function that splits the state into parts (linear views), each of which must meet the tolerance. The
-            first part must determine the others. The second error estimate is used only for the first part.
+            first part must determine the slopes of all parts. The second error estimate is used only for the first
+            part.
         on_step: A function called after each round with the rows that moved, ``index: (b,)``, their times ``t: (b,)``,
             states and slopes, both ``(b, *state)``, and the fraction of the interval that the slowest row has covered.
         passing: A function that replaces f at stages that have no weight in the solution or the error estimates
             (:attr:`Tableau.passing`). At these stages, the slope of a part of the state on which f does not depend,
-            such as an integral along the path, may have any finite value.
+            such as an integral along the trajectory, may have any finite value.
 
     Raises:
         UsageError: If a tolerance or the method is invalid.
@@ -202,7 +204,7 @@ def integrate(
 
 
 def check_tolerances(rtol: float, atol: float | None) -> None:
-    """Reject tolerances that no step can meet. An ``atol`` of ``None`` stands for the value of ``rtol``.
+    """Check that the tolerances are valid. An ``atol`` of ``None`` means the value of ``rtol``.
 
     Raises:
         UsageError: If a tolerance is invalid. The message states its value.
@@ -218,8 +220,8 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
     if y.dtype == torch.float32 and rtol < 1e-6:
         warnings.warn(
             Advice(
-                f"rtol {rtol:g} is below what float32 can resolve (about 1e-6), so it costs evaluations without "
-                "gaining accuracy; use float64",
+                f"rtol is {rtol:g}, which is below what float32 can resolve (about 1e-6), so it costs evaluations "
+                "without improving accuracy; use float64",
                 parameter="dtype",
                 value="float64",
             ),
@@ -229,7 +231,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the weights of each stage in the sums of :class:`_Attempt` that use it, shape ``(n, 1, ..., 1)``."""
+    """Return, for each stage, its weights in the n sums of :class:`_Attempt` that use it, shape ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -239,7 +241,7 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 
 
 class _Attempt:
-    """One attempted step of the method for each row: the part of the work that runs on the device.
+    """One attempted step for each row, which is the part of the work that runs on the device.
 
     The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
     together. One element-wise operation adds a slope to all sums that use it, and the slope is then discarded. (A
@@ -256,9 +258,9 @@ class _Attempt:
         self.sums = y.new_empty(len(self.columns[0]), *y.shape)
 
     def __call__(self, y: Tensor, k: Tensor, plan: Tensor, index: Tensor) -> tuple[Tensor, Tensor, list[Floats]]:
-        """Return state and slope ``(b, *state)`` at the end of a step, and the error estimates divided by h.
+        """Return the state and slope ``(b, *state)`` after the step, and the norms of the error estimates divided by h.
 
-        ``plan``, shape ``(stages, b)``, holds the step sizes and the times of the stages (see :meth:`_Rows.plan`).
+        The argument ``plan: (stages, b)`` holds the step sizes and the times of the stages (see :meth:`_Rows.plan`).
         """
         size, *times = plan.unbind()
         h, sums, y_new = expand(size, y), self.sums[:, : len(y)], y
@@ -279,7 +281,7 @@ class _Attempt:
         return [torch.maximum(b.abs(), a.abs()).add_(self.atol / self.rtol) for b, a in pairs]
 
     def norm(self, error: Tensor, allowed: list[Tensor]) -> Floats:
-        """Return the largest ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts of ``allowed``, in NumPy."""
+        """Return each row's largest ``rms(e / (atol + rtol max(|y|, |y_new|)))`` over the parts in ``allowed``."""
         norms = [
             torch.linalg.vector_norm(flat(e / s), dim=1).cpu().double().numpy() / (self.rtol * math.sqrt(s[0].numel()))
             for s, e in zip(allowed, self.parts(error), strict=False)
@@ -287,7 +289,7 @@ class _Attempt:
         return reduce(np.maximum, norms)
 
     def first_step(self, y: Tensor, k: Tensor, t0: float, t1: float, index: Tensor) -> tuple[Floats, Bools]:
-        """Return each row's first step size (Hairer et al. 1993, II.4), and whether the slope of the row is finite."""
+        """Return each row's first step size (Hairer et al. 1993, II.4), and whether the row's slope is finite."""
         sign, length, allowed = (1.0 if t1 > t0 else -1.0), abs(t1 - t0), self.allowed(y, y)
         size, slope = self.norm(y, allowed), self.norm(k, allowed)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -304,14 +306,14 @@ class _Rows:
     """The step control of the active rows, on the host in float64. Arrays have shape ``(b,)``, one entry per row.
 
     Attributes:
-        index: Positions of the rows in the batch.
-        t, h: Time and next step size of each row, multiplied by the sign of the direction, so that ``t`` rises.
-        memory: 0.4/q times the log of the last accepted error.
+        index: The positions of the rows in the batch.
+        t, h: The time and next step size of each row, multiplied by the sign of the direction, so that ``t`` increases.
+        memory: The log of the last accepted error, multiplied by 0.4/q.
         most: The largest factor by which the step size may grow.
-        accepted: Number of accepted steps of each row.
-        attempts: Number of attempted steps, which is the same for every active row.
+        accepted: The number of accepted steps of each row.
+        attempts: The number of attempted steps, which is the same for every active row.
         last: Whether the attempted step of each row is its last.
-        then: The time at which the attempted step of each row ends.
+        then: The time at which the attempted step of each row ends, multiplied by the sign of the direction.
     """
 
     def __init__(self, t0: float, t1: float, tableau: Tableau, h: Floats) -> None:
@@ -326,7 +328,7 @@ class _Rows:
 
     @property
     def nfe(self) -> int:
-        """Number of evaluations so far, for each row."""
+        """The number of evaluations so far, which is the same for every active row."""
         return 2 + self.cost * self.attempts
 
     @property
@@ -357,16 +359,17 @@ class _Rows:
         return self.sign * plan
 
     def judge(self, errors: list[Floats]) -> Bools:
-        """Accept or reject the steps, and choose the sizes of the next steps.
+        """Return which of the attempted steps are accepted, and choose the sizes of the next steps.
 
-        ``errors`` holds the norms of the error estimates divided by h. The second norm is multiplied by rtol^(1/3).
+        The argument ``errors`` holds the norms of the error estimates divided by h. The second norm is multiplied by
+        rtol^(1/3).
         """
         error = np.maximum(self.h * errors[0], 1e-10)
         if len(errors) > 1:
             error = np.maximum(error, (self.h * errors[1]) ** 1.5)
         accept: Bools = error <= 1  # False for NaN
-        # The PI rule. After a rejection, the retry depends on this error alone, and the step after the retry may not be
-        # larger.
+        # The PI rule. After a rejection, the size of the retry depends on this error alone, and the step after the
+        # retry may not be larger.
         log = np.log(error) / self.order
         power = np.where(accept, self.memory - 0.7 * log, -log)
         self.h = coarse(self.h * np.minimum(np.fmax(0.9 * np.exp(power), 0.2), self.most))
@@ -390,7 +393,7 @@ class _Rows:
 
 
 class _Ended:
-    """The last states and the counts of the rows that have left the batch."""
+    """The final states and counts of the rows that have left the batch."""
 
     def __init__(self, y: Tensor) -> None:
         self.start = y
@@ -398,7 +401,7 @@ class _Ended:
         self.counts: list[Ints] = []
 
     def add(self, rows: _Rows, which: Ints, status: Ints | int, y: Tensor) -> None:
-        """Record the rows ``which``, which leave the batch with the given status."""
+        """Record the rows at positions ``which`` as they leave the batch with the given status."""
         counts = np.empty((5, len(which)), dtype=np.int64)
         counts[0], counts[1], counts[2] = rows.index[which], rows.nfe, rows.accepted[which]
         counts[3], counts[4] = rows.attempts - counts[2], status

@@ -3,13 +3,13 @@
 A method has nodes c_i, stage weights a_ij and two sets of weights b_i and b*_i. The weights b_i, of order q, give the
 solution, and the differences b_i - b*_i give an estimate of the error (Hairer, Norsett and Wanner 1993, II.4). In all
 methods here, the last stage is evaluated at the solution, so this stage is also the first stage of the next step
-("first same as last"). After the first step, a step of a method of order 5 costs six evaluations, and a step of a
-method of order 3 costs three.
+("first same as last"). After the first step, a step therefore costs six evaluations with the methods of order 5, and
+three evaluations with the method of order 3.
 
 The weights g of the second error estimate are our own. Differences between two sets of weights that satisfy the four
 order conditions up to order 3 form a three-dimensional space, which contains b - b*. The direction of g in this space
-was chosen to separate the steps that the estimate b - b* accepts, although their error exceeds ten tolerances, from all
-other steps. The size of g was chosen so that one good step in 15 to 50 is rejected.
+was chosen to distinguish the steps that b - b* accepts even though their error exceeds ten tolerances from all other
+steps. The size of g was chosen so that one good step in 15 to 50 is rejected.
 
 References:
     Dormand and Prince (1980), J. Comput. Appl. Math. 6:19-26.
@@ -29,12 +29,12 @@ class Tableau:
     """A Butcher tableau whose last stage is the first of the next step (FSAL).
 
     Attributes:
-        c: Nodes.
-        a: Rows of stage weights; the last row holds the weights of the solution.
-        e: Error weights ``b - b*``.
-        order: Order of the solution.
-        g: Weights of a second, cruder error estimate (``b`` minus weights of order 3), or empty if there is no second
-            estimate.
+        c: The nodes, as fractions of the step.
+        a: The stage weights, one row for each stage. The last row holds the weights of the solution.
+        e: The weights of the error estimate, ``b - b*``.
+        order: The order of the solution.
+        g: The weights of a second, cruder error estimate (``b`` minus weights of order 3), or empty if there is no
+            second estimate.
     """
 
     c: tuple[float, ...]

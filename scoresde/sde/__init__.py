@@ -1,8 +1,8 @@
-"""Linear SDEs, that is, Gaussian paths.
+"""Linear SDEs and their Gaussian probability paths.
 
-The modules define the SDE interface (``base``), the steps of a path between two times (``marginal``), paths in
+The modules define the SDE interface (``base``), forward and reverse steps between two times (``marginal``), paths in
 continuous time (``continuous``), discrete chains (``chains``), paths derived from other paths (``modified``), a check
-that the prior fits the path (``reach``), and time grids (``grids``).
+that the prior fits the end of a path (``reach``), and time grids (``grids``).
 """
 
 from __future__ import annotations

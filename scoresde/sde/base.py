@@ -1,23 +1,23 @@
-r"""Linear SDEs, that is, Gaussian paths.
+r"""The interface of linear SDEs, which are defined by their Gaussian probability paths.
 
 A linear SDE  dx = f(t) x dt + g(t) dw  turns a data point x_0 into
 
     x_t = alpha(t) x_0 + sigma(t) eps,      eps ~ N(0, I),                                    (1)
 
-and (1) determines the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, from which
+and equation (1) determines the SDE completely. An :class:`SDE` defines ``alpha`` and ``sigma``, and the coefficients
 
     f = alpha'/alpha,      g^2 = 2 sigma (sigma' - f sigma)                                   (2)
 
-follow by forward-mode automatic differentiation. Time always runs from 0 (data) to 1 (prior).
+are computed from them by forward-mode automatic differentiation. Time runs from 0 (data) to 1 (prior).
 
-In the *straight frame*, every such path becomes the straight path: a change of the time variable (the *clock*) and of
-the scale of x turns (1) into
+In the *straight frame*, every path becomes the straight path. Dividing x by s and using r instead of t as the time
+variable turns equation (1) into
 
     y = (1 - r) x_0 + r eps,      where      s = alpha + sigma,      r = sigma / s,      y = x / s,       (3)
 
-and the probability flow is dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and is
-finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
-2 log(alpha/sigma)  is an equivalent clock, because it is a monotone function of r.
+and the probability flow becomes dy/dr = eps_hat - x0_hat. The right-hand side contains no f, g, alpha' or sigma', and
+is finite at both ends for every path. The ODE solvers and the likelihood computation work in this frame. The log-SNR
+2 log(alpha/sigma)  is a monotone function of r, so it can equally well be used as the time variable.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: linear SDEs and their flow.
@@ -25,7 +25,7 @@ References:
     scale (sec. 3, 5.1).
     Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
 
-The SDEs themselves are in :mod:`scoresde.sde.continuous`.
+Concrete SDEs are defined in :mod:`scoresde.sde.continuous` and :mod:`scoresde.sde.chains`.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def informative(alpha: Tensor, sigma: Tensor) -> Tensor: ...
 @overload
 def informative(alpha: float, sigma: float) -> bool: ...
 def informative(alpha: Any, sigma: Any) -> Any:
-    """Return whether some of the data are left, as a mask with the same shape as ``alpha``.
+    """Return whether any signal is left at the given coefficients, elementwise, with the same shape as ``alpha``.
 
-    Where no data are left, ``alpha`` may be a rounding error instead of 0; for example, cos(pi/2) evaluates to 6e-17.
+    Where no signal is left, ``alpha`` may be a rounding error instead of 0. For example, cos(pi/2) evaluates to 6e-17.
     """
     return alpha > 1e-6 * sigma
 
 
 @dataclass(frozen=True)
 class Prior(Checked):
-    """The Gaussian ``N(0, std^2 I)`` at the end of a path, where sampling begins.
+    """The Gaussian ``N(0, std^2 I)`` at the end of a path, from which sampling starts.
 
     Args:
         std: Standard deviation of the Gaussian.
@@ -74,27 +74,28 @@ class Prior(Checked):
     std: float
 
     def sample(self, noise: Noise, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Draw one state for each address of ``noise``. The result has shape ``(B, *shape)``."""
+        """Draw one state for each sample index of ``noise``. The result has shape ``(B, *shape)``."""
         return self.std * noise.normal(shape, stream="prior", dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density of ``z``, shape ``(B, *event)``, in nats, shape ``(B,)``."""
+        """Return the log density, in nats, of each state in ``z: (B, *event)``. The result has shape ``(B,)``."""
         return -sum_flat(z.square()) / (2 * self.std**2) - dims(z) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
 class SDE(Checked, ABC):
-    """A linear SDE given by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
+    """A linear SDE, defined by its Gaussian path ``x_t = alpha(t) x_0 + sigma(t) eps``.
 
     To define a path, subclass this as a frozen dataclass and implement ``alpha`` and ``sigma`` with torch functions.
-    Times are passed as tensors of shape ``()`` or ``(B,)``, usually float64; a constant may be returned as a plain
-    number. Training, sampling with every solver and likelihood computation then work without further code.
+    Times are passed as tensors of shape ``()`` or ``(B,)``, usually float64. A constant coefficient may be returned as
+    a plain number. Training, sampling with every solver and likelihood computation then work without further code.
 
     Attributes:
-        t_min, t_max: The valid range of t. Training draws t from this range and the likelihood integrates over it.
+        t_min, t_max: The valid range of t. Training draws t from this range, and the likelihood computation integrates
+            over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The size of one data unit at ``t_min``. It can differ from 1 only on the path of a converted model.
-        more_noise: The name of the field that sets how much noise there is at ``t_max``, and a value of this field that
-            gives enough noise. Both are quoted when a message suggests adding noise (:mod:`scoresde.sde.reach`).
+        data_scale: The size of one data unit at ``t_min``. It differs from 1 only on the path of a converted model.
+        more_noise: The name of the field that controls the amount of noise at ``t_max``, and a value of this field that
+            gives enough noise. Messages that suggest adding noise quote both (:mod:`scoresde.sde.reach`).
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
             from error estimates. Solvers that step in r, the time variable of the straight frame
             (:mod:`scoresde.sde.base`), are not affected.
@@ -121,7 +122,7 @@ class SDE(Checked, ABC):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor | float:
-        """Return the factor on the data at ``t``, with the same shape as ``t``."""
+        """Return the coefficient of the data at ``t``, with the same shape as ``t``."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor | float:
@@ -134,7 +135,7 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- coefficients: used in the arithmetic of a step
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``alpha(t), sigma(t)`` as tensors with the shape and dtype of ``t``."""
+        """Return ``alpha(t)`` and ``sigma(t)`` as tensors with the shape and dtype of ``t``."""
         return self._tensor(self.alpha(t), t), self._tensor(self.sigma(t), t)
 
     @staticmethod
@@ -144,18 +145,21 @@ class SDE(Checked, ABC):
         return torch.as_tensor(value, dtype=t.dtype, device=t.device).expand(t.shape)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time derivatives ``alpha'(t), sigma'(t)``, with the same shape as ``t``."""
+        """Return the time derivatives ``alpha'(t)`` and ``sigma'(t)``, with the same shape as ``t``."""
         rates: tuple[Tensor, Tensor] = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
         return rates
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        """Return ``f(t) = alpha'/alpha``, which is infinite where alpha is 0, with the same shape as ``t``."""
+        """Return the drift rate ``f(t) = alpha'/alpha``.
+
+        The result has the same shape as ``t``, and is infinite where alpha is 0.
+        """
         return self.rates(t)[0] / self.coefficients(t)[0]
 
     def diffusion_squared(self, t: Tensor) -> Tensor:
-        """Return ``g(t)^2 = 2 sigma (sigma' - f sigma)``, with the same shape as ``t``.
+        """Return the squared diffusion coefficient ``g(t)^2 = 2 sigma (sigma' - f sigma)``.
 
-        ``g(t)`` is infinite where alpha is 0.
+        The result has the same shape as ``t``, and is infinite where alpha is 0.
         """
         (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.rates(t)
         return 2 * sigma * (d_sigma - d_alpha / alpha * sigma)
@@ -172,7 +176,7 @@ class SDE(Checked, ABC):
 
     @property
     def finite_g(self) -> bool:
-        """Whether g is finite up to ``t_max``, that is, whether some of the data are left there."""
+        """Whether g is finite up to ``t_max``, that is, whether any signal is left there."""
         alpha, sigma = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
         return bool(informative(alpha.detach(), sigma.detach()).all())
 
@@ -185,18 +189,18 @@ class SDE(Checked, ABC):
         return expand(alpha, x0) * x0, sigma
 
     def perturb(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
-        """Jump from the data to time ``t``: return ``x_t = alpha x_0 + sigma eps``, with the same shape as ``x0``."""
+        """Return the data perturbed to time ``t``, ``x_t = alpha x_0 + sigma eps``, with the same shape as ``x0``."""
         alpha, sigma = self.coefficients(as_time(t, x0))
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the Gaussian that replaces ``x_t`` at ``t_max`` in sampling and in the likelihood."""
+        """The standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``."""
         return float(self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))[1])
 
     @property
     def prior(self) -> Prior:
-        """The Gaussian of standard deviation :attr:`prior_std`, where sampling begins."""
+        """The Gaussian with standard deviation :attr:`prior_std`, from which sampling starts."""
         return Prior(self.prior_std)
 
     def scale(self, t: Tensor) -> Tensor:
@@ -207,28 +211,28 @@ class SDE(Checked, ABC):
     def size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return the quantity that a shift of the log-SNR preserves (see :mod:`scoresde.sde.modified`).
 
-        The default is the square root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path. A
-        subclass overrides this method if another function is constant along its path. The function must be homogeneous:
-        if both arguments are multiplied by a factor, so is the result. The result has the same shape as ``alpha``.
+        The default is the square root of ``alpha^2 + sigma^2``, which is constant on a variance-preserving path.
+        Override this method if a different function is constant along the path. The function must be homogeneous of
+        degree 1. The result has the same shape as ``alpha``.
         """
         return torch.hypot(alpha, sigma)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return, by name, the parameters of the path that are learned with the network. By default there are none."""
+        """Return the parameters of the path that are learned with the network, keyed by name (default: none)."""
         return {}
 
-    # ------------------------------------------------------------------- clock: used only to choose t
+    # ------------------------------------------------------------------- time variables: used only to choose t
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Return the log-SNR ``2 log(alpha/sigma)``, which falls from data to prior, with the same shape as ``t``."""
+        """Return the log-SNR ``2 log(alpha/sigma)``, with the same shape as ``t``. It decreases from data to prior."""
         alpha, sigma = self.coefficients(t)
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
         """Return the time at which the log-SNR has a given value, clamped to ``[t_min, t_max]``.
 
-        The result is float64, with the same shape as ``log_snr``. It is found by bisection down to the last bit, which
-        is correct for any monotone log-SNR. A subclass with a closed form overrides this method.
+        The result is float64 and has the same shape as ``log_snr``. It is found by bisection to full precision, which
+        works for any monotone log-SNR. Override this method if the inverse has a closed form.
         """
         target = log_snr.to(time_dtype(log_snr.device))
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
@@ -239,9 +243,9 @@ class SDE(Checked, ABC):
         return (low + high) / 2
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Return the clock ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
+        """Return the time variable ``r = sigma / (alpha + sigma)`` of the straight frame, with the same shape as ``t``.
 
-        The clock rises from near 0 at the data to near 1 at the prior.
+        It increases from near 0 at the data to near 1 at the prior.
         """
         alpha, sigma = self.coefficients(t)
         return sigma / (alpha + sigma)
@@ -249,7 +253,8 @@ class SDE(Checked, ABC):
     def t_of_ratio(self, r: Tensor) -> Tensor:
         """Return the time at which :meth:`ratio` is ``r``, clamped to ``[t_min, t_max]``, with the same shape as ``r``.
 
-        Both ends are exact. On a steep path, r rounds to 1 well before ``t_max``, and r = 1 is mapped to ``t_max``.
+        The ratios at ``t_min`` and ``t_max`` are mapped to exactly these times. On a steep path, r rounds to 1 well
+        before ``t_max``, and r = 1 is mapped to ``t_max``.
         """
         t = self.t_of_log_snr(2 * (torch.log1p(-r) - torch.log(r))).clamp(self.t_min, self.t_max)
         first, last = self.ratio(r.new_tensor([self.t_min, self.t_max])).detach()
@@ -257,13 +262,13 @@ class SDE(Checked, ABC):
 
     @property
     def nodes(self) -> Tensor | None:
-        """The times of a discrete chain in rising order, float64 ``(N,)``, or ``None`` if time is continuous."""
+        """The times of a discrete chain in ascending order, float64 ``(N,)``, or ``None`` if time is continuous."""
         return None
 
     def times(self, use: str) -> tuple[float, float]:
-        """Return the interval of t for ``use``: ``"train"``, ``"sample"`` or ``"likelihood"``."""
+        """Return the interval of t for ``use``, which is ``"train"``, ``"sample"`` or ``"likelihood"``."""
         if use not in ("train", "sample", "likelihood"):
-            raise UsageError(f"unknown use {use!r} of the times; choose from: train, sample, likelihood")
+            raise UsageError(f"unknown use {use!r}; choose from: train, sample, likelihood")
         if use == "sample" and self.t_sample is not None:
             return self.t_sample, self.t_max
         return self.t_min, self.t_max
@@ -271,10 +276,10 @@ class SDE(Checked, ABC):
     # ------------------------------------------------------------------- self-check
 
     def finite(self, t0: float, t1: float) -> bool:
-        """Return whether the coefficients, the clock and the inverse of the clock are finite from ``t0`` to ``t1``.
+        """Return whether the coefficients and the conversion from t to r and back are finite from ``t0`` to ``t1``.
 
-        If the result is false, a failed solve is due to the path, not to the model. The time derivatives of alpha and
-        sigma may be infinite, but not NaN.
+        The time derivatives of alpha and sigma may be infinite, but not NaN. If the result is false, a failed solve is
+        due to the path, not to the model.
         """
         t = torch.linspace(t0, t1, 1025, dtype=torch.float64)
         values = *self.coefficients(t), self.t_of_ratio(self.ratio(t))
@@ -295,7 +300,7 @@ class SDE(Checked, ABC):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the path is valid: correct shapes, finite values, sigma > 0 for t > 0, and a falling log-SNR.
+        """Check that the path has correct shapes, finite values, sigma > 0 for t > 0, and a decreasing log-SNR.
 
         Raises:
             UsageError: If the path is not valid. The message names the first offending t.
@@ -309,13 +314,13 @@ class SDE(Checked, ABC):
                 values = self._tensor(function(t), t)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UsageError(
-                    f"{self!r}.{label}(t) fails for a tensor of times: {error}; write it with torch functions "
+                    f"{self!r}.{label}(t) failed for a tensor of times: {error}; implement it with torch functions "
                     "(torch.cos, not math.cos)"
                 ) from error
             if values.shape != t.shape:
                 raise UsageError(
                     f"{name}.{label}(t) has shape {tuple(values.shape)} for t of shape {tuple(t.shape)}; "
-                    "it must be computed element by element"
+                    "it must have the same shape as t"
                 )
             bad = ~((values >= 0) & (values <= _LARGEST))  # also True for NaN
             if label == "sigma":
@@ -323,23 +328,22 @@ class SDE(Checked, ABC):
             if bool(bad.any()):
                 i = int(bad.nonzero()[0])
                 raise UsageError(
-                    f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite and "
-                    f"{'>= 0' if label == 'alpha' else '> 0'}, and at most {_LARGEST:g}, for all t in [{self.t_min}, "
-                    f"{self.t_max}] (t_min and t_max are class attributes that you can set)"
+                    f"{name}.{label}(t) is {float(values[i]):.6g} at t = {float(t[i]):.6g}; it must be finite, "
+                    f"{'>= 0' if label == 'alpha' else '> 0'} and <= {_LARGEST:g} for all t in [{self.t_min}, "
+                    f"{self.t_max}] (the class attributes t_min and t_max set this interval)"
                 )
         alpha, sigma = (float(c) for c in self.coefficients(t[0]))
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
                 f"{name}: sigma is {sigma:.3g} at t_min = {self.t_min:g}, which is too small to distinguish from zero; "
-                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero there (t_min is a class attribute that you "
-                "can set)"
+                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero there (t_min is a class attribute)"
             )
         snr = self.log_snr(t)
-        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no data are left on a steep path, which is valid
+        gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no signal is left on a steep path, which is valid
         rising = ~(torch.diff(snr) < 0) & ~gone  # also True for NaN
         if bool(rising.any()):
             i = int(rising.nonzero()[0])
             raise UsageError(
-                f"{name}: the log-SNR 2 log(alpha/sigma) must fall from data (t = 0) to prior (t = 1), but it does not "
-                f"between t = {float(t[i]):.6g} and {float(t[i + 1]):.6g}"
+                f"{name}: the log-SNR 2 log(alpha/sigma) must decrease from the data (t = 0) to the prior (t = 1), but "
+                f"it does not decrease between t = {float(t[i]):.6g} and t = {float(t[i + 1]):.6g}"
             )

@@ -1,7 +1,7 @@
-"""Discrete chains: DDPM and SMLD as SDEs with nodes.
+"""The discrete chains DDPM and SMLD, as SDEs with nodes.
 
-A chain has N noise levels. Level i = 0 ... N - 1 has the time t_i = (i + 1)/N, called its *node*, and the data are at
-t = 0. The path equals the chain exactly at the nodes and interpolates the chain between them, so that a chain is an
+A chain has N noise levels. Level i, for i = 0, ..., N - 1, is at the time t_i = (i + 1)/N, called its *node*, and the
+data are at t = 0. The path equals the chain at the nodes and interpolates between them, so a chain is an
 :class:`~scoresde.sde.base.SDE` like any other, with ``t_min`` = 1/N:
 
     DDPM   x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z,                     (Ho et al. 2020, eq. 2)            (1)
@@ -10,8 +10,8 @@ t = 0. The path equals the chain exactly at the nodes and interpolates the chain
     SMLD   alpha = 1,  sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   (Song and Ermon 2019, sec. 4)      (3)
            and log sigma is linear in t.
 
-The steps between two nodes, up and down, are the same as for any other path (:mod:`scoresde.sde.marginal`). For DDPM,
-the step up between neighbouring nodes is (1).
+The forward and reverse steps between two nodes are the same as for any other path (:mod:`scoresde.sde.marginal`). For
+DDPM, the forward step between neighbouring nodes is equation (1).
 
 With betas from 0.1/N to 20/N, DDPM converges to VP(0.1, 20) as N grows, with an error of order 1/N. SMLD converges to
 VE.
@@ -20,7 +20,7 @@ References:
     Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, arXiv:2006.11239.
     Nichol and Dhariwal (2021), Improved denoising diffusion probabilistic models, arXiv:2102.09672: cosine (eq. 17).
     Rombach et al. (2022), High-resolution image synthesis with latent diffusion, arXiv:2112.10752: scaled-linear.
-    Song and Ermon (2019), arXiv:1907.05600, and (2020), arXiv:2006.09011: noise levels of SMLD.
+    Song and Ermon (2019), arXiv:1907.05600, and (2020), arXiv:2006.09011: the noise levels of SMLD.
     Song et al. (2021), arXiv:2011.13456, app. B: both chains as discretised SDEs.
 """
 
@@ -42,7 +42,7 @@ from .continuous import Exploding
 
 __all__ = ["DDPM", "SMLD"]
 
-# The first and the last beta, times N. In scaled-linear, sqrt(beta) is linear between the two.
+# The first and the last beta, multiplied by N. For scaled-linear, sqrt(beta) is linear between the two.
 _ENDS = {"linear": (0.1, 20.0), "scaled-linear": (0.85, 12.0)}
 _SCHEDULES = (*_ENDS, "cosine")
 
@@ -51,7 +51,7 @@ _BETA = Range(0, 1, above=True, below=True)
 
 
 class _Chain(SDE):
-    """Base of the chains, with N = ``steps`` levels, N nodes, and a domain that begins at the first node."""
+    """Base class of the chains, which have N = ``steps`` noise levels and one node for each level."""
 
     limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels"))
 
@@ -76,13 +76,13 @@ class DDPM(_Chain):
         steps: N, the number of noise levels.
         schedule: ``linear`` (Ho et al.), ``scaled-linear`` (linear in the square root of beta, as in latent diffusion)
             or ``cosine`` (Nichol and Dhariwal, with s = 0.008 and betas clipped at 0.999).
-        betas: The betas themselves. If given, they set the number of steps, and the schedule is not used.
-        start, end: First and last beta of the linear schedules. The defaults are the values published for 1000 steps
-            (1e-4 to 0.02 for linear, 8.5e-4 to 0.012 for scaled-linear), times 1000/N, so that chains of different
-            lengths converge to the same SDE.
-        zero_snr: Whether to rescale the chain so that no data are left at its last node. Alpha is shifted and scaled so
-            that its first value is unchanged and its last value is 0 (Lin et al. 2024, arXiv:2305.08891, alg. 1). The
-            network must then predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no data.
+        betas: The betas themselves. If they are given, their number replaces ``steps``, and ``schedule`` is not used.
+        start, end: First and last beta of the ``linear`` and ``scaled-linear`` schedules. The defaults are the values
+            published for 1000 steps (1e-4 to 0.02 for ``linear``, 8.5e-4 to 0.012 for ``scaled-linear``), multiplied by
+            1000/N, so that chains of different lengths approximate the same SDE.
+        zero_snr: Whether to rescale the chain so that no signal is left at its last node. Alpha is shifted and scaled
+            so that its first value is unchanged and its last value is 0 (Lin et al. 2024, arXiv:2305.08891, alg. 1).
+            The network must then predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no signal.
 
     Example:
         >>> chain = DDPM()
@@ -106,14 +106,14 @@ class DDPM(_Chain):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.betas is not None:  # JSON gives a list
+        if self.betas is not None:  # a list if read from JSON
             object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
             object.__setattr__(self, "steps", len(self.betas))
         if self.schedule not in _SCHEDULES:
-            raise UsageError(f"unknown schedule {self.schedule!r} of DDPM; {closest(self.schedule, _SCHEDULES)}")
+            raise UsageError(f"unknown DDPM schedule {self.schedule!r}; {closest(self.schedule, _SCHEDULES)}")
         if (self.start, self.end) != (None, None) and (self.betas is not None or self.schedule == "cosine"):
-            kind = "given betas have" if self.betas is not None else "the schedule cosine has"
-            raise UsageError(f"DDPM: {kind} no start and end (got {self.start} and {self.end}); omit start and end")
+            kind = "given betas" if self.betas is not None else "the 'cosine' schedule"
+            raise UsageError(f"DDPM: {kind} cannot be combined with start={self.start} and end={self.end}; omit both")
         super().__post_init__()
 
     def check(self) -> None:
@@ -125,19 +125,19 @@ class DDPM(_Chain):
         wrong = (~((self.beta > 0) & (self.beta < 1))).nonzero().flatten().tolist()
         meant = self.zero_snr or self.betas is not None  # otherwise, a beta of 1 means that there are too few steps
         if meant and wrong == [self.steps - 1] and float(self.beta[-1]) == 1:
-            wrong = []  # valid: no data are left at the last node
+            wrong = []  # valid, because no signal is left at the last node
         if len(wrong):
             i = wrong[0]
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must lie between 0 and 1 "
-                "(the last of the given betas may equal 1). The default betas of the linear schedules are "
-                "proportional to 1/steps: use more than 20 steps, a smaller end, or the schedule cosine"
+                "(if betas are given, the last of them may equal 1). The default betas of the linear schedules are "
+                "proportional to 1/steps, so use more than 20 steps, a smaller end, or the 'cosine' schedule"
             )
         super().check()
 
     @cached_property
     def beta(self) -> Tensor:
-        """The variances ``beta_i`` of the noise that each step i adds, float64 ``(N,)``."""
+        """The variance ``beta_i`` of the noise added in each step i, float64 ``(N,)``."""
         beta = self._published
         if not self.zero_snr:
             return beta
@@ -147,7 +147,7 @@ class DDPM(_Chain):
 
     @property
     def _published(self) -> Tensor:
-        """The betas before :attr:`zero_snr` rescales them."""
+        """The betas before they are rescaled for :attr:`zero_snr`."""
         if self.betas is not None:
             return torch.tensor(self.betas, dtype=torch.float64)
         if self.schedule == "cosine":
@@ -163,13 +163,14 @@ class DDPM(_Chain):
 
     @cached_property
     def _table(self) -> Tensor:
-        """The values of ``log alpha``, ``log prod (1 - beta_j) / 2``, at times 0, 1/N, ..., 1, float64 ``(N + 1,)``."""
+        """The values of ``log alpha = log prod (1 - beta_j) / 2`` at times 0, 1/N, ..., 1, float64 ``(N + 1,)``."""
         return torch.cat([self.beta.new_zeros(1), torch.log1p(-self.beta).cumsum(0) / 2])
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``log alpha`` and its slope in t, both with the same shape as ``t``.
 
-        The slope at a node is that of the step below it. In a last step that leaves no data, alpha itself is linear.
+        The slope at a node is that of the interval that ends there. If the last beta is 1, alpha itself is linear in
+        the last interval.
         """
         table, position = self._table.to(device=t.device, dtype=t.dtype), t * self.steps
         # Rounding can turn position 3 into 3.0000000000000004, which must still belong to the third interval.
@@ -232,7 +233,8 @@ class SMLD(Exploding, _Chain):
     Args:
         steps: N, the number of noise levels.
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level. In training, ``auto`` sets it to the largest distance between two samples.
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+            distance between two samples).
 
     Example:
         >>> chain = SMLD(steps=3, sigma_min=0.1, sigma_max=10.0)
@@ -246,7 +248,7 @@ class SMLD(Exploding, _Chain):
 
     @property
     def _rate(self) -> float:
-        """The rate ``(log sigma)'``, which equals ``N/(N - 1) log(sigma_max/sigma_min)``."""
+        """The time derivative of ``log sigma``, which is ``N/(N - 1) log(sigma_max/sigma_min)``."""
         return math.log(self.highest / self.sigma_min) * self.steps / (self.steps - 1)
 
     def sigma(self, t: Tensor) -> Tensor:

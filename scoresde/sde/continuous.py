@@ -1,4 +1,7 @@
-"""The published SDEs. Each defines alpha and sigma (:mod:`scoresde.sde.base`), and any other closed forms it has.
+"""The published continuous-time SDEs.
+
+Each class defines alpha and sigma (:mod:`scoresde.sde.base`), and overrides other methods for which the path has closed
+forms.
 
 References:
     Song et al. (2021), Score-based generative modeling through SDEs, arXiv:2011.13456: VP (eq. 11), VE (eq. 9),
@@ -6,7 +9,7 @@ References:
     Lipman et al. (2023), Flow matching, arXiv:2210.02747: the conditional optimal-transport path (eq. 20-23).
     Nichol and Dhariwal (2021), arXiv:2102.09672: the cosine schedule.
     Karras et al. (2022), arXiv:2206.00364: EDM.
-    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: the log-SNR linear in t, with learned ends.
+    Kingma et al. (2021), Variational diffusion models, arXiv:2107.00630: a log-SNR linear in t, with learned endpoints.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ __all__ = ["EDMSDE", "VDMSDE", "VESDE", "VPSDE", "CosineSDE", "Exploding", "Flow
 
 
 class Exploding(SDE):
-    """Base of the paths that do not shrink the data (alpha = 1).
+    """Base class of the paths that do not shrink the data (alpha = 1).
 
     The noise levels, in model units, go from ``sigma_min`` to ``sigma_max``. If ``sigma_max`` is ``"auto"``, training
-    replaces it by the largest distance between two training samples (Song and Ermon 2020, arXiv:2006.09011, technique
-    1), or by about ten times the root mean square of the samples if that is larger
+    replaces it with the largest distance between two training samples (Song and Ermon 2020, arXiv:2006.09011, technique
+    1), or with about ten times the root mean square of the samples if that is larger
     (:func:`scoresde.sde.reach.sigma_for`). Until ``"auto"`` has been replaced, the path cannot be evaluated.
     """
 
@@ -44,15 +47,15 @@ class Exploding(SDE):
 
     @property
     def highest(self) -> float:
-        """The value of ``sigma_max``.
+        """The numerical value of ``sigma_max``.
 
         Raises:
-            UsageError: If ``sigma_max`` has not been determined from the data yet.
+            UsageError: If ``sigma_max`` is ``"auto"`` and has not been computed from the data yet.
         """
         if isinstance(self.sigma_max, str):
             raise UsageError(
-                f"sigma_max of {type(self).__name__} is {self.sigma_max!r}, which only training replaces by a number "
-                "(from the largest distance between two samples); set sigma_max to a number here",
+                f"{type(self).__name__}: sigma_max is {self.sigma_max!r}, but only training can compute a value from "
+                "the data; set sigma_max to a number here",
                 parameter="sigma_max",
             )
         return self.sigma_max
@@ -63,8 +66,9 @@ class Exploding(SDE):
             return
         if isinstance(self.sigma_max, str) or not self.sigma_min < self.sigma_max:
             raise UsageError(
-                f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose 0 < "
-                "sigma_min < sigma_max, or set sigma_max to auto to use the largest distance between two samples",
+                f"{type(self).__name__}: sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max!r}; choose "
+                "values with 0 < sigma_min < sigma_max, or set sigma_max to auto to use the largest distance between "
+                "two samples",
                 parameter="sigma_max",
                 value="auto",
             )
@@ -76,7 +80,11 @@ class Exploding(SDE):
 
 @dataclass(frozen=True)
 class _LinearBeta(SDE):
-    """Base of VP and sub-VP: ``alpha = exp(-B/2)`` with ``B(t) = int_0^t beta`` and ``beta`` linear in t."""
+    """Base class of VP and sub-VP: ``alpha = exp(-B/2)`` with ``B(t) = int_0^t beta`` and ``beta`` linear in t.
+
+    Args:
+        beta_min, beta_max: The value of beta at t = 0 and at t = 1.
+    """
 
     limits = ranges(beta_min=Range(0, 1e6), beta_max=Range(0, 1e6, above=True))
 
@@ -91,7 +99,7 @@ class _LinearBeta(SDE):
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 
     def t_of_integral(self, integral: Tensor) -> Tensor:
-        """Return the time at which B equals ``integral``, with the same shape as ``integral``."""
+        """Return the time at which ``B(t)`` equals ``integral``, with the same shape as ``integral``."""
         # This form of the root of the quadratic avoids cancellation, and the clamp avoids 0/0 and inf/inf.
         slope, numbers = self.beta_max - self.beta_min, torch.finfo(integral.dtype)
         integral = integral.clamp(numbers.tiny, numbers.max**0.5)
@@ -105,7 +113,7 @@ class _LinearBeta(SDE):
         return torch.exp(-self.integral(t) / 2)
 
     def drift_rate(self, t: Tensor) -> Tensor:
-        # This also holds where beta is so large that alpha is 0 in floating point.
+        # This also holds where beta is so large that alpha underflows to 0.
         return -self.beta(t) / 2
 
     @property
@@ -115,10 +123,10 @@ class _LinearBeta(SDE):
 
 @dataclass(frozen=True)
 class VPSDE(_LinearBeta):
-    """Variance preserving: ``alpha = exp(-B/2)`` and ``sigma = sqrt(1 - exp(-B))`` with ``B(t) = int_0^t beta``.
+    """The variance-preserving path ``alpha = exp(-B/2)``, ``sigma = sqrt(1 - exp(-B))`` with ``B(t) = int_0^t beta``.
 
-    With ``beta(t) = beta_min + t (beta_max - beta_min)``, the drift rate is ``f = -beta/2`` and the diffusion is
-    ``g = sqrt(beta)`` (Song et al. 2021, arXiv:2011.13456, eq. 11 and 29-33).
+    With ``beta(t) = beta_min + t (beta_max - beta_min)``, the drift rate is ``f = -beta/2``, and the diffusion
+    coefficient is ``g = sqrt(beta)`` (Song et al. 2021, arXiv:2011.13456, eq. 11 and 29-33).
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -135,7 +143,7 @@ class VPSDE(_LinearBeta):
         return self.beta(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        # alpha^2/sigma^2 = exp(-B)/(1 - exp(-B)), finite where alpha is 0 in floating point
+        # alpha^2/sigma^2 = exp(-B)/(1 - exp(-B)). This form is finite where alpha underflows to 0.
         integral = self.integral(t)
         return -integral - torch.log(-torch.expm1(-integral))
 
@@ -146,9 +154,10 @@ class VPSDE(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVPSDE(_LinearBeta):
-    """Sub-VP: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, which is the square of VP's sigma.
+    """The sub-VP path: ``alpha = exp(-B/2)`` as for VP, but ``sigma = 1 - exp(-B)``, which is the square of VP's sigma.
 
-    The squared diffusion is ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and eq. 27-29).
+    The squared diffusion coefficient is ``g^2 = beta (1 - exp(-2B))`` (Song et al. 2021, arXiv:2011.13456, sec. 3.4 and
+    eq. 27-29).
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -163,7 +172,7 @@ class SubVPSDE(_LinearBeta):
         return -self.beta(t) * torch.expm1(-2 * self.integral(t))
 
     def log_snr(self, t: Tensor) -> Tensor:
-        # alpha/sigma = exp(-B/2)/(1 - exp(-B)), finite where alpha is 0 in floating point
+        # alpha/sigma = exp(-B/2)/(1 - exp(-B)). This form is finite where alpha underflows to 0.
         integral = self.integral(t)
         return -integral - 2 * torch.log(-torch.expm1(-integral))
 
@@ -175,14 +184,15 @@ class SubVPSDE(_LinearBeta):
 
 @dataclass(frozen=True)
 class VESDE(Exploding):
-    """Variance exploding: ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``.
+    """The variance-exploding path ``alpha = 1``, ``sigma = sigma_min (sigma_max/sigma_min)^t``.
 
     The drift is 0, and ``g = sigma sqrt(2 log(sigma_max/sigma_min))`` (Song et al. 2021, arXiv:2011.13456, eq. 9, 29,
-    30). At t = 0 the noise level is ``sigma_min``, not 0, so the path starts at slightly noisy data.
+    30). At t = 0, the noise level is ``sigma_min``, not 0, so the path starts with slightly noisy data.
 
     Args:
         sigma_min: The lowest noise level.
-        sigma_max: The highest noise level. In training, ``auto`` sets it to the largest distance between two samples.
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+            distance between two samples).
     """
 
     sigma_min: float = 0.01
@@ -202,9 +212,9 @@ class VESDE(Exploding):
 class FlowMatching(SDE):
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of flow matching and rectified flow.
 
-    The path is eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and eq. 1 of Liu
-    et al. (2023), arXiv:2209.03003. ``g^2 = 2t/(1 - t)`` is infinite at t = 1, where no data are left. Networks that
-    predict the velocity, x0 or v can still be used there.
+    The path is given by eq. 20 of Lipman et al. (2023), arXiv:2210.02747, with sigma_min = 0 and time reversed, and by
+    eq. 1 of Liu et al. (2023), arXiv:2209.03003. At t = 1, no signal is left, and ``g^2 = 2t/(1 - t)`` is infinite.
+    Networks that predict the velocity, x0 or v can still be used there.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -227,12 +237,13 @@ class FlowMatching(SDE):
 class CosineSDE(SDE):
     """The variance-preserving cosine path: ``alpha = cos(u)/cos(u_0)`` with ``u = (t + offset)/(1 + offset) pi/2``.
 
-    The path is the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and without
-    their clipping. With ``offset = 0``, it is the trigonometric path ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)``
-    (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571). No data are left at t = 1, so g is infinite there.
+    The path follows the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and
+    without their clipping; ``u_0`` is the value of u at t = 0. With ``offset = 0``, it is the trigonometric path
+    ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571). No signal is
+    left at t = 1, so g is infinite there.
 
     Args:
-        offset: The s of Nichol and Dhariwal. If s is above 0, the noise initially grows like sqrt(t) instead of t.
+        offset: The offset s of Nichol and Dhariwal. If it is above 0, sigma initially grows like sqrt(t) instead of t.
     """
 
     limits = ranges(offset=Range(0, 100))
@@ -276,11 +287,17 @@ class CosineSDE(SDE):
 
 @dataclass(frozen=True)
 class EDMSDE(Exploding):
-    """The path of EDM: ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
+    """The EDM path, with ``alpha = 1`` and noise levels from ``sigma_min`` to ``sigma_max`` (Karras et al. 2022).
 
     In the paper, time is sigma itself. Here, ``sigma = (sigma_min^(1/rho) + t (sigma_max^(1/rho) -
-    sigma_min^(1/rho)))^rho``, which spaces the levels as the paper's sampler does (arXiv:2206.00364, eq. 5), so that a
-    grid uniform in t is the paper's grid.
+    sigma_min^(1/rho)))^rho``, so a grid that is uniform in t has the same noise levels as the paper's sampler
+    (arXiv:2206.00364, eq. 5).
+
+    Args:
+        sigma_min: The lowest noise level.
+        sigma_max: The highest noise level, or ``auto`` to compute it from the training data (usually the largest
+            distance between two samples).
+        rho: The exponent. A larger value places more of the noise levels near ``sigma_min``.
     """
 
     limits = ranges(rho=Range(0, 100, above=True))
@@ -307,15 +324,15 @@ class EDMSDE(Exploding):
 
 @dataclass(frozen=True)
 class VDMSDE(SDE):
-    """The variance-preserving path with a log-SNR linear in t, from ``log_snr_max`` to ``log_snr_min``.
+    """The variance-preserving path whose log-SNR is linear in t, from ``log_snr_max`` to ``log_snr_min``.
 
-    The path is from Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, whose gamma is minus the log-SNR. A grid uniform
-    in t is also uniform in log-SNR.
+    The path is from Kingma et al. (2021), arXiv:2107.00630, sec. 3.1, where gamma denotes minus the log-SNR. A grid
+    that is uniform in t is also uniform in the log-SNR.
 
     Args:
         log_snr_max, log_snr_min: The log-SNR at t = 0 and at t = 1.
-        learn: Whether to learn these two ends together with the network, by optimising the variational bound (sec. 5;
-            see :func:`scoresde.objective.loss.end_terms`). The given numbers are then the initial values of the ends.
+        learn: Whether to learn these two endpoints together with the network, by optimising the variational bound
+            (sec. 5; see :func:`scoresde.objective.loss.end_terms`). The given numbers are then the initial values.
     """
 
     limits = ranges(log_snr_max=Range(-100, 100), log_snr_min=Range(-100, 100))
@@ -338,12 +355,12 @@ class VDMSDE(SDE):
         return learned
 
     def ends(self) -> tuple[float | Tensor, float | Tensor]:
-        """Return the log-SNR at t = 0 and at t = 1, as numbers, or as tensors of shape ``()`` if they are learned."""
+        """Return the log-SNR at t = 0 and at t = 1, as two numbers, or as tensors of shape ``()`` if learned."""
         learned = self.parameters()
         return learned.get("log_snr_max", self.log_snr_max), learned.get("log_snr_min", self.log_snr_min)
 
     def _ends(self, t: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Return the ends on the device of ``t``. Grids are made on the CPU, whatever the device of the model."""
+        """Return :meth:`ends` on the device of ``t``, because grids are built on the CPU even for a model on a GPU."""
         high, low = (end.to(t.device) if isinstance(end, Tensor) else end for end in self.ends())
         return high, low
 

@@ -1,21 +1,20 @@
-"""Time grids, which place the nodes of a solver that takes a given number of steps.
+"""Time grids, which determine the times that a solver visits.
 
-A grid is a small object, called as ``grid(sde, steps, t0, t1)``; :func:`make_grid` also accepts the name of a grid. The
-times go from ``t0`` to ``t1`` in either direction, in float64, and both ends are exact. Most grids are uniform in a
-monotone function of t (a *clock* of the SDE):
+A grid is an object that is called as ``grid(sde, steps, t0, t1)`` and returns float64 times from ``t0`` to ``t1``, in
+either direction. :func:`make_grid` also accepts the name of a grid, and makes both ends exact. Most grids are uniform
+in a monotone function of t:
 
     ``uniform``   t itself
     ``sqrt``      sqrt(t), because the noise level of VP grows like sqrt(t) near the data
     ``logsnr``    the log-SNR 2 log(alpha/sigma) (Lu et al. 2022, arXiv:2206.00927)
     ``karras``    (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, eq. 5)
 
-The grids ``linspace``, ``leading`` and ``trailing`` visit nodes i/N of a discrete model with N noise levels, with the
-spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A grid can also be a given list
-of times.
+The ``linspace``, ``leading`` and ``trailing`` grids visit nodes i/N of a discrete model with N noise levels, with the
+spacings that are common in DDPM samplers (Lin et al. 2024, arXiv:2305.08891, tab. 2). A list of times can also be used
+as a grid.
 
-The model of a chain (:mod:`scoresde.sde.chains`) is trained only at the nodes of the chain. For such a model, the times
-of any grid are moved to the nearest nodes, and in training a time drawn from the domain is moved to a node by
-:func:`snap`.
+A model on a chain (:mod:`scoresde.sde.chains`) is trained only at the nodes of the chain. For such a model, the times
+of every grid are moved to the nearest nodes. In training, :func:`snap` moves each random time to a node.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-# The default grids of the SDE classes whose default is not sqrt. For VE, the grid logsnr is uniform in t, and it works
-# better than the grid of Karras et al. (docs/choosing-a-solver.md). On a chain of N nodes, a uniform grid with N - 1
+# The default grids of the SDE classes whose default is not sqrt. For VE, the logsnr grid is uniform in t, and it works
+# better than the grid of Karras et al. (docs/choosing-a-solver.md). On a chain with N nodes, a uniform grid with N - 1
 # steps visits every node.
 _SUITED: dict[type[SDE], str] = {
     VESDE: "logsnr", FlowMatching: "uniform", EDMSDE: "uniform", VDMSDE: "uniform", DDPM: "uniform", SMLD: "uniform",
@@ -51,10 +50,10 @@ _SUITED: dict[type[SDE], str] = {
 
 
 def default_grid(sde: SDE) -> str:
-    """Return the name of the default grid of an SDE. Your own class can set the class attribute ``default_grid``.
+    """Return the name of an SDE's default grid. A custom SDE can set it as the class attribute ``default_grid``.
 
     >>> from scoresde import VPSDE
-    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # a grid in t is shifted with the path
+    >>> default_grid(FlowMatching()), default_grid(Shifted(VPSDE(), 3.0))  # a shifted path keeps the default grid
     ('uniform', 'sqrt')
     """
     if isinstance(sde, Shifted | Stretch):
@@ -63,11 +62,11 @@ def default_grid(sde: SDE) -> str:
     return str(getattr(sde, "default_grid", listed))
 
 
-_EMPTY = -20.0  # the log-SNR at which grids begin if no data are left at the end of the path
+_EMPTY = -20.0  # the log-SNR at which grids begin if no signal is left at the end of the path
 
 
 class Grid(Checked, ABC):
-    """The nodes of a solver. To write a grid, subclass this as a frozen dataclass and implement ``__call__``."""
+    """Base class of time grids. To define a grid, subclass this as a frozen dataclass and implement ``__call__``."""
 
     @abstractmethod
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
@@ -75,24 +74,24 @@ class Grid(Checked, ABC):
 
 
 def finite_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """Return the log-SNR, with the same shape as ``t``; values below -60 or above 60 are replaced by -20 or 20."""
+    """Return the log-SNR, with the same shape as ``t``. Values below -60 become -20, and values above 60 become 20."""
     found = sde.log_snr(t)
     return torch.where(found.abs() > 60, found.clamp(_EMPTY, -_EMPTY), found)
 
 
 def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
-    """Return the log-SNR at both ends, or -20 at an end where no data are left, so that no nodes are spent there."""
+    """Return the log-SNR at both ends, or -20 at an end where no signal is left, so that no steps are wasted there."""
     t = torch.tensor([t0, t1], dtype=torch.float64)
     left = informative(*(c.detach() for c in sde.coefficients(t)))
     return torch.where(left, finite_log_snr(sde, t), _EMPTY)
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Return whether each step of a grid ``times: (n + 1,)`` lies where hardly any data are left.
+    """Return, for each of the n steps of a grid ``times: (n + 1,)``, whether it lies where hardly any signal is left.
 
-    Such a step starts where no data are left and ends below a log-SNR of -18. Grids that are uniform in a function of
-    the noise level place no nodes in this region, so they cross it in a single step, however many nodes they have.
-    Euler and Heun steps in t would not converge there, so solvers cross the region by another rule.
+    Such a step starts where no signal is left and ends at a log-SNR below -18. Grids that are uniform in a function of
+    the noise level cross this region in a single step, however many steps they have. Euler and Heun steps in t would
+    not converge there, so solvers use a different rule for this step.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)
     return tuple(blank.reshape(len(blank), -1).all(1).tolist())
@@ -104,7 +103,7 @@ def _between(ends: Tensor, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):
-    """Uniform in t."""
+    """A grid that is uniform in t."""
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
@@ -112,7 +111,7 @@ class UniformGrid(Grid):
 
 @dataclass(frozen=True)
 class SqrtT(Grid):
-    """Uniform in sqrt(t)."""
+    """A grid that is uniform in sqrt(t)."""
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
@@ -120,7 +119,7 @@ class SqrtT(Grid):
 
 @dataclass(frozen=True)
 class LogSNR(Grid):
-    """Uniform in the log-SNR."""
+    """A grid that is uniform in the log-SNR."""
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         return sde.t_of_log_snr(_between(_ends(sde, t0, t1), steps))
@@ -128,10 +127,10 @@ class LogSNR(Grid):
 
 @dataclass(frozen=True)
 class Karras(Grid):
-    """Uniform in (sigma/alpha)^(1/rho).
+    """A grid that is uniform in (sigma/alpha)^(1/rho).
 
     Args:
-        rho: The exponent rho. The value 7 puts most nodes near the data, and 1 makes the grid uniform in sigma/alpha.
+        rho: The exponent. A value of 7 places most times near the data, and 1 makes the grid uniform in sigma/alpha.
     """
 
     limits = ranges(rho=Range(0, 1e6, above=True))
@@ -145,16 +144,16 @@ class Karras(Grid):
 
 @dataclass(frozen=True)
 class Discrete(Grid):
-    """A grid on the nodes i/N of a discrete model (i = 1 ... N).
+    """A grid on the nodes i/N of a discrete model, for i = 1, ..., N.
 
     Let n be the index of the last node and k the number of steps. Then ``linspace`` rounds k + 1 equally spaced
     positions to nodes, ``trailing`` goes down from node n in strides of n/k, and ``leading`` goes up from node 1 in
-    strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here the
-    first sampling step starts at the last node.
+    strides of n//k. As published, ``leading`` never visits the last node, although sampling starts there. Here, its
+    first sampling step does start at the last node.
 
     Args:
         spacing: ``linspace``, ``leading`` or ``trailing``.
-        nodes: N, the number of noise levels. A chain ignores this value and uses its own number of levels.
+        nodes: N, the number of noise levels. This value is ignored on a chain, which has its own number of levels.
     """
 
     limits = ranges(nodes=Range(2, 10**6))
@@ -184,23 +183,23 @@ class Discrete(Grid):
 
 
 def leading(nodes: int = 1000) -> Discrete:
-    """Build the grid :class:`Discrete` with leading spacing."""
+    """Build a :class:`Discrete` grid with ``leading`` spacing."""
     return Discrete("leading", nodes)
 
 
 def trailing(nodes: int = 1000) -> Discrete:
-    """Build the grid :class:`Discrete` with trailing spacing."""
+    """Build a :class:`Discrete` grid with ``trailing`` spacing."""
     return Discrete("trailing", nodes)
 
 
 def linspace(nodes: int = 1000) -> Discrete:
-    """Build the grid :class:`Discrete` with linspace spacing."""
+    """Build a :class:`Discrete` grid with ``linspace`` spacing."""
     return Discrete("linspace", nodes)
 
 
 @dataclass(frozen=True)
 class GivenGrid(Grid):
-    """A grid given as a list of times, which also sets the number of steps.
+    """A grid given as a list of times, which also determines the number of steps.
 
     Args:
         times: The times from ``t0`` to ``t1``, strictly monotone.
@@ -211,20 +210,22 @@ class GivenGrid(Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.times) < 2:
-            raise UsageError(f"the given time grid is {self.times}; give at least the two ends, such as 1,0.001")
+            raise UsageError(f"a time grid must have at least two times, for example 1,0.001; got {self.times}")
 
     def __call__(self, sde: SDE, steps: int, t0: float, t1: float) -> Tensor:
         times = torch.tensor(self.times, dtype=torch.float64)
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
-                f"the given time grid goes from {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
-                f"from t = {t0:g} to {t1:g}; give a grid with these ends, or a different t0 and t1"
+                f"the given time grid goes from t = {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
+                f"from t = {t0:g} to {t1:g}; give a grid with these ends, or change t0 and t1"
             )
         return times
 
 
 def as_grid(grid: str | Grid | Sequence[float]) -> Grid | None:
-    """Convert a name, a string of times (``"1,0.5,0.001"``) or a sequence of times to a grid, and ``auto`` to ``None``.
+    """Convert a name, a string of times (``"1,0.5,0.001"``) or a sequence of times to a grid.
+
+    The name ``auto`` is converted to ``None``.
 
     Raises:
         UsageError: If the grid is unknown. The message lists the known names.
@@ -254,14 +255,14 @@ def make_grid(
     Args:
         grid: The name of a grid, a grid object, the times themselves, or ``auto`` for the SDE's default grid.
         sde: The path.
-        steps: Number of steps.
+        steps: The number of steps.
         t0, t1: The first and the last time.
-        nodes: The times that a discrete model supports, in rising order, shape ``(N,)``. If given, each time of the
-            grid is moved to the nearest node.
+        nodes: The times that a discrete model supports, in ascending order, shape ``(N,)``. If they are given, each
+            time of the grid is moved to the nearest node.
 
     Raises:
-        UsageError: If the grid is unknown, the number of steps is not valid, the times are not strictly monotone, an
-            end is not a node, or there are too few nodes.
+        UsageError: If the grid is unknown, the number of steps is invalid, the times are not strictly monotone, an end
+            is not a node, or there are too few nodes.
     """
     check_number("steps", steps, STEPS, "int")
     made = as_grid(grid) or as_grid(default_grid(sde))
@@ -272,8 +273,8 @@ def make_grid(
     if len(wrong):
         i = int(wrong[0])
         raise UsageError(
-            f"the time grid {made} with {len(times) - 1} steps from t = {t0:g} to {t1:g} must be strictly monotone, "
-            f"but node {i} is {float(times[i]):.6g} and node {i + 1} is {float(times[i + 1]):.6g}; "
+            f"the time grid {made} with steps={len(times) - 1} from t = {t0:g} to {t1:g} must be strictly monotone, "
+            f"but time {i} is {float(times[i]):.6g} and time {i + 1} is {float(times[i + 1]):.6g}; "
             "use fewer steps or another grid"
         )
     return times if nodes is None else _on_nodes(times, nodes, made, sde)
@@ -282,18 +283,18 @@ def make_grid(
 def nearest_node(t: Tensor, nodes: Tensor) -> Tensor:
     """Return the index of the node nearest to ``t``, int64, with the same shape as ``t``.
 
-    The ``nodes``, shape ``(N,)``, must be in rising order.
+    The nodes, ``nodes: (N,)``, must be in ascending order.
     """
     nodes = nodes.to(t)
     return torch.bucketize(t.contiguous(), (nodes[1:] + nodes[:-1]) / 2)
 
 
 def snap(t: Tensor, nodes: Tensor | None) -> Tensor:
-    """Move times drawn from ``[nodes[0], nodes[-1]]`` to nodes. The result has the same shape as ``t``.
+    """Move times from the interval ``[nodes[0], nodes[-1]]`` to nodes. The result has the same shape as ``t``.
 
-    The interval is divided into N cells of equal length, one for each node, so that uniformly drawn times become
-    uniformly drawn nodes, each with probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). If ``nodes`` is
-    ``None``, the times are returned unchanged.
+    The interval is divided into N cells of equal length, one for each node. If the times are uniformly distributed,
+    each node therefore has probability 1/N (Ho et al. 2020, arXiv:2006.11239, alg. 1). If ``nodes`` is ``None``, the
+    times are returned unchanged.
 
     >>> snap(torch.tensor([0.25, 0.43, 0.44, 1.0]), torch.tensor([0.25, 0.5, 0.75, 1.0]))
     tensor([0.2500, 0.2500, 0.5000, 1.0000])
@@ -316,8 +317,8 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
     for end in (0, -1):
         if abs(float(times[end] - moved[end])) > 1e-9:
             raise UsageError(
-                f"t = {float(times[end]):.6g} is not a node of this discrete model; the nearest is "
-                f"{float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
+                f"t = {float(times[end]):.6g} is not a node of this discrete model; the nearest node is "
+                f"t = {float(moved[end]):.9g} (node {int(index[end]) + 1} of {len(nodes)})"
             )
     if bool((index.diff() == 0).any()):
         ends = float(times[0]), float(times[-1])
@@ -325,9 +326,9 @@ def _on_nodes(times: Tensor, nodes: Tensor, grid: Grid, sde: SDE) -> Tensor:
         i = int((index.diff() == 0).nonzero()[0])
         most = 0 if isinstance(grid, GivenGrid) else next(fit, 0)
         raise UsageError(
-            f"the time grid {grid} with {steps} steps puts both {float(times[i]):.6g} and {float(times[i + 1]):.6g} on "
-            f"node {int(index[i]) + 1} of {len(nodes)}; "
-            + (f"use at most {most} steps on this grid" if most else "give times that are farther apart")
+            f"the time grid {grid} with {steps} steps places both t = {float(times[i]):.6g} and "
+            f"t = {float(times[i + 1]):.6g} on node {int(index[i]) + 1} of {len(nodes)}; "
+            + (f"use at most {most} step{'s' * (most > 1)} with this grid" if most else "give times farther apart")
             + f" (a uniform grid between these ends allows at most {abs(int(index[0] - index[-1]))} steps)"
         )
     return moved

@@ -1,17 +1,17 @@
-"""The steps of a path between two times: up (adding noise) and down (removing it).
+"""Forward and reverse steps between two times of a path.
 
-For *any* path and any two times s < t, whether or not these are nodes of a chain, the step up is
+For *any* path and any two times s < t, whether or not they are nodes of a chain, the forward step, which adds noise, is
 
     q(x_t | x_s) = N(A x_s, S^2 I),    A = alpha_t/alpha_s,    S^2 = sigma_t^2 - A^2 sigma_s^2,                    (1)
 
-and Bayes' rule gives the step down (Ho et al. 2020, arXiv:2006.11239, eq. 6-7)
+and Bayes' rule gives the reverse step, which removes noise (Ho et al. 2020, arXiv:2006.11239, eq. 6-7):
 
     q(x_s | x_t, x_0) = N(a x_0 + b x_t, v I),
     a = alpha_s S^2/sigma_t^2,    b = A sigma_s^2/sigma_t^2,    v = S^2 sigma_s^2/sigma_t^2.                       (2)
 
-When a model is used, x0_hat replaces x_0. The variance of the step then lies between v, which is correct if the data
-are a single point, and S^2, which is correct if the data are N(0, I) (Ho et al. 2020, sec. 3.2). Its logarithm lies a
-fraction f of the way from log v to log S^2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15):
+When a model is used, its estimate x0_hat replaces x_0. The variance of the step then lies between v, which is correct
+if the data are a single point, and S^2, which is correct if the data are N(0, I) (Ho et al. 2020, sec. 3.2). A fraction
+f from 0 to 1 interpolates between log v and log S^2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15):
 
     p(x_s | x_t) = N(a x0_hat + b x_t, S^2 (sigma_s^2/sigma_t^2)^(1 - f) I).                                       (3)
 """
@@ -27,15 +27,15 @@ __all__ = ["forward_step", "posterior"]
 
 
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``S^2`` of the step up from ``s`` to ``t``, equation (1), with the same shape as ``t``."""
+    """Return ``A`` and ``S^2`` of the forward step from ``s`` to ``t``, equation (1), with the same shape as ``t``."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
-    # If no data are left at either time, as on a steep path, the ratio is 0/0; x_t is then pure noise, whatever x_s is.
+    # If no signal is left at either time, as on a steep path, the ratio is 0/0. Then x_t is pure noise for any x_s.
     a = torch.where(alpha_s == 0, 0.0, alpha_t / alpha_s)
     return a, (sigma_t.square() - (a * sigma_s).square()).clamp(min=0)
 
 
 def posterior(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``a``, ``b`` and ``v`` of the step down from ``t`` to ``s``, equation (2), with the same shape as ``t``.
+    """Return ``a``, ``b``, ``v`` of the reverse step from ``t`` to ``s``, equation (2), with the same shape as ``t``.
 
     >>> import torch
     >>> from scoresde import DDPM

@@ -3,18 +3,18 @@
 A Gaussian path is determined by its log-SNR  l(t) = 2 log(alpha/sigma)  and its scale (Kingma et al. 2021,
 arXiv:2107.00630, sec. 5.1), so changing either the log-SNR or the scale gives another path.
 
-A shift multiplies sigma/alpha by s at every t, that is,
+A shift by a factor s multiplies sigma/alpha by s at every t, so the shifted log-SNR is
 
-    l'(t) = l(t) - 2 log s,                                                                              (1)
+    l_s(t) = l(t) - 2 log s.                                                                             (1)
 
-and the scale is chosen so that the quantity that is constant along the original path stays constant: alpha^2 + sigma^2
-for VP, alpha + sigma for flow matching, and alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, (1) is the
-time shift  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because larger
+The scale is chosen to preserve the quantity that is constant along the original path, which is alpha^2 + sigma^2 for
+VP, alpha + sigma for flow matching, and alpha for VE (:meth:`scoresde.SDE.size`). On the straight path, equation (1) is
+the time shift  t' = s t / (1 + (s - 1) t)  of Esser et al. (2024), arXiv:2403.03206, eq. 23. They use it because larger
 images need more noise to hide the same amount of structure: sigma/alpha must grow roughly with the square root of the
 number of pixels.
 
-A :class:`Stretch` is the part of a path between two times, with a prior of its own. It serves as the path of a model
-that covers fewer noise levels than the whole path (:class:`scoresde.model.convert.Converted`).
+A :class:`Stretch` is the part of a path between two times, with its own prior. It is used as the path of a model that
+covers fewer noise levels than the whole path (:class:`scoresde.model.convert.Converted`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .base import SDE
 
 __all__ = ["SHIFT", "Shifted", "Stretch"]
 
-SHIFT = Range(1e-6, 1e6, hint="the factor on sigma/alpha, such as 3")
+SHIFT = Range(1e-6, 1e6, hint="the factor by which sigma/alpha is multiplied, for example 3")
 
 
 @dataclass(frozen=True)
 class Shifted(SDE):
-    """A path with its log-SNR shifted by ``-2 log(shift)``. A ``shift`` above 1 gives more noise at every t.
+    """A path whose log-SNR is shifted by ``-2 log(shift)``. A ``shift`` above 1 gives more noise at every t.
 
     Args:
         path: The path to shift.
-        shift: The factor s on sigma/alpha.
+        shift: The factor s by which sigma/alpha is multiplied.
 
     >>> from scoresde import FlowMatching
     >>> [round(float(c), 6) for c in Shifted(FlowMatching(), 3.0).coefficients(torch.tensor(0.5))]  # t' = 0.75
@@ -86,7 +86,7 @@ class Shifted(SDE):
 
     @property
     def prior_std(self) -> float:
-        # The prior is scaled like sigma at t_max, where (almost) no data are left.
+        # The prior is scaled by the same factor as sigma at t_max, where (almost) no signal is left.
         end = torch.tensor(self.t_max, dtype=torch.float64)
         return self.path.prior_std * float(self.coefficients(end)[1] / self.path.coefficients(end)[1])
 
@@ -97,7 +97,7 @@ class Stretch(SDE):
 
     Args:
         path: The whole path.
-        std: Standard deviation of the Gaussian that replaces ``x_t`` at ``t_max``.
+        std: Standard deviation of the Gaussian that approximates the distribution of ``x_t`` at ``t_max``.
         t_min, t_max: The times at which the part begins and ends.
         t_sample: The time at which sampling stops (default: ``t_min``).
         data_scale: The size of one data unit at ``t_min``.

@@ -1,25 +1,25 @@
-r"""Check that a path ends where samples begin, that is, that its prior fits.
+r"""A check that the prior fits the end of a path.
 
-At ``t_max``, noisy data are distributed as ``x = alpha x_0 + sigma eps``, but samples begin at the prior N(0, P^2). The
-flow does not correct this difference, so the samples inherit it. For Gaussian data of standard deviation s, x has the
-variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of the samples is off by the factor
+At ``t_max``, noisy data are distributed as ``x = alpha x_0 + sigma eps``, but sampling starts from the prior N(0, P^2).
+The flow does not correct this difference, so the samples inherit it. For Gaussian data with standard deviation s, x has
+the variance ``alpha^2 s^2 + sigma^2``, the flow is linear, and the variance of the samples is off by the factor
 
     P^2 / (alpha^2 s^2 + sigma^2),                                                                          (1)
 
-or by ``P^2/sigma^2`` for coordinates that hardly vary. That these factors are near 1 is not sufficient. With s = P = 1,
-for example, (1) equals 1 on a variance-preserving path however little noise there is, although sampling begins with
-pure noise at a time when the fraction
+or by ``P^2/sigma^2`` in coordinates that hardly vary. It is not enough for these factors to be near 1. For example,
+with s = P = 1 on a variance-preserving path, the factor of equation (1) is 1 however little noise there is, although
+sampling then starts with pure noise at a time when the fraction
 
     alpha^2 s^2 / (alpha^2 s^2 + sigma^2)                                                                   (2)
 
-of the variance belongs to the data. A prior fits if (2) and the deviations of both factors from 1 are at most 0.01. The
-misfit then costs at most 0.005 nats per dimension (KL( N(alpha x_0, sigma^2) | N(0, P^2) ), averaged over the data),
-which is less than the 0.01 bits to which likelihoods are checked. The published paths satisfy this criterion: (2) is
-4e-5 for VP and DDPM, 0.005 for the schedule of latent diffusion, 0.007 (the largest value) for VDM, and 0 for flow
-matching and cosine.
+of the variance comes from the data. A prior fits if this fraction and the deviations of both factors from 1 are at most
+0.01. The misfit then costs at most 0.005 nats per dimension (the KL divergence of N(alpha x_0, sigma^2) from N(0, P^2),
+averaged over the data), which is less than the tolerance of the likelihood's convergence check, 0.01 bits per
+dimension. The published paths satisfy this criterion. The fraction of equation (2) is 4e-5 for VP and DDPM, 0.005 for
+the latent diffusion schedule, 0.007 for VDM (the largest value), and 0 for flow matching and cosine.
 
-On a path that does not shrink the data (alpha = 1), the noise at the end must also reach across the data; otherwise, a
-sample stays near where it began. The standard deviation of this noise must be at least the largest distance between two
+On a path that does not shrink the data (alpha = 1), the noise at the end must also span the data; otherwise, a sample
+stays near its starting point. The standard deviation of this noise must be at least the largest distance between two
 samples (Song and Ermon 2020, arXiv:2006.09011, technique 1).
 """
 
@@ -41,11 +41,11 @@ MISFIT = 0.01
 
 @dataclass(frozen=True)
 class Reach:
-    """The data and the noise at the end of a path, for comparison with the prior.
+    """The signal and the noise at the end of a path, for comparison with the prior.
 
     Attributes:
         sde: The path.
-        alpha, sigma: Coefficients of the path at its end.
+        alpha, sigma: The coefficients of the path at its end.
         spread: Root mean square of the data, in model units.
         furthest: The largest distance between two data points, in model units, or ``None`` if it is unknown.
     """
@@ -59,7 +59,7 @@ class Reach:
     @classmethod
     @torch.no_grad()
     def of(cls, sde: SDE, t_max: float | None = None, spread: float = 1.0, furthest: float | None = None) -> Reach:
-        """Evaluate a path at ``t_max`` (default: the path's own ``t_max``).
+        """Evaluate a path at its end, or at ``t_max`` if it is given.
 
         >>> from scoresde import VPSDE
         >>> reach = Reach.of(VPSDE(beta_max=0.5), spread=0.5)
@@ -72,18 +72,18 @@ class Reach:
 
     @property
     def share(self) -> float:
-        """The fraction of the variance that belongs to the data, equation (2)."""
+        """The fraction of the variance that comes from the data, equation (2)."""
         data = (self.alpha * self.spread) ** 2
         return data / (data + self.sigma**2)
 
     @property
     def variance(self) -> float:
-        """Relative error of the variance of the samples for Gaussian data: the factor of equation (1), minus 1."""
+        """The relative error of the samples' variance for Gaussian data, from equation (1)."""
         return self.sde.prior.std**2 / ((self.alpha * self.spread) ** 2 + self.sigma**2) - 1
 
     @property
     def still(self) -> float:
-        """Relative error of the variance of the samples in coordinates in which the data hardly vary."""
+        """The relative error of the samples' variance in coordinates in which the data hardly vary."""
         return (self.sde.prior.std / self.sigma) ** 2 - 1
 
     @property
@@ -91,20 +91,20 @@ class Reach:
         """A one-line description of the misfit, or an empty string if the prior fits."""
         if max(self.share, abs(self.variance), abs(self.still)) > MISFIT:
             return (
-                f"the prior does not fit: a fraction {self.share:.2g} of the variance at t_max belongs to the data "
-                f"(alpha = {self.alpha:.2g}), and the variance of samples is off by {_percent(self.variance)} (for "
-                f"Gaussian data) to {_percent(self.still)} (in coordinates that hardly vary)"
+                f"the prior does not fit: a fraction {self.share:.2g} of the variance at t_max comes from the data "
+                f"(alpha = {self.alpha:.2g}), and the variance of the samples is off by {_percent(self.variance)} for "
+                f"Gaussian data and by {_percent(self.still)} in coordinates that hardly vary"
             )
         if self.furthest is not None and explodes(self.sde) and self.sigma / self.alpha < self.furthest:
             return (
-                f"the noise level at t_max, {self.sigma / self.alpha:.3g}, is too low to reach across the data: two "
-                f"data points lie {self.furthest:.4g} apart"
+                f"the noise level at t_max is {self.sigma / self.alpha:.3g}, which is too low to span the data; the "
+                f"largest distance between two data points is {self.furthest:.4g}"
             )
         return ""
 
     @property
     def advice(self) -> Advice | None:
-        """A description of the misfit and how to fix it, or ``None`` if the prior fits."""
+        """A warning that describes the misfit and how to fix it, or ``None`` if the prior fits."""
         if not self.short:
             return None
         path = self.sde
@@ -114,12 +114,12 @@ class Reach:
         how = "alpha closer to 0, or a larger sigma, at t_max" if field is None else f"{field}={value}"
         if field == "sigma_max" and self.furthest is not None:
             how += f", which is {sigma_for(self.furthest, self.spread):g} here"
-        told = f"{self.short}; train with more noise at the end of {type(path).__name__}: {how}"
+        told = f"{self.short}; train with more noise at the end of the path ({type(path).__name__} with {how})"
         return Advice(told, parameter=None if field is None else f"sde.{field}", value=value)
 
 
 def explodes(sde: SDE) -> bool:
-    """Return whether the path leaves the data unshrunk, so that its noise must reach across the data."""
+    """Return whether alpha is constant along the path, in which case the noise must span the data."""
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     with torch.no_grad():
         first, last = sde.coefficients(ends)[0].tolist()
@@ -130,9 +130,9 @@ def sigma_for(furthest: float, spread: float = 0.0) -> float:
     """Return a suitable ``sigma_max`` for a path that does not shrink the data, to four significant digits.
 
     Args:
-        furthest: The largest distance between two samples, in model units, across which the noise must reach.
-        spread: Root mean square of the samples. In few dimensions, the spread is not much smaller than ``furthest``,
-            and a prior that fits then requires a noise level of about ten times the spread (equation (2)).
+        furthest: The largest distance between two samples, in model units, which the noise must span.
+        spread: Root mean square of the samples, in model units. In few dimensions, it is not much smaller than
+            ``furthest``. By equation (2), the noise level must then be about ten times ``spread``.
 
     >>> sigma_for(12.34567, 1.0), sigma_for(4.53, 1.0)
     (12.35, 9.955)

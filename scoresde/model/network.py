@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Codec, Composed
-from ..core.condition import Condition
+from ..core.condition import SLOTS, Condition
 from ..core.errors import UsageError
 from ..core.shapes import as_tensor, as_time, expand
 from ..nn.labelled import check_network
@@ -98,6 +98,11 @@ class ScoreModel(nn.Module):
         """The module to train, which is the network together with the learned parameters of the path, if any."""
         return nn.ModuleDict({"network": self.network, "schedule": self.schedule}) if self.schedule else self.network
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The fields of a condition that the network uses: its attribute ``slots``, or all fields without one."""
+        return tuple(getattr(self.network, "slots", SLOTS))
+
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """Return the target F as predicted by the network at ``(x_t, t)``, with the same shape as ``x``."""
         return self.outputs(x, t, cond)[0]
@@ -179,6 +184,14 @@ class ScoreModel(nn.Module):
             if len(wrong):
                 raise UsageError(
                     f"label {int(wrong[0])} is not one of the {self.classes} classes 0 to {self.classes - 1}"
+                )
+        for slot, source in (("vector", "vector"), ("image", "image"), ("tokens", "text")):
+            if getattr(condition, slot) is not None and slot not in self.slots:
+                raise UsageError(
+                    f"this model was trained without {slot}; to use the field {slot} of a condition, train with "
+                    f"cond='{source}'" + (" or with an operator, such as cond='pool:2'" if slot == "image" else ""),
+                    parameter="cond",
+                    value=source,
                 )
         return Given(self, replace(condition, classes=self.classes))
 

@@ -46,7 +46,7 @@ from .trajectory import Step
 
 __all__ = ["AdaptiveSDE"]
 
-_SMALLEST = 8 / 2**20  # the smallest step size, eight cells of the Brownian path
+_SMALLEST = 8 / 2**20  # the smallest step size: eight cells of the Brownian path
 
 
 @dataclass(frozen=True)

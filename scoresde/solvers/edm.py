@@ -63,7 +63,7 @@ class EDMHeun(FixedStep):
         for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
-                    f"{name} has no effect without churn, got {name} = {getattr(self, name)}; set churn, for example to 40"
+                    f"{name} = {getattr(self, name)} has no effect without churn; set churn as well, for example to 40"
                 )
 
     @property

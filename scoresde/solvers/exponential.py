@@ -252,8 +252,8 @@ def _integrand(
     """Return the parts of one step of equations (1) to (3) that do not depend on the polynomial.
 
     Returns:
-        The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q in
-        the integrand as a function of l (``None`` if the polynomials depend on the clock), and the factor on z.
+        The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q
+        in the integrand as a function of l (``None`` if the polynomials depend on the clock), and the factor on z.
     """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)

@@ -187,7 +187,7 @@ class ProbabilityFlow(Solver):
         scale: Tensor,
         tally: Tally,
     ) -> Solution:
-        """Solve with a third-party engine, which uses one step size for the whole batch and does not count its steps."""
+        """Solve with a third-party engine, which uses one step size for the whole batch and does not report steps."""
         everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ most v/(1 - snr^2). Any snr < 1 is therefore stable on every path and for all da
 
 The ratio |z|/|score| of an individual sample is unbounded, because the score vanishes in the middle of a mode. In
 addition, if the step size e(x) depends on x, the samples converge to a density proportional to p/e instead of the
-correct density p. In D dimensions, its variance is (1 + 2/D) v. The ratio is therefore limited to
+correct density p, whose variance is (1 + 2/D) v in D dimensions. The ratio is therefore limited to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
@@ -22,7 +22,7 @@ where n is the number of elements over which the norms are taken: D, or the numb
 n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. The
 standard deviation of a mode is then too large by at most the factor (1 - snr^2)^(-1/2), which is due to the step
 itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). For snr = 0.16 and n = 1, 2 and 4, the measured
-factor is 1.006 on VP and 1.001 on VE; without the limits, it would be 576, 4.2 and 1.6. For n = 64 and n = 3,072, it is
+factor is 1.006 on VP and 1.001 on VE; without the limits, it is 576, 4.2 and 1.6. For n = 64 and n = 3,072, it is
 1.036 and 1.016, with or without the limits (experiments/edges.py).
 """
 

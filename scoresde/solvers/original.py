@@ -95,7 +95,7 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """The products ``a_0 ... a_i``, which are the fractions of the data's variance at each level, shape ``(N,)``."""
+        """The products ``a_0 ... a_i``, the fraction of the data's variance that each level retains, shape ``(N,)``."""
         return self.alphas.cumprod(0)
 
 
@@ -105,7 +105,7 @@ def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ``f`` and ``G`` of a step up ``x + f x + G z`` with ``count`` levels, each with the same shape as ``t``."""
+    """Return ``f`` and ``G`` of the step up at ``t`` for ``count`` levels, each with the same shape as ``t``."""
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
     levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
@@ -258,7 +258,7 @@ class Original(Solver):
         """Return the SDE if the original code can sample it with these options over this interval.
 
         Raises:
-            UsageError: If the original code does not support this combination.
+            UsageError: If it cannot.
         """
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
@@ -271,14 +271,14 @@ class Original(Solver):
         if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
             raise UsageError(
                 f"Original: in the original code, the 'ancestral' predictor supports only VPSDE and VESDE, not {name}; "
-                "use the 'ancestral' solver, which follows the continuous path, or the 'reverse-diffusion' predictor",
+                "use the 'ancestral' solver, which uses the continuous path, or the 'reverse-diffusion' predictor",
                 parameter="solver",
                 value="ancestral",
             )
         if isinstance(sde, SubVPSDE) and self._corrections:
             raise UsageError(
-                f"Original: in the original code, the {self.corrector!r} corrector fails for {name}, which has no table "
-                "of alphas; use the 'pc' solver, which corrects on the continuous path, or set the corrector to 'none'",
+                f"Original: in the original code, the {self.corrector!r} corrector fails for {name}, which has no "
+                "table of alphas; use the 'pc' solver, which uses the continuous path, or set the corrector to 'none'",
                 parameter="solver",
                 value="pc",
             )
@@ -295,7 +295,7 @@ class Original(Solver):
         low, high = sde.times("sample")
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
-                f"Original: t0 and t1 must cover the whole sampling interval of {name}, from {high:g} to {low:g}, as in "
+                f"Original: t0 and t1 must be {high:g} and {low:g}, the ends of the sampling interval of {name}, as in "
                 f"the original code; got t0 = {t0:g} and t1 = {t1:g}. For other intervals, use the 'pc', 'ancestral' "
                 "or 'reverse-diffusion' solver",
                 parameter="solver",

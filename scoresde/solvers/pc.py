@@ -117,7 +117,7 @@ class PredictorCorrector(FixedStep):
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
         if self.start and self.sequence == "cp":
             raise UsageError(
-                "start cannot be combined with the 'cp' sequence, which already corrects before the first step; omit start"
+                "start cannot be used with the 'cp' sequence, which always corrects before the first step; omit start"
             )
         self._predictor()
         check_corrector(self.snr, self.corrections, self.evaluations)
@@ -183,7 +183,7 @@ class PredictorCorrector(FixedStep):
         return advance
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
-        """Take a Langevin step at the time ``at``, which is ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
+        """Take a Langevin step at time ``at``, which is ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
         if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
             return x  # there is no noise, so the score is undefined
         a, _ = forward_step(model.domain.sde, t, s)

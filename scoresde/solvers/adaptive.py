@@ -1,18 +1,20 @@
-"""The reverse SDE with a separate step size for each sample (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
+"""An adaptive solver for the reverse SDE (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
 
-With the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic`, a step of size h = t - s compares an
-Euler-Maruyama step, which ends at x', with a stochastic Heun step on the same standard normals z, which ends at x'',
+For a step of size h = t - s, the solver compares the result x' of an Euler-Maruyama step with the result x'' of a
+stochastic Heun step, with the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic` and with the
+same standard normals z for both,
 
     x'  = x - h f(x, t) + eta(t) sqrt(h) z
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
     err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
 
 where rms is the root mean square over the elements of a sample. If err <= 1, the step is accepted and ends at x''. The
-next step size is 0.9 h err^(-0.9) (alg. 1). The implementation differs from the paper in four ways. First, each sample
-has its own Brownian path, and a rejected step is repeated on the same path, because fresh noise after a rejection would
-favour noise that causes small errors. Second, h is truncated to seven binary digits, so that rounding does not move the
-end of a step, where a rough Brownian path would have a different value. Third, f(x, t) is kept after a rejection, so a
-retry costs only one evaluation. Fourth, the tolerance depends on the states before and after the step.
+next step size is 0.9 h err^(-0.9) (alg. 1), separately for each sample. The implementation differs from the paper in
+four ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path, because
+drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven binary
+digits, so that rounding does not shift the end of a step, where the rough Brownian path would have a different value.
+Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the tolerance depends on the
+states before and after the step.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class AdaptiveSDE(Solver):
     Args:
         rtol: Relative tolerance for the error of a step.
         atol: Absolute tolerance for the error of a step, or ``None`` to use the value of ``rtol``.
-        eta: Factor on the noise level.
+        eta: Scale factor for the noise level.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.
         max_nfe: Maximum number of evaluations per sample.

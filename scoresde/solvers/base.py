@@ -80,7 +80,7 @@ class Solution:
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
-        """Rebuild a solution from the tensors returned by :meth:`pack`, with its trajectory on the path of ``sde``."""
+        """Rebuild the solution from the tensors returned by :meth:`pack` and the SDE of the model."""
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
         return cls(**own, trajectory=Trajectory.unpack(sde, recorded) if recorded else None)
@@ -115,7 +115,7 @@ class Solver(Checked, ABC):
         """
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if it has adaptive steps."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if this is not possible."""
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
@@ -152,7 +152,7 @@ class Solver(Checked, ABC):
         Args:
             model: The model, which can be any denoiser.
             x: The state at ``t0`` in model units, shape ``(B, *event)``.
-            t0, t1: Start and end time. By default, the solver runs from the prior (``domain.t_max``) to the time at
+            t0, t1: Start and end times. By default, the solver runs from the prior (``domain.t_max``) to the time at
                 which sampling stops. Deterministic solvers can run in either direction.
             noise: The source of random numbers. By default, row i is sample i of seed 0.
             watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
@@ -266,7 +266,7 @@ class FixedStep(Solver):
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
     """Return the times of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
 
-    If the model is defined only at its nodes, every time is one of them. ``auto`` is the SDE's default grid.
+    If the model is defined only at discrete nodes, every time is one of these nodes.
     """
     return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
@@ -358,5 +358,5 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """Return a watcher for one chunk that passes each step on to ``watch``, with the indices of all samples."""
+    """Wrap ``watch`` for one chunk of samples, so that it receives the indices of the rows among all samples."""
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

@@ -38,7 +38,7 @@ __all__ = ["EDMHeun"]
 
 @dataclass(frozen=True)
 class EDMHeun(FixedStep):
-    """The EDM sampler, with two evaluations per step, which is second order without churn.
+    """The EDM sampler: order 2 without churn, two evaluations per step.
 
     Args:
         steps: Number of steps.
@@ -68,7 +68,7 @@ class EDMHeun(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed. It is needed only with churn, which assumes Gaussian noise around the data."""
+        """Whether the score is needed, which is the case only with churn, because added noise assumes a Gaussian path."""
         return self.churn > 0
 
     @property

@@ -1,4 +1,4 @@
-r"""Exponential multistep solvers of orders 1 to 6, with one evaluation per step, in a single implementation.
+r"""Exponential multistep solvers of orders 1 to 6, with one evaluation per step.
 
 Each solver approximates a quantity q (a combination of the model's estimates) by a polynomial, and integrates all other
 terms exactly. Dividing the state x by a norm N(t), and replacing the time t by another time variable, the clock c(t),
@@ -14,26 +14,26 @@ A step from t to s that interpolates the last k values q_j of q with Lagrange po
 
     x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc,                                 (1)
 
-where the subscripts t and s denote values at these times. The polynomials of ``x0``, ``eps`` and ``gauss`` depend on
-l = log(alpha/sigma). Those of ``straight`` and ``v`` depend on the clock c itself, so these solvers are Adams-Bashforth
-methods with variable steps, whose coefficients are finite over the whole path. For data with the distribution N(0, I),
-``gauss`` is exact.
+where the subscripts t and s denote values at these times. For ``x0``, ``eps`` and ``gauss``, the polynomials are
+functions of l = log(alpha/sigma). For ``straight`` and ``v``, they are functions of the clock c itself, so these
+solvers are Adams-Bashforth methods with variable steps, whose coefficients are finite over the whole path. For data
+with the distribution N(0, I), ``gauss`` is exact.
 
 Several combinations of a variable and an order are published methods: DDIM (``x0``, ``eps`` or ``straight``, order 1),
-DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, order 2 to 4). The published DPM-Solver++ 3M halves a
+DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, orders 2 to 4). The published DPM-Solver++ 3M halves a
 divided difference, which reduces it to second order, whereas equation (1) with k = 3 is third order.
 
 With ``correct``, each step is repeated with the value of q at the end of the step, which the next step needs anyway.
-The correction raises the order by one without an extra evaluation. The resulting method is UniPC. UniPC's choice of a
-function B(h) matters only if the polynomial interpolates two values. It then determines the integral of u dc over the
-step, where u = (l - l_t)/h and h = l_s - l_t: the integral is exact with ``exact``, half of c(s) - c(t) with
-``midpoint`` (published as B2), and h/2 times the value of dc/dl at s with ``bh1``.
+The correction raises the order by one without an extra evaluation. The resulting method is UniPC. Its function B(h)
+matters only if the polynomial interpolates two values, and then determines the integral of u dc over the step, where
+u = (l - l_t)/h and h = l_s - l_t. With the rule ``exact``, this integral is exact. With ``midpoint`` (published as B2),
+it is half of c(s) - c(t), and with ``bh1``, it is h/2 times the value of dc/dl at s.
 
 In the first k - 1 steps, fewer than k values of q are known, so the order is lower. The error of the first step, which
 is of order h^2, limits the overall order to 2, unless q hardly changes at the start, as on VP, sub-VP and VE.
 
-The steps of the reverse SDE with the noise level eta(t) = tau g(t), where g is the diffusion coefficient and tau is
-constant over a step, have the same form. With standard normals z, they are
+The reverse SDE with the noise level eta(t) = tau g(t), where g is the diffusion coefficient and tau is constant over a
+step, has steps of the same form. With standard normals z, these steps are
 
     x0:   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sigma_s int (1 + tau^2) e^(l - tau^2 (l_s - l)) x0_hat dl
                 + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,                                                             (2)
@@ -47,9 +47,9 @@ equation (1).
 
 Where alpha = 0, the log-SNR is minus infinity and the clock of ``eps`` is undefined. A node with alpha = 0 is therefore
 used only by the step that starts there, x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not
-divide by alpha. A step that is more than twice as long in log-SNR as the previous step (such as the last step of a grid
-that is uniform in t) is also first order, because extrapolating a polynomial that far increases the error. A correction
-with a weight above 3 hypot(alpha_s, sigma_s) is skipped, because it would amplify errors.
+involve a division by alpha. A step that is more than twice as long in log-SNR as the previous step (such as the last
+step of a grid that is uniform in t) is also first order, because extrapolating a polynomial that far increases the
+error. A correction with a weight above 3 hypot(alpha_s, sigma_s) is skipped, because it would amplify errors.
 
 References:
     Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.
@@ -110,7 +110,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable in the table of the module docstring, as functions of alpha and sigma."""
+    """One row of the table in the module docstring, with its entries as functions of alpha and sigma."""
 
     norm: Callable[[float, float], float]
     clock: Callable[[float, float], float]
@@ -173,7 +173,7 @@ def weights(
     """Return the weights ``w_j`` of equation (1).
 
     Args:
-        slope: The function dc/dl if the polynomials depend on l, or ``None`` if they depend on the clock c.
+        slope: The derivative dc/dl as a function of l, or ``None`` if the polynomials are functions of the clock c.
         span: The change of the clock c over the step.
         nodes: The nodes of the polynomials, from the newest to the oldest.
         interval: The values of l or c at the start and the end of the step.
@@ -249,11 +249,11 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return the parts of one step of equations (1) to (3) that do not depend on the polynomial.
+    """Return the terms of one step of equations (1) to (3) that do not depend on the polynomial.
 
     Returns:
         The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q
-        in the integrand as a function of l (``None`` if the polynomials depend on the clock), and the factor on z.
+        in the integrand as a function of l (``None`` if the polynomials are functions of c), and the factor on z.
     """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
@@ -379,11 +379,11 @@ class MultistepSDE(_Exponential):
         correct: Whether to repeat each step with the value at its end and the same noise. By default, steps are not
             corrected.
         taper: Whether to lower the order to 1 over the last steps. By default, the order is not lowered.
-        eta: Factor on the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0 gives
-            the probability flow.
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives the probability flow.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
             The default, ``g``, is integrated exactly, even where it is infinite. Any other level is approximated on
-            each step by a multiple of g, which is exact at the midpoint of the step.
+            each step by a constant multiple of g, which matches the level at the midpoint of the step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -425,8 +425,8 @@ def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
 def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = "bh2", grid: str = "auto") -> Multistep:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with a corrector.
 
-    The corrector raises the order of accuracy to ``order + 1``. ``variant`` is ``bh1``, ``bh2`` or ``exact``, which is
-    the method that the ``vary_coeff`` variant of the published code is intended to be.
+    The corrector raises the order of accuracy to ``order + 1``. The option ``variant`` is ``bh1``, ``bh2`` or
+    ``exact``. The last of these is what the published variant ``vary_coeff`` is intended to be.
     """
     if variant not in ("bh1", "bh2", "exact"):
         raise UsageError(f"unknown UniPC variant {variant!r}; choose from: bh1, bh2, exact")

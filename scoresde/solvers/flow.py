@@ -5,7 +5,7 @@ the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, is
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t).                                                     frame "straight"
 
-The right-hand side does not contain the SDE's f and g or any derivative of alpha and sigma, and is finite at both ends.
+The right-hand side contains neither f and g of the SDE nor derivatives of alpha and sigma, and is finite at both ends.
 In two other frames, the same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
@@ -39,7 +39,7 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
-    """Return ``dy/dr`` in the straight frame, at ``y``, shape ``(B, *event)``, and ``t``, shape ``()`` or ``(B,)``."""
+    """Return ``dy/dr`` at the state ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
     estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
     return estimate.eps - estimate.x0
 
@@ -103,9 +103,9 @@ class ProbabilityFlow(Solver):
         method: The Runge-Kutta method. The ``own`` engine has ``dopri5`` and ``tsit5`` (order 5) and ``bosh3`` (order
             3), and the other engines have their own methods. ``auto`` is the default method of the engine.
         max_nfe: Maximum number of evaluations per sample.
-        engine: The integrator: ``own`` (that of this package), ``torchdiffeq`` or ``scipy``.
-        frame: The variables of integration: ``straight``, or ``t`` to integrate the velocity over time, as the original
-            code does.
+        engine: The integrator: ``own`` (this package's integrator), ``torchdiffeq`` or ``scipy``.
+        frame: The frame in which the flow is integrated: ``straight``, or ``t``, in which the velocity is integrated
+            over time, as in the original code.
     """
 
     limits = ranges(max_nfe=EVALUATIONS)
@@ -136,7 +136,7 @@ class ProbabilityFlow(Solver):
 
     @property
     def scheme(self) -> str:
-        """The Runge-Kutta method. If it is ``auto``, it is resolved here only for the ``own`` engine."""
+        """The Runge-Kutta method, where ``auto`` is resolved for the ``own`` engine but left to other engines."""
         return "dopri5" if self.engine == "own" and self.method == "auto" else self.method
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
@@ -211,8 +211,8 @@ class RungeKutta(FixedStep):
         steps: Number of steps.
         method: The Runge-Kutta method: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2,
             two evaluations per step), or ``rk4`` (order 4, four evaluations per step).
-        frame: The variables of integration: ``straight``, ``t`` or ``ve``. In the ``straight`` and ``ve`` frames,
-            Euler's method is DDIM. The ``ve`` frame cannot be used if the solver starts at alpha = 0.
+        frame: The frame in which the flow is integrated: ``straight``, ``t`` or ``ve``. In the ``straight`` and ``ve``
+            frames, Euler's method is DDIM. The ``ve`` frame cannot be used if the solver starts at alpha = 0.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

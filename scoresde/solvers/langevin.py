@@ -13,14 +13,14 @@ variance v/(1 - e/2v); otherwise, the variance grows without bound. With size = 
 most v/(1 - snr^2). Any snr < 1 is therefore stable on every path and for all data, and snr >= 1 is rejected.
 
 The ratio |z|/|score| of an individual sample is unbounded, because the score vanishes in the middle of a mode. In
-addition, if the step size e(x) depends on x, the samples converge to a density proportional to p/e instead of the
-correct density p, whose variance is (1 + 2/D) v in D dimensions. The ratio is therefore limited to
+addition, if the step size e(x) depends on x, the samples converge not to the density p, but to a density proportional
+to p/e, which has the variance (1 + 2/D) v in D dimensions. The ratio is therefore limited to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
 where n is the number of elements over which the norms are taken: D, or the number of elements in the whole batch. For
 n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. The
-standard deviation of a mode is then too large by at most the factor (1 - snr^2)^(-1/2), which is due to the step
+standard deviation of a mode is then too large by a factor of at most (1 - snr^2)^(-1/2), which is due to the step
 itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). For snr = 0.16 and n = 1, 2 and 4, the measured
 factor is 1.006 on VP and 1.001 on VE; without the limits, it is 576, 4.2 and 1.6. For n = 64 and n = 3,072, it is
 1.036 and 1.016, with or without the limits (experiments/edges.py).
@@ -46,7 +46,7 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
     Args:
         x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
         a, size: ``a`` and ``size`` in equation (1), shape ``()`` or ``(B,)``.
-        snr: The signal-to-noise ratio, ``snr`` in equation (1).
+        snr: The signal-to-noise ratio ``snr`` in equation (1).
 
     Returns:
         The state after the step, shape ``(B, *event)``.
@@ -103,6 +103,6 @@ def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
         )
     if not evaluations:
         raise UsageError(
-            "there are no predictor steps and no corrector steps, so no sample would move; set the predictor, or the "
+            "there are no predictor steps and no corrector steps, so no sample would move; choose a predictor, or a "
             "corrector with at least one correction"
         )

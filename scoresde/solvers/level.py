@@ -1,4 +1,4 @@
-r"""Noise levels eta(t) of the stochastic solvers, with the same definition for all of them.
+r"""Noise levels eta(t), which are defined in the same way for all stochastic solvers.
 
 For any eta(t) >= 0, the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
 2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta`` (a
@@ -74,7 +74,7 @@ def check_level(level: Level, eta: float) -> None:
     """Check a noise level and the factor ``eta``.
 
     Raises:
-        UsageError: If the level is unknown, or if the factor is not in the allowed range.
+        UsageError: If the level is unknown, or if the factor is out of range.
     """
     check_number("eta", eta, ETA)
     _function(level)
@@ -89,8 +89,8 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
     found = _function(level)(sde, t)
     if not isinstance(found, Tensor | float | int):
         raise UsageError(
-            f"the noise level {getattr(level, '__name__', level)} must be a tensor with one number for each t, got "
-            f"{type(found).__name__}"
+            f"the noise level function {getattr(level, '__name__', level)} must return a tensor with one number for "
+            f"each t, got {type(found).__name__}"
         )
     value = eta * torch.as_tensor(found)
     if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
@@ -98,9 +98,7 @@ def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
         if value.shape == t.shape:
             i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
             number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
-        raise UsageError(
-            f"the noise level {name} must be one number for each t, finite and >= 0, got {number}{at}"
-        )
+        raise UsageError(f"the noise level {name} must be one number for each t, finite and >= 0, got {number}{at}")
     return value
 
 

@@ -1,4 +1,4 @@
-r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code, to reproduce that paper.
+r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code to reproduce its results.
 
 The other solvers use the coefficients of the continuous path, on any grid. The original code instead uses tables for
 N = ``steps`` noise levels, which it reads at the index i = floor(t (N - 1)/T), where T is the largest time. For VE, it
@@ -14,7 +14,7 @@ G^2 = g(t)^2/N,  where f(t) and g(t) are the drift and diffusion coefficients of
     x <- x_mean + n z,      x_mean = k x + p score,                                                               (2)
 
     =====================  ===========  ===============  ==================================  =======================
-    predictor              k            p                n                                   in the paper, SDEs
+    predictor              k            p                n                                   equation, SDEs
     =====================  ===========  ===============  ==================================  =======================
     ``euler-maruyama``     1 - f(t)/N   g(t)^2/N         g(t)/sqrt(N)                        eq. 6, all three
     ``reverse-diffusion``  1 - f        G^2              G                                   eq. 46, all three
@@ -29,7 +29,7 @@ and VE) are  x <- x + e score + sqrt(2 e) z  with
 
 The times are linspace(T, eps, N), where eps is the smallest time. At each time, the corrector steps come before the
 predictor step. There are therefore N updates, although there are only N - 1 intervals. The last update starts at eps,
-and its x_mean is the sample. A predictor step always has the length 1/N, although the times are (T - eps)/(N - 1)
+and the sample is its x_mean. A predictor step always has the length 1/N, although the times are (T - eps)/(N - 1)
 apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and eps = 1e-3.
 docs/mathematics.md describes how the difference affects the moments.
 
@@ -189,7 +189,7 @@ class Original(Solver):
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the solver draws noise. It does so except for the probability flow without a corrector."""
+        """Whether the solver draws noise. Only the probability flow without a corrector draws none."""
         return not self.probability_flow or self._corrections > 0
 
     @property
@@ -207,7 +207,10 @@ class Original(Solver):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if fewer than 2."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if they allow fewer than 2 steps.
+        """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
 
@@ -263,8 +266,8 @@ class Original(Solver):
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(
-                f"Original: the SDE must be VPSDE, SubVPSDE or VESDE, as in the original code, got {name}; use the "
-                "'pc', 'ancestral', 'reverse-diffusion' or 'em' solver, which support any path",
+                f"Original: the SDE must be VPSDE, SubVPSDE or VESDE, as in the original code, got {name}; use one "
+                "of the solvers 'pc', 'ancestral', 'reverse-diffusion' and 'em', which support any path",
                 parameter="solver",
                 value="pc",
             )
@@ -286,8 +289,8 @@ class Original(Solver):
         if isinstance(sde, VPSDE) and tabled and max(sde.beta_min, sde.beta_max) >= self.steps:
             ours = "pc" if self._corrections else self.predictor
             raise UsageError(
-                f"Original: with {self.steps} steps, the table of betas reaches beta_max/N = "
-                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but every beta must be below 1; use more than "
+                f"Original: with {self.steps} steps, the largest beta in the table is beta_max/steps = "
+                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but it must be below 1; use more than "
                 f"{max(sde.beta_min, sde.beta_max):g} steps, or the {ours!r} solver, whose steps are always finite",
                 parameter="solver",
                 value=ours,
@@ -295,7 +298,7 @@ class Original(Solver):
         low, high = sde.times("sample")
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
-                f"Original: t0 and t1 must be {high:g} and {low:g}, the ends of the sampling interval of {name}, as in "
+                f"Original: t0 and t1 must be the ends of the sampling interval of {name}, {high:g} and {low:g}, as in "
                 f"the original code; got t0 = {t0:g} and t1 = {t1:g}. For other intervals, use the 'pc', 'ancestral' "
                 "or 'reverse-diffusion' solver",
                 parameter="solver",

@@ -24,7 +24,7 @@ The predictors have order 1, and a corrector lowers the order of the sampler bel
 not shrink as the number of steps grows. For a Gaussian marginal with variance v, it leads to a variance that is too
 large by the relative error e/2v = (snr sigma)^2/v. This bias falls with the noise level, as long as the n remaining
 corrections, each of which removes a fraction 4 (snr sigma)^2/v of the bias, suffice. On the straight path with N
-uniform steps, n e/v is of order N sigma^3, so they no longer suffice when sigma is of order N^(-1/3), and the error is
+uniform steps, n e/v is of order N sigma^3, so they no longer suffice once sigma is of order N^(-1/3), and the error is
 of order N^(-2/3). On VP with the default grid, n e/v is between the orders N sigma^(5/2) and N sigma^3, and the error
 is between the orders N^(-4/5) and N^(-2/3). The measured exponents are 0.66 for the straight path and 0.77 for VP
 (experiments/edges.py).

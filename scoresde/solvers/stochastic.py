@@ -155,8 +155,8 @@ class EulerMaruyama(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0 gives
-            Euler's method for the probability flow.
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives Euler's method for the probability flow.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
@@ -201,8 +201,8 @@ class StochasticHeun(FixedStep):
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0 gives
-            Heun's method for the probability flow.
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives Heun's method for the probability flow.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
@@ -297,9 +297,8 @@ class DDIM(FixedStep):
 class Ancestral(FixedStep):
     """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid.
 
-    Each step costs one evaluation. On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on the default grid and
-    the final noise-free step of :func:`scoresde.sample` together are the published algorithm with T = N, whose last
-    step adds no noise.
+    Each step costs one evaluation. On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on the default grid,
+    followed by the noise-free step of :func:`scoresde.sample`, reproduce the published algorithm with T = N.
 
     Args:
         steps: Number of steps.

@@ -1,8 +1,8 @@
 """A solver for the reverse SDE that uses the torchsde library (Li et al. 2020, arXiv:2001.01328).
 
-The solver is meant for cross-checks, and gives access to torchsde's stochastic Runge-Kutta method. It advances the
-whole batch with one step size. The Brownian motion is created with the step size of the grid, because the default
-Brownian motion of torchsde costs a thousand times more.
+The solver is meant for cross-checks, and gives access to torchsde's stochastic Runge-Kutta method. The whole batch has
+the same step size. The Brownian motion is created with this step size, because torchsde's default Brownian motion costs
+a thousand times as much.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TorchSDE(Solver):
         steps: Number of steps.
         method: ``euler``, ``milstein`` (the same as ``euler`` here, because the noise is additive) or ``srk``
             (stochastic Runge-Kutta, with ten evaluations per step).
-        eta: Factor on the noise level of the reverse SDE.
+        eta: Scale factor for the noise level.
     """
 
     limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="to sample without noise, use the 'ode' solver"))

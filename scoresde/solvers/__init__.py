@@ -1,7 +1,7 @@
 """Interchangeable solvers, which move samples from the prior to the data and back.
 
-In this table, *the flow* is the probability flow, *on x0* and *on eps* name the estimate that is approximated by a
-polynomial, and evaluations are those of the model with the default options.
+In this table, *the flow* is the probability flow, and a solver *on x0* or *on eps* approximates this estimate by a
+polynomial. The last column is the number of model evaluations with the default options.
 
 ========================  ====================  ===============================================  ===================
 name                      class                 what it integrates                               evaluations
@@ -12,14 +12,14 @@ name                      class                 what it integrates              
 ``rk4``                   `RungeKutta`          the flow in the straight frame, order 4          ``4 * steps``
 ``edm``                   `EDMHeun`             the flow in the VE frame, order 2                ``2 * steps``
 ``ddim``                  `DDIM`                the flow, order 1, with noise if ``eta`` > 0     ``steps``
-``multistep``             `Multistep`           the flow on any variable, order 1 to 6           ``steps``
+``multistep``             `Multistep`           the flow on any variable, orders 1 to 6          ``steps``
 ``dpm++2m``               `Multistep`           the flow on x0, order 2                          ``steps``
 ``dpm++3m``               `Multistep`           the flow on x0, order 3                          ``steps``
 ``deis``                  `Multistep`           the flow on eps, order 3                         ``steps``
 ``unipc``                 `Multistep`           the flow on x0, order 3 with the corrector       ``steps``
-``dpm2s``, ``dpm3s``      `Singlestep`          the flow on eps, order 2 and 3                   ``order * steps``
-``dpm++2s``, ``dpm++3s``  `Singlestep`          the flow on x0, order 2 and 3                    ``order * steps``
-``singlestep``            `Singlestep`          the flow on any variable, order 1 to 3           ``order * steps``
+``dpm2s``, ``dpm3s``      `Singlestep`          the flow on eps, orders 2 and 3                  ``order * steps``
+``dpm++2s``, ``dpm++3s``  `Singlestep`          the flow on x0, orders 2 and 3                   ``order * steps``
+``singlestep``            `Singlestep`          the flow on any variable, orders 1 to 3          ``order * steps``
 ``sde``                   `MultistepSDE`        the reverse SDE on x0 (DPM-Solver++ 2M-SDE)      ``steps``
 ``ancestral``             `Ancestral`           the reverse steps of a chain, as in DDPM         ``steps``
 ``sde-dpm``               `MultistepSDE`        the reverse SDE on eps, order 1                  ``steps``

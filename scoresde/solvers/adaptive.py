@@ -59,7 +59,7 @@ class AdaptiveSDE(Solver):
 
     Args:
         rtol: Relative tolerance for the error of a step.
-        atol: Absolute tolerance for the error of a step, or ``None`` to use the value of ``rtol``.
+        atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         eta: Scale factor for the noise level.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.

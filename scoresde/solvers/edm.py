@@ -68,7 +68,7 @@ class EDMHeun(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, which is the case only with churn, because added noise assumes a Gaussian path."""
+        """Whether the score is needed, as it is with churn, because added noise assumes a Gaussian path."""
         return self.churn > 0
 
     @property

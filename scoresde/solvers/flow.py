@@ -99,7 +99,7 @@ class ProbabilityFlow(Solver):
 
     Args:
         rtol: Relative tolerance for the local error of a sample, measured in the chosen frame.
-        atol: Absolute tolerance for the local error, or ``None`` to use the value of ``rtol``.
+        atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
         method: The Runge-Kutta method. The ``own`` engine has ``dopri5`` and ``tsit5`` (order 5) and ``bosh3`` (order
             3), and the other engines have their own methods. ``auto`` is the default method of the engine.
         max_nfe: Maximum number of evaluations per sample.
@@ -193,7 +193,8 @@ class ProbabilityFlow(Solver):
         def slope_at(c: float, state: Tensor) -> Tensor:
             if tally.evaluations >= self.max_nfe:
                 raise NumericalError(
-                    f"the {self.engine!r} engine exceeded max_nfe = {self.max_nfe:,}; try a larger rtol or max_nfe",
+                    f"the {self.engine!r} engine exceeded the maximum number of evaluations, max_nfe = "
+                    f"{self.max_nfe:,}; try a larger rtol or max_nfe",
                     parameter="rtol",
                     value=f"{10 * self.rtol:g}",
                 )

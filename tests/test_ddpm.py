@@ -217,7 +217,7 @@ def test_the_start_of_a_corrector():
     assert annealed_langevin(start=True).within(20).steps == 3 and annealed_langevin().within(20).steps == 4
     assert annealed_langevin(start=True).within(4) is None and annealed_langevin(start=True).within(9) is None
     assert annealed_langevin(start=True).within(10).steps == 1
-    with pytest.raises(UsageError, match="the sequence cp does anyway"):
+    with pytest.raises(UsageError, match="the 'cp' sequence, which always corrects"):
         PredictorCorrector(start=True, sequence="cp")
 
 

@@ -75,7 +75,7 @@ def test_torchsde_batches_do_not_share_their_noise():
 def test_the_limit_on_evaluations_binds_every_engine():
     model, x = ring(VPSDE()), normals(2, 2)
     for engine in ("torchdiffeq", "scipy"):
-        with pytest.raises(NumericalError, match="10 evaluations"):
+        with pytest.raises(NumericalError, match="max_nfe = 10"):
             ProbabilityFlow(engine=engine, max_nfe=10)(model, x)
 
 
@@ -94,5 +94,5 @@ def test_unknown_engines_and_methods_are_refused_before_the_first_call():
 
 
 def test_torchsde_has_no_path_of_ours():
-    with pytest.raises(UsageError, match="sde or em"):
+    with pytest.raises(UsageError, match="'sde' or 'em'"):
         TorchSDE()(ring(VPSDE()), normals(2, 2), noise=Noise.of(2, brownian=True))

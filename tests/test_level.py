@@ -85,7 +85,9 @@ def test_levels_that_cannot_be_are_refused():
     ):
         with pytest.raises(UsageError, match=words):
             level_of(VPSDE(), level, 1.0, t)
-    with pytest.raises(UsageError, match="level <lambda> returns NoneType, but must return a tensor"):
+    with pytest.raises(
+        UsageError, match="level function <lambda> must return a tensor with one number for each t, got NoneType"
+    ):
         level_of(VPSDE(), lambda sde, t: None, 1.0, t)
     for kind in (EulerMaruyama, StochasticHeun, MultistepSDE):
         with pytest.raises(UsageError, match="auto, g, sigma, er"):

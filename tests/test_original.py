@@ -284,13 +284,17 @@ def test_steps_for_a_number_of_evaluations():
 @pytest.mark.parametrize(
     ("sde", "solver", "words"),
     [
-        (FlowMatching(), Original(), ["FlowMatching", "one of the solvers pc", "ancestral", "reverse-diffusion"]),
-        (PUBLISHED["subvp"], Original(predictor="ancestral"), ["ancestral", "SubVPSDE", "the solver ancestral"]),
-        (PUBLISHED["subvp"], Original(corrector="langevin"), ["langevin", "SubVPSDE", "the solver pc"]),
-        (PUBLISHED["subvp"], Original(corrector="ald"), ["ald", "SubVPSDE", "the solver pc"]),
-        (PUBLISHED["vp"], Original(20, "ancestral"), ["20 steps", "beta_max/N = 1", "the solver ancestral"]),
-        (PUBLISHED["vp"], Original(10, "reverse-diffusion"), ["beta_max/N = 2", "the solver reverse-diffusion"]),
-        (PUBLISHED["vp"], Original(15, corrector="ald"), ["beta_max/N = 1.33333", "more than 20", "the solver pc"]),
+        (FlowMatching(), Original(), ["FlowMatching", "one of the solvers 'pc'", "ancestral", "reverse-diffusion"]),
+        (PUBLISHED["subvp"], Original(predictor="ancestral"), ["ancestral", "SubVPSDE", "the 'ancestral' solver"]),
+        (PUBLISHED["subvp"], Original(corrector="langevin"), ["langevin", "SubVPSDE", "the 'pc' solver"]),
+        (PUBLISHED["subvp"], Original(corrector="ald"), ["ald", "SubVPSDE", "the 'pc' solver"]),
+        (PUBLISHED["vp"], Original(20, "ancestral"), ["20 steps", "beta_max/steps = 1", "the 'ancestral' solver"]),
+        (PUBLISHED["vp"], Original(10, "reverse-diffusion"), ["beta_max/steps = 2", "the 'reverse-diffusion' solver"]),
+        (
+            PUBLISHED["vp"],
+            Original(15, corrector="ald"),
+            ["beta_max/steps = 1.33333", "more than 20", "the 'pc' solver"],
+        ),
     ],
 )
 def test_what_the_original_cannot_do_is_said_before_the_first_evaluation(sde, solver, words):
@@ -305,9 +309,9 @@ def test_what_the_original_cannot_do_is_said_before_the_first_evaluation(sde, so
 def test_other_ends_are_refused():
     model = watched(ring(PUBLISHED["vp"]))
     for ends in ({"t0": 0.5}, {"t1": 1e-5}, {"t1": 0.2}):
-        with pytest.raises(UsageError, match=r"whole sampling interval of VPSDE, .*; got t0 = .*the solver pc"):
+        with pytest.raises(UsageError, match=r"ends of the sampling interval of VPSDE, .*; got t0 = .*the 'pc'"):
             Original()(model, normals(2, 2), **ends)
-    with pytest.raises(UsageError, match="whole sampling interval"):
+    with pytest.raises(UsageError, match="ends of the sampling interval"):
         Original(probability_flow=True)(model, normals(2, 2), t0=1e-3, t1=1.0)
     assert not model.times
 
@@ -323,9 +327,9 @@ def test_euler_maruyama_needs_no_table_and_few_steps():
         ({"steps": 1}, "steps is 1; .*>= 2"),
         ({"snr": 0.0}, "snr is 0.0"),
         ({"corrections": -1}, "corrections is -1"),
-        ({"predictor": "em"}, "unknown predictor 'em' of the solver original; .*euler-maruyama"),
-        ({"corrector": "annealed"}, "unknown corrector 'annealed' of the solver original; .*ald, langevin"),
-        ({"predictor": "ancestral", "probability_flow": True}, "no probability flow.*the solver ddim"),
+        ({"predictor": "em"}, "Original: unknown predictor 'em'; .*euler-maruyama"),
+        ({"corrector": "annealed"}, "Original: unknown corrector 'annealed'; .*ald, langevin"),
+        ({"predictor": "ancestral", "probability_flow": True}, "no probability flow.*the 'ddim' solver"),
         ({"predictor": "none"}, "no sample would move"),
         ({"predictor": "none", "corrector": "ald", "corrections": 0}, "no sample would move"),
     ],

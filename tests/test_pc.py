@@ -271,7 +271,5 @@ def test_the_correction_and_not_the_predictor_bounds_the_order():
     ("step", "found"), [(lambda *_: None, "NoneType"), (lambda model, x, *_: x[:1], r"shape \(1, 2\)")]
 )
 def test_a_predictor_of_ones_own_returns_the_state(step, found):
-    with pytest.raises(
-        UsageError, match=rf"predictor <lambda> returns {found}, but must return a tensor of shape \(3, 2\)"
-    ):
+    with pytest.raises(UsageError, match=rf"predictor <lambda> must return a tensor of shape \(3, 2\), got {found}"):
         PredictorCorrector(steps=2, predictor=step)(ring(VPSDE()), normals(3, 2))

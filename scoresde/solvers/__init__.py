@@ -1,36 +1,39 @@
 """Interchangeable solvers, which move samples from the prior to the data and back.
 
-=====================  =======================  ===============================================  ==================
-name                   class                    what it integrates                               evaluations
-=====================  =======================  ===============================================  ==================
-``ode``                `ProbabilityFlow`        the probability flow, to a tolerance             adaptive
-``euler``              `RungeKutta`             the velocity in t, order 1                       ``steps``
-``heun``               `RungeKutta`             the flow in the straight frame, order 2          ``2 steps``
-``rk4``                `RungeKutta`             the flow in the straight frame, order 4          ``4 steps``
-``edm``                `EDMHeun`                the flow in the VE frame, order 2, with churn    ``2 steps``
-``ddim``               `DDIM`                   the flow, order 1; with noise if ``eta`` > 0     ``steps``
-``multistep``          `Multistep`              the flow, exponential, order 1 to 6              ``steps``
-``dpm++2m``            `Multistep`              the flow on x0, order 2, midpoint rule           ``steps``
-``dpm++3m``            `Multistep`              the flow on x0, order 3                          ``steps``
-``deis``               `Multistep`              the flow on eps, order 3                         ``steps``
-``unipc``              `Multistep`              the flow on x0, order 3 with its corrector       ``steps``
-``dpm2s``, ``dpm3s``   `Singlestep`             the flow on eps, order 2 and 3                   order * ``steps``
-``dpm++2s``, ``3s``    `Singlestep`             the flow on x0, order 2 and 3                    order * ``steps``
-``singlestep``         `Singlestep`             the flow on any variable, order 1 to 3           order * ``steps``
-``sde``                `MultistepSDE`           the reverse SDE, exponential (2M-SDE)            ``steps``
-``ancestral``          `Ancestral`              the steps down of a chain (DDPM)                 ``steps``
-``sde-dpm``            `MultistepSDE`           the reverse SDE on eps, order 1                  ``steps``
-``sa``                 `MultistepSDE`           the reverse SDE, order 2, corrected (SA-Solver)  ``steps``
-``er-sde``             `MultistepSDE`           an SDE with fading noise, order 2, corrected     ``steps``
-``em``                 `EulerMaruyama`          the reverse SDE, weak order 1                    ``steps``
-``heun-sde``           `StochasticHeun`         the reverse SDE, weak order 2                    ``2 steps``
-``adaptive-sde``       `AdaptiveSDE`            the reverse SDE, to a tolerance                  adaptive
-``reverse-diffusion``  `PredictorCorrector`     the reverse SDE, discretised like the path       ``steps``
-``pc``                 `PredictorCorrector`     reverse diffusion and Langevin steps             ``2 steps``
-``ald``                `PredictorCorrector`     annealed Langevin dynamics alone                 ``5 steps``
-``torchsde``           `TorchSDE`               the reverse SDE, with torchsde                   ``steps`` or more
-``original``           `Original`               the reverse SDE, as in the original code         ``steps`` or more
-=====================  =======================  ===============================================  ==================
+In this table, *the flow* is the probability flow, and a solver *on x0* or *on eps* approximates this estimate by a
+polynomial. The last column is the number of model evaluations with the default options.
+
+========================  ====================  ===============================================  ===================
+name                      class                 what it integrates                               evaluations
+========================  ====================  ===============================================  ===================
+``ode``                   `ProbabilityFlow`     the flow, with adaptive steps                    depends on ``rtol``
+``euler``                 `RungeKutta`          the flow in t, order 1                           ``steps``
+``heun``                  `RungeKutta`          the flow in the straight frame, order 2          ``2 * steps``
+``rk4``                   `RungeKutta`          the flow in the straight frame, order 4          ``4 * steps``
+``edm``                   `EDMHeun`             the flow in the VE frame, order 2                ``2 * steps``
+``ddim``                  `DDIM`                the flow, order 1, with noise if ``eta`` > 0     ``steps``
+``multistep``             `Multistep`           the flow on any variable, orders 1 to 6          ``steps``
+``dpm++2m``               `Multistep`           the flow on x0, order 2                          ``steps``
+``dpm++3m``               `Multistep`           the flow on x0, order 3                          ``steps``
+``deis``                  `Multistep`           the flow on eps, order 3                         ``steps``
+``unipc``                 `Multistep`           the flow on x0, order 3 with the corrector       ``steps``
+``dpm2s``, ``dpm3s``      `Singlestep`          the flow on eps, orders 2 and 3                  ``order * steps``
+``dpm++2s``, ``dpm++3s``  `Singlestep`          the flow on x0, orders 2 and 3                   ``order * steps``
+``singlestep``            `Singlestep`          the flow on any variable, orders 1 to 3          ``order * steps``
+``sde``                   `MultistepSDE`        the reverse SDE on x0 (DPM-Solver++ 2M-SDE)      ``steps``
+``ancestral``             `Ancestral`           the reverse steps of a chain, as in DDPM         ``steps``
+``sde-dpm``               `MultistepSDE`        the reverse SDE on eps, order 1                  ``steps``
+``sa``                    `MultistepSDE`        the reverse SDE with a corrector (SA-Solver)     ``steps``
+``er-sde``                `MultistepSDE`        an SDE whose noise fades, with a corrector       ``steps``
+``em``                    `EulerMaruyama`       the reverse SDE, weak order 1                    ``steps``
+``heun-sde``              `StochasticHeun`      the reverse SDE, weak order 2                    ``2 * steps``
+``adaptive-sde``          `AdaptiveSDE`         the reverse SDE, with adaptive steps             depends on ``rtol``
+``reverse-diffusion``     `PredictorCorrector`  the reverse SDE, discretised like the path       ``steps``
+``pc``                    `PredictorCorrector`  the reverse SDE, corrected by Langevin steps     ``2 * steps``
+``ald``                   `PredictorCorrector`  annealed Langevin dynamics alone                 ``5 * steps``
+``torchsde``              `TorchSDE`            the reverse SDE, with the torchsde library       ``10 * steps``
+``original``              `Original`            the reverse SDE, as in the original code         ``steps``
+========================  ====================  ===============================================  ===================
 """
 
 from .adaptive import AdaptiveSDE

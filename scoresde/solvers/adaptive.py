@@ -1,17 +1,20 @@
-"""The reverse SDE with a separate step size for each sample (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
+"""An adaptive solver for the reverse SDE (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080).
 
-With the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic`, a step of size h = t - s compares
-Euler-Maruyama (x') with stochastic Heun (x'') on the same noise,
+For a step of size h = t - s, the solver compares the result x' of an Euler-Maruyama step with the result x'' of a
+stochastic Heun step, with the drift f and the noise level eta(t) of :mod:`scoresde.solvers.stochastic` and with the
+same standard normals z for both,
 
     x'  = x - h f(x, t) + eta(t) sqrt(h) z
     x'' = x - h (f(x, t) + f(x', s)) / 2 + sqrt(h (eta(t)^2 + eta(s)^2) / 2) z
-    err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ).
+    err = rms( (x' - x'') / max(atol, rtol max(|x|, |x''|)) ),
 
-The step accepts x'' if err <= 1, and the next step size is  h <- 0.9 h err^(-0.9)  (alg. 1). The implementation differs
-from the paper in four ways. Each sample has its own Brownian path, and a rejected step is repeated on the same path,
-because fresh noise after a rejection would favour draws that cause small errors. Because the path is rough, h is
-truncated to seven binary digits, so that rounding does not move the end of a step. After a rejection, f(x, t) is kept,
-so the retry costs only one evaluation. The tolerance depends on the states before and after the step.
+where rms is the root mean square over the elements of a sample. If err <= 1, the step is accepted and ends at x''. The
+next step size is 0.9 h err^(-0.9) (alg. 1), separately for each sample. The implementation differs from the paper in
+four ways. First, each sample has its own Brownian path, and a rejected step is repeated on the same path, because
+drawing new noise after a rejection would favour noise that causes small errors. Second, h is truncated to seven binary
+digits, so that rounding does not shift the end of a step, where the rough Brownian path would have a different value.
+Third, f(x, t) is kept after a rejection, so a retry costs only one evaluation. Fourth, the tolerance depends on the
+states before and after the step.
 """
 
 from __future__ import annotations
@@ -45,22 +48,22 @@ from .trajectory import Step
 
 __all__ = ["AdaptiveSDE"]
 
-_SMALLEST = 8 / 2**20  # the resolution of the Brownian path
+_SMALLEST = 8 / 2**20  # the smallest step size: eight cells of the Brownian path
 
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Solver):
-    """The reverse SDE to a tolerance, with a separate step size for each sample.
+    """Adaptive solver for the reverse SDE, with a separate step size for each sample.
 
-    A step costs two evaluations, and a retry after a rejection costs one evaluation.
+    A step costs two evaluations, and each retry after a rejected step costs one more.
 
     Args:
-        rtol: Relative tolerance on the error of a step.
+        rtol: Relative tolerance for the error of a step.
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
-        eta: Factor on the noise level.
-        level: The noise level (see :mod:`scoresde.solvers.level`).
+        eta: Scale factor for the noise level.
+        level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         first: Size of the first step.
-        max_nfe: Largest number of evaluations per sample.
+        max_nfe: Maximum number of evaluations per sample.
     """
 
     limits = ranges(first=Range(0, 1e6, above=True), max_nfe=EVALUATIONS)
@@ -115,7 +118,12 @@ class AdaptiveSDE(Solver):
         return Solution(end, found[0] + tally.more, found[1], found[2], found[3])
 
     def _attempt(self, rows: _Rows, s: Tensor) -> tuple[Tensor, Tensor, Floats]:
-        """Return x'', the Brownian path at times ``s``, and the error of each row (NaN if the drift is not finite)."""
+        """Attempt a step of each row to the times ``s``.
+
+        Returns:
+            The states x'', the Brownian paths at the times ``s``, and the error of each row, which is NaN if a drift is
+            not finite.
+        """
         model, x, t = rows.model, rows.x, to_device(rows.t, rows.x)
         h, w_s = t - s, rows.noise.path(s, tuple(x.shape[1:]))
         here, there = (level_of(model.domain.sde, self.level, self.eta, at) for at in (t, s))
@@ -139,14 +147,14 @@ class AdaptiveSDE(Solver):
 
 @dataclass
 class _Rows:
-    """The rows that are still being solved. Times and step sizes are float64 and stay on the host.
+    """The rows that are still being solved. Their times and step sizes are float64 arrays on the host.
 
     Attributes:
-        model, noise: The model and the noise of these rows.
-        index: The positions of the rows in the batch, ``(b,)``.
+        model, noise: The model and the source of random numbers for these rows.
+        index: Indices of the rows in the batch, shape ``(b,)``.
         x, w, f: State, Brownian path and drift of each row at its current time.
         t, h: Current time and next step size of each row.
-        fresh: Whether f must still be evaluated at the current time of each row.
+        fresh: Whether the drift of each row still has to be evaluated at its current time.
     """
 
     model: Denoiser
@@ -161,25 +169,25 @@ class _Rows:
 
     @classmethod
     def start(cls, model: Denoiser, x: Tensor, noise: Noise, t0: float, h: float) -> _Rows:
-        """Build the rows of a batch at the start time."""
+        """Create the rows of a batch at the start time ``t0``, with the step size ``h``."""
         count, w = len(x), noise.path(t0, tuple(x.shape[1:]))
         t, h_, fresh = np.full(count, t0), np.full(count, h), np.ones(count, dtype=bool)
         return cls(model, noise, np.arange(count), x, w, torch.zeros_like(x), t, h_, fresh)
 
     def plan(self, t1: float) -> Floats:
-        """Return the times at which the next steps end."""
+        """Return the time at which the next step of each row ends."""
         h = coarse(self.h)
         return np.where(self.t - t1 - h < _SMALLEST, t1, self.t - h)
 
     def go(self, accept: Bools, x: Tensor, s: Floats, w: Tensor, error: Floats) -> None:
-        """Move accepted rows to ``s``, and choose the next step size of every row."""
+        """Move the accepted rows to the times ``s``, and choose the next step size of every row."""
         self.h = (self.t - s) * np.clip(0.9 * np.fmax(error, 1e-10) ** -0.9, 0.2, 5.0)
         moved = to_device(accept, x)
         self.x, self.w = torch.where(expand(moved, x), x, self.x), torch.where(expand(moved, w), w, self.w)
         self.t, self.fresh = np.where(accept, s, self.t), accept
 
     def keep(self, stay: Ints) -> _Rows:
-        """Return only the rows at positions ``stay``."""
+        """Return the subset of the rows at the positions ``stay``."""
         at = to_device(stay, self.x)
         x, w, f = self.x[at], self.w[at], self.f[at]
         return _Rows(

@@ -1,12 +1,12 @@
-"""The solver interface: a solver holds its options and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``.
+"""The interface of the solvers.
 
-A solver is a frozen dataclass of its options and sees a model only as a :class:`~scoresde.model.estimate.Denoiser`. The
-solver declares what it needs from the model (such as a score), and a model that cannot provide this is rejected before
-the first evaluation. Rows do not affect each other, every random number has an address, and evaluations are counted
-where the model is called.
+A solver is a frozen dataclass of its options, and is called as ``solver(model, x, t0=, t1=, noise=) -> Solution``. It
+uses only the :class:`~scoresde.model.estimate.Denoiser` interface of a model. Each solver declares what it needs from
+the model (such as a score), and a model that cannot provide this is rejected before the first evaluation. Unless an
+option couples them, rows do not affect each other. A wrapper around the model counts the evaluations.
 
-Most solvers have a fixed grid: they are subclasses of :class:`FixedStep` and define a single step. Pass a function as
-``watch`` to have it called after every step, or set ``record`` to keep a :class:`Trajectory`.
+Most solvers have a fixed time grid: they are subclasses of :class:`FixedStep`, and define a single step. Pass a
+function as ``watch`` to have it called after every step, or set ``record`` to keep a :class:`Trajectory`.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ Watch = Callable[[Step], object]
 
 
 def unwatched(step: Step) -> None:
-    """The default watcher, which does nothing. A solver may skip the work of building steps for this watcher."""
+    """The default watcher, which does nothing. A solver given this watcher may skip building :class:`Step` objects."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A batch of solved rows.
+    """The result of solving a batch of rows.
 
     Attributes:
         x: The final states, shape ``(B, *event)``.
-        nfe: Number of network evaluations per row, shape ``(B,)``: the sum of :attr:`~scoresde.Estimate.calls` over all
-            evaluations of the model.
-        accepted, rejected: Numbers of accepted and of rejected steps per row, shape ``(B,)``. A fixed-step solver never
+        nfe: Number of network evaluations per row, shape ``(B,)``, which is the sum of :attr:`~scoresde.Estimate.calls`
+            over all evaluations of the model.
+        accepted, rejected: Numbers of accepted and rejected steps per row, shape ``(B,)``. A fixed-step solver never
             rejects a step.
-        status: Status code per row, shape ``(B,)``: a key of :data:`scoresde.ode.integrate.STATUS`, where 0 means
-            success.
-        trajectory: Every step of every row, or ``None`` if the steps were not recorded.
+        status: Status code of each row, shape ``(B,)``, as a key of :data:`scoresde.ode.integrate.STATUS`. The code 0
+            means success.
+        trajectory: The recorded steps of all rows, or ``None`` if they were not recorded.
     """
 
     x: Tensor
@@ -69,25 +69,25 @@ class Solution:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Return one line for each kind of failure, which says how many rows failed, which rows these are, and why."""
+        """Return one line for each kind of failure, with the number of failed rows, their indices and the reason."""
         return failures(self.status)
 
     def pack(self) -> Packed:
-        """Return the whole solution as named tensors, from which :meth:`unpack` rebuilds it."""
+        """Return the solution as named tensors, from which :meth:`unpack` can rebuild it."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trajectory"}
         recorded = {} if self.trajectory is None else self.trajectory.pack()
         return {**tensors, **{f"trajectory.{name}": value for name, value in recorded.items()}}, {}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], sde: SDE, device: torch.device) -> Solution:
-        """Rebuild a solution on the path ``sde`` from the tensors of :meth:`pack`."""
+        """Rebuild the solution from the tensors returned by :meth:`pack` and the SDE of the model."""
         own = {name: value.to(device) for name, value in tensors.items() if "." not in name}
         recorded = {name.partition(".")[2]: value for name, value in tensors.items() if "." in name}
         return cls(**own, trajectory=Trajectory.unpack(sde, recorded) if recorded else None)
 
     @classmethod
     def join(cls, pieces: list[Solution]) -> Solution:
-        """Join the solutions of the chunks of a batch."""
+        """Concatenate the solutions of several chunks into one solution."""
         names = [f.name for f in fields(cls) if f.name != "trajectory"]
         tensors = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
         trajectories = [p.trajectory for p in pieces if p.trajectory is not None]
@@ -95,12 +95,12 @@ class Solution:
 
 
 class Solver(Checked, ABC):
-    """The base of the solvers, which move rows from ``t0`` to ``t1`` along a model's path.
+    """The base class of all solvers, which move rows from time ``t0`` to time ``t1``.
 
     Attributes:
-        needs_score: Whether the solver uses the score (a coupled model has no score).
+        needs_score: Whether the solver uses the score, which a model trained on coupled pairs does not have.
         stochastic: Whether the solver draws noise.
-        denoises: Whether the solver ends with a noise-free step itself, so that :func:`sample` does not add another.
+        denoises: Whether the solver itself ends with a noise-free step, so that :func:`sample` does not add another.
     """
 
     needs_score: ClassVar[bool] = False
@@ -109,17 +109,17 @@ class Solver(Checked, ABC):
 
     @abstractmethod
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
-        """Solve from ``x``, shape ``(B, *event)``, and call ``watch`` after each step.
+        """Move ``x``, shape ``(B, *event)``, from ``t0`` to ``t1``, and call ``watch`` after each step.
 
-        :meth:`__call__` has already checked the arguments.
+        The arguments have already been checked by :meth:`__call__`.
         """
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if it has no fixed steps."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if this is not possible."""
         return None
 
     def uses_rates(self, sde: SDE) -> bool:
-        """Whether the first step needs ``alpha'`` and ``sigma'``, which may be infinite at an end of a path."""
+        """Return whether the first step uses ``alpha'`` and ``sigma'``, which may be infinite at an end of a path."""
         return False
 
     def _check_rates(self, sde: SDE, t0: float) -> None:
@@ -128,10 +128,10 @@ class Solver(Checked, ABC):
         rates = [float(rate) for rate in sde.rates(torch.tensor(t0, dtype=torch.float64))]
         if not all(math.isfinite(rate) for rate in rates):
             raise UsageError(
-                f"{type(self).__name__} needs finite rates alpha' and sigma' at its start, but the rates of "
-                f"{type(sde).__name__} are {rates[0]:g} and {rates[1]:g} at t = {t0:g}; use "
-                + ("the solver sde or ancestral" if self.stochastic else "the frame straight, or the solver ddim")
-                + ", which do not need the rates",
+                f"{type(self).__name__} needs finite derivatives alpha' and sigma' at the start time, but those of "
+                f"{type(sde).__name__} are {rates[0]:g} and {rates[1]:g} at t = {t0:g}; use the "
+                + ("'sde' or the 'ancestral' solver" if self.stochastic else "'straight' frame or the 'ddim' solver")
+                + ", neither of which uses these derivatives",
                 parameter="solver",
                 value="sde" if self.stochastic else "ddim",
             )
@@ -150,16 +150,16 @@ class Solver(Checked, ABC):
         """Move ``x`` from ``t0`` to ``t1``.
 
         Args:
-            model: Any denoiser.
-            x: State at ``t0`` in model units, shape ``(B, *event)``.
-            t0, t1: Start and end time. By default, the solver goes from the prior (``domain.t_max``) to the time at
-                which sampling stops. Deterministic solvers can go in either direction.
-            noise: The random numbers of the rows (default: samples 0 to B-1 of seed 0).
+            model: The model, which can be any denoiser.
+            x: The state at ``t0`` in model units, shape ``(B, *event)``.
+            t0, t1: Start and end times. By default, the solver runs from the prior (``domain.t_max``) to the time at
+                which sampling stops. Deterministic solvers can run in either direction.
+            noise: The source of random numbers. By default, row i is sample i of seed 0.
             watch: A function called with a :class:`~scoresde.solvers.trajectory.Step` after each step.
-            record: Whether to keep every step, as ``solution.trajectory``.
+            record: Whether to record every step in ``solution.trajectory``.
 
         Raises:
-            UsageError: If the model, the state or the interval does not suit the solver. The error is raised before the
+            UsageError: If the solver cannot be used with this model, state or interval. The error is raised before the
                 first evaluation.
         """
         domain = model.domain
@@ -175,18 +175,23 @@ class Solver(Checked, ABC):
         if self.needs_score and not domain.has_score:
             raise UsageError(
                 f"{name} needs the score, but a model trained on coupled (data, noise) pairs has no score; "
-                "use a solver of the probability flow, such as ode, multistep or heun"
+                "use a probability-flow solver, such as 'ode', 'multistep' or 'heun'"
             )
         if self.stochastic and t1 > t0:
-            raise UsageError(f"{name} goes from noise to data and needs t0 > t1; got t0 = {t0}, t1 = {t1}")
+            raise UsageError(
+                f"{name} runs from noise to data, so t0 must be greater than t1; got t0 = {t0} and t1 = {t1}"
+            )
         if not x.is_floating_point():
-            raise UsageError(f"{name}: the state must have a floating-point dtype; got {x.dtype}")
+            raise UsageError(f"{name}: the state must have a floating-point dtype, got {x.dtype}")
         self._check_rates(domain.sde, t0)
         noise = Noise.of(len(x), device=x.device) if noise is None else noise
         if noise.indices.device != x.device:
-            raise UsageError(f"{name}: the noise is on {noise.indices.device}, but the state is on {x.device}")
+            raise UsageError(f"{name}: the noise is on device {noise.indices.device}, but the state is on {x.device}")
         if len(noise.indices) != len(x):
-            raise UsageError(f"{name}: the noise is for {len(noise.indices)} samples, but the state has {len(x)} rows")
+            raise UsageError(
+                f"{name}: the noise and the state must have the same number of rows, got {len(noise.indices)} and "
+                f"{len(x)}"
+            )
         trajectory = Trajectory.start(model.domain.sde, x, t0) if record else None
         watchers = [w for w in (watch, trajectory and trajectory.append) if w]
         with torch.no_grad():
@@ -198,12 +203,14 @@ class Solver(Checked, ABC):
 
 @dataclass(frozen=True)
 class FixedStep(Solver):
-    """A solver with a fixed grid. To write a solver, subclass this as a frozen dataclass and implement :meth:`stepper`.
+    """The base class of solvers with a fixed time grid.
+
+    To write such a solver, define a frozen dataclass that inherits from this class, and implement :meth:`stepper`.
 
     Args:
         steps: Number of steps.
-        grid: The time grid: the name of a grid in :mod:`scoresde.sde.grids`, a grid object, the times themselves (which
-            then also set the number of steps), or ``auto`` for the SDE's default grid.
+        grid: The time grid: the name of a grid in :mod:`scoresde.sde.grids`, a grid object, a tuple of times (which
+            also determines the number of steps), or ``auto`` for the SDE's default grid.
     """
 
     limits = ranges(steps=STEPS)
@@ -219,16 +226,16 @@ class FixedStep(Solver):
 
     @abstractmethod
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
-        """Build the function that does one step.
+        """Build the function that takes one step.
 
         Args:
-            model: The model to evaluate, whose calls are counted.
-            times: The grid, shape ``(steps + 1,)``, on the device of the state.
-            noise: The random numbers of the rows.
+            model: The model to evaluate, wrapped so that its calls are counted.
+            times: The time grid, shape ``(steps + 1,)``, on the device of the state.
+            noise: The source of random numbers.
 
         Returns:
-            A function ``advance(i, x)``, which moves ``x``, shape ``(B, *event)``, from ``times[i]`` to
-            ``times[i + 1]``. It is called once for each i, in order, and may keep state between calls.
+            A function ``advance(i, x)`` that moves ``x``, shape ``(B, *event)``, from ``times[i]`` to ``times[i + 1]``.
+            It is called once for each i, in ascending order, and may keep state between calls.
         """
 
     @property
@@ -237,7 +244,10 @@ class FixedStep(Solver):
         return 1
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow no step."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if they do not allow a single step, or if the grid is a given tuple of times.
+        """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps and not isinstance(as_grid(self.grid), GivenGrid) else None
 
@@ -256,13 +266,13 @@ class FixedStep(Solver):
 def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t0: float, t1: float) -> Tensor:
     """Return the times of a fixed-step solver, float64 ``(steps + 1,)``, on the CPU.
 
-    If the model has nodes, the times are nodes. The grid ``auto`` is the SDE's default grid.
+    If the model is defined only at discrete nodes, every time is one of these nodes.
     """
     return make_grid(grid, model.domain.sde, steps, t0, t1, model.domain.nodes)
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """Return the solution of a fixed-step solver, in which all rows did ``steps`` steps and non-finite rows failed."""
+    """Return the solution of a fixed-step solver that took ``steps`` steps. Rows with non-finite values have failed."""
 
     def each(count: int | Tensor) -> Tensor:
         return torch.as_tensor(count, dtype=torch.int64, device=x.device).expand(len(x)).clone()
@@ -272,7 +282,7 @@ def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
 
 
 def _finite_rows(x: Tensor) -> Tensor:
-    """Return whether each row is finite, bool ``(B,)``."""
+    """Return whether all values of each row are finite, bool ``(B,)``."""
     return torch.isfinite(sum_flat(x * 0))
 
 
@@ -290,31 +300,33 @@ def sample(
     record: bool = False,
     parts: Parts | None = None,
 ) -> Solution:
-    """Draw samples: start from the prior, run the solver, and finish with a noise-free step.
+    """Draw samples from the prior, run the solver on them, and finish with a noise-free step.
 
-    Sample i depends only on ``(noise.seed, i)``, not on its batch.
+    A sample depends only on ``noise.seed`` and its own index in ``noise.indices``, not on the rest of its batch, unless
+    the solver couples the samples of a batch.
 
     Args:
-        model: The denoiser. Its conditions have one row per sample, or one row for all samples.
-        solver: Any solver.
-        shape: The event shape.
-        noise: The random numbers of the samples, ``noise.indices`` of shape ``(B,)``.
-        denoise: Whether to replace the final ``x`` by ``x0_hat`` (Tweedie's formula), at the cost of one more
-            evaluation. Otherwise, the samples keep the noise level ``sigma`` of the time at which sampling stops.
-        batch: Number of rows solved at once.
+        model: The model. Its conditions have one row per sample, or one row for all samples.
+        solver: The solver.
+        shape: The shape of a sample.
+        noise: The source of random numbers, with ``noise.indices`` of shape ``(B,)``.
+        denoise: Whether to replace the final ``x`` with ``x0_hat`` (Tweedie's formula), at the cost of one more
+            evaluation. Otherwise, the samples retain noise with the standard deviation ``sigma`` at the time where
+            sampling stops.
+        batch: Number of samples solved at once.
         dtype: Data type of the state.
-        watch: A function called after each step of each batch, with the indices of the rows in the whole set.
-        record: Whether to keep every step, as ``solution.trajectory``.
-        parts: The store in which each chunk is saved as soon as it is solved. A chunk that is already in the store is
-            read instead of solved.
+        watch: A function called after each step of each batch, with the indices of the rows among all samples.
+        record: Whether to record every step in ``solution.trajectory``.
+        parts: A store in which each chunk of samples is saved as soon as it is solved. Chunks that are already in the
+            store are read instead of solved.
 
     Returns:
-        The samples in model units, with their statistics.
+        The solution, whose ``x`` holds the samples in model units.
     """
     low, high = model.domain.interval("sample")
     device, count = noise.indices.device, len(noise.indices)
-    # Each state is held twice, in its batch and in the result. A recorded fixed-grid solver keeps the states of every
-    # step instead.
+    # Each state is held twice, in its batch and in the result. When a fixed-step solver is recorded, the states of all
+    # steps are held instead.
     states = getattr(solver, "steps", 1) if record else 2
     size = count * math.prod(shape) * torch.finfo(dtype).bits // 8
     enough_memory(states * size, f"{count:,} samples of {math.prod(shape):,} numbers{' at each step' * record}", "n")
@@ -346,5 +358,5 @@ def sample(
 
 
 def _numbered(watch: Watch | None, index: Tensor) -> Watch | None:
-    """Convert a watcher of the whole set to a watcher of one chunk."""
+    """Wrap ``watch`` for one chunk of samples, so that it receives the indices of the rows among all samples."""
     return None if watch is None else lambda step: watch(replace(step, index=index[step.index]))

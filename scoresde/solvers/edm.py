@@ -1,16 +1,17 @@
-"""Heun's rule with churn, in the variance-exploding frame (Karras et al. 2022, arXiv:2206.00364, alg. 2).
+"""Heun's method with churn, in the variance-exploding frame (Karras et al. 2022, arXiv:2206.00364, alg. 2).
 
 In terms of  y = x/alpha  and  s = sigma/alpha,  every path is the VE path  y = x_0 + s eps,  and the probability flow
-is dy/ds = eps_hat. A step from s to s' adds noise up to the level s^ = s (1 + gamma), then applies Heun's rule:
+is dy/ds = eps_hat. A step from s to s' first adds noise, which raises the noise level to s^ = s (1 + gamma), and then
+applies Heun's method from s^ to s'. With N steps and standard normals z,
 
     gamma = min(churn/N, sqrt(2) - 1)  if s_min <= s <= s_max, else 0
     y^ = y + sqrt(s^^2 - s^2) s_noise z
     d = eps_hat(y^, s^),   y' = y^ + (s' - s^) d,   y <- y^ + (s' - s^) (d + eps_hat(y', s')) / 2.
 
 The noise level never exceeds the level at which sampling starts, because the model does not cover higher levels. The
-published algorithm ends with an Euler step to s = 0. Here, this step is the final noise-free step of
-:func:`scoresde.sample` (``denoise``), so N noise levels cost 2N - 1 evaluations. Where alpha = 0, s is infinite, and
-the step goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end of the step.
+published algorithm ends with an Euler step to s = 0. Here, the final noise-free step of :func:`scoresde.sample`
+(``denoise``) plays this role, so sampling with N steps costs 2N + 1 evaluations. If a step starts at alpha = 0, where s
+is infinite, it goes directly to alpha x0_hat + sigma eps_hat, with alpha and sigma at the end of the step.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ __all__ = ["EDMHeun"]
 
 @dataclass(frozen=True)
 class EDMHeun(FixedStep):
-    """The sampler of EDM: two evaluations per step, order 2 without churn.
+    """The EDM sampler: order 2 without churn, two evaluations per step.
 
     Args:
-        steps: Number of steps N.
-        churn: Amount of noise added over the whole path. With 0, the solver is deterministic.
-        s_min, s_max: The noise levels sigma/alpha between which noise is added.
+        steps: Number of steps.
+        churn: Total amount of noise added over all steps. With 0, the solver is deterministic.
+        s_min, s_max: Noise is added only at noise levels sigma/alpha between these two values.
         s_noise: Factor on the added noise. Values above 1 compensate for a network that removes too much noise.
         grid: See :class:`~scoresde.solvers.base.FixedStep`. The default, ``karras``, is the published grid.
     """
@@ -62,17 +63,17 @@ class EDMHeun(FixedStep):
         for name in ("s_min", "s_max", "s_noise") if self.churn == 0 else ():
             if getattr(self, name) != getattr(type(self), name):
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}, but has no effect without churn; set churn, for example to 40"
+                    f"{name} = {getattr(self, name)} has no effect without churn; set churn as well, for example to 40"
                 )
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether there is churn, which requires marginals that are Gaussian around the data."""
+        """Whether the score is needed, as it is with churn, because added noise assumes a Gaussian path."""
         return self.churn > 0
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the solver draws noise, that is, whether there is churn."""
+        """Whether the solver draws noise, which it does only with churn."""
         return self.churn > 0
 
     @property

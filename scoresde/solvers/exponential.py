@@ -1,7 +1,8 @@
-r"""Exponential multistep solvers of order 1 to 6, with one evaluation per step, in a single implementation.
+r"""Exponential multistep solvers of orders 1 to 6, with one evaluation per step.
 
 Each solver approximates a quantity q (a combination of the model's estimates) by a polynomial, and integrates all other
-terms exactly. With a norm N(t) and a clock c(t), the probability flow of any path is
+terms exactly. Dividing the state x by a norm N(t), and replacing the time t by another time variable, the clock c(t),
+turns the probability flow of any path into
 
     d(x/N) = q dc                       variable     N                    q                            c
                                         x0           sigma                x0_hat                       alpha/sigma
@@ -9,27 +10,30 @@ terms exactly. With a norm N(t) and a clock c(t), the probability flow of any pa
                                         straight     alpha + sigma        eps_hat - x0_hat             sigma/N
                                         v, gauss     hypot(alpha, sigma)  (alpha eps - sigma x0)/N     atan(sigma/alpha)
 
-A step from t to s that interpolates the last k values of q with Lagrange polynomials L_j is therefore
+A step from t to s that interpolates the last k values q_j of q with Lagrange polynomials L_j is therefore
 
-    x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc.                                 (1)
+    x_s = (N_s/N_t) x_t + N_s sum_j w_j q_j,      w_j = int_{c(t)}^{c(s)} L_j dc,                                 (1)
 
-For x0, eps and gauss, the polynomials are in l = log(alpha/sigma). For straight and v, they are in the clock c itself,
-so these solvers are plain Adams-Bashforth methods with variable steps, finite over the whole path. For data N(0, I),
-gauss is exact.
+where the subscripts t and s denote values at these times. For ``x0``, ``eps`` and ``gauss``, the polynomials are
+functions of l = log(alpha/sigma). For ``straight`` and ``v``, they are functions of the clock c itself, so these
+solvers are Adams-Bashforth methods with variable steps, whose coefficients are finite over the whole path. For data
+with the distribution N(0, I), ``gauss`` is exact.
 
-Several combinations of a line of the table with an order are published methods: DDIM (x0, eps or straight, order 1),
-DPM-Solver++ 2M (x0, order 2) and DEIS in log-rho (eps, order 2 to 4). The published DPM-Solver++ 3M halves a divided
-difference, which makes it second order, whereas (1) with k = 3 is third order.
+Several combinations of a variable and an order are published methods: DDIM (``x0``, ``eps`` or ``straight``, order 1),
+DPM-Solver++ 2M (``x0``, order 2) and DEIS in log-rho (``eps``, orders 2 to 4). The published DPM-Solver++ 3M halves a
+divided difference, which reduces it to second order, whereas equation (1) with k = 3 is third order.
 
 With ``correct``, each step is repeated with the value of q at the end of the step, which the next step needs anyway.
-The correction raises the order by one without an extra evaluation. The resulting method is UniPC. The choice of the
-function B(h) of UniPC matters only if the polynomial has two values: with u = (l - l_t)/h, the integral of u dc is then
-exact (``exact``), half of c(s) - c(t) (``midpoint``, published as B2), or dc/dl at s times h/2 (``bh1``).
+The correction raises the order by one without an extra evaluation. The resulting method is UniPC. Its function B(h)
+matters only if the polynomial interpolates two values, and then determines the integral of u dc over the step, where
+u = (l - l_t)/h and h = l_s - l_t. With the rule ``exact``, this integral is exact. With ``midpoint`` (published as B2),
+it is half of c(s) - c(t), and with ``bh1``, it is h/2 times the value of dc/dl at s.
 
-The first k - 1 steps have fewer values of q, and hence a lower order. The error of the first step, of order h^2, limits
-the overall order to 2, unless q hardly changes at the start, as on VP, sub-VP and VE.
+In the first k - 1 steps, fewer than k values of q are known, so the order is lower. The error of the first step, which
+is of order h^2, limits the overall order to 2, unless q hardly changes at the start, as on VP, sub-VP and VE.
 
-The reverse SDE with eta(t) = tau g(t), where tau is constant over a step, has the same form. With h = l_s - l_t,
+The reverse SDE with the noise level eta(t) = tau g(t), where g is the diffusion coefficient and tau is constant over a
+step, has steps of the same form. With standard normals z, these steps are
 
     x0:   x_s = (sigma_s/sigma_t) e^(-tau^2 h) x_t + sigma_s int (1 + tau^2) e^(l - tau^2 (l_s - l)) x0_hat dl
                 + sigma_s sqrt(1 - e^(-2 tau^2 h)) z,                                                             (2)
@@ -37,14 +41,15 @@ The reverse SDE with eta(t) = tau g(t), where tau is constant over a step, has t
                 + alpha_s tau sqrt(e^(-2 l_t) - e^(-2 l_s)) z.                                                    (3)
 
 With tau = 1, equation (2) at order 1 is ancestral sampling with the posterior of Ho et al. (2020), arXiv:2006.11239,
-eq. 6-7, and at order 2 it is DPM-Solver++ 2M-SDE. Equation (2) gives SA-Solver with ``correct``, and ER-SDE with the
-level ``er``. Equation (3) at order 1 is SDE-DPM-Solver. With tau = 0, (2) and (3) reduce to (1).
+eq. 6-7, and at order 2 it is DPM-Solver++ 2M-SDE. With ``correct``, equation (2) is SA-Solver, and with the ``er``
+noise level, it is ER-SDE. Equation (3) at order 1 is SDE-DPM-Solver. With tau = 0, equations (2) and (3) reduce to
+equation (1).
 
-Where alpha = 0, the log-SNR is infinite and the clock of eps is undefined. A node with alpha = 0 is used only by the
-step that starts there, x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not divide by alpha. A
-step that is more than twice as long in log-SNR as the previous step (such as the last step of a grid uniform in t) is
-also first order, because extrapolating a polynomial that far increases the error. A correction that has a weight above
-3 hypot(alpha, sigma) is skipped, because it would magnify errors.
+Where alpha = 0, the log-SNR is minus infinity and the clock of ``eps`` is undefined. A node with alpha = 0 is therefore
+used only by the step that starts there, x_s = alpha_s x0_hat + sigma_s eps_hat, which is first order and does not
+involve a division by alpha. A step that is more than twice as long in log-SNR as the previous step (such as the last
+step of a grid that is uniform in t) is also first order, because extrapolating a polynomial that far increases the
+error. A correction with a weight above 3 hypot(alpha_s, sigma_s) is skipped, because it would amplify errors.
 
 References:
     Song, Meng and Ermon (2021), arXiv:2010.02502: DDIM.
@@ -99,22 +104,22 @@ Node = tuple[float, float]  # (alpha, sigma)
 
 RULES = ("exact", "midpoint", "bh1")
 
-# 24 Gauss-Legendre nodes integrate polynomials times exp to within rounding error over any step of a sensible grid.
+# On any step of a sensible grid, 24 Gauss-Legendre nodes integrate exp times a polynomial to within rounding error.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One line of the table in the module docstring, as functions of alpha and sigma."""
+    """One row of the table in the module docstring, with its entries as functions of alpha and sigma."""
 
     norm: Callable[[float, float], float]
     clock: Callable[[float, float], float]
     q: Callable[[Estimate, float, float], Tensor]
-    log_ratio: Callable[[float], float]  # l at a given value of the polynomials' variable
-    slope: Callable[[Floats], Floats] | None = None  # dc/dl at l = log(alpha/sigma), if the polynomials are in l
+    log_ratio: Callable[[float], float]  # l as a function of the argument of the polynomials
+    slope: Callable[[Floats], Floats] | None = None  # dc/dl as a function of l, if l is the argument of the polynomials
 
     def node(self, alpha: float, sigma: float) -> float:
-        """Return the value of the polynomials' variable at the node ``(alpha, sigma)``."""
+        """Return the argument of the polynomials, l or the clock, at the node ``(alpha, sigma)``."""
         return log_ratio(alpha, sigma) if self.slope else self.clock(alpha, sigma)
 
 
@@ -156,7 +161,7 @@ VARIABLES = {
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
-    """Return ``l = log(alpha/sigma)``, which is infinite if no data are left or there is no noise."""
+    """Return ``l = log(alpha/sigma)``, which is ``-inf`` if no data are left and ``inf`` if there is no noise."""
     if not informative(alpha, sigma):
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
@@ -165,20 +170,26 @@ def log_ratio(alpha: float, sigma: float) -> float:
 def weights(
     slope: Callable[[Floats], Floats] | None, span: float, nodes: list[float], interval: tuple[float, float], rule: str
 ) -> list[float]:
-    """Return the weights ``w_j`` of equation (1), for polynomials through ``nodes``, integrated over ``interval``.
+    """Return the weights ``w_j`` of equation (1).
 
-    The nodes are ordered from the newest to the oldest. ``slope`` is dc/dl if the polynomials are in l, else ``None``,
-    and ``span`` is the step of the clock c. If the nodes are too close to each other for a step of this length, fewer
-    weights than nodes are returned.
+    Args:
+        slope: The derivative dc/dl as a function of l, or ``None`` if the polynomials are functions of the clock c.
+        span: The change of the clock c over the step.
+        nodes: The nodes of the polynomials, from the newest to the oldest.
+        interval: The values of l or c at the start and the end of the step.
+        rule: How the polynomials are integrated (see :class:`Multistep`).
+
+    Returns:
+        One weight per node, or fewer if the nodes are too close together for a step of this length.
     """
     start, end = interval
-    # Where the clock does not advance in floating point, several nodes coincide, and only the newest of them is used.
+    # Where rounding keeps the clock from advancing, several nodes coincide, and only the newest of them is used.
     known = next((j for j in range(1, len(nodes)) if nodes[j] == nodes[j - 1]), len(nodes))
     nodes = nodes[:known] if span else nodes[:1]
     if len(nodes) == 1 or (slope is not None and abs(end - start) > 2.01 * abs(nodes[0] - nodes[1])):
         return [span]
     if len(nodes) == 2 and rule != "exact":
-        # q = q_0 + (q_1 - q_0) (l - l_0)/(l_1 - l_0), and with u = (l - start)/h the integral of u dc is approximate.
+        # q = q_0 + (q_1 - q_0) (l - l_0)/(l_1 - l_0), and the integral of u dc is approximate, with u = (l - start)/h.
         h = end - start
         half = span / 2 if slope is None or rule == "midpoint" else h / 2 * float(slope(np.array(end)))
         second = (half * h + (start - nodes[0]) * span) / (nodes[1] - nodes[0])
@@ -200,8 +211,8 @@ def weights(
 class _Step:
     """The coefficients of a step ``x <- keep x + sum_j weights_j q_j + spread z``.
 
-    ``again`` holds the weights with which the step is repeated to correct it. A ``jump`` is a step that starts at
-    alpha = 0 or ends at sigma = 0; it is ``x <- weights_0 x0_hat + keep eps_hat + spread z``.
+    ``again`` holds the weights for repeating the step as a correction. A ``jump`` is a step that starts at alpha = 0 or
+    ends at sigma = 0, and has the form ``x <- weights_0 x0_hat + keep eps_hat + spread z`` instead.
     """
 
     keep: float
@@ -215,7 +226,7 @@ class _Step:
 def _plan(
     name: str, order: int, rule: str, correct: bool, taper: bool, path: tuple[Node, ...], taus: tuple[float, ...]
 ) -> tuple[_Step, ...]:
-    """Compute the coefficients of every step along ``path``, which do not depend on the state."""
+    """Compute the coefficients of all steps between the nodes of ``path``. They do not depend on the state."""
     variable, plan, nodes = VARIABLES[name], [], list[float]()
     for left, ((here, there), tau) in zip(range(len(taus), 0, -1), zip(pairwise(path), taus, strict=True), strict=True):
         start, end = variable.node(*here), variable.node(*there)
@@ -238,7 +249,12 @@ def _plan(
 def _integrand(
     name: str, here: Node, there: Node, tau: float
 ) -> tuple[float, float, float, Callable[[Floats], Floats] | None, float]:
-    """Return the factor on x, the norm, the step and the slope of the clock, and the factor on z of one step."""
+    """Return the terms of one step of equations (1) to (3) that do not depend on the polynomial.
+
+    Returns:
+        The factor on x, the norm N at the end of the step, the integral that multiplies a constant q, the factor on q
+        in the integrand as a function of l (``None`` if the polynomials are functions of c), and the factor on z.
+    """
     variable = VARIABLES[name]
     norm, span = variable.norm(*there), variable.clock(*there) - variable.clock(*here)
     keep, growth = norm / variable.norm(*here), 1 + tau**2
@@ -260,7 +276,7 @@ def _integrand(
 
 @dataclass(frozen=True)
 class _Exponential(FixedStep):
-    """Base of the solvers of equations (1) to (3), which plans and performs their steps."""
+    """The base class of the solvers of equations (1) to (3), which computes and takes their steps."""
 
     limits = ranges(order=Range(1, 6))
 
@@ -278,7 +294,7 @@ class _Exponential(FixedStep):
             raise UsageError(f"unknown rule {self.rule!r}; choose from: {', '.join(RULES)}")
 
     def choice(self, steps: int) -> tuple[int, bool, bool]:
-        """Choose the order, whether to correct and whether to taper, for the given number of steps."""
+        """Return the order, whether to correct and whether to taper, for the given number of steps."""
         taper = self.variable == "x0" and not self.stochastic and steps < 15 if self.taper is None else self.taper
         if self.order is not None:
             return self.order, bool(self.correct), taper
@@ -287,7 +303,7 @@ class _Exponential(FixedStep):
 
     @abstractmethod
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` for each step of the grid ``times: (n + 1,)``."""
+        """Return ``eta(t)/g(t)`` for each of the n steps of the grid ``times``, shape ``(n + 1,)``."""
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         variable = VARIABLES[self.variable]
@@ -297,8 +313,8 @@ class _Exponential(FixedStep):
         taus = self.taus(model.domain.sde, times.cpu())
         plan = _plan(self.variable, order, self.rule, correct, taper, path, taus)
         clock = times.tolist()
-        values: list[Tensor] = []  # previous values of q, newest first
-        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the previous step, which is to be corrected
+        values: list[Tensor] = []  # previous values of q, from the newest to the oldest
+        before: tuple[Tensor, list[Tensor], Tensor | None] | None = None  # the previous step, which is corrected next
 
         def advance(i: int, x: Tensor) -> Tensor:
             nonlocal values, before
@@ -326,47 +342,48 @@ def _add(x: Tensor, weights: tuple[float, ...], values: Sequence[Tensor], spread
 
 @dataclass(frozen=True)
 class Multistep(_Exponential):
-    """Exponential Adams-Bashforth on a fixed grid: one evaluation per step.
+    """Exponential Adams-Bashforth solver for the probability flow, with one evaluation per step.
 
     Args:
-        steps: Number of steps, and of evaluations.
+        steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Number of values k in the polynomial. The first steps use fewer values, because fewer are known. The
-            default is 3 below 8 steps, 2 from 8 steps, 3 from 25 steps and 4 from 40 steps.
-        rule: How the polynomial is integrated: ``exact``, or, for a polynomial with two values, ``midpoint`` (as in
-            DPM-Solver++ and the variant bh2 of UniPC) or ``bh1``.
+        order: Number of values that the polynomial interpolates. The first steps use fewer, because fewer are known.
+            By default, the order is 3 for fewer than 8 steps, 2 for 8 to 24, 3 for 25 to 39, and 4 for 40 or more.
+        rule: How the polynomial is integrated: ``exact``, or, if it interpolates two values, ``midpoint`` (as in
+            DPM-Solver++ and in the ``bh2`` variant of UniPC) or ``bh1``.
         correct: Whether to repeat each step with the value at its end, which raises the order of accuracy to
-            ``order + 1`` without an extra evaluation. The default is no if ``order`` is given; otherwise, it is no
-            below 8 steps and yes from 8 steps.
-        taper: Whether the order falls to 1 in the last steps, as in published code. The default is yes for x0 below 15
-            steps, where tapering reduced the measured error.
+            ``order + 1`` without an extra evaluation. By default, steps are corrected if there are at least 8 of them
+            and ``order`` is not given.
+        taper: Whether to lower the order to 1 over the last steps, as in published code. By default, this is done only
+            for ``x0`` with fewer than 15 steps, where it reduced the measured error.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
     variable: str = "straight"
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return 0 for each step of the grid ``times: (n + 1,)``, because there is no noise."""
+        """Return 0 for each of the n steps of the grid ``times``, shape ``(n + 1,)``, because there is no noise."""
         return (0.0,) * (len(times) - 1)
 
 
 @dataclass(frozen=True)
 class MultistepSDE(_Exponential):
-    """The exponential multistep solver of the reverse SDE: one evaluation per step.
+    """Exponential multistep solver for the reverse SDE, with one evaluation per step.
 
     Args:
-        steps: Number of steps, and of evaluations.
+        steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0`` or ``eps``.
-        order: Number of values of the quantity in the polynomial.
-        rule: How the polynomial is integrated (see :class:`Multistep`). The default, ``midpoint``, is DPM-Solver++
-            2M-SDE.
-        correct: Whether to repeat each step with the value at its end and the same noise.
-        taper: Whether the order falls to 1 in the last steps (see :class:`Multistep`). The default is no.
-        eta: Factor on the noise level. With the level ``g``, 1 gives Anderson's reverse SDE; 0 gives the probability
-            flow.
-        level: The noise level (see :mod:`scoresde.solvers.level`). The default, ``g``, is integrated exactly, even
-            where it is infinite. On each step, any other level is treated as a constant multiple of g, with the factor
-            taken at the midpoint of the step.
+        order: Number of values that the polynomial interpolates.
+        rule: How the polynomial is integrated: ``exact``, or, if it interpolates two values, ``midpoint`` (as in
+            DPM-Solver++ 2M-SDE) or ``bh1``.
+        correct: Whether to repeat each step with the value at its end and the same noise. By default, steps are not
+            corrected.
+        taper: Whether to lower the order to 1 over the last steps. By default, the order is not lowered.
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives the probability flow.
+        level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
+            The default, ``g``, is integrated exactly, even where it is infinite. Any other level is approximated on
+            each step by a constant multiple of g, which matches the level at the midpoint of the step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -382,11 +399,11 @@ class MultistepSDE(_Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variable not in ("x0", "eps"):
-            raise UsageError(f"the variable of a solver of the reverse SDE must be x0 or eps, not {self.variable!r}")
+            raise UsageError(f"the variable must be 'x0' or 'eps' for the reverse SDE, got {self.variable!r}")
         check_level(self.level, self.eta)
 
     def taus(self, sde: SDE, times: Tensor) -> tuple[float, ...]:
-        """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times: (n + 1,)``."""
+        """Return ``eta(t)/g(t)`` at the midpoint of each of the n steps of the grid ``times``, shape ``(n + 1,)``."""
         return ratios(sde, self.level, self.eta, times)
 
 
@@ -396,7 +413,7 @@ def dpmpp_2m(steps: int = 20, grid: str = "auto") -> Multistep:
 
 
 def dpmpp_3m(steps: int = 20, grid: str = "auto") -> Multistep:
-    """DPM-Solver++ 3M, in a form that is third order (see :mod:`scoresde.solvers.exponential`)."""
+    """DPM-Solver++ 3M, in a form that is third order, unlike the published form."""
     return Multistep(steps, "x0", 3, grid=grid)
 
 
@@ -408,16 +425,16 @@ def deis(steps: int = 20, order: int = 3, grid: str = "auto") -> Multistep:
 def unipc(steps: int = 20, order: int = 2, variable: str = "x0", variant: str = "bh2", grid: str = "auto") -> Multistep:
     """UniPC (Zhao et al. 2023, arXiv:2302.04867, alg. 5-6): a multistep solver with a corrector.
 
-    The corrector raises the order of accuracy to ``order + 1``. ``variant`` is ``bh1``, ``bh2`` or ``exact``, which
-    does what the published ``vary_coeff`` is intended to do.
+    The corrector raises the order of accuracy to ``order + 1``. The option ``variant`` is ``bh1``, ``bh2`` or
+    ``exact``. The last of these is what the published variant ``vary_coeff`` is intended to be.
     """
     if variant not in ("bh1", "bh2", "exact"):
-        raise UsageError(f"unknown variant {variant!r} of UniPC; choose from: bh1, bh2, exact")
+        raise UsageError(f"unknown UniPC variant {variant!r}; choose from: bh1, bh2, exact")
     return Multistep(steps, variable, order, "midpoint" if variant == "bh2" else variant, correct=True, grid=grid)
 
 
 def sde_dpm(steps: int = 100, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
-    """SDE-DPM-Solver-1 (Lu et al. 2022, arXiv:2211.01095, sec. 6): first order on eps."""
+    """SDE-DPM-Solver-1 (Lu et al. 2022, arXiv:2211.01095, sec. 6): a first-order solver on eps."""
     return MultistepSDE(steps, "eps", 1, eta=eta, grid=grid)
 
 
@@ -427,8 +444,8 @@ def sa_solver(steps: int = 20, order: int = 2, eta: float = 1.0, grid: str = "au
 
 
 def er_sde(steps: int = 20, order: int = 2, correct: bool = True, eta: float = 1.0, grid: str = "auto") -> MultistepSDE:
-    """A solver with the noise of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data.
+    """Multistep solver with the noise level of ER-SDE (Cui et al. 2023, arXiv:2309.06169), which fades near the data.
 
-    The solver uses a corrector by default. The published ER-SDE-3 is ``order=3, correct=False``.
+    Steps are corrected by default. For the published ER-SDE-3, use ``order=3`` and ``correct=False``.
     """
     return MultistepSDE(steps, "x0", order, "midpoint", correct, eta=eta, level="er", grid=grid)

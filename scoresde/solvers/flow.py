@@ -1,12 +1,12 @@
-"""Deterministic solvers: Runge-Kutta methods on the probability flow.
+"""Deterministic solvers: Runge-Kutta methods for the probability flow.
 
 With  y = x / (alpha + sigma)  and  r = sigma / (alpha + sigma),  every path is straight (:mod:`scoresde.sde.base`), and
 the probability-flow ODE of Song et al. (2021), arXiv:2011.13456, eq. 13, is
 
     dy/dr = eps_hat(x_t, t) - x0_hat(x_t, t).                                                     frame "straight"
 
-The right-hand side contains no f, g or derivative of the schedule, and is finite at both ends. In two other frames, the
-same flow is
+The right-hand side contains neither f and g of the SDE nor derivatives of alpha and sigma, and is finite at both ends.
+In two other frames, the same flow is
 
     dx/dt = alpha' x0_hat + sigma' eps_hat,                                                       frame "t"
     d(x/alpha) / d(sigma/alpha) = eps_hat.                                                        frame "ve"
@@ -39,19 +39,20 @@ __all__ = ["FRAMES", "ProbabilityFlow", "RungeKutta", "euler", "heun", "rk4", "s
 
 
 def slope(model: Denoiser, y: Tensor, t: Tensor) -> Tensor:
-    """Return ``dy/dr`` at ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
+    """Return ``dy/dr`` at the state ``y``, shape ``(B, *event)``, and time ``t``, shape ``()`` or ``(B,)``."""
     estimate = model(expand(model.domain.sde.scale(t), y) * y, t)
     return estimate.eps - estimate.x0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A scale and a clock in which the flow is integrated. The state in the frame is x/scale.
+    """A change of variables for the flow: the state is divided by a scale, and a clock replaces the time.
 
     Attributes:
-        scale, clock: Functions ``(sde, t)`` that return the scale and the clock at t, with the same shape as t.
-        time: A function ``(sde, value)`` that returns the t at which the clock has the value.
-        slope: A function ``(model, state, t)`` that returns the derivative of the state with respect to the clock.
+        scale, clock: Functions ``(sde, t)`` that return the scale and the clock at time t, with the same shape as t.
+        time: A function ``(sde, value)`` that returns the time t at which the clock has this value.
+        slope: A function ``(model, state, t)`` that returns the derivative of the scaled state with respect to the
+            clock.
     """
 
     scale: Callable[[SDE, Tensor], Tensor]
@@ -94,16 +95,17 @@ def _frame(name: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Solver):
-    """Adaptive Runge-Kutta on the probability flow, with a separate step size for each sample.
+    """Adaptive Runge-Kutta solver for the probability flow, with a separate step size for each sample.
 
     Args:
-        rtol: Relative tolerance on the local error of a sample, in the straight frame (data of unit size).
+        rtol: Relative tolerance for the local error of a sample, measured in the chosen frame.
         atol: Absolute tolerance, or ``None`` to use the value of ``rtol``.
-        method: The Runge-Kutta method: ``dopri5`` or ``tsit5`` (order 5), ``bosh3`` (order 3), or a method of the
-            engine if the engine is not ``own``.
-        max_nfe: Largest number of evaluations per sample.
-        engine: The integrator: ``own``, ``torchdiffeq`` or ``scipy`` (see :mod:`scoresde.ode.engines`).
-        frame: ``straight``, or ``t`` to integrate the velocity in time, as the original code does.
+        method: The Runge-Kutta method. The ``own`` engine has ``dopri5`` and ``tsit5`` (order 5) and ``bosh3`` (order
+            3), and the other engines have their own methods. ``auto`` is the default method of the engine.
+        max_nfe: Maximum number of evaluations per sample.
+        engine: The integrator: ``own`` (this package's integrator), ``torchdiffeq`` or ``scipy``.
+        frame: The frame in which the flow is integrated: ``straight``, or ``t``, in which the velocity is integrated
+            over time, as in the original code.
     """
 
     limits = ranges(max_nfe=EVALUATIONS)
@@ -134,18 +136,18 @@ class ProbabilityFlow(Solver):
 
     @property
     def scheme(self) -> str:
-        """The method, with ``auto`` resolved for the engine ``own``; another engine resolves ``auto`` itself."""
+        """The Runge-Kutta method, where ``auto`` is resolved for the ``own`` engine but left to other engines."""
         return "dopri5" if self.engine == "own" and self.method == "auto" else self.method
 
     def solve(self, model: Denoiser, x: Tensor, t0: float, t1: float, noise: Noise, watch: Watch) -> Solution:
         sde, frame = model.domain.sde, FRAMES[self.frame]
         if self.frame == "t" and not sde.smooth:
             # Many nodes lie between the stages of a step, and the error estimate of the step misses them. On a DDPM
-            # chain of 709 levels, the errors of some rows were 50 tolerances at a tolerance of 4e-5, and 7,000
-            # tolerances at 1e-7.
+            # chain with 709 noise levels, the errors of some rows were 50 times a tolerance of 4e-5, and 7,000 times a
+            # tolerance of 1e-7.
             raise UsageError(
                 f"ProbabilityFlow: the velocity of {type(sde).__name__} jumps at each node, so the error of a step in "
-                "t cannot be estimated; use the frame straight, in which the flow has no such jumps",
+                "t cannot be estimated; use the 'straight' frame, in which the flow has no such jumps",
                 parameter="frame",
                 value="straight",
             )
@@ -185,13 +187,14 @@ class ProbabilityFlow(Solver):
         scale: Tensor,
         tally: Tally,
     ) -> Solution:
-        """Solve with a third-party engine, which uses one step size for the whole batch and does not count steps."""
+        """Solve with a third-party engine, which uses one step size for the whole batch and does not report steps."""
         everyone = torch.arange(len(y), device=y.device)
 
         def slope_at(c: float, state: Tensor) -> Tensor:
             if tally.evaluations >= self.max_nfe:
                 raise NumericalError(
-                    f"the engine {self.engine} needs more than {self.max_nfe:,} evaluations; try a larger rtol",
+                    f"the {self.engine!r} engine exceeded the maximum number of evaluations, max_nfe = "
+                    f"{self.max_nfe:,}; try a larger rtol or max_nfe",
                     parameter="rtol",
                     value=f"{10 * self.rtol:g}",
                 )
@@ -203,14 +206,14 @@ class ProbabilityFlow(Solver):
 
 @dataclass(frozen=True)
 class RungeKutta(FixedStep):
-    """A classical Runge-Kutta rule on the probability flow, on a fixed grid.
+    """Runge-Kutta solver for the probability flow on a fixed grid.
 
     Args:
         steps: Number of steps.
-        method: The rule: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2, two
-            evaluations per step), or ``rk4`` (order 4, four evaluations per step).
-        frame: ``straight``, ``t`` or ``ve`` (see :mod:`scoresde.solvers.flow`). In the frames straight and ve, Euler's
-            rule is DDIM. The frame ve cannot be used on a path that starts at alpha = 0.
+        method: The Runge-Kutta method: ``euler`` (order 1, one evaluation per step), ``midpoint`` or ``heun`` (order 2,
+            two evaluations per step), or ``rk4`` (order 4, four evaluations per step).
+        frame: The frame in which the flow is integrated: ``straight``, ``t`` or ``ve``. In the ``straight`` and ``ve``
+            frames, Euler's method is DDIM. The ``ve`` frame cannot be used if the solver starts at alpha = 0.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -221,7 +224,7 @@ class RungeKutta(FixedStep):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in RULES:
-            raise UsageError(f"unknown Runge-Kutta rule {self.method!r}; choose from: {', '.join(RULES)}")
+            raise UsageError(f"unknown Runge-Kutta method {self.method!r}; choose from: {', '.join(RULES)}")
         _frame(self.frame, tuple(FRAMES))
 
     @property
@@ -239,8 +242,8 @@ class RungeKutta(FixedStep):
         scales = {f: f.scale(sde, times) for f in {frame, *frames}}
         if not bool(torch.isfinite(clocks[frame]).all()):
             raise UsageError(
-                "the clock of the frame 've' is infinite at the start of this path, where alpha = 0; use the frame "
-                "'straight'"
+                "the 've' frame cannot be used on this path, because sigma/alpha is infinite where alpha = 0; use the "
+                "'straight' frame"
             )
         sizes = [float(clocks[f][i + 1] - clocks[f][i]) for i, f in enumerate(frames)]
 
@@ -259,15 +262,15 @@ class RungeKutta(FixedStep):
 
 
 def euler(steps: int = 100, frame: str = "t", grid: str = "auto") -> RungeKutta:
-    """Euler's rule on the probability flow: one evaluation per step, order 1."""
+    """Euler's method for the probability flow: order 1, one evaluation per step."""
     return RungeKutta(steps, "euler", frame, grid=grid)
 
 
 def heun(steps: int = 32, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """Heun's rule on the probability flow: two evaluations per step, order 2."""
+    """Heun's method for the probability flow: order 2, two evaluations per step."""
     return RungeKutta(steps, "heun", frame, grid=grid)
 
 
 def rk4(steps: int = 16, frame: str = "straight", grid: str = "auto") -> RungeKutta:
-    """The classical Runge-Kutta rule on the probability flow: four evaluations per step, order 4."""
+    """The classical Runge-Kutta method for the probability flow: order 4, four evaluations per step."""
     return RungeKutta(steps, "rk4", frame, grid=grid)

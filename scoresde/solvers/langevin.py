@@ -1,29 +1,29 @@
-"""Langevin dynamics: the step with which predictor-corrector samplers correct a marginal.
+"""Langevin dynamics: the steps with which predictor-corrector samplers correct a marginal distribution.
 
-In the limit of small e, the Langevin step
+In the limit of small e, the Langevin step with standard normals z,
 
-    x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2                                                     (1)
+    x <- x + e score + sqrt(2 e) z,      e = 2 a (snr size)^2,                                                    (1)
 
-leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). Here a
-is the square of A = alpha(t)/alpha(s), or the corresponding entry in the table of the original code, and size is either
-sigma or the ratio |z|/|score|, which equals sigma for pure noise.
+leaves a density unchanged if score is the score of that density (Song et al. 2021, arXiv:2011.13456, alg. 4-5). For the
+predictor's step from t to s, a is the square of alpha(t)/alpha(s), or the corresponding entry in a table of the
+original code. The size is either sigma or the ratio |z|/|score|, which equals sigma for pure noise.
 
-On N(0, v), a step turns the variance V into (1 - e/v)^2 V + 2e. If e < 2v, the variance settles at v/(1 - e/2v);
-otherwise, it grows without bound. With size = sigma and v >= sigma^2, the limit is at most v/(1 - snr^2). Any snr < 1
-is therefore stable on every path and for all data, and snr >= 1 is rejected.
+If the density is N(0, v), a step changes a variance V to (1 - e/v)^2 V + 2e. If e < 2v, repeated steps converge to the
+variance v/(1 - e/2v); otherwise, the variance grows without bound. With size = sigma and v >= sigma^2, the limit is at
+most v/(1 - snr^2). Any snr < 1 is therefore stable on every path and for all data, and snr >= 1 is rejected.
 
 The ratio |z|/|score| of an individual sample is unbounded, because the score vanishes in the middle of a mode. In
-addition, dynamics with a step size e(x) that depends on x settle at p/e, which has the variance (1 + 2/D) v in D
-dimensions. The ratio is therefore limited to
+addition, if the step size e(x) depends on x, the samples converge not to the density p, but to a density proportional
+to p/e, which has the variance (1 + 2/D) v in D dimensions. The ratio is therefore limited to
 
     sigma/k <= |z|/|score| <= k sigma,      k = max(1, n/16)^2,                                                   (2)
 
 where n is the number of elements over which the norms are taken: D, or the number of elements in the whole batch. For
-n <= 16, the size is sigma. For the n = 3,072 elements of a small picture, k is 36,864, so the limits have no effect.
-The standard deviation of a mode is then too large by at most the factor (1 - snr^2)^(-1/2), which is due to the step
-itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). With snr = 0.16, the measured factors for n = 1, 2
-and 4 are 1.006 on VP and 1.001 on VE (without the limits, 576, 4.2 and 1.6). They are 1.036 for n = 64, and 1.016 for
-n = 3,072, as without the limits (experiments/edges.py).
+n <= 16, the size is sigma. For the n = 3,072 elements of a small image, k is 36,864, so the limits have no effect. The
+standard deviation of a mode is then too large by a factor of at most (1 - snr^2)^(-1/2), which is due to the step
+itself, and for n > 16 by another factor of about (1 + 2/n)^(1/2). For snr = 0.16 and n = 1, 2 and 4, the measured
+factor is 1.006 on VP and 1.001 on VE; without the limits, it is 576, 4.2 and 1.6. For n = 64 and n = 3,072, it is
+1.036 and 1.016, with or without the limits (experiments/edges.py).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from ..core.shapes import dims, expand, flat
 
 __all__ = ["check_corrector", "langevin_step", "norm_ratio"]
 
-FEW = 16  # the number 16 in equation (2)
+FEW = 16  # the constant 16 in equation (2)
 
 
 def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, size: Tensor) -> Tensor:
-    """Take one Langevin step, equation (1).
+    """Take one Langevin step, as in equation (1).
 
     Args:
         x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
-        a, size: The quantities a and size of equation (1), shape ``()`` or ``(B,)``.
-        snr: The signal-to-noise ratio.
+        a, size: ``a`` and ``size`` in equation (1), shape ``()`` or ``(B,)``.
+        snr: The signal-to-noise ratio ``snr`` in equation (1).
 
     Returns:
         The state after the step, shape ``(B, *event)``.
@@ -56,13 +56,16 @@ def langevin_step(x: Tensor, score: Tensor, z: Tensor, a: Tensor, snr: float, si
 
 
 def norm_ratio(z: Tensor, score: Tensor, of: str, sigma: Tensor | None = None) -> Tensor:
-    """Return ``|z|/|score|`` of each sample, shape ``(B,)``, or the ratio of the means over the batch, shape ``()``.
+    """Return the ratio ``|z|/|score|``, either of each sample or of the mean norms over the batch.
 
     Args:
         z, score: Standard normals and the score, shape ``(B, *event)``.
-        of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the means.
-        sigma: The path's sigma, shape ``()`` or ``(B,)``, which limits the ratio as in equation (2), or ``None`` for
-            the ratio without limits, as published.
+        of: ``sample`` for the ratio of each sample, or ``batch`` for the ratio of the mean norms.
+        sigma: The path's sigma, shape ``()`` or ``(B,)``, with which the ratio is limited as in equation (2), or
+            ``None`` for the ratio without limits, as published.
+
+    Returns:
+        The ratio, shape ``(B,)`` for ``sample`` and ``()`` for ``batch``.
     """
     top, bottom = flat(z).norm(dim=1), flat(score).norm(dim=1)
     ratio: Tensor = top.mean() / bottom.mean() if of == "batch" else top / bottom
@@ -79,22 +82,27 @@ _CORRECTIONS = Range(0, 10_000)
 
 
 def check_corrector(snr: float, corrections: int, evaluations: int) -> None:
-    """Reject an invalid corrector, and a sampler with neither a predictor nor a corrector.
+    """Check the options of a corrector.
+
+    Args:
+        snr: The signal-to-noise ratio.
+        corrections: Number of Langevin steps at each node.
+        evaluations: Number of model evaluations per step. It is 0 if the sampler has no predictor and no corrector.
 
     Raises:
-        UsageError: If an option is invalid. The message states its value.
+        UsageError: If an option is invalid, or if the sampler has no predictor and no corrector.
     """
     check_number("snr", snr, _SNR)
     check_number("corrections", corrections, _CORRECTIONS, "int")
     if snr >= 1:
         raise UsageError(
-            f"snr is {snr}, but must be below 1: at 1 or above, Langevin steps overshoot and the samples can grow "
-            "without bound (below 1, the variance settles at up to 1/(1 - snr^2) times its correct value); usual "
-            "values are 0.05 to 0.3",
+            f"snr must be below 1, got {snr}; otherwise, Langevin steps overshoot and the samples can diverge. Even "
+            "below 1, the variance can be up to 1/(1 - snr^2) times the correct value. Typical values are 0.05 to 0.3",
             parameter="snr",
             value="0.16",
         )
     if not evaluations:
         raise UsageError(
-            "the predictor and the corrector are both none, so no sample would move; choose at least one of them"
+            "there are no predictor steps and no corrector steps, so no sample would move; choose a predictor, or a "
+            "corrector with at least one correction"
         )

@@ -1,12 +1,12 @@
-r"""Noise levels eta(t) of stochastic solvers, in a single convention.
+r"""Noise levels eta(t), which are defined in the same way for all stochastic solvers.
 
 For any eta(t) >= 0, the SDE  dx = (velocity - eta^2/2 score) dt + eta dw  has the marginals of the path (Song et al.
 2021, arXiv:2011.13456, app. D.1; Ma et al. 2024, arXiv:2401.08740, sec. 2.4). A solver has the options ``eta`` (a
 factor) and ``level``, which define  eta(t) = eta * level(t).  The level is one of
 
-    ``g``       the diffusion of the SDE, which with eta = 1 gives Anderson's reverse SDE
-    ``sigma``   sqrt(2 sigma(t)), which is finite everywhere and 0 where sigma is 0
-    ``auto``    the level g, or the level sigma if g is infinite at ``t_max`` (as for flow matching and cosine)
+    ``g``       the diffusion coefficient g of the SDE; with eta = 1, this gives Anderson's reverse SDE
+    ``sigma``   sqrt(2 sigma(t)), which is finite everywhere, and 0 where sigma is 0
+    ``auto``    ``g``, or ``sigma`` if g is infinite at ``t_max`` (as for flow matching and the cosine schedule)
     ``er``      g sqrt(0.3 s^0.3 e^(s^0.3) / (e^(s^0.3) + 10))  with  s = sigma/alpha, the default of ER-SDE solvers
                 (Cui et al. 2023, arXiv:2309.06169, app. A), whose noise fades near the data
 
@@ -27,7 +27,7 @@ from ..sde.base import SDE, informative
 
 __all__ = ["LEVELS", "Level", "auto_level", "check_level", "level_of", "ratios"]
 
-ETA = Range(0, 1000, hint="the factor on the noise level of a reverse SDE")
+ETA = Range(0, 1000, hint="eta multiplies the noise level of the reverse SDE")
 Level = str | Callable[[SDE, Tensor], Tensor]
 
 
@@ -38,7 +38,7 @@ def _g(sde: SDE, t: Tensor) -> Tensor:
 
 
 def auto_level(sde: SDE, t: Tensor) -> Tensor:
-    """Return ``g``, or ``sqrt(2 sigma)`` if g is infinite at ``t_max``, with the same shape as ``t``."""
+    """Return ``g(t)``, or ``sqrt(2 sigma(t))`` if g is infinite at ``t_max``, with the same shape as ``t``."""
     return sde.diffusion(t) if sde.finite_g else torch.sqrt(2 * sde.coefficients(t)[1])
 
 
@@ -64,50 +64,48 @@ def _function(level: Level) -> Callable[[SDE, Tensor], Tensor]:
         return LEVELS[level]
     if ":" not in level:
         raise UsageError(
-            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}; or name your own as module:function"
+            f"unknown noise level {level!r}; choose from: {', '.join(LEVELS)}, or your own function as module:function"
         )
     found: Callable[[SDE, Tensor], Tensor] = resolve(level, {}, "noise level", typed=True, function=True)
     return found
 
 
 def check_level(level: Level, eta: float) -> None:
-    """Reject an unknown noise level or a negative factor.
+    """Check a noise level and the factor ``eta``.
 
     Raises:
-        UsageError: If the level or the factor is invalid. The message states the invalid value.
+        UsageError: If the level is unknown, or if the factor is out of range.
     """
     check_number("eta", eta, ETA)
     _function(level)
 
 
 def level_of(sde: SDE, level: Level, eta: float, t: Tensor) -> Tensor:
-    """Return ``eta(t)``, with the same shape as ``t``.
+    """Return the noise level ``eta(t)``, with the same shape as ``t``.
 
     Raises:
-        UsageError: If the level is negative or not finite, or does not have the shape of ``t``.
+        UsageError: If the level is negative or not finite, or if it is not a tensor with the same shape as ``t``.
     """
     found = _function(level)(sde, t)
     if not isinstance(found, Tensor | float | int):
         raise UsageError(
-            f"the noise level {getattr(level, '__name__', level)} returns {type(found).__name__}, but must return a "
-            "tensor with one number for each t"
+            f"the noise level function {getattr(level, '__name__', level)} must return a tensor with one number for "
+            f"each t, got {type(found).__name__}"
         )
     value = eta * torch.as_tensor(found)
     if value.shape != t.shape or not bool((torch.isfinite(value) & (value >= 0)).all()):
-        name, number, at = getattr(level, "__name__", level), f"of shape {tuple(value.shape)}", ""
+        name, number, at = getattr(level, "__name__", level), f"a tensor of shape {tuple(value.shape)}", ""
         if value.shape == t.shape:
             i = int((~(torch.isfinite(value) & (value >= 0))).flatten().nonzero()[0])
             number, at = f"{float(value.flatten()[i]):g}", f" at t = {float(t.flatten()[i]):g}"
-        raise UsageError(
-            f"the noise level {name} is {number}{at}; it must be finite and >= 0, with one number for each t"
-        )
+        raise UsageError(f"the noise level {name} must be one number for each t, finite and >= 0, got {number}{at}")
     return value
 
 
 def ratios(sde: SDE, level: Level, eta: float, times: Tensor) -> tuple[float, ...]:
-    """Return ``eta(t)/g(t)`` at the midpoint of each step of the grid ``times``, float64 ``(n + 1,)``.
+    """Return ``eta(t)/g(t)`` at the midpoint in log-SNR of each step of the grid ``times``, float64 ``(n + 1,)``.
 
-    A step with an end at alpha = 0 or sigma = 0 has no noise, unless the level is g itself.
+    If alpha = 0 or sigma = 0 at either end of a step, the ratio is 0, unless the level is ``g`` itself.
     """
     if level == "g" or eta == 0:
         return (eta,) * (len(times) - 1)

@@ -1,38 +1,40 @@
-r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code, to reproduce that paper.
+r"""The samplers of Song et al. (2021), arXiv:2011.13456, discretised as in the original code to reproduce its results.
 
-Our other solvers use A, S and sigma of the continuous path, on any grid. The original code uses tables of N = ``steps``
-levels, which it reads at i = floor(t (N - 1)/T) (for VE, a_i = 1 and sigma_{-1} = 0):
+The other solvers use the coefficients of the continuous path, on any grid. The original code instead uses tables for
+N = ``steps`` noise levels, which it reads at the index i = floor(t (N - 1)/T), where T is the largest time. For VE, it
+also uses a_i = 1 and sigma_{-1} = 0:
 
     VP   beta_i = linspace(beta_min/N, beta_max/N, N),   a_i = 1 - beta_i,   sigma_i^2 = 1 - a_0 ... a_i
     VE   sigma_i = sigma_min (sigma_max/sigma_min)^(i/(N - 1)),   beta_i = sigma_i^2 - sigma_{i-1}^2.             (1)
 
-One step up is  x + f x + G z  with  f = sqrt(a_i) - 1  and  G^2 = beta_i  (eq. 8 and 10). Sub-VP has no tables, and its
-step up is an Euler step with  f = f(t)/N  and  G^2 = g(t)^2/N.  All predictors have the form
+A step up to a higher noise level is  x + f x + G z  with  f = sqrt(a_i) - 1,  G^2 = beta_i  and standard normals z
+(eq. 8 and 10 of the paper). Sub-VP has no tables, and its step up is an Euler step with  f = f(t)/N  and
+G^2 = g(t)^2/N,  where f(t) and g(t) are the drift and diffusion coefficients of the SDE. All predictors have the form
 
     x <- x_mean + n z,      x_mean = k x + p score,                                                               (2)
 
     =====================  ===========  ===============  ==================================  =======================
-    predictor              k            p                n                                   for
+    predictor              k            p                n                                   equation, SDEs
     =====================  ===========  ===============  ==================================  =======================
     ``euler-maruyama``     1 - f(t)/N   g(t)^2/N         g(t)/sqrt(N)                        eq. 6, all three
     ``reverse-diffusion``  1 - f        G^2              G                                   eq. 46, all three
     ``ancestral``          1/sqrt(a_i)  beta_i k         G, VE: G sigma_{i-1}/sigma_i        eq. 4 and 47, VP and VE
     =====================  ===========  ===============  ==================================  =======================
 
-The probability flow has the same form with p/2 and n = 0. The correctors (alg. 4 and 5, only for VP and VE) are
-x <- x + e score + sqrt(2 e) z  with
+The probability flow has the same form with p/2 instead of p, and with n = 0. The correctors (alg. 4 and 5, only for VP
+and VE) are  x <- x + e score + sqrt(2 e) z  with
 
     ``langevin``   e = 2 a_i (snr mean|z| / mean|score|)^2, with means over the batch;
     ``ald``        e = 2 a_i (snr sigma(t))^2.
 
-The times are linspace(T, eps, N). At each time, the corrector steps come first, then the predictor step. There are
-therefore N updates rather than N - 1. The last update starts at eps, and the x_mean of this update is the sample. A
-step always has length 1/N, although the times are (T - eps)/(N - 1) apart. For T = 1, these two lengths are equal only
-if eps = 1/N, as with the published N = 1000 and eps = 1e-3. docs/mathematics.md describes how the difference affects
-the moments.
+The times are linspace(T, eps, N), where eps is the smallest time. At each time, the corrector steps come before the
+predictor step. There are therefore N updates, although there are only N - 1 intervals. The last update starts at eps,
+and the sample is its x_mean. A predictor step always has the length 1/N, although the times are (T - eps)/(N - 1)
+apart. For T = 1, these two lengths are equal only if eps = 1/N, as with the published N = 1000 and eps = 1e-3.
+docs/mathematics.md describes how the difference affects the moments.
 
-The scores are those of the model, with sigma(t) of the continuous path. In the original code, the output of a network
-that was trained on discrete levels is divided by the sigma_i of (1). This solver does not do so.
+The scores are those of the model, which uses sigma(t) of the continuous path. If a network was trained on discrete
+noise levels, the original code instead divides its output by sigma_i from equation (1).
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ CORRECTORS = ("langevin", "ald", "none")
 
 @dataclass(frozen=True)
 class LevelTables:
-    """The tables of N noise levels, from the lowest level up, each float64 with shape ``(N,)``.
+    """The tables for N noise levels, from the lowest to the highest, each float64 with shape ``(N,)``.
 
     Attributes:
-        alphas: ``a_i``, the fraction of the variance that a step up keeps: ``1 - beta_i`` for VP, and 1 for VE.
+        alphas: ``a_i``, the factor by which a step up multiplies the variance: ``1 - beta_i`` for VP, and 1 for VE.
         betas: ``beta_i``, the variance of the noise that a step up adds.
         sigmas: ``sigma_i``, the standard deviation of the total noise at a level.
 
@@ -82,7 +84,7 @@ class LevelTables:
 
     @classmethod
     def of(cls, sde: VPSDE | VESDE, count: int) -> LevelTables:
-        """Build the tables of an SDE with ``count`` levels."""
+        """Build the tables for ``count`` noise levels of an SDE."""
         if isinstance(sde, VPSDE):
             betas = torch.linspace(sde.beta_min / count, sde.beta_max / count, count, dtype=torch.float64)
             return cls(1 - betas, betas, torch.sqrt(1 - (1 - betas).cumprod(0)))
@@ -93,17 +95,17 @@ class LevelTables:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """The products ``a_0 ... a_i``, the fraction of the data's variance that is left at a level, shape ``(N,)``."""
+        """The products ``a_0 ... a_i``, the fraction of the data's variance that each level retains, shape ``(N,)``."""
         return self.alphas.cumprod(0)
 
 
 def level_index(sde: SDE, t: Tensor, count: int) -> Tensor:
-    """Return the index ``floor(t (N - 1)/T)`` into tables of N = ``count`` levels, int64, shaped like ``t``."""
-    return (t * (count - 1) / sde.t_max + 1e-9).long()  # because rounding can turn 1000 into 1000 - 1e-13
+    """Return the index ``floor(t (N - 1)/T)`` in tables for N = ``count`` levels, int64, with the shape of ``t``."""
+    return (t * (count - 1) / sde.t_max + 1e-9).long()  # 1e-9 because rounding can turn 1000 into 1000 - 1e-13
 
 
 def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ``f`` and ``G`` of one of ``count`` steps up, ``x + f x + G z``, each with the same shape as ``t``."""
+    """Return ``f`` and ``G`` of the step up at ``t`` for ``count`` levels, each with the same shape as ``t``."""
     if isinstance(sde, SubVPSDE):
         return sde.drift_rate(t) / count, sde.diffusion(t) / math.sqrt(count)
     levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
@@ -113,7 +115,7 @@ def discretise(sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int) -> tuple[Te
 def predictor_weights(
     predictor: str, sde: VPSDE | SubVPSDE | VESDE, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``k``, ``p`` and ``n`` of a predictor, equation (2), each with the same shape as ``t``."""
+    """Return the coefficients ``k``, ``p`` and ``n`` in equation (2), each with the same shape as ``t``."""
     if predictor == "euler-maruyama":
         g = sde.diffusion(t) / math.sqrt(count)
         return 1 - sde.drift_rate(t) / count, g.square(), g
@@ -123,37 +125,37 @@ def predictor_weights(
     keep, spread = 1 / (1 + f), g
     if isinstance(sde, VESDE):
         levels, i = LevelTables.of(sde, count), level_index(sde, t, count)
-        # The posterior of a level given the level above it. Below the lowest level, there is no noise.
+        # The spread of the posterior of a level given the level above it. Below the lowest level, there is no noise.
         spread = g * torch.sqrt(1 - levels.betas / levels.sigmas.square())[i]
     return keep, g.square() * keep, spread
 
 
 @dataclass(frozen=True)
 class Original(Solver):
-    """The predictor-corrector sampler of the original code, with the same tables, order, step length and last step.
+    """The predictor-corrector sampler of the original code, with the same tables, update order and step length.
 
     The solver runs over the whole interval ``sde.times("sample")`` and supports VP, sub-VP and VE, with the
     combinations of options that the original code offers. For anything else, use the solvers on the continuous path
-    (``pc``, ``ancestral``, ``reverse-diffusion``, ``em``). The paper samples VE with ``reverse-diffusion`` and
-    ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all at N = 1000. The sample
-    does not include the noise of the last step, so no other noise-free step follows.
+    (``pc``, ``ancestral``, ``reverse-diffusion`` and ``em``). The paper samples VE with ``reverse-diffusion`` and
+    ``langevin``, VP and sub-VP with ``euler-maruyama`` alone, and DDPM with ``ancestral``, all with N = 1000. By
+    default, the last update adds no noise, so :func:`scoresde.sample` does not add a noise-free step.
 
     With ``langevin``, a sample depends on its batch, because the norms are means over the batch. If the whole batch has
     only a few elements, the ratio of these means is unbounded, as in the original code. In that case, use ``ald`` or
-    the solver ``pc``.
+    the ``pc`` solver.
 
     Args:
-        steps: N, the number of noise levels, of times and of updates (at least 2).
+        steps: Number of noise levels, which is also the number of times and of updates (at least 2).
         predictor: ``euler-maruyama``, ``reverse-diffusion``, ``ancestral`` or ``none``.
         corrector: ``langevin``, ``ald`` or ``none``.
         snr: Signal-to-noise ratio of the corrector.
         corrections: Number of Langevin steps before each predictor step.
         probability_flow: Whether to use the probability-flow form of the predictor, without noise.
-        mean: Whether to return the ``x_mean`` of the last step, as the original code does to remove noise. Without a
-            predictor, there is no ``x_mean``, and the noise remains.
+        mean: Whether to omit the noise of the last predictor step, as the original code does. Without a predictor, this
+            option has no effect, and the noise of the corrector remains.
     """
 
-    limits = ranges(steps=Range(2, 10**6, hint="the number of times from T to eps; 1000 as published", seconds=1e-4))
+    limits = ranges(steps=Range(2, 10**6, hint="the number of noise levels, which is 1000 in the paper", seconds=1e-4))
 
     steps: int = 1000
     predictor: str = "euler-maruyama"
@@ -170,11 +172,11 @@ class Original(Solver):
             ("corrector", self.corrector, CORRECTORS),
         ):
             if value not in known:
-                raise UsageError(f"unknown {name} {value!r} of the solver original; {closest(value, known)}")
+                raise UsageError(f"Original: unknown {name} {value!r}; {closest(value, known)}")
         if self.probability_flow and self.predictor == "ancestral":
             raise UsageError(
-                "the original code has no probability flow for the predictor ancestral; use the predictor "
-                "reverse-diffusion, or the solver ddim",
+                "Original: the 'ancestral' predictor has no probability flow in the original code; use the "
+                "'reverse-diffusion' predictor or the 'ddim' solver",
                 parameter="solver",
                 value="ddim",
             )
@@ -182,17 +184,17 @@ class Original(Solver):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, which is the case if the solver draws noise."""
+        """Whether the score is needed. It is needed whenever the solver draws noise."""
         return self.stochastic
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the solver draws noise. It does, except for the probability flow without a corrector."""
+        """Whether the solver draws noise. Only the probability flow without a corrector draws none."""
         return not self.probability_flow or self._corrections > 0
 
     @property
     def denoises(self) -> bool:  # type: ignore[override]
-        """Whether the solver ends with ``x_mean``."""
+        """Whether the last update adds no noise."""
         return self.mean and self.predictor != "none"
 
     @property
@@ -205,7 +207,10 @@ class Original(Solver):
         return (self.predictor != "none") + self._corrections
 
     def within(self, nfe: int) -> Self | None:
-        """Return this solver with as many steps as ``nfe`` evaluations allow, or ``None`` if they allow less than 2."""
+        """Return this solver with as many steps as ``nfe`` evaluations allow.
+
+        The result is ``None`` if they allow fewer than 2 steps.
+        """
         steps = nfe // self.evaluations
         return replace(self, steps=steps) if steps > 1 else None
 
@@ -237,17 +242,17 @@ class Original(Solver):
         return fixed_solution(x, counted.tally.total, count)
 
     def correct(self, x: Tensor, score: Tensor, z: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
-        """Do one corrector step.
+        """Take one corrector step.
 
         Args:
             x, score, z: The state, the score at the state, and standard normals, shape ``(B, *event)``.
-            sigma, alpha: ``sigma(t)`` of the path and ``a_i`` of the level at t, shape ``()``.
+            sigma, alpha: ``sigma(t)`` of the path, and the entry ``a_i`` of the table at time t, shape ``()``.
         """
         size = sigma if self.corrector == "ald" else norm_ratio(z, score, "batch")
         return langevin_step(x, score, z, alpha, self.snr, size)
 
     def _alphas(self, sde: VPSDE | SubVPSDE | VESDE, nodes: Tensor) -> Tensor:
-        """Return ``a_i`` at the times ``nodes``, or 1 for sub-VP, which has no tables and no corrector to use them."""
+        """Return ``a_i`` at the times ``nodes``, or 1 for sub-VP, which has no tables and does not use the result."""
         if isinstance(sde, SubVPSDE):
             return torch.ones_like(nodes)
         return LevelTables.of(sde, self.steps).alphas[level_index(sde, nodes, self.steps)]
@@ -256,27 +261,27 @@ class Original(Solver):
         """Return the SDE if the original code can sample it with these options over this interval.
 
         Raises:
-            UsageError: If the original code cannot do so.
+            UsageError: If it cannot.
         """
         name = type(sde).__name__
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise UsageError(
-                f"Original: the original code supports VPSDE, SubVPSDE and VESDE, not {name}; use one of the solvers "
-                "pc, ancestral, reverse-diffusion and em, which support any path",
+                f"Original: the SDE must be VPSDE, SubVPSDE or VESDE, as in the original code, got {name}; use one "
+                "of the solvers 'pc', 'ancestral', 'reverse-diffusion' and 'em', which support any path",
                 parameter="solver",
                 value="pc",
             )
         if isinstance(sde, SubVPSDE) and self.predictor == "ancestral":
             raise UsageError(
-                f"Original: the original code has the predictor ancestral only for VPSDE and VESDE, not for {name}; "
-                "use the solver ancestral, which follows the continuous path, or the predictor reverse-diffusion",
+                f"Original: in the original code, the 'ancestral' predictor supports only VPSDE and VESDE, not {name}; "
+                "use the 'ancestral' solver, which uses the continuous path, or the 'reverse-diffusion' predictor",
                 parameter="solver",
                 value="ancestral",
             )
         if isinstance(sde, SubVPSDE) and self._corrections:
             raise UsageError(
-                f"Original: in the original code, the corrector {self.corrector} fails for {name}, which has no table "
-                "of alphas; use the solver pc, which corrects on the continuous path, or the corrector none",
+                f"Original: in the original code, the {self.corrector!r} corrector fails for {name}, which has no "
+                "table of alphas; use the 'pc' solver, which uses the continuous path, or set the corrector to 'none'",
                 parameter="solver",
                 value="pc",
             )
@@ -284,18 +289,18 @@ class Original(Solver):
         if isinstance(sde, VPSDE) and tabled and max(sde.beta_min, sde.beta_max) >= self.steps:
             ours = "pc" if self._corrections else self.predictor
             raise UsageError(
-                f"Original: with {self.steps} steps, the table of betas reaches beta_max/N = "
-                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but 1 - beta must be above 0; use more than "
-                f"{max(sde.beta_min, sde.beta_max):g} steps, or the solver {ours}, whose steps are always finite",
+                f"Original: with {self.steps} steps, the largest beta in the table is beta_max/steps = "
+                f"{max(sde.beta_min, sde.beta_max) / self.steps:g}, but it must be below 1; use more than "
+                f"{max(sde.beta_min, sde.beta_max):g} steps, or the {ours!r} solver, whose steps are always finite",
                 parameter="solver",
                 value=ours,
             )
         low, high = sde.times("sample")
         if max(abs(t0 - high), abs(t1 - low)) > 1e-12:
             raise UsageError(
-                f"Original: the original code covers the whole sampling interval of {name}, from t = {high:g} to "
-                f"{low:g}; got t0 = {t0:g} and t1 = {t1:g}. For other ends, use the solver pc, ancestral or "
-                "reverse-diffusion",
+                f"Original: t0 and t1 must be the ends of the sampling interval of {name}, {high:g} and {low:g}, as in "
+                f"the original code; got t0 = {t0:g} and t1 = {t1:g}. For other intervals, use the 'pc', 'ancestral' "
+                "or 'reverse-diffusion' solver",
                 parameter="solver",
                 value="pc",
             )

@@ -1,8 +1,9 @@
 """Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that correct the distribution.
 
-The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step rule of
-:mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics, which in the limit of small e leaves the
-marginal at one time unchanged. With  A = alpha(t)/alpha(s)  for the step from t to s, a corrector step is
+The methods are alg. 1-5 of Song et al. (2021), arXiv:2011.13456. A predictor is any one-step solver, such as those of
+:mod:`scoresde.solvers.stochastic`. A corrector is a step of Langevin dynamics at a fixed time, which leaves the
+marginal at that time unchanged in the limit of a small step size e. With  A = alpha(t)/alpha(s)  for the predictor step
+from t to s, and standard normals z, a corrector step is
 
     x <- x + e score + sqrt(2 e) z      with
 
@@ -11,27 +12,29 @@ marginal at one time unchanged. With  A = alpha(t)/alpha(s)  for the step from t
     ``langevin``   e = 2 A^2 (snr |z| / |score|)^2             as published, with the norms of each sample, or with the
                                                                means of the norms over the batch (``norm="batch"``).
 
-The two correctors agree where |z|/|score| equals sigma, as it does for pure noise. Norms that are averaged over the
-batch couple the samples of the batch. With the norms of each sample, the step size e(x) depends on x, and Langevin
-dynamics with such a step size settles at p/e instead of p, which favours large scores. Moreover, the ratio |z|/|score|
-is unbounded in the middle of a mode, where the score vanishes. This ratio is therefore limited to a range around sigma,
-which is narrower in fewer dimensions (:mod:`scoresde.solvers.langevin`, eq. 2). With up to 16 elements in an event,
-``langevin`` with the norms of each sample is the same as ``annealed``. In many dimensions, the ratio hardly varies, and
-the limits have no effect.
+The two correctors agree where |z|/|score| equals sigma, as it does for pure noise. Means over the batch couple the
+samples of the batch. With the norms of each sample, the step size e(x) depends on x, and the samples converge to a
+density proportional to p/e instead of the marginal p, which favours regions with large scores. Moreover, the ratio
+|z|/|score| is unbounded in the middle of a mode, where the score vanishes. It is therefore limited to a range around
+sigma, which is narrower in fewer dimensions (equation (2) of :mod:`scoresde.solvers.langevin`). If a sample has at most
+16 elements, ``langevin`` with the norms of each sample is the same as ``annealed``. In many dimensions, the ratio
+hardly varies, and the limits have no effect.
 
-A corrector lowers the order of the sampler below 1, which is the order of the predictors. The step size e does not
-shrink as the number of steps grows, and it leaves a variance that is too large by the relative error e/2v =
-(snr sigma)^2/v. This bias falls with the noise level until the n remaining corrections, each of which removes a
-fraction 4 (snr sigma)^2/v of the bias, no longer suffice. On the straight path with N uniform steps, n e/v is of order
-N sigma^3, so sigma is of order N^(-1/3) at that point, and the error is of order N^(-2/3). On VP with the default grid,
-n e/v is of order N sigma^(5/2) to N sigma^3, and the error is of order N^(-4/5) to N^(-2/3). The measured exponents are
-0.66 for the straight path and 0.77 for VP (experiments/edges.py).
+The predictors have order 1, and a corrector lowers the order of the sampler below 1. The corrector's step size e does
+not shrink as the number of steps grows. For a Gaussian marginal with variance v, it leads to a variance that is too
+large by the relative error e/2v = (snr sigma)^2/v. This bias falls with the noise level, as long as the n remaining
+corrections, each of which removes a fraction 4 (snr sigma)^2/v of the bias, suffice. On the straight path with N
+uniform steps, n e/v is of order N sigma^3, so they no longer suffice once sigma is of order N^(-1/3), and the error is
+of order N^(-2/3). On VP with the default grid, n e/v is between the orders N sigma^(5/2) and N sigma^3, and the error
+is between the orders N^(-4/5) and N^(-2/3). The measured exponents are 0.66 for the straight path and 0.77 for VP
+(experiments/edges.py).
 
-``sequence="pc"`` predicts from t to s and then corrects at s. ``sequence="cp"`` corrects at t and then predicts, as in
-the original code.
+With ``sequence="pc"``, a step predicts from t to s and then corrects at s. With ``sequence="cp"``, it corrects at t and
+then predicts, as in the original code.
 
-Annealed Langevin dynamics is the corrector alone. On the L levels of :class:`~scoresde.SMLD`, and with ``start``, which
-corrects at the first level too, it is algorithm 1 of Song and Ermon (2019) with T = ``corrections`` and
+Annealed Langevin dynamics uses the corrector without a predictor. With the L noise levels sigma_i of
+:class:`~scoresde.SMLD`, and with ``start``, which also corrects at the first level, it is algorithm 1 of Song and Ermon
+(2019). In the notation of that paper, T is ``corrections``, and the step sizes are
 
     alpha_i = eps sigma_i^2/sigma_L^2 = 2 e,      that is,  snr = sqrt(eps)/(2 sigma_L),
 
@@ -68,26 +71,26 @@ PREDICTORS: dict[str, Predictor] = {
     "ddim": lambda model, x, t, s, z: ddim_step(model, x, t, s, None, 0.0),
     "none": lambda model, x, t, s, z: x,
 }
-_EULERS = ("reverse-diffusion", "em")  # predictors that do not converge on a grid with leaps
+_EULERS = ("reverse-diffusion", "em")  # predictors that do not converge on grids with leaps
 CORRECTORS = ("annealed", "langevin", "none")
 
 
 @dataclass(frozen=True)
 class PredictorCorrector(FixedStep):
-    """A predictor step and ``corrections`` Langevin steps at each node.
+    """Predictor-corrector sampler, which corrects each predictor step with Langevin steps.
 
     Args:
-        steps: Number of predictor steps; the cost is ``steps (1 + corrections)`` evaluations.
+        steps: Number of predictor steps.
         predictor: ``reverse-diffusion``, ``ancestral``, ``em``, ``ddim``, ``none``, or your own function
-            ``(model, x, t, s, z) -> x`` with one evaluation, which can also be named as ``module:function``.
+            ``(model, x, t, s, z) -> x``, which evaluates the model once. It can also be given as ``module:function``.
         corrector: ``annealed``, ``langevin`` or ``none``.
-        snr: Signal-to-noise ratio r of the corrector, below 1. The corrector makes the variance too large by a factor
-            of up to 1/(1 - snr^2).
-        corrections: Number of Langevin steps at each node.
-        norm: How the corrector langevin computes norms: for each ``sample``, or as means over the ``batch``, as in the
-            original code, which couples the samples.
+        snr: Signal-to-noise ratio of the corrector, below 1. The corrector makes the variance too large by a factor of
+            up to 1/(1 - snr^2).
+        corrections: Number of Langevin steps at each node, with one evaluation each.
+        norm: How the ``langevin`` corrector computes norms: for each ``sample`` separately, or as means over the
+            ``batch``, as in the original code. Means over the batch couple its samples.
         sequence: ``pc`` (predict, then correct), or ``cp`` (correct, then predict, as in the original code).
-        start: Whether to correct at the first node as well, before the first step (only with the sequence ``pc``).
+        start: Whether to correct at the first node as well, before the first step (only with the ``pc`` sequence).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -114,7 +117,7 @@ class PredictorCorrector(FixedStep):
                 raise UsageError(f"unknown {name} {value!r}; choose from: {', '.join(known)}")
         if self.start and self.sequence == "cp":
             raise UsageError(
-                "the option start corrects before the first step, which the sequence cp does anyway; omit start"
+                "start cannot be used with the 'cp' sequence, which always corrects before the first step; omit start"
             )
         self._predictor()
         check_corrector(self.snr, self.corrections, self.evaluations)
@@ -143,7 +146,7 @@ class PredictorCorrector(FixedStep):
         return super().within(max(0, nfe - self._corrections * self.start))
 
     def uses_rates(self, sde: SDE) -> bool:
-        # Near alpha = 0 the reverse diffusion step is an Euler step.
+        # Near alpha = 0, the reverse diffusion step is an Euler step.
         return self.predictor == "em" or (self.predictor == "reverse-diffusion" and not sde.finite_g)
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
@@ -169,8 +172,8 @@ class PredictorCorrector(FixedStep):
                             f"shape {tuple(stepped.shape)}" if isinstance(stepped, Tensor) else type(stepped).__name__
                         )
                         raise UsageError(
-                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} returns {found}, but "
-                            f"must return a tensor of shape {tuple(x.shape)}"
+                            f"the predictor {getattr(self.predictor, '__name__', self.predictor)} must return a tensor "
+                            f"of shape {tuple(x.shape)}, got {found}"
                         )
                     x = stepped
                 else:
@@ -180,7 +183,7 @@ class PredictorCorrector(FixedStep):
         return advance
 
     def correct(self, model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, at: Tensor) -> Tensor:
-        """Do a Langevin step at ``at``, which is either ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
+        """Take a Langevin step at time ``at``, which is ``t`` or ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
         if bool((model.domain.sde.coefficients(at)[1] == 0).all()):
             return x  # there is no noise, so the score is undefined
         a, _ = forward_step(model.domain.sde, t, s)
@@ -192,15 +195,15 @@ class PredictorCorrector(FixedStep):
 
 
 def reverse_diffusion(steps: int = 500, grid: str = "auto") -> PredictorCorrector:
-    """The reverse diffusion predictor alone, without a corrector (Song et al. 2021, arXiv:2011.13456, eq. 46)."""
+    """The reverse diffusion predictor (Song et al. 2021, arXiv:2011.13456, eq. 46) without a corrector."""
     return PredictorCorrector(steps, "reverse-diffusion", "none", grid=grid)
 
 
 def annealed_langevin(
     steps: int = 200, snr: float = 0.16, corrections: int = 5, start: bool = False, grid: str = "auto"
 ) -> PredictorCorrector:
-    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1): the corrector alone.
+    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600, alg. 1), without a predictor.
 
-    For the published algorithm on L levels, use ``start=True`` with L - 1 steps.
+    For the published algorithm with L noise levels, use ``start=True`` and L - 1 steps.
     """
     return PredictorCorrector(steps, "none", "annealed", snr, corrections, start=start, grid=grid)

@@ -1,19 +1,22 @@
-"""Exponential Runge-Kutta ("singlestep") solvers: k evaluations for a step of order k.
+"""Exponential Runge-Kutta ("singlestep") solvers, with k evaluations per step for order k.
 
-A step of :mod:`scoresde.solvers.exponential` needs values of q at k nodes. The solvers in this module compute these
-values within the step, at stages that lie at fractions u of the step, measured in the variable of the polynomials:
+A multistep solver of order k (:mod:`scoresde.solvers.exponential`) reuses the values of q at k nodes. The solvers in
+this module compute k values within each step instead, at stages that divide the step into equal parts in the argument
+of the polynomials (l or the clock). With x_i and q_i as the state and the value of q at the fraction u_i of a step from
+t to s, a step is
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
 
-Each stage uses equation (1) of :mod:`scoresde.solvers.exponential`. On eps, the solvers are DPM-Solver-2 and
-DPM-Solver-3, and on x0, they are DPM-Solver++ 2S and 3S. On the straight variable, they are the classical midpoint rule
-and Heun's third-order rule. No values are carried over from one step to the next, so a model whose output changes
-abruptly (such as a guided model) in one step does not affect the next step.
+Each stage uses equation (1) of :mod:`scoresde.solvers.exponential`. With the variable ``eps``, the solvers are
+DPM-Solver-2 and DPM-Solver-3, and with ``x0``, they are DPM-Solver++ 2S and 3S. With ``straight``, they are the
+classical midpoint method and Heun's third-order method. No values are carried over from one step to the next, so an
+abrupt change in the model's output in one step (for example, due to guidance) does not affect the next step.
 
 If a path starts at alpha = 0 and the grid is uniform in t, as it is by default on the straight path, the first steps
-are long in log-SNR, however many steps there are. On eps and x0, the measured order of the order-3 solvers is then 2.0
-to 2.3 (docs/choosing-a-solver.md). With the variable straight or v, or on the grid logsnr, the measured order is 3.
+are long in log-SNR, however many steps there are. With ``eps`` and ``x0``, the measured order of the third-order
+solvers is then 2.0 to 2.3 (docs/choosing-a-solver.md). With ``straight`` or ``v``, or with the ``logsnr`` grid, the
+measured order is 3.
 
 References:
     Lu et al. (2022), arXiv:2206.00927, alg. 1-2: DPM-Solver.
@@ -44,14 +47,14 @@ _FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 @dataclass(frozen=True)
 class Singlestep(FixedStep):
-    """An exponential Runge-Kutta solver of order 1, 2 or 3, on a fixed grid: ``order`` evaluations per step.
+    """Exponential Runge-Kutta solver of order 1, 2 or 3, with the same number of evaluations per step.
 
     Args:
         steps: Number of steps.
         variable: The quantity approximated by a polynomial: ``x0``, ``eps``, ``straight``, ``v`` or ``gauss``.
-        order: Order of the solver.
-        rule: How a solver of order 2 integrates the polynomial: ``midpoint`` (as published), ``bh1`` or ``exact``. A
-            solver of order 3 always integrates it exactly.
+        order: Order of the solver, from 1 to 3.
+        rule: How the polynomial is integrated at order 2: ``midpoint`` (as published), ``bh1`` or ``exact``. At order
+            3, it is always integrated exactly.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -83,7 +86,7 @@ class Singlestep(FixedStep):
             here, there = path[i], path[i + 1]
             start, end = variable.node(*here), variable.node(*there)
             estimate = model(x, times[i])
-            # If both ends are pure noise, a finite clock does not advance, so there are no stages between the ends.
+            # If both ends are pure noise, a finite clock does not advance, and there are no stages between the ends.
             noise_only = log_ratio(*here) == log_ratio(*there) == -math.inf
             if noise_only or not (math.isfinite(start) and math.isfinite(end)):
                 return sde.perturb(estimate.x0, times[i + 1], estimate.eps)
@@ -114,20 +117,20 @@ class Singlestep(FixedStep):
 
 
 def dpm_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
-    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, alg. 1) with r = 1/2."""
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, alg. 1), with its stage in the middle of the step."""
     return Singlestep(steps, "eps", 2, grid=grid)
 
 
 def dpm_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
-    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, alg. 2) with r = 1/3 and 2/3."""
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, alg. 2), with its stages at 1/3 and 2/3 of the step."""
     return Singlestep(steps, "eps", 3, "exact", grid=grid)
 
 
 def dpmpp_2s(steps: int = 10, grid: str = "auto") -> Singlestep:
-    """DPM-Solver++ 2S (Lu et al. 2022, arXiv:2211.01095, alg. 1) with r = 1/2."""
+    """DPM-Solver++ 2S (Lu et al. 2022, arXiv:2211.01095, alg. 1), with its stage in the middle of the step."""
     return Singlestep(steps, "x0", 2, grid=grid)
 
 
 def dpmpp_3s(steps: int = 7, grid: str = "auto") -> Singlestep:
-    """DPM-Solver++ 3S, the order-3 version of :func:`dpmpp_2s`."""
+    """DPM-Solver++ 3S, the third-order version of DPM-Solver++ 2S."""
     return Singlestep(steps, "x0", 3, "exact", grid=grid)

@@ -1,33 +1,33 @@
-"""Stochastic one-step solvers of the reverse SDE on a fixed grid.
+"""Stochastic one-step solvers for the reverse SDE on a fixed grid.
 
 For any noise level eta(t) >= 0 (:mod:`scoresde.solvers.level`), the SDE
 
     dx = (velocity - eta^2/2 score) dt + eta dw,      run from t = 1 down to 0,                                 (1)
 
-has the marginals of the path. It is the probability flow for eta = 0, and the reverse SDE of Anderson (1982), as used
-by Song et al. (2021), arXiv:2011.13456, eq. 6, for eta = g. With the drift f(x, t) of (1),  h = t - s  and
-v = h (eta(t)^2 + eta(s)^2) / 2,  a step from t down to s is
+has the marginals of the path. For eta = 0, it is the probability flow. For eta = g, it is the reverse SDE of Anderson
+(1982), which is eq. 6 of Song et al. (2021), arXiv:2011.13456. With the drift f(x, t) of equation (1), h = t - s,
+v = h (eta(t)^2 + eta(s)^2) / 2  and standard normals z, a step from t down to s is
 
     Euler-Maruyama     x <- x - h f(x, t) + eta(t) sqrt(h) z
     stochastic Heun    x' = x - h f(x, t) + sqrt(v) z,    x <- x - h (f(x, t) + f(x', s)) / 2 + sqrt(v) z.
 
-A step of the path itself from s up to t is x_t = A x_s + S z, with
+A step up, which follows the path itself from s to t, is x_t = A x_s + S z, with
 
     A = alpha(t)/alpha(s),      S^2 = sigma(t)^2 - A^2 sigma(s)^2.
 
 A and S are computed from the continuous coefficients, so all quantities are finite for any number of steps. There are
-three ways to step back down:
+three kinds of steps back down:
 
     reverse diffusion  x <- (2 - A) x + S^2 score + S z                                      (Song et al. 2021, eq. 46)
     DDIM               x <- alpha(s) x0_hat + sqrt(sigma(s)^2 - n^2) eps_hat + n z,
                        n = eta S sigma(s)/sigma(t)           (Song, Meng and Ermon 2021, arXiv:2010.02502, eq. 12, 16)
-    ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - f) z                    (Ho et al. 2020, alg. 2)
+    ancestral          x <- a x0_hat + b x + S (sigma(s)/sigma(t))^(1 - c) z                    (Ho et al. 2020, alg. 2)
 
-Here a and b are the coefficients of the posterior, equation (2) of :mod:`scoresde.sde.marginal`. The fraction f sets
-the variance: f = 0 gives the variance of the posterior, and f = 1 gives the variance of the step up. The eta of DDIM is
-defined as in the paper, as a factor on the standard deviation of ancestral sampling with f = 0, so that eta = 1 is
-ancestral sampling. The values 0 and 1 have the same meaning for the eta of (1) and the eta of DDIM. For other values,
-docs/mathematics.md shows how to convert one into the other.
+Here, a and b are the coefficients of the posterior in equation (2) of :mod:`scoresde.sde.marginal`, and c is the
+fraction that sets the variance, called f in that module: the variance is that of the posterior for c = 0, and that of
+the step up for c = 1. The eta of DDIM is defined as in the paper, as a factor on the standard deviation of ancestral
+sampling with c = 0, so that eta = 1 is ancestral sampling. The eta of equation (1) and the eta of DDIM have the same
+meaning if they are 0 or 1. For other values, docs/mathematics.md shows how to convert one into the other.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-_DATA = 0.5  # the standard deviation s of the data for which _check_growth checks the steps
+_DATA = 0.5  # the standard deviation of the Gaussian data for which _check_growth checks the steps
 
 
 def drift_weights(sde: SDE, t: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for eta(t) = ``level``, shaped like ``t``."""
+    """Return ``a`` and ``b`` of the drift ``a x0_hat + b eps_hat`` for eta(t) = ``level``, with the shape of ``t``."""
     # velocity = alpha' x0_hat + sigma' eps_hat, score = -eps_hat / sigma
     a, d_sigma = sde.rates(t)
     return a, d_sigma + level.square() / (2 * sde.coefficients(t)[1])
@@ -73,17 +73,17 @@ def drift(estimate: Estimate, a: Tensor, b: Tensor) -> Tensor:
 
 
 def euler_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor, level: Tensor) -> Tensor:
-    """Do one Euler-Maruyama step from ``t`` down to ``s``, with standard normals ``z`` shaped like ``x``."""
+    """Take an Euler-Maruyama step from ``t`` down to ``s``, with standard normals ``z`` of the same shape as ``x``."""
     h = t - s
     slope = drift(model(x, t), *drift_weights(model.domain.sde, t, level))
     return x - expand(h, x) * slope + expand(level * torch.sqrt(h), x) * z
 
 
 def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """Do a reverse diffusion step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
+    """Take a reverse diffusion step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``."""
     if not model.domain.sde.finite_g:
-        # Near alpha = 0, no step up is small (A = 0 for the first step, whatever the grid), so the reverse diffusion
-        # step does not converge. An Euler step with a finite noise level does.
+        # Near alpha = 0, no step up is small (A = 0 for the first step on any grid), so the reverse diffusion step does
+        # not converge. An Euler step with a finite noise level does.
         return euler_step(model, x, t, s, z, auto_level(model.domain.sde, t))
     a, variance = forward_step(model.domain.sde, t, s)
     score = model(x, t).score
@@ -91,7 +91,10 @@ def reverse_diffusion_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: 
 
 
 def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None, eta: float) -> Tensor:
-    """Do a DDIM step from ``t`` to ``s``. ``x`` and ``z`` have shape ``(B, *event)``; with ``z=None``, ``eta`` is 0."""
+    """Take a DDIM step from ``t`` to ``s``, without noise if ``z`` is ``None``.
+
+    ``x`` and ``z`` have shape ``(B, *event)``.
+    """
     estimate = model(x, t)
     if z is None:
         return model.domain.sde.perturb(estimate.x0, s, estimate.eps)
@@ -103,12 +106,15 @@ def ddim_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor | None
 
 
 def ancestral_step(model: Denoiser, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
-    """Do a step of ancestral sampling, which is DDIM with eta = 1. ``x`` and ``z`` have shape ``(B, *event)``."""
+    """Take a step of ancestral sampling, which is DDIM with eta = 1. ``x`` and ``z`` have shape ``(B, *event)``."""
     return ddim_step(model, x, t, s, z, 1.0)
 
 
 def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return ``(a x0_hat + b eps_hat)/x`` for data N(0, s^2) and for times and weights of shape ``(n,)``."""
+    """Return ``(a x0_hat + b eps_hat)/x``, which is constant in x for Gaussian data, with the same shape as ``t``.
+
+    The data have mean 0 and the standard deviation ``_DATA``.
+    """
     alpha, sigma = sde.coefficients(t)
     data = (_DATA * alpha).square()
     return (a * data / alpha.clamp(min=1e-300) + b * sigma) / (data + sigma.square())
@@ -117,17 +123,17 @@ def _pull(sde: SDE, t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _check_growth(
     solver: EulerMaruyama | StochasticHeun, sde: SDE, times: Tensor, gain: Tensor, kick: Tensor, leap: tuple[bool, ...]
 ) -> None:
-    """Reject steps that overshoot on data N(0, s^2).
+    """Raise an error if the steps overshoot on Gaussian data with mean 0 and the standard deviation ``_DATA``.
 
-    For such data, a step is either an exact leap or x <- ``gain`` x + ``kick`` z, where ``gain`` and ``kick`` are
-    float64 ``(n,)``.
+    For such data, a step is exact where ``leap`` is true, and x <- ``gain`` x + ``kick`` z elsewhere. ``gain`` and
+    ``kick`` are float64 ``(n,)``.
 
     Raises:
-        UsageError: If the final standard deviation is more than a hundred times both the correct value and the initial
+        UsageError: If the final standard deviation is more than a hundred times both its correct value and its initial
             value.
     """
     if gain.ndim > 1:
-        return  # the path has separate coefficients for each element of an event
+        return  # the path has separate coefficients for each element of a sample
     alpha, sigma = (c.detach() for c in sde.coefficients(times[[0, -1]]))
     start, right = ((_DATA * alpha).square() + sigma.square()).tolist()
     variance = start
@@ -135,21 +141,23 @@ def _check_growth(
         variance = variance if exact else min(g * g * variance + k * k, 1e300)
     if variance > 1e4 * max(start, right):
         raise UsageError(
-            f"{type(solver).__name__}: with eta = {solver.eta:g} and {solver.steps} steps, the steps overshoot: for "
-            f"data N(0, {_DATA}^2), the samples would be {math.sqrt(variance / right):.2g} times too wide; use more "
-            "steps, a smaller eta, or the solver sde, whose steps are stable",
+            f"{type(solver).__name__}: with eta = {solver.eta:g} and steps = {solver.steps}, the steps overshoot. For "
+            f"data with the distribution N(0, {_DATA}^2), the standard deviation of the samples would be too large by "
+            f"a factor of {math.sqrt(variance / right):.2g}; use more steps, a smaller eta, or the 'sde' solver, whose "
+            "steps are stable",
             parameter="eta",
         )
 
 
 @dataclass(frozen=True)
 class EulerMaruyama(FixedStep):
-    """Euler-Maruyama on the reverse SDE: one evaluation per step, weak order 1.
+    """Euler-Maruyama method for the reverse SDE: weak order 1, one evaluation per step.
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level: 1 gives the reverse SDE, and 0 gives Euler steps on the probability flow.
-        level: The noise level (see :mod:`scoresde.solvers.level`).
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives Euler's method for the probability flow.
+        level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -189,12 +197,13 @@ class EulerMaruyama(FixedStep):
 
 @dataclass(frozen=True)
 class StochasticHeun(FixedStep):
-    """Stochastic Heun on the reverse SDE: two evaluations per step, weak order 2.
+    """Stochastic Heun method for the reverse SDE: weak order 2, two evaluations per step.
 
     Args:
         steps: Number of steps.
-        eta: Factor on the noise level: 1 gives the reverse SDE, and 0 gives Heun steps on the probability flow.
-        level: The noise level (see :mod:`scoresde.solvers.level`).
+        eta: Scale factor for the noise level. With the ``g`` level, 1 gives Anderson's reverse SDE. With any level, 0
+            gives Heun's method for the probability flow.
+        level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
@@ -219,7 +228,7 @@ class StochasticHeun(FixedStep):
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
         clock, sigma = times.tolist(), model.domain.sde.coefficients(times)[1]
-        silent = all_rows(sigma == 0)  # the score is undefined there, and so may g be (if sigma grows like sqrt(t))
+        silent = all_rows(sigma == 0)  # the score is undefined there, and g may be too (if sigma grows like sqrt(t))
         heard = torch.where(torch.tensor(silent, device=times.device), times[0], times)
         levels = level_of(model.domain.sde, self.level, self.eta, heard)
         a, b = drift_weights(model.domain.sde, heard, levels)
@@ -248,28 +257,30 @@ class StochasticHeun(FixedStep):
 
 @dataclass(frozen=True)
 class DDIM(FixedStep):
-    """DDIM: one evaluation per step, order 1. With eta = 0, it solves the probability flow, in either direction.
+    """DDIM (Song, Meng and Ermon 2021, arXiv:2010.02502): order 1, one evaluation per step.
+
+    With ``eta`` = 0, DDIM solves the probability flow, and can do so in either direction.
 
     Args:
         steps: Number of steps.
-        eta: The eta of the paper, from 0 to 1: the standard deviation of the noise as a fraction of the standard
-            deviation in ancestral sampling.
+        eta: The eta of the paper, from 0 to 1, which is the standard deviation of the noise as a fraction of that in
+            ancestral sampling.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 
-    limits = ranges(eta=Range(0, 1, hint="from no noise to ancestral sampling"))
+    limits = ranges(eta=Range(0, 1, hint="0 means no noise, and 1 means ancestral sampling"))
 
     steps: int = 50
     eta: float = 0.0
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, which is the case only if the solver draws noise."""
+        """Whether the score is needed. It is needed only if the solver draws noise."""
         return self.eta > 0
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether the solver draws noise, that is, whether eta > 0."""
+        """Whether the solver draws noise, which it does only if ``eta`` > 0."""
         return self.eta > 0
 
     def stepper(self, model: Denoiser, times: Tensor, noise: Noise) -> Callable[[int, Tensor], Tensor]:
@@ -284,16 +295,16 @@ class DDIM(FixedStep):
 
 @dataclass(frozen=True)
 class Ancestral(FixedStep):
-    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid: one evaluation per step.
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, alg. 2) on any path and grid.
 
-    On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on the default grid, followed by the noise-free x0_hat
-    of :func:`scoresde.sample`, are the published algorithm with T = N, whose last step has no noise.
+    Each step costs one evaluation. On :class:`~scoresde.DDPM` with N noise levels, N - 1 steps on the default grid,
+    followed by the noise-free step of :func:`scoresde.sample`, reproduce the published algorithm with T = N.
 
     Args:
         steps: Number of steps.
-        variance: Variance of the noise: ``posterior`` (beta tilde in the paper), ``beta`` (the variance of the step
-            up), ``learned`` (a variance between these two, from a model that learned it), or ``auto`` (``learned`` if
-            the model learned the variance, and ``posterior`` otherwise).
+        variance: Variance of the noise: ``posterior`` (beta tilde in the paper), ``beta`` (the variance of the forward
+            step), ``learned`` (a variance between these two, predicted by the model), or ``auto`` (``learned`` if the
+            model predicts the variance, and ``posterior`` otherwise).
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

@@ -1,8 +1,8 @@
-"""Solving the reverse SDE with torchsde (Li et al. 2020, arXiv:2001.01328).
+"""A solver for the reverse SDE that uses the torchsde library (Li et al. 2020, arXiv:2001.01328).
 
-torchsde serves for cross-checks and for its stochastic Runge-Kutta method. It advances the whole batch with one step
-size. We give torchsde a Brownian motion with the step size of the grid, because the default Brownian motion costs a
-thousand times more.
+The solver is meant for cross-checks, and gives access to torchsde's stochastic Runge-Kutta method. The whole batch has
+the same step size. The Brownian motion is created with this step size, because torchsde's default Brownian motion costs
+a thousand times as much.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ["TorchSDE"]
 
 @dataclass(frozen=True)
 class TorchSDE(Solver):
-    """The reverse SDE, solved with torchsde, on a grid of equal steps in t.
+    """Solver for the reverse SDE that uses the torchsde library, with equal steps in t.
 
-    The random numbers come from one generator per batch, whose seed depends on the seed and the first sample of the
-    batch. A batch is therefore reproducible, but an individual sample is not. The method ``reversible_heun`` is
-    rejected, because it diverges on the reverse SDE.
+    Each batch has a single random number generator, which is seeded with the seed of the noise and the index of the
+    first sample in the batch. A batch is therefore reproducible, but a sample depends on its batch. The
+    ``reversible_heun`` method is rejected, because it diverges on the reverse SDE.
 
     Args:
         steps: Number of steps.
-        method: ``euler``, ``milstein`` (the same as euler here, because the noise is additive) or ``srk`` (stochastic
-            Runge-Kutta, ten evaluations per step).
-        eta: Factor on the noise level of the reverse SDE.
+        method: ``euler``, ``milstein`` (the same as ``euler`` here, because the noise is additive) or ``srk``
+            (stochastic Runge-Kutta, with ten evaluations per step).
+        eta: Scale factor for the noise level.
     """
 
-    limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="for no noise, use the solver ode"))
+    limits = ranges(steps=STEPS, eta=Range(0, 1000, above=True, hint="to sample without noise, use the 'ode' solver"))
 
     steps: int = 200
     method: str = "srk"
@@ -55,7 +55,7 @@ class TorchSDE(Solver):
         super().__post_init__()
         known = ("euler", "milstein", "srk")
         if self.method not in known:
-            raise UsageError(f"torchsde's method {self.method!r} cannot be used; choose from: {', '.join(known)}")
+            raise UsageError(f"unsupported torchsde method {self.method!r}; choose from: {', '.join(known)}")
 
     def uses_rates(self, sde: SDE) -> bool:
         return True
@@ -65,8 +65,8 @@ class TorchSDE(Solver):
 
         if noise.brownian:
             raise UsageError(
-                "torchsde cannot use Brownian noise, because it draws one Brownian motion per batch, not per sample; "
-                "use the solver sde or em"
+                "TorchSDE cannot use Brownian noise, because torchsde draws one Brownian motion for the whole batch, "
+                "not one for each sample; use the 'sde' or 'em' solver"
             )
         sde, shape = model.domain.sde, x.shape
         make_grid("uniform", sde, self.steps, t0, t1)  # rejects an invalid grid; torchsde does not support nodes
@@ -92,7 +92,7 @@ class TorchSDE(Solver):
         # The seed is drawn at the address of the first row, so that different batches have different Brownian motions.
         entropy = int(noise.uniform((1,), stream="solver", dtype=torch.float64)[0, 0] * 2**24)
         s = torch.tensor([0.0, t0 - t1], dtype=x.dtype, device=x.device)
-        # torchsde adds steps up; without this margin for rounding, a last step of no length may be left.
+        # torchsde adds up the steps. Without this margin for rounding, it may take an extra step of almost no length.
         step = (t0 - t1) / self.steps * (1 + 4 * self.steps * torch.finfo(x.dtype).eps)
         with silence:
             bm = torchsde.BrownianInterval(

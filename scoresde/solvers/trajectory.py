@@ -1,9 +1,9 @@
-"""The recording of a solve: the state of every row after each of its steps.
+"""Recorded trajectories: the state of every row after each of its steps.
 
-In an adaptive solver, the steps of different rows end at different times. Between the ends of its steps, a row is
-interpolated in the straight frame, as y = x/(alpha + sigma) against r = sigma/(alpha + sigma)
-(:mod:`scoresde.sde.base`), where paths hardly bend. The interpolation is cubic Hermite if the solver knows the slopes
-dy/dr, and linear otherwise.
+In an adaptive solver, the steps of different rows end at different times. Between two of its steps, a row is
+interpolated in the straight frame (:mod:`scoresde.sde.base`), as y = x/(alpha + sigma) against
+r = sigma/(alpha + sigma), where trajectories are only slightly curved. The interpolation is cubic Hermite if the solver
+provides the slopes dy/dr, and linear otherwise.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ __all__ = ["Step", "Trajectory"]
 
 @dataclass(frozen=True)
 class Step:
-    """The information passed to a watcher after a step.
+    """The information that is passed to a watcher after a step.
 
     Attributes:
         index: Indices of the rows that moved, int64 ``(b,)``.
         t: The times of these rows after the step, shape ``()`` or ``(b,)``.
-        x: The states of these rows, shape ``(b, *event)``.
-        slope: ``dy/dr`` at these states, with the same shape as ``x``, or ``None`` if the solver does not know it.
-        done: The fraction of the interval that the slowest row has covered, from 0 to 1.
+        x: The states of these rows after the step, shape ``(b, *event)``.
+        slope: The derivative ``dy/dr`` at these states, with the same shape as ``x``, or ``None`` if the solver does
+            not provide it.
+        done: The fraction of the time interval that the slowest row has covered, from 0 to 1.
     """
 
     index: Tensor
@@ -61,19 +62,19 @@ class Trajectory:
 
     @classmethod
     def start(cls, sde: SDE, x: Tensor, t0: float) -> Trajectory:
-        """Start the trajectory of rows ``x``, shape ``(B, *event)``, at time ``t0``."""
+        """Create a trajectory that starts with the rows ``x``, shape ``(B, *event)``, at time ``t0``."""
         return cls(sde, [([t0], [row], [None]) for row in x.detach().cpu()])
 
     @classmethod
     def join(cls, pieces: Sequence[Trajectory]) -> Trajectory:
-        """Join the trajectories of the chunks of a batch."""
+        """Concatenate the trajectories of several chunks into one trajectory."""
         joined = cls(pieces[0].sde, [row for piece in pieces for row in piece._rows])
         if all(p._final is not None for p in pieces):
             joined._final = torch.cat([p._final for p in pieces if p._final is not None])
         return joined
 
     def pack(self) -> dict[str, Tensor]:
-        """Return the recording as named tensors, with the rows concatenated, from which :meth:`unpack` rebuilds it."""
+        """Return the trajectory as named tensors, from which :meth:`unpack` can rebuild it."""
         times, states, slopes = ([value for row in self._rows for value in row[k]] for k in range(3))
         found = {
             "counts": torch.tensor([len(row[0]) for row in self._rows]),
@@ -87,7 +88,7 @@ class Trajectory:
 
     @classmethod
     def unpack(cls, sde: SDE, found: Mapping[str, Tensor]) -> Trajectory:
-        """Rebuild a trajectory from the tensors of :meth:`pack`."""
+        """Rebuild a trajectory from the tensors returned by :meth:`pack`."""
         known = iter(found.get("slope", ()))
         slopes = [next(known) if sloped else None for sloped in found["sloped"].tolist()]
         times, states = found["t"].tolist(), list(found["x"])
@@ -100,7 +101,7 @@ class Trajectory:
         return len(self._rows)
 
     def append(self, step: Step) -> None:
-        """Append a step to the recording of each row that moved."""
+        """Append a step to the recorded steps of each row that moved."""
         times = step.t.expand(len(step.index)).tolist()
         states = step.x.detach().cpu()
         slopes = [None] * len(times) if step.slope is None else list(step.slope.detach().cpu())
@@ -109,46 +110,46 @@ class Trajectory:
                 kept.append(new)
 
     def finish(self, x0: Tensor) -> None:
-        """Store the result of a final noise-free step, shape ``(B, *event)``."""
+        """Store the result ``x0`` of the final noise-free step, shape ``(B, *event)``."""
         self._final = x0.detach().cpu()
 
     def times(self, row: int) -> Tensor:
-        """Return the start time of a row and the times after each of its n steps, float64 ``(n + 1,)``."""
+        """Return the start time of a row and the time after each of its n steps, float64 ``(n + 1,)``."""
         return torch.tensor(self._rows[row][0], dtype=torch.float64)
 
     def states(self, row: int) -> Tensor:
-        """Return the states of a row at its :meth:`times`, shape ``(n + 1, *event)``."""
+        """Return the initial state of a row and its state after each of its n steps, shape ``(n + 1, *event)``."""
         return torch.stack(self._rows[row][1])
 
     def step_sizes(self, row: int) -> Tensor:
-        """Return the sizes of a row's steps in t, as positive numbers, float64 ``(n,)``."""
+        """Return the sizes in t of a row's n steps, as positive numbers, float64 ``(n,)``."""
         return torch.diff(self.times(row)).abs()
 
     def _ends(self) -> tuple[float, float]:
-        """Return the start time of the rows, and the furthest time that any row reached."""
+        """Return the start time of the rows and the furthest time that any row reached."""
         start, ends = self._rows[0][0][0], [row[0][-1] for row in self._rows]
         return start, min(ends) if min(ends) < start else max(ends)
 
     def at(self, times: Tensor | Sequence[float]) -> Tensor:
-        """Return all rows at common times, shape ``(T, B, *event)``.
+        """Return the states of all rows at the given T times, shape ``(T, B, *event)``.
 
-        A row that failed keeps its last state from the time of its failure on.
+        At times that a failed row did not reach, its last state is returned.
 
         Raises:
-            UsageError: If a time lies outside the trajectory.
+            UsageError: If a time is outside the interval that the trajectory covers.
         """
         asked = torch.as_tensor(times, dtype=torch.float64)
         start, end = self._ends()
         low, high = min(start, end), max(start, end)
         if bool(((asked < low - 1e-9) | (asked > high + 1e-9)).any()):
             raise UsageError(
-                f"the trajectory goes from t = {start:g} to {end:g}, but some of the given times lie outside this "
-                f"interval: {asked.tolist()}"
+                f"the trajectory runs from t = {start:g} to {end:g}, so all times must lie in this interval, got "
+                f"{asked.tolist()}"
             )
         return torch.stack([self._row_at(row, asked) for row in range(len(self))], dim=1)
 
     def _row_at(self, row: int, asked: Tensor) -> Tensor:
-        """Return one row at the times ``asked``, shape ``(T, *event)``."""
+        """Return the states of one row at the T times ``asked``, shape ``(T, *event)``."""
         t, x, slopes = self.times(row), self.states(row), self._rows[row][2]
         if len(t) == 1:
             return x.expand(len(asked), *x.shape[1:])
@@ -175,21 +176,21 @@ class Trajectory:
 
     @checked(count=FRAMES)
     def frames(self, count: int = 40, grid: str | Grid = "auto") -> tuple[Tensor, Tensor]:
-        """Return all rows at common times from start to end, for example for an animation.
+        """Return the states of all rows at common times from start to end, for example for an animation.
 
         Args:
-            count: Number of frames, at least 2.
+            count: Number of times, at least 2.
             grid: The spacing of the times (see :mod:`scoresde.sde.grids`), or ``auto`` for the SDE's default grid.
 
         Returns:
-            Times, shape ``(count,)``, and states, shape ``(count, B, *event)``. If sampling ended with a noise-free
-            step, the last states are the result of this step.
+            The times, shape ``(count,)``, and the states, shape ``(count, B, *event)``. If sampling ended with a
+            noise-free step, the last states are the result of this step.
         """
         if count < 2:
-            raise UsageError(f"count is {count}, but an animation needs at least 2 frames")
+            raise UsageError(f"count must be at least 2, got {count}")
         start, end = self._ends()
         if start == end:
-            raise UsageError("no row of this trajectory has moved, so there is nothing to show")
+            raise UsageError("no row of this trajectory has moved, so it has no frames")
         times = make_grid(grid, self.sde, count - 1, start, end)
         shown = self.at(times)
         if self._final is not None:

@@ -1,6 +1,6 @@
-"""Score-based generative models in continuous time: SDEs, solvers, exact likelihood.
+"""Score-based generative models in continuous time: SDEs, solvers and exact likelihoods.
 
-Public names are loaded on first use (PEP 562), so ``import scoresde`` takes almost no time. For example::
+Public names are imported on first use (PEP 562), so that ``import scoresde`` takes almost no time. For example::
 
     from scoresde import VPSDE, GaussianMixture, log_likelihood
 """

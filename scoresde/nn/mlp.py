@@ -1,4 +1,12 @@
-"""A residual MLP for vectors, whose blocks compute  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
+"""A residual MLP for vectors.
+
+Each block updates the hidden state h,
+
+    h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
+
+where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
+noise level and the class.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +40,14 @@ class MLP(nn.Module):
     """A residual MLP, modulated by the noise level and the class.
 
     Args:
-        dims: Number of elements of an event. Events of any shape are flattened.
+        dims: Number of elements in an event. Events of any shape are flattened.
         width: Width of the hidden layers.
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes, or 0 if there are none.
         outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
             variance.
-        augments: Number of augmentation parameters of a row in training, or 0 for no such input.
+        augments: Number of augmentation parameters per row in training, or 0 if there are none.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape
@@ -69,10 +77,10 @@ class MLP(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero(nn.Linear(width, outputs * dims)))
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Apply the network to ``x: (B, *event)`` with noise label ``c: (B,)`` and the condition of each row.
+        """Apply the network to ``x: (B, *event)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` describes the augmentation of the rows in training. ``None`` means zeros, for no
-        augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
+        The tensor ``augment: (B, augments)`` describes the augmentation of each row in training. ``None`` means no
+        augmentation. The result has the same shape as ``x``, but with ``outputs`` times as many channels.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(x.flatten(1))

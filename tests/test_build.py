@@ -50,7 +50,7 @@ def test_names_and_options() -> None:
     assert build("heun", SOLVERS, steps=7) == RungeKutta(steps=7)
     ready = VPSDE(beta_max=3.0)
     assert build(ready, SDES) is ready
-    with pytest.raises(UsageError, match="not with an existing object"):
+    with pytest.raises(UsageError, match="only with a name, not with an object"):
         build(ready, SDES, beta_max=3.0)
 
 
@@ -124,10 +124,10 @@ def test_a_missing_module_is_named_with_the_folder(own: Path) -> None:
         ("raise SystemExit(0)", "importing own_bad failed: SystemExit: 0"),
         ("Own = 3", "'own_bad:Own' is neither a class nor a function; its type is int"),
         ("def Own(): return 3", "SDE 'own_bad:Own' creates an object of type int, which is not a subclass of"),
-        ("class Own: pass", "SDE 'own_bad:Own' gives an object of type Own"),
+        ("class Own: pass", "SDE 'own_bad:Own' creates an object of type Own"),
         ("class Own:\n    def __init__(self): raise KeyError('k')", "cannot be created with no options: 'k'"),
         ("def Own(): raise SystemExit(0)", "SDE 'own_bad:Own' failed: SystemExit: 0"),
-        ("from collections import OrderedDict as Own", "gives an object of type OrderedDict"),
+        ("from collections import OrderedDict as Own", "creates an object of type OrderedDict"),
     ],
 )
 def test_what_is_wrong_with_a_module_of_ones_own_is_said(own: Path, text: str, said: str) -> None:
@@ -153,7 +153,7 @@ def test_errors_of_ones_own_functions_say_whose_they_are(own: Path) -> None:
     assert isinstance(error.value.__cause__, AttributeError)
     assert list(fields_of(level)) == ["sde", "t"]
     for called in (resolve("abc:ABC", {}, "noise level", typed=True, function=True), level):
-        with pytest.raises(UsageError, match="fails: "):
+        with pytest.raises(UsageError, match="failed: "):
             called(VPSDE(), 0.5)
 
 

@@ -180,7 +180,7 @@ def test_a_finished_result_is_told_again(shell: Shell, moons: str) -> None:
     for line in (f"{SAMPLE} --save npz --out s".replace("M", moons), f"{SCORE} --save csv --out l".replace("M", moons)):
         first = shell(line)
         assert shell(f"{line} --resume") == first and "is finished: there is nothing left to do" in shell.err
-        shell.refuses(f"{line} --resume --seed 1", 2, "seed 1", "have seed 0")
+        shell.refuses(f"{line} --resume --seed 1", 2, "does not match the results in", "seed 1 instead of seed 0")
     shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished with 10 samples")
 
 

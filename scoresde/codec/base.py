@@ -35,7 +35,7 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 class Codec(ABC):
     """A map between data units and model units. To write a codec, subclass this class as a frozen dataclass.
 
-    The argument ``condition`` holds the conditions of the rows, which most codecs ignore.
+    In all methods, ``condition`` holds the conditions of the rows, which most codecs ignore.
     """
 
     @abstractmethod
@@ -45,17 +45,17 @@ class Codec(ABC):
         Args:
             x: The data, in data units.
             condition: The conditions of the rows.
-            noise: Uniform random numbers in [0, 1), with the same shape as ``x``, for a codec that is random. Without
-                noise, the result is deterministic.
+            noise: Uniform random numbers in [0, 1), with the same shape as ``x``, for stochastic codecs. Without noise,
+                the result is deterministic.
         """
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Convert ``m: (B, *event)`` to data units, computed in float64. The result has the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` to data units, in float64. The result has the dtype of ``m``."""
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` in nats: a number, a tensor ``(B,)`` with one per row, or ``None`` if undefined."""
+        """Return ``log |dm/dx|`` in nats: one number, one per row, shape ``(B,)``, or ``None`` if it is undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
         """Return the true dimension of the rows of ``x: (B, *event)``: one number for all, or int64 ``(B,)``."""
@@ -171,7 +171,7 @@ def to_dict(codec: Codec) -> list[dict[str, Any]]:
     """Return the name and the options of each part of a codec, as plain JSON values.
 
     Raises:
-        UsageError: If a part is not a built-in codec, because it could not be loaded again.
+        UsageError: If a part is not a built-in codec. Only built-in codecs can be loaded again.
     """
     if isinstance(codec, Composed):
         return [entry for part in codec.parts for entry in to_dict(part)]

@@ -106,7 +106,7 @@ class NumericalError(ScoresdeError, ArithmeticError):
 
 
 class Preempted(Answered):
-    """Raised if SIGTERM or SIGUSR1 arrives. The message says what finished work is kept.
+    """Raised if SIGTERM or SIGUSR1 arrives. The message says which finished work is kept.
 
     Like ``KeyboardInterrupt``, this is not a subclass of ``Exception``, so code that catches errors does not catch it.
     """
@@ -115,7 +115,7 @@ class Preempted(Answered):
 
 
 class Stopped(Answered, KeyboardInterrupt):
-    """Raised if the user presses Ctrl-C. The message says what finished work is kept."""
+    """Raised if the user presses Ctrl-C. The message says which finished work is kept."""
 
     exit_code = 130
 

@@ -2,8 +2,8 @@
 
 Everything that this package writes goes through :func:`atomic`: it is written under a temporary name beside the target,
 flushed to disk and then renamed. A reader sees either the old or the new content. A failed write leaves nothing behind,
-and the leftovers of a killed process are removed by the next write to the same folder. The only exception is a log
-file, to which one line at a time is appended (:func:`append_line`). All files are read through :mod:`.opened`.
+and the leftovers of a killed process are removed by the next write to the same folder. Only log files are written in
+place, by appending one line at a time (:func:`append_line`). All files are read through :mod:`.opened`.
 
 Files with a JSON object or tensors may contain a checksum of their content, which reveals even a single changed digit.
 The checksum is not a signature, because anyone who changes the content can also remove the checksum.
@@ -303,7 +303,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from a file, without the checksum if it is an object.
+    """Read JSON from a file. If the content is an object, its checksum is left out.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -350,7 +350,7 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """Return the SHA-256 hash of JSON values, independent of the order of keys, as 64 hexadecimal digits."""
+    """Return the SHA-256 hash of JSON values, independent of key order, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -477,7 +477,7 @@ def write_tensors(
     """Write named tensors of any shape to a safetensors file.
 
     Args:
-        path: The file.
+        path: The file to write.
         tensors: The tensors, keyed by name.
         metadata: Plain JSON values for the header of the file (see :func:`read_metadata`).
         signed: Whether to add a checksum of the content to the header. Pass ``False`` if the checksum is stored
@@ -503,7 +503,7 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 hash of the header and of all tensors: their names in order, dtypes, shapes and bytes."""
+    """Return the SHA-256 hash of the header and of each tensor's name, dtype, shape and bytes, in order of name."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())

@@ -1,4 +1,4 @@
-"""Checks of numeric fields and arguments against their declared ranges, and of requests against the available memory.
+"""Check numeric fields and arguments against declared ranges, and requests for memory against the available memory.
 
 A dataclass declares the ranges of its fields in a class attribute, and a function declares the ranges of its arguments
 in a decorator:

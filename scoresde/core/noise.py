@@ -1,17 +1,18 @@
-"""Random numbers that depend only on the seed, the index of the sample and the index of the draw.
+"""Random numbers that are pure functions of the seed, the sample index, the stream and the step.
 
 With a sequential generator, each sample depends on its neighbours, so changing the batch size, dropping a finished row
-or resuming at sample 40,000 changes every image. Here, each number is a pure function of its address,
+or resuming at sample 40,000 changes every image. Here, each number is computed from its address,
 
     (seed, sample index, stream, step, position in the event)  ->  uniform bits  ->  N(0, 1),
 
-computed with the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten rounds of
+with the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten rounds of
 
     (hi0, lo0) = 0xD2511F53 c0,   (hi1, lo1) = 0xCD9E8D57 c2,
     c <- (hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0),   k <- k + (0x9E3779B9, 0xBB67AE85)
 
-turn a 128-bit counter c and a 64-bit key k into four 32-bit words. The integer arithmetic gives the same result on
-every device, so a row keeps its noise under chunking, compaction and sharding.
+turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-bit words, where hi and lo are the upper
+and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
+noise under chunking, compaction and sharding.
 
 A solver that takes different steps draws different numbers, unless ``brownian`` is set. In that case, the random
 numbers of the steps are increments of a Brownian path W on [0, 1], one per sample. The path is refined where it is
@@ -100,7 +101,7 @@ class Noise:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, SEED, "int")
         if self.indices.ndim != 1 or self.indices.dtype != torch.int64:
-            raise UsageError("the indices of Noise must be int64 and have shape (B,), one sample index per row")
+            raise UsageError("the indices of Noise must have dtype int64 and shape (B,), one index per row")
 
     @classmethod
     @checked(count=WHOLE, seed=SEED, start=WHOLE)

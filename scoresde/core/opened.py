@@ -107,7 +107,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _fits(size: int, most: int | None = None) -> None:
-    """Reject a size in bytes that exceeds the available memory, or ``most``."""
+    """Reject a size in bytes that exceeds the available memory or, if given, the limit ``most``."""
     if most is not None and size > most:
         raise OSError(f"its size is {_bytes(size)}, but files of this kind may not exceed {_bytes(most)}")
     if size > memory():

@@ -147,7 +147,7 @@ def _told(request: Mapping[str, Any], name: str) -> str:
 
 
 def digest(*things: Tensor | str) -> str:
-    """Return a digest of strings and of tensors of any shape, which covers the shapes and dtypes of the tensors."""
+    """Return a digest of strings and of tensors of any shape. It also depends on the tensors' shapes and dtypes."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)

@@ -121,7 +121,7 @@ def _imported(module: str, attribute: str, what: str) -> Any:
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap a user's own function so that the message of every error inside it names the function."""
+    """Wrap a user's own function so that the messages of errors inside it name the function."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -170,7 +170,7 @@ def build(
     """
     if not isinstance(name, str):
         if options:
-            raise UsageError(f"{what}: options {sorted(options)} can be combined only with a name, not with an object")
+            raise UsageError(f"{what}: options {sorted(options)} can be passed only with a name, not with an object")
         return name
     made = construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
     if kind is not None and not isinstance(made, kind):
@@ -222,7 +222,7 @@ def construct(
 def _refuse_unknown(
     options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
 ) -> None:
-    """Reject an unknown option, with a message that lists the table entries that do have this option."""
+    """Reject unknown options. The message lists the table entries that do have the option."""
     for option in options:
         if option not in fields:
             # For example, an adaptive solver has no number of steps.
@@ -307,7 +307,7 @@ _NOUNS = {
 
 
 def is_flag(field: inspect.Parameter) -> bool:
-    """Return whether a field is a flag, which is true, false or, in some cases, ``None``."""
+    """Return whether a field is a flag, that is, whether its type is ``bool`` or ``bool | None``."""
     return kinds_of(field.annotation) in ({"bool"}, {"bool", "None"})
 
 
@@ -320,7 +320,7 @@ def read_options(
         factory: The class or function.
         what, name: The kind of object and its name, for messages.
         texts: The values as text, keyed by option name.
-        table: A table to search for entries that do have an option that ``factory`` does not have.
+        table: A table from which the message about an unknown option lists the entries that have this option.
 
     Raises:
         UsageError: If an option is unknown, or if its text is not a valid value.

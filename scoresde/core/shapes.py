@@ -33,8 +33,8 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
         x: The batch to combine it with, shape ``(B, *event)``.
 
     Returns:
-        ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()`` or
-        ``(B, 1, ..., 1)``, or unchanged if ``a`` has the same rank as ``x``.
+        The tensor ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()``
+        or ``(B, 1, ..., 1)``, or is unchanged if ``a`` has the same rank as ``x``.
 
     Raises:
         UsageError: If ``a`` has any other shape.
@@ -56,7 +56,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
 
 
 def align(a: Tensor, like: Tensor) -> Tensor:
-    """Append axes to ``a``, shape ``()`` or ``(B,)``, so that it combines with ``like`` row by row.
+    """Append axes to ``a``, shape ``()`` or ``(B,)``, so that it broadcasts against ``like`` row by row.
 
     >>> align(torch.ones(2), torch.zeros(2, 3, 4)).shape, align(torch.ones(2, 3), torch.zeros(2, 3)).shape
     (torch.Size([2, 1, 1]), torch.Size([2, 3]))
@@ -70,7 +70,7 @@ def at(table: Tensor, i: int) -> Tensor:
 
 
 def all_rows(mask: Tensor) -> list[bool]:
-    """Return one flag for each row of a mask, shape ``(n, ...)``, that says whether the row is true everywhere."""
+    """Return, for each row of a mask of shape ``(n, ...)``, whether all of its elements are true."""
     found: list[bool] = flat(mask).all(1).tolist()
     return found
 
@@ -123,7 +123,10 @@ def as_time(t: float | Tensor, x: Tensor) -> Tensor:
 
 
 def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Return ``x + sum_j factors_j values_j``, with the shape of ``x``. The shorter sequence limits the sum."""
+    """Return ``x + sum_j factors_j values_j``, with the shape of ``x``.
+
+    If the two sequences differ in length, the sum stops at the end of the shorter one.
+    """
     for factor, value in zip(factors, values, strict=False):
         if factor:
             x = torch.add(x, value, alpha=factor)

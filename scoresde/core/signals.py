@@ -80,7 +80,7 @@ class Interrupts:
             signal.raise_signal(waiting)
 
     def remember(self) -> None:
-        """Stop raising exceptions at once. Instead, the caller must check :attr:`number` and raise :meth:`error`."""
+        """Stop raising exceptions automatically. The caller must then check :attr:`number` and raise :meth:`error`."""
         self.at_once = False
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""Escape control characters in text from files, because a terminal would execute them.
+"""Escape the control characters in text from files, so that a terminal does not interpret them.
 
 References:
     ECMA-48, for the control characters.

@@ -1,4 +1,6 @@
-"""A small classifier, used for its features, because features that separate classes also describe an image's content.
+"""A small classifier whose features are used to compare samples with data.
+
+Features that separate classes also describe the content of an image.
 
 Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
 until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of
@@ -66,9 +68,9 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the features, ``(B, width)``, for ``x: (B, *event)`` in model units, divided by ``scale``.
+        """Return the features of ``x: (B, *event)``, which is in model units, as a tensor of shape ``(B, width)``.
 
-        The features are never negative.
+        The features are the last hidden layer, divided by ``scale``. They are never negative.
         """
         out: Tensor = self.body(x) / self.scale
         return out

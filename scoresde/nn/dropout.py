@@ -20,7 +20,9 @@ OURS = tuple(f"scoresde.nn.{name}" for name in ("mlp", "unet", "classifier"))
 
 
 class Dropout(nn.Dropout):
-    """Dropout: ``x * m / (1 - p)`` in training, where m is 0 with probability p and 1 otherwise; ``x`` in evaluation.
+    """Dropout, which returns ``x * m / (1 - p)`` in training and ``x`` in evaluation.
+
+    Each element of the mask m is 0 with probability p and 1 otherwise.
 
     Attributes:
         generator: The random generator for m, on the device of x, or ``None`` for the global generator.
@@ -36,7 +38,7 @@ class Dropout(nn.Dropout):
 
 
 def draws_by_dropout(network: nn.Module) -> bool:
-    """Return whether a network is known to have no randomness but :class:`Dropout`, as in this package's networks."""
+    """Return whether :class:`Dropout` is known to be a network's only source of randomness, as in this package."""
     return type(network).__module__ in OURS
 
 

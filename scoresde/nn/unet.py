@@ -1,9 +1,9 @@
 """A U-Net in the style of DDPM++, for 1-D, 2-D and 3-D events of any size.
 
 The encoder and the decoder consist of ResNet blocks and are joined level by level. A ResNet block applies group norm,
-SiLU and a convolution twice, with a scale and a shift computed from the noise embedding, and its sum with the input is
-divided by sqrt(2). Selected levels have self-attention. Sizes need not be powers of two, because halving an odd size
-rounds up and the decoder restores the original size.
+SiLU and a convolution twice, with a scale and a shift computed from the noise embedding. It then adds its input and
+divides the sum by sqrt(2). Selected levels have self-attention. Sizes need not be powers of two, because halving an odd
+size rounds up and the decoder restores the original size.
 
 References:
     Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).
@@ -96,7 +96,7 @@ class UNet(nn.Module):
         dims: Number of spatial axes: 1, 2 or 3.
         channels: Number of channels at the finest level.
         multipliers: Number of channels at each level, as a multiple of ``channels``. Each level after the first has
-            half the size of the one before.
+            half the spatial size of the one before.
         blocks: Number of ResNet blocks per level of the encoder. Each level of the decoder has one more.
         attention: Indices of the levels with self-attention, where 0 is the finest level.
         dropout: Dropout probability inside the blocks.

@@ -1,8 +1,10 @@
-"""Score-based generative models in continuous time: SDEs, solvers, exact likelihood.
+"""Score-based generative models in continuous time: SDEs, solvers and exact likelihoods.
 
-Public names are loaded on first use (PEP 562), so ``import scoresde`` takes almost no time. For example::
+All public names can be imported from this package::
 
     from scoresde import VPSDE, GaussianMixture, log_likelihood
+
+They are loaded on first use (PEP 562), so ``import scoresde`` takes almost no time.
 """
 
 from __future__ import annotations

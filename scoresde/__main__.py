@@ -1,8 +1,8 @@
-"""``python -m scoresde`` is the same as ``scoresde``: it runs the command line in a process of its own.
+"""Run the command line, both as ``python -m scoresde`` and as ``scoresde``.
 
-Until the command handles signals itself (:mod:`scoresde.core.signals`), a signal ends the process with the exit code of
-that signal. Once the command has finished and its result has been written, signals are ignored. The handlers are
-installed before most of the imports.
+Until the command handles signals itself (:mod:`scoresde.core.signals`), a signal ends the process with the exit code
+for that signal. Once the command has finished and its result has been written, signals are ignored. The handlers are
+installed before most modules are imported.
 """
 
 import os
@@ -14,12 +14,12 @@ CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75}
 
 
 def _leave(number: int, _: object) -> None:
-    os.write(2, f"{signal.Signals(number).name}: nothing was started\n".encode())
+    os.write(2, f"{signal.Signals(number).name}: stopped before any work was started\n".encode())
     os._exit(CODES[signal.Signals(number).name])
 
 
 def main() -> None:
-    """Run the command line as the only task of this process."""
+    """Run the command line as the only task of the process."""
     numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
     for number in numbers:
         signal.signal(number, _leave)

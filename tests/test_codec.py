@@ -122,7 +122,7 @@ def test_parts_of_a_codec() -> None:
     assert nested == Composed((levels, one, two)) and nested.continuous == Composed((one, two))
     with pytest.raises(UsageError, match="must come first"):
         Composed((one, levels))
-    with pytest.raises(UsageError, match=r"a chart needs data that are only shifted and scaled.*Logit"):
+    with pytest.raises(UsageError, match=r"a chart requires a codec that only shifts and scales the data.*Logit"):
         as_affine(Composed((levels, Logit())), "a chart")
 
 

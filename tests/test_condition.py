@@ -41,11 +41,11 @@ def test_rows_of_a_condition() -> None:
     assert some.image is not None and some.image.shape == (1, 1, 2, 2)  # one for all stays one
     assert some.expand(2).image.shape == (2, 1, 2, 2)
     assert len(Condition()) == 1 and len(Condition(label=torch.tensor([1])).expand(4)) == 4
-    with pytest.raises(UsageError, match="needs the number of classes"):
+    with pytest.raises(UsageError, match="number of classes is unknown"):
         Condition(label=torch.tensor([1])).dropped(torch.tensor([True]))
     with pytest.raises(UsageError, match="the condition has 3 rows for 2 samples"):
         full().expand(2)
-    with pytest.raises(UsageError, match=r"one row per sample, or one row for all; got .*'label': 2, 'vector': 3"):
+    with pytest.raises(UsageError, match=r"one row per sample or a single row, got .*'label': 2, 'vector': 3"):
         Condition(label=torch.tensor([0, 1]), vector=torch.zeros(3, 1))
 
 

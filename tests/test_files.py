@@ -264,7 +264,7 @@ def test_changed_tensors_are_seen(tmp_path: Path) -> None:
 def test_an_object_is_asked_for(tmp_path: Path) -> None:
     for content in ([], 3, None, "x"):
         write_json(tmp_path / "x.json", content)
-        with pytest.raises(CheckpointError, match=r"x\.json holds .* instead of a JSON object"):
+        with pytest.raises(CheckpointError, match=r"x\.json contains .* instead of a JSON object"):
             read_object(tmp_path / "x.json")
 
 

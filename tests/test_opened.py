@@ -88,7 +88,7 @@ def test_more_than_memory_is_not_read(tmp_path: Path) -> None:
         read_bytes(path)
     with pytest.raises(DataError, match=r"x\.csv cannot be read: it needs 8\.796 TB of memory"):
         load_data(str(path))
-    with pytest.raises(CheckpointError, match="files of this kind have at most"):
+    with pytest.raises(CheckpointError, match="files of this kind may not exceed"):
         read_json(path)
 
 
@@ -116,7 +116,7 @@ def test_an_archive_bomb(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (FREE + 1,)})
         for _ in range(FREE // 2**24):
             file.write(bytes(2**24))
-    words = r"unpacks to 268\.4 MB, but the limit is 268\.4 MB: if you trust the file, unpack it first"
+    words = r"unpacks to 268\.4 MB, but the limit is 268\.4 MB; if you trust the file, unpack it first"
     with pytest.raises(DataError, match=words):
         load_data(str(path))
 
@@ -130,7 +130,7 @@ def test_an_array_that_promises_more_than_there_is(tmp_path: Path, shape: tuple[
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", file.getvalue())
     for name in ("x.npy", "x.npz"):
-        with pytest.raises(DataError, match="but 48 follow"):
+        with pytest.raises(DataError, match="but 48 bytes follow"):
             load_data(str(tmp_path / name))
 
 
@@ -139,7 +139,7 @@ def test_a_member_that_says_it_is_smaller_is_damaged(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.arange(60_000.0).reshape(30_000, 2))
     data = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "x.npz").write_bytes(data.replace(b"(30000, 2)", b"(20000, 2)"))
-    with pytest.raises(ValueError, match="needs 320,000 bytes, but 480,000 follow"):
+    with pytest.raises(ValueError, match="needs 320,000 bytes, but 480,000 bytes follow"):
         read_arrays(tmp_path / "x.npz")
 
 

@@ -17,7 +17,7 @@ def test_what_fails_is_a_warning(error: BaseException) -> None:
     with pytest.warns(UserWarning) as caught, optional("a.png", "the rest is kept"):
         raise error
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    assert str(caught[0].message) == f"a.png was not made ({reason}); the rest is kept"
+    assert str(caught[0].message) == f"a.png was not created ({reason}); the rest is kept"
 
 
 def test_an_interrupt_is_no_failure() -> None:
@@ -49,7 +49,7 @@ def test_no_picture_loses_a_result(shell: Shell, moons: str, monkeypatch: pytest
     monkeypatch.setattr(Figure, "savefig", full)
     monkeypatch.setattr(Image.Image, "save", full)
     shell(f"{line} --quiet")
-    assert "warning: " in shell.err and "was not made (RuntimeError: no room for a picture)" in shell.err
+    assert "warning: " in shell.err and "was not created (RuntimeError: no room for a picture)" in shell.err
     for name in CALLS[line]:
         assert (Path(moons) / name).is_file()
         assert not list((Path(moons) / name).parent.glob("*.png")), "no half picture"
@@ -63,5 +63,5 @@ def test_a_sheet_of_images_that_fails_keeps_the_samples(
 
     monkeypatch.setattr(Image.Image, "save", full)
     out = shell(f"sample {digits} --n 2 --solver heun --steps 2 --quiet")
-    assert out.startswith(f"{digits}/samples/heun-seed0/samples.npz") and "grid.png was not made" in shell.err
+    assert out.startswith(f"{digits}/samples/heun-seed0/samples.npz") and "grid.png was not created" in shell.err
     assert (Path(digits) / "samples/heun-seed0/samples.json").is_file()

@@ -117,27 +117,29 @@ def test_parts_outlive_a_full_disk_at_the_end(shell: Shell, moons: str, monkeypa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("--seed 3", ["seed 3", "have seed 0"]),
-        ("--start 2", ["start 2", "have start 0"]),
-        ("--steps 3", ["solver.steps 3", "have solver.steps 2"]),
-        ("--solver sde", ["solver sde", "have solver pc"]),
-        ("--no-denoise", ["denoise false", "have denoise true"]),
-        ("--dtype float64", ["dtype float64", "have dtype float32"]),
-        ("--save path", ["record true", "have record false"]),
+        ("--seed 3", ["seed 3 instead of seed 0"]),
+        ("--start 2", ["start 2 instead of start 0"]),
+        ("--steps 3", ["solver.steps 3 instead of solver.steps 2"]),
+        ("--solver sde", ["solver sde instead of solver pc"]),
+        ("--no-denoise", ["denoise false instead of denoise true"]),
+        ("--dtype float64", ["dtype float64 instead of dtype float32"]),
+        ("--save path", ["record true instead of record false"]),
     ],
 )
 def test_another_request_is_refused(
     shell: Shell, moons: str, halted: Callable[..., str], change: str, words: list[str]
 ) -> None:
     halted(f"{SAMPLE} --out o", 1)
-    shell.refuses(f"{SAMPLE} --out o --resume {change}".replace("M", moons), 2, "differs from the first one", *words)
+    shell.refuses(
+        f"{SAMPLE} --out o --resume {change}".replace("M", moons), 2, "does not match the parts in o/parts", *words
+    )
     assert rows_kept(Path("o/parts")) == 4
 
 
 def test_another_model_is_refused(shell: Shell, moons: str, halted: Callable[..., str]) -> None:
     halted(f"{SAMPLE} --out o", 1)
     shell(f"train --resume {moons} --steps 4 --quiet")
-    shell.refuses(f"{SAMPLE} --out o --resume".replace("M", moons), 2, "step 4", "have step 3", "weights")
+    shell.refuses(f"{SAMPLE} --out o --resume".replace("M", moons), 2, "step 4 instead of step 3", "weights")
 
 
 def test_other_data_are_refused(shell: Shell, moons: str, halted: Callable[..., str]) -> None:
@@ -161,7 +163,7 @@ def test_a_damaged_part_is_done_again(shell: Shell, moons: str, halted: Callable
     content[where] ^= 1
     part.write_bytes(content)
     shell(f"{line} --out o --resume")
-    assert "000000-000003.safetensors is damaged: computing rows 0 to 3 again" in shell.err
+    assert "000000-000003.safetensors is damaged, so rows 0 to 3 are computed again" in shell.err
     assert same("whole/samples.npz", "o/samples.npz")
 
 
@@ -178,7 +180,7 @@ def test_a_finished_result_is_told_again(shell: Shell, moons: str) -> None:
     for line in (f"{SAMPLE} --save npz --out s".replace("M", moons), f"{SCORE} --save csv --out l".replace("M", moons)):
         first = shell(line)
         assert shell(f"{line} --resume") == first and "is finished: there is nothing left to do" in shell.err
-        shell.refuses(f"{line} --resume --seed 1", 2, "seed 1", "have seed 0")
+        shell.refuses(f"{line} --resume --seed 1", 2, "does not match the results in", "seed 1 instead of seed 0")
     shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished with 10 samples")
 
 

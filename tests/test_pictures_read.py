@@ -395,7 +395,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return real(path, *args)
 
     monkeypatch.setattr("builtins.open", checked)
-    assert "pipe.png (it is a pipe, which cannot be read here" in str(problems(tmp_path))
+    assert "pipe.png (it is a pipe, which is not supported" in str(problems(tmp_path))
 
 
 def moving(path: Path) -> None:

@@ -132,7 +132,9 @@ def test_numbers_are_written_before_pictures_are_begun(
     monkeypatch.setattr(plot, "samples_figure", stop)
     x = torch.rand(4, 3)
     results = ["samples.csv", "samples.json", "samples.npz"]
-    with pytest.warns(UserWarning, match=r"samples\.png was not made \(RuntimeError: no picture\); the samples are in"):
+    with pytest.warns(
+        UserWarning, match=r"samples\.png was not created \(RuntimeError: no picture\); the samples are in"
+    ):
         files = write_samples(
             tmp_path, drawn(x), table.info, {}, ["png", "npz", "csv", "path"],
             frames=lambda: (there("frames"), (torch.tensor([1.0, 0.0]), torch.stack([x, x])))[1],
@@ -144,7 +146,7 @@ def test_numbers_are_written_before_pictures_are_begun(
     def broken() -> tuple[torch.Tensor, torch.Tensor]:
         raise MemoryError
 
-    with pytest.warns(UserWarning, match="the trajectory of the samples was not made"):
+    with pytest.warns(UserWarning, match="the trajectory of the samples was not created"):
         assert len(write_samples(tmp_path / "2", drawn(x), table.info, {}, ["npz", "gif"], frames=broken)) == 1
 
 

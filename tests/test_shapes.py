@@ -44,7 +44,7 @@ def test_a_time_is_one_number_for_a_row():
     for t in (torch.tensor(0.5), torch.ones(3), torch.ones(1)):
         assert as_time(t, x) is t
     for wrong in (torch.ones(3, 4), torch.ones(3, 1), torch.ones(2)):
-        words = r"a time must have shape \(\) or \(B,\): got .* for a batch of shape \(3, 4\)"
+        words = r"a time must have shape \(\) or \(B,\), got .* for a batch of shape \(3, 4\)"
         with pytest.raises(UsageError, match=words):
             as_time(wrong, x)
 

@@ -54,7 +54,7 @@ def _restored() -> Iterator[None]:
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_is_an_exception_that_nobody_takes_for_an_error(number: signal.Signals) -> None:
     kind = Stopped if number == signal.SIGINT else Preempted
-    with pytest.raises(kind, match=f"{number.name}: nothing was finished") as stop, Interrupts():
+    with pytest.raises(kind, match=f"{number.name}: stopped before any work was finished") as stop, Interrupts():
         try:
             with optional("a picture"):
                 send(number)
@@ -152,11 +152,15 @@ def test_what_nobody_asked_for_is_passed_on() -> None:
 
 
 def test_new_folder_is_removed_or_named(tmp_path: Path) -> None:
-    with pytest.raises(Preempted, match="SIGTERM: nothing was finished"), Interrupts(), new_folder(tmp_path / "a"):
+    with (
+        pytest.raises(Preempted, match="SIGTERM: stopped before any work was finished"),
+        Interrupts(),
+        new_folder(tmp_path / "a"),
+    ):
         send(signal.SIGTERM)
     assert list(tmp_path.iterdir()) == []
     with (
-        pytest.raises(Preempted, match=f"SIGTERM: the finished part is in {tmp_path}/a"), Interrupts(),
+        pytest.raises(Preempted, match=f"SIGTERM: the finished work is in {tmp_path}/a"), Interrupts(),
         new_folder(tmp_path / "a") as folder,
     ):  # fmt: skip
         (folder / "file").touch()
@@ -235,7 +239,7 @@ def test_every_verb(
     assert "Traceback" not in shell.err
     left = [p for p in Path().rglob("*") if Path("runs/moons") not in (p, *p.parents) and p.name != "runs"]
     assert all(p.name in ("o", "parts", "samples.npz", "samples.json") or "parts" in p.parts for p in left), left
-    assert "--resume" in shell.err if left else "nothing was finished" in shell.err
+    assert "--resume" in shell.err if left else "before any work was finished" in shell.err
 
 
 @pytest.mark.usefixtures("pictures")

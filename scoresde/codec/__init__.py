@@ -1,7 +1,7 @@
-"""Codecs: maps from data units to model units and back, with the log-determinant that a likelihood needs.
+"""Codecs, which map data units to model units and back, and compute the log-determinant for the likelihood.
 
-``base`` defines the interface of a codec and composes codecs, ``affine`` applies a shift and a scale, and
-``dequantise`` turns levels into continuous values.
+``base`` defines the codec interface and composes codecs, ``affine`` applies a shift and a scale, and ``dequantise``
+converts discrete levels to continuous values.
 """
 
 from __future__ import annotations

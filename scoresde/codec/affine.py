@@ -1,4 +1,4 @@
-"""A shift and a scale,  m = (x - shift) / scale,  with the log-determinant  -sum(log(scale))."""
+"""The codec  m = (x - shift) / scale,  whose log-determinant is  -sum(log(scale))."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Affine(Codec):
     """The affine map between data units and model units, ``model = (data - shift) / scale``.
 
     Args:
-        shift: The shift in data units, broadcastable to an event: a number, or shape ``(D,)`` or ``(C, 1)``.
+        shift: The shift in data units: a number, or an array that broadcasts to an event, for example with shape
+            ``(D,)`` or ``(C, 1)``.
         scale: The positive scale, with the same units and possible shapes as the shift.
 
-    Numbers and lists become float64 tensors; tensors should be float64 too.
+    Numbers and lists are converted to float64 tensors. Tensors should have the dtype float64 as well.
 
     >>> Affine(0.5, [1.0, 2.0]).to_model(torch.tensor([[1.5, 4.5]]))
     tensor([[1., 2.]])
@@ -38,7 +39,7 @@ class Affine(Codec):
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             object.__setattr__(self, name, tensor)
         if not (bool(torch.isfinite(self.shift).all()) and bool(torch.isfinite(self.scale).all())):
-            raise DataError("an affine codec needs a finite shift and scale")
+            raise DataError("the shift and the scale of an affine codec must be finite")
         if not bool((self.scale > 0).all()):
             raise DataError(f"the scale of an affine codec must be positive, got {self.scale.min().item():g}")
 
@@ -46,7 +47,7 @@ class Affine(Codec):
     def from_options(cls, options: Mapping[str, Any]) -> Affine:
         """Build the codec from plain numbers and lists, as read from JSON."""
         if set(options) != {"shift", "scale"}:
-            raise DataError(f"an affine codec has the options shift and scale; got {sorted(options)}")
+            raise DataError(f"an affine codec must have exactly the options shift and scale, got {sorted(options)}")
         return cls(options["shift"], options["scale"])
 
     def __eq__(self, other: object) -> bool:
@@ -68,7 +69,7 @@ class Affine(Codec):
         return -self.log_scale(x.shape[1:])
 
     def log_scale(self, shape: Sequence[int]) -> float:
-        """Return the sum of ``log(scale)`` over an event of shape ``shape``, in nats."""
+        """Return the sum of ``log(scale)`` over the elements of an event of shape ``shape``, in nats."""
         return float(torch.broadcast_to(self.scale, tuple(shape)).log().sum())
 
 
@@ -77,12 +78,12 @@ def as_affine(codec: Codec, what: str) -> Affine:
 
     Args:
         codec: The codec.
-        what: The feature that needs an affine map, as the subject of the error message.
+        what: The feature that requires an affine map, as the subject of the error message.
 
     Raises:
         UsageError: If the codec is not affine on continuous values.
     """
     found = codec.continuous
     if not isinstance(found, Affine):
-        raise UsageError(f"{what} needs data that are only shifted and scaled, but these data go through {found}")
+        raise UsageError(f"{what} requires a codec that only shifts and scales the data, but the codec is {found}")
     return found

@@ -1,16 +1,16 @@
-"""The codec interface: a map between data units and model units, the units of order one that a model works in.
+"""The interface of codecs, which map between data units and model units (values of order one).
 
-With  m = to_model(x),  the two densities differ by the determinant of the map,
+With  m = to_model(x),  the densities of x and m differ by the Jacobian determinant of the map,
 
     log p(x) = log p(m) + log_det(x),        log_det(x) = log |dm/dx|.                                        (1)
 
-D, the number of dimensions, is the true dimension of a row (:meth:`Codec.dims`), which may differ from the number of
-values that store it. Codecs compose: :class:`Composed` applies its first codec to the data, and the log-determinants
-add up.
+The dimension D of a row (:meth:`Codec.dims`) is its true dimension, which may differ from the number of values that
+store the row. Codecs can be composed: :class:`Composed` applies several codecs in order, starting from the data, and
+adds their log-determinants.
 
-A network takes and returns arrays with the shape of the data. Where a codec changes the shape (a projection onto a
-subspace, an orthonormal basis), ``show`` applies the linear part of the map from model units to data units, and
-``hide`` is the inverse.
+A network takes and returns arrays with the shape of the data. If a codec changes the shape (for example, a projection
+onto a subspace), ``show`` applies the linear part of the map from model units to data units, and ``hide`` is its
+inverse.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["Codec", "Composed", "digest", "from_dict", "to_dict"]
 
 
 class Codec(ABC):
-    """A map between data units and model units. To write a codec, subclass this as a frozen dataclass.
+    """A map between data units and model units. To write a codec, subclass this class as a frozen dataclass.
 
-    The argument ``condition`` holds the conditions of the rows, which most codecs ignore.
+    In all methods, ``condition`` holds the conditions of the rows, which most codecs ignore.
     """
 
     @abstractmethod
@@ -45,20 +45,20 @@ class Codec(ABC):
         Args:
             x: The data, in data units.
             condition: The conditions of the rows.
-            noise: Uniform numbers in [0, 1), with the same shape as ``x``, for a codec that is random. Without noise,
-                the codec is deterministic.
+            noise: Uniform random numbers in [0, 1), with the same shape as ``x``, for stochastic codecs. Without noise,
+                the result is deterministic.
         """
 
     @abstractmethod
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Convert ``m: (B, *event)`` from model to data units in float64. The result has the dtype of ``m``."""
+        """Convert ``m: (B, *event)`` to data units, in float64. The result has the dtype of ``m``."""
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` of (1) in nats: one number, one per row ``(B,)``, or ``None`` if it is undefined."""
+        """Return ``log |dm/dx|`` in nats: one number, one per row, shape ``(B,)``, or ``None`` if it is undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
-        """Return the true dimension of the rows of ``x``, ``(B, *event)``: one number, or int64 ``(B,)``."""
+        """Return the true dimension of the rows of ``x: (B, *event)``: one number for all, or int64 ``(B,)``."""
         return dims(x)
 
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -66,11 +66,11 @@ class Codec(ABC):
         return shape
 
     def show(self, m: Tensor) -> Tensor:
-        """Convert ``m: (B, *event)`` to a network input of the data's shape, by the linear part of the map to data."""
+        """Convert ``m: (B, *event)`` to a network input with the shape of the data. The conversion is linear."""
         return m
 
     def hide(self, x: Tensor) -> Tensor:
-        """Convert a network's output ``(B, *event)`` to model units: the inverse of :meth:`show`."""
+        """Convert a network output ``(B, *event)`` to model units. This is the inverse of :meth:`show`."""
         return x
 
     def rows(self, index: Tensor) -> Codec:
@@ -79,7 +79,7 @@ class Codec(ABC):
 
     @property
     def levels(self) -> Codec | None:
-        """The part of the codec that turns levels into continuous values, or ``None``."""
+        """The part of the codec that converts discrete levels to continuous values, or ``None``."""
         return None
 
     @property
@@ -93,8 +93,8 @@ class Composed(Codec):
     """Several codecs, applied one after the other.
 
     Args:
-        parts: The codecs. The first codec is applied to the data, and the last returns model units. If there are none,
-            data units and model units are the same.
+        parts: The codecs. The first codec is applied to the data, and the last one returns model units. If there are no
+            codecs, data units and model units are the same.
     """
 
     parts: tuple[Codec, ...] = ()
@@ -104,7 +104,7 @@ class Composed(Codec):
         for part in self.parts:
             flat += part.parts if isinstance(part, Composed) else [part]
         if any(part.levels is not None for part in flat[1:]):
-            raise UsageError("the codec that turns levels into continuous values must come first")
+            raise UsageError("the codec that converts discrete levels to continuous values must come first")
         object.__setattr__(self, "parts", tuple(flat))
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
@@ -168,16 +168,16 @@ class Composed(Codec):
 
 
 def to_dict(codec: Codec) -> list[dict[str, Any]]:
-    """Return a codec as plain values for JSON: the name and the options of each part.
+    """Return the name and the options of each part of a codec, as plain JSON values.
 
     Raises:
-        UsageError: If a part is not a built-in codec, because it could not be read back.
+        UsageError: If a part is not a built-in codec. Only built-in codecs can be loaded again.
     """
     if isinstance(codec, Composed):
         return [entry for part in codec.parts for entry in to_dict(part)]
     if name_of(codec, CODECS) not in CODECS:
         raise UsageError(
-            f"{type(codec).__name__} is not a built-in codec, and a run that refers to it could not be read again; "
+            f"{type(codec).__name__} is not a built-in codec, so a saved run that uses it could not be loaded again; "
             "train without a run folder (save=False)",
             parameter="save",
         )
@@ -186,7 +186,7 @@ def to_dict(codec: Codec) -> list[dict[str, Any]]:
 
 
 def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
-    """Build a codec from plain values: the inverse of :func:`to_dict`, for built-in codecs only.
+    """Build a codec from the values that :func:`to_dict` returns. Only built-in codecs are supported.
 
     Raises:
         CheckpointError: If the values do not describe a codec.
@@ -201,5 +201,5 @@ def from_dict(stored: Sequence[Mapping[str, Any]]) -> Codec:
 
 
 def digest(codec: Codec) -> str:
-    """Return a digest of a codec, 16 hexadecimal digits."""
+    """Return a digest of a codec, as 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(to_dict(codec), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,13 +1,16 @@
-"""Levels, such as 8-bit pixels and counts, as continuous values.
+"""Conversion of discrete levels, such as 8-bit pixels and counts, to continuous values.
 
-Data stored as levels (8-bit pixels, counts) have no density. Uniform dequantisation gives them a density: it spreads
-the level k over its cell  [k, k + w),
+Discrete data have no density. Uniform dequantisation gives them a density by spreading each level k over its cell
+[k, k + w), where w is the distance between two levels:
 
     to_model(k) = k + w u,      u uniform on [0, 1).
 
-The log density, averaged over a cell, is then a lower bound on the log probability of the level (Theis et al. 2016,
-arXiv:1511.01844, sec. 3.1), with  log_det = D log w:  log P(k) >= E log p(k + w u) + D log w. In the other direction,
-a value maps to the level whose cell contains it.
+For an event of D elements, the density p of the result gives a lower bound on the probability P of the levels (Theis et
+al. 2016, arXiv:1511.01844, sec. 3.1),
+
+    log P(k) >= E_u log p(k + w u) + log_det,      log_det = D log w.
+
+In the other direction, a value maps to the level whose cell contains it.
 """
 
 from __future__ import annotations
@@ -29,15 +32,16 @@ __all__ = ["Levels"]
 
 @dataclass(frozen=True, eq=False)
 class Levels(Codec):
-    """Equally spaced levels, either the same for all elements of an event or separate for each column or channel.
+    """Equally spaced levels, either the same for all elements of an event or different for each column or channel.
 
-    Each argument is one number, or a tensor (float64, and int64 for the count) whose shape broadcasts to an event.
+    Each argument is a single number or a tensor whose shape broadcasts to an event (int64 for the count, and float64
+    otherwise).
 
     Args:
         low: The lowest level, in data units.
         high: The highest level, in data units.
-        count: The number of levels, at least 2 if it is one number. In a tensor, an entry may also be 1, or 0 for a
-            column that is continuous and stays unchanged.
+        count: The number of levels, at least 2 if it is a single number. In a tensor, an entry may also be 1, or 0 for
+            a column that is continuous and stays unchanged.
     """
 
     low: float | Tensor
@@ -46,7 +50,7 @@ class Levels(Codec):
 
     def __post_init__(self) -> None:
         kinds = {"low": (float, torch.float64), "high": (float, torch.float64), "count": (int, torch.int64)}
-        for name, (kind, dtype) in kinds.items():  # accept the plain lists that a file holds
+        for name, (kind, dtype) in kinds.items():  # also accept plain lists, as read from a file
             value = getattr(self, name)
             several = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.ndim > 0)
             object.__setattr__(self, name, torch.as_tensor(value, dtype=dtype) if several else kind(value))
@@ -54,7 +58,9 @@ class Levels(Codec):
         alone = count.ndim == 0
         wrong = (count < (2 if alone else 0)) | (low > high) | ~(high - low).isfinite() | ((low == high) & (count > 1))
         if bool(wrong.any()):
-            raise DataError(f"there are {self.count} levels from {self.low} to {self.high}; use at least 2")
+            raise DataError(
+                f"cannot use {self.count} levels from {self.low} to {self.high}; use at least 2, with low < high"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Levels:
@@ -74,7 +80,7 @@ class Levels(Codec):
 
     @property
     def width(self) -> float | Tensor:
-        """Distance between levels, in data units. It is 0 where there are no levels, and 1 where there is only one."""
+        """The distance between levels, in data units: 0 for a continuous column, and 1 if there is only one level."""
         if isinstance(self.count, int):
             return (self.high - self.low) / (self.count - 1)
         found = torch.where(self.count > 1, (self.high - self.low) / (self.count - 1).clamp(min=1), 1.0)
@@ -82,7 +88,7 @@ class Levels(Codec):
 
     @property
     def everywhere(self) -> bool:
-        """Whether every element of an event is a level, so that the event has a probability instead of a density."""
+        """Whether all elements of an event are discrete, so that the event has a probability instead of a density."""
         return bool((torch.as_tensor(self.count) > 0).all())
 
     @property
@@ -90,20 +96,21 @@ class Levels(Codec):
         return self
 
     def to_model(self, x: Tensor, condition: object = None, noise: Tensor | None = None) -> Tensor:
-        """Return a point in the cell of ``x: (B, *event)``, in the dtype of ``noise``.
+        """Return a point in the cell of each level in ``x: (B, *event)``, in the dtype of ``noise``.
 
-        Without noise, return ``x`` itself, which is the lower end of its cell.
+        Without noise, return ``x`` itself, which contains the lower ends of the cells.
         """
         if noise is None:
             return x
         x, width = x.to(noise.dtype), self._like(self.width, noise)
-        # Rounding can carry a u close to 1 into the next cell (255 + 0.999999 is 256 in float32), so stay below it.
+        # If u is close to 1, the sum may be rounded up into the next cell (255 + 0.999999 is 256 in float32).
         return torch.minimum(x + width * noise, torch.nextafter(x + width, x))
 
     def to_data(self, m: Tensor, condition: object = None) -> Tensor:
-        """Return the level whose cell contains each value, limited to the range of levels; shape ``(B, *event)``.
+        """Return the level whose cell contains each value, shape ``(B, *event)``.
 
-        The result has the dtype of ``m``, or float32 if ``m`` holds integers.
+        Values outside the range of levels are mapped to the nearest level. The result has the dtype of ``m``, or
+        float32 if ``m`` holds integers.
         """
         # Computed in float64, because in float32 -6e-8 - (-3) is 3, one cell too far.
         wide = m.to(time_dtype(m.device))

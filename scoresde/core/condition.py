@@ -1,7 +1,7 @@
 """Conditions: the information known about each sample, in up to four tensors (slots) with one row per sample.
 
 A missing value is marked in the tensor itself, so that a condition that is dropped for guidance, a hole in an image and
-an empty cell of a table are all handled in the same way:
+an empty cell of a table are all handled the same way:
 
     =========  ==============================  =====================
     slot       shape                           missing value
@@ -14,7 +14,7 @@ an empty cell of a table are all handled in the same way:
     =========  ==============================  =====================
 
 A first dimension of 1 instead of B means that the single row applies to all samples. A network must replace NaN with
-``torch.where`` before it multiplies, because 0 times NaN is NaN.
+``torch.where`` before multiplying, because 0 times NaN is NaN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLOTS = ("label", "vector", "image", "tokens")
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """The information known about the rows of a batch.
+    """The information that is known about the rows of a batch.
 
     Args:
         label: Class of each row, int64, shape ``(B,)`` or ``(1,)``.
@@ -45,7 +45,7 @@ class Condition:
         image: An image or a signal for each row, shape ``(B, C, *space)`` or ``(1, C, *space)``.
         tokens: Word indices, int64, shape ``(B, L)`` or ``(1, L)``, or features of the words, ``(B, L, E)`` or
             ``(1, L, E)``.
-        classes: The number of classes. A label equal to this number means "not given".
+        classes: The number of classes. A label equal to this number marks a missing label.
 
     >>> known = Condition(label=torch.tensor([2, 0, 1]), classes=3)
     >>> known.dropped(torch.tensor([False, True, False])).label, len(known)
@@ -61,7 +61,7 @@ class Condition:
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name in SLOTS if (value := getattr(self, name)) is not None}
         if len({size for size in sizes.values() if size != 1}) > 1:
-            raise UsageError(f"each part of a condition needs one row per sample, or one row for all; got {sizes}")
+            raise UsageError(f"each part of a condition must have one row per sample or a single row, got {sizes}")
 
     def __len__(self) -> int:
         """Return the number of rows, or 1 if a single row applies to all samples."""
@@ -72,7 +72,7 @@ class Condition:
         return Condition(label, vector, image, tokens, self.classes)
 
     def rows(self, index: Tensor) -> Condition:
-        """Return the condition of the rows ``index``, shape ``(B',)``."""
+        """Return the condition for the rows ``index``, shape ``(B',)``."""
         return self._each(lambda value: select(value, index.to(value.device)))
 
     def expand(self, count: int) -> Condition:
@@ -83,18 +83,18 @@ class Condition:
         """
         if len(self) not in (1, count):
             raise UsageError(
-                f"the condition has {len(self)} rows for {count} samples; pass one row for all, or one per sample"
+                f"the condition has {len(self)} rows for {count} samples; pass a single row, or one row per sample"
             )
         return self._each(lambda value: value.expand(count, *value.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:
-        """Return the condition on another device."""
+        """Return the condition on the given device."""
         return self._each(lambda value: value.to(device))
 
     def dropped(self, mask: Tensor) -> Condition:
         """Return the condition with all values marked as missing in the rows where ``mask``, bool ``(B,)``, is true."""
         if self.label is not None and not self.classes:
-            raise UsageError("dropping a label needs the number of classes, which stands for 'no class'; pass classes=")
+            raise UsageError("cannot drop labels because the number of classes is unknown; pass classes= to Condition")
         found = self.expand(len(mask))
 
         def hide(value: Tensor | None, nothing: float) -> Tensor | None:
@@ -109,7 +109,7 @@ class Condition:
         )
 
 
-# Compiled and exported networks split a condition into its tensors.
+# The code below lets compiled and exported networks split a condition into its tensors.
 def _made(values: Iterable[Any], classes: Any) -> Condition:
     """Build a condition from tensors, or from placeholders for tensors, without checks."""
     made = object.__new__(Condition)

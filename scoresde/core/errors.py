@@ -2,7 +2,7 @@
 
 A message says what went wrong and where, quotes the value, and suggests what to try. The exit codes are 0 for success,
 1 for an unexpected error, 2 for invalid usage, 3 for problems with data or checkpoints, 4 for numerical errors, 75
-(``EX_TEMPFAIL``) when the process is told to stop and keeps its finished work, and 130 for Ctrl-C.
+(``EX_TEMPFAIL``) if SIGTERM or SIGUSR1 stops the process, and 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Answered(BaseException):
-    """Base of the errors and warnings that carry a suggested fix.
+    """Base class of the errors and warnings that can carry a suggested fix.
 
     Args:
         message: What went wrong, in terms of the Python API.
@@ -40,19 +40,19 @@ class Answered(BaseException):
 
 
 class ScoresdeError(Answered, Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
     exit_code = 1
 
 
 class UsageError(ScoresdeError, ValueError):
-    """An invalid option, name or argument."""
+    """Raised for an invalid option, name or argument."""
 
     exit_code = 2
 
 
 class DataError(ScoresdeError, ValueError):
-    """A data set that is missing, unreadable or inconsistent."""
+    """Raised for a data set that is missing, unreadable or inconsistent."""
 
     exit_code = 3
 
@@ -63,8 +63,8 @@ class Problem:
 
     Attributes:
         message: What is wrong, and which data are affected, in terms of the Python API.
-        answers: The parameters that would fix the problem, with their values. Empty if the data themselves must be
-            changed.
+        answers: The parameters that would fix the problem, with the values to use. The mapping is empty if only a
+            change to the data would help.
     """
 
     message: str
@@ -72,11 +72,11 @@ class Problem:
 
 
 class Problems(DataError):
-    """All problems with a data set, reported at once.
+    """Raised to report all problems with a data set at once.
 
     Args:
-        where: The file or folder.
-        problems: The problems, of which there must be at least one.
+        where: The file or folder that contains the data.
+        problems: One or more problems.
         notes: Further remarks for the user, one sentence each, which are not part of the message.
     """
 
@@ -87,38 +87,38 @@ class Problems(DataError):
         super().__init__(self.listed(texts))
 
     def listed(self, texts: Sequence[str]) -> str:
-        """Return the message that lists the problems, described by ``texts``."""
+        """Return an error message that lists the problems, with one of the ``texts`` for each problem."""
         if len(texts) == 1:
             return f"{self.where}: {texts[0]}"
         return "\n".join([f"{self.where}: {len(texts)} problems", *(f"{i}. {t}" for i, t in enumerate(texts, 1))])
 
 
 class CheckpointError(ScoresdeError, ValueError):
-    """A run folder or checkpoint that is missing, damaged or in an unsupported format."""
+    """Raised for a run folder or checkpoint that is missing, damaged or in an unsupported format."""
 
     exit_code = 3
 
 
 class NumericalError(ScoresdeError, ArithmeticError):
-    """A NaN or infinite value, or a solver that could not continue."""
+    """Raised if a value is NaN or infinite, or if a solver cannot continue."""
 
     exit_code = 4
 
 
 class Preempted(Answered):
-    """SIGTERM or SIGUSR1 arrived: finished work is kept, and a later run can continue from it.
+    """Raised if SIGTERM or SIGUSR1 arrives. The message says which finished work is kept.
 
-    Like ``KeyboardInterrupt``, this is not an ``Exception``, so code that catches errors does not swallow it.
+    Like ``KeyboardInterrupt``, this is not a subclass of ``Exception``, so code that catches errors does not catch it.
     """
 
     exit_code = 75
 
 
 class Stopped(Answered, KeyboardInterrupt):
-    """Ctrl-C was pressed: finished work is kept, and a later run can continue from it."""
+    """Raised if the user presses Ctrl-C. The message says which finished work is kept."""
 
     exit_code = 130
 
 
 class Advice(Answered, UserWarning):
-    """A warning that carries a suggested fix."""
+    """A warning that can carry a suggested fix."""

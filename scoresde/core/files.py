@@ -1,12 +1,12 @@
-"""Files and folders, written completely or not at all, and read without running code.
+"""Write files and folders completely or not at all, and read files without running code.
 
-Everything that this package writes goes through :func:`atomic`: it is written to a temporary name beside the target,
-flushed to disk and then renamed. A reader sees either the old content or the new content, and an interrupted write
-leaves nothing behind. The one exception is a log, which grows in place, one line at a time (:func:`append_line`). All
-files are read through :mod:`.opened`.
+Everything that this package writes goes through :func:`atomic`: it is written under a temporary name beside the target,
+flushed to disk and then renamed. A reader sees either the old or the new content. A failed write leaves nothing behind,
+and the leftovers of a killed process are removed by the next write to the same folder. Only log files are written in
+place, by appending one line at a time (:func:`append_line`). All files are read through :mod:`.opened`.
 
-JSON objects and tensors may carry a checksum of their content, which reveals even a single changed digit. The checksum
-is not a signature: it does not detect a change by someone who also removes the checksum.
+Files with a JSON object or tensors may contain a checksum of their content, which reveals even a single changed digit.
+The checksum is not a signature, because anyone who changes the content can also remove the checksum.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ CHECKSUM = "checksum"  # key of the checksum over the other values of a JSON obj
 
 # Names that an interrupted write leaves behind, for a file or folder that was being written or replaced.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>[0-9]{1,10})(-[0-9]+)?", re.DOTALL)
-_writing: set[str] = set()  # names that are still in use by this process, and so are not leftovers
+_writing: set[str] = set()  # temporary names that this process is still using, which are not leftovers
 _numbers = count()
 
-# Advice for each operating system error.
+# Advice for particular operating system errors.
 ADVICE = {
-    errno.ENOSPC: "free some space, or choose a folder elsewhere",
-    errno.EDQUOT: "free some space, or choose a folder elsewhere",
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some space, or choose a folder on another disk",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
@@ -83,15 +83,15 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
     why = reason(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         why = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), why)
-    advice = ADVICE.get(getattr(error, "errno", None) or 0, "choose a folder you may write to")
+    advice = ADVICE.get(getattr(error, "errno", None) or 0, "choose a path that you can write to")
     return CheckpointError(f"cannot write {path}: {why}; {advice}", parameter="out")
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``, which is renamed to ``path`` on success and removed on failure.
+    """Yield a temporary path beside ``path``, which is renamed to ``path`` on success and removed on failure.
 
-    The block must create a file or a folder with the temporary name. A new folder replaces an existing folder. Missing
+    The block must create a file or a folder at the temporary path. A new folder replaces an existing folder. Missing
     parent folders are created, and leftovers of killed processes in the same folder are removed.
 
     Raises:
@@ -131,7 +131,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Reject invalid names, and paths of a device or a pipe, which writing would replace."""
+    """Reject an invalid name, and the path of a device or a pipe, which writing would replace with a file."""
     if "\0" in str(path):
         raise OSError("the name contains a zero byte")
     if not path.name:
@@ -145,10 +145,10 @@ def _writable(path: Path) -> None:
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:
-    """Replace a folder with another.
+    """Replace one folder with another.
 
-    At every moment, one of the two folders exists under the target name, or the old folder exists under a name that
-    :func:`clear_leftovers` recognises.
+    At every moment, either one of the two folders exists under the target name, or the old folder exists under a name
+    that :func:`clear_leftovers` recognises.
     """
     aside = target.with_name(f".{target.name}.old-{os.getpid()}-{next(_numbers)}")
     _writing.add(aside.name)
@@ -163,9 +163,10 @@ def _replace_folder(temporary: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove what interrupted writes left in a folder, except for the files of processes that are still running.
+    """Remove what interrupted writes left in a folder, except for files of processes that are still running.
 
-    A folder that was being replaced gets its name back. With ``below``, subfolders are cleared as well.
+    If a process was killed while it replaced a folder, the old folder is restored. With ``below``, subfolders are
+    cleared as well.
     """
     try:
         with os.scandir(folder) as inside:
@@ -189,9 +190,9 @@ def clear_leftovers(folder: Path, below: bool = False) -> None:
 
 
 def living(pid: int) -> bool:
-    """Whether a process with the id ``pid`` is running on this machine."""
+    """Return whether a process with the ID ``pid`` is running on this machine."""
     if os.name != "posix":
-        return True  # on other systems, the signal that probes for the process would end it
+        return True  # on other systems, probing for the process with a signal would end it
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -220,10 +221,10 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents.
+    """Create a folder and its parents.
 
     Raises:
-        CheckpointError: If the folder cannot be made.
+        CheckpointError: If the folder cannot be created.
     """
     try:
         _writable(path)
@@ -235,12 +236,12 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make the folder ``path``, or ``path-2`` and so on if the name is taken, so that nothing is overwritten.
+    """Create the folder ``path``, or ``path-2``, ``path-3`` and so on if the name is taken, and yield its path.
 
     If the block fails before it has written anything, the folder is removed again.
 
     Raises:
-        CheckpointError: If the folder cannot be made.
+        CheckpointError: If the folder cannot be created.
     """
     folder, n, made, above = path, 2, False, missing_above(path)
     try:
@@ -261,7 +262,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with held():
             left = made and not remove_empty(folder, above)
             if left and isinstance(error, Preempted | Stopped) and error.parameter is None:
-                error.args = (f"{str(error).partition(':')[0]}: the finished part is in {folder}",)
+                error.args = (f"{str(error).partition(':')[0]}: the finished work is in {folder}",)
         raise
 
 
@@ -271,14 +272,14 @@ def missing_above(path: Path) -> list[Path]:
 
 
 def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
-    """Remove a folder that contains no file at any depth.
+    """Remove a folder if it contains no files at any depth.
 
     Args:
         folder: The folder, which may no longer exist.
-        above: Parents that were created together with the folder, nearest first, which are also removed if empty.
+        above: Parent folders that were created along with the folder, nearest first. They are also removed if empty.
 
     Returns:
-        Whether the folder contained no file.
+        Whether the folder contained no files.
     """
     empty = all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
     if empty:
@@ -293,7 +294,7 @@ def remove_empty(folder: Path, above: Iterable[Path] = ()) -> bool:
 
 
 def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
-    """Write JSON. With ``signed``, the value must be an object, to which a checksum of its content is added."""
+    """Write JSON to a file. With ``signed``, the content must be an object, and its checksum is added to it."""
     if signed:
         content = {**content, CHECKSUM: _checksum(parse_json(json.dumps(content)))}
     with atomic(path) as temporary:
@@ -302,7 +303,7 @@ def write_json(path: Path, content: Any, *, signed: bool = False) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, and leave out the checksum of an object.
+    """Read JSON from a file. If the content is an object, its checksum is left out.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -314,19 +315,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from a file, without its checksum.
 
     Raises:
-        CheckpointError: If the file is missing, is not JSON or does not hold an object.
+        CheckpointError: If the file is missing, is not JSON or does not contain an object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {reprlib.repr(content)} instead of a JSON object; is the file damaged?")
+        raise CheckpointError(f"{path} contains {reprlib.repr(content)} instead of a JSON object; is the file damaged?")
     return content
 
 
 def was_changed(path: Path) -> bool:
-    """Whether a JSON object has a checksum that does not match its content.
+    """Return whether the JSON object in a file has a checksum that does not match its content.
 
     Raises:
         CheckpointError: If the file is missing or is not JSON.
@@ -349,7 +350,7 @@ def _json(path: Path) -> Any:
 
 
 def _checksum(content: Any) -> str:
-    """Return the SHA-256 of plain values, independent of key order and spacing, as 64 hexadecimal digits."""
+    """Return the SHA-256 hash of JSON values, independent of key order, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -372,9 +373,9 @@ def _readable(number: Any) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, each an object with a numeric ``step``. Return ``[]`` if the file is missing.
+    """Read a file with one JSON object per line, each with a numeric ``step``. Return ``[]`` if the file is missing.
 
-    A last line that was cut short is skipped silently; other damaged lines are skipped with a warning.
+    An incomplete last line is skipped silently. Other damaged lines are skipped with a warning.
 
     Raises:
         CheckpointError: If the file cannot be read.
@@ -402,7 +403,7 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a file of JSON lines, or remove the file if there are no lines."""
+    """Write a file with one JSON object per line, or remove the file if there are no objects."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if not text:
         path.unlink(missing_ok=True)
@@ -413,7 +414,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
-    """Check that all ``kinds`` of files to write are ``known``, and return them.
+    """Check that the ``kinds`` of files to write are all ``known``, and return them.
 
     Raises:
         UsageError: If a kind is unknown. The message names the first unknown kind.
@@ -425,7 +426,7 @@ def check_kinds(kinds: Sequence[str], known: Sequence[str]) -> Sequence[str]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, completely or not at all. If the last line was cut short, start a new line."""
+    """Append one JSON object as a line, completely or not at all. If the last line is incomplete, start a new line."""
     try:
         if os.path.exists(path):
             regular(path)
@@ -450,7 +451,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Write a table as CSV."""
+    """Write a table to a CSV file."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -476,10 +477,10 @@ def write_tensors(
     """Write named tensors of any shape to a safetensors file.
 
     Args:
-        path: The file.
+        path: The file to write.
         tensors: The tensors, keyed by name.
         metadata: Plain JSON values for the header of the file (see :func:`read_metadata`).
-        signed: Whether to add a checksum of the whole content to the header. Pass ``False`` if the checksum is stored
+        signed: Whether to add a checksum of the content to the header. Pass ``False`` if the checksum is stored
             elsewhere.
     """
     from safetensors import SafetensorError
@@ -493,7 +494,7 @@ def write_tensors(
     with atomic(path) as temporary:
         try:
             temporary.touch()
-            mode = temporary.stat().st_mode  # the usual mode for new files, which safetensors does not use
+            mode = temporary.stat().st_mode  # the default mode of new files, which safetensors does not use
             save_file(plain, temporary, metadata=header)
             temporary.chmod(stat.S_IMODE(mode))
         except SafetensorError as error:
@@ -502,7 +503,7 @@ def write_tensors(
 
 
 def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the header and of the names, dtypes, shapes and bytes of the tensors, sorted by name."""
+    """Return the SHA-256 hash of the header and of each tensor's name, dtype, shape and bytes, in order of name."""
     import torch
 
     found = hashlib.sha256(_checksum(facts).encode())
@@ -517,7 +518,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, which may have any shape, keyed by name.
 
     Raises:
-        CheckpointError: If the file is not a safetensors file, or was changed after it was written.
+        CheckpointError: If the file is not a safetensors file, or if it was changed after it was written.
     """
     from safetensors.torch import load_file
 
@@ -536,7 +537,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Read the JSON values in the header of a file written by :func:`write_tensors`.
 
     Raises:
-        CheckpointError: If the file was not written by :func:`write_tensors`, or has an unsupported format.
+        CheckpointError: If the file was not written by :func:`write_tensors`, or if its format is not supported.
     """
     found = _facts(path)
     check_format(path, found)

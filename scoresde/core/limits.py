@@ -1,12 +1,12 @@
-"""Checks on numbers: the declared ranges of fields and arguments, and the available memory.
+"""Check numeric fields and arguments against declared ranges, and requests for memory against the available memory.
 
 A dataclass declares the ranges of its fields in a class attribute, and a function declares the ranges of its arguments
 in a decorator:
 
     limits = ranges(sigma_min=POSITIVE)                  @checked(n=COUNT)
 
-A number without a declared range is still checked against its annotation: a ``float`` field must be finite and an
-``int`` field must be an integer, so new fields are safe by default. The first invalid number raises an error that
+A number without a declared range is still checked against its annotation (a ``float`` field must be finite, and an
+``int`` field must be an integer), so new fields are safe by default. The first invalid number raises an error that
 states the name, the value and the allowed range.
 """
 
@@ -40,15 +40,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from ``low`` to ``high``.
+    """A range of numbers from ``low`` to ``high``.
 
     Args:
         low, high: The ends of the range.
-        above, below: Whether to exclude the lower and the upper end.
+        above, below: Whether to exclude the lower and the upper end, respectively.
         infinite: Whether infinity is allowed.
-        seconds: The minimum time that one unit of a count takes. The error for a count that is too large states the
-            total time.
-        hint: A remark to add to the error for a number outside the range.
+        seconds: For counts, the minimum time that one unit takes, in seconds. The error message for a count that is
+            too large states the total time.
+        hint: An explanation that is appended to the error message for a number outside the range.
     """
 
     low: float = -math.inf
@@ -66,7 +66,10 @@ class Range:
         return low and (value < self.high if self.below else value <= self.high)
 
     def noun(self, whole: bool = False) -> str:
-        """Return the range in words, such as ``a number > 0 and <= 1``."""
+        """Describe the range in words, for example as ``a number > 0 and <= 1``.
+
+        With ``whole``, only integers are allowed.
+        """
         told = self.infinite or self.high < math.inf
         words = "an integer" if whole else "a number" if told else "a finite number"
         low, high = (f"{end:,d}" if whole and abs(end) < math.inf else f"{end:g}" for end in _ends(self, whole))
@@ -83,24 +86,24 @@ def _ends(range_: Range, whole: bool) -> tuple[Any, Any]:
 NUMBER = Range()
 POSITIVE = Range(0, above=True)
 NONNEGATIVE = Range(0)
-FRACTION = Range(0, 1)  # both ends are allowed
+FRACTION = Range(0, 1)  # both ends are included
 SHARE = Range(0, 1, above=True, below=True)
 WHOLE = Range(0, 2**53)
 COUNT = Range(1, 10**9)
 SEVERAL = Range(2, 10**9)
 TRAINED = Range(1, 10**8, seconds=1e-3)  # training steps
-STEPS = Range(1, 10**6, seconds=1e-4)  # steps of a solver, or strata of a bound; published work uses at most 2000
-FRAMES = Range(2, 1000)  # frames of an animation
+STEPS = Range(1, 10**6, seconds=1e-4)  # solver steps, or strata of a likelihood bound; published work uses at most 2000
+FRAMES = Range(2, 1000)  # number of frames of an animation
 WIDTH = Range(1, 10**6)  # width of a layer
 DEPTH = Range(0, 1000)  # number of blocks
 LR = Range(0, 1e30, above=True)  # the learning rate
 SEED = Range(0, 2**64 - 1)
 SIZE = Range(0, 16_384)  # the side of an image, in pixels
-SCALE = Range(-1000, 1000, hint="the guidance scale; 1 means no guidance")
+SCALE = Range(-1000, 1000, hint="a guidance scale of 1 means no guidance")
 EVALUATIONS = Range(1, 10**9)
 TIME = Range(0, 1e6)
 CLASSES = Range(0, 10**6)
-TOLD = Range(0, 1000)  # number of extra inputs of a network per row
+TOLD = Range(0, 1000)  # number of extra network inputs per row
 RTOL = Range(0, 1e12, above=True, hint="for example 1e-5")
 ATOL = Range(0, 1e12, hint="for example 1e-5")
 
@@ -115,7 +118,7 @@ def _kinds(text: str) -> frozenset[str]:
 
 
 def kinds_of(annotation: object) -> frozenset[str]:
-    """Return the names of the types that an annotation allows: two for ``float | None``, none without an annotation."""
+    """Return the names of the types that an annotation allows, such as ``float`` and ``None`` for ``float | None``."""
     if annotation is inspect.Parameter.empty:
         return frozenset()
     return _kinds(annotation if isinstance(annotation, str) else inspect.formatannotation(annotation))
@@ -124,15 +127,15 @@ def kinds_of(annotation: object) -> frozenset[str]:
 def check_number(
     name: str, value: Any, range_: Range | None = None, annotation: object = "float", where: str = ""
 ) -> Any:
-    """Return a number if it is valid, with a NumPy number converted to a plain number.
+    """Check the value of a parameter and return it, with a NumPy number converted to a plain Python number.
 
     Args:
         name: The name of the parameter.
-        value: The value. The numbers in a tuple are checked one by one. A value that the annotation does not restrict
-            to numbers is returned unchanged.
+        value: The value. The numbers in a tuple are checked one by one. If the annotation does not require a number,
+            the value is returned unchanged.
         range_: The allowed range (default: any finite number, or any 64-bit integer for an ``int``).
         annotation: The allowed types, as written in a signature.
-        where: The owner of the parameter, as a prefix of the message.
+        where: A prefix for the message, which names the owner of the parameter, such as ``"VPSDE: "``.
 
     Raises:
         UsageError: If the value is invalid. The message states the parameter, the value and the allowed range.
@@ -166,7 +169,7 @@ def check_number(
 
 
 def _flag(name: str, value: Any, where: str) -> Any:
-    """Return a flag as a plain bool."""
+    """Return a flag as a plain Python bool."""
     if isinstance(value, bool):
         return value
     if _is_numpy(value) and type(value).__name__.startswith("bool"):
@@ -175,7 +178,7 @@ def _flag(name: str, value: Any, where: str) -> Any:
 
 
 def _number(value: Any, whole: bool) -> Any:
-    """Return the value as a plain number, or ``None`` if it is not a number."""
+    """Return the value as a plain Python number, or ``None`` if it is not a number."""
     if value is None or isinstance(value, bool | str | bytes | complex) or type(value).__name__ == "bool_":
         return None
     try:
@@ -203,7 +206,7 @@ def _refused(name: str, value: Any, found: Any, range_: Range, whole: bool, opti
     large = found is not None and range_.high < found < math.inf
     if large and range_.seconds:
         told = duration(min(found, 10**30) * range_.seconds)
-        more += f": that many would take at least {told}; use a smaller number"
+        more += f"; with this value, the computation would take at least {told}"
     answer = (int(range_.high) if whole else range_.high) if large and not range_.below else None
     return UsageError(f"{where}{name} is {_shown(value)}; it must be {noun}{more}", parameter=name, value=answer)
 
@@ -212,8 +215,9 @@ def check_fields(thing: Any, where: str | None = None) -> None:
     """Check every field of a dataclass against its annotation and against the range that the class sets in ``limits``.
 
     Args:
-        thing: An instance of a dataclass, frozen or not. NumPy numbers in its fields become plain numbers.
-        where: The owner of the fields, as a prefix of the message (default: the name of the class).
+        thing: An instance of a dataclass, frozen or not. NumPy numbers in its fields are replaced by plain Python
+            numbers.
+        where: A prefix for the message, which names the owner of the fields (default: the name of the class).
 
     Raises:
         UsageError: If a field is invalid. The message names the first invalid field.
@@ -231,17 +235,17 @@ def check_fields(thing: Any, where: str | None = None) -> None:
 
 
 def ranges(**limits: Range) -> Mapping[str, Range]:
-    """Return the ranges of fields, keyed by name, as a read-only mapping for the class attribute ``limits``."""
+    """Return field ranges, keyed by field name, as a read-only mapping for the class attribute ``limits``."""
     return MappingProxyType(limits)
 
 
 class Checked:
-    """Base class for a dataclass that checks its numbers on construction.
+    """Base class for dataclasses that check their numeric fields on construction.
 
     A subclass with its own ``__post_init__`` must call ``super().__post_init__()`` first.
 
     Attributes:
-        limits: The ranges of the fields. The ranges that base classes declare apply as well.
+        limits: The ranges of the fields, keyed by field name. Ranges declared by base classes also apply.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges()
@@ -252,7 +256,7 @@ class Checked:
 
 
 def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the arguments of a function against their annotations and these ranges before each call.
+    """Return a decorator that checks the arguments of each call against their annotations and these ranges.
 
     >>> @checked(n=COUNT)
     ... def draw(n: int, scale: float = 1.0) -> float: return n * scale
@@ -274,7 +278,7 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 bound = signature.bind(*args, **given)
             except TypeError:
-                return function(*args, **given)  # Python's own error says what is missing
+                return function(*args, **given)  # Python's own error says what is wrong with the call
             for name, annotation in known.items():
                 if name in bound.arguments:
                     bound.arguments[name] = check_number(name, bound.arguments[name], limits.get(name), annotation)
@@ -290,10 +294,10 @@ def checked(**limits: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @functools.cache
 def memory() -> int:
-    """Return the number of bytes of memory that this process may use, or 16 GiB if it is unknown.
+    """Return the amount of memory that this process may use, in bytes.
 
-    This is the smallest of the machine's memory, the limit of the control group, and the limit of the process
-    (``ulimit -v``).
+    This is the smallest of the machine's memory (assumed to be 16 GiB if unknown), the limit of the control group, and
+    the limit of the process (``ulimit -v``).
     """
     found = [2**34]
     try:
@@ -319,20 +323,20 @@ def enough_memory(size: float, what: str, parameter: str, value: object = None) 
     """Reject a request for more memory than is available, before anything is allocated.
 
     Args:
-        size: The minimum number of bytes needed.
-        what: The thing that needs the memory, as the subject of the message.
-        parameter: The parameter to make smaller.
+        size: A lower bound on the memory needed, in bytes.
+        what: What the memory is needed for, as the subject of the message.
+        parameter: The parameter to reduce.
         value: A value of the parameter that is small enough.
 
     Raises:
-        UsageError: If there is not enough memory. The message states the needed and the available memory.
+        UsageError: If there is not enough memory. The message states how much is needed and how much is available.
     """
     if size > memory():
         gib, there = size / 2**30, memory() / 2**30
         asked = f"{gib:,.0f}" if gib < 1e9 else f"{gib:.1e}"
         raise UsageError(
-            f"{what} would need at least {asked} GiB, but only {there:,.0f} GiB of memory are available; "
-            "use a smaller number",
+            f"{what} would need at least {asked} GiB of memory, but only {there:,.0f} GiB is available; "
+            f"reduce {parameter}",
             parameter=parameter,
             value=value,
         )
@@ -342,19 +346,19 @@ def enough_for_network(parameters: float, name: str, parameter: str) -> None:
     """Reject a network that is too large to be trained in the available memory, before it is built.
 
     Args:
-        parameters: A lower bound on the number of parameters. Training needs six numbers for each parameter: the
-            weight, the gradient, the two moments of Adam, the average, and the copy of the average that is evaluated.
+        parameters: A lower bound on the number of weights. For each weight, training stores six numbers: the weight,
+            its gradient, the two moments of Adam, the moving average, and a copy of the average for evaluation.
         name: A description of the network, for the message.
-        parameter: The parameter that makes the network smaller.
+        parameter: The option to reduce in order to make the network smaller.
 
     Raises:
         UsageError: If there is not enough memory.
     """
-    enough_memory(24 * parameters, f"training {name} of {parameters:,.0f} parameters", parameter)
+    enough_memory(24 * parameters, f"training {name} ({parameters:,.0f} parameters)", parameter)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in words, such as ``3 hours``.
+    """Express a duration in words, such as ``3 hours``.
 
     >>> duration(90), duration(1e9)
     ('2 minutes', '32 years')

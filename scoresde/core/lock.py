@@ -1,7 +1,7 @@
 """A lock that allows one writer per folder, and that the operating system releases when the writing process ends.
 
-The lock is ``flock`` on the file ``.lock``, whose content only tells people who holds the lock. A ``.lock`` file by
-itself, left by a killed process or copied along with the folder, locks nothing.
+The lock is an ``flock`` on the file ``.lock``. The content of the file only tells people who holds the lock. A file
+that a killed process left behind, or that was copied along with the folder, does not lock anything.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ __all__ = ["LOCK", "held_by", "in_use", "locked"]
 
 LOCK = ".lock"
 TRIES = 5
-HELD = (BlockingIOError, PermissionError)  # raised if the lock is taken; PermissionError on some file systems
+HELD = (BlockingIOError, PermissionError)  # raised if the lock is held; PermissionError on some file systems
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of an existing folder. Two threads of one process exclude each other as well.
+    """Hold the lock on an existing folder while the block runs. Threads of the same process also exclude each other.
 
     Where ``flock`` is not supported (on non-Unix systems and some network file systems), warn and continue without a
     lock.
 
     Raises:
-        CheckpointError: If the lock is already held (the message says by whom), or if the folder is not writable.
+        CheckpointError: If the lock is already held (the message says by which process), or if the folder is not
+            writable.
     """
     file = _taken(folder)
     try:
@@ -50,12 +51,12 @@ def locked(folder: Path) -> Iterator[None]:
 def in_use(folder: Path, holder: str) -> CheckpointError:
     """Return the error for a folder that another process is writing to."""
     return CheckpointError(
-        f"{folder} is in use: {holder} is training there; wait for it to end, or choose another folder"
+        f"{folder} is in use: {holder} is training there; wait for it to finish, or choose another folder"
     )
 
 
 def held_by(folder: Path) -> str | None:
-    """Return a description of the holder of a folder's lock, or ``None`` if there is no holder or it is unknown."""
+    """Describe the process that holds a folder's lock. Return ``None`` if the lock is free or the holder is unknown."""
     try:
         import fcntl
 
@@ -74,7 +75,7 @@ def held_by(folder: Path) -> str | None:
 
 
 def _taken(folder: Path) -> int | None:
-    """Open and lock the lock file, and return its descriptor, or ``None`` where locks are not supported."""
+    """Open and lock the lock file. Return its file descriptor, or ``None`` where locks are not supported."""
     path = folder / LOCK
     try:
         import fcntl
@@ -101,7 +102,7 @@ def _taken(folder: Path) -> int | None:
             os.close(file)
             _without(folder, error.strerror or str(error))
             return None
-        try:  # a file that was removed after it was opened does not lock out others
+        try:  # a file that was removed after it was opened does not keep others out
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 break
         except OSError:
@@ -118,14 +119,14 @@ def _opened(path: Path, flags: int) -> int:
     file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError("it is not a regular file: remove it")
+        raise OSError("it is not a regular file (remove it first)")
     return file
 
 
 def _holder(file: int) -> str:
-    """Return a description of the holder of the lock, as recorded in the lock file."""
+    """Describe the process that holds the lock, as recorded in the lock file."""
     holder = "another process"
-    for _ in range(20):  # the holder writes the file right after locking it
+    for _ in range(20):  # the holder writes to the file right after locking it
         try:
             told = parse_json(os.pread(file, 4096, 0))
             holder = f"process {int(told['pid'])} on {told['host']!s} (since {told['since']!s})"
@@ -139,5 +140,5 @@ def _holder(file: int) -> str:
 
 def _without(folder: Path, why: str) -> None:
     warnings.warn(
-        f"{folder} cannot be locked ({why}): nothing stops a second training run from writing into it", stacklevel=4
+        f"{folder} cannot be locked ({why}), so a second training run could write to it at the same time", stacklevel=4
     )

@@ -1,26 +1,27 @@
-"""Random numbers with an address: draw ``k`` of sample ``i`` under seed ``s`` is always the same number.
+"""Random numbers that are pure functions of the seed, the sample index, the stream and the step.
 
-Sequential generators tie a sample to its neighbours: change the batch size, drop a finished row or resume at sample
-40,000, and every image changes. Here each number is a pure function of its address,
+With a sequential generator, each sample depends on its neighbours, so changing the batch size, dropping a finished row
+or resuming at sample 40,000 changes every image. Here, each number is computed from its address,
 
     (seed, sample index, stream, step, position in the event)  ->  uniform bits  ->  N(0, 1),
 
-computed by the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten rounds of
+with the counter-based generator Philox4x32-10 and the Box-Muller transform. Ten rounds of
 
     (hi0, lo0) = 0xD2511F53 c0,   (hi1, lo1) = 0xCD9E8D57 c2,
     c <- (hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0),   k <- k + (0x9E3779B9, 0xBB67AE85)
 
-turn a 128-bit counter and a 64-bit key into four 32-bit words, in integer arithmetic that is the same on every
-device. A row therefore keeps its noise through chunking, compaction and sharding.
+turn a 128-bit counter (c0, c1, c2, c3) and a 64-bit key (k0, k1) into four 32-bit words, where hi and lo are the upper
+and lower halves of a 64-bit product. The integer arithmetic gives the same result on every device, so a row keeps its
+noise under chunking, compaction and sharding.
 
-A solver that takes different steps draws different numbers, unless ``brownian`` is set. In that case the normals of the
-steps are increments of one Brownian path W on [0, 1] per sample, refined where it is evaluated (Levy's midpoint
-construction),
+A solver that takes different steps draws different numbers, unless ``brownian`` is set. In that case, the random
+numbers of the steps are increments of a Brownian path W on [0, 1], one per sample. The path is refined where it is
+evaluated (Levy's midpoint construction),
 
     W((a + b)/2) = (W(a) + W(b))/2 + sqrt((b - a)/4) z,
 
-where the address of z is the midpoint. For a fixed seed, samples drawn with different numbers of steps then converge to
-one image as the number grows.
+where z is a standard normal number whose address is the midpoint. For a fixed seed, each sample then converges to one
+image as the number of steps grows.
 
 References:
     Salmon, Moraes, Dror and Shaw (2011), Parallel random numbers: as easy as 1, 2, 3, SC '11,
@@ -43,7 +44,7 @@ __all__ = ["Noise", "keyed", "philox"]
 
 _MASK = 0xFFFFFFFF
 
-# One stream for each purpose, so that extra draws for one purpose never shift the draws for another.
+# One stream for each purpose, so that extra draws for one purpose never change the draws for another.
 STREAMS = {
     "prior": 0, "solver": 1, "corrector": 2, "probe": 3, "dequantise": 4, "user": 5, "path": 6, "elbo": 7, "augment": 8,
     "condition": 9, "task": 10,
@@ -80,13 +81,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of a set of samples.
+    """The random numbers for a set of samples.
 
     Args:
         seed: Any integer from 0 to 2^64 - 1.
-        indices: The index of the sample in each row, int64, shape ``(B,)``. The random numbers are generated on the
-            device of this tensor.
-        brownian: Whether :meth:`between` follows a Brownian path, which is the same for any number of steps.
+        indices: The sample index of each row, int64, shape ``(B,)``. The random numbers are generated on the device of
+            this tensor.
+        brownian: Whether :meth:`between` returns increments of a Brownian path, which is the same for any number of
+            steps.
 
     >>> both, second = Noise.of(2, seed=7), Noise(7, torch.tensor([1]))
     >>> bool((both.normal((3,))[1] == second.normal((3,))[0]).all())
@@ -100,7 +102,7 @@ class Noise:
     def __post_init__(self) -> None:
         check_number("seed", self.seed, SEED, "int")
         if self.indices.ndim != 1 or self.indices.dtype != torch.int64:
-            raise UsageError("the indices of Noise must be int64 with shape (B,), one sample index per row")
+            raise UsageError("the indices of Noise must have dtype int64 and shape (B,), one index per row")
 
     @classmethod
     @checked(count=WHOLE, seed=SEED, start=WHOLE)
@@ -113,20 +115,20 @@ class Noise:
         *,
         brownian: bool = False,
     ) -> Noise:
-        """Return the noise of samples ``start`` to ``start + count - 1``."""
+        """Return the noise for samples ``start`` to ``start + count - 1``."""
         enough_memory(8 * count, f"the indices of {count:,} samples", "n")
         return cls(seed, torch.arange(start, start + count, device=device), brownian)
 
     def rows(self, index: Tensor) -> Noise:
-        """Return the noise of the rows ``index``, shape ``(B',)``."""
+        """Return the noise for the rows ``index``, shape ``(B',)``."""
         return Noise(self.seed, self.indices[index], self.brownian)
 
     def _words(self, size: int, stream: str, step: int | Tensor) -> Tensor:
-        """Return at least ``size`` uniform 32-bit words per row, int64, shape ``(B, 4 * blocks)``."""
+        """Return uniform 32-bit words, int64 ``(B, n)``, where ``n`` is ``size`` rounded up to a multiple of 4."""
         if isinstance(step, int) and not 0 <= step < 2**32:
-            raise UsageError(f"the step of a draw must be an integer >= 0 and < 2^32; got {step}")
+            raise UsageError(f"the step of a draw must be an integer >= 0 and < 2^32, got {step}")
         if stream not in STREAMS:
-            raise UsageError(f"unknown stream {stream!r}; choose from: {', '.join(STREAMS)}")
+            raise UsageError(f"unknown noise stream {stream!r}; choose from: {', '.join(STREAMS)}")
         blocks = torch.arange(-(-size // 4), device=self.indices.device)[None]
         index = self.indices[:, None]
         words = philox(
@@ -161,10 +163,10 @@ class Noise:
     def between(
         self, t: float, s: float, shape: tuple[int, ...], step: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return standard normal numbers for a solver's step ``step``, from time ``t`` to ``s``, shape ``(B, *shape)``.
+        """Return standard normal numbers, shape ``(B, *shape)``, for a solver step from time ``t`` to time ``s``.
 
-        Without ``brownian``, these are independent draws addressed by ``step``. With ``brownian``, which needs times in
-        [0, 1], they are ``(W(s) - W(t)) / sqrt(|s - t|)``.
+        Without ``brownian``, these are independent draws that depend on the step index ``step``. With ``brownian``,
+        which requires times in [0, 1], they are ``(W(s) - W(t)) / sqrt(|s - t|)`` for the Brownian path W.
         """
         if not self.brownian:
             return self.normal(shape, step, "solver", dtype)
@@ -176,7 +178,7 @@ class Noise:
         """Reject time points, shape ``(n + 1,)``, with a step that the Brownian path does not cover or resolve.
 
         Raises:
-            UsageError: If there is such a step. The message states the first.
+            UsageError: If there is such a step. The message quotes the first one.
         """
         inside = (times[:-1].clamp(0, 1) == times[:-1]) & (times[1:].clamp(0, 1) == times[1:])
         wrong = (((times[1:] - times[:-1]).abs() < 4 / 2**_LEVELS) | ~inside).nonzero().flatten()
@@ -188,7 +190,7 @@ class Noise:
             )
 
     def path(self, t: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the Brownian path W(t) of each sample, float64, shape ``(B, *shape)``.
+        """Return the value W(t) of each sample's Brownian path, float64, shape ``(B, *shape)``.
 
         ``t`` is a time in [0, 1]: one number for all rows, or a tensor of shape ``(B,)``.
         """
@@ -222,8 +224,8 @@ class Noise:
     ) -> Tensor:
         """Return independent uniform numbers on [0, 1), shape ``(B, *shape)``.
 
-        The numbers have 24 bits, so that rounding to float32 never gives 1. ``step`` is one integer for all rows, or an
-        int64 tensor of shape ``(B,)``.
+        The numbers have 24 random bits, so that rounding to float32 never gives 1. ``step`` is one integer for all
+        rows, or an int64 tensor of shape ``(B,)``.
         """
         size = max(1, math.prod(shape))
         words = self._words(size, stream, step)[:, :size] >> 8
@@ -245,14 +247,14 @@ class Noise:
         return (1 - 2 * (words & 1)).reshape(-1, *shape).to(dtype)
 
 
-# The purposes of the random generators in training.
+# The purposes for which training draws random numbers.
 _PURPOSES = {"step": 0, "epoch": 1, "dropout": 2, "augment": 3, "validation": 4}
 
 
 def keyed(seed: int, n: int, purpose: str = "step") -> torch.Generator:
-    """Return the generator for draw ``n`` in training.
+    """Return the random generator for draw ``n`` in training.
 
-    Its seed is a hash (the finaliser of splitmix64) of ``seed``, ``n`` and ``purpose``.
+    Its seed is a hash of ``seed``, ``n`` and ``purpose``, computed with the finaliser of SplitMix64.
     """
     key = (seed * 0x9E3779B97F4A7C15 + (n + 2) * 0xBF58476D1CE4E5B9 + _PURPOSES[purpose]) % 2**64
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -1,9 +1,9 @@
-"""Safe reading of files: only regular files are opened, and only as much is read as fits into memory.
+"""Read files safely: open only regular files, and read no more than fits into memory.
 
-Reading a pipe may block and a device may never end, so anything but a regular file is rejected before it is opened.
-Compressed data are unpacked only up to a limit, and the sizes in a header are compared with the number of bytes that
-follow before anything is allocated. Errors are ``OSError`` and ``ValueError``, which :func:`reason` describes briefly.
-The caller adds the name of the file.
+Reading from a pipe may block, and reading from a device may never end, so everything but regular files is rejected
+before it is opened. Compressed data are unpacked only up to a limit, and the sizes in a header are compared with the
+number of bytes that follow before any memory is allocated. Most errors are of type ``OSError`` or ``ValueError``.
+:func:`reason` summarises them, and the caller adds the name of the file.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``; Fifield (2019), A better zip bomb.
@@ -32,19 +32,19 @@ __all__ = [
     "read_bytes", "reason", "regular",
 ]  # fmt: skip
 
-FREE, RATIO = 2**28, 100  # a file may unpack to FREE bytes or to RATIO times its own size, whichever is more
+FREE, RATIO = 2**28, 100  # a file may unpack to FREE bytes or RATIO times its own size, whichever is larger
 NESTED = 64  # maximum nesting depth of JSON
 GZIP = b"\x1f\x8b"
 KINDS = (
     (stat.S_ISDIR, "it is a folder"),
-    (stat.S_ISFIFO, "it is a pipe, which cannot be read here: write its content to a file"),
+    (stat.S_ISFIFO, "it is a pipe, which is not supported; write its content to a file first"),
     (stat.S_ISSOCK, "it is a socket"),
-    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "it is a device, which cannot be read here"),
+    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "it is a device, which is not supported"),
 )
 
 
 def reason(error: BaseException) -> str:
-    """Return a one-line reason why a file could not be read or written, without the name of the file."""
+    """Return the reason why a file could not be read or written, on one line and without the name of the file."""
     if out_of_memory(error):
         return "it needs more memory than is available"
     if isinstance(error, RecursionError):
@@ -55,7 +55,7 @@ def reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, in Python or in torch's allocators."""
+    """Return whether an error means that memory ran out, in Python or in torch's allocators."""
     told = str(error) if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or "allocate memory" in told or "out of memory" in told
 
@@ -86,7 +86,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """Return the bytes of a regular file of at most ``most`` bytes.
+    """Return the content of a regular file, whose size may not exceed ``most`` bytes.
 
     Raises:
         OSError: If the file does not exist, is not a regular file or is too large.
@@ -97,7 +97,7 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the bytes of a regular file, as 64 hexadecimal digits.
+    """Return the SHA-256 hash of a regular file, as 64 hexadecimal digits.
 
     Raises:
         OSError: If the file does not exist or is not a regular file.
@@ -107,11 +107,11 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _fits(size: int, most: int | None = None) -> None:
-    """Reject a size in bytes that exceeds the available memory, or ``most``."""
+    """Reject a size in bytes that exceeds the available memory or, if given, the limit ``most``."""
     if most is not None and size > most:
-        raise OSError(f"it has {_bytes(size)}, but files of this kind have at most {_bytes(most)}")
+        raise OSError(f"its size is {_bytes(size)}, but files of this kind may not exceed {_bytes(most)}")
     if size > memory():
-        raise OSError(f"it needs {_bytes(size)} of memory, but only {_bytes(memory())} are available")
+        raise OSError(f"it needs {_bytes(size)} of memory, but only {_bytes(memory())} is available")
 
 
 def _bytes(count: int) -> str:
@@ -125,7 +125,7 @@ def _bytes(count: int) -> str:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the content of a file is gzip, whatever its name."""
+    """Return whether the content of a file is in gzip format, whatever its name."""
     with opened(path) as file:
         return file.read(2) == GZIP
 
@@ -146,16 +146,16 @@ def may_unpack(packed: int, size: int | None = None) -> int:
 
 def _bomb(packed: int, size: str, most: int) -> str:
     return (
-        f"it has {_bytes(packed)} and unpacks to {size}, but the limit is {_bytes(most)}: if you trust the file, "
-        "unpack it first"
+        f"its size is {_bytes(packed)}, and it unpacks to {size}, but the limit is {_bytes(most)}; if you trust the "
+        "file, unpack it first"
     )
 
 
 def gunzipped(data: bytes) -> bytes:
-    """Return the bytes ``data``, unpacked if they are in gzip format.
+    """Return ``data``, unpacked if it is in gzip format.
 
     Raises:
-        OSError: If the bytes unpack to more than the limit.
+        OSError: If the data unpack to more than the limit.
         Exception: If the gzip content is damaged. The type of the exception varies.
     """
     if data[:2] != GZIP:
@@ -171,11 +171,11 @@ def gunzipped(data: bytes) -> bytes:
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a NumPy file, which may have any shape, keyed by name.
 
-    The array of an ``.npy`` file is called ``x``. Nothing is unpickled.
+    The array of an ``.npy`` file has the name ``x``. Nothing is unpickled.
 
     Raises:
         OSError: If the file does not exist, is not a regular file or is too large.
-        ValueError: If the file is damaged, or holds anything but plain arrays.
+        ValueError: If the file is damaged, or contains anything other than plain arrays.
     """
     import numpy as np
 
@@ -201,15 +201,15 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         except Exception as error:  # decoders can raise almost anything on damaged bytes
             raise ValueError(reason(error)) from None
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("it holds members that are not arrays")
+        raise ValueError("it contains members that are not arrays")
     return arrays
 
 
 def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
-    """Compare the size in the header of an array with the number of bytes that follow.
+    """Compare the size in the header of an array with the number of bytes that follow the header.
 
-    In a member of an archive, the two must be equal. NumPy reads as many bytes as the header says. If more bytes
-    follow, NumPy does not reach the end of the member and never verifies its checksum.
+    In a member of an archive, the two must be equal. NumPy reads as many bytes as the header specifies, so if more
+    bytes follow, it does not reach the end of the member and never verifies the member's checksum.
 
     Raises:
         ValueError: If there are too few bytes or, in an archive, too many.
@@ -227,14 +227,17 @@ def _hold(file: IO[bytes], size: int, packed: bool = False) -> None:
         return  # np.load rejects the array without reading it
     promised, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or promised > there or (packed and promised < there):
-        raise ValueError(f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but {there:,} follow")
+        raise ValueError(
+            f"an array of shape {shape} and dtype {dtype} needs {promised:,} bytes, but {there:,} "
+            "bytes follow its header"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON in UTF-8, with a limited nesting depth and with integers of at most 64 bits.
+    """Parse JSON, with limited nesting depth and with integers of at most 64 bits. Bytes are decoded as UTF-8.
 
     Raises:
         ValueError: If the text is not valid JSON, or exceeds one of these limits.
@@ -253,5 +256,5 @@ def parse_json(text: str | bytes) -> Any:
 
 def _whole(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ValueError(f"it holds an integer of {len(digits.lstrip('-'))} digits, which is too large")
+        raise ValueError(f"it contains an integer of {len(digits.lstrip('-'))} digits, which is too large")
     return int(digits)

@@ -1,15 +1,15 @@
-"""Results of many rows, stored in one file per range of rows, so that an interrupted computation can be resumed.
+"""Storage of row-wise results, with one file per range of rows, so that an interrupted computation can be resumed.
 
-The rows of a computation are independent of each other, and so are ranges of rows. Each finished range becomes one
-file, written whole or not at all:
+The results of different rows are independent of each other. Each finished range of rows is stored in one file, which is
+written completely or not at all:
 
     parts/000000-000255.safetensors        rows 0 to 255
 
-The file holds the results. Its header holds the request (everything that the results depend on, except the rows) and
-has a checksum of its own, which is verified before the results are read. A second call with the same request reads the
-finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to the result
-of a single call. Damaged ranges are computed again. The file names alone record which ranges are finished, so several
-processes may each compute some of the ranges.
+The file contains the results. Its header contains the request (everything that the results depend on, except the rows)
+and has its own checksum, which is verified before the results are read. A second call with the same request reads the
+finished ranges and computes the remaining rows in ranges of the same size, so its result is bit-identical to that of a
+single call. Damaged ranges are recomputed. The file names alone record which ranges are finished, so several processes
+can share the work.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 OPAQUE = "digest "  # prefix of digests, which messages shorten
 T = TypeVar("T")
 
-Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and its other data as plain JSON values
+Packed = tuple[dict[str, "Tensor"], dict[str, Any]]  # the tensors of a result, and the rest of it as plain JSON values
 
 
 class Parts:
-    """The stored parts of one request, in a folder.
+    """The parts of a result that are stored in a folder, all for the same request.
 
     Args:
-        folder: The folder of the parts, which is created with the first part.
-        request: The settings that the results depend on, as plain JSON values under names that the user knows. The
-            number of rows is not one of them.
-        inputs: A function from row indices, int64 ``(b,)``, to the other tensors that the results of these rows depend
-            on.
+        folder: The folder for the parts, which is created when the first part is written.
+        request: The settings that the results depend on, as plain JSON values keyed by names that the user knows. The
+            number of rows is not among them.
+        inputs: A function that takes row indices, int64 ``(b,)``, and returns the other tensors that the results of
+            these rows depend on.
 
     Raises:
-        UsageError: If the existing parts belong to another request.
+        UsageError: If the existing parts belong to a different request.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Parts:
                 check_request(self.request, header["request"], f"the parts in {folder}")
 
     def batch(self, batch: int) -> int:
-        """Return the number of rows to solve at once: the size of the stored ranges or, if there are none, ``batch``.
+        """Return the number of rows to process at once: the size of the stored ranges, or ``batch`` if there are none.
 
-        The size is kept because the last bits of a result depend on the number of rows that are solved together.
+        The size stays the same because the last bits of a result depend on how many rows are processed together.
         """
         self.size = batch_kept(self.folder) or batch
         return self.size
@@ -75,13 +75,13 @@ class Parts:
         pack: Callable[[T], Packed],
         unpack: Callable[[Mapping[str, Tensor], Mapping[str, Any]], T],
     ) -> T:
-        """Return the stored result of a range of rows, or else compute the result with ``solve`` and store it.
+        """Return the stored result of a range of rows. If there is none, compute it with ``solve`` and store it.
 
         Args:
             index: The consecutive row indices of the range, int64 ``(b,)``.
             solve: A function that computes the result.
-            pack: A function that splits a result into tensors and plain values.
-            unpack: A function that rebuilds a result from tensors on the CPU and plain values.
+            pack: A function that splits a result into tensors and plain JSON values.
+            unpack: A function that rebuilds a result from tensors on the CPU and plain JSON values.
 
         Raises:
             UsageError: If the stored result was computed from different inputs.
@@ -102,7 +102,7 @@ class Parts:
             except CheckpointError:
                 pass
         if path.exists():
-            warnings.warn(f"{path} is damaged: computing rows {first:,} to {last:,} again", stacklevel=2)
+            warnings.warn(f"{path} is damaged, so rows {first:,} to {last:,} are computed again", stacklevel=2)
         found = solve()
         tensors, facts = pack(found)
         header = {"request": self.request, "batch": getattr(self, "size", len(index)), "inputs": inputs, "facts": facts}
@@ -111,22 +111,27 @@ class Parts:
 
 
 def plain_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request as it is read back from a file: plain JSON values, and the ``repr`` of all other values."""
+    """Return a request as it is read back from a file. A value that JSON cannot store is replaced by its ``repr``."""
     found: dict[str, Any] = json.loads(json.dumps(dict(request), default=repr))
     return found
 
 
 def check_request(asked: Mapping[str, Any], kept: Mapping[str, Any], whose: str) -> None:
-    """Check that stored results belong to the same request.
+    """Check that stored results belong to the same request as the current one.
+
+    Args:
+        asked: The current request.
+        kept: The request that is stored with the results.
+        whose: The stored results, as a noun phrase for the message.
 
     Raises:
         UsageError: If the two requests differ. The message lists the differences.
     """
     names = [name for name in {**asked, **kept} if json.dumps(asked.get(name)) != json.dumps(kept.get(name))]
-    told = [f"{_told(asked, name)}, but {whose} have {_told(kept, name)}" for name in names]
+    told = [f"{_told(asked, name)} instead of {_told(kept, name)}" for name in names]
     if told:
         raise UsageError(
-            f"this request differs from the first one: {'; '.join(told[:5])}; repeat the first request, or use a new "
+            f"this request does not match {whose}: {', '.join(told[:5])}; repeat the original request, or use a new "
             "folder",
             parameter="out",
         )
@@ -142,7 +147,7 @@ def _told(request: Mapping[str, Any], name: str) -> str:
 
 
 def digest(*things: Tensor | str) -> str:
-    """Return a digest of strings and of tensors of any shape, including their shapes and dtypes."""
+    """Return a digest of strings and of tensors of any shape. It also depends on the tensors' shapes and dtypes."""
     import torch
 
     found = hashlib.blake2b(digest_size=16)
@@ -162,7 +167,7 @@ def rows_kept(folder: Path) -> int:
 
 
 def batch_kept(folder: Path) -> int | None:
-    """Return the size of the ranges in a folder, or ``None`` if there are no readable ranges."""
+    """Return the number of rows per range in a folder, or ``None`` if no range is readable."""
     for path, _ in _files(folder):
         header = _header(path)
         if header is not None:

@@ -1,16 +1,16 @@
 """A progress line for long loops, with the number of finished steps, the rate and the remaining time.
 
-On a terminal, the line is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server), a bar would be
+On a terminal, the line is a tqdm bar. Anywhere else (a log file, a batch queue, a notebook server), a bar would print
 thousands of carriage returns, so plain lines are printed instead, one every ten seconds and one at the end::
 
     train  1,200/4,000  30 %  loss 0.123  45 it/s  eta 1:02
     train  4,000/4,000  100 %  loss 0.0871  45 it/s  in 1:29
 
-If this process began after ``n0`` of ``N`` steps, and ``n`` steps are done after ``s`` seconds, then
+If this process starts after ``n0`` of ``N`` steps, and ``n`` steps in total are done ``s`` seconds later, then
 
     rate = (n - n0) / s,    eta = (N - n) / rate.
 
-All durations come from :func:`time.monotonic`, which is not affected by changes of the system clock.
+All durations come from :func:`time.monotonic`, which is not affected by changes to the system clock.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Progress:
     Args:
         total: Number of steps in the whole loop.
         label: One word for the activity, such as ``"train"`` or ``"sample"``.
-        quiet: Whether to print nothing at all.
+        quiet: Whether to suppress all output.
         stream: The stream to write to (default: standard error).
-        every: Minimum number of seconds between two plain lines. It does not affect the bar on a terminal.
-        initial: Number of steps done in an earlier process, so that a resumed run shows the true rate.
+        every: Minimum number of seconds between two plain lines. This does not affect the bar on a terminal.
+        initial: Number of steps that an earlier process completed. They do not count towards the rate.
 
     >>> with Progress(3, "count", stream=sys.stdout) as progress:
     ...     for _ in range(3):
@@ -88,9 +88,9 @@ class Progress:
             self._print_line(final=self.done >= self.total)
 
     def update(self, n: int = 1, fields: Mapping[str, float] | None = None) -> None:
-        """Count ``n`` more steps, and show ``fields``, such as ``{"loss": 0.12}``, next to the count."""
+        """Advance the count by ``n`` steps, and show ``fields``, such as ``{"loss": 0.12}``, next to it."""
         self.done += n
-        check()  # every long loop passes through here
+        check()  # all long loops call this method
         if self.quiet:
             return
         if fields is not None:
@@ -103,7 +103,7 @@ class Progress:
             self._print_line(final=self.done >= self.total)
 
     def note(self, text: str) -> None:
-        """Print a separate line, above the bar if there is one."""
+        """Print ``text`` on a separate line, above the bar if there is one."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -132,14 +132,14 @@ class Progress:
 
 
 def _rate_text(rate: float) -> str:
-    """Return a rate as text, in steps per second, or in seconds per step if the rate is below 1."""
+    """Format a rate in steps per second, or as seconds per step if the rate is below 1."""
     if rate < 1:
         return f"{1 / rate:.1f} s/it"
     return f"{rate:.1f} it/s" if rate < 10 else f"{rate:,.0f} it/s"
 
 
 def _clock(seconds: float) -> str:
-    """Return a time in seconds as ``m:ss`` or ``h:mm:ss``."""
+    """Format a duration in seconds as ``m:ss`` or ``h:mm:ss``."""
     minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

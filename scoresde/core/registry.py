@@ -1,11 +1,11 @@
-"""The one place that turns names into objects, and that never imports a name read from a file.
+"""Create objects from names, without importing any name that was read from a file.
 
-``build("vp", SDES, beta_max=18.0)`` makes an SDE, and so does ``build("mymodule:MySDE", ..., typed=True)``. A name is
+Both ``build("vp", SDES, beta_max=18.0)`` and ``build("mymodule:MySDE", ..., typed=True)`` create an SDE. A name is
 either a key in a table of ``"module:Class"`` strings (:mod:`scoresde.core.tables`) or such a string itself. Importing a
-module runs its code, so all imports by name happen here, and depend on where the name came from. A name that a person
-*typed* may be any ``"module:Class"``, including one in a module of the current folder. A name that was *read* from a
-file is looked up in the tables only, and so are the names among the options of the object. Names count as read by
-default, so a caller that does not know the origin of a name imports nothing.
+module runs its code, so all imports by name happen here, and what may be imported depends on where the name came from.
+A name that a person *typed* may be any ``"module:Class"``, including a class in a module in the current folder. A name
+that was *read* from a file is only looked up in the tables, and so are the names among the options of the object. Names
+count as read by default, so no module is imported if the caller does not know the origin of a name.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
     "parse_value", "read_options", "resolve",
 ]  # fmt: skip
 
-# Which names a person typed: all names (True), none (False), or the listed names. All others were read from a file.
+# Which names a person typed: all names (True), none (False), or the listed names. All others were read from files.
 Typed = bool | Collection[str]
 READ: Typed = ()
 
-# For each kind of object, the parameter of `load`, `fit` and `reflow` that takes the user's own name or object.
+# For each kind of object, the parameter of `load`, `fit` and `reflow` that accepts the user's own name or object.
 _PARAMETERS = {
     "SDE": "sde", "prediction": "predict", "weighting": "weighting", "time sampler": "t_sampler", "network": "network",
 }  # fmt: skip
@@ -45,7 +45,7 @@ def _is_typed(name: str, typed: Typed) -> bool:
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """Return a hint for a misspelt name: the closest matches, then all choices."""
+    """Return a hint for a misspelt name, with the closest matches followed by all choices."""
     names = sorted(choices)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -55,19 +55,19 @@ def closest(name: str, choices: Iterable[str]) -> str:
 def resolve(
     name: str, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, function: bool = False
 ) -> Any:
-    """Return the class or function that ``name`` stands for.
+    """Return the class or function that ``name`` refers to.
 
     Args:
         name: A key of ``table``, or ``"module:Name"``.
-        table: Names and the ``"module:Name"`` strings they stand for.
-        what: The noun for messages, such as ``"SDE"``.
-        typed: Which names a person typed. Only typed names may import a module that is not in a table.
-        function: Whether the result is called as a function, even if it is a class.
+        table: A mapping from names to ``"module:Name"`` strings.
+        what: The kind of object, as a noun for messages, such as ``"SDE"``.
+        typed: Which names a person typed. Only these names may refer to a module that is not in the table.
+        function: Whether the caller uses the result as a function, even if it is a class.
 
     Raises:
         UsageError: If a typed name is unknown, if its module or attribute does not exist or cannot be imported, or if
-            the attribute is neither a class nor a function. Errors inside the user's own functions are also raised as
-            ``UsageError``.
+            the attribute is neither a class nor a function. The returned function also raises ``UsageError`` if a
+            user's own function fails.
         CheckpointError: If a name that was read from a file is not in the table.
     """
     name = moved(name)
@@ -77,18 +77,20 @@ def resolve(
         how = f" ({parameter}=)" if parameter else ""
         raise CheckpointError(
             f"the run refers to the {what} {name!r}, which is not a built-in; for safety, names read from files are "
-            f"never imported: pass the name again, or pass the object{how}",
+            f"never imported, so pass the name again, or pass the object{how}",
             parameter=parameter,
             value=name,
         )
     path = table.get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
-        raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or give your own as module:Name")
+        raise UsageError(f"unknown {what} {name!r}; {closest(name, table)}; or pass your own as module:Name")
     loaded = importlib.import_module(module) if known else _imported(module, attribute, f"{what} {name!r}")
     if not hasattr(loaded, attribute):
         public = [n for n, value in vars(loaded).items() if callable(value) and not n.startswith("_")]
-        raise UsageError(f"{what} {name!r}: module {module!r} has no {attribute!r}; {closest(attribute, public)}")
+        raise UsageError(
+            f"{what} {name!r}: module {module!r} has no attribute {attribute!r}; {closest(attribute, public)}"
+        )
     found = getattr(loaded, attribute)
     if not callable(found):
         raise UsageError(f"{what} {name!r} is neither a class nor a function; its type is {type(found).__name__}")
@@ -96,30 +98,30 @@ def resolve(
 
 
 def _imported(module: str, attribute: str, what: str) -> Any:
-    """Import a module that a person typed, which may be in the current folder."""
+    """Import a module whose name a person typed, and which may be in the current folder."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        if module.startswith("."):  # there is no package for it to be relative to
+        if module.startswith("."):  # a relative name, but there is no package that it could be relative to
             raise ModuleNotFoundError(name=module)
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a module that it imports is missing
-            raise UsageError(f"{what}: {module} imports a module that is missing: {error}") from error
+            raise UsageError(f"{what}: {module} imports a module that cannot be found: {error}") from error
         if module.endswith(".py"):
-            raise UsageError(f"{what}: leave out the .py, and pass {module[:-3]}:{attribute}") from None
+            raise UsageError(f"{what}: omit the .py and use {module[:-3]}:{attribute}") from None
         raise UsageError(
             f"{what}: there is no module {module!r} in {here} or among the installed packages; "
             f"run from the folder that contains {module}.py"
         ) from None
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{what}: importing {module} fails: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
 
 
 def _own(function: Any, what: str) -> Any:
-    """Wrap the user's own function so that errors inside it name the function."""
+    """Wrap a user's own function so that the messages of errors inside it name the function."""
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -128,7 +130,7 @@ def _own(function: Any, what: str) -> Any:
         except ScoresdeError:
             raise
         except (Exception, SystemExit) as error:
-            raise UsageError(f"{what} fails: {type(error).__name__}: {error}") from error
+            raise UsageError(f"{what} failed: {type(error).__name__}: {error}") from error
 
     return called
 
@@ -150,7 +152,7 @@ def build(
     name: str | Any, table: Mapping[str, str], what: str = "name", *, typed: Typed = READ, kind: type | None = None,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """Build the object that ``name`` stands for, or return ``name`` unchanged if it is not a string.
+    """Build the object that ``name`` refers to, or return ``name`` itself if it is not a string.
 
     Args:
         name, table, what, typed: As in :func:`resolve`.
@@ -168,12 +170,12 @@ def build(
     """
     if not isinstance(name, str):
         if options:
-            raise UsageError(f"{what}: options {sorted(options)} go with a name, not with an existing object")
+            raise UsageError(f"{what}: options {sorted(options)} can be passed only with a name, not with an object")
         return name
     made = construct(resolve(name, table, what, typed=typed), what, name, options, table, typed=typed)
     if kind is not None and not isinstance(made, kind):
         raise UsageError(
-            f"{what} {name!r} gives an object of type {type(made).__name__}; derive that class from "
+            f"{what} {name!r} creates an object of type {type(made).__name__}, which is not a subclass of "
             f"{kind.__module__}.{kind.__name__}"
         )
     return made
@@ -188,7 +190,7 @@ def construct(
     *,
     typed: Typed = READ,
 ) -> Any:
-    """Call a class or function with options from a user.
+    """Call a class or function with the options that a user chose.
 
     Options may themselves be names (a solver's grid, a sampler's prediction) that the object resolves on its own. The
     object does not know where a name came from, so ``module:Name`` options that were read from a file are rejected
@@ -196,14 +198,14 @@ def construct(
 
     Raises:
         UsageError: If an option is unknown, missing or invalid.
-        CheckpointError: If an option that was read from a file is a ``module:Name``.
+        CheckpointError: If an option that was read from a file is a ``module:Name`` string.
     """
     _refuse_unlisted(options, f"{what} {name!r}", typed)
     fields = fields_of(factory)
     _refuse_unknown(options, fields, what, name, table)
     missing = [n for n, p in fields.items() if p.default is p.empty and n not in options]
     if missing:
-        raise UsageError(f"{what} {name!r} needs a value for {', '.join(missing)}", parameter=missing[0])
+        raise UsageError(f"{what} {name!r} requires a value for {', '.join(missing)}", parameter=missing[0])
     try:
         return factory(**options)
     except UsageError as error:
@@ -220,7 +222,7 @@ def construct(
 def _refuse_unknown(
     options: Iterable[str], fields: Collection[str], what: str, name: str, table: Mapping[str, str] | None
 ) -> None:
-    """Reject an option that is not a field, and name the table entries that have such an option."""
+    """Reject unknown options. The message lists the table entries that do have the option."""
     for option in options:
         if option not in fields:
             # For example, an adaptive solver has no number of steps.
@@ -231,17 +233,17 @@ def _refuse_unknown(
 
 
 def _refuse_unlisted(value: Any, where: str, typed: Typed) -> None:
-    """Reject a ``module:Name`` anywhere in options that were read from a file.
+    """Reject a ``module:Name`` string anywhere in options that were read from a file.
 
     Raises:
-        CheckpointError: If there is such a name. The message quotes the first.
+        CheckpointError: If there is such a string. The message quotes the first one.
     """
     if isinstance(value, str):
         # Reject any colon, because the import system accepts module names that do not look like one.
         if ":" in value and not _is_typed(value, typed):
             raise CheckpointError(
-                f"the run gives {where} the option {value!r}; for safety, names read from files are never imported: "
-                "pass the object with its options"
+                f"the run gives {where} the option {value!r}; for safety, names read from files are never imported, "
+                "so pass the object with its options"
             )
     elif isinstance(value, Mapping):
         for key, part in value.items():
@@ -270,14 +272,14 @@ def moved(name: str) -> str:
 
 
 def name_of(obj: Any, table: Mapping[str, str]) -> str:
-    """Return the table's name for a class, a function or an object's class, or ``"module:Class"`` if not listed."""
+    """Return the table's name for a class, function or object, or ``"module:Class"`` if the table does not list it."""
     named = obj if inspect.isfunction(obj) or inspect.isclass(obj) else type(obj)
     path = f"{named.__module__}:{named.__qualname__}"
     return next((name for name, known in table.items() if known == path), path)
 
 
 def parse_value(text: str) -> Any:
-    """Parse a value given as text: yes or no, ``none``, a comma-separated tuple, or a number. Other text is unchanged.
+    """Parse a flag, ``none``, a comma-separated tuple or a number from text. Return any other text unchanged.
 
     >>> parse_value("1,2,4"), parse_value("yes"), parse_value("3"), parse_value("abc")
     ((1, 2, 4), True, 3, 'abc')
@@ -295,7 +297,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-# The words that stand for the values of a flag.
+# The words that mean true or false.
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 _NOUNS = {
@@ -305,20 +307,20 @@ _NOUNS = {
 
 
 def is_flag(field: inspect.Parameter) -> bool:
-    """Whether a field is a flag."""
+    """Return whether a field is a flag, that is, whether its type is ``bool`` or ``bool | None``."""
     return kinds_of(field.annotation) in ({"bool"}, {"bool", "None"})
 
 
 def read_options(
     factory: Any, what: str, name: str, texts: Mapping[str, str], table: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Parse options of a class or function that are given as text, each according to the type of its field.
+    """Parse the options of a class or function from text, each according to the type of its field.
 
     Args:
         factory: The class or function.
-        what, name: The noun and the name for messages, as in :func:`construct`.
+        what, name: The kind of object and its name, for messages.
         texts: The values as text, keyed by option name.
-        table: A table to search for other entries that have an unknown option.
+        table: A table from which the message about an unknown option lists the entries that have this option.
 
     Raises:
         UsageError: If an option is unknown, or if its text is not a valid value.

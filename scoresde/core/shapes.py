@@ -1,8 +1,8 @@
-"""Broadcasting, kept in one place so that all other code works on a batch of events of any shape.
+"""Broadcasting helpers, collected here so that all other code works with batches of events of any shape.
 
 A batch ``x`` has shape ``(B, *event)``. A time has shape ``()`` (one for the whole batch) or ``(B,)`` (one per row). A
-coefficient that depends on time alone also has one of these two shapes. A coefficient that varies over an event has the
-rank of ``x``. No function combines values from different rows.
+coefficient that depends only on time also has one of these two shapes. A coefficient that varies within an event has
+the same rank as ``x``. No function combines values from different rows.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     """Append axes to ``a`` so that it multiplies ``x`` row by row.
 
     Args:
-        a: A coefficient of any floating dtype, or a mask. Its shape is ``()`` or ``(B,)``, or it has the rank of ``x``
-            and broadcasts to the shape of ``x``.
+        a: A coefficient of any floating dtype, or a mask. Its shape is ``()`` or ``(B,)``, or it has the same rank as
+            ``x`` and broadcasts to the shape of ``x``.
         x: The batch to combine it with, shape ``(B, *event)``.
 
     Returns:
-        ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()`` or
-        ``(B, 1, ..., 1)``, or unchanged if ``a`` has the rank of ``x``.
+        The tensor ``a`` on the device of ``x`` and, unless it is a mask, with the dtype of ``x``. Its shape is ``()``
+        or ``(B, 1, ..., 1)``, or is unchanged if ``a`` has the same rank as ``x``.
 
     Raises:
-        UsageError: If ``a`` has another shape.
+        UsageError: If ``a`` has any other shape.
 
     >>> expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
@@ -48,7 +48,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
     whole = a.ndim == x.ndim and all(n in (1, m) for n, m in zip(a.shape, x.shape, strict=True))
     if not whole and (a.ndim != 1 or x.ndim == 0 or a.shape[0] not in (1, x.shape[0])):
         raise UsageError(
-            f"a coefficient must have shape () or (B,), or the rank of x: got {tuple(a.shape)} for a batch of shape "
+            f"a coefficient must have shape () or (B,), or the rank of x, got {tuple(a.shape)} for a batch of shape "
             f"{tuple(x.shape)}"
         )
     a = a.to(dtype=dtype, device=x.device)
@@ -56,7 +56,7 @@ def expand(a: Tensor, x: Tensor) -> Tensor:
 
 
 def align(a: Tensor, like: Tensor) -> Tensor:
-    """Return ``a``, of shape ``()`` or ``(B,)``, with as many axes as ``like``, so that the two combine row by row.
+    """Append axes to ``a``, shape ``()`` or ``(B,)``, so that it broadcasts against ``like`` row by row.
 
     >>> align(torch.ones(2), torch.zeros(2, 3, 4)).shape, align(torch.ones(2, 3), torch.zeros(2, 3)).shape
     (torch.Size([2, 1, 1]), torch.Size([2, 3]))
@@ -70,27 +70,27 @@ def at(table: Tensor, i: int) -> Tensor:
 
 
 def all_rows(mask: Tensor) -> list[bool]:
-    """Return, for each row of a mask, shape ``(n, ...)``, whether the row is true everywhere."""
+    """Return, for each row of a mask of shape ``(n, ...)``, whether all of its elements are true."""
     found: list[bool] = flat(mask).all(1).tolist()
     return found
 
 
 def dims(x: Tensor) -> int:
-    """Return D, the number of elements of an event of ``x: (B, *event)``.
+    """Return D, the number of elements in an event of ``x: (B, *event)``.
 
-    This function returns one number. Formulas that use D also accept shape ``(B,)``, for data whose dimension differs
-    between rows (:meth:`scoresde.codec.Codec.dims`).
+    This function returns a single number. Formulas that use D also accept a tensor of shape ``(B,)``, for data whose
+    dimension differs between rows (:meth:`scoresde.codec.Codec.dims`).
     """
     return x[0].numel()
 
 
 def time_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of times and schedules: float64, or float32 on a device without float64."""
+    """Return the dtype to use for times and schedules: float64, or float32 on a device without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def to_device(numbers: npt.NDArray[Any], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a NumPy array as a tensor of the same shape on the device of ``x``, with ``dtype`` or its own dtype."""
+    """Return a NumPy array as a tensor of the same shape on the device of ``x``, converted to ``dtype`` if given."""
     return torch.from_numpy(numbers).to(dtype=dtype).to(x.device)
 
 
@@ -100,15 +100,15 @@ def as_tensor(x: Tensor | npt.ArrayLike) -> Tensor:
 
 
 def as_states(x: Tensor | npt.ArrayLike) -> Tensor:
-    """Return states ``(B, *event)`` as a floating-point tensor, with integers converted to float32."""
+    """Return states ``(B, *event)`` as a floating-point tensor, converting integers to float32."""
     x = as_tensor(x)
     return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def as_time(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the time ``t``, shape ``()`` or ``(B,)``, on the device of ``x``.
+    """Return the time ``t``, shape ``()`` or ``(B,)``, as a tensor on the device of ``x``.
 
-    A plain number gets the dtype of :func:`time_dtype`.
+    A plain number is converted to the dtype that :func:`time_dtype` returns.
 
     Raises:
         UsageError: If ``t`` is neither one time nor one time per row.
@@ -116,14 +116,17 @@ def as_time(t: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(t, Tensor):
         if t.ndim > 1 or (t.ndim and x.ndim and t.shape[0] not in (1, x.shape[0])):
             raise UsageError(
-                f"a time must have shape () or (B,): got {tuple(t.shape)} for a batch of shape {tuple(x.shape)}"
+                f"a time must have shape () or (B,), got {tuple(t.shape)} for a batch of shape {tuple(x.shape)}"
             )
         return t.to(x.device)
     return torch.tensor(t, dtype=time_dtype(x.device), device=x.device)
 
 
 def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Return ``x + sum_j factors_j values_j``, with the shape of ``x``; the shorter of the two lists ends the sum."""
+    """Return ``x + sum_j factors_j values_j``, with the shape of ``x``.
+
+    If the two sequences differ in length, the sum stops at the end of the shorter one.
+    """
     for factor, value in zip(factors, values, strict=False):
         if factor:
             x = torch.add(x, value, alpha=factor)
@@ -131,32 +134,32 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 
 
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Apply a function to each tensor, which may have any shape, and leave ``None`` as it is."""
+    """Apply a function to each tensor, which may have any shape, and leave each ``None`` unchanged."""
     return tuple(None if value is None else function(value) for value in values)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:
-    """Return the rows ``index: (n,)`` of ``a``, or ``a`` unchanged if its single row applies to all rows."""
+    """Return the rows ``index: (n,)`` of ``a``, or ``a`` itself if it has a single row, which applies to all rows."""
     return a if a.shape[0] == 1 else a[index]
 
 
 def flat(x: Tensor) -> Tensor:
-    """Flatten events to vectors, ``(B, *event)`` to ``(B, D)``, where an event of shape ``()`` has D = 1."""
+    """Flatten ``x: (B, *event)`` to vectors, shape ``(B, D)``, where D is 1 for events of shape ``()``."""
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def sum_flat(x: Tensor) -> Tensor:
-    """Return the sum over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the sum of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
     return flat(x).sum(1)
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Return the mean over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the mean of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
     return flat(x).mean(1)
 
 
 def rms_flat(x: Tensor) -> Tensor:
-    """Return the root mean square over the event axes: ``(B, *event)`` to ``(B,)``."""
+    """Return the root mean square of ``x: (B, *event)`` over the event axes, shape ``(B,)``."""
     x = flat(x)
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm / math.sqrt(x.shape[1])

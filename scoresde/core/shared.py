@@ -1,8 +1,8 @@
-"""Process-wide settings for the duration of a block, safe even if several threads are in such a block at once.
+"""Thread-safe changes to process-wide settings for the duration of a block.
 
-Python's warning filters and the flags of torch's backends belong to the whole process. If every thread saved, set and
-restored them, one thread could restore a value that another thread had set, and the value would stay set for good.
-Here, the first thread to enter changes the setting and the last thread to leave restores it.
+Python's warning filters and the flags of torch's backends belong to the whole process. If every thread saved, changed
+and restored them, one thread could save a value that another thread had set temporarily, and later restore it for good.
+With :class:`Shared`, the first thread to enter changes the setting, and the last thread to leave restores it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""Signals that end a program: SIGINT, SIGTERM and SIGUSR1 become exceptions, at once or when the current work is done.
+"""Conversion of SIGINT, SIGTERM and SIGUSR1 to exceptions, raised at once or when the current work is done.
 
-The command line enters :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (SIGTERM
-and SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (SIGINT) wherever the program happens to be. These exceptions are
-not subclasses of ``Exception``, so code that catches errors does not catch them. There are three special cases:
+The command line runs inside :class:`Interrupts`. The first signal raises :class:`~scoresde.core.errors.Preempted` (for
+SIGTERM and SIGUSR1) or :class:`~scoresde.core.errors.Stopped` (for SIGINT) wherever the program happens to be. These
+exceptions are not subclasses of ``Exception``, so code that catches errors does not catch them. There are three special
+cases:
 
-- Work that must not be left half done goes inside :func:`held`, and the signal is raised at the end of that block.
+- Work that must not be interrupted runs inside :func:`held`, and the exception is raised at the end of that block.
 - During training, the signal is remembered until the current step is done (:meth:`Interrupts.remember`).
-- Nothing is raised during an import, because compiled modules may not survive an interrupted import. The signal is
-  raised shortly afterwards.
+- Nothing is raised during an import, because interrupting the import of a compiled module can leave it unusable. The
+  exception is raised shortly afterwards.
 
-Code that keeps partial results calls :func:`keeps` to say what is kept and how to continue. A second SIGINT is raised
-at once, whatever is running. When used as a library, the package installs handlers only during training, and restores
-the previous handlers afterwards. Outside the main thread nothing happens, because Python does not deliver signals
-there.
+Code that saves partial results calls :func:`keeps` to set the message, which says what is kept and how to continue. A
+second SIGINT raises its exception at once, whatever is running. When used as a library, the package installs handlers
+only during training, and restores the previous handlers afterwards. Handlers are installed only in the main thread,
+because Python does not deliver signals to other threads.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from .errors import Preempted, Stopped
 __all__ = ["Interrupts", "check", "held", "keeps"]
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-AGAIN = 0.05  # seconds until a signal that could not be raised, or was swallowed, is raised again
-PATIENCE = 200  # maximum number of times to wait for an import
+AGAIN = 0.05  # seconds before an exception that was postponed or swallowed is raised again
+PATIENCE = 200  # maximum number of times to wait for an import to finish
 
 _entered: list[Interrupts] = []  # the handlers of the main thread, innermost last
 
 
 class Interrupts:
-    """A context manager that handles the signals. Outside the main thread, it does nothing.
+    """A context manager that converts signals to exceptions. Outside the main thread, it does nothing.
 
     Attributes:
         number: The signal that arrived, or ``None``.
-        at_once: Whether to raise a signal at once, wherever the program is (except inside :func:`held`).
+        at_once: Whether to raise the exception at once, wherever the program is (except inside :func:`held`).
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Interrupts:
         self.at_once = True
         self._raised = False
         self._held = self._waited = 0
-        self._kept: tuple[str, str | None, object] = ("nothing was finished", None, None)
+        self._kept: tuple[str, str | None, object] = ("stopped before any work was finished", None, None)
         self._old: dict[int, Any] = {}
         self._hook = sys.unraisablehook
 
@@ -75,11 +76,11 @@ class Interrupts:
         self._old.clear()
         _entered.remove(self)
         sys.unraisablehook = self._hook
-        if waiting is not None:  # nobody has dealt with the signal, so pass it on to the restored handlers
+        if waiting is not None:  # the signal has not been dealt with, so pass it on to the restored handlers
             signal.raise_signal(waiting)
 
     def remember(self) -> None:
-        """Stop raising signals at once. From now on, the caller must check :attr:`number` and raise :meth:`error`."""
+        """Stop raising exceptions automatically. The caller must then check :attr:`number` and raise :meth:`error`."""
         self.at_once = False
 
     def forget(self) -> None:
@@ -113,7 +114,7 @@ class Interrupts:
         raise self.error()
 
     def _later(self) -> bool:
-        """Schedule the signal to be raised again after a moment. Return False on systems without a timer."""
+        """Schedule another attempt to raise the exception. Return ``False`` on systems without a timer."""
         if not hasattr(signal, "setitimer"):
             return False
         if signal.SIGALRM not in self._old:
@@ -126,7 +127,7 @@ class Interrupts:
             self._raise(frame)
 
     def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
-        """Schedule a signal again if it was raised in a finaliser, where Python only prints the exception."""
+        """Schedule another attempt if the exception was raised in a finaliser, where Python would only print it."""
         if isinstance(found.exc_value, Preempted | Stopped):
             self._later()
         else:
@@ -148,7 +149,7 @@ def _current() -> Interrupts | None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Delay signals until the block is done, for short work that must not be left half done."""
+    """Delay signals until the end of the block, for short operations that must not be interrupted."""
     now = _current()
     if now is None or not now.at_once:
         yield
@@ -163,17 +164,17 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise the signal again if its exception was swallowed the first time. Long loops call this function."""
+    """Raise the exception of a signal again if it was swallowed the first time. Long loops call this function."""
     now = _current()
     if now is not None and now.at_once and now.number is not None and not now._held:
         raise now.error()
 
 
 def keeps(what: str, parameter: str | None = None, value: object = None) -> None:
-    """Set the message that a signal raises from now on: what is kept, and how to continue.
+    """Set the message of the exception that the next signal raises.
 
     Args:
-        what: The work that is kept, in words.
+        what: A clause that says what is kept.
         parameter: The parameter or function with which to continue, as in :class:`~scoresde.core.errors.Answered`.
         value: The value to use for that parameter.
     """

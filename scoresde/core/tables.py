@@ -1,8 +1,8 @@
-"""The names that a user may type, and the class or function that each name stands for.
+"""The built-in names that a user can type, and the class or function that each name refers to.
 
-These are plain dictionaries of ``"name": "module:Class"`` strings, so that ``scoresde --help`` can list them without
-importing torch. To add an SDE, a solver, a network or a parametrisation, write one class in one file and add one line
-here. A class that is not in a table is given by its full name, ``mymodule:MySDE`` (see :mod:`scoresde.core.registry`).
+The tables are plain dictionaries of strings, ``"name": "module:Class"``, so that ``scoresde --help`` can list the names
+without importing torch. To add an SDE, a solver, a network or a parametrisation, write one class in one file and add
+one line here. A class that is not in a table is given as ``mymodule:MySDE`` (see :mod:`scoresde.core.registry`).
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ METRICS = {
     "prdc": "scoresde.metrics:neighbourhoods",
 }
 
-# Sizes of the two networks. `auto` chooses a size for the data: `mlp` for vectors, `tiny` for events of up to 12 pixels
-# on the longest side, `small` for up to 40 pixels, and `base` for larger events.
+# Presets for the two networks. `auto` chooses a preset for the data: `mlp` for vectors, `tiny` for events of up to 12
+# pixels on the longest side, `small` for up to 40 pixels, and `base` for larger events.
 PRESETS: dict[str, dict[str, object]] = {
     "mlp": {"network": "mlp", "width": 128, "blocks": 3},
     "tiny": {"network": "unet", "channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (1,)},
@@ -149,7 +149,7 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 
-# Modules and classes that have moved since earlier versions. Old run folders may refer to a class by its old path.
+# New names of modules and classes that have moved. Old run folders may refer to a class by its old name.
 MOVED = {
     "scoresde.errors": "scoresde.core.errors",
     "scoresde.shapes": "scoresde.core.shapes",

@@ -1,8 +1,9 @@
-"""Text from files, made safe to display: control characters, which a terminal would obey, are escaped.
+"""Escape the control characters in text from files, so that a terminal does not interpret them.
 
 References:
-    ECMA-48 for the control characters; Unicode Standard Annex 9 for the direction marks, which can make a text look
-    like another one (Boucher and Anderson 2023, arXiv:2111.00169).
+    ECMA-48, for the control characters.
+    Unicode Standard Annex 9, for the direction marks, which can make one text look like another (Boucher and Anderson
+    2023, arXiv:2111.00169).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with all control characters escaped, except tabs and newlines.
+    r"""Return ``text`` with all control characters except tabs and newlines escaped.
 
     >>> print(printable("cat\x1b[2J and dog\nbird"))
     cat\x1b[2J and dog
@@ -30,7 +31,7 @@ def printable(text: str) -> str:
 
 
 def one_line(name: object) -> str:
-    r"""Return a name from a file on one line, with all control characters escaped.
+    r"""Return a name from a file as a single line, with all control characters escaped, including tabs and newlines.
 
     >>> print(one_line("cat\nerror: dog"))
     cat\nerror: dog

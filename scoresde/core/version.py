@@ -1,4 +1,4 @@
-"""The version of the package, in its own file so that a build or ``--version`` can read it without importing torch."""
+"""The version of the package, in its own file so that builds and ``--version`` can read it without importing torch."""
 
 __all__ = ["__version__"]
 

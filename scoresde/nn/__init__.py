@@ -1,10 +1,12 @@
-"""Networks, which are independent of the SDE: ``forward(x, c, cond)`` returns a tensor with the same shape as ``x``.
+"""Networks that work with any SDE and are called as ``network(x, c, cond)``.
 
-``x`` has shape ``(B, *event)``. ``c: (B,)`` is the noise label of the parametrisation (a quarter of the log
-noise-to-signal ratio, clamped). ``cond`` is a :class:`~scoresde.Condition` with one row for each row of ``x``, or
-``None``; its ``label`` holds the classes. Any ``nn.Module`` with this signature can be used instead, and
-:class:`Labelled` adapts a network that is called as ``f(x, t)``. :class:`Classifier` is a different kind of network: it
-sees data without noise, and its features are used to compare samples with data.
+The input ``x`` and, by default, the output have shape ``(B, *event)``. The noise label ``c: (B,)`` comes from the
+parametrisation (by default, it is a quarter of the log noise-to-signal ratio, clamped). The condition ``cond`` is a
+:class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``. Any ``nn.Module`` with this signature can
+be used instead, and :class:`Labelled` adapts a network that is called as ``f(x, t)``.
+
+:class:`Classifier` is a different kind of network. Its input is data without noise, and its features are used to
+compare samples with data.
 """
 
 from .classifier import Classifier

@@ -1,9 +1,12 @@
-"""A small classifier, used for its features, because what distinguishes classes also describes the content of an image.
+"""A small classifier whose features are used to compare samples with data.
 
-Events with spatial axes go through convolutions. Each convolution after the first halves every axis, until no axis is
-longer than four. Vectors go through two hidden layers. In both cases, a hidden layer of ``width`` features and a linear
-layer to the classes follow. The features are divided by one number, ``scale``, which the training code sets to their
-root mean square: the scale of a hidden layer is arbitrary, and distances between features should not depend on it.
+Features that separate classes also describe the content of an image.
+
+Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
+until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of
+``width`` features and a linear layer to the classes follow. The features are divided by a single number, ``scale``,
+which the training code sets to their root mean square. The scale of a hidden layer is arbitrary, and distances between
+features should not depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Classifier(nn.Module):
-    """A classifier for events of any shape, convolutional if the events have spatial axes.
+    """A classifier for events of any shape, which is convolutional if the events have spatial axes.
 
     Args:
         shape: Shape of an event, channels first: ``(D,)``, ``(C, L)``, ``(C, H, W)`` or ``(C, D, H, W)``.
@@ -43,8 +46,8 @@ class Classifier(nn.Module):
         super().__init__()
         if not 1 <= len(shape) <= 4 or min(shape, default=0) < 1 or classes < 2 or width < 1:
             raise UsageError(
-                f"a classifier needs events of shape (D,), (C, L), (C, H, W) or (C, D, H, W) and at least 2 classes: "
-                f"got shape {tuple(shape)}, {classes} classes, {width} features"
+                f"a classifier needs events of shape (D,), (C, L), (C, H, W) or (C, D, H, W), at least 2 classes and a "
+                f"width of at least 1, got shape {tuple(shape)}, {classes} classes and width {width}"
             )
         layers: list[nn.Module] = []
         if len(shape) == 1:
@@ -65,14 +68,14 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer divided by ``scale``, ``(B, width)``, for ``x: (B, *event)`` in model units.
+        """Return the features of ``x: (B, *event)``, which is in model units, as a tensor of shape ``(B, width)``.
 
-        The features are never negative.
+        The features are the last hidden layer, divided by ``scale``. They are never negative.
         """
         out: Tensor = self.body(x) / self.scale
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the log-odds, ``(B, classes)``, for ``x: (B, *event)`` in model units."""
+        """Return the logits, ``(B, classes)``, for ``x: (B, *event)`` in model units."""
         out: Tensor = self.head(self.body(x))
         return out

@@ -1,8 +1,8 @@
-"""Dropout that can draw from its own generator.
+"""Dropout that can draw from its own random generator.
 
-The dropout of torch draws from the global generator of the process, so two training runs in two threads would mix up
-their draws. With ``generator`` set, the mask is the same as the mask that the global generator would give in the same
-state (bit by bit on a CPU), and the global generator is not touched.
+The dropout layers of torch draw from the global generator of the process, so training runs in two threads would affect
+each other's draws. If ``generator`` is set, the mask is the one that the global generator would produce in the same
+state (bit for bit on a CPU), and the global generator is left unchanged.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ OURS = tuple(f"scoresde.nn.{name}" for name in ("mlp", "unet", "classifier"))
 
 
 class Dropout(nn.Dropout):
-    """Dropout: ``x * m / (1 - p)`` in training, where m is 0 with probability p and else 1, and ``x`` in evaluation.
+    """Dropout, which returns ``x * m / (1 - p)`` in training and ``x`` in evaluation.
+
+    Each element of the mask m is 0 with probability p and 1 otherwise.
 
     Attributes:
-        generator: The generator of m, on the device of x, or ``None`` for the global generator.
+        generator: The random generator for m, on the device of x, or ``None`` for the global generator.
     """
 
     generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of ``x``, of any shape, at random."""
+        """Apply dropout to ``x``, of any shape."""
         if self.generator is None or not self.training or self.p in (0.0, 1.0):
             return super().forward(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
 
 
 def draws_by_dropout(network: nn.Module) -> bool:
-    """Whether :class:`Dropout` is known to be the only randomness in a network, as in the classes of this package."""
+    """Return whether :class:`Dropout` is known to be a network's only source of randomness, as in this package."""
     return type(network).__module__ in OURS
 
 
 @contextmanager
 def drawing_from(network: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Let all :class:`Dropout` layers of a network draw from a generator while the block runs."""
+    """Make all :class:`Dropout` layers of a network draw from ``generator`` while the block runs."""
     found = [module for module in network.modules() if isinstance(module, Dropout)]
     try:
         for module in found:

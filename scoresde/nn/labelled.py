@@ -1,4 +1,4 @@
-"""An adapter for a network that is called as f(x, t) instead of f(x, c, cond)."""
+"""An adapter for networks that are called as ``f(x, t)`` instead of ``f(x, c, cond)``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LABELS = (-5.0, 5.0)  # the range to which the noise label is clamped
 
 
 class Labelled(nn.Module):
-    """A network ``f(x, t)`` that gets the noise label c in place of a time.
+    """An adapter that calls a network ``f(x, t)`` with the noise label c in place of the time t.
 
-    The parametrisation computes the label from t. By default the label is a quarter of the log noise-to-signal ratio,
-    ``c = log(sigma/alpha) / 4``, clamped to [-5, 5], which is about -1.7 to 1.3 on the path of
-    :class:`~scoresde.VPSDE`. The label grows with the noise, but is neither a time in [0, 1] nor the number of a step.
-    A network that is trained here adapts to any label, but a network whose embedding was designed for numbers up to
-    1,000 separates noise levels better if the label spans the same range (``embed=(0, 999)``). Pretrained weights from
-    elsewhere work only with the label that they were trained with, which the parametrisation must then provide: with
-    :class:`scoresde.run.foreign.OriginalEps`, c is ``999 t``.
+    The parametrisation computes the label from the time. By default, it is a quarter of the log noise-to-signal ratio,
+    ``c = log(sigma/alpha) / 4``, clamped to [-5, 5]. For :class:`~scoresde.VPSDE`, it ranges from about -1.7 to 1.3.
+    The label increases with the noise level, but it is neither a time in [0, 1] nor a step index. A network that is
+    trained with this package adapts to any label, but a network whose embedding was designed for step indices up to
+    1,000 separates noise levels better if the label has the same range (``embed=(0, 999)``). Weights that were trained
+    elsewhere work only with the label that they were trained with, which the parametrisation must then provide. For
+    example, :class:`scoresde.run.foreign.OriginalEps` provides ``c = 999 t``.
 
     Args:
         network: A module that is called as ``network(x, c)``, with ``x: (B, *event)`` and ``c: (B,)``, and returns a
             tensor with the same shape as ``x``.
-        embed: How to transform the label before the call: two numbers to which -5 and 5 are mapped linearly, or a
+        embed: How to transform the label before the call: two numbers, to which -5 and 5 are mapped linearly, or a
             function of ``c: (B,)``, such as ``lambda c: c[:, None]`` for a network that expects a column.
 
     Raises:
@@ -86,10 +86,10 @@ def check_network(network: object, classes: int = 0) -> None:
         raise _blind(network)
     if _accepts(network, 3) is not False:
         return
-    cure = "it must take the noisy data, the noise label and the condition: forward(self, x, c, cond=None)"
+    cure = "change it to forward(self, x, c, cond=None), where c is the noise label and cond is the condition"
     if _accepts(network, 2):
         cure = "wrap it as scoresde.nn.Labelled(network), or give it a third argument: forward(self, x, c, cond=None)"
-    raise UsageError(f"a network is called as network(x, c, cond), but {_named(network)}; {cure}")
+    raise UsageError(f"the network will be called as network(x, c, cond), but {_named(network)}; {cure}")
 
 
 def _check_module(network: object) -> None:
@@ -97,7 +97,7 @@ def _check_module(network: object) -> None:
         return
     if isinstance(network, type):
         raise UsageError(f"the network {network.__name__} is a class; pass an instance, {network.__name__}(...)")
-    raise UsageError(f"the network is {network!r}; it must be a torch.nn.Module, with weights to train and save")
+    raise UsageError(f"the network must be a torch.nn.Module, got {network!r}")
 
 
 def _blind(network: Labelled) -> UsageError:
@@ -116,7 +116,7 @@ def _named(network: nn.Module) -> str:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network inside compiled or parallel wrappers, as long as the wrappers pass on all arguments."""
+    """Return the network inside compiled or parallel wrappers, provided that the wrappers pass on all arguments."""
     for name in ("_orig_mod", "module"):
         inside = getattr(network, name, None)
         if isinstance(inside, nn.Module) and _open(_bare(network)):
@@ -125,7 +125,7 @@ def _inner(network: nn.Module) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> inspect.Signature | None:
-    """Return the signature of a call to the network, or ``None`` if it is unknown."""
+    """Return the signature with which a network is called, or ``None`` if it is unknown."""
     own = type(network).__call__ is not nn.Module.__call__ and not isinstance(network, torch.jit.ScriptModule)
     try:
         return inspect.signature(network.__call__ if own else network.forward)
@@ -134,7 +134,7 @@ def _bare(network: nn.Module) -> inspect.Signature | None:
 
 
 def _open(signature: inspect.Signature | None) -> bool:
-    """Whether a signature accepts any number of arguments."""
+    """Return whether a signature accepts any number of positional arguments."""
     kinds = () if signature is None else tuple(p.kind for p in signature.parameters.values())
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
@@ -156,7 +156,7 @@ def _signature(network: nn.Module) -> inspect.Signature | None:
 
 
 def _accepts(network: nn.Module, count: int) -> bool | None:
-    """Whether a network accepts ``count`` positional arguments, or ``None`` if this is unknown."""
+    """Return whether a network accepts ``count`` positional arguments, or ``None`` if this is unknown."""
     signature = _signature(network)
     if signature is None:
         return None

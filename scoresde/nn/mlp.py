@@ -1,4 +1,12 @@
-"""A residual MLP for vectors, whose blocks compute  h <- h + W2 silu( norm(h) W1 (1 + scale(c)) + shift(c) )."""
+"""A residual MLP for vectors.
+
+Each block updates the hidden state h,
+
+    h <- h + W2 silu( (W1 norm(h)) (1 + scale(c)) + shift(c) ),
+
+where W1 and W2 are linear layers, norm is layer normalisation, and scale and shift are linear in the embedding c of the
+noise level and the class.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +41,16 @@ class MLP(nn.Module):
     """A residual MLP, modulated by the noise level and the class.
 
     Args:
-        dims: Number of elements of an event. Events of any shape are flattened.
+        dims: Number of elements in an event. Events of any shape are flattened.
         width: Width of the hidden layers.
         blocks: Number of residual blocks.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes, or 0 if there are none.
         outputs: Number of output channels as a multiple of the event's channels (its first axis): 1, or 2 to learn the
             variance.
-        augments: Number of augmentation parameters of a row in training, or 0 for no such input.
-        vector: Number of numbers in the condition of a row, or 0 if there are none.
-        given: Number of elements of the image in the condition of a row, or 0 if there is none.
+        augments: Number of augmentation parameters per row in training, or 0 if there are none.
+        vector: Length of the vector in the condition, or 0 if there is none.
+        given: Number of elements of the image in the condition, or 0 if there is none.
         words: Size of the vocabulary of the texts in the condition, or 0 if there are none.
         features: Size of the features of a word, if texts arrive as features from another encoder.
 
@@ -83,10 +91,10 @@ class MLP(nn.Module):
         self.attend = nn.ModuleList(CrossAttention(width, width) for _ in range(blocks if texts else 0))
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Apply the network to ``x: (B, *event)`` with noise label ``c: (B,)`` and the condition of each row.
+        """Apply the network to ``x: (B, *event)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` describes the augmentation of the rows in training. ``None`` means zeros, for no
-        augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, ...)``.
+        The tensor ``augment: (B, augments)`` describes the augmentation of each row in training. ``None`` means no
+        augmentation. The result has the same shape as ``x``, but with ``outputs`` times as many channels.
         """
         embedded = self.embedding(c, cond, augment)
         image = None if cond is None or cond.image is None else cond.image.flatten(1)

@@ -1,8 +1,9 @@
 """A U-Net in the style of DDPM++, for 1-D, 2-D and 3-D events of any size.
 
-It has ResNet blocks (group norm, SiLU and convolution, twice) with the noise embedding as scale and shift, skip
-connections rescaled by 1/sqrt(2), self-attention at chosen levels, and an encoder and a decoder that are joined level
-by level. Sizes need not be powers of two: halving an odd size rounds up, and the decoder restores the original size.
+The encoder and the decoder consist of ResNet blocks and are joined level by level. A ResNet block applies group norm,
+SiLU and a convolution twice, with a scale and a shift computed from the noise embedding. It then adds its input and
+divides the sum by sqrt(2). Selected levels have self-attention. Sizes need not be powers of two, because halving an odd
+size rounds up and the decoder restores the original size.
 
 References:
     Ho et al. (2020), arXiv:2006.11239, app. B.    Song et al. (2021), arXiv:2011.13456, app. H (DDPM++).
@@ -82,7 +83,7 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A ResNet block, followed by attention if the level has it."""
+    """A ResNet block, followed by self-attention if ``attention`` is true."""
 
     def __init__(
         self, dims: int, ins: int, outs: int, width: int, dropout: float, attention: bool, text: int = 0
@@ -103,18 +104,19 @@ class UNet(nn.Module):
     """A U-Net, modulated by the noise level and the class.
 
     Args:
-        channels_in: Number of channels of the event.
+        channels_in: Number of channels of an event.
         dims: Number of spatial axes: 1, 2 or 3.
         channels: Number of channels at the finest level.
-        multipliers: Number of channels of each level relative to ``channels``. Each further level halves the size.
-        blocks: Number of ResNet blocks per level on the way down. There is one more per level on the way up.
-        attention: Levels with self-attention, where 0 is the finest.
+        multipliers: Number of channels at each level, as a multiple of ``channels``. Each level after the first has
+            half the spatial size of the one before.
+        blocks: Number of ResNet blocks per level of the encoder. Each level of the decoder has one more.
+        attention: Indices of the levels with self-attention, where 0 is the finest level.
         dropout: Dropout probability inside the blocks.
         classes: Number of classes, or 0 if there are none.
         outputs: Number of output channels as a multiple of the event's channels: 1, or 2 to learn the variance.
-        augments: Number of augmentation parameters of a row in training, or 0 for no such input.
-        vector: Number of numbers in the condition of a row, or 0 if there are none.
-        given: Number of channels of the image in the condition of a row, or 0 if there is none.
+        augments: Number of augmentation parameters per row in training, or 0 if there are none.
+        vector: Length of the vector in the condition, or 0 if there is none.
+        given: Number of channels of the image in the condition, or 0 if there is none.
         words: Size of the vocabulary of the texts in the condition, or 0 if there are none. The words are attended to
             at the levels in ``attention`` and in the middle.
         features: Size of the features of a word, if texts arrive as features from another encoder.
@@ -149,7 +151,9 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if not multipliers:
-            raise UsageError("multipliers is empty; a U-Net needs at least one level", parameter="multipliers")
+            raise UsageError(
+                "multipliers must not be empty; give one for each level of the U-Net", parameter="multipliers"
+            )
         # Each level has 2 * blocks + 1 stages, with two convolutions and a modulation in each of them.
         stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)
         enough_for_network(stages, f"a U-Net with {channels=}, {multipliers=}, {blocks=}", "channels")
@@ -196,10 +200,10 @@ class UNet(nn.Module):
         self.text = TextEncoder(text, words, features) if texts else None
 
     def forward(self, x: Tensor, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Apply the network to ``x: (B, C, *space)`` with noise label ``c: (B,)`` and the condition of each row.
+        """Apply the network to ``x: (B, C, *space)`` with the noise label ``c: (B,)`` and the condition of each row.
 
-        ``augment: (B, augments)`` describes the augmentation of the rows in training. ``None`` means zeros, for no
-        augmentation. The result has the same shape as ``x`` or, with ``outputs`` above 1, ``(B, outputs C, *space)``.
+        The tensor ``augment: (B, augments)`` describes the augmentation of each row in training. ``None`` means no
+        augmentation. The result has shape ``(B, outputs * C, *space)``.
         """
         embedded = self.embedding(c, cond, augment)
         h = self.enter(beside(x, None if cond is None else cond.image, self.given))

@@ -108,7 +108,7 @@ def _is_data(second: Array, first: Array) -> bool:
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays without those labels that are regression targets rather than classes, and notes."""
+    """Return the arrays without labels that are numbers to predict rather than classes, and notes about them."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -126,7 +126,7 @@ def _are_classes(y: Array) -> bool:
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """Build a :class:`Raw` from named arrays, with labels and a split if present. Messages mention ``path``."""
+    """Build a :class:`Raw` from named arrays, with labels and a split if present. ``path`` is used only in messages."""
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -212,8 +212,8 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
         if bad.any():
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
-                f"{path}: array {key!r} has NaN or infinite values: {int(bad.sum())}, the first in row {row}; "
-                "drop such rows or fill in the values"
+                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
+                f"the first in row {row}; drop such rows or fill in the values"
             )
     if x.ndim == 1:
         x = x[:, None]

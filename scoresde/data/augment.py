@@ -1,4 +1,4 @@
-"""Non-leaking augmentation: images are transformed during training, and the network receives the parameters.
+"""Non-leaking augmentation: training images are transformed, and the network receives the parameters.
 
 A small set of images can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
 mirrored and shifted images, unless it can tell them from the originals. If the network F receives the parameters a of
@@ -6,8 +6,9 @@ the transformation T_a as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
-it learns the score of each augmented distribution, and a = 0 corresponds to the original images (Karras et al. 2022,
-arXiv:2206.00364, app. F.2). Sampling and likelihood evaluation use a = 0.
+where c is the noise-level input and cond the condition, it learns the score of each augmented distribution. The value
+a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and likelihood
+evaluation use a = 0.
 
 Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels is read from
 the position
@@ -66,7 +67,7 @@ class Augmentation(Checked):
         for kind in self.kinds:
             if kind not in KINDS:
                 told = f"unknown augmentation {kind!r}; {closest(kind, [*KINDS, 'all'])}"
-                raise UsageError(f"{told}, or use none alone to disable augmentation", parameter="augment")
+                raise UsageError(f"{told}, or use none on its own to disable augmentation", parameter="augment")
         object.__setattr__(self, "kinds", tuple(kind for kind in KINDS if kind in self.kinds))
 
     @classmethod

@@ -34,7 +34,7 @@ class Batch:
         condition: The condition of each row, or ``None``.
         weight: Weight of each value in the loss, with the same shape as ``x0``. It is 0 where the value is unknown.
             ``None`` means 1 everywhere.
-        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` if the noise is drawn freely.
+        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` without paired noise.
         augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None``
             without augmentation. Unlike a condition, they are never dropped at random.
     """

@@ -47,7 +47,7 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
     Args:
         x: The rows, shape ``(N, *event)``.
         classes: Class name of each row.
-        files: Hash of the file of each row, which replaces the values of the row.
+        files: Hash of the file of each row, which is used instead of the values of the row.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -111,7 +111,7 @@ class Identity:
 
     Attributes:
         hashes: Hash of each row, sorted, uint64 ``(N,)``, or a single hash of all files for large data.
-        order: Hash of all rows in their order.
+        order: Order-dependent hash of all rows.
         large: Whether files were hashed instead of rows.
     """
 
@@ -144,7 +144,7 @@ class Identity:
         return cls(np.array([whole], np.uint64), whole, large=True)
 
     def compared(self, now: Identity) -> tuple[str, int, int]:
-        """Compare the data of this identity with those of the identity ``now``.
+        """Compare this identity with the identity ``now`` of the current data.
 
         Returns:
             The result (``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``; only ``same`` or ``other`` for
@@ -160,7 +160,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Return the identity of all rows that a run was trained on, with the larger count of rows found in both."""
+        """Merge two identities into one of all rows a run was trained on, with the larger count for each row."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self

@@ -45,11 +45,11 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The description of a data set, saved as ``data.json``. Sampling and likelihood evaluation need only this.
+    """The description of a data set, saved as ``data.json``, which is all that sampling and likelihood evaluation need.
 
     Attributes:
         name: Short name used in titles and file names.
-        source: The name or path that the data were loaded from.
+        source: The name or path from which the data were loaded.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         shape: Event shape, channels first: ``(C, H, W)``, ``(C, D, H, W)``, ``(C, L)`` or ``(D,)``.
         low: Smallest value, in data units.
@@ -138,9 +138,9 @@ class DataInfo:
         if not info.shape or min(info.shape) < 1:
             raise DataError(f"malformed data description: shape must hold positive integers, got {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
-            raise DataError(f"malformed data description: it has {levels} levels from {info.low} to {info.high}")
+            raise DataError(f"malformed data description: {levels} levels in the range from {info.low} to {info.high}")
         if info.kind not in KINDS:
-            raise DataError(f"malformed data description: kind {info.kind!r} is not one of {', '.join(KINDS)}")
+            raise DataError(f"malformed data description: kind must be one of {', '.join(KINDS)}, got {info.kind!r}")
         return info
 
     def describe(self) -> str:
@@ -301,7 +301,7 @@ class Dataset:
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
-            raise UsageError("test must hold samples, not labels; labels belong in the argument classes")
+            raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
         raw = raw_of(arrays, name, Reading(layout=layout))
         return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 
@@ -358,7 +358,7 @@ def load_data(
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(
             f"there is no data set, file or folder called {spec!r}.{hint} The named data sets are "
-            f"{', '.join(NAMES)}. Files and folders can be: {READABLE}"
+            f"{', '.join(NAMES)}. The supported files and folders are {READABLE}"
         )
     name = os.path.basename(os.path.realpath(path))
     name = name if path.is_dir() else name.split(".")[0]
@@ -379,7 +379,7 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` at random, reproducibly for a seed, into disjoint training and test indexes (int64)."""
+    """Split ``range(n)`` at random into disjoint training and test indexes (int64), which ``seed`` determines."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
@@ -455,7 +455,7 @@ class _Parts:
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:
-    """Split the rows by equation 1 of :mod:`scoresde.data.content`, unless the source has its own test part."""
+    """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
@@ -485,7 +485,7 @@ def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert an array to a tensor. Dtypes other than uint8 become 32-bit types, or 64-bit types if ``wide``."""
+    """Convert an array to a tensor: uint8 for uint8 or bool, otherwise 32-bit numbers, or 64-bit if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":

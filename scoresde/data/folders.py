@@ -34,7 +34,7 @@ class Found:
 
     Attributes:
         train: File and class of each training image, or of each image if the folder has no split. The class is ""
-            if there are no classes. The order is that of the rows of the data.
+            if there are no classes. The order is that of the data rows.
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
@@ -56,7 +56,7 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     if "train" not in parts:
         if parts:
             search.note(
-                "there is no train/, so every folder is a class, including "
+                "there is no train/ folder, so every folder is a class, including "
                 f"{_names(p for several in parts.values() for p in several)}"
             )
         return search.found(search.classed(folder), [])
@@ -88,7 +88,8 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
     chosen = folders[0] if counts[0] or not any(counts) else folders[1]
     for path, count in zip(folders, counts, strict=True):
         if path is not chosen:
-            search.note(f"{path.name}/ (images: {count:,}) is left out, because {chosen.name}/ is the test part")
+            images = f"{count:,} image{'' if count == 1 else 's'}"
+            search.note(f"{path.name}/ is left out ({images}), because {chosen.name}/ is the test part")
     return chosen
 
 
@@ -111,7 +112,7 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the entries of a folder by name, without hidden files, each with whether it is a folder."""
+        """List the visible entries of a folder, sorted by name, each with a flag for whether it is a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         return [(folder / name, is_folder) for name, is_folder in seen]

@@ -31,14 +31,14 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """Parameter values that together solve all problems, by name, or ``None`` if a problem needs other changes."""
+        """Parameter values, by name, that together solve all problems, or ``None`` if no values can."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}
 
     @property
     def classes(self) -> dict[str, tuple[int, int]]:
-        """The number of training samples and of test samples for each class. Empty if there are no labels."""
+        """Numbers of training and test samples for each class. Empty if there are no labels."""
         if self.dataset is None or self.dataset.train_labels is None:
             return {}
         names, held_out = self.dataset.info.classes, self.dataset.test_labels

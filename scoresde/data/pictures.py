@@ -262,7 +262,7 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the number of bits per channel in the file, which Pillow does not report: it reduces colours to 8 bits."""
+    """Return the number of bits per channel in the file. Pillow hides it, because it reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -349,7 +349,7 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return the number of channels of a format that holds images with ``a`` and with ``b`` channels."""
+    """Return how many channels can hold both images with ``a`` channels and images with ``b`` channels."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 

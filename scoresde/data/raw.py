@@ -31,7 +31,7 @@ class Reading(Checked):
             or ``stretch``. If empty, such images are rejected.
         layout: Position of the channel axis of an array: ``first``, ``last`` or ``auto``.
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
-        older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. These
+        older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
     """
 
@@ -71,10 +71,10 @@ class Raw:
         levels: Lowest value, highest value and number of levels if the format fixes them, else None.
         channels_last: Whether the source had its channels last.
         names: Column names of a table, or empty.
-        whole: For each column of a table, whether it holds only integers. Empty if the dtype of ``train`` tells this.
+        whole: For each column of a table, whether it holds only integers. Empty if the dtype of ``train`` decides.
         hashes: 8-byte hash of the file of each sample, training samples first. Empty if samples do not have their own
             files.
-        files: The files that were read, which identify large data.
+        files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
     """
 
@@ -94,7 +94,7 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace label values by indexes into the sorted distinct values of all parts, and return these as class names."""
+    """Replace labels with indexes into the sorted label values of all parts, which are returned as class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):

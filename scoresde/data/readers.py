@@ -74,8 +74,8 @@ def _read_path(path: Path, reading: Reading) -> Raw:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
-            raise DataError(f"{path} has an unsupported file type. It is {told}. Supported are {READABLE}")
-    raise DataError(f"{path} has an unsupported file type. Supported are {READABLE}")
+            raise DataError(f"{path} has an unsupported file type. It is {told}. The supported types are {READABLE}")
+    raise DataError(f"{path} has an unsupported file type. The supported types are {READABLE}")
 
 
 def _refuse_files(folder: Path) -> None:

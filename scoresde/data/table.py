@@ -101,7 +101,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: Ignored, because tables have no such options.
+        reading: Not used, because no option applies to tables.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -177,7 +177,7 @@ def _text(path: Path) -> str:
 
 
 def _separator(text: str) -> str:
-    """Choose the separator (comma, semicolon or tab) that best splits the first lines into equal rows of numbers."""
+    """Choose the separator (comma, semicolon or tab) that best splits the first lines into rows of numbers."""
     start = text[: 1 << 16]
     cut = len(start) < len(text)
 

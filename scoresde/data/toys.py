@@ -5,7 +5,7 @@ density, so they can be used to check likelihoods: ``8gaussians`` (smooth, full 
 (discontinuous, with log density -inf outside its squares).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys follow the paper, but with other scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys follow the paper, but at other scales.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 2.0  # side of a checkerboard square; the board has 4 x 4 squares, centre
 
 @checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
-    """Draw ``n`` points from the toy ``name``, reproducibly for a ``seed``, ``(n, 2)`` float32."""
+    """Draw ``n`` points from the toy ``name`` with a given ``seed``. The result is ``(n, 2)`` float32."""
     enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 

@@ -5,8 +5,9 @@ have their own shift and scale: the mean and the standard deviation over the tra
 same kind, such as colours, are mapped from their range to [-1, 1].
 
 Integers are treated as levels. Each integer column has its own levels, from its lowest to its highest value. The scale
-of such a column is the standard deviation of the dequantised values, so that even an almost constant column is of order
-one. All statistics are computed in float64 from the stored values, and values are scaled before they are rounded.
+of such a column is the standard deviation of the dequantised values, so that even an almost constant column has
+values of order one. All statistics are computed in float64 from the stored values, and values are scaled before they
+are rounded.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Units:
         return Affine(self.low + half, half)
 
     def _standardised(self, kind: str, train: Tensor, source: str, names: Sequence[str]) -> Affine:
-        """Build the map to columns or channels with mean 0 and standard deviation 1 over the training rows."""
+        """Build the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
         std, mean = std[0], mean[0]
@@ -185,7 +186,7 @@ def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about a value that is so far from the others that these fill only a small part of the range."""
+    """Warn about a value that is so far from the others that they fill only a small part of the range."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]

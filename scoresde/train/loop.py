@@ -1,4 +1,4 @@
-"""The training loop, with its files, signals and figures.
+"""The training loop, which also handles files, signals and figures.
 
 A single training step is defined in :mod:`scoresde.train.state`.
 """
@@ -95,8 +95,8 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration. Fields set to ``auto`` are chosen based on the data.
-        data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` accepts.
+        config: The configuration. Fields set to ``auto`` are resolved from the data.
+        data: A data set, or an array that :meth:`scoresde.Dataset.of` accepts, to use instead of ``config.data``.
         network: A custom network (see :class:`scoresde.ScoreModel`), instead of a preset.
         pairs: Samples paired with noise, for training with the ``reflow`` coupling. They are stored in the run folder.
         start: A run to continue from. Its network, weights, probability path and parametrisation override those in
@@ -110,7 +110,7 @@ def fit(
         edited: Whether to resume even if files of the run were changed after they were written.
 
     Returns:
-        The trained run with averaged weights, which are the last ones or the weights with the lowest validation loss
+        The trained run, with the last averaged weights or those with the lowest validation loss
         (:mod:`scoresde.train.validation`).
 
     Raises:
@@ -168,7 +168,7 @@ def _fit(
             accept_changes(folder)
             if not (checkpoints(folder) or quiet):
                 print(
-                    f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of that run",
+                    f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of the run",
                     file=sys.stderr,
                 )
             _restore(folder, config, state, edited)
@@ -369,10 +369,10 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
         raise UsageError("training that continues from a run uses the network of that run; leave out network")
     if data.info.shape != start.info.shape:
         raise DataError(
-            f"the run was trained on samples of shape {start.info.shape}, but these have shape {data.info.shape}"
+            f"the run was trained on samples of shape {start.info.shape}, but the data have shape {data.info.shape}"
         )
     if start.config is None or not isinstance(start.base, ScoreModel):
-        raise UsageError("training can continue only from a run with a training configuration, but this run has none")
+        raise UsageError("training can continue only from a run with a training configuration and a score model")
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
             f"the run was trained with augment={start.config.augment!r}, so its network has no inputs for "
@@ -398,7 +398,7 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate for a step: a linear warm-up, then cosine decay to 0 at the last step or a constant."""
+    """Return the learning rate for a step: a linear warm-up, then cosine decay to 0 or a constant rate."""
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
         factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -413,7 +413,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return evenly spaced training rows in model units, of at most 256 MB."""
+    """Return at most 256 MB of evenly spaced training rows, in model units."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -497,14 +497,14 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return ``config`` with the options that read and split ``data``, so that the same rows are held out again."""
+    """Return ``config`` with the options used to read and split ``data``, so that the same rows are held out again."""
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
     if how.seed != config.seed:
         raise UsageError(
             f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split "
-            "the data differently on reading them again; split the data with the seed of the run",
+            "them differently when they are read again; split the data with the seed of the run",
             parameter="seed",
             value=how.seed,
         )
@@ -522,8 +522,8 @@ def _same_units(folder: Path, data: Dataset) -> None:
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
-                f"{folder} was trained on {known.name} with {name} = {theirs}, but these data have {ours}; a resumed "
-                "run keeps its data"
+                f"{folder} was trained on {known.name} with {name} = {theirs}, but these data have {name} = {ours}; a "
+                "resumed run keeps its data"
             )
 
 

@@ -55,7 +55,7 @@ def draw_pairs(
     batch: int = 512,
     quiet: bool = False,
 ) -> Pairs:
-    """Draw pairs of noise and the sample to which the flow of a run maps this noise.
+    """Draw noise, and pair it with the samples to which the flow of a run maps it.
 
     Args:
         run: A trained run, with any conditioning.
@@ -119,8 +119,8 @@ def reflow(
         weighting, t_sampler: Weighting and time sampler for the training, by name or as objects. ``None`` means those
             of the run, if they are built in. A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used, because the
-            samples come from the pairs.
+        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used, because
+            training uses the samples of the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.

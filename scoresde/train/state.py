@@ -208,7 +208,7 @@ _GLOBAL = threading.RLock()  # guards the generator that all threads of a proces
 
 @contextmanager
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
-    """Seed the random numbers for dropout or initial weights in draw ``n``.
+    """Seed dropout and weight initialisation in the block, as a function of ``seed`` and ``n``.
 
     The networks of this package have their own generator for dropout. Initial weights and custom networks use torch's
     global generator, which one thread at a time seeds for the block and restores afterwards. Threads that use the

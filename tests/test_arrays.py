@@ -44,20 +44,20 @@ def test_samples_as_they_are_published(tmp_path: Path) -> None:
     assert found.kind == "image" and np.array_equal(found.train, images.transpose(0, 3, 1, 2))
     assert found.train_labels.tolist() == Y.tolist()
     np.savez(tmp_path / "a.npz", images, images[:4])
-    with pytest.raises(DataError, match="arr_0 and arr_1 may each be the data"):
+    with pytest.raises(DataError, match="which of arr_0 and arr_1 holds the data"):
         read_numpy(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"x": X, "images": X}, "x and images may each be the data"),
-        ({"x": X, "X": X}, "x and X may each be the data"),
-        ({"x": X, "x_train": X}, "x and x_train may each be the data"),
-        ({"x": X, "y": Y, "labels": Y}, "y and labels may each be the labels"),
+        ({"x": X, "images": X}, "which of x and images holds the data"),
+        ({"x": X, "X": X}, "which of x and X holds the data"),
+        ({"x": X, "x_train": X}, "which of x and x_train holds the data"),
+        ({"x": X, "y": Y, "labels": Y}, "which of y and labels holds the labels"),
         ({"x": X, "x_test": X}, "has both x and x_test; rename x to x_train"),
-        ({"mu": X, "sigma": X}, "arrays mu, sigma, and it is unclear which one"),
-        ({"y": Y}, "arrays y, and it is unclear which one"),
+        ({"mu": X, "sigma": X}, r"unclear which array holds the data \(arrays found: mu, sigma\)"),
+        ({"y": Y}, r"unclear which array holds the data \(arrays found: y\)"),
     ],
 )
 def test_what_could_be_either_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str) -> None:
@@ -78,7 +78,7 @@ def test_one_array_needs_no_name(tmp_path: Path) -> None:
 def test_targets_that_are_no_classes_are_left_out(tmp_path: Path, y: np.ndarray) -> None:
     found = read_numpy(saved(tmp_path, x=X, y=y))
     assert found.train_labels is None and found.train.shape == (20, 3)
-    assert found.notes[0].startswith("y holds numbers, not classes: left out")
+    assert found.notes[0].startswith("y holds numbers, not classes; such labels are left out")
     both = read_numpy(saved(tmp_path, x_train=X, x_test=X, y_train=Y, y_test=np.linspace(0, 1, 20)))
     assert both.train_labels is None and both.test_labels is None
     assert both.notes[0].startswith("y_train and y_test hold numbers")

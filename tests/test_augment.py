@@ -164,7 +164,7 @@ def test_what_belongs_to_pixels_is_not_left_behind() -> None:
 
     ones = torch.ones(4, 1, 8, 8)
     for parts in ({"eps": ones}, {"weight": ones}, {"x0": torch.zeros(4, 8)}):
-        with pytest.raises(UsageError, match="augmentation needs pictures"):
+        with pytest.raises(UsageError, match="augmentation needs images"):
             Batches(Given(**parts), 4, 0, ALL).at(0, keyed(0, 0), torch.float32)
 
 

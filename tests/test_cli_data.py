@@ -45,17 +45,17 @@ def test_all_problems_at_once_and_the_flags_that_answer_them(shell: Shell, mixed
         [
             "3 of 67 files are not readable images: cat/empty.jpg (empty), cat/half.png (the file is truncated), "
             "cat/text.jpg (text)",
-            "1 of 67 files holds several frames: dog/stack.tif (2 frames)",
+            "1 of 67 files has several frames: dog/stack.tif (2 frames)",
             "1 of 67 files has an unsupported pixel format: dog/float.tiff (floating-point numbers)",
-            "there are both 8-bit and 16-bit images: 61 and 1 (cat/deep.png)",
-            "images of 5 sizes, from 8 to 40 wide and 8 to 40 high: 8x8 (16: ",
+            "there are both 8-bit and 16-bit images (61 and 1, such as cat/deep.png)",
+            "the images have 5 different sizes, 8 to 40 pixels wide and 8 to 40 pixels high: 8x8 (16: ",
         ],
         ["--on-bad skip"] * 4 + ["--size 8 --fit crop"],
         strict=False,
     ):
         assert words in line and line.endswith(f"(here: {flags})")
     command = "scoresde train --data photos --on-bad skip --size 8 --fit crop"
-    assert lines[6:] == ["left out: 1 .gif (dog/still.gif)", f"train with: {command}"]
+    assert lines[6:] == ["other files are left out: 1 .gif (dog/still.gif)", f"train with: {command}"]
     shell(f"data inspect {command.partition('--data ')[2]}")
 
 
@@ -72,9 +72,9 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
     out = shell(f"data inspect {mixed} --on-bad skip --size 8 --fit crop")
     for words in (
         "image of shape 3 x 8 x 8", "values from 0 to 255, 256 levels", "2 classes: cat, dog",
-        "left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
-        "1 picture of 16 bits: cat/deep.png", "13 grey and 48 colour pictures", "45 pictures resized to 8x8 (crop)",
-        "1 picture with the same bytes as another picture", "training + test samples per class: cat (",
+        "other files are left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
+        "1 image with 16 bits per channel: cat/deep.png", "13 grey and 48 colour images", "45 images resized to 8x8",
+        "1 image has the same bytes as another image", "training + test samples per class: cat (",
         "note: fewer than 5,000 images: with --augment",
     ):  # fmt: skip
         assert words in out
@@ -85,7 +85,7 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
 def test_then_train_takes_them_and_says_the_same(shell: Shell, mixed: str) -> None:
     flags = f"--data {mixed} --on-bad skip --size 8 --fit crop"
     shell(f"train {flags} --steps 1 --batch 4 --set network.channels=4 --out run")
-    assert "45 pictures resized to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
+    assert "45 images resized to 8x8 (crop)" in shell.err and "left out: 1 .gif" in shell.err
     stored = shell.json("info run")["config"]
     assert isinstance(stored, dict)
     assert (stored["size"], stored["fit"], stored["on_bad"], stored["layout"]) == (8, "crop", "skip", "auto")
@@ -133,7 +133,7 @@ def test_whatever_train_takes_is_inspected(shell: Shell, name: str) -> None:
 def test_other_data_and_none(shell: Shell) -> None:
     np.save("bad.npy", np.full((9, 3), np.inf))
     assert "bad.npy: 1 problem\n1. " in shell("data inspect bad.npy", 3) and "NaN or infinite" in shell.out
-    assert "no such file or folder" in shell("data inspect nowhere", 3)
+    assert "no data set, file or folder" in shell("data inspect nowhere", 3)
 
 
 def test_large_pictures_are_said_to_be_slow(shell: Shell) -> None:

@@ -58,7 +58,7 @@ def test_a_few_rows_many_times_have_a_test_part() -> None:
     x = np.repeat(table(6), 20, axis=0)
     data = Dataset.of(x)
     assert 2 <= len(data.test) <= 30 and data.known_again == len(data.test)
-    assert f"{len(data.test)} of the test samples equal a training sample" in data.describe()
+    assert f"test samples that equal a training sample: {len(data.test)}" in data.describe()
     assert not Dataset.of(table()).known_again
 
 
@@ -122,5 +122,5 @@ def test_rows_of_two_states_are_each_counted_once() -> None:
 
 
 def test_classes_are_not_taken_for_held_out_samples() -> None:
-    with pytest.raises(UsageError, match="pass the class of each sample as classes"):
+    with pytest.raises(UsageError, match="pass labels as the argument classes"):
         Dataset.of(table(30), np.arange(30) % 2)

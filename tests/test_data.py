@@ -58,7 +58,7 @@ def test_info_survives_json_and_names_bad_keys() -> None:
     toy = load_data("moons").info
     assert DataInfo.from_dict(json.loads(json.dumps(toy.to_dict()))) == toy
     stored = original.to_dict()
-    with pytest.raises(DataError, match=r"missing keys \['kind'\], unknown keys \['colour'\]"):
+    with pytest.raises(DataError, match=r"missing keys: \['kind'\]; unknown keys: \['colour'\]"):
         DataInfo.from_dict({k: v for k, v in stored.items() if k != "kind"} | {"colour": 1})
     for bad in ({"shape": "abc"}, {"kind": "sound"}, {"levels": 1}, {"low": None}):
         with pytest.raises(DataError, match="malformed"):
@@ -155,10 +155,10 @@ def test_toy_histogram_follows_the_density() -> None:
 def test_unknown_name_lists_near_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Did you mean swissroll") as error:
         load_data("swisroll")
-    assert all(name in str(error.value) for name in NAMES) and "no such file or folder" in str(error.value)
+    assert all(name in str(error.value) for name in NAMES) and "no data set, file or folder" in str(error.value)
     assert error.value.exit_code == 3
     for spec in ("", str(tmp_path / "nothing")):
-        with pytest.raises(DataError, match="no such file"):
+        with pytest.raises(DataError, match="no data set, file or folder"):
             load_data(spec)
     with pytest.raises(UsageError, match="it must be a number > 0 and < 1"):
         load_data("moons", test_fraction=1.0)
@@ -167,7 +167,7 @@ def test_unknown_name_lists_near_ones(tmp_path: Path) -> None:
 def test_other_files_are_refused_with_what_can_be_read(tmp_path: Path) -> None:
     for name, content in (("table.doc", b"1,2\n"), ("empty", b""), ("x.pkl", pickle.dumps([1]))):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=r"Supported.*\.npz"):
+        with pytest.raises(DataError, match=r"supported types.*\.npz"):
             load_data(str(tmp_path / name))
 
 
@@ -210,7 +210,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     damages = {
         "truncated or damaged": good[:-1],
-        "truncated within its header": good[:9],
+        "truncated in its header": good[:9],
         "not an IDX file of images": b"<html>not found</html>",
         "instead of 00 00 08 03": idx_bytes(np.zeros(4, np.uint8)),
         "damaged or truncated gzip": gzip.compress(good)[:-12],
@@ -500,7 +500,7 @@ def test_npz_keys_and_labels(tmp_path: Path) -> None:
 def test_bad_npz_contents(tmp_path: Path) -> None:
     x = rng().normal(size=(20, 3))
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
-        ({"a": x, "b": x}, "unclear which one holds the data"),
+        ({"a": x, "b": x}, "unclear which array holds the data"),
         ({"x": x, "y": np.arange(19)}, "has shape \\(19,\\) for 20 samples"),
         ({"x_train": x, "x_test": x[:, :2]}, "the same event shape"),
         ({"x_train": x, "x_test": x.astype(int)}, "the same event shape"),
@@ -526,7 +526,7 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
 def test_constant_features_are_named(tmp_path: Path) -> None:
     x = rng().normal(size=(30, 5))
     x[:, [1, 3]] = 0.1
-    with pytest.raises(DataError, match=r"feature 1, 3 .*drop"):
+    with pytest.raises(DataError, match=r"features 1, 3 .*drop"):
         load_data(save(tmp_path, x=x))
     signal = rng().normal(size=(30, 2, 40))
     signal[:, 1] = -7.3

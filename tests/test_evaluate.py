@@ -279,7 +279,7 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     np.savez(path, x=x + 0.75)
     assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     for arrays, message in (
-        ({"mu": x, "sigma": x}, "arrays mu, sigma, and it is unclear which one"),
+        ({"mu": x, "sigma": x}, r"unclear which array holds the data \(arrays found: mu, sigma\)"),
         ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), but digits has shape \(1, 8, 8\)"),
         ({"x": x / 8.0 - 1}, "values from -1 to 1, but digits goes from 0 to 16; samples must be in data units"),
         ({"x": x + 1.0}, "values from 1 to 17"),

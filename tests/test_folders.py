@@ -64,7 +64,7 @@ def test_other_files_are_counted_and_named(tmp_path: Path) -> None:
     found = find_pictures(tmp_path)
     assert len(found.train) == 2
     assert found.notes == (
-        "left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), 1 without a suffix (x/raw), "
+        "other files are left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), 1 without a suffix (x/raw), "
         "1 .heic (x/y/p.HEIC)",
     )
 
@@ -72,7 +72,7 @@ def test_other_files_are_counted_and_named(tmp_path: Path) -> None:
 def test_a_folder_without_pictures_says_what_it_has(tmp_path: Path) -> None:
     touch(tmp_path, "a/scan.dcm", "x.npz")
     (problem,) = find_pictures(tmp_path).problems
-    assert "there are no images at any depth" in problem.message
+    assert "there are no images (.png, " in problem.message
     assert "1 .dcm (a/scan.dcm)" in problem.message and "1 .npz (x.npz)" in problem.message
 
 
@@ -81,7 +81,7 @@ def test_an_empty_folder_is_no_class_and_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = find_pictures(tmp_path)
     assert set(by_class(tmp_path, found.train)) == {"cat"}
-    assert "no pictures in empty/, masks/" in found.notes
+    assert "there are no images in empty/, masks/" in found.notes
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training", "Testing"), ("TRAIN", "validation")])
@@ -95,11 +95,11 @@ def test_of_two_held_out_parts_one_is_left_out_and_that_is_said(tmp_path: Path) 
     touch(tmp_path, "train/0.png", "test/1.png", "test/2.png", "val/deep/3.png", "val/4.png")
     found = find_pictures(tmp_path)
     assert {path.name for path, _ in found.test} == {"1.png", "2.png"} and not found.problems
-    assert found.notes == ("val/ is left out (2 pictures): test/ is the test part",)
+    assert found.notes == ("val/ is left out (2 images), because test/ is the test part",)
     touch(tmp_path / "b", "train/0.png", "test/list.txt", "val/3.png")
     found = find_pictures(tmp_path / "b")
     assert [path.name for path, _ in found.test] == ["3.png"]
-    assert found.notes == ("test/ is left out (0 pictures): val/ is the test part",)
+    assert found.notes == ("test/ is left out (0 images), because val/ is the test part",)
 
 
 def test_what_could_be_two_things_is_refused(tmp_path: Path) -> None:
@@ -107,21 +107,21 @@ def test_what_could_be_two_things_is_refused(tmp_path: Path) -> None:
     assert "val/, valid/ are names for the same part" in said(find_pictures(tmp_path / "two"))
     touch(tmp_path / "beside", "train/0.png", "bus/deep/1.png", "loose.png", "list.csv")
     found = find_pictures(tmp_path / "beside")
-    assert "outside train/, which is read as a split (bus/deep/1.png, loose.png)" in said(found)
-    assert "left out: 1 .csv (list.csv)" in found.notes
+    assert "some images are in no part (bus/deep/1.png, loose.png)" in said(found)
+    assert "other files are left out: 1 .csv (list.csv)" in found.notes
 
 
 def test_a_test_folder_without_a_training_one_is_a_class_and_that_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "test/0.png", "other/1.png")
     found = find_pictures(tmp_path)
-    assert set(by_class(tmp_path, found.train)) == {"test", "other"} and "no train/, so test/" in said(found)
+    assert set(by_class(tmp_path, found.train)) == {"test", "other"} and "every folder is a class, including test/" in said(found)
 
 
 def test_labels_of_one_part_alone_are_said_to_be_missing(tmp_path: Path) -> None:
     touch(tmp_path / "a", "train/cat/0.png", "test/1.png")
-    assert "only one part has class folders: the test pictures have no labels" in said(find_pictures(tmp_path / "a"))
+    assert "only one part has class folders, so the test images have no labels" in said(find_pictures(tmp_path / "a"))
     touch(tmp_path / "b", "train/0.png", "test/cat/1.png")
-    assert "the training pictures have no labels" in said(find_pictures(tmp_path / "b"))
+    assert "the training images have no labels" in said(find_pictures(tmp_path / "b"))
 
 
 def test_a_link_that_leads_back_ends(tmp_path: Path) -> None:

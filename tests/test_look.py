@@ -41,7 +41,7 @@ def test_the_answers_of_all_problems_together_are_enough(tmp_path: Path) -> None
     (tmp_path / "a" / "x.gif").write_bytes(b"")
     Image.new("RGB", (8, 5), 9).save(tmp_path / "a" / "wide.png")
     found = look(path)
-    assert len(found.problems) == 2 and found.notes == ("left out: 1 .gif (a/x.gif)",)
+    assert len(found.problems) == 2 and found.notes == ("other files are left out: 1 .gif (a/x.gif)",)
     assert found.dataset is None and found.facts() == {} == found.classes
     assert found.answers == {"on_bad": "skip", "size": 8, "fit": "crop"}
     again = look(path, reading=Reading(**found.answers))  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_other_data_have_one_problem_at_most(tmp_path: Path) -> None:
     (problem,) = look(str(tmp_path / "x.npy")).problems
     assert "27 NaN or infinite values" in problem.message
     (problem,) = look(str(tmp_path / "nothing")).problems
-    assert "no such file" in problem.message and not problem.answers
+    assert "no data set, file or folder" in problem.message and not problem.answers
     np.save(tmp_path / "y.npy", np.zeros((40, 8, 4, 3)) + np.arange(40)[:, None, None, None])
     found = look(str(tmp_path / "y.npy"))
     assert [p.answers for p in found.problems] in ([], [{"layout": "first"}])

@@ -90,7 +90,7 @@ def test_all_sizes_are_counted_and_an_answer_is_given(tmp_path: Path) -> None:
         save(tmp_path / f"{i}.png", noise(i, h, w))
     (problem,) = problems(tmp_path).problems
     for words in (
-        "3 sizes, from 33 to 50 wide and 30 to 99 high",
+        "3 different sizes, 33 to 50 pixels wide and 30 to 99 pixels high",
         "40x30 (3: 0.png), 50x50 (2: 3.png), 33x99 (1: 5.png)",
     ):
         assert words in problem.message
@@ -108,7 +108,7 @@ def test_shapes_need_a_fit_and_squares_do_not(tmp_path: Path) -> None:
     assert read_image_folder(tmp_path, Reading(size=6)).train.shape == (2, 1, 6, 6)
     save(tmp_path / "c.png", noise(2, 9, 12))
     (problem,) = problems(tmp_path, Reading(size=6)).problems
-    assert "1 picture is not square: 12x9 (1: c.png)" in problem.message and problem.answers == {"fit": "crop"}
+    assert "1 image is not square: 12x9 (1: c.png)" in problem.message and problem.answers == {"fit": "crop"}
     assert read_image_folder(tmp_path, Reading(size=6, fit="pad")).train.shape == (3, 1, 6, 6)
     with pytest.raises(UsageError, match="fit is 'pad', but size is not set") as error:
         Reading(fit="pad")
@@ -142,10 +142,10 @@ def test_a_picture_of_the_size_keeps_every_pixel(tmp_path: Path) -> None:
         raw = read_image_folder(tmp_path, Reading(size=6, fit=fit))
         for i, x in enumerate(pixels):
             assert np.array_equal(row(raw, f"good{i}.png"), x.transpose(2, 0, 1))
-        assert f"1 picture resized to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
+        assert f"1 image resized to 6x6{f' ({fit})' * bool(fit)}" in raw.notes
     save(tmp_path / "small.png", noise(9, 5, 5, 3))
     assert (
-        "2 pictures resized to 6x6; 1 of them had a shorter side of less than 6 pixels"
+        "2 images resized to 6x6, including 1 with a shorter side of less than 6 pixels"
         in read_image_folder(tmp_path, Reading(size=6)).notes
     )
 
@@ -214,17 +214,17 @@ def test_two_depths_are_refused_or_the_rarer_is_left_out(tmp_path: Path) -> None
     good(tmp_path, 3, (6, 6))
     deep = save(tmp_path / "deep.png", noise(0, 6, 6, high=60_000))
     (problem,) = problems(tmp_path).problems
-    assert "8-bit and 16-bit images: 3 and 1 (deep.png)" in problem.message
+    assert "8-bit and 16-bit images (3 and 1, such as deep.png)" in problem.message
     assert problem.answers == {"on_bad": "skip"}
     raw = read_image_folder(tmp_path, SKIP)
     assert raw.train.dtype == np.uint8 and len(raw.train) == 3 and raw.levels is None
-    assert "left out: 1 picture of 16 bits: deep.png" in raw.notes
+    assert "left out: 1 image with 16 bits per channel: deep.png" in raw.notes
     for i in range(3):
         save(tmp_path / f"more{i}.png", noise(i, 6, 6, high=60_000))
     raw = read_image_folder(tmp_path, SKIP)
     assert raw.train.dtype == np.uint16 and len(raw.train) == 4 and raw.levels == (0, 65535, 65536)
     assert np.array_equal(row(raw, "deep.png")[0], np.asarray(Image.open(deep)))
-    assert "left out: 3 pictures of 8 bits: good0.png, good1.png, good2.png" in raw.notes
+    assert "left out: 3 images with 8 bits per channel: good0.png, good1.png, good2.png" in raw.notes
     (tmp_path / "more0.png").unlink()  # as many of each: those of 8 bits are kept
     assert read_image_folder(tmp_path, SKIP).train.dtype == np.uint8
 
@@ -267,13 +267,13 @@ def test_an_alpha_channel_without_a_hole_is_dropped(tmp_path: Path) -> None:
     assert raw.train.shape == (6, 3, 6, 6)
     for i, x in enumerate(pixels):
         assert np.array_equal(row(raw, f"opaque{i}.png"), x.transpose(2, 0, 1))
-    assert "3 pictures with an alpha channel that is opaque throughout, which is dropped" in raw.notes
+    assert "3 images with a fully opaque alpha channel, which is dropped" in raw.notes
     holes = noise(7, 6, 6, 4)
     save(tmp_path / "holes.png", holes)
     raw = read_image_folder(tmp_path)
     assert raw.train.shape == (7, 4, 6, 6) and np.array_equal(row(raw, "holes.png"), holes.transpose(2, 0, 1))
     assert (row(raw, "opaque0.png")[3] == 255).all() and (row(raw, "good0.png")[3] == 255).all()
-    assert "1 picture with transparent parts: the last channel is alpha, which is opaque in the others" in raw.notes
+    assert "1 image with transparent parts, so the last channel is alpha and opaque in the other images" in raw.notes
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_grey_among_colour_is_said(tmp_path: Path) -> None:
     good(tmp_path, 2)
     save(tmp_path / "grey.png", noise(0, 6, 6))
     raw = read_image_folder(tmp_path)
-    assert "1 grey and 2 colour pictures: all are read as colour" in raw.notes
+    assert "1 grey and 2 colour images, which are all read as colour" in raw.notes
     assert np.array_equal(row(raw, "grey.png"), np.repeat(noise(0, 6, 6)[None], 3, 0))
 
 
@@ -361,7 +361,7 @@ def test_every_bad_file_is_found_before_anything_is_refused(tmp_path: Path) -> N
     (problem,) = problems(tmp_path).problems
     assert problem.message.startswith("12 of 16 files are not readable images: cut.jpg (Truncated File Read), ")
     assert all(name in problem.message for name in bad)
-    assert "; replace these files, or leave them out" in problem.message
+    assert "; replace or remove every such file" in problem.message
     assert problem.answers == {"on_bad": "skip"}
     raw = read_image_folder(tmp_path, SKIP)
     assert {x.tobytes() for x in raw.train} == {x.transpose(2, 0, 1).tobytes() for x in pixels}
@@ -414,9 +414,9 @@ def beyond(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "words"),
     [
-        ("a.tif", moving, "1 of 3 files holds several frames: a.tif (3 frames)"),
-        ("a.webp", moving, "1 of 3 files holds several frames: a.webp (3 frames)"),
-        ("a.png", moving, "1 of 3 files holds several frames: a.png (3 frames)"),
+        ("a.tif", moving, "1 of 3 files has several frames: a.tif (3 frames)"),
+        ("a.webp", moving, "1 of 3 files has several frames: a.webp (3 frames)"),
+        ("a.png", moving, "1 of 3 files has several frames: a.png (3 frames)"),
         ("a.tif", floating, "has an unsupported pixel format: a.tif (floating-point numbers)"),
         (
             "a.tif",
@@ -454,11 +454,11 @@ def test_skipping_leaves_what_there_would_be_without_the_bad_files(tmp_path: Pat
 
 def test_when_nothing_is_left_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
-    assert "none of the 1 files can be read as a picture. 1 of 1 files" in str(problems(tmp_path, SKIP))
+    assert "there are no readable images. 1 of 1 files" in str(problems(tmp_path, SKIP))
     (tmp_path / "split" / "train").mkdir(parents=True)
     (tmp_path / "split" / "train" / "bad.png").write_bytes(b"")
     good(tmp_path / "split" / "test")
-    assert "none of the training pictures can be read" in str(problems(tmp_path / "split", SKIP))
+    assert "none of the training images can be read" in str(problems(tmp_path / "split", SKIP))
 
 
 def test_a_class_of_the_test_part_alone_is_refused(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_too_much_for_the_memory_is_a_problem_with_an_answer(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "np", SimpleNamespace(**{**vars(np), "empty": full}))
     (problem,) = problems(tmp_path).problems
-    assert "3 pictures of this size take 0.0 GB, more memory than is available" in problem.message
+    assert "3 images of this size would need more memory than is available (0.0 GB)" in problem.message
     assert problem.answers == {"size": 32}
 
 
@@ -516,8 +516,8 @@ def test_five_kinds_of_problems_are_one_error(tmp_path: Path) -> None:
         [
             ("at the top level (1: loose.png)", {}), ("not a readable image: a/bad.jpg (empty)", {"on_bad": "skip"}),
             ("several frames: a/moving.webp", {"on_bad": "skip"}), ("8 bits: a/colour.png", {"on_bad": "skip"}),
-            ("8-bit and 16-bit images: 5 and 1 (a/deep.png)", {"on_bad": "skip"}),
-            ("2 sizes", {"size": 8, "fit": "crop"}),
+            ("8-bit and 16-bit images (5 and 1, such as a/deep.png)", {"on_bad": "skip"}),
+            ("2 different sizes", {"size": 8, "fit": "crop"}),
         ],
         strict=True,
     ):  # fmt: skip
@@ -547,17 +547,17 @@ def test_copies_are_counted_and_named(tmp_path: Path) -> None:
     for name in ("cat/again.png", "cat/once more.png", "dog/copy.png"):
         (tmp_path / name).write_bytes((tmp_path / "cat/good1.png").read_bytes())
     (note,) = [note for note in read_image_folder(tmp_path).notes if "same bytes" in note]
-    assert note.startswith("3 pictures with the same bytes as another picture: ") and note.endswith(
-        "; 1 of them in another class"
+    assert note.startswith("3 images have the same bytes as another image: ") and note.endswith(
+        "; copies in another class: 1"
     )
     assert note.count(" of ") >= 3
 
 
 def test_a_reading_that_changes_nothing_is_said(tmp_path: Path) -> None:
     good(tmp_path / "a", 3)
-    assert "layout is for arrays, and has no effect here" in read_path(tmp_path / "a", Reading(layout="last")).notes
+    assert "layout applies only to arrays, and has no effect here" in read_path(tmp_path / "a", Reading(layout="last")).notes
     np.save(tmp_path / "x.npy", np.zeros((4, 3)))
-    assert any("size and fit are for folders" in n for n in read_path(tmp_path / "x.npy", Reading(size=8)).notes)
+    assert any("size and fit apply only to folders" in n for n in read_path(tmp_path / "x.npy", Reading(size=8)).notes)
     assert not read_path(tmp_path / "x.npy").notes
 
 
@@ -566,7 +566,7 @@ def test_a_folder_becomes_a_data_set_with_its_notes(tmp_path: Path) -> None:
         save(tmp_path / f"{i}.png", noise(i, 6 + i % 2, 6, 3))
     data = load_data(str(tmp_path), reading=Reading(size=6, fit="crop"))
     assert data.info.shape == (3, 6, 6) and data.train.dtype == torch.uint8 and len(data.train) + len(data.test) == 30
-    assert "15 pictures resized to 6x6 (crop)" in data.notes
+    assert "15 images resized to 6x6 (crop)" in data.notes
 
 
 def test_a_folder_is_read_for_an_older_run_as_it_was_then(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_labels_go_with_their_pairs(tmp_path):
 
 
 def test_the_coupling_reflow_needs_pairs(tmp_path):
-    with pytest.raises(UsageError, match="pass pairs if and only if the coupling is reflow"):
+    with pytest.raises(UsageError, match="must be used together"):
         fit(TrainConfig(coupling="reflow"), out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -116,6 +116,6 @@ def test_a_picture_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(loop, name, broken)
     config = TrainConfig(data="moons", steps=2, batch=8, network_options={"width": 8, "blocks": 1})
-    with pytest.warns(UserWarning, match=r"the picture .*was not created \(OSError: no space left"):
+    with pytest.warns(UserWarning, match=r"the figure .*was not created \(OSError: no space left"):
         assert fit(config, out=tmp_path / "r", quiet=True).step == 2
     assert newest_checkpoint(tmp_path / "r").name == "step-000000002"

@@ -51,11 +51,11 @@ def test_a_table_without_names(tmp_path: Path) -> None:
     # A number that is missing, or a class, is no name.
     with pytest.raises(DataError, match="1 empty cell, the first in line 1, column 2"):
         table(tmp_path, "5.1,?\n4.9,2\n")
-    told = r"column 2 has 'setosa' in line 1 \(2 such cells\), not a number.*name it label"
+    told = r"column 2 has 'setosa' in line 1 \(2 such cells\), which is not a number.*name it label"
     with pytest.raises(DataError, match=told):
         table(tmp_path, "5.1,setosa\n4.9,virginica\n")
     named = table(tmp_path, "name,2019\n1,2\n3,4\n")
-    assert named.names == ("name", "2019") and "although it has numbers in 1 of the cells" in named.notes[0]
+    assert named.names == ("name", "2019") and "although 1 of its cells is a number" in named.notes[0]
 
 
 def test_numbers_are_kept_exactly(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_numbers_are_kept_exactly(tmp_path: Path) -> None:
     big = table(tmp_path, f"a,b\n{2**53 + 1},1\n{-(2**62)},2\n")
     assert big.train.dtype == np.int64 and big.train[:, 0].tolist() == [2**53 + 1, -(2**62)]
     for text in (f"a,b\n{2**53 + 1},1.5\n1,2\n", f"a,b\n{2**64},1\n1,2\n", f"a,b\n{'1' * 5000},1\n1,2\n"):
-        told = r"column 'a' has '\d+(\.\.\.)?' in line 2, with more digits than can be stored"
+        told = r"column 'a' has '\d+(\.\.\.)?' in line 2, which has more digits than can be stored"
         with pytest.raises(DataError, match=told):
             table(tmp_path, text)
 
@@ -75,7 +75,7 @@ def test_the_column_of_classes(tmp_path: Path, name: str) -> None:
     found = table(tmp_path, f"a,{name},b\n1,v,2\n3,s,4\n5,v,6\n")
     assert found.names == ("a", "b") and found.train.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert found.classes == ("s", "v") and found.train_labels.tolist() == [1, 0, 1]
-    assert found.notes == (f"column {name!r} is the class of each line",)
+    assert found.notes == (f"column {name!r} holds the class of each line",)
     whole = table(tmp_path, f"a,{name}\n1,10\n3,2\n5,10.0\n7,2\n")
     assert whole.classes == ("2", "10") and whole.train_labels.tolist() == [1, 0, 1, 0] and whole.names == ("a",)
     kept = table(tmp_path, f"a,{name}\n1,10\n3,2\n5,10\n7,2\n", keep=(name,))
@@ -85,9 +85,9 @@ def test_the_column_of_classes(tmp_path: Path, name: str) -> None:
 def test_a_target_is_one_more_column(tmp_path: Path) -> None:
     for text, reason in (
         ("a,y\n1,0.5\n2,1\n", "numbers that are not integers"),
-        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "comes with a column x; name it label"),
-        ("a,y\n" + "".join(f"{3 * i % 7},{i}\n" for i in range(10)), "has 10 different values in 10 lines"),
-        ("a,y\n" + "".join(f"0.5,{i % 101}\n" for i in range(400)), "has 101 different values in 400 lines"),
+        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "may be a coordinate, because there is a column x"),
+        ("a,y\n" + "".join(f"{3 * i % 7},{i}\n" for i in range(10)), "has 10 distinct values in 10 lines"),
+        ("a,y\n" + "".join(f"0.5,{i % 101}\n" for i in range(400)), "has 101 distinct values in 400 lines"),
     ):
         found = table(tmp_path, text)
         assert found.train_labels is None and found.train.shape[1] == 2
@@ -96,9 +96,9 @@ def test_a_target_is_one_more_column(tmp_path: Path) -> None:
 
 def test_classes_that_cannot_be(tmp_path: Path) -> None:
     for text, words in (
-        ("label,class,a\ns,1,1\nv,0,2\ns,1,3\nv,0,4\n", "column 'label' and column 'class' may each be the class"),
+        ("label,class,a\ns,1,1\nv,0,2\ns,1,3\nv,0,4\n", "which of column 'label' and column 'class' holds the classes"),
         ("a,label\n1,Ann\n2,Bob\n", "a different value in each of 2 lines, such as 'Ann'"),
-        ("label\ns\ns\nv\n", "but there is no column of numbers"),
+        ("label\ns\ns\nv\n", "but there are no columns of numbers"),
         ("a,label\n1,s\n2,\n3,s\n", "1 empty cell, the first in line 3, column 'label'"),
     ):
         with pytest.raises(DataError, match=words):
@@ -110,8 +110,8 @@ def test_classes_that_cannot_be(tmp_path: Path) -> None:
 def test_an_empty_cell_is_refused_with_its_line_and_column(tmp_path: Path, mark: str) -> None:
     with pytest.raises(DataError) as error:
         table(tmp_path, f'age,height,"in\nche s"\n1,2,3\n"4",{mark},6\n7,8,\n')
-    assert "2 empty cells of 2 columns (column 'height', column 'in che s')" in str(error.value)
-    assert "the first in line 4, column 'height'" in str(error.value) and "a later version" in str(error.value)
+    assert "2 empty cells in 2 columns (column 'height', column 'in che s')" in str(error.value)
+    assert "the first in line 4, column 'height'" in str(error.value) and "write numbers" in str(error.value)
     with pytest.raises(DataError, match="1 empty cell, the first in line 3, column 'x'"):
         table(tmp_path, "x\n1\n\n2\n")
 
@@ -121,7 +121,7 @@ def test_an_empty_cell_is_refused_with_its_line_and_column(tmp_path: Path, mark:
     [
         ('"1,234"', "thousands"), ("1_000", "thousands"), ("12 %", "percentage"), ("2020-01-31", "date"),
         ("31/01/2020", "date"), ("12:30", "time"), ("inf", "infinite"), ("1e999", "beyond the range"),
-        ('"1,5"', "decimal comma"), ("true", "write 1 and 0"), ("$12", "currency"), ("setosa", "name it label"),
+        ('"1,5"', "decimal comma"), ("true", "write 1 or 0"), ("$12", "currency"), ("setosa", "name it label"),
         ("0x10", "not a number"), ("١٢", "not a number"), ("1.2.3", "not a number"), ("--1", "not a number"),
     ],
 )  # fmt: skip
@@ -140,7 +140,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
         ("", "is empty"),
         (',,\n"",\n', "is empty"),
         ("a,b\n", "no rows below"),
-        ("a,b\n1,2\n3\n", "line 3 has 1 cell, but the first has 2"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 cell, but the first line has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),
         ("a,b,a\n1,2,3\n", "more than one column is named 'a'"),
         ("a,,b\n1,2,3\n", "column 2 has no name"),
@@ -151,7 +151,7 @@ def test_what_is_no_number_is_refused_with_a_way_out(tmp_path: Path, cell: str, 
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
         (b"a,b\n1,\0\n", "zero bytes"),
         (b"\x1f\x8b\x08damaged", "gzip"),
-        ("a;b\n1,500;2\n2,250;3\n", r"'1,500' in line 2 is ambiguous: 1500 or 1\.500"),
+        ("a;b\n1,500;2\n2,250;3\n", r"'1,500' in line 2 could mean 1500 or 1\.500"),
         ("a;b\n1,5;2\n2.5;3\n", r"'1,5' in line 2 has a decimal comma, but '2\.5' in line 3 has a decimal point"),
     ],
 )
@@ -162,11 +162,11 @@ def test_a_file_that_is_no_table(tmp_path: Path, text: str | bytes, words: str) 
 
 
 def test_what_is_decided_is_said(tmp_path: Path) -> None:
-    assert "counts the lines, is left out" in table(tmp_path, "Unnamed: 0,a\n1,5\n2,5\n3,6\n").notes[0]
+    assert "numbers the lines, so it is left out" in table(tmp_path, "Unnamed: 0,a\n1,5\n2,5\n3,6\n").notes[0]
     named = table(tmp_path, "id,a\n1,5\n2,5\n3,6\n")
-    assert named.names == ("id", "a") and "column 'id' counts the lines" in named.notes[0]
-    assert "column 1 counts the lines" in table(tmp_path, "0,5\n1,5\n2,6\n").notes[0]
-    assert "3 numbers have a decimal comma" in table(tmp_path, "a;b\n1,5;2\n2,5;3,25\n").notes[0]
+    assert named.names == ("id", "a") and "column 'id' numbers the lines" in named.notes[0]
+    assert "column 1 numbers the lines" in table(tmp_path, "0,5\n1,5\n2,6\n").notes[0]
+    assert "numbers with a decimal comma: 3 (such as 1,5)" in table(tmp_path, "a;b\n1,5;2\n2,5;3,25\n").notes[0]
     assert table(tmp_path, "a,b\n1,2\n5,3\n").notes == ()
 
 
@@ -178,7 +178,7 @@ def test_tables_are_data(tmp_path: Path) -> None:
         data = load_data(str(tmp_path / name))
         assert data.info.name == "wine" and data.info.shape == (2,)
         assert len(data.train) + len(data.test) == 60
-    with pytest.raises(DataError, match=r"pass the file itself, .*wine\.CSV \(one of 3 such files\)"):
+    with pytest.raises(DataError, match=r"pass the file itself: .*wine\.CSV \(one of 3 such files\)"):
         read_path(tmp_path)
     for name, told in (("a.xlsx", "spreadsheet"), ("a.parquet", "another format"), ("a.zip", "archive")):
         (tmp_path / name).write_bytes(b"PK")

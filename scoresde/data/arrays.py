@@ -1,4 +1,4 @@
-"""Named arrays from a NumPy file or from memory: find the array that holds the data, and the axis of its channels.
+"""Find the data array and its channel axis among named arrays from a NumPy file or from memory.
 
 References:
     NumPy enhancement proposal 1, for ``.npy`` and ``.npz``.
@@ -30,8 +30,8 @@ TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
 CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 
-COLOURS = (1, 3, 4)  # possible numbers of channels of a picture
-SPACE = 8  # smallest height and width of a picture whose channels are last
+COLOURS = (1, 3, 4)  # possible numbers of channels of an image
+SPACE = 8  # smallest height and width of an image whose channels are last
 
 
 def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
@@ -44,20 +44,20 @@ def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
-    """Load the arrays of a NumPy file, keyed by name; the array of an ``.npy`` file is called ``x``.
+    """Load the arrays of a NumPy file, keyed by name. The array of an ``.npy`` file is called ``x``.
 
     Raises:
-        DataError: If the file is not a NumPy file, is damaged or too large, or holds pickled objects.
+        DataError: If the file is not a NumPy file, is damaged, is too large or contains pickled objects.
     """
     try:
         return read_arrays(path)
     except ValueError as error:
         if "pickle" in str(error):
             raise DataError(
-                f"{path} holds Python objects (dtype=object, a pickle), which can run code and are never "
-                "loaded; save plain numbers in one array: np.save(file, np.stack(rows).astype(np.float32))"
+                f"{path} contains pickled Python objects (dtype=object), which can execute code and are never "
+                "loaded; save plain numbers in one array, for example np.save(file, np.stack(rows).astype(np.float32))"
             ) from error
-        raise DataError(f"{path} is damaged or not a NumPy file ({error})") from error
+        raise DataError(f"{path} is damaged or is not a NumPy file ({error})") from error
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
 
@@ -79,9 +79,9 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         known = {key for keys in found.values() for key in keys}
         found["x"] = [key for key in arrays if key not in known]
         if len(found["x"]) != 1:
-            all_of = ", ".join(map(one_line, arrays)) or "(none)"
+            all_of = ", ".join(map(one_line, arrays)) or "none"
             raise DataError(
-                f"{path} has the arrays {all_of}, and it is unclear which one holds the data; name it x, images or "
+                f"{path}: it is unclear which array holds the data (arrays found: {all_of}); name it x, images or "
                 "data, or use the names x_train and x_test"
             )
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
@@ -90,8 +90,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         if len(keys) > 1:
             what = "labels" if "y" in role else "data"
             raise DataError(
-                f"{path}: {' and '.join(keys)} may each be the {what}; save only one of them, or name the parts "
-                "x_train, y_train, x_test and y_test"
+                f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or use "
+                "the names x_train, y_train, x_test and y_test"
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
@@ -103,18 +103,18 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
 
 
 def _is_data(second: Array, first: Array) -> bool:
-    """Whether a second unnamed array is more data rather than the labels of the first."""
+    """Whether the second of two unnamed arrays holds more data rather than labels."""
     return second.ndim > 1 and second.shape[1:] != (1,) and second.ndim == first.ndim
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Leave out label arrays that hold numbers to predict instead of classes, and return the other arrays and notes."""
+    """Return the arrays without labels that are numbers to predict rather than classes, and notes about them."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
         return arrays, []
     said = f"{' and '.join(keys)} {'hold' if keys[1:] else 'holds'} numbers, not classes"
-    note = f"{said}: left out (to model these numbers as well, make them columns of the data)"
+    note = f"{said}; such labels are left out (to model these numbers as well, add them to the columns of the data)"
     return {key: a for key, a in arrays.items() if key not in keys}, [note]
 
 
@@ -126,7 +126,7 @@ def _are_classes(y: Array) -> bool:
 
 
 def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS) -> Raw:
-    """Build a :class:`Raw` from named arrays, with labels and a split if present. ``path`` is used in messages only."""
+    """Build a :class:`Raw` from named arrays, with labels and a split if present. ``path`` is used only in messages."""
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
@@ -138,7 +138,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise DataError(
                 f"{path}: {key} has shape {a.shape} and dtype {a.dtype}, but {found['x_test']} has shape {b.shape} and "
-                f"dtype {b.dtype}; the two arrays need the same event shape and dtype"
+                f"dtype {b.dtype}; samples in both arrays must have the same shape and dtype"
             )
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
@@ -156,15 +156,17 @@ def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Arr
 
 
 def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str, bool]:
-    """Decide by rank, dtype and sizes what kind of data an array holds, and whether its channels are last.
+    """Infer from shape and dtype what kind of data an array holds, and whether its channels are last.
 
-    Channels come first by default. The channels of a picture or volume are last if the last axis has length 1, 3 or 4
+    Channels come first by default. The channels of an image or volume are last if the last axis has length 1, 3 or 4
     and all other axes of the event are at least :data:`SPACE` long. The channels of a signal are last if the last axis
-    of the event has a length of at most 4 and the first axis a length of at least 16.
+    of the event has length 4 or less and the first axis has length 16 or more.
     """
     where = f"{path}: array {key!r}"
     if x.dtype.kind not in "biuf":
-        raise DataError(f"{where} has dtype {x.dtype}, not real numbers; convert it with astype(np.float32)")
+        raise DataError(
+            f"{where} has dtype {x.dtype}, but must hold real numbers; convert it, for example with .astype(np.float32)"
+        )
     if x.ndim == 0 or x.size == 0:
         raise DataError(
             f"{where} is {'a single number' if x.ndim == 0 else f'empty (shape {x.shape})'}; the shape must be (N, ...)"
@@ -190,7 +192,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
         either = coloured and not last and event[0] <= 4 and min(event[1:-1]) >= SPACE
     if either:
         raise DataError(
-            f"{where} has events of shape {event}; the channels could be the first or the last axis, so specify which",
+            f"{where} has samples of shape {event}, whose channels could be the first or the last axis; specify which",
             parameter="layout",
             value="first",
         )
@@ -198,20 +200,20 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Whether integer events of this shape are signals with channels, because the shape is too thin for a picture."""
+    """Whether integer events of this shape are signals with channels, because images are rarely this narrow."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 
 def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: bool) -> Array:
-    """Bring an array to shape ``(N, *event)``, channels first, and reject values that are not finite."""
+    """Convert an array to shape ``(N, *event)``, channels first, and reject values that are not finite."""
     if x.dtype.kind == "f":
         x = x.astype(np.float64 if x.dtype.itemsize > 4 else np.float32, copy=False)
         bad = ~np.isfinite(x)
         if bad.any():
             row = int(bad.reshape(len(x), -1).any(1).argmax())
             raise DataError(
-                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite values, the first in row {row}; drop "
-                "such rows or fill in the values"
+                f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
+                f"the first in row {row}; drop such rows or fill in the values"
             )
     if x.ndim == 1:
         x = x[:, None]

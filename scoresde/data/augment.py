@@ -1,22 +1,24 @@
-"""Non-leaking augmentation: pictures are transformed during training, and the network is told how.
+"""Non-leaking augmentation: training images are transformed, and the network receives the parameters.
 
-A small set of pictures can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
-mirrored and shifted pictures, unless it can tell them from the originals. If the network gets the parameters a of the
-transformation as an extra input,
+A small set of images can be enlarged by mirroring, shifting and scaling. A model trained on the result also generates
+mirrored and shifted images, unless it can tell them from the originals. If the network F receives the parameters a of
+the transformation T_a as an extra input,
 
     F(x_t, c, cond, a),    x_t = alpha T_a(x_0) + sigma eps,                                                    (1)
 
-it learns the score of each augmented distribution, and a = 0 stands for the original pictures (Karras et al. 2022,
-arXiv:2206.00364, app. F.2). Sampling and likelihood use a = 0. The same weights serve all values of a.
+where c is the noise-level input and cond the condition, it learns the score of each augmented distribution. The value
+a = 0 corresponds to the original images (Karras et al. 2022, arXiv:2206.00364, app. F.2). Sampling and likelihood
+evaluation use a = 0.
 
-Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels comes from
+Each row is first mirrored, then scaled about its centre, then shifted. Pixel i along an axis of n pixels is read from
+the position
 
     s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8  (an integer),               (2)
 
-with the minus sign in a mirrored row, by linear interpolation with reflection at the edges. The parameters follow table
-6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` is a fair coin toss for every
-row, and each of the other kinds is applied to 12 % of the rows. Here, shifts are rounded to whole pixels, so that they
-need no interpolation.
+by linear interpolation, with reflection at the edges. The minus sign applies to mirrored rows. The distribution of the
+parameters follows table 6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` is
+applied with probability 1/2, and each of the other kinds to 12 % of the rows. Here, shifts are rounded to whole pixels,
+so that they need no interpolation.
 
 The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
@@ -35,20 +37,20 @@ from ..core.registry import closest
 
 __all__ = ["KINDS", "Augmentation"]
 
-# The kinds of augmentation in the order of the network's input, each with the number of inputs that describe it.
+# The kinds of augmentation in the order of the network's inputs, each with its number of parameters.
 KINDS = {"flip": 1, "vflip": 1, "scale": 1, "shift": 2}
 
 _OCTAVES = 0.2  # standard deviation of log2 of the scale
-_EIGHTH = 0.125  # standard deviation of a shift, as a fraction of the picture's size
+_EIGHTH = 0.125  # standard deviation of a shift, as a fraction of the image's size
 
 
 @dataclass(frozen=True)
 class Augmentation(Checked):
-    """The augmentation of pictures in training.
+    """Augmentation of images during training.
 
     Args:
         kinds: Any of ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
-        share: Fraction of the rows that each kind except ``flip`` is applied to, from 0 to 1.
+        share: Fraction of the rows, from 0 to 1, to which each kind except ``flip`` is applied.
 
     >>> flipped = Augmentation(("flip",)).applied(torch.arange(3.0).reshape(1, 1, 1, 3), torch.ones(1, 1))
     >>> flipped.flatten().tolist()
@@ -65,12 +67,12 @@ class Augmentation(Checked):
         for kind in self.kinds:
             if kind not in KINDS:
                 told = f"unknown augmentation {kind!r}; {closest(kind, [*KINDS, 'all'])}"
-                raise UsageError(f"{told}, or use none on its own", parameter="augment")
+                raise UsageError(f"{told}, or use none on its own to disable augmentation", parameter="augment")
         object.__setattr__(self, "kinds", tuple(kind for kind in KINDS if kind in self.kinds))
 
     @classmethod
     def of(cls, text: str) -> Augmentation | None:
-        """Parse a list such as ``flip,shift``; ``all`` stands for every kind, and ``none`` gives ``None``.
+        """Parse a list such as ``flip,shift``. ``all`` means every kind, and ``none`` gives ``None``.
 
         Raises:
             UsageError: If a kind is unknown.
@@ -85,18 +87,18 @@ class Augmentation(Checked):
 
     @property
     def numbers(self) -> int:
-        """Number of augmentation parameters per row that the network gets as input."""
+        """Number of augmentation parameters per row, which are inputs to the network."""
         return sum(KINDS[kind] for kind in self.kinds)
 
     def drawn(self, count: int, shape: tuple[int, ...], *, seed: int, step: int) -> Tensor:
-        """Draw the parameters of ``count`` rows of shape ``(C, H, W)`` in a step, ``(count, numbers)`` float64.
+        """Draw the parameters for ``count`` rows of shape ``(C, H, W)`` in a step, ``(count, numbers)`` float64.
 
         A parameter is 0 where a row is not transformed. Otherwise, it is 1 for mirroring and a standard normal number
-        for scaling. The two parameters of a shift are the whole pixels to the right and down, divided by an eighth of
-        the width and of the height.
+        for scaling. The two parameters of a shift are the numbers of whole pixels to the right and down, divided by an
+        eighth of the width and of the height.
         """
         noise = Noise.of(count, seed % 2**64)
-        # Two addresses, because normal numbers are made from the uniform ones. All kinds are drawn, so that no kind
+        # Use two addresses, because normal numbers are computed from the uniform ones. Draw all kinds, so that no kind
         # depends on which other kinds are chosen.
         u = noise.uniform((5,), 2 * step, "augment", torch.float64)
         z = noise.normal((3,), 2 * step + 1, "augment", torch.float64)
@@ -111,16 +113,16 @@ class Augmentation(Checked):
         return torch.cat([found[kind] for kind in self.kinds], dim=1)
 
     def applied(self, x: Tensor, numbers: Tensor) -> Tensor:
-        """Apply the transformation (2) to pictures.
+        """Apply the transformation of equation 2 to images.
 
-        Mirroring and shifting only move pixels; only scaling interpolates.
+        Mirroring and shifting only move pixels, while scaling interpolates.
 
         Args:
-            x: Pictures in model units, shape ``(B, C, H, W)``.
-            numbers: The parameters that :meth:`drawn` returned for the pictures, shape ``(B, numbers)``.
+            x: Images in model units, shape ``(B, C, H, W)``.
+            numbers: The parameters that :meth:`drawn` returned for the images, shape ``(B, numbers)``.
 
         Returns:
-            The augmented pictures, shape ``(B, C, H, W)``.
+            The augmented images, shape ``(B, C, H, W)``.
         """
         done = (numbers != 0).any(1)
         moved = x.clone()
@@ -148,7 +150,7 @@ def _eighths(shape: tuple[int, ...]) -> Tensor:
 
 
 def _read(x: Tensor, source: Tensor, axis: int) -> Tensor:
-    """Read ``x: (B, C, H, W)`` along ``axis`` at the positions ``source: (B, n)`` by linear interpolation."""
+    """Interpolate ``x``, ``(B, C, H, W)``, linearly along ``axis`` at the positions ``source``, ``(B, n)``."""
     size = x.shape[axis]
     below = source.floor()
 
@@ -156,7 +158,7 @@ def _read(x: Tensor, source: Tensor, axis: int) -> Tensor:
         return v.reshape(len(x), 1, *(size if a == axis else 1 for a in (2, 3)))
 
     def pixel(i: Tensor) -> Tensor:
-        i = i.long() % (2 * size)  # the picture, its mirror image, the picture, ...
+        i = i.long() % (2 * size)  # the image, its mirror image, the image, ...
         return x.gather(axis, view(torch.minimum(i, 2 * size - 1 - i)).expand(x.shape))
 
     part = view(source - below).to(x.dtype)

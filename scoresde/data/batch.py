@@ -1,7 +1,8 @@
-"""Batches: the rows that a training step sees, as a function of the seed and the step number.
+"""Batches for training, as a function of the seed and the step.
 
-Each pass over the data has its own order, a permutation drawn for (seed, pass number), and a batch is the next section
-of this permutation. Nothing depends on earlier batches, so a resumed run continues exactly where it stopped.
+Each pass over the data uses its own permutation, which is determined by the seed and the index of the pass. Each batch
+is the next section of this permutation. No batch depends on earlier ones, so a resumed run continues exactly where it
+stopped.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ WIDE = (torch.float64, torch.int64)  # dtypes of data that float32 would round
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The data of one training step.
+    """The data for one training step.
 
     Attributes:
         x0: Data in model units, shape ``(B, *event)``.
         condition: The condition of each row, or ``None``.
         weight: Weight of each value in the loss, with the same shape as ``x0``. It is 0 where the value is unknown.
             ``None`` means 1 everywhere.
-        eps: The noise that each row is paired with, with the same shape as ``x0``, or ``None`` to draw the noise.
-        augment: The augmentation parameters of each row, ``(B, A)``, which are an input of the network, or ``None``
+        eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` without paired noise.
+        augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None``
             without augmentation. Unlike a condition, they are never dropped at random.
     """
 
@@ -59,14 +60,14 @@ class Batch:
 
 
 class Source(Protocol):
-    """A source that batches are drawn from."""
+    """A data source for batches."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         ...
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the rows ``index``, int64 ``(B,)``. Random numbers, as for dequantisation, come from ``generator``."""
+        """Return the rows ``index``, int64 ``(B,)``. Any random numbers are drawn from ``generator``."""
         ...
 
 
@@ -76,7 +77,7 @@ class Rows:
 
     Args:
         x: Data in data units, shape ``(n, *event)``.
-        codec: The map to model units.
+        codec: The map from data units to model units.
         labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
     """
@@ -98,14 +99,14 @@ class Rows:
 
 
 class Batches:
-    """The batches for a seed, one for each step.
+    """The batches for a training run, one for each step.
 
     Args:
-        source: The source of the rows.
+        source: The data source.
         size: Number of rows per batch.
         seed: Seed of the row order and of the augmentation.
-        augmentation: Augmentation of the rows, or ``None``. Augmentation needs pictures without paired noise or
-            weights.
+        augmentation: Augmentation of the rows, or ``None``. Only images without paired noise and weights can be
+            augmented.
     """
 
     def __init__(self, source: Source, size: int, seed: int, augmentation: Augmentation | None = None) -> None:
@@ -113,20 +114,20 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def at(self, step: int, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the batch of a step, with ``size`` rows."""
+        """Return the batch for a step, with ``size`` rows."""
         batch = self.source(self.index(step), generator, dtype)
         if self.augmentation is None:
             return batch
         if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
             raise UsageError(
-                f"augmentation needs pictures (B, C, H, W) without paired noise or per-pixel weights; got a batch of "
+                f"augmentation needs images (B, C, H, W) without paired noise or per-pixel weights, got a batch of "
                 f"shape {tuple(batch.x0.shape)}"
             )
         numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
         return replace(batch, x0=self.augmentation.applied(batch.x0, numbers), augment=numbers.to(dtype))
 
     def index(self, step: int) -> Tensor:
-        """Return the row indexes of the batch of a step, int64 ``(size,)``."""
+        """Return the indexes of the rows in the batch for a step, int64 ``(size,)``."""
         start, stop, count = step * self.size, (step + 1) * self.size, len(self.source)
         parts = []
         while start < stop:  # a batch may span two passes

@@ -1,18 +1,18 @@
-"""Rows identified by their content, which decides what is held out and whether data have changed since training.
+"""Identify rows by their content, to split data and to detect whether data have changed since training.
 
 A row is identified by a hash of its content. Two rows are equal if their values (as little-endian float64, with -0 as 0
-and one pattern for NaN) and their labels are equal. Pictures from files are equal if the bytes of their files are
-equal. Let
+and one pattern for NaN) and their labels are equal. For images from files, the bytes of the files take the place of the
+values. Each row has a number
 
     u = hash( seed, content, number of equal rows before it ) / 2^64,                                        (1)
 
-which is uniform on [0, 1). A row is *held out* if u < f, where f is the test fraction. A remaining row *validates* if
-u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows, and if it is among the :data:`MOST` rows with the
-smallest u. Other rows and their order do not matter, so adding or re-sorting data never moves a row between training
-and test. Copies of a picture land on the same side, because (1) leaves out the number of equal rows for pictures from
-files. Equal rows of a table, which are common, may land on different sides.
+which is uniformly distributed on [0, 1). A row is *held out* if u < f, where f is the test fraction. A remaining row is
+a *validation row* if u < f + 0.05 (1 - f), which holds for about 5 % of the remaining rows, and if it is among the
+:data:`MOST` remaining rows with the smallest u. Since u does not depend on rows with other content, adding or
+reordering data never moves a row between training and test. For images from files, equation 1 omits the number of equal
+rows, so copies of an image are always in the same part. Equal rows of a table are common and may be in different parts.
 
-A run keeps the sorted hashes of its rows (:class:`Identity`). For large data, it keeps a single hash of the size, the
+A run stores the sorted hashes of its rows (:class:`Identity`). For large data, it stores a single hash of the size, the
 beginning and the end of every file.
 """
 
@@ -47,7 +47,7 @@ def contents(x: Array, classes: Sequence[str] | None = None, files: Sequence[byt
     Args:
         x: The rows, shape ``(N, *event)``.
         classes: Class name of each row.
-        files: Hash of the file of each row, used instead of the values of the row.
+        files: Hash of the file of each row, which is used instead of the values of the row.
     """
     found = []
     for i, row in enumerate(files or _plain(x)):
@@ -73,19 +73,19 @@ def _plain(x: Array) -> Iterable[memoryview | bytes]:
 def held_out(
     rows: Sequence[bytes], seed: int, fraction: float, *, copies_apart: bool = True, test: bool = True
 ) -> tuple[Array, Array, Array]:
-    """Split rows into training and test rows by (1), and choose the training rows that validate.
+    """Split rows into training and test rows by equation 1, and choose validation rows among the training rows.
 
     Args:
         rows: Content hash of each row.
         seed: Seed of the split.
         fraction: Fraction of the rows to hold out, in (0, 1).
-        copies_apart: Whether (1) includes the number of equal rows before a row. It is false only for pictures from
+        copies_apart: Whether equation 1 includes the number of equal rows before a row. False only for images from
             files.
-        test: Whether to choose test rows. It is false if the data have their own test part.
+        test: Whether to choose test rows. False if the data have their own test part.
 
     Returns:
-        Three sorted int64 arrays: the indexes of the training rows, the positions *among the training rows* of the rows
-        that validate, and the indexes of the test rows.
+        Three sorted int64 arrays: the indexes of the training rows, the positions *among the training rows* of the
+        validation rows, and the indexes of the test rows.
     """
     before: Counter[bytes] = Counter()
     u, key = np.empty(len(rows)), (seed % 2**64).to_bytes(8, "little")
@@ -107,11 +107,11 @@ def known_again(train: Sequence[bytes], held: Sequence[bytes]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """The identity of data by content, independent of their name and location.
+    """The identity of data, which depends on their content but not on their name or location.
 
     Attributes:
         hashes: Hash of each row, sorted, uint64 ``(N,)``, or a single hash of all files for large data.
-        order: Hash of all rows that depends on their order.
+        order: Order-dependent hash of all rows.
         large: Whether files were hashed instead of rows.
     """
 
@@ -130,7 +130,7 @@ class Identity:
 
     @classmethod
     def of_files(cls, files: Iterable[Path]) -> Identity:
-        """Build the identity of large files from their sizes and the first and last 64 kB of each."""
+        """Build the identity of large files from the size and the first and last 64 KiB of each file."""
         ends = []
         for path in files:
             size = regular(path)
@@ -144,7 +144,7 @@ class Identity:
         return cls(np.array([whole], np.uint64), whole, large=True)
 
     def compared(self, now: Identity) -> tuple[str, int, int]:
-        """Compare these data with the data ``now``.
+        """Compare this identity with the identity ``now`` of the current data.
 
         Returns:
             The result (``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``; only ``same`` or ``other`` for
@@ -160,7 +160,7 @@ class Identity:
         return "same" if self.order == now.order else "re-sorted", 0, 0
 
     def joined(self, now: Identity) -> Identity:
-        """Merge two identities, keeping the larger count of each row, into all rows that a run has been trained on."""
+        """Merge two identities into one of all rows a run was trained on, with the larger count for each row."""
         _, new, missing = self.compared(now)
         if self.large or now.large or not new:
             return self

@@ -1,11 +1,12 @@
 """Data sets: samples in their own units, and the codec that maps them to model units.
 
 A model sees each sample as an *event*, channels first: an image ``(C, H, W)``, a volume ``(C, D, H, W)``, a signal
-``(C, L)`` or a vector ``(D,)``. A codec maps data units to model units, which are of order one (:mod:`.units`). The
-content of a row decides whether it is held out (:mod:`.content`).
+``(C, L)`` or a vector ``(D,)``. A codec maps data units to model units, in which values are of order one
+(:mod:`.units`). By default, the content of a row determines whether the row is held out (:mod:`.content`).
 
-:class:`DataInfo` describes the data, so that a trained model can sample and score when the data themselves are gone.
-:func:`load_data` draws a toy, or reads the bundled digits, a file or a folder. Nothing that it reads is ever executed.
+:class:`DataInfo` describes the data, so that a trained model can draw samples and compute likelihoods without them.
+:func:`load_data` samples a toy distribution, or reads the bundled digits, a file or a folder. It never executes
+anything that it reads.
 """
 
 from __future__ import annotations
@@ -44,28 +45,28 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A description of a data set, which sampling and likelihood use instead of the data. It is saved as ``data.json``.
+    """The description of a data set, saved as ``data.json``, which is all that sampling and likelihood evaluation need.
 
     Attributes:
-        name: Short name, for titles and file names.
-        source: The name or path that the data were loaded from.
+        name: Short name used in titles and file names.
+        source: The name or path from which the data were loaded.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         shape: Event shape, channels first: ``(C, H, W)``, ``(C, D, H, W)``, ``(C, L)`` or ``(D,)``.
         low: Smallest value, in data units.
         high: Largest value, in data units.
         levels: Number of equally spaced values from ``low`` to ``high``, or None for continuous data.
-        classes: Class names in the order of the labels, empty if there are no labels.
+        classes: Class names in label order. Empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
         channels_last: Whether the source had its channels last. Samples can be written in the same layout.
         names: Column names of a table, or empty.
         wide: Whether the values need float64, in which case samples are also written in float64.
-        n_validation: Number of training samples kept out of training, to choose between checkpoints.
-        trained: Number of training samples of each class. Empty if there are no labels, and for runs that predate this
-            field.
+        n_validation: Number of training samples that are used only to choose between checkpoints.
+        trained: Number of samples of each class that are trained on. Empty if there are no labels, and for runs that
+            predate this field.
         spread: Root mean square of the training samples in model units, or ``None`` before training.
         furthest: Largest distance between two training samples in model units, or ``None`` before training and for a
-            path that does not depend on this distance (:mod:`scoresde.sde.reach`).
+            probability path that does not depend on this distance (:mod:`scoresde.sde.reach`).
     """
 
     name: str
@@ -92,7 +93,7 @@ class DataInfo:
         return math.prod(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain numbers, strings and lists, for JSON."""
+        """Return the description as plain numbers, strings and lists, for JSON."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         return plain | {
             "shape": list(self.shape),
@@ -103,10 +104,10 @@ class DataInfo:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> DataInfo:
-        """Invert :meth:`to_dict`.
+        """Restore a description from the output of :meth:`to_dict`.
 
         Raises:
-            DataError: If a key is missing or unknown, which the message names, or if a value is malformed.
+            DataError: If a key is missing or unknown, or if a value is malformed.
         """
         required = {f.name for f in fields(cls) if f.default is MISSING}
         optional = {f.name for f in fields(cls)} - required | {"transform"}  # a key of format 1
@@ -135,15 +136,15 @@ class DataInfo:
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
         if not info.shape or min(info.shape) < 1:
-            raise DataError(f"malformed data description: shape {info.shape}")
+            raise DataError(f"malformed data description: shape must hold positive integers, got {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
-            raise DataError(f"malformed data description: {levels} levels from {info.low} to {info.high}")
+            raise DataError(f"malformed data description: {levels} levels in the range from {info.low} to {info.high}")
         if info.kind not in KINDS:
-            raise DataError(f"malformed data description: kind {info.kind!r} is not one of {', '.join(KINDS)}")
+            raise DataError(f"malformed data description: kind must be one of {', '.join(KINDS)}, got {info.kind!r}")
         return info
 
     def describe(self) -> str:
-        """Describe the data in a few readable lines: counts, shape, range, levels and classes."""
+        """Describe the data in a few lines: counts, shape, range, levels and classes."""
         values = f"{self.levels} levels" if self.levels else "continuous"
         name, source = one_line(self.name), one_line(self.source)
         lines = [
@@ -158,7 +159,7 @@ class DataInfo:
 
 
 def old_codec(stored: Mapping[str, Any]) -> Codec:
-    """Restore the codec of data described in format 1, where the affine map was part of the description.
+    """Restore the codec from a data description in format 1, which included the affine map.
 
     Raises:
         DataError: If the description is malformed.
@@ -179,7 +180,7 @@ def old_codec(stored: Mapping[str, Any]) -> Codec:
 
 @dataclass(frozen=True)
 class How:
-    """The options with which data were read and split, so that this can be repeated.
+    """The options used to read and split data, kept so that both steps can be repeated.
 
     Attributes:
         seed, test_fraction, split, reading: See :func:`load_data`.
@@ -193,28 +194,28 @@ class How:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples in memory, in data units.
+    """A data set in memory, in data units.
 
     Attributes:
-        info: Description of the data, kept with a run.
-        codec: The map to model units.
+        info: Description of the data, stored in the run folder.
+        codec: The map from data units to model units.
         train: Training samples, ``(n_train, *event)``. The dtype is uint8 for 8-bit sources, int32 for other integers
-            and float32 for other numbers, or int64 and float64 where these would round.
+            and float32 for other numbers, or int64 and float64 where int32 and float32 would round.
         test: Test samples, ``(n_test, *event)``, with the same dtype.
         train_labels: Indexes into ``info.classes``, ``(n_train,)`` int64, or None.
         test_labels: Indexes into ``info.classes``, ``(n_test,)`` int64, or None.
         log_density: The true log density where it is known: a function from ``(N, *event)`` in data units to ``(N,)``
             in nats.
-        validates: Indexes of the training rows that are kept out of training to choose between checkpoints, int64
-            ``(n_validation,)``.
-        identity: Identity of the data by content, or ``None`` for toys, digits and a split by rows.
+        validates: Indexes of the validation rows, which are the training rows that are used only to choose between
+            checkpoints, int64 ``(n_validation,)``.
+        identity: Identity of the data by content, or ``None`` for toys, for the digits and for a split by rows.
         known_again: Number of test rows that equal a training row.
         notes: Messages from the reader about what it did.
-        how: Options with which the data were read and split, or ``None``.
-        rows: Position of each sample in the source, counted from 0, training samples first; int64
-            ``(n_train + n_test,)``. If the source has a test part, positions count from 0 in each part. ``None`` if
-            each sample has a file of its own.
-        files: File of each sample, training samples first; empty if samples do not have a file each.
+        how: Options used to read and split the data, or ``None``.
+        rows: Position of each sample in the source, counted from 0, training samples first, int64
+            ``(n_train + n_test,)``. If the source has a test part, the positions in each part start from 0. ``None`` if
+            each sample has its own file.
+        files: The file of each sample, training samples first. Empty if samples do not have their own files.
     """
 
     info: DataInfo
@@ -234,12 +235,12 @@ class Dataset:
 
     @property
     def trained(self) -> Tensor:
-        """The rows that are trained on: the training rows except the rows that validate, ``(n, *event)``."""
+        """The training rows without the validation rows, ``(n, *event)``."""
         return self.train[self.trains]
 
     @property
     def trains(self) -> Tensor:
-        """Mask of the training rows that are trained on, bool ``(n_train,)``."""
+        """Mask of the training rows that are not validation rows, bool ``(n_train,)``."""
         mask = torch.ones(len(self.train), dtype=torch.bool)
         if self.validates is not None:
             mask[self.validates] = False
@@ -256,21 +257,21 @@ class Dataset:
         return index if self.rows is None else int(self.rows[index])
 
     def describe(self) -> str:
-        """Describe the data in a few readable lines, with the split and the notes of the reader."""
+        """Describe the data in a few lines, including the split and the notes from the reader."""
         info = self.info
         lines = [info.describe()]
         if info.n_validation:
             kept = f"{info.n_validation} of the training samples {'is' if info.n_validation == 1 else 'are'}"
-            lines.append(f"{kept} kept out of training, to choose between checkpoints")
+            lines.append(f"{kept} used only to choose between checkpoints")
         levels = self.codec.levels
         if isinstance(levels, Levels) and not levels.everywhere:
             whole = torch.as_tensor(levels.count).flatten() > 0
             named = [name for name, level in zip(self.info.names or range(len(whole)), whole, strict=True) if level]
-            lines.append(f"columns of integers, which have levels: {', '.join(map(one_line, named[:20]))}")
+            lines.append(f"integer columns, which are treated as levels: {', '.join(map(one_line, named[:20]))}")
         if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
             lines.append(f"classes without training samples: {', '.join(map(one_line, absent[:10]))}")
         if self.identity is not None:
-            lines.append(f"{self.known_again or 'none'} of the test samples equal a training sample")
+            lines.append(f"test samples that equal a training sample: {self.known_again or 'none'}")
         return "\n".join([*lines, *self.notes])
 
     @classmethod
@@ -288,16 +289,16 @@ class Dataset:
         layout: str = "auto",
         split: str = "content",
     ) -> Dataset:
-        """Make a data set from an array, in the same way as :func:`load_data` does from a file that holds the array.
+        """Make a data set from arrays, as :func:`load_data` does from a file that holds them.
 
         Args:
             train: All samples, or the training samples: ``(N, D)`` vectors, ``(N, C, L)`` signals, ``(N, C, H, W)``
                 images or ``(N, C, D, H, W)`` volumes.
             test: Samples to hold out (default: a fraction of ``train``).
-            classes, test_classes: The class of each sample, as numbers or names, shape ``(N,)``.
-            name: Name for titles and folders.
-            seed, test_fraction, split: Options of the split (see :func:`load_data`).
-            layout: Position of the channels, ``first`` or ``last``, if the shape is ambiguous.
+            classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
+            name: Name used in titles and folder names.
+            seed, test_fraction, split: Options for the split (see :func:`load_data`).
+            layout: Position of the channel axis: ``first``, ``last``, or ``auto`` to infer it from the shape.
 
         Raises:
             DataError: If the array cannot be used as data.
@@ -310,13 +311,13 @@ class Dataset:
         arrays = {key: _array(value) for key, value in given.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
-            raise UsageError("test must hold samples, not labels; pass the class of each sample as classes=")
+            raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
         raw = raw_of(arrays, name, Reading(layout=layout))
         return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
-    """Convert a tensor on any device, with or without a gradient, or anything NumPy accepts, to an array."""
+    """Convert a tensor (on any device, with or without gradients), or anything that NumPy accepts, to an array."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -336,19 +337,19 @@ def load_data(
 
     Args:
         spec: One of ``NAMES``, or the path of a file or folder (``./digits`` for a path that is also a name).
-        seed: Seed for drawing toys, and for splitting data that have no test part of their own.
-        test_fraction: Fraction of the samples to hold out, in (0, 1). It is not used if the source has a test part.
-        reading: Options for reading files whose content can be read in more than one way.
+        seed: Seed for sampling toys, and for splitting data that do not come with a test part.
+        test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
+        reading: Options for files that can be read in more than one way.
         split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
-            between training and test; ``rows`` uses a random permutation of the rows. Toys and digits are always split
-            by rows.
+            between training and test; ``rows`` uses a random permutation of the rows. Toys and the digits are always
+            split by rows.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
         UsageError: If ``test_fraction`` is not between 0 and 1.
     """
     if not 0 < test_fraction < 1:
-        raise UsageError(f"test_fraction must lie between 0 and 1, got {test_fraction:g}; 0.1 is usual")
+        raise UsageError(f"test_fraction must be between 0 and 1, got {test_fraction:g}; a typical value is 0.1")
     asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
     if spec in NAMES and asked:
         raise UsageError(
@@ -366,8 +367,8 @@ def load_data(
         near += [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, n=2)]
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(
-            f"there is no data set called {spec!r}, and no such file or folder exists.{hint} Names: "
-            f"{', '.join(NAMES)}. Paths: {READABLE}"
+            f"there is no data set, file or folder called {spec!r}.{hint} The named data sets are "
+            f"{', '.join(NAMES)}. The supported files and folders are {READABLE}"
         )
     name = os.path.basename(os.path.realpath(path))
     name = name if path.is_dir() else name.split(".")[0]
@@ -375,7 +376,7 @@ def load_data(
 
 
 def there(path: Path) -> bool:
-    """Whether ``path`` exists as a file or folder, which is false if it is not a valid path."""
+    """Whether ``path`` exists. False if it is not a valid path."""
     return os.path.exists(path)
 
 
@@ -388,19 +389,19 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` at random into disjoint training and test indexes (int64), which depend only on the seed."""
+    """Split ``range(n)`` at random into disjoint training and test indexes (int64), which ``seed`` determines."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
-    """Split the data if they are not split yet, find levels and units, and convert everything to tensors."""
+    """Split the data unless the source is already split, find levels and units, and convert all arrays to tensors."""
     units = units_of(raw, source)
     if raw.test is not None and raw.test.shape[1:] != raw.train.shape[1:]:
         raise DataError(
-            f"{source}: training events have shape {raw.train.shape[1:]}, but test events have shape "
-            f"{raw.test.shape[1:]}; the two shapes must be equal"
+            f"{source}: training samples have shape {raw.train.shape[1:]}, but test samples have shape "
+            f"{raw.test.shape[1:]}; both parts must have the same shape"
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
@@ -416,12 +417,12 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         x, y = x[keep], None if y is None else y[keep]
     test_y, notes = None if y is None else test_y, raw.notes
     if y is None and raw.test_labels is not None:
-        notes = (*notes, "the labels of the test samples are left out, because the training samples have none")
+        notes = (*notes, "the labels of the test samples are ignored, because the training samples have none")
     validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
-            f"{source} gives {len(x)} training and {len(test_x)} test samples, but at least 2 and 1 are needed; use "
-            "more data or another test fraction",
+            f"{source} yields {len(x) - len(validates)} training and {len(test_x)} test samples, but at least 2 and 1 "
+            "are needed, respectively; use more data or another test fraction",
             parameter="test_fraction",
             value=0.1 if len(x) < 2 else 0.3,
         )
@@ -454,7 +455,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A split by content: training rows, test rows, the training rows that validate, and the identity of the data."""
+    """A split by content: the indexes of the training, test and validation rows, and the identity of the data."""
 
     train: Array
     test: Array
@@ -464,14 +465,14 @@ class _Parts:
 
 
 def _by_content(raw: Raw, how: How) -> _Parts:
-    """Split the rows by (1) of :mod:`scoresde.data.content`, and keep the test part of the source if there is one."""
+    """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
     rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
     large = sum(path.stat().st_size for path in raw.files) > LARGE
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
-    # Copies of a picture land on the same side even if their classes differ.
+    # Copies of an image land on the same side even if their classes differ.
     alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(
         alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
@@ -481,7 +482,7 @@ def _by_content(raw: Raw, how: How) -> _Parts:
 
 
 def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
-    """Return the file of each training sample, then of each test sample, if each sample has its own."""
+    """Return the files of the training samples, then those of the test samples, if each sample has its own file."""
     if not raw.hashes:
         return ()
     first = 0 if raw.test is None else len(raw.train)
@@ -489,12 +490,12 @@ def _files(raw: Raw, train: Tensor, test: Tensor) -> tuple[Path, ...]:
 
 
 def _names(y: Array | None, classes: tuple[str, ...]) -> list[str] | None:
-    """Look up the class name of each row by the number of its class."""
+    """Return the class name of each row, or ``None`` without labels."""
     return None if y is None else [classes[i] for i in y]
 
 
 def _tensor(x: Array, wide: bool) -> Tensor:
-    """Convert an array to a compact dtype: uint8 unchanged, else int32 or float32, or int64 or float64 if ``wide``."""
+    """Convert an array to a tensor: uint8 for uint8 or bool, otherwise 32-bit numbers, or 64-bit if ``wide``."""
     small = x.dtype in (np.uint8, np.bool_)
     dtype: type[np.generic]
     if x.dtype.kind == "f":
@@ -517,10 +518,10 @@ def _positive(stored: Any) -> float | None:
 
 def _check_keys(what: str, stored: Any, required: set[str], optional: set[str]) -> None:
     if not isinstance(stored, Mapping):
-        raise DataError(f"malformed {what}: expected a table of keys and values, got {type(stored).__name__}")
+        raise DataError(f"malformed {what}: expected a JSON object, got {type(stored).__name__}")
     missing, unknown = sorted(required - set(stored)), sorted(set(stored) - required - optional)
     if missing or unknown:
         raise DataError(
-            f"malformed {what}: missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; was it "
-            "written by a different version?"
+            f"malformed {what}: missing keys: {missing or 'none'}; unknown keys: {unknown or 'none'}. Was it "
+            "written by a different version of scoresde?"
         )

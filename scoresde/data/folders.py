@@ -1,8 +1,8 @@
-"""Folders of pictures: find the pictures, and the split and class of each.
+"""Search a folder for images, and find the split and class of each image.
 
-Pictures may lie at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
-the folders inside these. Everything in or below a class folder belongs to that class. Every file is either a picture or
-reported as left out; only files that operating systems leave behind are ignored silently.
+Images may be at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
+the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
+reported as left out, except for hidden files and files that operating systems create.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Classed = list[tuple[Path, str]]
 
 @dataclass(frozen=True)
 class Found:
-    """The pictures of a folder.
+    """The images found in a folder.
 
     Attributes:
-        train: File and class of each training picture, or of each picture if the folder has no split. The class is ""
-            if there are no classes. The pictures are in the order in which they are read.
-        test: File and class of each test picture.
+        train: File and class of each training image, or of each image if the folder has no split. The class is ""
+            if there are no classes. The order is that of the data rows.
+        test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
-        notes: Notes on what is left out, one sentence each.
+        notes: Notes on what was left out, one sentence each.
     """
 
     train: Classed
@@ -47,7 +47,7 @@ class Found:
 
 
 def find_pictures(folder: Path, older: bool = False) -> Found:
-    """Find all pictures in and below a folder. For ``older``, see :class:`~scoresde.data.Reading`."""
+    """Find all images in and below a folder. For ``older``, see :class:`~scoresde.data.Reading`."""
     search = _Search(folder, older)
     parts: dict[str, list[Path]] = {}
     for path, is_folder in search.visible(folder):
@@ -56,12 +56,13 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     if "train" not in parts:
         if parts:
             search.note(
-                f"there is no train/, so {_names(p for several in parts.values() for p in several)} count as classes"
+                "there is no train/ folder, so every folder is a class, including "
+                f"{_names(p for several in parts.values() for p in several)}"
             )
         return search.found(search.classed(folder), [])
     for several in parts.values():
         if len(several) > 1:
-            search.refuse(f"{_names(several)} are names for the same part; rename or move all but one")
+            search.refuse(f"{_names(several)} are names for the same part of the data; rename or move all but one")
     train = search.classed(parts["train"][0])
     chosen = _held_out(search, parts)
     test = search.classed(chosen) if chosen is not None else []
@@ -69,17 +70,17 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     beside = [p for top, inside in search.visible(folder) if top not in used for p in search.pictures(top, inside)]
     if beside and not search.older:
         search.refuse(
-            f"there are pictures outside {parts['train'][0].name}/, which is read as a split ({search.shown(beside)}): "
-            "rename that folder if it is a class, or move the other pictures"
+            f"{parts['train'][0].name}/ is read as the training part, but some images are in no part "
+            f"({search.shown(beside)}); rename that folder if it is a class, or move these images"
         )
     if train and test and bool(train[0][1]) != bool(test[0][1]):
         which = "test" if train[0][1] else "training"
-        search.note(f"only one part has class folders: the {which} pictures have no labels")
+        search.note(f"only one part has class folders, so the {which} images have no labels")
     return search.found(train, test)
 
 
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
-    """Choose the test folder, or the validation folder if there is no test folder or if it has no pictures."""
+    """Choose the test folder, or the validation folder if there are no test images."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
     if not folders:
         return None
@@ -87,12 +88,13 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
     chosen = folders[0] if counts[0] or not any(counts) else folders[1]
     for path, count in zip(folders, counts, strict=True):
         if path is not chosen:
-            search.note(f"{path.name}/ is left out ({count:,} pictures): {chosen.name}/ is the test part")
+            images = f"{count:,} image{'' if count == 1 else 's'}"
+            search.note(f"{path.name}/ is left out ({images}), because {chosen.name}/ is the test part")
     return chosen
 
 
 class _Search:
-    """A search of a folder, which collects problems, notes and the files that are not pictures."""
+    """A search of a folder for images, which also collects problems, notes and other files."""
 
     def __init__(self, folder: Path, older: bool) -> None:
         self.folder, self.older = folder, older
@@ -110,13 +112,13 @@ class _Search:
         return some([path.relative_to(self.folder).as_posix() for path in paths])
 
     def visible(self, folder: Path) -> list[tuple[Path, bool]]:
-        """List the entries of a folder, sorted by name, each with a flag for whether it is a folder."""
+        """List the visible entries of a folder, sorted by name, each with a flag for whether it is a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
         return [(folder / name, is_folder) for name, is_folder in seen]
 
     def walk(self, path: Path, is_folder: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-        """Yield every file in and below a folder, or the file itself."""
+        """Yield every file in and below a folder, or ``path`` itself if it is a file."""
         if not is_folder:
             yield path
         if not is_folder or (self.older and above):
@@ -128,14 +130,14 @@ class _Search:
                 yield from self.walk(inside, folded, (*above, here))
 
     def pictures(self, path: Path, is_folder: bool) -> list[Path]:
-        """List the pictures in and below a folder, or the picture itself, and remember the other files."""
+        """List the images in and below a folder (or ``path`` itself), and record the other files."""
         found: list[Path] = []
         for file in self.walk(path, is_folder):
             (found if _is_picture(file) else self.others).append(file)
         return found
 
     def classed(self, part: Path) -> Classed:
-        """List every picture of a part with its class."""
+        """List every image in a part of the data, with its class."""
         flat: list[Path] = []
         inside: dict[str, list[Path]] = {}
         for path, is_folder in self.visible(part):
@@ -151,20 +153,20 @@ class _Search:
             self.refuse(
                 f"{where} images both at the top level ({len(flat):,}: {self.shown(flat)}) and in folders "
                 f"({sum(map(len, classes.values())):,}: {name}/{pictures[0].name}); each folder is a class, so move "
-                "the images at the top level into a class folder, or elsewhere"
+                "the top-level images into a class folder or elsewhere"
             )
         if not (flat or classes):
-            held = f"; other files: {_by_suffix(self, self.others)}" if self.others else ""
-            self.refuse(f"{where} no images at any depth; suffixes looked for: {', '.join(IMAGE_SUFFIXES)}{held}")
+            held = f"; there are other files: {_by_suffix(self, self.others)}" if self.others else ""
+            self.refuse(f"{where} no images ({', '.join(IMAGE_SUFFIXES)}) at any depth{held}")
         elif empty:
-            self.note(f"no pictures in {some([f'{name}/' for name in empty])}")
+            self.note(f"there are no images in {some([f'{name}/' for name in empty])}")
         rows = [(p, "") for p in flat] + [(p, name) for name, pictures in classes.items() for p in pictures]
         # Files are often sorted by content. Shuffle once, always in the same way, so that the first rows are a
         # representative sample of all rows.
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
     def found(self, train: Classed, test: Classed) -> Found:
-        others = [f"left out: {_by_suffix(self, self.others)}"] if self.others and train else []
+        others = [f"other files are left out: {_by_suffix(self, self.others)}"] if self.others and train else []
         return Found(train, test, tuple(self.problems), (*self.notes, *others))
 
 
@@ -186,7 +188,7 @@ def _by_suffix(search: _Search, paths: Sequence[Path]) -> str:
 
 
 def some(names: Sequence[str], most: int = 3, of: int = 0) -> str:
-    """Abbreviate a list to ``a, b, c and 9 more``. If ``of`` is the total, only the first ``most`` names are needed."""
+    """Abbreviate a list as ``a, b, c and 9 more``. If the total ``of`` is given, ``names`` may be incomplete."""
     rest = max(of, len(names)) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"

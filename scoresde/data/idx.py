@@ -1,4 +1,4 @@
-"""IDX files, such as those of MNIST: a magic number, big-endian sizes, and the payload.
+"""IDX files, such as those of MNIST, which consist of a magic number, big-endian sizes and the data.
 
 References:
     LeCun, Cortes and Burges, The MNIST database.
@@ -26,7 +26,7 @@ IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)
 
 
 def _open_idx(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open a file, and decompress it if its content is gzip, whatever the name of the file."""
+    """Open a file, decompressing it if its content is gzip, regardless of its name."""
     return gzip.open(path, "rb") if is_gzip(path) else opened(path)
 
 
@@ -49,17 +49,17 @@ def _read_idx(path: Path, ndim: int) -> Array:
             if header[:4] != bytes([0, 0, 8, ndim]):
                 what = {1: "labels", 3: "images"}[ndim]
                 raise DataError(
-                    f"{path} is not an IDX file of {what}: it starts with bytes "
+                    f"{path} is not an IDX file of {what}: its first bytes are "
                     f"{header[:4].hex(' ') or '(none)'} instead of "
-                    f"00 00 08 {ndim:02x} ({ndim} dimensions of unsigned bytes)"
+                    f"00 00 08 {ndim:02x} (a {ndim}-dimensional array of unsigned bytes)"
                 )
             if len(header) < header_size:
-                raise DataError(f"{path} is truncated within its header; download it again")
+                raise DataError(f"{path} is truncated in its header; download it again")
             shape = struct.unpack(f">{ndim}I", header[4:])
             if most > size:
                 may_unpack(size, math.prod(shape))
-            # Read at most what the header promises, even if a .gz unpacks to more, and at most what the file can hold,
-            # even if the header promises more.
+            # Read at most what the header declares, even if a .gz unpacks to more, and at most what the file can hold,
+            # even if the header declares more.
             payload = file.read(min(math.prod(shape), most) + 1)
     except DataError:
         raise
@@ -69,9 +69,9 @@ def _read_idx(path: Path, ndim: int) -> Array:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if len(payload) != math.prod(shape):
         raise DataError(
-            f"{path}: the header promises {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, but "
+            f"{path}: the header declares {'x'.join(map(str, shape))} = {math.prod(shape)} bytes, but "
             f"{'more' if len(payload) > math.prod(shape) else len(payload)} "
-            f"follow, so the file is truncated or damaged; download it again"
+            f"follow. The file is truncated or damaged; download it again"
         )
     return np.frombuffer(bytearray(payload), np.uint8).reshape(shape)
 
@@ -91,7 +91,7 @@ def read_idx_folder(folder: Path, names: dict[str, re.Match[str]]) -> Raw:
     found = sorted(names.items(), reverse=True)
     role = {(m[1].lower() != "train", m[2].lower()): folder / name for name, m in found}
     if (False, "images") not in role:
-        raise DataError(f"{folder} has the IDX files {sorted(names)}, but not train-images-idx3-ubyte[.gz]")
+        raise DataError(f"{folder} has the IDX files {sorted(names)}, but no train-images-idx3-ubyte[.gz]")
     x, y = _read_idx_pair(role[False, "images"], role.get((False, "labels")))
     test_x, test_y = None, None
     if (True, "images") in role:

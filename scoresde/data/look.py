@@ -1,4 +1,4 @@
-"""A check of data before training, which reports every problem or, if there is none, describes the data."""
+"""Check data before training: report every problem or, if there are none, describe the data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Look", "look"]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """The result of a check of data.
+    """The result of checking a data set.
 
     Attributes:
         problems: Every problem that prevents the data from being read. Empty if the data were read.
         dataset: The data, or ``None`` if they were not read.
-        notes: Notes on what was left out or changed.
+        notes: Notes on what was left out or changed, one sentence each.
     """
 
     problems: tuple[Problem, ...]
@@ -31,14 +31,14 @@ class Look:
 
     @property
     def answers(self) -> Mapping[str, object] | None:
-        """Parameters and values that together solve all problems, or ``None`` if no parameters solve them all."""
+        """Parameter values, by name, that together solve all problems, or ``None`` if no values can."""
         if not all(problem.answers for problem in self.problems):
             return None
         return {name: value for problem in self.problems for name, value in problem.answers.items()}
 
     @property
     def classes(self) -> dict[str, tuple[int, int]]:
-        """Numbers of training and test samples of each class. Empty if there are no labels."""
+        """Numbers of training and test samples for each class. Empty if there are no labels."""
         if self.dataset is None or self.dataset.train_labels is None:
             return {}
         names, held_out = self.dataset.info.classes, self.dataset.test_labels
@@ -49,7 +49,7 @@ class Look:
         return {name: (n, m) for name, n, m in zip(names, *counts, strict=True)}
 
     def facts(self) -> dict[str, Any]:
-        """Describe the data with plain numbers, strings and lists. Return an empty dict if there are no data."""
+        """Return a description of the data as plain JSON values, or an empty dict if the data were not read."""
         if self.dataset is None:
             return {}
         return self.dataset.info.to_dict() | {"class_counts": self.classes}
@@ -60,8 +60,8 @@ def look(data: str, *, reading: Reading = AS_IS, seed: int = 0, test_fraction: f
 
     Args:
         data: A name or a path (see :func:`scoresde.load_data`).
-        reading: Options for reading files whose content can be read in more than one way.
-        seed, test_fraction: Options of the split.
+        reading: Options for files that can be read in more than one way.
+        seed, test_fraction: Options for the split.
 
     >>> look("digits").problems, look("digits").classes["0"]
     ((), (161, 17))

@@ -1,12 +1,12 @@
-"""Pictures: read files of many kinds into one array, or report every problem that prevents it.
+"""Read image files of many kinds into one array, or report every problem that prevents this.
 
-Every file is read before anything is rejected, so that all problems are known at once. Files are not trusted: only five
-image formats are opened, and every problem is reported with the name of the file. Nothing is rounded: a file whose
-values a decoder would round is rejected.
+Every file is read before anything is rejected, so that all problems are reported at once. Files are not trusted: only
+five image formats are opened, and every problem is reported with the name of the file. A file is rejected if decoding
+would round its values.
 
-Pictures of several kinds are converted to the smallest format that holds them all: colour if any picture has colour,
-with an alpha channel if any picture is transparent anywhere. An alpha channel that is opaque throughout carries no
-information and is dropped.
+Images of different kinds are converted to the smallest format that holds them all: colour if any image has colour,
+with an alpha channel if any image is transparent anywhere. An alpha channel that is fully opaque carries no information
+and is dropped.
 
 References:
     PNG (third edition, W3C 2025), 5.3 to 5.6 and 11.2.1, for the checksums and the header.
@@ -46,7 +46,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 MODES |= {mode: "RGB" for mode in ("RGB", "RGBX", "CMYK", "YCbCr", "P")}
 KEYED = {"1": "LA", "L": "LA", "RGB": "RGBA", "P": "RGBA"}  # converted to this if some colours are transparent
-ORIENTATION = 0x0112  # an EXIF tag; UPRIGHT maps its value to the operation that turns a picture upright
+ORIENTATION = 0x0112  # an EXIF tag; UPRIGHT maps its value to the operation that turns an image upright
 UPRIGHT = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
@@ -54,27 +54,27 @@ UPRIGHT = {
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
 NAMED = 20  # maximum number of files with the same kind of fault that a message names
-SUGGESTED = (32, 16, 8)  # suggested picture sizes, for which networks train without a GPU
+SUGGESTED = (32, 16, 8)  # suggested image sizes; networks for these sizes can be trained without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
 FAULTS = {
     "unreadable": (
         "is not a readable image", "are not readable images",
-        "replace these files, or leave them out",
+        "replace or remove every such file",
     ),
     "frames": (
-        "holds several frames", "hold several frames",
-        "save each frame as a separate file, or leave these files out",
+        "has several frames", "have several frames",
+        "save each frame as a separate file, or remove every such file",
     ),
     "deep": (
         "has colours of more than 8 bits", "have colours of more than 8 bits",
-        "save these pictures with 8 bits, or all pictures in a .npy array, or leave these out",
+        "save such images with 8 bits, or save all images in one .npy array, or remove every such file",
     ),
     "mode": (
         "has an unsupported pixel format", "have an unsupported pixel format",
-        "convert these pictures to grey or RGB, or save all pictures in a .npy array, or leave these out",
+        "convert such images to grey or RGB, or save all images in one .npy array, or remove every such file",
     ),
 }  # fmt: skip
-# First bytes of files that often have the suffix of a picture but are something else.
+# First bytes of files that often have the suffix of an image but are something else.
 BEGINNINGS = {
     b"GIF8": "a GIF", b"%PDF": "a PDF", b"%!PS": "PostScript", b"PK": "a ZIP archive", b"\x1f\x8b": "a gzip file",
     b"<": "HTML, XML or SVG", b"8BPS": "a Photoshop file", b"\x93NUMPY": "a NumPy file",
@@ -83,7 +83,7 @@ BEGINNINGS = {
 
 
 def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the pictures in and below a folder.
+    """Read the images in and below a folder.
 
     Raises:
         Problems: If the folder cannot be read. The error lists every problem.
@@ -99,7 +99,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     strangers = sorted({name for _, name in test if classes and name and name not in classes})
     problems = [*found.problems, *pile.problems()]
     if kept and not train:
-        problems.append(Problem("none of the training pictures can be read"))
+        problems.append(Problem("none of the training images can be read"))
     elif strangers:
         problems.append(Problem(f"the test split has classes that the training split lacks: {some(strangers, 5)}"))
     if problems:
@@ -114,7 +114,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
-    """Return the class number of each row, or ``None`` if there are no rows or no classes."""
+    """Return the class index of each row, or ``None`` if there are no rows or no classes."""
     if not (rows and classes and rows[0][1]):
         return None
     index = {name: i for i, name in enumerate(classes)}
@@ -122,7 +122,7 @@ def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:
 
 
 def _copies(pile: _Pile, rows: Classed) -> list[str]:
-    """Write a note on files that are identical byte for byte, if there are any."""
+    """Return a note on files that are identical byte for byte, if there are any."""
     first: dict[bytes, int] = {}
     copies: list[tuple[int, int]] = []
     apart = 0
@@ -134,9 +134,10 @@ def _copies(pile: _Pile, rows: Classed) -> list[str]:
             apart += bool(ours and theirs and ours != theirs)
     if not copies:
         return []
-    classes = f"; {apart:,} of them in another class" if apart else ""
-    named = some([f"{pile.name(i)} of {pile.name(of)}" for i, of in copies[:3]], of=len(copies))
-    return [f"{_number(len(copies))} with the same bytes as another picture: {named}{classes}"]
+    classes = f"; copies in another class: {apart:,}" if apart else ""
+    named = some([f"{pile.name(i)} (copy of {pile.name(of)})" for i, of in copies[:3]], of=len(copies))
+    has = "has" if len(copies) == 1 else "have"
+    return [f"{_number(len(copies))} {has} the same bytes as another image: {named}{classes}"]
 
 
 # ------------------------------------------------------------------------------------------------------------ one file
@@ -155,7 +156,7 @@ _NO_BOMBS = Shared(_bombs_are_errors)
 
 
 class _Fault(Exception):
-    """A file that cannot be used, with the kind of fault and the reason."""
+    """A file that cannot be used. The error holds the kind of fault and the reason."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -164,12 +165,12 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class _Picture:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
-        size: Width and height of the picture in the file, after it is turned upright.
-        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey picture.
-        opaque: Whether an alpha channel was dropped because it is opaque throughout.
+        size: Width and height of the image in the file, after it has been turned upright.
+        pixels: Pixels, ``(C, H, W)``, uint8, or uint16 for a 16-bit grey image.
+        opaque: Whether an alpha channel was dropped because it is fully opaque.
     """
 
     size: tuple[int, int]
@@ -178,7 +179,7 @@ class _Picture:
 
 
 def _decoded(data: bytes, reading: Reading) -> _Picture:
-    """Decode the picture in the bytes of a file."""
+    """Decode an image from the bytes of a file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -197,7 +198,7 @@ def _decoded(data: bytes, reading: Reading) -> _Picture:
 def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
     from PIL import Image as Images
 
-    # A second picture in a JPEG (MPO) is a preview; in other formats it is data that would be lost.
+    # A second image in a JPEG (MPO) is a preview; in other formats it is data that would be lost.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise _Fault("frames", f"{frames} frames")
@@ -240,7 +241,7 @@ def _picture(image: Image.Image, data: bytes, reading: Reading) -> _Picture:
 
 
 def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str) -> Image.Image:
-    """Resize the upper left ``part`` of a picture to a square of ``side`` pixels, with smoothing if it shrinks."""
+    """Resize the upper left ``part`` of an image to a square of ``side`` pixels, smoothing it if it shrinks."""
     from PIL import Image as Images
 
     width, height = part
@@ -255,13 +256,13 @@ def _squared(image: Image.Image, part: tuple[float, float], side: int, fit: str)
     shrunk = image.resize(inner, Images.Resampling.LANCZOS, box)
     if inner == (side, side):
         return shrunk
-    square = Images.new(image.mode, (side, side))  # black, and transparent where the picture has an alpha channel
+    square = Images.new(image.mode, (side, side))  # black, and transparent where the image has an alpha channel
     square.paste(shrunk, ((side - inner[0]) // 2, (side - inner[1]) // 2))
     return square
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the bits per channel as stored in the file, because Pillow reduces all colours to 8 bits."""
+    """Return the number of bits per channel in the file. Pillow hides it, because it reduces colours to 8 bits."""
     if image.format == "PNG":
         return data[24]  # in the header, after width and height
     stored = getattr(image, "tag_v2", {}).get(BITS, 8)
@@ -285,7 +286,7 @@ def _check_sums(data: bytes) -> None:
 
 
 def _what(data: bytes) -> str:
-    """Guess the type of a file that is not a supported picture."""
+    """Guess the type of a file that is not a supported image."""
     if not data:
         return "empty"
     if data[4:8] == b"ftyp":
@@ -300,14 +301,14 @@ def _what(data: bytes) -> str:
 
 
 class _Stack:
-    """Pictures of one bit depth in one array, with as many channels as are needed to hold them all.
+    """The images of one bit depth in a single array, with enough channels to hold them all.
 
     Attributes:
-        at: Indexes of the files of these pictures.
-        sizes: Indexes of the files of the pictures, grouped by width and height.
-        channels: Number of pictures for each number of channels.
-        pixels: Pixels, ``(at least len(at), C, H, W)``, or ``None`` if the pictures have several sizes, in which case
-            no pixels are kept.
+        at: File index of each image.
+        sizes: File indexes of the images, grouped by width and height.
+        channels: Number of images for each number of channels.
+        pixels: Pixels, ``(at least len(at), C, H, W)``, or ``None`` if no pixels are kept, for example because the
+            images have different sizes.
         short: Number of bytes that were needed but not available.
     """
 
@@ -320,7 +321,7 @@ class _Stack:
         self.short = 0
 
     def add(self, file: int, picture: _Picture, keep: bool) -> None:
-        """Count a picture and, with ``keep``, store it if it has the same height and width as the others."""
+        """Count an image and, with ``keep``, store it if it has the same height and width as the others."""
         x, row = picture.pixels, len(self.at)
         self.at.append(file)
         self.sizes.setdefault(picture.size, []).append(file)
@@ -348,12 +349,12 @@ class _Stack:
 
 
 def _common(a: int, b: int) -> int:
-    """Return the number of channels that two pictures need: colour if either has colour, alpha if either has alpha."""
+    """Return how many channels can hold both images with ``a`` channels and images with ``b`` channels."""
     return (3 if max(a, b) > 2 else 1) + (a % 2 == 0 or b % 2 == 0)
 
 
 def _promote(x: Array, out: Array) -> None:
-    """Copy pictures ``(..., C, H, W)`` to an array with more channels: repeat grey as colours, and add opaque alpha."""
+    """Copy images ``(..., C, H, W)`` to an array with more channels: repeat grey as colours, and add opaque alpha."""
     have, want = x.shape[-3], out.shape[-3]
     if have == want:
         out[...] = x
@@ -365,12 +366,12 @@ def _promote(x: Array, out: Array) -> None:
 
 
 class _Pile:
-    """All pictures of a folder, readable or not.
+    """All images of a folder, readable or not.
 
     Args:
-        folder: The folder; names in messages are relative to it.
-        paths: Files in the order of the rows.
-        reading: Options for reading them.
+        folder: The folder. File names in messages are relative to it.
+        paths: The files in the order of the rows.
+        reading: Options for reading the files.
     """
 
     def __init__(self, folder: Path, paths: Sequence[Path], reading: Reading) -> None:
@@ -385,7 +386,9 @@ class _Pile:
         try:
             import PIL.Image  # noqa: F401
         except ImportError as error:
-            raise DataError(f"{self.folder}: reading images needs Pillow: pip install pillow") from error
+            raise DataError(
+                f"{self.folder}: reading images requires Pillow; install it with pip install pillow"
+            ) from error
         side, stop = self.reading.size, self.reading.on_bad == "stop"
         with _NO_BOMBS:
             for i, path in enumerate(self.paths):
@@ -394,7 +397,7 @@ class _Pile:
                     data = read_bytes(path)
                     picture = _decoded(data, self.reading)
                     fits = not side or picture.pixels.shape[1:] == (side, side)
-                    # A folder that will be rejected takes no memory.
+                    # Allocate no memory for a folder that will be rejected.
                     self.depths[8 * picture.pixels.itemsize].add(i, picture, keep=fits and not (stop and self.faults))
                     self.opaque += picture.opaque
                 except _Fault as fault:
@@ -407,7 +410,7 @@ class _Pile:
 
     @property
     def main(self) -> _Stack:
-        """The pictures of the more frequent bit depth."""
+        """The images of the more frequent bit depth."""
         return self.depths[16 if len(self.depths[16].at) > len(self.depths[8].at) else 8]
 
     @property
@@ -427,46 +430,46 @@ class _Pile:
     # -------------------------------------------------------------------------------------------------------- messages
 
     def problems(self) -> list[Problem]:
-        """List the problems that prevent the pictures from becoming rows."""
+        """List the problems that prevent the images from becoming rows."""
         if self.reading.on_bad == "skip":
             if self.paths and not self.kept:
                 why = ". ".join(self._left_out())
-                return [Problem(f"none of the {len(self.paths):,} files can be read as a picture. {why}")]
+                return [Problem(f"there are no readable images. {why}")]
             return self._shapes([self.main])
         found = [f"{text}; {FAULTS[kind][2]}" for kind, text in self._faulty()]
         eight, sixteen = (self.depths[bits].at for bits in (8, 16))
         if eight and sixteen:
             rarer = eight if len(eight) < len(sixteen) else sixteen
             found.append(
-                f"there are both 8-bit and 16-bit images: {len(eight):,} and {len(sixteen):,} ({self._named(rarer)}); "
-                "a likelihood needs the same levels for all images, so convert them to one depth, or leave out the "
-                "rarer kind"
+                f"there are both 8-bit and 16-bit images ({len(eight):,} and {len(sixteen):,}, such as "
+                f"{self._named(rarer)}); all images must have the same levels, so convert them to one bit depth, or "
+                "leave out the rarer kind"
             )
         return [*(Problem(text, {"on_bad": "skip"}) for text in found), *self._shapes(list(self.depths.values()))]
 
     def notes(self) -> list[str]:
-        """List what was done to the pictures."""
+        """List notes on images that were changed or left out."""
         found = [f"left out: {text}" for text in self._left_out()]
         grey, colour = (sum(self.main.channels[c] for c in channels) for channels in ((1, 2), (3, 4)))
         if grey and colour:
-            found.append(f"{grey:,} grey and {colour:,} colour pictures: all are read as colour")
+            found.append(f"{grey:,} grey and {colour:,} colour images, which are all read as colour")
         holes = self.main.channels[2] + self.main.channels[4]
         if holes:
-            others = ", which is opaque in the others" if holes < len(self.kept) else ""
-            found.append(f"{_number(holes)} with transparent parts: the last channel is alpha{others}")
+            others = " and opaque in the other images" if holes < len(self.kept) else ""
+            found.append(f"{_number(holes)} with transparent parts, so the last channel is alpha{others}")
         elif self.opaque:
-            found.append(f"{_number(self.opaque)} with an alpha channel that is opaque throughout, which is dropped")
+            found.append(f"{_number(self.opaque)} with a fully opaque alpha channel, which is dropped")
         side = self.reading.size
         other = {size: len(files) for size, files in self.main.sizes.items() if size != (side, side)}
         if side and other:
             grown = sum(n for (w, h), n in other.items() if min(w, h) < side)
             how = f" ({self.reading.fit})" if self.reading.fit else ""
-            smaller = f"; {grown:,} of them had a shorter side of less than {side} pixels" if grown else ""
+            smaller = f", including {grown:,} with a shorter side of less than {side} pixels" if grown else ""
             found.append(f"{_number(sum(other.values()))} resized to {side}x{side}{how}{smaller}")
         return found
 
     def _faulty(self) -> list[tuple[str, str]]:
-        """List each kind of fault among the files, with a sentence about the files that have it."""
+        """List the kinds of fault that occur, each with a sentence about the files concerned."""
         found = []
         for kind, (one, several, _) in FAULTS.items():
             files = self.faults.get(kind, [])
@@ -477,13 +480,13 @@ class _Pile:
         return found
 
     def _left_out(self) -> list[str]:
-        """Write a sentence for each kind of file that does not become a row."""
+        """Return a sentence for each kind of file that is left out."""
         rarer = [(bits, stack.at) for bits, stack in self.depths.items() if stack is not self.main and stack.at]
-        depth = [f"{_number(len(at))} of {bits} bits: {self._named(at)}" for bits, at in rarer]
+        depth = [f"{_number(len(at))} with {bits} bits per channel: {self._named(at)}" for bits, at in rarer]
         return [*(text for _, text in self._faulty()), *depth]
 
     def _shapes(self, stacks: Sequence[_Stack]) -> list[Problem]:
-        """List the problems that prevent the pictures from having one size."""
+        """List the problems with the sizes of the images."""
         sizes: dict[tuple[int, int], list[int]] = {}
         for stack in stacks:
             for size, files in stack.sizes.items():
@@ -491,24 +494,26 @@ class _Pile:
         apart = {size: files for size, files in sizes.items() if size[0] != size[1]}
         fit = {"fit": "crop"} if apart else {}
         missing = sum(stack.short for stack in stacks)
-        much = f"{_number(len(self.kept))} of this size take {missing / 1e9:,.1f} GB, more memory than is available"
+        much = (
+            f"{_number(len(self.kept))} of this size would need more memory than is available ({missing / 1e9:,.1f} GB)"
+        )
         if self.reading.size:
             if not apart or self.reading.fit:
-                return [Problem(f"{much}; read them at a smaller size")] if missing else []
+                return [Problem(f"{much}; choose a smaller size")] if missing else []
             count = sum(map(len, apart.values()))
             text = f"{_number(count)} {'is' if count == 1 else 'are'} not square: {self._sized(apart)}"
-            return [Problem(f"{text}; choose how to fit them: crop, pad or stretch", fit)]
+            return [Problem(f"{text}; choose whether to crop, pad or stretch images that are not square", fit)]
         shorts = sorted(min(size) for size, files in sizes.items() for _ in files)
-        short = shorts[len(shorts) // 4] if shorts else 0  # three quarters of the pictures are at least this large
+        short = shorts[len(shorts) // 4] if shorts else 0  # three quarters of the images are at least this large
         answers = {"size": next((side for side in SUGGESTED if side <= short), SUGGESTED[-1]), **fit}
-        how = ", and choose how to fit pictures that are not square: crop, pad or stretch" if apart else ""
+        how = ", and whether to crop, pad or stretch images that are not square" if apart else ""
         if len(sizes) > 1:
             widths, heights = zip(*sizes, strict=True)
-            span = f"from {min(widths)} to {max(widths)} wide and {min(heights)} to {max(heights)} high"
-            text = f"images of {len(sizes):,} sizes, {span}: {self._sized(sizes)}"
-            return [Problem(f"{text}; resize them, or read all images at one size{how}", answers)]
+            span = f"{min(widths)} to {max(widths)} pixels wide and {min(heights)} to {max(heights)} pixels high"
+            text = f"the images have {len(sizes):,} different sizes, {span}: {self._sized(sizes)}"
+            return [Problem(f"{text}; resize the files, or choose one size for all images{how}", answers)]
         if missing:
-            return [Problem(f"{much}; read them at a smaller size{how}", answers)]
+            return [Problem(f"{much}; choose a smaller size{how}", answers)]
         return []
 
     def _named(self, files: Sequence[int]) -> str:
@@ -521,4 +526,4 @@ class _Pile:
 
 
 def _number(number: int) -> str:
-    return f"{number:,} picture{'' if number == 1 else 's'}"
+    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Types that readers and data sets share: the options for reading a file or folder, and the content that was read.
+"""Types shared by readers and data sets: the options for reading a file or folder, and the content that was read.
 
-A reader returns :class:`Raw`: the numbers as stored, the kind of data and the labels. What the numbers mean to a model
-(range, levels, scaling, split) is decided in one place, :mod:`scoresde.data.dataset`.
+A reader returns a :class:`Raw` with the numbers as stored, the kind of data and the labels. How a model uses the
+numbers (range, levels, scaling, split) is decided in :mod:`scoresde.data.dataset`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reading(Checked):
-    """Options for reading a file or folder whose content can be read in more than one way.
+    """Options for files and folders that can be read in more than one way.
 
     Attributes:
-        size: Side of the square that all pictures are resized to; 0 leaves them as they are.
-        fit: How to resize a picture that is not square: ``crop`` (to the middle), ``pad`` (with black borders) or
-            ``stretch``. If empty, such a picture is rejected.
-        layout: Position of the channels of an array: ``first``, ``last`` or ``auto``.
+        size: Side length, in pixels, of the square to which all images are resized. 0 keeps their sizes.
+        fit: How to resize an image that is not square: ``crop`` (keep the centre), ``pad`` (add black borders)
+            or ``stretch``. If empty, such images are rejected.
+        layout: Position of the channel axis of an array: ``first``, ``last`` or ``auto``.
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
-        older: Whether to read a folder of pictures as earlier versions did, for runs that kept no hashes of their rows:
-            only files directly in a class folder, with colours rounded to 8 bits, and with any alpha channel kept.
+        older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
+            versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
     """
 
     limits = ranges(size=SIZE)
@@ -49,7 +49,7 @@ class Reading(Checked):
         for name, values in known.items():
             if getattr(self, name) not in values:
                 told = ", ".join(v for v in values if v)
-                raise UsageError(f"{name} is {getattr(self, name)!r}; choose from: {told}")
+                raise UsageError(f"{name} is {getattr(self, name)!r}, but must be one of: {told}")
         if self.fit and not self.size:
             raise UsageError(f"fit is {self.fit!r}, but size is not set", parameter="size", value=64)
 
@@ -84,7 +84,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Raw:
-    """The content of a file or folder, as a reader returns it.
+    """The content of a file or folder, as returned by a reader.
 
     Attributes:
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
@@ -96,10 +96,10 @@ class Raw:
         levels: Lowest value, highest value and number of levels if the format fixes them, else None.
         channels_last: Whether the source had its channels last.
         names: Column names of a table, or empty.
-        whole: Whether each column of a table holds only integers. Empty if the dtype of the array answers this.
-        hashes: Hash of the file of each sample, 8 bytes, training samples first. Empty if the samples are not stored in
-            a file each.
-        files: Files that were read, for the identity of large data.
+        whole: For each column of a table, whether it holds only integers. Empty if the dtype of ``train`` decides.
+        hashes: 8-byte hash of the file of each sample, training samples first. Empty if samples do not have their own
+            files.
+        files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
         train_known: What is known about each sample in ``train``.
         test_known: What is known about each sample in ``test``.
@@ -123,11 +123,11 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace label values by indexes into the sorted values of all parts. Also return these values, as class names."""
+    """Replace labels with indexes into the sorted label values of all parts, which are returned as class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):
-            raise DataError(f"{path}: labels have dtype {p.dtype}, not class numbers or names; use integers or strings")
+            raise DataError(f"{path}: labels have dtype {p.dtype}, but must be integers or strings")
     if not found:
         return list(parts), ()
     found = [p.astype(np.int64) if p.dtype.kind in "bf" else p for p in found]

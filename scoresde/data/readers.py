@@ -1,4 +1,4 @@
-"""Readers: load a file or folder into plain arrays, channels first, without executing anything.
+"""Load a file or folder into plain arrays, channels first, without executing any of its content.
 
 Files are not trusted: pickled arrays are rejected, only a few image formats are opened, and every problem is reported
 with the name of the file. Each format has its own module.
@@ -33,24 +33,24 @@ READABLE = (
 ARRAYS = (".npy", ".npz")
 # Common file types that are not supported, and what to do instead.
 INSTEAD = {
-    (".xlsx", ".xls", ".ods"): "a spreadsheet: save the sheet as CSV",
-    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table in another format: save it as CSV",
-    (".h5", ".hdf5", ".mat"): "a file of arrays in another format: save them with np.save or np.savez",
+    (".xlsx", ".xls", ".ods"): "a spreadsheet; save the sheet as CSV",
+    (".parquet", ".feather", ".arrow", ".sav", ".dta"): "a table in another format; save it as CSV",
+    (".h5", ".hdf5", ".mat"): "a file of arrays in another format; save them with np.save or np.savez",
     (".pt", ".pth", ".pkl", ".pickle", ".joblib"): (
-        "a pickle, which can run code and is never loaded: save its numbers with np.save or np.savez"
+        "a pickle, which can execute code and is never loaded; save its numbers with np.save or np.savez"
     ),
-    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive: unpack it, and pass the folder or file inside it",
+    (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar"): "an archive; unpack it, and pass the folder or file inside it",
 }
 
 
 def read_path(path: Path, reading: Reading = AS_IS) -> Raw:
-    """Read the file or folder ``path`` in any supported layout, with the options ``reading``."""
+    """Read the file or folder ``path`` in any supported format, with the options ``reading``."""
     raw = _read_path(path, reading)
     pictures, unused = bool(raw.hashes), []
     if reading.size and not pictures:
-        unused.append("size and fit are for folders of pictures, and have no effect here")
+        unused.append("size and fit apply only to folders of images, and have no effect here")
     if reading.layout != "auto" and pictures and not reading.older:
-        unused.append("layout is for arrays, and has no effect here")
+        unused.append("layout applies only to arrays, and has no effect here")
     files = raw.files or tuple(p for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file())
     return replace(raw, notes=(*raw.notes, *unused), files=files)
 
@@ -74,21 +74,21 @@ def _read_path(path: Path, reading: Reading) -> Raw:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     for suffixes, told in INSTEAD.items():
         if path.suffix.lower() in suffixes:
-            raise DataError(f"{path} has an unsupported file type. This is {told}. Supported: {READABLE}")
-    raise DataError(f"{path} has an unsupported file type. Supported: {READABLE}")
+            raise DataError(f"{path} has an unsupported file type. It is {told}. The supported types are {READABLE}")
+    raise DataError(f"{path} has an unsupported file type. The supported types are {READABLE}")
 
 
 def _refuse_files(folder: Path) -> None:
-    """Reject a folder of tables or arrays without pictures, because each file is a data set of its own."""
+    """Reject a folder that has tables or arrays but no images, because each such file is a separate data set."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ARRAYS or is_table(p))
     if not found or any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.rglob("*")):
         return
     more = f" (one of {len(found)} such files)" if len(found) > 1 else ""
-    raise DataError(f"{folder} has no pictures; to read a table or an array, pass the file itself, {found[0]}{more}")
+    raise DataError(f"{folder} has no images; to read a table or an array, pass the file itself: {found[0]}{more}")
 
 
 def read_digits() -> Raw:
-    """Read UCI's 1,797 optical digits of 8x8 pixels with 17 levels from the package, ``(1797, 1, 8, 8)`` uint8."""
+    """Read the bundled UCI digits: 1,797 images of 8x8 pixels with 17 levels, ``(1797, 1, 8, 8)`` uint8."""
     stored = resources.files("scoresde").joinpath("assets/digits.npz").read_bytes()
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]

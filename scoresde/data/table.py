@@ -1,9 +1,9 @@
-"""Tables: CSV and TSV files with a line for each sample and a column for each number, as written by data frames and
-spreadsheets.
+"""Read tables: CSV and TSV files with a line for each sample and a column for each number, as written by data frames
+and spreadsheets.
 
-The content of a cell is never guessed. A cell that is neither a number nor a class is rejected, in an error that names
-its line and column and covers all columns at once. The notes report every decision, such as an index that is left out,
-or the column that is the class.
+The meaning of a cell is never guessed. Cells that are neither numbers nor classes are rejected with a single error that
+covers all columns. Notes report every decision, such as which column is left out as an index, or which column holds the
+classes.
 
 References:
     Shafranovich (2005), RFC 4180, Common format and MIME type for comma-separated values.
@@ -32,7 +32,7 @@ __all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
-UNNAMED = ("", "unnamed: 0")  # names under which data frames write their index
+UNNAMED = ("", "unnamed: 0")  # names that data frames give to their index
 MISSING = frozenset(("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-"))
 NO_CLASS = MISSING - {"none", "-"}
 CLASSES = 100  # integers count as classes if there are at most this many distinct values
@@ -43,19 +43,19 @@ GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)  # 1,500, which is
 FIRST = "0123456789+-.,$€£¥"  # first characters of a number, a date or an amount
 # Common contents of cells that are not numbers, and what to do about them.
 HINTS = (
-    (re.compile(r"[+-]?(inf|infinity)", re.I), "an infinite value: leave out its line, or write a finite number"),
-    (re.compile(r"[+-]?[\d.,\s]*\d\s*%"), "a percentage: write it without the sign"),
-    (re.compile(r"[+-]?\d{1,3}([,'\s_]\d{3})+(\.\d*)?"), "with thousands separators: write it without them"),
-    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "with thousands separators: write it without them"),
-    (COMMA, "with a decimal comma: write a point instead, or separate the columns by semicolons"),
+    (re.compile(r"[+-]?(inf|infinity)", re.I), "which is infinite (leave out the line, or write a finite number)"),
+    (re.compile(r"[+-]?[\d.,\s]*\d\s*%"), "which is a percentage (write the number without the sign)"),
+    (re.compile(r"[+-]?\d{1,3}([,'\s_]\d{3})+(\.\d*)?"), "which has thousands separators (remove them)"),
+    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"), "which has thousands separators (remove them)"),
+    (COMMA, "which has a decimal comma (write a point instead, or separate the columns with semicolons)"),
     (re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([ T].*)?|\d{1,2}:\d{2}(:\d{2}.*)?"),
-     "a date or a time: write a number, such as days since the first"),
-    (re.compile(r"true|false|yes|no", re.I), "true or false in words: write 1 and 0"),
-    (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "an amount with its currency: write the number alone"),
+     "which is a date or a time (write a number, such as days since the first date)"),
+    (re.compile(r"true|false|yes|no", re.I), "which is a truth value (write 1 or 0)"),
+    (re.compile(r"[$€£¥]\s*[\d.,]+|[\d.,]+\s*[$€£¥]"), "which is a price (write the number without the currency)"),
 )  # fmt: skip
 TEXT = (
-    "not a number: leave the column out, write a column of 0 and 1 for each of its values, or, if it is the class of "
-    "each line, name it label"
+    "which is not a number (leave the column out, replace it by a column of 0 and 1 for each of its values or, "
+    "if it is the class of each line, name it label)"
 )
 
 
@@ -69,10 +69,10 @@ class _Column:
     """A column of a table.
 
     Attributes:
-        name: The name of the column, empty without a header.
-        place: The position of the column, counted from 1.
+        name: Name of the column. Empty if the table has no header.
+        place: Position of the column, counted from 1.
         cells: The cells as text.
-        numbers: The values of the cells if all of them are numbers.
+        numbers: The values of the cells if all of them are numbers, else ``None``.
         whole: Whether all cells were written as integers.
     """
 
@@ -87,7 +87,7 @@ class _Column:
 
     @property
     def classes(self) -> int:
-        """Number of distinct values if the values are integers and few enough to be classes, else 0."""
+        """Number of distinct values if they are integers and few enough to be classes, else 0."""
         x = self.numbers
         if x is None or x.dtype == object or not np.array_equal(x, np.rint(x.astype(np.float64))):
             return 0
@@ -101,8 +101,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: Not used by tables.
-        keep: Names of columns to keep as data, even if they could be an index or the class.
+        reading: Not used, because no option applies to tables.
+        keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
         The table, with ``train`` of shape ``(N, D)``, float64, or int64 if all columns hold integers.
@@ -115,7 +115,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     names, rows, lines = _rows(path, text, separator)
     cells = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
     numbers = sum(bool(NUMBER.fullmatch(name)) for name in names)
-    notes = [f"the first line names the columns, although it has numbers in {numbers} of the cells"] if numbers else []
+    of_them = "of its cells is a number" if numbers == 1 else "of its cells are numbers"
+    notes = [f"the first line is read as column names, although {numbers} {of_them}"] if numbers else []
     if separator != "," and "," in text:
         _decimal_commas(path, cells, lines, notes)
     columns = [_parsed(_Column(name, i + 1, column)) for i, (name, column) in enumerate(zip(names, cells, strict=True))]
@@ -127,8 +128,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     if pointed:
         more = f" and {len(pointed) - 5} more" if pointed[5:] else ""
         notes.append(
-            f"integers with a decimal point, which count as continuous: {', '.join(pointed[:5])}{more}; write them "
-            "without the point to treat them as levels"
+            f"integers with a decimal point are treated as continuous in {', '.join(pointed[:5])}{more}; write the "
+            "integers without the point to treat them as levels"
         )
     whole = all(c.whole for c in columns)
     train = np.stack([np.asarray(c.numbers) for c in columns], 1).astype(np.int64 if whole else np.float64, copy=False)
@@ -161,14 +162,14 @@ def _text(path: Path) -> str:
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path} is in UTF-16; save it as UTF-8 (in a spreadsheet: CSV UTF-8)")
+        raise DataError(f"{path} is encoded in UTF-16; save it as UTF-8 (in a spreadsheet, choose CSV UTF-8)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8; save the file as UTF-8 (in a "
-            "spreadsheet: CSV UTF-8)"
+            "spreadsheet, choose CSV UTF-8)"
         ) from error
     if "\0" in text:
         raise DataError(f"{path} contains zero bytes, so it is not a text file; save it as CSV in UTF-8")
@@ -176,7 +177,7 @@ def _text(path: Path) -> str:
 
 
 def _separator(text: str) -> str:
-    """Choose comma, semicolon or tab, whichever best splits the first lines into equally long rows of numbers."""
+    """Choose the separator (comma, semicolon or tab) that best splits the first lines into rows of numbers."""
     start = text[: 1 << 16]
     cut = len(start) < len(text)
 
@@ -199,7 +200,7 @@ def _separator(text: str) -> str:
 
 
 def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the column names (empty without a header), the rows, and the number of the line in which each row ends."""
+    """Return the column names (empty strings without a header), the rows, and the line on which each row ends."""
     rows, lines = [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
@@ -207,11 +208,13 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
             rows.append(row)
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is not valid CSV ({error}); check its quotes") from error
+        raise DataError(
+            f"{path}: line {reader.line_num} is not valid CSV ({error}); check its quotation marks"
+        ) from error
     while rows and not any(cell.strip() for cell in rows[-1]):  # empty rows that a spreadsheet leaves at the end
         rows.pop()
     if not rows:
-        raise DataError(f"{path} is empty; a table needs a line for each sample")
+        raise DataError(f"{path} is empty; a table must have a line for each sample")
     while not rows[0]:
         rows, lines = rows[1:], lines[1:]
     width = len(rows[0])
@@ -222,12 +225,12 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
         rows = [row or [""] for row in rows]
         parts = rows[-1][0].split()
         if len(parts) > 1 and all(map(NUMBER.fullmatch, parts)):
-            raise DataError(f"{path} has numbers separated by spaces; separate them by commas")
+            raise DataError(f"{path} has numbers separated by spaces; separate them with commas")
     for row, line in zip(rows, lines, strict=False):
         if len(row) != width:
             raise DataError(
-                f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, but the first has {width}, "
-                f"separated by {separator!r}; every line needs the same number of cells"
+                f"{path}: line {line} has {len(row)} cell{'s' if len(row) > 1 else ''}, but the first line has {width} "
+                f"(separated by {separator!r}); all lines must have the same number of cells"
             )
     names = [" ".join(cell.split()) for cell in rows[0]]
     names[0] = names[0].removeprefix("#").lstrip()  # as np.savetxt writes it
@@ -244,7 +247,7 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns, as it does if a word in it stands above a number."""
+    """Whether the first row names the columns, which is assumed if one of its words is above a number."""
     for i, name in enumerate(first):
         if name.lower() in MISSING or name[0] in FIRST:
             continue
@@ -266,7 +269,7 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
         i, cell = commas[0]
         number = cell.replace(",", "")
         raise DataError(
-            f"{path}: {cell!r} in line {lines[i]} is ambiguous: {number} or {cell.replace(',', '.')}; "
+            f"{path}: {cell!r} in line {lines[i]} could mean {number} or {cell.replace(',', '.')}; "
             "write one or the other"
         )
     points = [(i, c) for column in columns for i, c in enumerate(column) if "." in c and NUMBER.fullmatch(c)]
@@ -274,15 +277,15 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
         (i, one), (k, other) = commas[0], points[0]
         raise DataError(
             f"{path}: {one!r} in line {lines[i]} has a decimal comma, but {other!r} in line {lines[k]} has a decimal "
-            "point; write all numbers the same way"
+            "point; write all numbers in the same way"
         )
     for column in columns:
         column[:] = [cell.replace(",", ".") if COMMA.fullmatch(cell) else cell for cell in column]
-    notes.append(f"{len(commas):,} numbers have a decimal comma, such as {commas[0][1]}")
+    notes.append(f"numbers with a decimal comma: {len(commas):,} (such as {commas[0][1]})")
 
 
 def _parsed(column: _Column) -> _Column:
-    """Add the numbers of a column if every cell is a number."""
+    """Set the numbers of a column if every cell is a number."""
     letters = set("".join(column.cells))
     try:
         if letters <= set("0123456789+-"):
@@ -298,29 +301,29 @@ def _parsed(column: _Column) -> _Column:
 
 
 def _without_index(path: Path, columns: list[_Column], keep: Collection[str], notes: list[str]) -> list[_Column]:
-    """Leave out the columns that a data frame or a spreadsheet adds."""
+    """Leave out columns that were added by a data frame or a spreadsheet."""
     named = any(c.name for c in columns)
     if not named and _counts(columns[0]) and len(columns) > 1:
-        notes.append("column 1 counts the lines; leave it out if it is not part of the data")
+        notes.append("column 1 numbers the lines; leave it out if it is not part of the data")
     if not named:
         return columns
     kept = []
     for c in columns:
         if c.place == 1 and c.name.lower() in UNNAMED and c.name not in keep and _counts(c):
-            notes.append("the first column, which has no name and counts the lines, is left out")
+            notes.append("the first column has no name and numbers the lines, so it is left out")
         elif not c.name and not any(c.cells):
-            notes.append(f"{c}, which has neither a name nor values, is left out")
+            notes.append(f"{c} has neither a name nor values, so it is left out")
         elif not c.name:
-            raise DataError(f"{path}: {c} has no name in the first line; name it, or remove it")
+            raise DataError(f"{path}: {c} has no name in the first line; name or remove it")
         else:
             if _counts(c) and c.name not in keep:
-                notes.append(f"{c} counts the lines; leave it out if it is not part of the data")
+                notes.append(f"{c} numbers the lines; leave it out if it is not part of the data")
             kept.append(c)
     return kept
 
 
 def _counts(column: _Column) -> bool:
-    """Whether a column counts the lines, starting from 0 or 1."""
+    """Whether a column numbers the lines, starting from 0 or 1."""
     x = column.numbers
     if x is None or not column.whole or len(x) < 3 or x[0] not in (0, 1):
         return False
@@ -328,29 +331,29 @@ def _counts(column: _Column) -> bool:
 
 
 def _classes(path: Path, columns: Sequence[_Column], keep: Collection[str], notes: list[str]) -> _Column | None:
-    """Find the column that is the class of each line, if there is one."""
+    """Find the column that holds the class of each line, if there is one."""
     called = [c for c in columns if c.name.lower() in LABELS and c.name not in keep]
     words = [c for c in called if _words(c)]
     points = any(c.name.lower() == "x" and c.numbers is not None for c in columns)  # x and y are coordinates in a plane
     numbers = [c for c in called if c.classes and not (points and c.name.lower() == "y")]
     if len(words) + len(numbers) > 1:
         listed = " and ".join(str(c) for c in (*words, *numbers))
-        raise DataError(f"{path}: {listed} may each be the class; rename or leave out the one that is not")
+        raise DataError(f"{path}: it is unclear which of {listed} holds the classes; rename or leave out all but one")
     for c in called:
         if c.numbers is not None and c not in numbers:
-            notes.append(f"{c} is a column of the data, because it " + _why_no_class(c))
+            notes.append(f"{c} is treated as data, not as the class, because it " + _why_no_class(c))
     found = next(iter((*words, *numbers)), None)
     if found is None:
         return None
     values = len(set(found.cells))
     if found in words and values == len(found.cells) > 1:
         raise DataError(
-            f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, but a class "
-            "has several lines; leave the column out"
+            f"{path}: {found} has a different value in each of {values} lines, such as {found.cells[0]!r}, but each "
+            "class must occur in several lines; leave the column out"
         )
     if len(columns) == 1:
-        raise DataError(f"{path}: {found} holds classes, but there is no column of numbers")
-    notes.append(f"{found} is the class of each line")
+        raise DataError(f"{path}: {found} holds classes, but there are no columns of numbers")
+    notes.append(f"{found} holds the class of each line")
     return found
 
 
@@ -367,12 +370,12 @@ def _why_no_class(column: _Column) -> str:
         return "holds numbers that are not integers"
     values = len(np.unique(x))
     if values <= min(CLASSES, len(x) / 2):
-        return "comes with a column x; name it label if it is the class"
-    return f"has {values:,} different values in {len(x):,} lines"
+        return "may be a coordinate, because there is a column x; if it is the class, name it label"
+    return f"has {values:,} distinct values in {len(x):,} lines"
 
 
 def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, lines: Sequence[int]) -> None:
-    """Reject cells that are not finite numbers or cannot be stored exactly, in all columns at once."""
+    """Raise one error for all cells that are not finite numbers or cannot be stored exactly."""
     whole = all(c.whole for c in columns)
     found = [fault for c in columns if (fault := _fault(c, lines, whole))]
     empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
@@ -381,11 +384,10 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
     if empty:
         name, at = min(empty.items(), key=lambda item: item[1][0])
         total = sum(map(len, empty.values()))
-        more = f" of {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
+        more = f" in {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
         found.append(
             f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
-            f"{lines[at[0]]}, {name}; write a number, or leave out these lines or columns (a later version will fill "
-            "empty cells)"
+            f"{lines[at[0]]}, {name} (write numbers, or leave out these lines or columns)"
         )
     if found:
         others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
@@ -397,7 +399,7 @@ def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:
 
 
 def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
-    """Describe the first invalid cell of a column, ignoring missing cells. Return an empty string if there is none."""
+    """Describe the first invalid cell of a column, ignoring missing cells, or return an empty string."""
     x, cells = column.numbers, column.cells
     if x is None:
         bad = [i for i, cell in enumerate(cells) if not NUMBER.fullmatch(cell) and cell.lower() not in MISSING]
@@ -405,10 +407,10 @@ def _fault(column: _Column, lines: Sequence[int], whole: bool) -> str:
     elif column.whole:
         limit = 2**63 - 1 if whole else EXACT
         bad = [i for i, value in enumerate(x.tolist()) if abs(value) > limit]
-        reason = "with more digits than can be stored: leave the column out, or subtract an offset"
+        reason = "which has more digits than can be stored (leave the column out, or subtract an offset)"
     else:
         bad = np.flatnonzero(~np.isfinite(x)).tolist()
-        reason = "beyond the range of floating-point numbers: write a smaller one"
+        reason = "which is beyond the range of floating-point numbers (write a smaller number)"
     if not bad:
         return ""
     others = f" ({len(bad):,} such cells)" if len(bad) > 1 else ""

@@ -1,11 +1,11 @@
-"""Two-dimensional toy densities, drawn from their formulas.
+"""Two-dimensional toy distributions, sampled from formulas.
 
-Each toy is a function ``(n, generator) -> (n, 2)`` that returns float32 points in data units. The points are
-independent, so any subset is again a sample of the toy. Two toys have a known density, so they can be used to check
-a likelihood: ``8gaussians`` (smooth, full support) and ``checkerboard`` (discontinuous, log density -inf outside).
+Each toy is a function ``(n, generator) -> (n, 2)`` that returns independent points in data units. Two toys have a known
+density, so they can be used to check likelihoods: ``8gaussians`` (smooth, full support) and ``checkerboard``
+(discontinuous, with log density -inf outside its squares).
 
 References:
-    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367; the toys here follow the paper, at other scales.
+    Grathwohl et al. (2019), FFJORD, https://arxiv.org/abs/1810.01367. The toys follow the paper, but at other scales.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE = 2.0  # side of a checkerboard square; the board has 4 x 4 squares, centre
 
 @checked(n=COUNT, seed=SEED)
 def sample_toy(name: str, n: int, seed: int) -> Tensor:
-    """Draw ``n`` points of the toy ``name``, shape ``(n, 2)``, float32, which depend on ``seed`` only."""
+    """Draw ``n`` points from the toy ``name`` with a given ``seed``. The result is ``(n, 2)`` float32."""
     enough_memory(64 * n, f"{n:,} points", "n")
     return TOYS[name](n, Generator().manual_seed(seed)).float()
 
@@ -48,7 +48,7 @@ def eight_gaussians_log_density(x: Tensor, radius: float = RADIUS, std: float = 
 def checkerboard_log_density(x: Tensor) -> Tensor:
     """Return the exact log density, in nats, of the checkerboard at points ``(N, 2)``, shape ``(N,)``.
 
-    It is constant on 8 of the 16 squares, and -inf elsewhere.
+    The density is constant on 8 of the 16 squares and 0 elsewhere.
     """
     square = torch.floor(x / SIDE)
     inside = ((square >= -2) & (square <= 1)).all(1) & (square.sum(1) % 2 == 0)

@@ -1,12 +1,13 @@
-"""The units of data: their levels and range, and the codec that maps them to numbers of order one.
+"""The units of data: the levels and range of the values, and the codec that maps values to numbers of order one.
 
-Columns of a table, channels of a signal, and channels of a picture that differ in kind (age and income, temperature and
-humidity) each have their own shift and scale: the mean and the standard deviation of the training rows. Pictures whose
-channels are alike, such as colours, are mapped from their range to [-1, 1].
+Columns of a table, channels of a signal, and image channels that differ in kind (such as temperature and humidity) each
+have their own shift and scale: the mean and the standard deviation over the training rows. Images with channels of the
+same kind, such as colours, are mapped from their range to [-1, 1].
 
-Integers are levels. Each column of integers has its own levels, from its lowest to its highest value. The scale of such
-a column is the standard deviation of the dequantised values, so that even a column that is almost constant is of order
-one. All statistics are computed in float64 from the stored values, and nothing is rounded before it is scaled.
+Integers are treated as levels. Each integer column has its own levels, from its lowest to its highest value. The scale
+of such a column is the standard deviation of the dequantised values, so that even an almost constant column has
+values of order one. All statistics are computed in float64 from the stored values, and values are scaled before they
+are rounded.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from .raw import Array, Raw
 
 __all__ = ["Units", "axes_of", "units_of"]
 
-EXACT = 2**18  # up to this, float32 represents every integer exactly, and 64 values between neighbours
+EXACT = 2**18  # up to this, float32 represents every integer and every 64th of an integer exactly
 LARGEST = 2**53  # up to this, float64 represents every integer exactly
 ROUNDED = 1e-6  # rounding error allowed in float32, in standard deviations
-UNLIKE = 4.0  # ratio of standard deviations, or of a distance of means to them, above which channels differ in kind
-SQUEEZED = 10.0  # ratio of the full range of the values to the range of the bulk, above which there is a warning
+UNLIKE = 4.0  # channels differ in kind above this ratio of standard deviations, or of the range of means to them
+SQUEEZED = 10.0  # ratio of the full range of the values to the range of the bulk, above which a warning is issued
 TAIL = 0.005  # fraction of the values on each side that is not part of the bulk
 
 
 @dataclass(frozen=True)
 class Units:
-    """The range, levels and precision of the values of data.
+    """The range, levels and precision of the values in a data set.
 
     Attributes:
         low, high: The smallest and the largest value.
-        levels: The codec of the values that are levels, or ``None``.
+        levels: The codec for values that are levels, or ``None``.
         each: Whether each column or channel has its own shift and scale.
         wide: Whether values need float64.
     """
@@ -60,7 +61,7 @@ class Units:
         return levels.count
 
     def codec(self, kind: str, train: Tensor, source: str, names: Sequence[str] = ()) -> Codec:
-        """Build the map to model units.
+        """Build the map from data units to model units.
 
         Args:
             kind: Kind of the data.
@@ -75,14 +76,14 @@ class Units:
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
-        """Map the range of the data, including the whole cell of the highest level, to [-1, 1]."""
+        """Build the map from the range of the data, including the whole cell of the highest level, to [-1, 1]."""
         assert self.levels is None or isinstance(self.levels.width, float)
         top = self.high if self.levels is None else self.high + self.levels.width
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
         return Affine(self.low + half, half)
 
     def _standardised(self, kind: str, train: Tensor, source: str, names: Sequence[str]) -> Affine:
-        """Standardise each column or channel to mean 0 and standard deviation 1 over the training rows."""
+        """Build the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
         std, mean = std[0], mean[0]
@@ -95,12 +96,12 @@ class Units:
         if bool(constant.any()):
             raise DataError(constant_column(kind, constant.flatten(), source, names))
         if not bool((mean.isfinite() & std.isfinite()).all()):
-            raise DataError(f"{source}: values are too large to be squared; divide them by a constant first")
+            raise DataError(f"{source}: the squares of the values overflow; divide the values by a constant first")
         return Affine(mean, std)
 
 
 def units_of(raw: Raw, source: str) -> Units:
-    """Find the levels and range of data over all rows, and whether their columns or channels differ in kind.
+    """Determine the levels and range of all rows, and whether columns or channels have their own units.
 
     Raises:
         DataError: If there are no values, only one distinct value, or integers that are too large for float64.
@@ -122,13 +123,13 @@ def units_of(raw: Raw, source: str) -> Units:
         whole = np.array(raw.whole).reshape(lows.shape)
     if low == high and (raw.kind in ("image", "volume") or whole.all()):
         raise DataError(
-            f"{source}: every value is {low:g}, but a constant has no density; check how the data were saved"
+            f"{source}: every value is {low:g}, but constant data have no density; check how the data were saved"
         )
     largest = float(np.abs(np.where(whole, np.maximum(np.abs(lows), np.abs(highs)), 0)).max())
     if largest >= LARGEST:
         raise DataError(
-            f"{source}: integers up to {largest:.0f} are too large for float64 to represent exactly (below "
-            f"{LARGEST}); subtract an offset, or convert them to floating point (continuous data)"
+            f"{source}: float64 cannot represent integers up to {largest:.0f} exactly (the limit is {LARGEST}); "
+            "subtract an offset, or convert the integers to floating-point numbers, which are treated as continuous"
         )
     each = raw.kind in ("vector", "signal") or _unlike(raw.train, axes, lows, highs)
     wide = largest >= EXACT or (dtype.kind == "f" and dtype.itemsize > 4 and _rounded(raw.train, axes, whole))
@@ -143,21 +144,23 @@ def units_of(raw: Raw, source: str) -> Units:
 
 
 def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
-    """Return all axes except the axis of the columns of a table or of the channels."""
+    """Return all axes except the axis of the columns or channels."""
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
 def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = ()) -> str:
-    """Return the error message for columns or channels that are constant."""
+    """Return the error message for constant columns or channels."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
-    where = f"column {listed}" if names else f"{what} {listed} (counted from 0)"
-    return f"{source}: {where} is the same in every training sample, but a constant has no density; drop it"
+    s = "s" if len(found) > 1 else ""
+    where = f"column{s} {listed}" if names else f"{what}{s} {listed} (counted from 0)"
+    it = "them" if s else "it"
+    return f"{source}: every training sample has the same value in {where}; constants have no density, so drop {it}"
 
 
 def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
-    """Build the levels of integers, with a range for each column or one range for all columns."""
+    """Build the levels of integers, with a range for each column or a common range."""
     if not each or (whole.all() and lows.min() == lows.max() and highs.min() == highs.max()):
         low, high = float(lows.min()), float(highs.max())
         return Levels(low, high, int(high - low) + 1)
@@ -167,7 +170,7 @@ def _levels(whole: Array, lows: Array, highs: Array, each: bool) -> Levels:
 
 
 def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
-    """Whether the channels of pictures differ in kind: in their standard deviations, or in their means."""
+    """Whether the channels of images differ in kind, judged by their standard deviations and means."""
     if lows.size < 2 or lows.min() == highs.max():
         return False
     some = x[:: max(1, len(x) // 4096)]
@@ -176,14 +179,14 @@ def _unlike(x: Array, axes: tuple[int, ...], lows: Array, highs: Array) -> bool:
 
 
 def _rounded(x: Array, axes: tuple[int, ...], whole: Array) -> bool:
-    """Whether float32 would round a column by more than :data:`ROUNDED` of its standard deviation."""
+    """Whether float32 would round a column by more than :data:`ROUNDED` times its standard deviation."""
     with np.errstate(over="ignore", invalid="ignore"):
         lost = np.abs(x - x.astype(np.float32).astype(x.dtype)).max(axes)
         return bool((~(lost <= ROUNDED * x.std(axes, dtype=np.float64)) & ~whole.reshape(lost.shape)).any())
 
 
 def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
-    """Warn about a value so far from all others that it squeezes them into a small part of the range."""
+    """Warn about a value that is so far from the others that they fill only a small part of the range."""
     x = raw.train
     for c in range(x.shape[1]):
         values = x[:, c]
@@ -198,8 +201,8 @@ def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
             row, value = furthest // (values.size // len(x)), float(values.flat[furthest])
             what = "" if x.shape[1] == 1 else f" of {_column(raw, c)}"
             warnings.warn(
-                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), but nearly all others "
-                f"lie between {some[tail]:g} and {some[-1 - tail]:g}, squeezed into a small part of the range; check "
+                f"{source}: a value{what} is {value:g} (row {row}, counted from 0), but nearly all other "
+                f"values lie between {some[tail]:g} and {some[-1 - tail]:g}, which is a small part of the range; check "
                 "that row, or drop it",
                 stacklevel=2,
             )
@@ -207,5 +210,5 @@ def _name_the_absurd(raw: Raw, axes: tuple[int, ...], source: str) -> None:
 
 def _column(raw: Raw, c: int) -> str:
     if raw.names:
-        return f"the column {raw.names[c]!r}"
+        return f"column {raw.names[c]!r}"
     return f"{'feature' if raw.kind == 'vector' else 'channel'} {c}"

@@ -1,4 +1,4 @@
-"""Training: the state and its steps (``state``), and the loop around them with files and signals (``loop``)."""
+"""Training: the state and its steps (``state``), and the loop that handles files and signals (``loop``)."""
 
 from __future__ import annotations
 

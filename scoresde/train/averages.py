@@ -2,9 +2,10 @@
 
     w_ema <- d w_ema + (1 - d) w,    d = min(decay, (1 + n) / (10 + n))
 
-after update n = 1, 2, ... Early on, the average quickly forgets its random initialisation. While the warm-up sets d,
-the average covers about the last tenth of the run, however long the run is, so samples after a short run do not come
-from the initial weights. Buffers (such as running statistics) are copied, not averaged.
+after update n = 1, 2, ..., where w are the weights and w_ema is their average. Early on, the average quickly forgets
+its random initialisation. As long as d is below ``decay``, the average covers about the last tenth of the updates, so
+samples after a short run hardly depend on the initial weights. Buffers (such as running statistics) are copied, not
+averaged.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ __all__ = ["EMA"]
 
 
 class EMA:
-    """The moving average of a module's parameters.
+    """Exponential moving average of a module's parameters.
 
     Args:
         module: The module that is trained.
-        decay: The largest d, between 0 and 1.
+        decay: Maximum value of d, from 0 to 1.
     """
 
     @checked(decay=FRACTION)

@@ -1,4 +1,4 @@
-"""The training loop with its files, signals and pictures: read :func:`fit` from top to bottom.
+"""The training loop, which also handles files, signals and figures.
 
 A single training step is defined in :mod:`scoresde.train.state`.
 """
@@ -95,22 +95,22 @@ def fit(
     """Train a model by denoising score matching.
 
     Args:
-        config: The configuration. Fields set to ``auto`` are resolved against the data.
-        data: The data, instead of ``config.data``: a data set, or an array that :meth:`scoresde.Dataset.of` accepts.
-        network: Your own network (see :class:`scoresde.ScoreModel`), instead of a preset.
-        pairs: Samples, each with the noise that belongs to it, for training with the coupling ``reflow``. They are
-            stored in the run folder.
-        start: A run to continue from. Its network, weights, path and parametrisation override those in ``config``.
+        config: The configuration. Fields set to ``auto`` are resolved from the data.
+        data: A data set, or an array that :meth:`scoresde.Dataset.of` accepts, to use instead of ``config.data``.
+        network: A custom network (see :class:`scoresde.ScoreModel`), instead of a preset.
+        pairs: Samples paired with noise, for training with the ``reflow`` coupling. They are stored in the run folder.
+        start: A run to continue from. Its network, weights, probability path and parametrisation override those in
+            ``config``.
         out: The run folder (default: ``runs/DATA-SDE``).
         save: Whether to write a run folder.
-        resume: Continue the run in ``out`` (default: the newest run) from its newest checkpoint.
+        resume: Whether to continue the run in ``out`` (default: the newest run) from its newest checkpoint.
         device, dtype: Device and precision of the training.
-        quiet: Do not print progress.
-        changed_data: Resume even if rows of the run's data are missing, or if the data are different.
-        edited: Resume even if files of the run were changed after they were written.
+        quiet: Whether to hide the progress output.
+        changed_data: Whether to resume even if rows of the run's data are missing, or if the data are different.
+        edited: Whether to resume even if files of the run were changed after they were written.
 
     Returns:
-        The trained run with averaged weights: the last weights, or the weights with the lowest validation loss
+        The trained run, with the last averaged weights or those with the lowest validation loss
         (:mod:`scoresde.train.validation`).
 
     Raises:
@@ -125,7 +125,7 @@ def fit(
         torch.Size([4, 2])
     """
     if resume and not save:
-        raise UsageError("resume needs a run folder, so it cannot be combined with save=False; leave one of them out")
+        raise UsageError("resume needs a run folder, so it cannot be combined with save=False; leave out one of them")
     with ExitStack() as held:
         return _fit(
             config, data, network, pairs, start, out, save, resume, torch.device(device), dtype, quiet, changed_data,
@@ -138,7 +138,7 @@ def _fit(
     start: Run | None, out: str | Path | None, save: bool, resume: bool, device: torch.device, dtype: torch.dtype,
     quiet: bool, changed_data: bool, edited: bool, held: ExitStack,
 ) -> Run:  # fmt: skip
-    """Train as in :func:`fit`. The signal handlers and the lock of the run folder last until ``held`` is closed."""
+    """Train as in :func:`fit`. Signal handlers and the lock on the run folder are held until ``held`` is closed."""
     interrupts = held.enter_context(Interrupts())
     folder = find_run(out, edited=edited) if resume else None
     if folder is not None:
@@ -148,7 +148,9 @@ def _fit(
     info = _measured(data, spec.codec, model)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
-        raise UsageError("pass pairs if and only if the coupling is reflow; the function reflow makes the pairs")
+        raise UsageError(
+            "pairs and the 'reflow' coupling must be used together; the function reflow draws suitable pairs"
+        )
     weighting, times = _objective(config, model)
     model.to(device=device, dtype=dtype)
     optimiser = torch.optim.Adam(model.learned.parameters(), lr=config.lr, betas=(0.9, 0.999))
@@ -165,7 +167,10 @@ def _fit(
         if folder is not None:
             accept_changes(folder)
             if not (checkpoints(folder) or quiet):
-                print(f"{folder} has no checkpoint yet: training starts at step 0 with its settings", file=sys.stderr)
+                print(
+                    f"{folder} has no checkpoint yet, so training starts at step 0 with the settings of the run",
+                    file=sys.stderr,
+                )
             _restore(folder, config, state, edited)
             if validation is not None:
                 validation.resume(folder, state.step, lambda weights: _averaged(state, weights), edited=edited)
@@ -232,10 +237,10 @@ def _fit(
                     state.save(folder)
                     saved, kept_step = time.monotonic(), record.step
                 if record.step in shown_at:
-                    with optional(f"the picture at step {record.step}"):
+                    with optional(f"the figure of samples at step {record.step}"):
                         shown_samples = _sample_sheet(folder / "samples", trained(), data)
             if interrupts.number is not None and not last:
-                if folder is not None and kept_step != record.step:  # the signal came while the picture was drawn
+                if folder is not None and kept_step != record.step:  # the signal came while the figure was drawn
                     state.save(folder)
                 kept = f"the checkpoint is saved in {folder}" if folder else "nothing was saved"
                 raise interrupts.error(f" after step {record.step}: {kept}", "resume" if folder else None, folder)
@@ -251,15 +256,15 @@ def _fit(
         if choice["used"] == "best":
             run, shown_samples = trained(best.weights, best.step), None
             if folder is not None:
-                with optional(f"the picture at step {best.step}"):
+                with optional(f"the figure of samples at step {best.step}"):
                     shown_samples = _sample_sheet(folder / "samples", run, data)
     elif validation is None and data.identity is not None and config.coupling != "reflow":
         lines.append(
-            f"validation: none, because {len(data.train)} training samples are too few to spare any; overfitting shows "
-            "only in the likelihood of the test samples"
+            f"validation: none, because {len(data.train)} training samples are too few to spare any; to detect "
+            "overfitting, use the likelihood of the test samples"
         )
     if folder is not None:
-        with optional("the picture of the loss"):
+        with optional("the figure of the loss"):
             _loss_figure(folder, None if best is None else best.step)
     if not quiet:
         with optional("the check for copies"):
@@ -272,7 +277,7 @@ def _fit(
 def _data_for(
     config: TrainConfig, data: Dataset | Tensor | npt.ArrayLike | None, folder: Path | None, changed: bool
 ) -> tuple[TrainConfig, Dataset]:
-    """Return the configuration, with the name, path, split and reading options of the data, and the data."""
+    """Load the data, and return them with a configuration that records their path, split and reading options."""
     stored = None if folder is None else TrainConfig.from_dict(read_config(folder))
     if folder is not None and stored is not None:
         config = _as_begun(config, stored, DataInfo.from_dict(read_object(folder / "data.json")))
@@ -297,14 +302,14 @@ def _data_for(
 
 
 def previews(total: int, every: int = 0) -> set[int]:
-    """Return the steps after which samples are shown: every ``every`` steps, or at 1, 2, 5, 10, 20, 50 and 100 %."""
+    """Return the steps at which samples are plotted: every ``every`` steps, or at 1, 2, 5, 10, 20, 50 and 100 %."""
     if every:
         return {*range(every, total + 1, every), total}
     return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
 
 
 def _parts(data: Dataset, spec: ModelSpec, classes: int, split: bool) -> tuple[Rows, Rows | None]:
-    """Return the rows to train on and the rows for validation, if there are any."""
+    """Return the rows for training, and those for validation if there are any."""
 
     def rows(index: Tensor | None) -> Rows:
         x, y = data.train, data.train_labels if classes else None
@@ -324,9 +329,10 @@ def prepared(
     start: Run | None = None,
     resumed: Path | None = None,
 ) -> tuple[TrainConfig, ScoreModel, ModelSpec]:
-    """Return the resolved configuration, the model to train, and the parts of that model.
+    """Return the resolved configuration, the model to train, and the specification of that model.
 
-    The model is untrained, or the model of ``start``. If a run is resumed, its folder ``resumed`` defines the parts.
+    The model is untrained, or a copy of the model of ``start``. For a resumed run, the specification is read from its
+    folder ``resumed``.
     """
     if start is not None:
         config = _continued(config, start, network, data)
@@ -358,15 +364,15 @@ def prepared(
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
-    """Return ``config`` with the network, path and parametrisation of a run."""
+    """Return ``config`` with the network, probability path and parametrisation of the run ``start``."""
     if network is not None:
-        raise UsageError("training that continues a run keeps the network of the run; leave network out")
+        raise UsageError("training that continues from a run uses the network of that run; leave out network")
     if data.info.shape != start.info.shape:
         raise DataError(
-            f"the run was trained on data of shape {start.info.shape}, but these data have shape {data.info.shape}"
+            f"the run was trained on samples of shape {start.info.shape}, but the data have shape {data.info.shape}"
         )
     if start.config is None or not isinstance(start.base, ScoreModel):
-        raise UsageError("training can only continue a run that was trained here; this one has no configuration")
+        raise UsageError("training can continue only from a run with a training configuration and a score model")
     if config.augment not in ("none", start.config.augment):
         raise UsageError(
             f"the run was trained with augment={start.config.augment!r}, so its network has no inputs for "
@@ -383,7 +389,7 @@ def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data:
 
 @torch.no_grad()
 def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
-    """Build the weighting and the time sampler, checked against the path, the prediction and each other."""
+    """Build the weighting and the time sampler, and check that they suit the path, the prediction and each other."""
     low, high = model.domain.interval("train")
     weighting = make_weighting(config.weighting, config.weighting_options, config.typed)
     check_weight(weighting, model.sde, model.parametrization, low, high)
@@ -392,7 +398,7 @@ def _objective(config: TrainConfig, model: ScoreModel) -> tuple[Weight, Times]:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to 0 at the last step (or constant)."""
+    """Return the learning rate for a step: a linear warm-up, then cosine decay to 0 or a constant rate."""
     factor = min(1.0, (step + 1) / config.warmup)
     if config.decay != "none":
         factor = factor * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -407,7 +413,7 @@ def _spread(data: Dataset, codec: Codec) -> float:
 
 
 def _model_units(data: Dataset, codec: Codec) -> Tensor:
-    """Return evenly spaced rows of the training data in model units, at most 256 MB."""
+    """Return at most 256 MB of evenly spaced training rows, in model units."""
     most = max(16, 2**25 // data.info.dims)
     index = torch.linspace(0, len(data.train) - 1, min(most, len(data.train)), dtype=torch.float64)
     x = data.train[index.round().long()]
@@ -415,7 +421,7 @@ def _model_units(data: Dataset, codec: Codec) -> Tensor:
 
 
 def _measured(data: Dataset, codec: Codec, model: ScoreModel) -> DataInfo:
-    """Return the description of the data, with the measurements that the path is compared with."""
+    """Return the description of the data, with the measured ``spread`` and, if the path needs it, ``furthest``."""
     across = furthest(_model_units(data, codec)) if explodes(model.sde) else 0.0
     return replace(data.info, spread=_spread(data, codec) or None, furthest=across or None)
 
@@ -440,7 +446,7 @@ def _explained(records: Iterator[Record], folder: Path | None) -> Iterator[Recor
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Lock a run folder for writing, and clear what interrupted writes left in it."""
+    """Lock a run folder for writing, and delete what interrupted writes left in it."""
     with locked(folder):
         clear_leftovers(folder, below=True)
         yield
@@ -458,7 +464,7 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
     dtype = str(next(state.model.parameters()).dtype).removeprefix("torch.")
     trained = read_object(folder / "config.json").get("dtype", dtype)
     if trained != dtype:
-        raise UsageError(f"{folder} was trained in {trained}, not {dtype}", parameter="dtype", value=trained)
+        raise UsageError(f"{folder} was trained with dtype {trained}, not {dtype}", parameter="dtype", value=trained)
     if not checkpoints(folder):
         if config.coupling == "reflow":
             raise CheckpointError(f"{folder} has neither a checkpoint nor its starting weights; run reflow again")
@@ -467,16 +473,16 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
     done = read_object(checkpoint / "state.json")["step"]
     if config.steps < done:
         raise UsageError(
-            f"{folder} is already trained for {done:,} steps; steps={config.steps:,} is smaller", parameter="steps"
+            f"{folder} has already been trained for {done:,} steps, but steps is {config.steps:,}", parameter="steps"
         )
     state.load(checkpoint)
     drop_older(folder, checkpoint)  # the interrupted run had no time to do this
 
 
 def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> TrainConfig:
-    """Return the configuration of a resumed run, with values that depend on the data as they were when the run began.
+    """Return the configuration of a resumed run, with the data-dependent values from the start of the run.
 
-    Only numbers are copied: names read from a file are not trusted, because the user did not type them
+    Only numbers are copied. Names read from a file are not trusted, because the user did not type them
     (:mod:`scoresde.core.registry`).
     """
     kept: dict[str, Any] = {n: getattr(stored, n) for n in ("batch", "lr", "warmup", "steps") if not getattr(config, n)}
@@ -491,14 +497,14 @@ def _as_begun(config: TrainConfig, stored: TrainConfig, info: DataInfo) -> Train
 
 
 def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
-    """Return the configuration that reads and splits the data as before, so that the same rows are held out again."""
+    """Return ``config`` with the options used to read and split ``data``, so that the same rows are held out again."""
     how = data.how
     if how is None or data.identity is None:  # toys and digits are drawn and split by the seed of the run
         return config
     if how.seed != config.seed:
         raise UsageError(
             f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split "
-            "the data differently when it reads them again; split the data with the seed of the run",
+            "them differently when they are read again; split the data with the seed of the run",
             parameter="seed",
             value=how.seed,
         )
@@ -507,7 +513,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
 
 
 def _same_units(folder: Path, data: Dataset) -> None:
-    """Reject data that are in different units from the data of a resumed run, before anything is written."""
+    """Reject data whose units differ from those of a resumed run, before anything is written."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
@@ -516,8 +522,8 @@ def _same_units(folder: Path, data: Dataset) -> None:
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
-                f"{folder} was trained on {known.name} with {name} {theirs}, but these data have {ours}; a resumed run "
-                "keeps its data"
+                f"{folder} was trained on {known.name} with {name} = {theirs}, but these data have {name} = {ours}; a "
+                "resumed run keeps its data"
             )
 
 
@@ -527,19 +533,19 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
             raise CheckpointError(
-                f"{path} has {', '.join(sorted(stored))}, but pairs need x0 and eps; is the file damaged?"
+                f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is it damaged?"
             )
         known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
         return Pairs(stored["x0"], stored["eps"], known)
     labels = None if pairs.condition is None else pairs.condition.label
     if pairs.condition is not None and any(getattr(pairs.condition, name) is not None for name in SLOTS[1:]):
-        raise UsageError("a run folder stores pairs with labels only; to train with other conditions, pass save=False")
+        raise UsageError("a run folder can store pairs with labels, but not with other conditions; pass save=False")
     write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
     return pairs
 
 
 def _few_samples(run: Run) -> Tensor:
-    """Draw a few samples ``(n, *event)`` in data units, always from the same noise."""
+    """Draw a few samples in data units, ``(n, *event)``, always from the same noise."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # large images fill a sheet, and each costs more
@@ -551,7 +557,7 @@ def _few_samples(run: Run) -> Tensor:
 
 
 def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
-    """Save a picture of a few samples, drawn over data unless the samples are pictures, and return the samples."""
+    """Save a figure of a few samples, over data unless they are images or volumes, and return the samples."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
     info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run)

@@ -1,15 +1,18 @@
-"""Rectified flow: straighten the paths of a trained model, so that a few steps can follow them.
+"""Rectified flow: straighten the trajectories of a trained model, so that a few solver steps suffice.
 
-The flow of a model maps each noise z to one sample x. Reflow trains a second flow on these pairs (z, x). Its paths are
-straighter, because the pairs come from a flow, whose trajectories do not cross (Liu et al. 2023, arXiv:2209.03003, sec.
-2.2, thm. 3.6). On a straight path a single Euler step is exact. Every path of this package is straight in the frame
-y = x/(alpha + sigma),  r = sigma/(alpha + sigma)  (:mod:`scoresde.sde.base`), so this holds for VP as well as for flow
-matching, and one measure says how straight a flow is,
+The flow of a model maps each noise vector z to a sample x. Reflow trains a second flow on such pairs (z, x). Its
+trajectories are straighter, because the pairs come from a flow, whose trajectories do not cross (Liu et al. 2023,
+arXiv:2209.03003, sec. 2.2, thm. 3.6). On a straight trajectory, a single Euler step is exact. Every probability path of
+this package is straight in the variables  y = x/(alpha + sigma)  and  r = sigma/(alpha + sigma)
+(:mod:`scoresde.sde.base`), so this holds for VP as well as for flow matching. The straightness of a flow from
+(r_0, y_0) to (r_1, y_1) is measured by
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
-which is S(Z) of Liu et al. (sec. 3.2) as a fraction of the squared speed: 0 for straight paths, 1 for paths that end
-where they began. A rectified model is trained on coupled noise and data, so it does not provide a score.
+which is S(Z) of Liu et al. (sec. 3.2) divided by the mean squared speed. It is 0 for straight trajectories and 1 for
+trajectories that end where they began.
+
+A rectified model is trained on coupled noise and data, so it does not provide a score.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from .loop import fit, prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 
-_STREAM = 2**40  # index of the first pair, far from the indices of ordinary samples
+_STREAM = 2**40  # index of the first pair, far from the indexes of ordinary samples
 
 
 @checked(count=COUNT, seed=SEED, batch=COUNT)
@@ -52,15 +55,15 @@ def draw_pairs(
     batch: int = 512,
     quiet: bool = False,
 ) -> Pairs:
-    """Draw noise and the samples that the flow of a run maps it to.
+    """Draw noise, and pair it with the samples to which the flow of a run maps it.
 
     Args:
         run: A trained run, with any conditioning.
         count: Number of pairs.
-        solver: A solver of the flow (default: ``ProbabilityFlow(rtol=1e-4)``).
+        solver: A solver for the probability flow (default: ``ProbabilityFlow(rtol=1e-4)``).
         seed: Seed of the noise.
-        batch: Number of samples solved at once.
-        quiet: Do not print progress.
+        batch: Number of samples drawn at once.
+        quiet: Whether to hide the progress output.
 
     Raises:
         UsageError: If the solver draws noise, so that the starting noise alone does not determine a sample.
@@ -71,7 +74,7 @@ def draw_pairs(
         raise UsageError(
             f"{type(solver).__name__} draws noise at each step, so the starting noise alone does not "
             "determine a sample; use a solver "
-            "of the flow, such as ode, heun or multistep"
+            "for the probability flow, such as ode, heun or multistep"
         )
     size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both
     enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
@@ -82,7 +85,7 @@ def draw_pairs(
             part = run.rows(torch.arange(start, start + n))
             samples = part.sample(n, solver, seed=seed, start=_STREAM + start, batch=batch)
             if samples.solution.failures():
-                raise NumericalError(f"no pairs from this model: {'; '.join(samples.solution.failures())}")
+                raise NumericalError(f"cannot draw pairs from this model: {'; '.join(samples.solution.failures())}")
             noise = Noise.of(n, seed, _STREAM + start, run.device)
             x0.append(samples.solution.x.cpu())
             eps.append(noise.normal(run.info.shape, stream="prior", dtype=run.dtype).cpu())
@@ -110,25 +113,24 @@ def reflow(
     """Draw pairs from a run, and continue training its network on them.
 
     Args:
-        run: A trained run; it may already be rectified.
+        run: A trained run, which may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Number of steps and learning rate of the training. 0 means the value of the run.
-        weighting, t_sampler: Weighting and time sampler of the training, by name or as objects with their own settings.
-            ``None`` means those of the run, if they are built in. A name that only appears in the run's files is never
-            imported.
+        steps, lr: Number of training steps and learning rate. 0 means the value of the run.
+        weighting, t_sampler: Weighting and time sampler for the training, by name or as objects. ``None`` means those
+            of the run, if they are built in. A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used; training sees the pairs
-            alone.
-        out: The run folder (default: ``runs/NAME-reflow``, with a number if that name is taken).
+        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used, because
+            training uses the samples of the pairs.
+        out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
-        quiet: Do not print progress.
+        quiet: Whether to hide the progress output.
 
     Returns:
         The rectified run.
 
     Raises:
-        UsageError: If the run is a discrete chain, or for the reasons of :func:`scoresde.fit`.
+        UsageError: If the run has no training configuration or is a discrete chain, or if a setting is invalid.
     """
     if run.config is None:
         raise UsageError("reflow continues the training of a run, but this run has no training configuration")
@@ -157,11 +159,11 @@ def reflow(
 def straightness(
     model: Denoiser, noise: Noise, shape: tuple[int, ...], *, steps: int = 64, dtype: torch.dtype = torch.float32
 ) -> float:
-    """Measure how far the paths of a model are from straight, as S in (1), from 0 to 1.
+    """Measure how far the trajectories of a model are from straight, as S in equation 1, from 0 to 1.
 
     Args:
         model: Any denoiser.
-        noise: The noise of the samples to follow, with ``noise.indices`` of shape ``(B,)``.
+        noise: The noise at which the trajectories start, with ``noise.indices`` of shape ``(B,)``.
         shape: The event shape.
         steps: Number of Heun steps, uniform in r.
         dtype: The dtype of the state.

@@ -1,8 +1,8 @@
-"""The state of training, how it is saved, and the optimiser step.
+"""The training state, its checkpoints and the optimiser step.
 
 Step n is a function of the state before the step and of ``(seed, n)``, which determine the batch, the times, the noise,
-the dequantisation, the dropped parts of a condition, and the dropout. A run that is stopped and resumed therefore
-continues as if it had never stopped, and no generator needs to be saved. The result is identical bit for bit on the
+the dequantisation, the dropped parts of conditions, and the dropout. A run that is stopped and resumed therefore
+continues as if it had never stopped, although no generator state is saved. The results are bitwise identical on the
 same machine with the same number of threads.
 """
 
@@ -38,10 +38,10 @@ class TrainState:
 
     Attributes:
         model: The module that the objective evaluates.
-        optimiser: The optimiser of the learned parameters.
+        optimiser: The optimiser for the learned parameters.
         draw: The function that draws times and noise, including what it has learned from the losses.
         average: The moving average of the weights, if there is one.
-        step: Number of steps done.
+        step: Number of completed steps.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class TrainState:
 
     @property
     def learned(self) -> nn.Module:
-        """The module with the learned parameters, which for a score model are the network and any learned path."""
+        """The module with all learned parameters: for a score model, the network and any learned probability path."""
         return self.model.learned if isinstance(self.model, ScoreModel) else self.model
 
     @property
@@ -61,7 +61,7 @@ class TrainState:
         return self.model.network if isinstance(self.model, ScoreModel) else self.model
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint, with the optimiser moments keyed by parameter name, completely or not at all."""
+        """Write a checkpoint atomically, with the optimiser moments keyed by parameter name."""
         bare = bare_names(self.learned)
         names = [bare.get(name, name) for name, _ in self.learned.named_parameters()]
         moments = {
@@ -78,7 +78,7 @@ class TrainState:
         return save_checkpoint(folder, self.step, tensors, facts)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return the averaged weights by their names in a checkpoint, without wrappers of the network."""
+        """Return the averaged weights, keyed by their names in a checkpoint, which omit network wrappers."""
         assert self.average is not None
         bare = bare_names(self.learned)
         return {bare[name]: value for name, value in self.average.state_dict().items()}
@@ -101,7 +101,7 @@ class TrainState:
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
-                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates {updates!r}; is the file damaged?")
+                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates = {updates!r}; is it damaged?")
             self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
@@ -114,7 +114,7 @@ class TrainState:
         self.step = step
 
     def _moments(self, checkpoint: Path) -> dict[int, dict[str, Tensor]]:
-        """Read the optimiser moments, keyed by parameter number. Format 1 stored them by number, format 2 by name."""
+        """Read the optimiser moments, keyed by parameter index. Format 1 stored them by index, format 2 by name."""
         bare = bare_names(self.learned)
         number = {bare.get(name, name): i for i, (name, _) in enumerate(self.learned.named_parameters())}
         stored = read_tensors(checkpoint / "optim.safetensors")
@@ -124,17 +124,19 @@ class TrainState:
             parameter, _, key = name.rpartition(".")
             parameter = now[parameter]
             if parameter not in number and not parameter.isdigit():
-                raise CheckpointError(f"{checkpoint} has moments of {parameter!r}, which is not in the model")
+                raise CheckpointError(
+                    f"{checkpoint} has optimiser moments for {parameter!r}, which is not in the model"
+                )
             found.setdefault(number[parameter] if parameter in number else int(parameter), {})[key] = value
         return found
 
 
 @dataclass(frozen=True)
 class Record:
-    """The result of a step.
+    """The result of a training step.
 
     Attributes:
-        step: Number of steps done, including this one.
+        step: Number of completed steps, including this one.
         loss: The value that was minimised.
         grad_norm: Norm of the gradient before clipping.
         lr: The learning rate of the step.
@@ -156,19 +158,19 @@ def steps(
     rate: Callable[[int], float],
     clip: float = math.inf,
 ) -> Iterator[Record]:
-    """Run training steps. Each step changes ``state`` and yields its record. The state may be saved between two steps.
+    """Run training steps. Each step changes ``state`` and yields a record. The state may be saved between steps.
 
     Args:
         state: The current state of training.
         objective: The loss to minimise.
-        batches: The source of the rows of each step.
-        until: The total number of steps at the end.
+        batches: The batches for all steps.
+        until: Number of completed steps at which to stop.
         seed: Seed of all random draws.
         rate: A function that returns the learning rate of step n, counted from 0.
-        clip: The largest norm of the gradient. A larger gradient is scaled down to this norm.
+        clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite. The state is then the one after the previous step.
+        NumericalError: If the loss or its gradient is not finite. The state is then that after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
@@ -206,11 +208,11 @@ _GLOBAL = threading.RLock()  # guards the generator that all threads of a proces
 
 @contextmanager
 def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module | None = None) -> Iterator[None]:
-    """Seed dropout and initial weights for draw ``n``.
+    """Seed dropout and weight initialisation in the block, as a function of ``seed`` and ``n``.
 
-    A network of this package draws its dropout from a generator of its own. Initial weights and custom networks use
-    torch's global generator, which is seeded for the block and restored after it, by one thread at a time. (Threads
-    that use the global generator without this function can still interfere with each other, as always.)
+    The networks of this package have their own generator for dropout. Initial weights and custom networks use torch's
+    global generator, which one thread at a time seeds for the block and restores afterwards. Threads that use the
+    global generator without this function can still interfere.
     """
     device, state = torch.device(device), keyed(seed, n, "dropout").initial_seed()
     if network is not None and draws_by_dropout(network):
@@ -228,9 +230,9 @@ def keyed_rng(seed: int, n: int, device: torch.device | str, network: nn.Module 
 
 def _diagnosis(step: int, losses: Tensor, draws: Draws, norm: float, lr: float) -> str:
     worst = int(torch.nan_to_num(losses, nan=torch.inf).argmax())
-    where = "" if draws.t is None else f"at t = {float(draws.t[worst]):.3g} "
+    where = "" if draws.t is None else f" at t = {float(draws.t[worst]):.3g}"
     return (
-        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row is "
-        f"{where}with loss {float(losses[worst]):.4g}. Try a smaller learning rate (this step's was {lr:g}), a longer "
+        f"training stopped at step {step}: loss {float(losses.mean()):.4g}, gradient norm {norm:.4g}; the worst row"
+        f"{where} has loss {float(losses[worst]):.4g}. Try a smaller learning rate (this step used {lr:g}) or a longer "
         "warm-up, or look for extreme values in the data."
     )

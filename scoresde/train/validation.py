@@ -1,9 +1,9 @@
-"""Choice of the final weights, by the loss of the averaged weights on rows that were not trained on.
+"""Choose the final weights by the loss of the averaged weights on rows that were not trained on.
 
-At intervals the averaged weights are evaluated on the same rows, times and noise, so that two of these losses differ
-only because of the weights. The checkpoint with the lowest loss is kept beside the last one. It is used only if the
-improvement is larger than chance would explain, by two standard errors of the row-by-row difference. Otherwise, the
-minimum of many noisy losses would be mistaken for an improvement. The test rows are not used for this choice.
+At regular intervals, the averaged weights are evaluated on the same rows, times and noise, so that the losses differ
+only because of the weights. The checkpoint with the lowest loss is kept in addition to the last one. It is used only if
+its loss is lower by more than two standard errors of the row-by-row difference. Without this condition, the minimum of
+many noisy losses could be mistaken for an improvement. The test rows are not used for this choice.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["Best", "Validation"]
 
 DRAWS = 1024  # minimum number of (time, noise) pairs
 EACH = 64  # maximum number of such pairs per row, even if this gives fewer than DRAWS
-ERRORS = 2.0  # standard errors by which the best weights must beat the last weights
+ERRORS = 2.0  # number of standard errors by which the best weights must be better than the last weights
 CHUNK = 256  # rows evaluated at once
 
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """The weights with the lowest loss so far.
+    """The weights with the lowest validation loss so far.
 
     Attributes:
         step: The training step of the weights.
@@ -49,7 +49,7 @@ class Best:
     weights: Mapping[str, Tensor]
 
     def against(self, losses: Tensor, step: int) -> dict[str, Any]:
-        """Compare these weights with the last ones by their ``losses``, and return the decision as plain values."""
+        """Compare these weights with the last ones, which have ``losses``, and return the decision as plain values."""
         difference = losses - self.losses
         error = float(difference.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         mean = float(difference.mean())
@@ -68,7 +68,7 @@ class Validation:
         draw: The function that draws times and noise in a training step, before it has learned anything.
         objective: The loss that training minimises.
         seed: Seed of the draws.
-        dtype: The dtype of the states.
+        dtype: The dtype of the data in model units.
     """
 
     def __init__(self, source: Rows, draw: Draw, objective: Objective, seed: int, dtype: torch.dtype) -> None:
@@ -118,7 +118,9 @@ class Validation:
                 continue
             fault = fault_of(kept, edited=edited)
             if fault is not None:
-                warnings.warn(f"the best weights so far are lost: {fault}", stacklevel=2)
+                warnings.warn(
+                    f"the weights with the lowest validation loss so far cannot be used: {fault}", stacklevel=2
+                )
                 continue
             done = int(read_object(kept / "state.json")["step"])
             if done <= step:
@@ -136,13 +138,13 @@ class Validation:
 
 
 def sentence(told: Mapping[str, Any]) -> str:
-    """Describe the choice of the weights, for the lines that training prints at its end."""
+    """Return the sentence about the choice of weights that training prints at its end."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
-        return f"validation: a single row cannot decide; the last weights are used ({last})"
+        return f"validation: a single row is too few to compare weights; the last weights are used ({last})"
     if told["best_step"] == told["last_step"]:
-        return f"validation: the last weights are the best ({last}, loss {told['last_loss']:.4g}); they are used"
+        return f"validation: the last weights are the best and are used ({last}, loss {told['last_loss']:.4g})"
     difference = f"from {best} to {last} the loss rises by {told['difference']:.2g} ± {told['stderr']:.2g}"
     if told["used"] == "best":
-        return f"validation: {difference}: the model overfits, so the weights of {best} are used"
+        return f"validation: {difference}; the model overfits, so the weights of {best} are used"
     return f"validation: {difference}, which may be chance; the last weights are used"

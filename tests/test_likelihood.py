@@ -313,7 +313,7 @@ def test_the_check_takes_narrower_differences(monkeypatch):
         warnings.simplefilter("error")
         assert float(density(model, x, **options).change.max()) < 1e-3
     monkeypatch.setattr("scoresde.likelihood.method.width", lambda dtype: 0.3)
-    with pytest.warns(UserWarning, match="half as wide.*or the divergence hutchinson"):
+    with pytest.warns(UserWarning, match="half as wide.*or the 'hutchinson' divergence"):
         assert float(density(model, x, **options).change.max()) > 0.02
 
 

@@ -82,7 +82,7 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
         probes: The probes of the rows.
         rtol, atol: Tolerances for y, in units of the straight frame, and for the integrals, in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
-        max_nfe: Largest number of points at which each row is evaluated.
+        max_nfe: Largest number of points at which the model is evaluated for each row.
     """
     dims, exact = problem.dims, probes.kind == "exact"
     step = torch.zeros(len(problem.x), dtype=torch.int64, device=problem.x.device)

@@ -1,18 +1,18 @@
-"""Likelihoods of data in data units, with standard errors and the settings that they depend on.
+"""Likelihoods of data in data units, with their standard errors and settings.
 
-A likelihood in bits/dim means little without its error and without its settings: the dequantisation
+A likelihood in bits/dim can be interpreted only together with its error and its settings, namely the dequantisation
 (:mod:`scoresde.likelihood.dequantise`), the number of draws, the time at which the density is evaluated, the tolerance,
 the probes and the scale of the data. Every result therefore contains the scale and the :class:`~scoresde.Likelihood`
 that holds the options. There are two standard errors:
 
-    stderr_probes   for each sample: the error due to the random probes, with everything else fixed;
-    stderr_mean     for the mean: the standard deviation over the samples, divided by sqrt(n), which includes the
-                    variation of data, dequantisation and probes, because each sample has its own draws.
+    stderr_probes   The standard error of each sample due to its random probes, with everything else fixed.
+    stderr_mean     The standard error of the mean, which is the standard deviation over the samples divided by sqrt(n).
+                    It includes the variation of data, dequantisation and probes, because each sample has its own draws.
 
-An importance-weighted bound is the logarithm of a mean, which the noise of the probes would bias upward: the log mean
-exp of noisy terms is too large by about half the variance of the noise. The K terms of a sample therefore share their
-probes, which stay the same along the trajectory, so that most of the noise is common to all terms and causes no bias.
-An exact divergence has no such noise.
+An importance-weighted bound is the logarithm of a mean. Independent noise in the terms of the mean would increase the
+bound by about half the variance of the noise. The K terms of a sample therefore share their probes, which stay the same
+along the trajectory, so that most of the noise is common to all terms and causes no bias. An exact divergence has no
+such noise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["Scores", "begins", "join", "score"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Likelihoods of data, one per sample, with standard errors and the settings that they depend on.
+    """Likelihoods of data, one per sample, with their standard errors and settings.
 
     Attributes:
         log_prob: Log-likelihood of each sample in nats, shape ``(n,)``. For data stored as discrete levels, this is a
@@ -75,7 +75,7 @@ class Scores:
 
     @property
     def values(self) -> Tensor:
-        """The likelihoods in bits per dimension or, for a density, in nats; shape ``(n,)``."""
+        """The likelihoods, in bits per dimension or, for a density, in nats, shape ``(n,)``."""
         return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
 
     @property
@@ -191,7 +191,7 @@ def score(
         x: Data in data units, shape ``(n, *event)``.
         noise: Noise addresses of the samples, on the model's device, for dequantisation and probes (default: samples
             0 to n-1 of seed 0).
-        dtype: Floating-point dtype of the solve.
+        dtype: Floating-point dtype used by the solver.
         batch: Largest number of samples solved at once.
         memory: Memory budget in bytes. The batches are made smaller if necessary.
         check: Whether to check the convergence of the first draw, on up to 16 samples spread evenly over the data.
@@ -261,7 +261,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
 
 @dataclass(frozen=True)
 class _States:
-    """A function that draws the states at which the density of the data is evaluated."""
+    """A callable that draws the states at which the density of the data is evaluated."""
 
     how: Likelihood
     model: Denoiser

@@ -49,7 +49,7 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """Return the time at which half a cell is :data:`TAU` standard deviations of the noise wide, at least ``t_min``.
+    """Return the time at which half a cell spans :data:`TAU` standard deviations of the noise, or ``t_min`` if later.
 
     Args:
         sde: The SDE of the model.
@@ -61,7 +61,7 @@ def start_time(sde: SDE, t_min: float, width: float) -> float:
 
 
 def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Draw normal numbers truncated to ``[-tau, tau]``, by inverting their cumulative distribution function.
+    """Transform uniform numbers to standard normal numbers truncated to ``[-tau, tau]``.
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.

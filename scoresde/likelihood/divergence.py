@@ -8,18 +8,18 @@ a vector e, and
 
 Let S = (J + J^T)/2. The variance of the estimate from one probe is  4 sum_(i<j) S_ij^2  if the elements of the probe
 are random signs, and  2 |S|_F^2,  which also contains the diagonal, if they are Gaussian. Random signs are therefore
-the default. If J is diagonal, a single probe of random signs is exact. Their estimates are also nearly symmetrically
-distributed, as Student's confidence intervals require. Estimates from Gaussian probes have a skewed distribution in few
-dimensions (for D = 8, the 95 % interval from 4 fixed probes covers 92.7 %).
+the default. If J is diagonal, a single probe of random signs is exact. Estimates from random signs also have a nearly
+symmetric distribution, as Student's confidence intervals require. Estimates from Gaussian probes have a skewed
+distribution in few dimensions (for D = 8, the 95 % interval from 4 fixed probes covers 92.7 %).
 
-Forward-mode differentiation (``torch.func.jvp`` and ``vmap``) would in theory take two thirds of the time of backward
-passes. In measurements with PyTorch on a CPU, however, it takes two to three times as long for the U-Net, and longer
+In theory, forward-mode differentiation (``torch.func.jvp`` and ``vmap``) takes two thirds of the time of backward
+passes. In measurements with PyTorch on a CPU, however, it took two to three times as long for the U-Net, and longer
 still for small networks, because its derivative rules are composed of small operations.
 
 The passes run one after the other. Batching them over the vectors (``is_grads_batched``) makes little difference on a
-CPU (for 16 digits, 75 ms instead of 78 ms for 4 vectors, and 1.00 s instead of 1.15 s for 64 vectors). Batching K
-vectors also needs K times the memory, and does not work for networks with custom backward rules that ``vmap`` does not
-support.
+CPU (for a batch of 16 digits, 75 ms instead of 78 ms for 4 vectors, and 1.00 s instead of 1.15 s for 64 vectors).
+Batching K vectors also needs K times the memory, and does not work for networks with custom backward rules that
+``vmap`` does not support.
 
 Finite differences need no backward pass. Each probe then takes two evaluations of the slope f, which run as one batch:
 
@@ -87,7 +87,7 @@ class Probes:
 
     @property
     def more(self) -> int:
-        """Number of extra evaluations for the traces: 2K - 1 with finite differences, and 0 otherwise."""
+        """Number of extra evaluations per point for the traces: 2K - 1 with finite differences, and 0 otherwise."""
         return 2 * self.count - 1 if self.width and self.kind != "exact" else 0
 
     def rows(self, index: Tensor) -> Probes:
@@ -137,7 +137,7 @@ class Probes:
             raise UsageError(f"probes is {self.count}; it must be at least 1")
         if not 0 <= self.first <= 2**32 // PLACES - self.count:
             raise UsageError(
-                f"draw times probes is {self.first}; it must be at least 0 and at most "
+                f"the product of draw and probes is {self.first}; it must be at least 0 and at most "
                 f"{2**32 // PLACES - self.count}"
             )
 

@@ -105,7 +105,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Describe in words what the bound of ``model`` applies to: ``process``, with a remark if ``model`` is guided."""
+    """Describe in words to what a bound of ``model`` applies: to ``process``, or to ``process`` of the guided model."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -125,10 +125,10 @@ def elbo(
 
     Args:
         model: A denoiser with a score.
-        x: Data in model units, shape ``(B, *event)``, at t = 0.
+        x: Data in model units at t = 0, shape ``(B, *event)``.
         strata: Number of strata per draw. One time is drawn in each stratum.
         draws: Number of independent estimates to average.
-        t_min: The time at which the diffusion begins, and whose states are decoded (default: the model's ``t_min``).
+        t_min: The time at which the diffusion begins and the state is decoded (default: the model's ``t_min``).
         noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
         batch: Largest number of states evaluated at once.
 
@@ -181,7 +181,10 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """Return ``1/2 |eps - eps_hat|^2 |dl/du|``, ``(P,)``, of ``rows: (P,)`` at fractions ``u: (P,)`` of the v range."""
+    """Return ``1/2 |eps - eps_hat|^2 |dl/du|`` for ``rows: (P,)``, shape ``(P,)``.
+
+    The variable ``u: (P,)`` runs from 0 to 1 over the range of v (equation 2).
+    """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))

@@ -21,7 +21,7 @@ of each row at once:
     2 F + 1024 D,                                                                                           (3)
 
 where F is the peak number of values alive during an evaluation, measured in the same way. The estimates do not include
-the weights, the workspace of equation 3, and memory that the allocator holds on to.
+the weights, the workspace of an evaluation in equation 3, or memory that is cached by the allocator.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backwa
         budget: Budget in bytes.
         model: The denoiser.
         x: Data in model units.
-        passes: Number of backward passes per evaluation if the result is to be differentiated, which is K, or D if the
-            divergence is exact; otherwise 0. The estimate of equation 2 is also sufficient for finite differences.
+        passes: Number of backward passes per evaluation if the result is to be differentiated (K, or D for an exact
+            divergence), and 0 otherwise. The estimate of equation 2 is also sufficient for finite differences.
         backward: Whether there are any backward passes.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The class :class:`Likelihood`, with the options of a likelihood computation, and the convergence check.
+"""The :class:`Likelihood` class and its convergence check.
 
-A :class:`Likelihood` is built and called like a solver. It also serves as a record: likelihoods in data units
+A :class:`Likelihood` is built and called like a solver. It is also a record of the settings: likelihoods in data units
 (:class:`~scoresde.Scores`) contain their :class:`Likelihood`, with each ``auto`` replaced by the actual choice.
 """
 
@@ -51,7 +51,7 @@ CHECKED = 16  # number of rows on which convergence is checked
 
 @dataclass(frozen=True)
 class Likelihood(Checked):
-    """The log-likelihood under the probability flow (:mod:`scoresde.likelihood`, equations 1 and 2), with its options.
+    """A likelihood computation under the probability flow (:mod:`scoresde.likelihood`, equations 1 and 2).
 
     Args:
         method: ``coupled`` (the trajectory and the log-determinant as one system) or ``quadrature`` (first the
@@ -61,7 +61,7 @@ class Likelihood(Checked):
             differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto`` (``exact`` up to 16
             dimensions, ``hutchinson`` above). ``difference`` is not suitable for models that use autocast.
         probes: Number of probes K. The exact divergence uses none.
-        probe: ``rademacher`` (signs) or ``gaussian``.
+        probe: ``rademacher`` (random signs) or ``gaussian``.
         redraw: Whether to draw new probes along the trajectory, so that their errors average out. Probes are not
             redrawn if ``importance`` is greater than 1, because importance samples share their probes.
         rtol: Relative tolerance, for the state in units of the straight frame and for integrals in nats per dimension.
@@ -71,7 +71,7 @@ class Likelihood(Checked):
         steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
         t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
             model's domain or, with ``truncated-normal``, the time at which the noise fills a cell.
-        max_nfe: Largest number of points at which each row is evaluated.
+        max_nfe: Largest number of points at which the model is evaluated for each row.
         dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
             ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
             for continuous data.
@@ -154,11 +154,11 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Return a copy with every ``auto``, ``atol`` and ``t_min`` replaced by the actual choice.
+        """Return a copy in which every ``auto``, ``atol`` and ``t_min`` are replaced by the actual choices.
 
         Args:
             model: The model.
-            dims: Number of values in an event.
+            dims: Number of dimensions of an event.
             codec: The map from data units to model units. Without it, ``dequantisation`` stays unchanged.
 
         Raises:
@@ -226,8 +226,8 @@ class Likelihood(Checked):
                 issued if a result changes by more than 0.01 bits per dimension. These evaluations are not included in
                 ``nfe``.
             watch: Function to call with the result of each batch.
-            dtype: Floating-point dtype of the solve with ``codec``. Without ``codec``, the dtype of ``x`` is used.
-            parts: Store to which the result of each batch is saved as soon as it is computed, used only with ``codec``.
+            dtype: Floating-point dtype used by the solver with ``codec``. Without ``codec``, it is the dtype of ``x``.
+            parts: Store to which the result of each batch is saved as soon as it is computed. Used only with ``codec``.
 
         Raises:
             UsageError: If an option is invalid.
@@ -286,9 +286,9 @@ class Likelihood(Checked):
         return by_quadrature(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
 
     def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
-        """Return the number of rows of ``x``, ``(B, *event)``, to solve at once, which is at most ``batch``.
+        """Return how many rows of ``x``, shape ``(B, *event)``, to solve at once.
 
-        It is smaller if ``batch`` rows would need more than ``memory`` bytes.
+        This is ``batch``, or fewer if ``batch`` rows would need more than ``memory`` bytes.
         """
         if memory is None:
             return batch
@@ -299,7 +299,7 @@ class Likelihood(Checked):
     def change(
         self, result: LogLikelihood, part: Callable[[Tensor], tuple[Denoiser, Tensor, Noise]], batch: int
     ) -> Tensor:
-        """Compute how much ``result`` changes if some rows are solved more accurately, and warn if it is too much.
+        """Compute how much ``result`` changes when some rows are solved more accurately, and warn if it is too much.
 
         Args:
             result: The result for all rows.
@@ -332,10 +332,10 @@ class Likelihood(Checked):
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """Return the options of the solve to compare with, and whether that solve needs finer quadrature.
+        """Return the options of a second solve to compare with, and whether it uses twice as many quadrature nodes.
 
-        It has twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does not resolve
-        tighter ones).
+        The second solve has twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
+        not resolve tighter ones).
         """
         if self.steps is not None:
             return replace(self, steps=2 * self.steps), False
@@ -345,7 +345,7 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if a row changed by more than allowed. ``change`` is NaN for rows that were not checked."""
+        """Warn if the result of a row changed too much. ``change`` is NaN for rows that were not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
@@ -388,7 +388,7 @@ def log_likelihood(
     Args:
         model: Any denoiser.
         x: The states at ``t_min`` in model units, shape ``(B, *event)``.
-        likelihood: The options (default: ``Likelihood()``). The data are not dequantised.
+        likelihood: The options (default: ``Likelihood()``). The states are not dequantised.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
         draw: Index of the draw. Different draws of a row have different probes.
         check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable`` is true.
@@ -436,10 +436,10 @@ def log_likelihood(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Disable TF32 for convolutions on a GPU, which by default rounds their inputs to 10 bits.
+    """Compute convolutions on a GPU in full float32 precision within a context.
 
-    With TF32, every evaluation would have an error of 1e-3, and finite differences would have an error of a hundred
-    times the tolerance.
+    By default, PyTorch rounds their inputs to 10 bits (TF32). Every evaluation would then have an error of 1e-3, and
+    finite differences would have an error of a hundred times the tolerance.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

@@ -180,7 +180,7 @@ class _Nodes:
 
         Returns:
             The integrals of the traces, ``(b, K)``; the integrals of the slopes and the power, ``(b, D + 1)``; the
-            difference between the latter and the integrals by the rule for ``n/2``, ``(b, D + 1)``; and the estimated
+            difference between the latter and the integrals with the rule for ``n/2``, ``(b, D + 1)``; and the estimated
             errors of the integrals of the traces (equation 3, not divided by D), ``(b, K)``.
         """
         interval = self.problem.interval

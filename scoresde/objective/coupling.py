@@ -1,18 +1,18 @@
 """Couplings of data and noise, the two ends of the path.
 
-Training draws pairs (x_0, eps) and fits the network at  x_t = alpha x_0 + sigma eps.  For any joint distribution of the
-pair with the right marginals, the minimiser defines the velocity of a flow from noise to data (Lipman et al. 2023,
-arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how often the paths between
-training pairs cross, and therefore in how straight the trajectories of the flow are:
+Training draws pairs (x_0, eps) and fits the network to them at  x_t = alpha x_0 + sigma eps.  For any joint
+distribution of the pairs with the right marginals, the minimiser defines the velocity of a flow from noise to data
+(Lipman et al. 2023, arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how
+often the paths of the training pairs cross, and therefore in how straight the trajectories of the flow are:
 
-    ``independent``   noise drawn independently of the data: the score-matching loss, and the only coupling whose
-                      models have a score
-    ``ot``            minibatch optimal transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024,
-                      arXiv:2302.00482): the noise of a batch is assigned to its data so that the sum of |x_0 - eps|^2
-                      is smallest; if there are labels, within each class, because otherwise the noise would reveal
-                      the class
-    ``reflow``        each sample with the noise from which a trained model generated it
-                      (:mod:`scoresde.train.reflow`)
+    ``independent``   The noise is drawn independently of the data. This gives the score-matching loss, and is the only
+                      coupling whose models have a score.
+    ``ot``            The noise of a batch is assigned to its data so that the sum of |x_0 - eps|^2 is smallest
+                      (minibatch optimal transport; Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024,
+                      arXiv:2302.00482). If there are labels, noise is assigned within each class, because otherwise
+                      it would reveal the class.
+    ``reflow``        Each sample is paired with the noise from which a trained model generated it
+                      (:mod:`scoresde.train.reflow`).
 
 With coupled pairs, the score of p_t is no longer -E[eps | x_t] / sigma, because this formula assumes that x_t is
 Gaussian given x_0. A model trained on coupled pairs is marked by ``coupled=True``, and everything that needs a score
@@ -38,7 +38,7 @@ COUPLINGS = ("independent", "ot", "reflow")
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Data samples, each paired with its noise: a :class:`~scoresde.data.batch.Source` of batches.
+    """A :class:`~scoresde.data.batch.Source` of data samples that are each paired with their noise.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
@@ -107,7 +107,7 @@ def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> 
         raise UsageError(f"{why} the {weighting!r} weighting cannot be used; use 'native' or 'eps'")
     if predict == "score":
         raise UsageError(
-            f"{why} it cannot predict a score; use the prediction 'velocity', 'x0', 'v', 'eps' or 'edm'",
+            f"{why} it cannot predict a score; predict 'velocity', 'x0', 'v', 'eps' or 'edm' instead",
             parameter="predict",
             value="velocity",
         )

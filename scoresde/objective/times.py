@@ -5,7 +5,7 @@ Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/
 Losses averaged over stratified draws have the same expectation as over independent draws, and less variance (Kingma et
 al. 2021, arXiv:2107.00630, app. I.1).
 
-There are two kinds of samplers, which treat a weighting w and a loss L differently. With *emphasis*, draws are not
+Let w be the weighting and L the loss. There are two kinds of non-uniform samplers. With *emphasis*, draws are not
 reweighted, so p is part of the objective, as a factor on the weighting,
 
     E_p w(t) L(t) = int p(t) w(t) L(t) dt.                                                                         (1)
@@ -101,7 +101,8 @@ class TimeSampler(Checked, ABC):
     To write a time sampler, subclass this as a frozen dataclass and define ``quantile``.
 
     Args:
-        stratified: Whether to draw one time in each of ``count`` cells of equal probability, not independent times.
+        stratified: Whether to draw one time in each of ``count`` cells of equal probability. Otherwise, the draws are
+            independent.
 
     Attributes:
         emphasis: Whether the density is part of the objective (equation 1). If not, the weights of the draws compensate
@@ -371,8 +372,8 @@ class _Tabulated(Times):
         if ratio > 1 + 1e-6:
             raise UsageError(
                 f"with the time sampler {self.sampler} and the weighting {self.setting.weighting}, the mean square of "
-                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); use the sampler's option "
-                "error='edm', or the 'low-discrepancy' time sampler",
+                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); set the sampler's option "
+                "error='edm', or use the 'low-discrepancy' time sampler",
                 parameter="t_sampler.error",
                 value="edm",
             )

@@ -291,7 +291,7 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:
-    """Check that a weighting returns one number per time, finite and >= 0, for times on ``[low, high]``.
+    """Check that a weighting returns one finite number >= 0 for each time on ``[low, high]``.
 
     Raises:
         UsageError: If it does not. The message states the shape, or the first invalid value and its time.
@@ -302,7 +302,8 @@ def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low
     if not isinstance(values, Tensor) or values.shape != t.shape:
         found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
         raise UsageError(
-            f"the weighting {weight} returns {found} for times of shape (257,); the result must have the same shape"
+            f"the weighting {weight} returns {found} for times of shape (257,); the result must be a tensor of the "
+            "same shape"
         )
     bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
     if len(bad):

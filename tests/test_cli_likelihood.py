@@ -189,10 +189,10 @@ def arrays_of(run: str) -> np.ndarray:
         ("--dequantisation truncated-normal", {"dequantisation": "truncated-normal"}, "truncated-normal dequant"),
         ("--dequantisation none", {"unit": "nats"}, "no dequantisation"),
         ("--method quadrature --probes 2", {"method": "quadrature", "probes": 2}, "quadrature"),
-        ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, the same along"),
-        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.3 of bosh3, t_min 0.001"),
-        ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps of heun"),
-        ("--divergence difference", {"divergence": "difference", "probes": 1}, "1 rademacher probe by differences"),
+        ("--probe gaussian --no-redraw", {"probe": "gaussian", "redraw": False}, "1 gaussian probe, fixed along"),
+        ("--scheme bosh3 --t-min 1e-3", {"scheme": "bosh3", "t_min": 1e-3}, "rtol 0.3 with bosh3, t_min 0.001"),
+        ("--steps 3 --scheme heun", {"steps": 3, "nfe_max": 6}, "3 steps with heun"),
+        ("--divergence difference", {"divergence": "difference", "probes": 1}, "1 rademacher probe with finite diff"),
         ("--divergence exact --steps 1", {"divergence": "exact", "probes": 0, "stderr_probes": 0}, "exact divergence"),
     ],
 )
@@ -210,7 +210,7 @@ def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, moons: str)
     line = f"likelihood {moons} --data moons --data moons --limit 2 --steps 8 --scheme euler --quiet --save csv"
     out = shell(line)
     assert out.count("NOT CONVERGED: changes by up to ") == 2
-    assert "warning: THE LOG-LIKELIHOOD HAS NOT CONVERGED" in shell.err and "8 steps become 16" in shell.err
+    assert "warning: THE LOG-LIKELIHOOD HAS NOT CONVERGED" in shell.err and "of steps is doubled to 16" in shell.err
     assert ".py" not in shell.err and shell.err.count("warning:") == 1, "the same words once"
     found = shell.json(line)
     for one in found["sets"]:

@@ -57,7 +57,7 @@ def test_images_are_dealt_out_whole():
 @pytest.mark.parametrize(
     ("weighting", "predict", "nodes", "reason"),
     [
-        ("likelihood", "velocity", False, "weighs errors of the score"),
+        ("likelihood", "velocity", False, "the 'likelihood' weighting cannot be used"),
         ("native", "score", False, "cannot predict a score"),
         ("native", "eps", True, "discrete chain"),
     ],

@@ -174,7 +174,7 @@ def test_other_draws_are_independent_and_free_of_the_batch():
 
 
 def test_addresses_beyond_32_bits_are_refused():
-    with pytest.raises(UsageError, match="draw times probes"):
+    with pytest.raises(UsageError, match="the product of draw and probes"):
         log_likelihood(ring(VPSDE()), torch.zeros(1, 2), draw=2**18, check=False)
-    with pytest.raises(UsageError, match="draw times probes"):
+    with pytest.raises(UsageError, match="the product of draw and probes"):
         log_likelihood(ring(VPSDE()), torch.zeros(1, 2), draw=-1, check=False)

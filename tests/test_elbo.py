@@ -183,7 +183,7 @@ def test_what_has_no_bound_is_refused():
     for options in ({"strata": 0}, {"draws": 0}, {"batch": 0}):
         with pytest.raises(UsageError, match=next(iter(options))):
             elbo(model, torch.zeros(1, 2), **options)
-    with pytest.raises(UsageError, match="at least one row"):
+    with pytest.raises(UsageError, match="must not be empty"):
         elbo(model, torch.zeros(0, 2))
-    with pytest.raises(UsageError, match="3 rows"):
+    with pytest.raises(UsageError, match="the same number of rows, got 3 and 1"):
         elbo(model, torch.zeros(1, 2), noise=Noise.of(3))

@@ -366,10 +366,10 @@ def test_convergence_is_judged_in_bits_per_dimension(bits: bool) -> None:
 def test_eight_euler_steps_are_loud() -> None:
     codec = levels(32)
     model, x = in_levels(codec, 15.3, 1.0), torch.tensor([[14.0, 16.0], [15.0, 15.0]])
-    with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*8 steps become 16.*more steps"):
+    with pytest.warns(UserWarning, match=r"HAS NOT CONVERGED.*the number of steps is doubled to 16.*more steps"):
         scores = score(model, codec, x, Noise.of(2), steps=8, scheme="euler")
     assert scores.converged is False and scores.change > 0.01
-    assert "8 steps of euler" in str(scores.how) and "rtol" not in str(scores.how)
+    assert "8 steps with euler" in str(scores.how) and "rtol" not in str(scores.how)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fine = score(model, codec, x, Noise.of(2), steps=30, scheme="rk4")
@@ -382,8 +382,8 @@ def test_what_a_figure_depends_on_in_words() -> None:
     assert made(solved([-1.0])).depends_on() == f"{how}, data scale 1"
     other = dataclasses.replace(how, draws=2, importance=8, redraw=False, probes=1, scheme="tsit5")
     assert str(other) == (
-        "uniform dequantisation, 2 draws of the importance-weighted bound with K = 8, 1 rademacher probe, the same "
-        "along the path, coupled, rtol 1e-05 of tsit5, t_min 1e-05"
+        "uniform dequantisation, 2 draws of the importance-weighted bound with K = 8, 1 rademacher probe, fixed "
+        "along the trajectory, coupled, rtol 1e-05 with tsit5, t_min 1e-05"
     )
 
 

@@ -168,7 +168,7 @@ def test_weights_that_cannot_be_trained_with() -> None:
         "is -1 at t = ": lambda sde, p, t: -torch.ones_like(t),
         "is nan at t = ": lambda sde, p, t: torch.full_like(t, math.nan),
         "is inf at t = 1 ": lambda sde, p, t: 1 / (1 - t),
-        r"returns shape \(\)": lambda sde, p, t: torch.tensor(1.0),
+        r"returns a tensor of shape \(\)": lambda sde, p, t: torch.tensor(1.0),
         "returns float": lambda sde, p, t: 1.0,
         # The data's error weighs infinitely much where there is no noise.
         "e.* at t = 0 ": lambda sde, p, t: w.EpsWeight()(sde, X0(), t),

@@ -1,28 +1,31 @@
-"""Log-likelihood computed with the probability flow, in nats and in bits/dim, with its error.
+"""Log-likelihoods under the probability flow, in nats and in bits/dim, with error estimates.
 
-Along the flow  dy/dr = eps_hat - x0_hat  of the straight frame  y = x/s,  s = alpha + sigma,  the density changes by
-the divergence (Chen et al. 2018, arXiv:1806.07366, thm. 1; Song et al. 2021, arXiv:2011.13456, eq. 39), so that
+In the straight frame  y = x/s,  s = alpha + sigma,  r = sigma/s,  the probability flow is  dy/dr = eps_hat - x0_hat.
+Along the flow, the log density falls at a rate equal to the divergence of this slope (Chen et al. 2018,
+arXiv:1806.07366, thm. 1; Song et al. 2021, arXiv:2011.13456, eq. 39), so that
 
     log p(x) = log p_prior(z) + int_r0^r1 div(eps_hat - x0_hat) dr + D log( s(t_max) / s(t_min) ),              (1)
 
-where z is the latent at t_max and D is the number of dimensions. The prior is the one that the sampler uses. Equation 1
-gives the density of the model at ``t_min``. If the model was converted to another path, the density is on the scale of
-the original path (``data_scale``), so that its value is the same on every path.
+where z is the latent at t_max and D is the number of dimensions. The prior is the one from which the solvers sample.
+Equation 1 gives the model's density at ``t_min``. If the model was converted to another probability path, the density
+is expressed in the units of the original path (``data_scale``), so its value does not depend on the path.
 
-Bits per dimension. Data stored as levels of width b in data units (b = 1 for the levels 0, 1, ..., 255) are dequantised
-to x + b u, with u uniform on [0, 1), and mapped to model units by dividing by ``scale``. The probability of a level is
-the integral of the density over its cell, and Jensen's inequality (Theis et al. 2016, arXiv:1511.01844, sec. 3.1) gives
+Bits per dimension. Data stored as discrete levels with spacing b in data units (b = 1 for the levels 0, 1, ..., 255)
+are dequantised to x + b u, with u uniform on [0, 1), and mapped to model units by dividing by ``scale``. The
+probability of a level is the integral of the density over its cell. By Jensen's inequality (Theis et al. 2016,
+arXiv:1511.01844, sec. 3.1), the expectation over u of
 
-    bits/dim = -( log p(x) / D + log(b / scale) ) / log 2        in expectation over u, an upper bound.         (2)
+    bits/dim = -( log p(x) / D + log(b / scale) ) / log 2                                                       (2)
 
-For 256 levels mapped to [-1, 1), b/scale = 2/256 and the constant is 7. This constant is derived from the data; it is
-not a setting.
+is an upper bound on the negative log probability of the data, in bits per dimension. For 256 levels mapped to
+[-1, 1), b/scale = 2/256 and -log2(b/scale) = 7. This constant is derived from the data and is not a setting.
 
-The modules, in the order of the derivation: the clock of the straight frame and the likelihood problem in that frame
-(``clock``, ``problem``), the divergence and its probes (``divergence``), the integral along a solved path
-(``quadrature``), the path and the integral as one system (``coupled``), and the memory that these computations need
-(``memory``); then dequantisation (``dequantise``), the likelihood in data units (``data``), the options and the
-convergence check (``method``), and the variational bounds in continuous time (``elbo``) and of a chain (``chain``).
+The first modules compute densities in model units: the integration variable and the likelihood problem in the straight
+frame (``clock``, ``problem``), the divergence and its probes (``divergence``), the integral along a solved trajectory
+(``quadrature``), the trajectory and the integral as one system (``coupled``), and the memory that these computations
+need (``memory``). The others cover dequantisation (``dequantise``), the likelihood in data units (``data``), the
+options and the convergence check (``method``), and the variational bounds in continuous time (``elbo``) and of a chain
+(``chain``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 r"""The variational bound of a discrete chain, term by term, in nats per sample.
 
 A chain of N nodes 1/N = t_0 < ... < t_{N-1} = 1 is a latent-variable model. It consists of the prior at the top node, a
-step from each node to the next lower node (eq. 3 of :mod:`scoresde.sde.marginal`), and a decoder from the lowest node
-to the data. The bound on the density of a data point is (Ho et al. 2020, arXiv:2006.11239, eq. 5)
+step from each node to the next lower node (equation 3 of :mod:`scoresde.sde.marginal`), and a decoder from the lowest
+node to the data. With the noising process q and the model p, the bound on the density of a data point is (Ho et al.
+2020, arXiv:2006.11239, eq. 5)
 
     -log p(x_0) <= L_T + sum_i L_i + L_0,                                                                         (1)
 
@@ -10,20 +11,20 @@ to the data. The bound on the density of a data point is (Ho et al. 2020, arXiv:
     L_i = E KL( q(x_s | x_t, x_0) | p(x_s | x_t) ),      t = t_i, s = t_{i-1}, i = 1 ... N - 1,
     L_0 = E -log p(x_0 | x_{t_0}).
 
-Both distributions in L_i are Gaussian. Their means differ by a (x_0 - x0_hat), where a is the weight of x_0 in the mean
-of the posterior. Their variances are v, the variance of the posterior, and v r^f with r = sigma_t^2/sigma_s^2. The
-fraction f interpolates between the variance of the posterior (f = 0) and that of the forward step (f = 1). Since a^2/v
-= SNR(s) - SNR(t) with SNR = alpha^2/sigma^2, the divergence, summed over the elements, is
+Both distributions in L_i are Gaussian. Their means differ by a (x_0 - x0_hat), where a is the coefficient of x_0 in the
+posterior mean. Their variances are the posterior variance v for q, and v r^f for p, with r = sigma_t^2/sigma_s^2. The
+fraction f interpolates between the posterior variance (f = 0) and the variance of the forward step (f = 1). Since a^2/v
+= SNR(s) - SNR(t) with SNR = alpha^2/sigma^2, the Kullback-Leibler divergence, summed over the elements of x_0, is
 
     KL = 1/2 sum [ f log r + (r^-f - 1) + (SNR(s) - SNR(t)) (x_0 - x0_hat)^2 r^-f ],                              (2)
 
 which for f = 0 is the diffusion loss of Kingma et al. (2021), arXiv:2107.00630, eq. 14.
 
-The decoder is N(x0_hat, w I), the step down to zero noise. The posterior variance of this step would be 0; as
-published, the posterior variance of the step above it is used instead, so that log w lies between log v(t_1, t_0) and
-log sigma_{t_0}^2. For continuous or dequantised data, L_0 is the negative log density of the decoder. For data stored
-as levels of width ``bin_width``, L_0 can instead use the probability of the whole bin (Ho et al. 2020, eq. 13), where
-the outermost bins extend to infinity.
+The decoder N(x0_hat, w I) is the step down to zero noise, whose posterior variance would be 0. As in the published
+method, the posterior variance of the next higher step is used instead. The value of log w therefore lies between
+log v(t_1, t_0) for f = 0 and log sigma_{t_0}^2 for f = 1. For continuous or dequantised data, L_0 is the negative log
+density under the decoder. For data stored as discrete levels that are ``bin_width`` apart, L_0 can instead be the
+negative log probability of the whole bin (Ho et al. 2020, eq. 13), where the outermost bins extend to infinity.
 
 Training. A model that learns f (Nichol and Dhariwal 2021, arXiv:2102.09672, sec. 3.1) minimises, at nodes drawn
 uniformly,
@@ -54,12 +55,12 @@ __all__ = [
     "HYBRID_WEIGHT", "Bound", "bound", "decoder_nll", "discretised_nll", "prior_kl", "step_kl", "variance_loss",
 ]  # fmt: skip
 
-# Weight of L_vlb in (3).
+# Weight of L_vlb in equation 3.
 HYBRID_WEIGHT = 0.001
 
 
 def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
-    """Return ``L_T``, the information left at the top of the path about data ``(B, *event)``; shape ``(B,)``."""
+    """Compute ``L_T``, the divergence of ``q(x_T | x_0)`` from the prior, ``(B,)``, for data ``x0: (B, *event)``."""
     alpha, sigma = sde.coefficients(torch.tensor([sde.t_max], dtype=time_dtype(x0.device), device=x0.device))
     # KL(N(m, s^2) | N(0, S^2)) = 1/2 [ (m/S)^2 + q - 1 - log q ],  q = (s/S)^2
     excess = (sigma / sde.prior.std).square() - 1
@@ -68,13 +69,13 @@ def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
 
 
 def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -> Tensor:
-    """The divergence (2) of the step from ``estimate.t`` down to ``s``, shape ``(B,)``.
+    """Compute the divergence of equation 2 for the step from ``estimate.t`` down to ``s``, shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at ``x_t``.
         x0: The data, shape ``(B, *event)``.
-        s: The end of the step, shape ``()`` or ``(B,)``, below ``estimate.t``.
-        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+        s: The time at which the step ends, shape ``()`` or ``(B,)``, below ``estimate.t``.
+        variance: The variance of the step, a name in :data:`scoresde.model.estimate.VARIANCES`.
     """
     sde, frac = estimate.sde, estimate.share(variance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
@@ -85,7 +86,7 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -
 
 
 def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
-    """Return ``log w``, in a shape that can be broadcast with the data."""
+    """Return the log variance of the decoder, ``log w``, in a shape that broadcasts with the data."""
     first, second = nodes[:2].to(estimate.t)
     low = torch.log(posterior(estimate.sde, second, first)[2])
     high = 2 * torch.log(estimate.sde.coefficients(first)[1])
@@ -94,13 +95,13 @@ def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> T
 
 
 def decoder_nll(estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto") -> Tensor:
-    """``L_0`` as a density: ``-log N(x_0; x0_hat, w I)``, shape ``(B,)``.
+    """Compute ``L_0`` for continuous data, the negative log density ``-log N(x_0; x0_hat, w I)``, shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at the lowest node.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
-        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+        variance: The variance of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
     return sum_flat((x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)) / 2
@@ -115,7 +116,7 @@ def discretised_nll(
     high: float = 1.0,
     variance: str = "auto",
 ) -> Tensor:
-    """``L_0`` as a probability: minus the log probability that the decoder gives to the bins, shape ``(B,)``.
+    """Compute ``L_0`` for discrete data, the negative log probability of their bins under the decoder, shape ``(B,)``.
 
     Args:
         estimate: The model's estimate at the lowest node.
@@ -123,7 +124,7 @@ def discretised_nll(
         nodes: The nodes of the chain, shape ``(N,)``.
         bin_width: Width of a bin in model units, for example 2/255 for 256 levels from -1 to 1.
         low, high: The lowest and the highest level, whose bins extend to infinity.
-        variance: A name in :data:`scoresde.model.estimate.VARIANCES`.
+        variance: The variance of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
     """
     std = torch.exp(_decoder_log_variance(estimate, nodes, variance) / 2)
     left, right = (x0 - bin_width / 2 - estimate.x0) / std, (x0 + bin_width / 2 - estimate.x0) / std
@@ -138,13 +139,13 @@ def discretised_nll(
 
 @dataclass(frozen=True)
 class Bound:
-    """The terms of (1) for a batch, in nats per sample. The sum of the terms bounds ``-log p(x_0)``.
+    """The terms of equation 1 for each sample of a batch, in nats. Their sum is an upper bound on ``-log p(x_0)``.
 
     Attributes:
         prior: ``L_T``, shape ``(B,)``.
-        steps: ``L_i`` from the lowest step up, shape ``(B, N - 1)``, each estimated from one draw.
-        data: ``L_0``, shape ``(B,)``, estimated from one draw.
-        nfe: Number of network evaluations, int64 ``(B,)``.
+        steps: ``L_i``, starting with the lowest step, shape ``(B, N - 1)``, each estimated from one draw of the noise.
+        data: ``L_0``, shape ``(B,)``, estimated from one draw of the noise.
+        nfe: Number of network evaluations per row, int64 ``(B,)``.
     """
 
     prior: Tensor
@@ -154,7 +155,7 @@ class Bound:
 
     @property
     def total(self) -> Tensor:
-        """The bound (1), shape ``(B,)``."""
+        """The bound of equation 1, shape ``(B,)``."""
         return self.prior + self.steps.sum(1) + self.data
 
 
@@ -168,15 +169,15 @@ def bound(
     low: float = -1.0,
     high: float = 1.0,
 ) -> Bound:
-    """Compute the bound (1) with one draw of the noise for each of the N terms that need noise.
+    """Compute the terms of equation 1, using one draw of the noise for each of the N terms that need noise.
 
     Args:
         model: A model with nodes.
         x0: Data in model units, shape ``(B, *event)``.
-        noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
-        variance: Variance of the steps, a name in :data:`scoresde.model.estimate.VARIANCES`.
-        bin_width, low, high: Options of the discretised decoder (see :func:`discretised_nll`). Without ``bin_width``,
-            the decoder is a density.
+        noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
+        variance: The variance of the steps and of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        bin_width, low, high: Arguments of :func:`discretised_nll`. If ``bin_width`` is ``None``, ``L_0`` is computed by
+            :func:`decoder_nll` instead.
 
     Raises:
         UsageError: If the model has no nodes.
@@ -193,7 +194,7 @@ def bound(
     if nodes is None:
         raise UsageError(
             f"the variational bound is a sum over the nodes of a chain, but a model on {type(sde).__name__} has no "
-            "nodes; train with the SDE ddpm or smld, or use the likelihood of the probability flow"
+            "nodes; train with the 'ddpm' or 'smld' SDE, or compute the likelihood under the probability flow"
         )
     noise = Noise.of(len(x0), device=x0.device) if noise is None else noise
     counted = Counted(model, Tally(x0))
@@ -215,20 +216,20 @@ def bound(
 
 
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
-    """``L_vlb`` of (3) at one node for each row, in bits per dimension, with x0_hat held fixed; shape ``(B,)``.
+    """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat fixed; shape ``(B,)``.
 
-    The mean of the result over uniformly drawn nodes is (1) without ``L_T``, which does not depend on the model.
+    Its mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which does not depend on the model.
 
     Args:
-        estimate: The model's estimate at ``x_t``, where ``estimate.t`` holds nodes, shape ``(B,)``.
+        estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)
     lowest = index == 0
-    # A row at the lowest node has no step. Some finite step is computed for it, and then replaced by the decoder's
-    # term.
+    # A row at the lowest node has no step below it. Compute an arbitrary finite step for such a row, and replace its
+    # divergence by the term of the decoder.
     stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
     kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)])
     nll = decoder_nll(estimate, x0, nodes)

@@ -1,28 +1,29 @@
-"""Solving the path and the log-determinant as one system.
+"""Integration of the trajectory and the log-determinant as one system.
 
-The state consists of y, of log-det / D for each probe, and of the integral of the power.
+The state of the system consists of y, the log-determinant divided by D for each probe, and the integral of the power
+(equation 2 of :mod:`scoresde.likelihood.problem`).
 
 Adaptive steps. The tolerance applies to y and, if the divergence is exact, to the log-determinant, so that ``rtol`` is
-in nats per dimension. An estimate from a few probes is not smooth enough to control steps. With probes, the tolerance
-therefore applies to the integrated power instead (:mod:`scoresde.likelihood.problem`), also in nats per dimension. The
-steps then do not depend on the probes (apart from the error of differences), and the estimate is unbiased for the given
-steps. Nothing else depends on the log-determinant, so a stage that has no weight in the solution (the second stage of
-Dormand and Prince) needs no trace.
+in nats per dimension. An estimate from a few probes is not smooth enough for step size control. With probes, the
+tolerance therefore applies to the integral of the power instead, which is also in nats per dimension. The steps then do
+not depend on the probes (apart from the error of finite differences), so the estimate is unbiased for given steps.
+Since the slope does not depend on the log-determinant, no trace is needed at a stage that has no weight in the solution
+(the second stage of the Dormand-Prince method).
 
-A probe stays the same within a step (except for the step's first stage, which is the last stage of the previous step)
-and is redrawn for the next step. The errors of the probes then average out along the path: with the network for the
-digits, the standard deviation of an estimate from one probe falls from 0.13 to 0.05 bits/dim at no extra cost. With
-``redraw=False`` a probe stays the same for the whole solve, as in FFJORD.
+Each probe stays the same within a step, except at the first stage, which is the last stage of the previous step, and is
+redrawn for the next step. The errors of the probes then average out along the trajectory. For the digits network, this
+reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 bits/dim at no extra cost. With
+``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
 
-Solving one system is better than solving two: for the same steps, the result is several times closer to the converged
-value than with a path that is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors of y and of
-the log-determinant come from the same stages and partly cancel.
+Solving one system is more accurate than solving two. With the same steps, the result is several times closer to the
+converged value than if the trajectory is solved separately (:mod:`scoresde.likelihood.quadrature`), because the errors
+of y and of the log-determinant come from the same stages and partly cancel.
 
-Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta steps, of equal size in u. Every result is
-then a differentiable function of the data and of the weights. The gradient is exactly that of the returned value,
-because backpropagation goes through the same steps (an adjoint equation solved backward in time has an error of its
-own). A step keeps no graph but is repeated in the backward pass (:mod:`scoresde.likelihood.repeat`), so that the graph
-of only one step is in memory at a time.
+Fixed steps. The methods are Euler, midpoint, Heun and classical Runge-Kutta, with steps of equal size in u. Every
+result is then a differentiable function of the data and of the network parameters. The gradient is exactly that of the
+returned value, because backpropagation goes through the same steps. (An adjoint equation solved backward in time would
+have its own error.) A step keeps no graph and is recomputed in the backward pass (:mod:`scoresde.likelihood.repeat`),
+so only one step's graph is in memory at a time.
 
 References:
     Chen et al. (2018), arXiv:1806.07366, sec. 4: the instantaneous change of variables.
@@ -49,14 +50,14 @@ __all__ = ["by_fixed_steps", "coupled"]
 
 
 def _start(problem: Problem, probes: Probes) -> Tensor:
-    """The state at t0, shape ``(B, D + K + 1)``: y, log-det / D of each probe, and the integrated power."""
+    """Return the initial state ``(B, D + K + 1)``: y, the log-determinants divided by D, and the integrated power."""
     return torch.cat([problem.start, problem.start.new_zeros(len(problem.x), probes.columns + 1)], dim=1)
 
 
 def _derivative(
     problem: Problem, probes: Probes, state: Tensor, u: Tensor, rows: Tensor, place: Tensor | None = None
 ) -> Tensor:
-    """The derivative of ``state: (P, D + K + 1)``, which belongs to ``rows: (P,)``, at ``u: (P,)``."""
+    """Return the derivative of ``state: (P, D + K + 1)`` with respect to u, at ``u: (P,)`` for ``rows: (P,)``."""
     slope, traces, power = problem.with_traces(state[:, : problem.dims], u, rows, probes, place)
     return torch.cat([slope, traces / problem.dims, power], dim=1)
 
@@ -65,7 +66,7 @@ def _finish(
     problem: Problem, probes: Probes, state: Tensor, nfe: Tensor, divergences: Tensor, status: Tensor
 ) -> LogLikelihood:
     z, log_prob = problem.finish(state[:, : problem.dims], state[:, problem.dims : -1] * problem.dims)
-    # A row that failed stopped before the end of the path, so its value is not a likelihood.
+    # A failed row stopped before the end of its trajectory, so its value is not a likelihood.
     log_prob = torch.where((status == OK)[:, None], log_prob, torch.nan)
     mean, stderr = probes.summary(log_prob)
     none = torch.full_like(stderr, torch.nan)
@@ -77,11 +78,11 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
     """Solve the system with an adaptive step size for each row.
 
     Args:
-        problem: Data, model and interval.
+        problem: The data, the model and the interval.
         probes: The probes of the rows.
-        rtol, atol: Tolerances, in units of the straight frame and in nats per dimension.
+        rtol, atol: Tolerances for y, in units of the straight frame, and for the integrals, in nats per dimension.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
-        max_nfe: Largest number of points at which a row is evaluated.
+        max_nfe: Largest number of points at which the model is evaluated for each row.
     """
     dims, exact = problem.dims, probes.kind == "exact"
     step = torch.zeros(len(problem.x), dtype=torch.int64, device=problem.x.device)
@@ -113,10 +114,10 @@ def coupled(problem: Problem, probes: Probes, rtol: float, atol: float, scheme: 
 
 
 def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) -> LogLikelihood:
-    """Solve the system in equal steps of the clock. The result is differentiable if the problem keeps its graph.
+    """Solve the system in steps of equal size in u. The result is differentiable if the problem keeps its graph.
 
     Args:
-        problem: Data, model and interval.
+        problem: The data, the model and the interval.
         probes: The probes of the rows.
         scheme: A key of :data:`scoresde.ode.fixed.RULES`.
         steps: Number of steps.
@@ -144,4 +145,4 @@ def by_fixed_steps(problem: Problem, probes: Probes, scheme: str, steps: int) ->
             state = repeated(one, state, parameters) if problem.graph else one(state, False)
         finite = torch.isfinite(sum_flat(state.detach() * 0))
         nfe, status = torch.full_like(rows, steps * len(RULES[scheme].c)), torch.where(finite, OK, FAILED_NONFINITE)
-        return _finish(plain, probes, state, nfe, nfe, status)  # plain counted the forward calls
+        return _finish(plain, probes, state, nfe, nfe, status)  # the calls of the forward pass were counted by plain

@@ -1,18 +1,18 @@
-"""Likelihoods in data units, with everything that a figure depends on.
+"""Likelihoods of data in data units, with their standard errors and settings.
 
-A figure in bits/dim means little without its error, and without the choices behind it: the dequantisation
+A likelihood in bits/dim can be interpreted only together with its error and its settings, namely the dequantisation
 (:mod:`scoresde.likelihood.dequantise`), the number of draws, the time at which the density is evaluated, the tolerance,
-the probes and the scale of the data. Every result carries its scale and the :class:`~scoresde.Likelihood` that holds
-the options. There are two errors:
+the probes and the scale of the data. Every result therefore contains the scale and the :class:`~scoresde.Likelihood`
+that holds the options. There are two standard errors:
 
-    stderr_probes   for each sample: the uncertainty from its K probes, with everything else fixed;
-    stderr_mean     for the mean: the spread of the samples divided by sqrt(n), which includes data, dequantisation and
-                    probes, because each sample has its own draws.
+    stderr_probes   The standard error of each sample due to its random probes, with everything else fixed.
+    stderr_mean     The standard error of the mean, which is the standard deviation over the samples divided by sqrt(n).
+                    It includes the variation of data, dequantisation and probes, because each sample has its own draws.
 
-Importance-weighted bounds take the logarithm of a mean, and the noise of the probes would bias this logarithm upward:
-the log mean exp of noisy terms is too large by about half their variance. The K terms of a sample therefore share their
-probes, which stay the same along the path, so that most of the noise is common to all terms and cancels. An exact
-divergence has no such noise.
+An importance-weighted bound is the logarithm of a mean. Independent noise in the terms of the mean would increase the
+bound by about half the variance of the noise. The K terms of a sample therefore share their probes, which stay the same
+along the trajectory, so that most of the noise is common to all terms and causes no bias. An exact divergence has no
+such noise.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ __all__ = ["Scores", "begins", "join", "score"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Likelihoods of data.
+    """Likelihoods of data, one per sample, with their standard errors and settings.
 
     Attributes:
-        log_prob: Nats per sample, shape ``(n,)``. For data stored as levels, this is a lower bound on the log
-            probability; for other data, or without dequantisation, it is the log density in data units.
-        bits_per_dim: The likelihood in bits per dimension, or ``None`` for a density.
-        stderr_probes: Standard error of the ``log_prob`` of each sample from its probes, in nats, shape ``(n,)``. The
-            error is 0 for an exact divergence, and NaN for one probe.
-        model: The result of the solver for the first draw, in model units, but with the evaluations and failures of all
-            draws.
-        how: The options that the figure depends on, with each ``auto`` replaced by the actual choice.
-        scale: Data units per model unit, as the geometric mean over an event.
-        dims: Number of dimensions that each sample really has, int64, shape ``(n,)``.
+        log_prob: Log-likelihood of each sample in nats, shape ``(n,)``. For data stored as discrete levels, this is a
+            lower bound on the log probability. For other data, or without dequantisation, it is the log density in data
+            units.
+        bits_per_dim: The likelihoods in bits per dimension, shape ``(n,)``, or ``None`` if ``log_prob`` is a density.
+        stderr_probes: Standard error of each ``log_prob`` due to the probes, in nats, shape ``(n,)``. It is 0 for an
+            exact divergence, and NaN for a single probe.
+        model: The result for the first draw, in model units, except that its ``nfe``, ``divergences`` and ``status``
+            cover all draws.
+        how: The options used, with each ``auto`` replaced by the actual choice.
+        scale: Data units per model unit (geometric mean over an event).
+        dims: True number of dimensions of each sample, int64, shape ``(n,)``.
     """
 
     log_prob: Tensor
@@ -69,12 +70,12 @@ class Scores:
         return f"{self.mean():.4f} ± {self.stderr_mean():.4f} {self.unit} ({self.depends_on()})"
 
     def depends_on(self) -> str:
-        """Describe in words what the figure depends on."""
+        """Describe the options and the data scale in words."""
         return f"{self.how}, data scale {self.scale:g}"
 
     @property
     def values(self) -> Tensor:
-        """The likelihoods in bits per dimension or, for a density, in nats; shape ``(n,)``."""
+        """The likelihoods, in bits per dimension or, for a density, in nats, shape ``(n,)``."""
         return self.log_prob if self.bits_per_dim is None else self.bits_per_dim
 
     @property
@@ -90,9 +91,9 @@ class Scores:
 
     @property
     def change(self) -> float:
-        """Largest change of a value when some samples are solved again more accurately, in the unit of ``values``.
+        """Largest change among the samples that were solved again to check convergence, in the unit of ``values``.
 
-        The result is NaN if no samples were solved again.
+        It is NaN if no samples were solved again.
         """
         changes = self.model.change / self.nats_per_unit
         checked = changes[~changes.isnan()]
@@ -100,32 +101,32 @@ class Scores:
 
     @property
     def checked(self) -> int:
-        """Number of samples that were solved again to check convergence; 0 if it was not checked."""
+        """Number of samples that were solved again to check convergence, or 0 if convergence was not checked."""
         return int((~self.model.change.isnan()).sum())
 
     @property
     def converged(self) -> bool | None:
-        """Whether the change is at most 0.01 bits per dimension, or ``None`` if convergence was not checked."""
+        """Whether all changes are at most 0.01 bits per dimension, or ``None`` if convergence was not checked."""
         bits = self.model.change / (self.dims.double() * math.log(2))
         checked = bits[~bits.isnan()]
         return bool((checked <= ALLOWED).all()) if len(checked) else None
 
     def mean(self) -> float:
-        """Mean over the samples that were solved successfully."""
+        """Mean over the successfully solved samples."""
         return float(self.values[self.model.ok].double().mean())
 
     def stderr_mean(self) -> float:
-        """Standard error of the mean over samples, whose spread includes data, dequantisation and probes."""
+        """Standard error of the mean, from the standard deviation over the successfully solved samples."""
         values = self.values[self.model.ok].double()
         return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
     def stderr_sample(self) -> float:
-        """Root mean square of ``stderr_probes`` over the samples, in the unit of ``values``."""
+        """Root mean square of ``stderr_probes`` over the successfully solved samples, in the unit of ``values``."""
         errors = (self.stderr_probes / self.nats_per_unit)[self.model.ok]
         return float(errors.double().square().mean().sqrt())
 
     def pack(self) -> Packed:
-        """Return all fields except ``how``, as named tensors and the scale, to be read by :meth:`unpack`."""
+        """Pack the scores, without ``how``, into named tensors and a dictionary of numbers (see :meth:`unpack`)."""
         own = {name: getattr(self, name) for name in ("log_prob", "bits_per_dim", "stderr_probes", "dims")}
         solved = {f"model.{f.name}": getattr(self.model, f.name) for f in fields(self.model)}
         return {k: v for k, v in {**own, **solved}.items() if v is not None}, {"scale": self.scale}
@@ -134,7 +135,7 @@ class Scores:
     def unpack(
         cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], how: Likelihood, device: torch.device
     ) -> Scores:
-        """Restore scores from the result of :meth:`pack`."""
+        """Restore the scores from the result of :meth:`pack` and the options."""
         found = {name: value.to(device) for name, value in tensors.items()}
         model = LogLikelihood(**{k.partition(".")[2]: found.pop(k) for k in list(found) if k.startswith("model.")})
         found.setdefault("bits_per_dim", None)  # type: ignore[arg-type]
@@ -142,7 +143,7 @@ class Scores:
 
 
 def join(pieces: Sequence[Scores]) -> Scores:
-    """Join the scores of a data set that was scored in parts."""
+    """Concatenate the scores of the parts of a data set, in order."""
     model = LogLikelihood.join([p.model for p in pieces])
     bits = [p.bits_per_dim for p in pieces if p.bits_per_dim is not None]
     log_prob, stderr, dims = (
@@ -152,15 +153,15 @@ def join(pieces: Sequence[Scores]) -> Scores:
 
 
 def begins(model: Denoiser, codec: Codec | None = None, dequantisation: str = "none") -> float:
-    """The default time at which the path of a likelihood begins."""
+    """Return the default time at which the trajectory of a likelihood begins."""
     low = model.domain.interval("likelihood")[0]
     if codec is None or not isinstance(codec.levels, Levels) or dequantisation != "truncated-normal":
         return low
     width = torch.as_tensor(codec.levels.width) / as_affine(codec, "truncated-normal dequantisation").scale
     if not codec.levels.everywhere:
         raise UsageError(
-            "truncated-normal dequantisation needs levels in every column; use uniform, which leaves columns without "
-            "levels unchanged",
+            "truncated-normal dequantisation needs data with discrete levels in every column; use uniform "
+            "dequantisation, which leaves columns without levels unchanged",
             parameter="dequantisation",
             value="uniform",
         )
@@ -181,21 +182,22 @@ def score(
     watch: Callable[[Scores], object] | None = None,
     parts: Parts | None = None,
 ) -> Scores:
-    """Score data, batch by batch.
+    """Compute the likelihoods of data in data units, one batch at a time.
 
     Args:
-        likelihood: The options of the likelihood.
-        model: The denoiser; its conditioning has one row for each sample, or one row for all samples.
+        likelihood: The options.
+        model: The denoiser. Its conditioning has one row per sample, or one row for all samples.
         codec: The map from data units to model units.
         x: Data in data units, shape ``(n, *event)``.
-        noise: Addresses of the samples' draws (dequantisation and probes), on the model's device.
-        dtype: Dtype in which to solve.
+        noise: Noise addresses of the samples, on the model's device, for dequantisation and probes (default: samples
+            0 to n-1 of seed 0).
+        dtype: Floating-point dtype used by the solver.
         batch: Largest number of samples solved at once.
-        memory: Memory budget in bytes, which may lower ``batch`` further.
-        check: Check the convergence of the first draw on samples spread evenly over the data.
-        watch: Called with the scores of each batch.
-        parts: Store that keeps each batch as soon as it is scored. Batches that are already in the store are read
-            instead of scored again.
+        memory: Memory budget in bytes. The batches are made smaller if necessary.
+        check: Whether to check the convergence of the first draw, on up to 16 samples spread evenly over the data.
+        watch: Function to call with the scores of each batch.
+        parts: Store to which the scores of each batch are saved as soon as they are computed. Batches that are already
+            in the store are read instead of being scored again.
 
     Raises:
         UsageError: If an option is invalid.
@@ -230,7 +232,7 @@ def score(
 
 
 def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores:
-    """Score ``rows``, int64 ``(b,)``, with R draws of K weights each."""
+    """Score the samples with indices ``rows``, int64 ``(b,)``, using R draws with K importance weights each."""
     codec, model, noise = states.codec.rows(rows), states.model.rows(rows), states.noise.rows(rows)
     solved: list[LogLikelihood] = []
     log_w = []
@@ -259,7 +261,7 @@ def _piece(how: Likelihood, states: _States, rows: Tensor, batch: int) -> Scores
 
 @dataclass(frozen=True)
 class _States:
-    """The states at which the density of the data is evaluated, draw by draw."""
+    """A callable that draws the states at which the density of the data is evaluated."""
 
     how: Likelihood
     model: Denoiser
@@ -269,7 +271,11 @@ class _States:
     dtype: torch.dtype
 
     def __call__(self, rows: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """The state of ``rows: (b,)`` at ``t_min``, ``(b, *event)``, and the correction ``log p - log w``, ``(b,)``."""
+        """Return the states of ``rows: (b,)`` at ``t_min`` and the corrections, of shapes ``(b, *event)`` and ``(b,)``.
+
+        The correction is ``log p - log w``, where p is the model's density at the state in model units, and w is the
+        importance weight (equation 1 of :mod:`scoresde.likelihood.dequantise`).
+        """
         x, codec = self.x[rows.cpu()].double(), self.codec.rows(rows)
         u = self.noise.rows(rows).uniform(tuple(x.shape[1:]), draw, "dequantise", torch.float64).cpu()
         if self.how.dequantisation == "truncated-normal":
@@ -286,12 +292,12 @@ class _States:
         log_det = codec.log_det(x)
         if log_det is None:
             raise UsageError(
-                f"the data go through {codec}, which has no log-determinant, so the data have no likelihood"
+                f"the codec of the data, {codec}, has no log-determinant, so the likelihood cannot be computed"
             )
         return -torch.as_tensor(log_det, dtype=x.dtype).expand(len(x))
 
     def _truncated(self, codec: Codec, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the state of ``x + b/2 + s e``, with e truncated at the ends of the cell, and the correction."""
+        """Return the states at ``x + b/2 + s e`` and their corrections (equation 3 of `dequantise`)."""
         levels, affine, t0 = codec.levels, as_affine(codec, "truncated-normal dequantisation"), self.how.t_min
         assert isinstance(levels, Levels)
         # s = scale sigma/alpha, and the state at t0 is alpha times v in model units
@@ -308,9 +314,9 @@ class _States:
 
 
 def _stderr(solved: list[LogLikelihood], log_w: Tensor) -> Tensor:
-    """Standard error ``(n,)`` from the probes, for weights ``log_w: (R, K, n)``.
+    """Return the standard errors ``(n,)`` due to the probes, for log weights ``log_w: (R, K, n)``.
 
-    The R groups are independent; the weights in a group share their probes.
+    The R draws are independent, and the K weights of a draw share their probes.
     """
     each = torch.stack([s.stderr_probes.double() for s in solved]).reshape(log_w.shape)
     grouped = (torch.softmax(log_w, dim=1) * each).sum(1)

@@ -1,6 +1,6 @@
-"""From a density to the probability of a level: dequantisation and its bounds.
+"""Dequantisation: lower bounds on the probability of discrete data under a continuous density.
 
-The probability of the level x under a density p is the integral of p over the cell C(x), a cube of side b. For any
+The probability of discrete data x under a density p is the integral of p over the cell C(x), a cube of side b. For any
 density q(v | x) on the cell, Jensen's inequality gives a lower bound (Theis et al. 2016; Ho et al. 2019),
 
     log P(x) = log int_C p(v) dv  >=  E_q[ log w(v) ],                w(v) = p(v) / q(v | x),                (1)
@@ -9,18 +9,19 @@ and K draws from q give a tighter bound, which rises towards log P(x) as K grows
 
     E log( 1/K sum_k w(v_k) )  >=  E log w(v).                                                              (2)
 
-``uniform``: q is uniform on the cell, so that v = x + b u and -log q = D log b. Networks are trained with the same
-dequantisation.
+``uniform``: q is uniform on the cell, so v = x + b u, with u uniform on [0, 1)^D, and -log q = D log b. Networks are
+trained with the same dequantisation.
 
-``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise at the beginning of the path serves as dequantisation
-noise,
+``truncated-normal`` (Zheng et al. 2023, sec. 4.3): the noise at the beginning of the trajectory also serves as
+dequantisation noise,
 
     v = x + b/2 + s e,      s = scale sigma(t0)/alpha(t0),      e normal, truncated to |e| <= tau = b/(2 s),     (3)
-    -log q = sum_d [ e^2/2 + log( sqrt(2 pi) s Z ) ],           Z = erf(tau / sqrt(2)).
+    -log q = sum_d [ e_d^2/2 + log( sqrt(2 pi) s Z ) ],         Z = erf(tau / sqrt(2)),
 
-The state at t0 is alpha(t0) v in model units. As in the paper, the path begins where tau is about 3, or at the model's
-t_min if that is later. This choice suits networks that were trained on the levels themselves, whose density is highest
-in the middle of a cell. For networks trained on dequantised data, the bound is looser than that of ``uniform``.
+where scale is the number of data units per model unit. The state at t0 is alpha(t0) v in model units. Following the
+paper, the trajectory begins where tau = 3, or at the model's t_min if that is later. This choice suits networks that
+were trained on the levels themselves, whose density is highest in the middle of a cell. For networks trained on
+dequantised data, the bound is looser than with ``uniform``.
 
 ``none``: no dequantisation. The result is the density at the middle of the cell, not a probability.
 
@@ -48,10 +49,10 @@ TAU = 3.0
 
 
 def start_time(sde: SDE, t_min: float, width: float) -> float:
-    """The time at which half a cell is :data:`TAU` standard deviations wide, but not before ``t_min``.
+    """Return the time at which half a cell spans :data:`TAU` standard deviations of the noise, or ``t_min`` if later.
 
     Args:
-        sde: The path.
+        sde: The SDE of the model.
         t_min: The beginning of the model's domain.
         width: Width of a cell in model units.
     """
@@ -60,16 +61,16 @@ def start_time(sde: SDE, t_min: float, width: float) -> float:
 
 
 def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Draw standard normal numbers truncated at ``tau``, by inverting their distribution function.
+    """Transform uniform numbers to standard normal numbers truncated to ``[-tau, tau]``.
 
     Args:
         u: Uniform random numbers on [0, 1), float64 ``(B, *event)``.
-        tau: The bound: one for all elements, shape ``()``, or one for each element, shape ``event``.
+        tau: The bound, either one for all elements, shape ``()``, or one for each element, shape ``event``.
 
     Returns:
-        The numbers e, in units of the standard deviation, with the same shape as ``u``, and their log density ``(B,)``.
+        The numbers e, with the same shape as ``u``, and their joint log density for each row, ``(B,)``.
     """
-    # Use the centres of the 2^-24 wide cells of u, because u = 0 would map to infinity for large tau.
+    # Move u to the centre of its cell, which is 2^-24 wide, because u = 0 would map to infinity for large tau.
     tau = torch.as_tensor(tau, dtype=u.dtype, device=u.device)
     z = torch.erf(tau / math.sqrt(2))
     e = math.sqrt(2) * torch.erfinv((2 * (u + 2**-25) - 1) * z)
@@ -78,5 +79,5 @@ def truncated_normal(u: Tensor, tau: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """The bound (2): ``log mean exp`` over the first axis, ``(K, ...)`` to ``(...)``."""
+    """Return the log of the mean of ``exp(log_w)`` over the first axis (equation 2), ``(K, ...)`` to ``(...)``."""
     return torch.logsumexp(log_w, dim=0) - math.log(len(log_w))

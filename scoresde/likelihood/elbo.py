@@ -1,4 +1,4 @@
-"""The variational bound of the SDE model, in continuous time.
+"""The variational bound for the reverse SDE, in continuous time.
 
 For data x, the bound on the density of samples from the reverse *SDE* is (Kingma et al. 2021, eq. 11 and 17; Song et
 al. 2021, thm. 3), with l the log-SNR and x_t = alpha x + sigma eps,
@@ -7,23 +7,24 @@ al. 2021, thm. 3), with l the log-SNR and x_t = alpha x + sigma eps,
 
     R = E[ -log N( x; x_t/alpha, (sigma/alpha)^2 ) ] at t_min = D/2 ( log(2 pi e) - l(t_min) ).
 
-R decodes the state at t_min with the noise level at t_min. Therefore (1) bounds a density at t = 0, namely the density
-of the model at t_min, in units of the data, blurred once more by sigma/alpha. The prior term has the closed form D/2
-(sigma^2/s^2 - 1 - log(sigma^2/s^2)) + alpha^2 |x|^2/(2 s^2), where s is the standard deviation of the prior.
+The term R decodes the state at t_min with a Gaussian whose standard deviation is the noise level sigma/alpha at t_min.
+Equation 1 therefore bounds a density at t = 0, namely the model's density at t_min in the units of the data, blurred
+once more by sigma/alpha. The prior term has the closed form  D/2 (sigma^2/s^2 - 1 - log(sigma^2/s^2)) +
+alpha^2 |x|^2/(2 s^2),  where s is the standard deviation of the prior.
 
-(1) is *not* a bound on the likelihood of the probability flow (eq. 1 of :mod:`scoresde.likelihood`): the SDE and the
-flow are different models unless the score is exact. With 1.1 times the exact score of N(0, 0.5^2) on the VP path, the
-negative log-likelihood of the flow is 1.223 nats and the bound is 0.783 nats. Either number can be the larger one, and
-reports show both.
+Equation 1 is *not* a bound on the likelihood under the probability flow (equation 1 of :mod:`scoresde.likelihood`). The
+SDE and the flow are different models unless the score is exact. With 1.1 times the exact score of N(0, 0.5^2) on the VP
+path, the negative log-likelihood of the flow is 1.223 nats and the bound is 0.783 nats. Either of the two can be
+larger, so reports show both.
 
-The integral is computed on strata of equal length in the variable
+The integral is estimated on strata of equal length in the variable
 
-    v = log( r / (1 - r + 0.05) ),                                                                          (2)
+    v = log( r / (1 - r + 0.05) ),      r = sigma/(alpha + sigma),                                          (2)
 
-which equals -l/2 except near pure noise, where the integrand vanishes. Each stratum has one time and one draw of eps,
-so the estimate is unbiased for any number of strata. Where the noise is too small to be visible in x_t, the integrand
-is |eps|^2, which is pure noise. A part of the integrand, c |eps|^2 with c = (alpha^2/(alpha^2 + sigma^2))^2, is
-therefore replaced by the mean of that part, c D.
+which is close to -l/2 except near pure noise, where the integrand vanishes. Each stratum has one time and one draw of
+eps, so the estimate is unbiased for any number of strata. Where the noise is too small to be detected in x_t, the
+integrand is close to |eps|^2, whose fluctuations carry no information. The part c |eps|^2 of the integrand, with
+c = (alpha^2/(alpha^2 + sigma^2))^2, is therefore replaced by its mean, c D.
 
 References:
     Kingma, Salimans, Poole and Ho (2021), Variational diffusion models, arXiv:2107.00630.
@@ -55,15 +56,15 @@ SOFTNESS = 0.05
 
 @dataclass(frozen=True)
 class Elbo:
-    """The terms of the bound (1) in nats and model units. The sum of the terms bounds ``-log p``.
+    """The terms of equation 1 in nats, for densities in model units. Their sum is an upper bound on ``-log p``.
 
     Attributes:
-        prior, reconstruction: The first and the last term, shape ``(B,)``.
-        steps: Contributions to the second term from data to noise, shape ``(B, S)``, one for each stratum, or for each
-            step of a chain.
-        stderr: Standard error of the sum, ``(B,)``, from the spread of the draws, with ``draws - 1`` degrees of
-            freedom, or NaN for one draw.
-        nfe: Number of network evaluations, ``(B,)``.
+        prior, reconstruction: The first and the last term, each of shape ``(B,)``.
+        steps: Contributions to the second term, ordered from data to noise, shape ``(B, S)``. There is one for each
+            stratum or, for a chain, for each step.
+        stderr: Standard error of the sum, ``(B,)``, estimated from the draws with ``draws - 1`` degrees of freedom, or
+            NaN for a single draw.
+        nfe: Number of network evaluations per row, ``(B,)``.
         whose: The model to which the bound applies. The default is the reverse SDE, whose distribution differs from
             that of the flow.
     """
@@ -77,26 +78,26 @@ class Elbo:
 
     @property
     def diffusion(self) -> Tensor:
-        """The second term of the bound (1), shape ``(B,)``."""
+        """The second term of the bound, shape ``(B,)``."""
         return self.steps.sum(1)
 
     @property
     def log_prob(self) -> Tensor:
-        """The bound itself, ``(B,)``: minus the sum of the terms, at most ``log p`` of the SDE model."""
+        """The lower bound on ``log p``, which is minus the sum of the terms, shape ``(B,)``."""
         return -(self.prior + self.diffusion + self.reconstruction)
 
     def pack(self) -> Packed:
-        """Return the terms as named tensors, and ``whose``, to be read by :meth:`unpack`."""
+        """Pack the bound into named tensors and a dictionary with ``whose`` (see :meth:`unpack`)."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "whose"}, {"whose": self.whose}
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> Elbo:
-        """Restore a bound from the result of :meth:`pack`."""
+        """Restore the bound from the result of :meth:`pack`."""
         return cls(**{name: value.to(device) for name, value in tensors.items()}, whose=str(facts["whose"]))
 
     @classmethod
     def join(cls, pieces: Sequence[Elbo]) -> Elbo:
-        """Join the pieces of a chunked batch."""
+        """Concatenate the bounds of the parts of a batch, in order."""
         tensors: dict[str, Any] = {
             f.name: torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls) if f.name != "whose"
         }
@@ -104,7 +105,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Describe in words the model to which a bound of ``model`` applies: its reverse SDE, or its chain."""
+    """Describe in words to what a bound of ``model`` applies: to ``process``, or to ``process`` of the guided model."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -120,16 +121,16 @@ def elbo(
     noise: Noise | None = None,
     batch: int = 256,
 ) -> Elbo:
-    """Compute the bound (1) on the log density of each row under the reverse SDE.
+    """Compute the bound of equation 1 on the log density of each row under the reverse SDE.
 
     Args:
         model: A denoiser with a score.
-        x: Data in model units, shape ``(B, *event)``, at t = 0.
-        strata: Number of strata per draw, with one time in each.
+        x: Data in model units at t = 0, shape ``(B, *event)``.
+        strata: Number of strata per draw. One time is drawn in each stratum.
         draws: Number of independent estimates to average.
-        t_min: The time at which the diffusion begins and the decoder takes over (default: the model's ``t_min``).
-        noise: Addresses of the rows' random numbers (default: samples 0 to B-1 of seed 0).
-        batch: Number of states evaluated at once.
+        t_min: The time at which the diffusion begins and the state is decoded (default: the model's ``t_min``).
+        noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
+        batch: Largest number of states evaluated at once.
 
     Raises:
         UsageError: If the model has no score, or an option is invalid.
@@ -138,26 +139,27 @@ def elbo(
     if not model.domain.has_score:
         raise UsageError("a model trained on coupled (data, noise) pairs has no score, so it has no variational bound")
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data have shape {tuple(x.shape)}; the bound needs (B, *event) with at least one row")
-    # four 8-byte numbers per stratum: its number, place and value, and the value again when all values are concatenated
-    enough_memory(32 * len(x) * draws * strata, f"a bound of {len(x):,} rows with {draws:,} draws of {strata:,} strata",
-                  "strata")  # fmt: skip
+        raise UsageError(f"the data must have shape (B, *event) and must not be empty, got shape {tuple(x.shape)}")
+    # Four 8-byte numbers per stratum: its index, its index within the row, its value, and a copy of the value when all
+    # values are concatenated.
+    enough_memory(32 * len(x) * draws * strata, f"a bound with {len(x):,} x {draws:,} x {strata:,} evaluations "
+                  "(rows x draws x strata)", "strata")  # fmt: skip
     noise = Noise.of(len(x), device=x.device) if noise is None else noise
     if len(noise.indices) != len(x):
-        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data have {len(x)}")
+        raise UsageError(f"noise and data must have the same number of rows, got {len(noise.indices)} and {len(x)}")
     sde, count = model.domain.sde, len(x)
     t0, t1 = Problem(model, x, t_min).ends
     ends = torch.tensor([t0, t1], dtype=time_dtype(x.device), device=x.device)
     if not bool(sde.log_snr(ends[0]).isfinite()):
         raise UsageError(
-            f"the bound decodes with the noise at t_min, but at t = {t0:g} {type(sde).__name__} has no noise; use a "
-            "larger t_min, such as 1e-5",
+            f"the bound needs noise at t_min, but {type(sde).__name__} has no noise at t = {t0:g}; use a larger t_min, "
+            "such as 1e-5",
             parameter="t_min",
             value=1e-5,
         )
 
     values, counted = [], Counted(model, Tally(x))
-    # one list of all strata of all draws of all rows
+    # The items are the strata of all draws of all rows.
     for item in torch.split(torch.arange(count * draws * strata, device=x.device), batch):
         row, place, stratum = item // (draws * strata), item % (draws * strata), item % strata
         draw = noise.rows(row)
@@ -179,7 +181,10 @@ def elbo(
 
 
 def _integrand(model: Denoiser, x: Tensor, rows: Tensor, eps: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """``1/2 |eps - eps_hat|^2 dl/du`` for the rows at the fractions ``u: (P,)`` of the range of v, shape ``(P,)``."""
+    """Return ``1/2 |eps - eps_hat|^2 |dl/du|`` for ``rows: (P,)``, shape ``(P,)``.
+
+    The variable ``u: (P,)`` runs from 0 to 1 over the range of v (equation 2).
+    """
     sde = model.domain.sde
     r0, r1 = sde.ratio(ends)
     v0, v1 = (torch.log(r / (1 - r + SOFTNESS)) for r in (r0, r1))

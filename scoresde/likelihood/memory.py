@@ -1,27 +1,27 @@
-"""The number of rows that fit into a memory budget.
+"""An estimate of the number of rows that fit into a memory budget.
 
 The memory for a row is estimated as
 
     3 S + 1024 D        numbers,                                                                            (1)
 
-where S is the number of values that one evaluation of the model stores for the backward pass. S is measured as the
-difference between two rows and one row, so that the weights do not count. The factor 3 covers the backward pass itself
-and its workspace. The 1024 states of D numbers cover the stages of a step, two hundred knots of a path with their
-slopes (held twice while they are sorted), and slopes at up to 129 nodes (held twice while they are passed on to a finer
-rule).
+where D is the number of dimensions, and S is the number of values that one evaluation of the model stores for the
+backward pass. S is measured as the difference between an evaluation with two rows and one with a single row, so the
+network's weights are not counted. The factor 3 covers the backward pass itself and its workspace. The term 1024 D
+covers the stages of a step, two hundred knots of a trajectory with their slopes (held twice while they are sorted), and
+the slopes at up to 129 quadrature nodes (held twice while they are passed on to a finer rule).
 
-With a graph through a step, a backward pass that will be differentiated again keeps another 2 S. For four stages with K
-passes each, the estimate is
+If the result is to be differentiated, the backward passes of the divergence are recorded as well, and each of them
+keeps another 2 S. For a step of four stages with K passes each, the estimate is
 
     4 (1 + 3 K) S + 1024 D,                                                                                 (2)
 
-where the third S of a pass is for workspace. Differences need no backward pass, but they need two states of each row at
-once:
+where the third S of each pass is for workspace. Finite differences need no backward pass, but they evaluate two states
+of each row at once:
 
     2 F + 1024 D,                                                                                           (3)
 
-where F is the peak number of values alive in an evaluation (measured the same way). Weights, the workspace of (3) and
-memory that the allocator holds on to are not included.
+where F is the peak number of values alive during an evaluation, measured in the same way. The estimates do not include
+the weights, the workspace of an evaluation in equation 3, or memory that is cached by the allocator.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ __all__ = ["default_budget", "rows_within"]
 
 
 def default_budget(device: torch.device) -> int:
-    """The default budget in bytes: half of the free memory of a GPU, and 2 GiB on other devices."""
+    """Return the default budget in bytes: half of the free memory of a GPU, or 2 GiB on other devices."""
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**31
 
 
 def rows_within(budget: int, model: Denoiser, x: Tensor, passes: int = 0, backward: bool = True) -> int:
-    """Find how many rows of ``x``, shape ``(B, *event)``, can be solved at once, by evaluating the model twice.
+    """Estimate how many rows of ``x``, shape ``(B, *event)``, can be solved at once, from two evaluations of the model.
 
     Args:
         budget: Budget in bytes.
         model: The denoiser.
         x: Data in model units.
-        passes: Number of backward passes per evaluation if the result is to be differentiated: K, or D if the
-            divergence is exact. The memory that differences need also stays within (2).
-        backward: Whether there are backward passes.
+        passes: Number of backward passes per evaluation if the result is to be differentiated (K, or D for an exact
+            divergence), and 0 otherwise. The estimate of equation 2 is also sufficient for finite differences.
+        backward: Whether there are any backward passes.
 
     Raises:
-        UsageError: If one row does not fit.
+        UsageError: If not even one row fits.
     """
     measure = _stored if backward else _alive
     one, two = measure(model, x, 1), measure(model, x, 2)
@@ -84,7 +84,7 @@ def _evaluate(model: Denoiser, x: Tensor, count: int, grad: bool) -> object:
 
 
 def _stored(model: Denoiser, x: Tensor, count: int) -> int:
-    """Bytes that an evaluation of ``count`` rows stores for the backward pass."""
+    """Return the number of bytes that an evaluation of ``count`` rows stores for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ def _stored(model: Denoiser, x: Tensor, count: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # keep the output until the sizes are known, because a freed address could be reused
+        # Keep the output until the sizes are known, because freed memory could be reused at the same address.
         output = _evaluate(model, x, count, True)
         del output
     return sum(sizes.values())
 
 
 def _alive(model: Denoiser, x: Tensor, count: int) -> int:
-    """Peak number of bytes in the intermediate results of an evaluation of ``count`` rows."""
+    """Return the peak number of bytes of the intermediate results in an evaluation of ``count`` rows."""
     alive = _Alive()
     with alive:
         _evaluate(model, x, count, False)
@@ -108,7 +108,7 @@ def _alive(model: Denoiser, x: Tensor, count: int) -> int:
 
 
 class _Alive(TorchFunctionMode):
-    """A counter of the bytes of tensors that torch functions return, while these tensors are alive."""
+    """A counter of the bytes in live tensors that torch functions have returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _Alive(TorchFunctionMode):
         return found
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor until it is freed; tensors that share storage count once."""
+        """Count a tensor until it is freed. Tensors that share a storage are counted once."""
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self.holders.get(place):
@@ -135,7 +135,7 @@ class _Alive(TorchFunctionMode):
         weakref.finalize(tensor, self.release, place, size)
 
     def release(self, place: int, size: int) -> None:
-        """Remove one holder of a storage."""
+        """Remove one of the tensors that share a storage."""
         self.holders[place] -= 1
         if not self.holders[place]:
             self.now -= size

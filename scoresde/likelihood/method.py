@@ -1,7 +1,7 @@
-"""The likelihood as an object: its options, its evaluation on a model and data, and the convergence check.
+"""The :class:`Likelihood` class and its convergence check.
 
-A :class:`Likelihood` is built and called like a solver. It also records everything that a figure depends on: every
-result carries its :class:`Likelihood`, with each ``auto`` replaced by the actual choice.
+A :class:`Likelihood` is built and called like a solver. It is also a record of the settings: likelihoods in data units
+(:class:`~scoresde.Scores`) contain their :class:`Likelihood`, with each ``auto`` replaced by the actual choice.
 """
 
 from __future__ import annotations
@@ -51,33 +51,32 @@ CHECKED = 16  # number of rows on which convergence is checked
 
 @dataclass(frozen=True)
 class Likelihood(Checked):
-    """The options for a log-likelihood by the probability flow (:mod:`scoresde.likelihood`, eq. 1 and 2).
+    """A likelihood computation under the probability flow (:mod:`scoresde.likelihood`, equations 1 and 2).
 
     Args:
-        method: ``coupled`` (path and log-determinant as one system) or ``quadrature`` (the path first, then the
-            divergence at nodes along it; this halves the cost of an exact divergence or of many probes).
-        divergence: ``exact``; ``hutchinson`` (probes and backward passes); ``difference`` (probes and pairs of
-            evaluations without backward passes, for a model that computes in the dtype of the data rather than with
-            autocast; :mod:`scoresde.likelihood.divergence`, eq. 3); or ``auto``, which is ``exact`` up to 16 dimensions
-            and ``hutchinson`` above.
+        method: ``coupled`` (the trajectory and the log-determinant as one system) or ``quadrature`` (first the
+            trajectory, then the divergence at nodes along it, which halves the cost of an exact divergence or of many
+            probes).
+        divergence: ``exact``, ``hutchinson`` (probes and backward passes), ``difference`` (probes and finite
+            differences, equation 3 of :mod:`scoresde.likelihood.divergence`) or ``auto`` (``exact`` up to 16
+            dimensions, ``hutchinson`` above). ``difference`` is not suitable for models that use autocast.
         probes: Number of probes K. The exact divergence uses none.
-        probe: ``rademacher`` (signs) or ``gaussian``.
-        redraw: Draw new probes along the path, so that their errors average out; otherwise the probes stay the same.
-            Redrawing is off for importance-weighted bounds of more than one sample, because their samples share
-            probes.
-        rtol: Relative tolerance, in units of the straight frame and in nats per dimension.
+        probe: ``rademacher`` (random signs) or ``gaussian``.
+        redraw: Whether to draw new probes along the trajectory, so that their errors average out. Probes are not
+            redrawn if ``importance`` is greater than 1, because importance samples share their probes.
+        rtol: Relative tolerance, for the state in units of the straight frame and for integrals in nats per dimension.
         atol: Absolute tolerance in the same units, or ``None`` for the value of ``rtol``.
-        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` is ``dopri5``) or, with ``steps``, one
-            of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` is ``rk4``).
-        steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerance.
-        t_min: The time at which the path begins and the density is evaluated. ``None`` means the beginning of the
-            model's domain or, with ``truncated-normal``, the time at which the noise of the path fills a cell.
-        max_nfe: Largest number of points at which a row is evaluated.
-        dequantisation: Dequantisation of data stored as levels: ``uniform``, ``truncated-normal`` or ``none``
-            (:mod:`scoresde.likelihood.dequantise`); ``auto`` is ``uniform`` for such data and ``none`` for continuous
-            data.
-        draws: Number of independent draws R for each sample. The results of the draws are averaged.
-        importance: Number of samples K in each importance-weighted bound.
+        scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate` (``auto`` means ``dopri5``) or, if ``steps`` is
+            given, one of ``euler``, ``midpoint``, ``heun`` and ``rk4`` (``auto`` means ``rk4``).
+        steps: Number of fixed steps, or ``None`` for adaptive steps controlled by the tolerances.
+        t_min: The time at which the density is evaluated and the trajectory begins. ``None`` means the beginning of the
+            model's domain or, with ``truncated-normal``, the time at which the noise fills a cell.
+        max_nfe: Largest number of points at which the model is evaluated for each row.
+        dequantisation: Dequantisation of data stored as discrete levels (:mod:`scoresde.likelihood.dequantise`):
+            ``uniform``, ``truncated-normal``, ``none`` or ``auto``, which means ``uniform`` for such data and ``none``
+            for continuous data.
+        draws: Number of independent draws R for each sample, whose results are averaged.
+        importance: Number of importance samples K in each draw.
 
     Example:
         >>> from scoresde import GaussianMixture, Likelihood, VPSDE
@@ -119,13 +118,14 @@ class Likelihood(Checked):
         check_tolerances(self.rtol, self.atol)
         if self.steps is not None and self.method != "coupled":
             raise UsageError(
-                f"{self.steps} fixed steps do not work with the method {self.method}; use the method coupled",
+                f"the {self.method!r} method does not support fixed steps; use the 'coupled' method",
                 parameter="method",
                 value="coupled",
             )
         if self.dequantisation == "none" and self.importance > 1:
             raise UsageError(
-                "an importance-weighted bound needs dequantisation; without dequantisation there is nothing to weight"
+                f"importance is {self.importance}, but an importance-weighted bound needs dequantisation; set "
+                "importance to 1, or use uniform or truncated-normal dequantisation"
             )
         Probes(self.probe, self.probes, Noise.of(0), (self.draws - 1) * self.probes).check()
 
@@ -141,11 +141,11 @@ class Likelihood(Checked):
             parts.append("exact divergence")
         else:
             traced = f"{self.probes} {self.probe} probe{'s' if self.probes > 1 else ''}"
-            traced += " by differences" if self.divergence == "difference" else ""
-            parts.append(traced + ("" if self.redraw else ", the same along the path"))
-        solved = f"rtol {self.rtol:g}" if self.steps is None else f"{self.steps} steps"
+            traced += " with finite differences" if self.divergence == "difference" else ""
+            parts.append(traced + ("" if self.redraw else ", fixed along the trajectory"))
+        solved = f"rtol {self.rtol:g}" if self.steps is None else f"{self.steps} step{'s' if self.steps > 1 else ''}"
         if self.scheme not in ("auto", self._default_scheme):
-            solved += f" of {self.scheme}"
+            solved += f" with {self.scheme}"
         parts += [self.method, solved]
         return ", ".join(parts if self.t_min is None else [*parts, f"t_min {self.t_min:.3g}"])
 
@@ -154,15 +154,15 @@ class Likelihood(Checked):
         return "dopri5" if self.steps is None else "rk4"
 
     def resolved(self, model: Denoiser, dims: int, codec: Codec | None = None) -> Likelihood:
-        """Replace every ``auto`` and ``None`` by the actual choice.
+        """Return a copy in which every ``auto``, ``atol`` and ``t_min`` are replaced by the actual choices.
 
         Args:
             model: The model.
-            dims: Number of values in an event.
-            codec: The map from data units to model units; without a codec, ``dequantisation`` stays unchanged.
+            dims: Number of dimensions of an event.
+            codec: The map from data units to model units. Without it, ``dequantisation`` stays unchanged.
 
         Raises:
-            UsageError: If an option does not fit the data.
+            UsageError: If an option is not suitable for the data.
         """
         choice = "exact" if dims <= EXACT_UP_TO else "hutchinson"
         changed = replace(
@@ -180,7 +180,7 @@ class Likelihood(Checked):
             dequantisation = "uniform" if levels else "none"
         if dequantisation != "none" and not levels:
             raise UsageError(
-                "continuous data need no dequantisation; set dequantisation to none", parameter="dequantisation"
+                "continuous data need no dequantisation; set dequantisation to 'none'", parameter="dequantisation"
             )
         t_min = begins(model, codec, dequantisation) if self.t_min is None else self.t_min
         return replace(changed, dequantisation=dequantisation, t_min=t_min)
@@ -212,21 +212,22 @@ class Likelihood(Checked):
         dtype: torch.dtype = torch.float32,
         parts: Parts | None = None,
     ) -> LogLikelihood | Scores:
-        """Compute the log-likelihood of each row: a density in model units or, with ``codec``, in data units.
+        """Compute the log-likelihood of each row, in model units or, with ``codec``, in data units.
 
         Args:
             model: Any denoiser.
-            x: The state at ``t_min`` in model units or, with ``codec``, the data; shape ``(B, *event)``.
-            noise: Addresses of the rows' draws (default: samples 0 to B-1 of seed 0).
+            x: The states at ``t_min`` in model units or, with ``codec``, the data, shape ``(B, *event)``.
+            noise: Noise addresses of the rows (default: samples 0 to B-1 of seed 0).
             codec: The map from data units to model units.
-            batch: Largest number of rows solved at once; ``difference`` gives the model two states for each row.
-            memory: Memory budget in bytes, which may lower ``batch`` further (:mod:`scoresde.likelihood.memory`).
-            check: Solve up to 16 of the rows again, with a tolerance ten times tighter (ten times looser if the dtype
-                does not resolve a tighter one) or with twice as many steps, and warn if the result changes by more than
-                0.01 bits per dimension. These evaluations are not included in ``nfe``.
-            watch: Called with the result of each batch.
-            dtype: Dtype of the solve with ``codec``. Without ``codec``, the dtype of ``x`` is used.
-            parts: Store to which the result of each batch is saved as soon as the batch is scored.
+            batch: Largest number of rows solved at once. With ``difference``, the model evaluates two states per row.
+            memory: Memory budget in bytes (:mod:`scoresde.likelihood.memory`). Batches are made smaller if necessary.
+            check: Whether to check convergence by solving up to 16 of the rows again, with tolerances ten times tighter
+                (ten times looser if the dtype does not resolve tighter ones) or with twice as many steps. A warning is
+                issued if a result changes by more than 0.01 bits per dimension. These evaluations are not included in
+                ``nfe``.
+            watch: Function to call with the result of each batch.
+            dtype: Floating-point dtype used by the solver with ``codec``. Without ``codec``, it is the dtype of ``x``.
+            parts: Store to which the result of each batch is saved as soon as it is computed. Used only with ``codec``.
 
         Raises:
             UsageError: If an option is invalid.
@@ -251,14 +252,16 @@ class Likelihood(Checked):
         narrow: float = 1.0,
         watch: Callable[[LogLikelihood], object] | None = None,
     ) -> LogLikelihood:
-        """Solve the rows of ``x``, ``batch`` rows at a time, with resolved options and without checks.
+        """Compute the log densities of the rows of ``x``, ``batch`` rows at a time, without a convergence check.
+
+        The options must be resolved (:meth:`resolved`).
 
         Args:
             model, x, noise, batch, watch: See :meth:`__call__`.
-            draw: Number of the draw; a different number gives the same rows different probes.
-            graph: Keep the graph of the whole computation.
-            finer: Start and stop the quadrature at twice as many nodes.
-            narrow: Factor on the width of differences.
+            draw: Index of the draw. Different draws of a row have different probes.
+            graph: Whether to keep the graph of the whole computation.
+            finer: Whether to double the smallest and the largest number of quadrature nodes.
+            narrow: Factor on the width of the finite differences.
         """
         kind = "exact" if self.divergence == "exact" else self.probe
         wide = narrow * width(x.dtype) if self.divergence == "difference" else 0.0
@@ -283,7 +286,10 @@ class Likelihood(Checked):
         return by_quadrature(problem, probes, self.rtol, self.atol, self.scheme, self.max_nfe, batch, finer)
 
     def batch_within(self, memory: int | None, model: Denoiser, x: Tensor, batch: int, graph: bool = False) -> int:
-        """Number of rows of ``x``, shape ``(B, *event)``, to solve at once within a budget of ``memory`` bytes."""
+        """Return how many rows of ``x``, shape ``(B, *event)``, to solve at once.
+
+        This is ``batch``, or fewer if ``batch`` rows would need more than ``memory`` bytes.
+        """
         if memory is None:
             return batch
         backward = self.divergence != "difference" or graph
@@ -299,7 +305,7 @@ class Likelihood(Checked):
             result: The result for all rows.
             part: Function that takes the indices of some rows, int64 ``(b,)``, and returns their model, states and
                 noise.
-            batch: Number of rows solved at once.
+            batch: Largest number of rows solved at once.
 
         Returns:
             The change in nats, shape ``(B,)``. It is NaN for rows that were not solved again, and infinite for rows
@@ -310,7 +316,7 @@ class Likelihood(Checked):
         if not len(good):
             return change
         rows = good[torch.linspace(0, len(good) - 1, min(CHECKED, len(good))).round().long().to(good.device)]
-        # Use probes that are the same along the path and in both solves, so that only the integration error is left.
+        # Use probes that are the same along the trajectory and in both solves, so that only integration errors remain.
         same = self.divergence == "exact" or not self.redraw
         fixed = replace(self, redraw=False)
         model, x, noise = part(rows)
@@ -326,10 +332,10 @@ class Likelihood(Checked):
         return change
 
     def _other(self, dtype: torch.dtype) -> tuple[Likelihood, bool]:
-        """Return the likelihood to compare with, and whether it has finer nodes.
+        """Return the options of a second solve to compare with, and whether it uses twice as many quadrature nodes.
 
-        That likelihood has twice as many steps, or a tolerance ten times tighter (ten times looser if the dtype does
-        not resolve a tighter one).
+        The second solve has twice as many steps, or tolerances ten times tighter (ten times looser if the dtype does
+        not resolve tighter ones).
         """
         if self.steps is not None:
             return replace(self, steps=2 * self.steps), False
@@ -339,24 +345,27 @@ class Likelihood(Checked):
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol), resolved
 
     def _warn(self, change: Tensor, dims: int, other: Likelihood) -> None:
-        """Warn if the figure is unreliable; ``change`` is NaN for rows that were not checked."""
+        """Warn if the result of a row changed too much. ``change`` is NaN for rows that were not checked."""
         checked = change[~change.isnan()]
         bits = checked / (dims * math.log(2))
         if not len(checked) or float(bits.max()) <= ALLOWED:
             return
         if self.steps is not None:
-            what, cure = f"{self.steps} steps become {other.steps}", "more steps, or a tolerance instead of steps"
+            what, cure = f"the number of steps is doubled to {other.steps}", "more steps, or adaptive steps"
         elif other.rtol < self.rtol:
             what, cure = "the tolerance is ten times tighter", f"a tolerance below {self.rtol:g}"
         else:
             what, cure = "the tolerance is ten times looser", "float64"
         if self.method == "quadrature":
-            cure = f"{cure}, or the method coupled"
+            cure = f"{cure}, or the 'coupled' method"
         if self.divergence == "difference":
-            what, cure = f"{what} and the differences are half as wide", f"{cure}, or the divergence hutchinson"
+            what, cure = (
+                f"{what} and the finite differences are half as wide",
+                f"{cure}, or the 'hutchinson' divergence",
+            )
         warnings.warn(
             f"THE LOG-LIKELIHOOD HAS NOT CONVERGED: it changes by up to {float(checked.max()):.3g} nats "
-            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; discard this figure, and use {cure}",
+            f"({float(bits.max()):.3g} bits/dim) per sample when {what}; discard this result, and use {cure}",
             stacklevel=4,
         )
 
@@ -374,18 +383,17 @@ def log_likelihood(
     watch: Callable[[LogLikelihood], object] | None = None,
     differentiable: bool = False,
 ) -> LogLikelihood:
-    """Compute the log density of each row under the model's probability flow (:mod:`scoresde.likelihood`, eq. 1).
+    """Compute the log density of each row under the model's probability flow (:mod:`scoresde.likelihood`, equation 1).
 
     Args:
         model: Any denoiser.
-        x: The state at ``t_min`` in model units, shape ``(B, *event)``.
-        likelihood: The options (default: ``Likelihood()``). The options for dequantisation apply to data, not to a
-            density.
+        x: The states at ``t_min`` in model units, shape ``(B, *event)``.
+        likelihood: The options (default: ``Likelihood()``). The states are not dequantised.
         noise, batch, memory, watch: See :meth:`Likelihood.__call__`.
-        draw: Number of the draw; a different number gives the same rows different probes.
-        check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable``.
-        differentiable: Keep the graph, for gradients with respect to ``x`` and the model's parameters. This requires
-            ``steps``.
+        draw: Index of the draw. Different draws of a row have different probes.
+        check: See :meth:`Likelihood.__call__`. By default, convergence is checked unless ``differentiable`` is true.
+        differentiable: Whether to keep the graph, for gradients with respect to ``x`` and the model's parameters. This
+            requires ``steps``.
 
     Raises:
         UsageError: If an option is invalid.
@@ -399,7 +407,7 @@ def log_likelihood(
     """
     x = as_states(x)
     if x.ndim == 0 or not x.numel():
-        raise UsageError(f"the data have shape {tuple(x.shape)}; a likelihood needs (B, *event) with at least one row")
+        raise UsageError(f"the data must have shape (B, *event) and must not be empty, got shape {tuple(x.shape)}")
     how = (likelihood or Likelihood()).resolved(model, dims(x))
     if differentiable and how.steps is None:
         raise UsageError(
@@ -408,7 +416,7 @@ def log_likelihood(
         )
     if differentiable and model.domain.sde.parameters():
         raise UsageError(
-            "the path has learned ends, which a differentiable likelihood does not support; freeze the ends"
+            "a differentiable likelihood does not support a path with learned ends; use a path whose ends are fixed"
         )
     if batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1", parameter="batch")
@@ -416,7 +424,7 @@ def log_likelihood(
     if noise.indices.device != x.device:
         raise UsageError(f"the noise is on {noise.indices.device}, but the data are on {x.device}")
     if len(noise.indices) != len(x):
-        raise UsageError(f"the noise has {len(noise.indices)} rows, but the data have {len(x)}")
+        raise UsageError(f"noise and data must have the same number of rows, got {len(noise.indices)} and {len(x)}")
     Probes(how.probe, how.probes, noise, draw * how.probes).check()
     batch = how.batch_within(memory, model, x, batch, differentiable)
     result = how.solve(model, x, noise, batch, draw=draw, graph=differentiable, watch=watch)
@@ -428,9 +436,10 @@ def log_likelihood(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Compute convolutions on a GPU in full float32; by default, their inputs are rounded to 10 bits (TF32).
+    """Compute convolutions on a GPU in full float32 precision within a context.
 
-    TF32 would cause an error of 1e-3 in every evaluation, and an error of a hundred times the tolerance in differences.
+    By default, PyTorch rounds their inputs to 10 bits (TF32). Every evaluation would then have an error of 1e-3, and
+    finite differences would have an error of a hundred times the tolerance.
     """
     is_set = torch.backends.cudnn
     with is_set.flags(is_set.enabled, is_set.benchmark, is_set.benchmark_limit, is_set.deterministic, allow_tf32=False):

@@ -1,20 +1,20 @@
 """A batch and its model in the straight frame  y = x/s,  r = sigma/s,  s = alpha + sigma.
 
-The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integrated over the clock u of
+The flow is  dy/dr = eps_hat - x0_hat  (:mod:`scoresde.sde.base`). It is integrated over the variable u of
 :mod:`scoresde.likelihood.clock`, with the slope
 
-    f = dy/du = (eps_hat - x0_hat) dr/du,                                                                    (1)
+    f = dy/du = (eps_hat - x0_hat) dr/du.                                                                    (1)
 
-where the states are flat, of shape ``(P, D)``, and are accompanied by the row to which each state belongs.
+The states are flattened to shape ``(P, D)``, and each state comes with the index of the row to which it belongs.
 
 The power. An error e of the state changes the log density by  score . e,  and the score of y is  -eps_hat/r.  Near the
-data, errors that are small in units of y are therefore large in nats. For this reason, the tolerance of a path solver
-applies not only to y, but also to the integral of
+data, errors that are small in units of y are therefore large in nats. For this reason, the tolerance applies not only
+to y, but also to the integral of the power
 
     f . score / D,      score = -eps_hat r/(r^2 + q^2),      q = 0.003,                                      (2)
 
-which is again in nats per dimension and needs no extra pass through the network. The constant q suppresses the effect
-of rounding and of a rough eps_hat of the network near the data.
+which is in nats per dimension and needs no extra pass through the network. Near the data, the constant q limits the
+effect of rounding errors and of an irregular eps_hat.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from .divergence import SHORTEST, Probes, slope_and_differences, slope_and_trace
 
 __all__ = ["Problem"]
 
-SMALL = 0.003  # q of (2)
+SMALL = 0.003  # q in equation 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A likelihood problem: data, model and interval.
+    """The data, the model and the interval of a likelihood computation.
 
     Args:
-        model: The denoiser; its conditioning has one row per sample, or one row for all samples.
-        x: Data in model units, shape ``(B, *event)``: the state at ``t0``.
-        t0: The time at which the path begins, or ``None`` for the beginning of the model's domain.
-        graph: Keep the graph of the whole computation.
+        model: The denoiser. Its conditioning has one row per sample, or one row for all samples.
+        x: The states at ``t0`` in model units, shape ``(B, *event)``.
+        t0: The time at which the trajectory begins, or ``None`` for the beginning of the model's domain.
+        graph: Whether to keep the graph of the whole computation.
     """
 
     model: Denoiser
@@ -59,11 +59,11 @@ class Problem:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """The interval of t."""
+        """The times at which the trajectory begins and ends."""
         low, high = self.model.domain.interval("likelihood")
         t0 = low if self.t0 is None else self.t0
         if not low <= t0 < high:
-            raise UsageError(f"t_min is {t0}; for this model it must lie in [{low:g}, {high:g})")
+            raise UsageError(f"t_min is {t0}; for this model, it must be at least {low:g} and less than {high:g}")
         return t0, high
 
     @cached_property
@@ -72,32 +72,38 @@ class Problem:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """The interval of the clock."""
+        """The values of u at the beginning and the end of the trajectory."""
         r = self.model.domain.sde.ratio(self._ends)
         return clock(float(r[0])), clock(min(float(r[1]), 1.0))  # r in float32 can be rounded up
 
     @cached_property
     def scales(self) -> Tensor:
-        """The scale s at both ends of the path, shape ``(2,)``."""
+        """The scale s at the beginning and the end of the trajectory, shape ``(2,)``."""
         return self.model.domain.sde.scale(self._ends)
 
     @property
     def dims(self) -> int:
-        """Number of values in an event, D."""
+        """Number of dimensions D of an event."""
         return dims(self.x)
 
     @cached_property
     def start(self) -> Tensor:
-        """The state at the beginning of the path, shape ``(B, D)``."""
+        """The states y at the beginning of the trajectory, shape ``(B, D)``."""
         return flat(self.x * expand(self.unit / at(self.scales, 0), self.x))
 
     @property
     def unit(self) -> float:
-        """The unit of ``x`` on the path: ``data_scale`` if the path begins where the model's domain does, else 1."""
+        """The unit of ``x``: ``data_scale`` if the trajectory begins where the model's domain does, and 1 otherwise."""
         return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 
     def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The slope (1) ``(P, D)`` and the power (2) ``(P, 1)`` of ``rows: (P,)`` at ``y: (P, D)``, ``u: (P,)``."""
+        """Return the slope ``(P, D)`` of equation 1 and the power ``(P, 1)`` of equation 2.
+
+        Args:
+            y: The states, shape ``(P, D)``.
+            u: The values of u, shape ``(P,)``.
+            rows: Indices of the rows to which the states belong, shape ``(P,)``.
+        """
         r, rate = r_of_clock(u)
         t = self.model.domain.sde.t_of_ratio(r.clamp(max=1)).clamp(*self.ends)
         shaped = y.reshape(-1, *self.x.shape[1:])
@@ -112,7 +118,11 @@ class Problem:
     def with_traces(
         self, y: Tensor, u: Tensor, rows: Tensor, probes: Probes, place: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The slope ``(P, D)``, its traces ``(P, K)`` and the power ``(P, 1)``, with probes for ``place``."""
+        """Return the slope ``(P, D)``, the traces ``(P, K)`` of its Jacobian, and the power ``(P, 1)``.
+
+        The arguments are those of :meth:`field`, the probes, and the positions of the probes along the trajectory (see
+        :meth:`Probes.vectors <scoresde.likelihood.divergence.Probes.vectors>`).
+        """
         vectors = probes.vectors(y, rows, place)
         if probes.width and vectors is not None:
             twice = u.repeat(2), rows.repeat(2)
@@ -130,7 +140,7 @@ class Problem:
         return value, traces, powers[0]
 
     def finish(self, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, *event)`` and log densities ``(B, K)`` from the final state and the integrated traces."""
+        """Return latents ``(B, *event)`` and log densities ``(B, K)`` from the final states and the integrals."""
         z = y.reshape(self.x.shape) * expand(at(self.scales, 1), self.x)
         # log p(x) = log prior(z) + log-det + D log(s1/s0)
         growth = self.dims * (self.unit * self.scales[1] / self.scales[0]).log()

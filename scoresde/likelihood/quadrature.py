@@ -1,38 +1,40 @@
-"""The log-determinant, computed by quadrature along a path that was solved beforehand.
+"""Quadrature of the divergence along a trajectory that was solved beforehand.
 
-Solving the path needs only forward passes. The divergence is smooth along the path, so its integral over the clock u
-needs fewer evaluations than the path itself, at nodes that are independent of the steps:
+Solving for the trajectory needs only forward passes. The divergence is smooth along the trajectory, so its integral
+over u needs fewer evaluations than the trajectory itself, at nodes that are independent of the steps:
 
-    int_u0^u1 tr J du  ~  sum_i w_i tr J(y(u_i), u_i),       y(u_i) from the path's dense output.               (1)
+    int_u0^u1 tr J du  ~  sum_i w_i tr J(y(u_i), u_i),       y(u_i) from the solver's dense output.             (1)
 
 This method pays off if the divergence dominates the cost, that is, for an exact divergence or for many probes. With one
-probe, it costs more than the coupled system at equal error, because an error of the path changes log p to first order,
-by the error times the score. Including the power (:mod:`scoresde.likelihood.problem`) in the error norm of the path
-keeps this change small. Every node has its own probes.
+probe, it costs more than the coupled system at equal error, because an error of the trajectory changes log p to first
+order, by the error times the score. Including the power (:mod:`scoresde.likelihood.problem`) in the error norm of the
+trajectory keeps this change small. Every node has its own probes.
 
-The rule is that of Clenshaw and Curtis, which is exact for polynomials of degree n. Its nodes  u_k = -cos(k pi/n)  for
-k = 0, ..., n,  scaled to the interval, are every second node of the rule for 2n, so doubling n wastes no evaluations.
+The Clenshaw-Curtis rule is exact for polynomials of degree n. Its nodes  u_k = -cos(k pi/n)  for k = 0, ..., n,
+scaled to the interval, are every second node of the rule for 2n, so doubling n wastes no evaluations.
 
-The number of nodes. The slope f and the power are known at the nodes too, and their exact integrals are known from the
-path. The residual
+The number of nodes. The slope f and the power are also evaluated at the nodes, and their exact integrals are known from
+the trajectory. The residual
 
     e_n = sum_i w_i f(y(u_i), u_i) - (y(u1) - y(u0)),        and the same for the power,                     (2)
 
 shows how well the rule resolves the flow and how accurate the dense output is. It is free of the noise of probes, which
 would mask the difference between two nested rules for the trace. The power is in nats per dimension, like the trace.
-Starting from 16, n is doubled for each row until the size of (2), which is the root mean square over the dimensions or
-the value for the power, whichever is larger, is below three times its tolerance. Doubling also stops when the size of
-e_n - e_(n/2) is below this limit: the rule has then converged, and only the error of the path remains. If the traces
-are exact, the error of their integral must also be below this limit. The error of the integral falls from rule to rule
-by a factor that itself grows, and is estimated as
+
+Each row starts with n = 16, and n is doubled until the size of the residual is below three times the tolerance. The
+size is the root mean square over the dimensions or the absolute value for the power, whichever is larger in units of
+the tolerance. Doubling also stops when the size of e_n - e_(n/2) is below this limit, because the rule has then
+converged, and only the error of the trajectory remains. If the traces are exact, the error of their integral I_n must
+also be below this limit. From one rule to the next, this error falls by a factor that itself grows. It is estimated as
 
     | I_n - I_(n/2) |^(3/2) / | I_(n/2) - I_(n/4) |^(1/2)    per dimension.                                  (3)
 
-A row fails if it has not converged with the last rule (n = 1024), or if the residual (2) of its path exceeds ten
-tolerances. Rows fail at narrow features of a rough density, which the steps of ``coupled`` do follow. The criterion was
-measured against n = 1024 on the same path, on 774 rows of mixtures of width 0.01 and more and of random networks. It
-accepts errors of up to 1.1 tolerances, and uses 119 nodes on average. With the exponent 2 instead of 3/2 in (3) and
-without the power, it would accept errors of up to 9 tolerances, and use 92 nodes on average.
+A row fails if it has not converged with the last rule (n = 1024), or if its residual exceeds ten times the tolerance.
+Rows fail at narrow features of a rough density, which the steps of the ``coupled`` method do resolve. The criterion was
+measured against n = 1024 on the same trajectories, for 774 rows of mixtures with widths of at least 0.01 and of random
+networks. It accepts errors of up to 1.1 times the tolerance, and uses 119 nodes on average. With the exponent 2 instead
+of 3/2 in equation 3 and without the power, it would accept errors of up to 9 times the tolerance, and use 92 nodes on
+average.
 
 References:
     Clenshaw and Curtis (1960), Numer. Math. 2:197-205.
@@ -54,14 +56,14 @@ from .result import LogLikelihood, settled
 
 __all__ = ["by_quadrature", "clenshaw_curtis"]
 
-FEWEST, MOST = 16, 1024  # smallest and largest n; a check doubles them
-FACTOR, WORST = 3, 10  # limits in tolerances: on (2) and (3) for stopping, and on (2) for success
+FEWEST, MOST = 16, 1024  # smallest and largest n, both doubled for a convergence check
+FACTOR, WORST = 3, 10  # limits in tolerances: on equations 2 and 3 to stop, and on equation 2 to succeed
 PLACED = 256  # up to this n, a node has the same probes in every rule that contains it
 HELD = 2**27  # largest number of slope values at nodes that are kept at once
 
 
 def clenshaw_curtis(n: int, u0: float, u1: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights for integrals over u, float64 ``(n + 1,)`` each; n must be even."""
+    """Return the nodes and the weights for an integral from ``u0`` to ``u1``, each float64 ``(n + 1,)``, for even n."""
     k, j = torch.arange(n + 1, dtype=torch.float64), torch.arange(1, n // 2 + 1, dtype=torch.float64)
     # w_k = c_k/n (1 - sum_j b_j cos(2 j k pi/n) / (4 j^2 - 1)),  c_0 = c_n = b_(n/2) = 1 and 2 elsewhere
     b = torch.where(2 * j == n, 1.0, 2.0)
@@ -82,16 +84,16 @@ def by_quadrature(
     rows_at_once: int,
     finer: bool = False,
 ) -> LogLikelihood:
-    """Solve the path, then integrate the traces (1) along it.
+    """Solve for the trajectory, then integrate the traces along it (equation 1).
 
     Args:
-        problem: Data, model and interval.
+        problem: The data, the model and the interval.
         probes: The probes of the rows.
-        rtol, atol: Tolerances of the path and, up to a factor, of (2) and (3).
+        rtol, atol: Tolerances of the trajectory and, multiplied by a constant factor, of equations 2 and 3.
         scheme: A Runge-Kutta method of :mod:`scoresde.ode.integrate`.
-        max_nfe: Largest number of evaluations of a row on its path.
-        rows_at_once: Number of states evaluated at once.
-        finer: Start with and stop at twice as many nodes, for the convergence check.
+        max_nfe: Largest number of evaluations per row while solving for the trajectory.
+        rows_at_once: Largest number of states evaluated at once.
+        finer: Whether to double the smallest and the largest number of nodes, for the convergence check.
     """
     (u0, u1), y0 = problem.interval, problem.start
     everyone = torch.arange(len(y0), device=y0.device)
@@ -147,45 +149,45 @@ def by_quadrature(
 
 
 def _size(error: Tensor) -> Tensor:
-    """Return the larger of the rms error of the slopes and the error of the power (the last column), ``(b,)``."""
+    """Return the larger of the rms error of the slopes and the absolute error of the power (last column), ``(b,)``."""
     return torch.maximum(error[:, :-1].square().mean(1).sqrt(), error[:, -1].abs())
 
 
 class _Nodes:
-    """Slopes and traces at the nodes of the rows that have not converged yet, for reuse by a finer rule.
+    """The slopes and traces of unconverged rows at their nodes, which a finer rule reuses.
 
     Args:
-        problem: Data, model and interval.
-        path: The path of the problem.
+        problem: The data, the model and the interval.
+        path: The dense output of the trajectories.
         probes: The probes of the rows.
-        rows_at_once: Number of states evaluated at once.
+        rows_at_once: Largest number of states evaluated at once.
     """
 
     def __init__(self, problem: Problem, path: Path, probes: Probes, rows_at_once: int) -> None:
         self.problem, self.path, self.probes, self.rows_at_once = problem, path, probes, rows_at_once
-        self.slopes: Tensor | None = None  # (nodes, rows, D)
+        self.slopes: Tensor | None = None  # (nodes, rows, D + 1), where the last column is the power
         self.traces: Tensor | None = None  # (nodes, rows, K)
 
     def some(self, which: Tensor) -> _Nodes:
-        """Select the rows ``which``, bool ``(b,)``."""
+        """Return the nodes of the rows for which ``which``, bool ``(b,)``, is true."""
         found = _Nodes(self.problem, self.path, self.probes, self.rows_at_once)
         if self.slopes is not None and self.traces is not None:
             found.slopes, found.traces = self.slopes[:, which], self.traces[:, which]
         return found
 
     def integrals(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Integrate the traces, the slopes and the power of ``rows: (b,)``.
+        """Integrate the traces, the slopes and the power of ``rows: (b,)`` with the rule for ``n``.
 
         Returns:
-            The integrals of the traces ``(b, K)``, the integrals of the slopes and the power ``(b, D + 1)``, the change
-            of the integrals of the slopes and the power from the rule with half as many nodes, and the error (3) of the
-            integrals of the traces.
+            The integrals of the traces, ``(b, K)``; the integrals of the slopes and the power, ``(b, D + 1)``; the
+            difference between the latter and the integrals with the rule for ``n/2``, ``(b, D + 1)``; and the estimated
+            errors of the integrals of the traces (equation 3, not divided by D), ``(b, K)``.
         """
         interval = self.problem.interval
         u = clenshaw_curtis(n, *interval)[0].to(rows.device)
         new = torch.arange(n + 1, device=rows.device)
         new = new if self.slopes is None else new[1::2]
-        # The new nodes of a finer rule have odd numbers, and their places start after those of the previous rule.
+        # The new nodes of a finer rule have odd indices, and their positions follow those of the previous rule.
         place = new * (PLACED // n) if n <= PLACED else n + new
         slopes, traces = self._evaluate(rows, u[new], place)
         if self.slopes is not None and self.traces is not None:
@@ -202,7 +204,7 @@ class _Nodes:
         return fine, rule(slopes), rule(slopes) - rule(slopes, 2), doubt
 
     def _evaluate(self, rows: Tensor, u: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate slopes ``(m, b, D)`` and traces ``(m, b, K)`` at the m nodes ``u``, ``rows_at_once`` at a time."""
+        """Evaluate slopes with power, ``(m, b, D + 1)``, and traces ``(m, b, K)`` of ``rows: (b,)`` at ``u: (m,)``."""
         pairs = torch.cartesian_prod(torch.arange(len(u), device=u.device), torch.arange(len(rows), device=u.device))
         found = []
         for pair in torch.split(pairs, self.rows_at_once):
@@ -215,7 +217,7 @@ class _Nodes:
 
 
 def _interleave(even: Tensor, odd: Tensor) -> Tensor:
-    """Merge nodes 0, 2, 4, ... and 1, 3, 5, ... in order."""
+    """Merge the values at nodes 0, 2, 4, ... and at nodes 1, 3, 5, ... in order."""
     out = even.new_empty(len(even) + len(odd), *even.shape[1:])
     out[::2], out[1::2] = even, odd
     return out

@@ -1,22 +1,22 @@
-"""A step that keeps no graph and is repeated in the backward pass.
+"""Steps that keep no graph and are recomputed in the backward pass.
 
-The graph of a solve in n steps holds every evaluation of the network. Here only the n states between the steps are
-kept. In the backward pass each step is repeated with its graph, which gives the products of the gradient with the
+The graph of a solve in n steps holds every evaluation of the network. Here, only the n states between the steps are
+kept. In the backward pass, each step is recomputed with its graph, which gives the products of the gradient with the
 derivatives of the step,
 
     d/d state      and      d/d theta,
 
-where theta are the parameters that the network depends on, found by following the graph of one evaluation to its
+where theta are the parameters on which the network depends, found by following the graph of one evaluation to its
 leaves. The memory needed is then that of one step, at the cost of one more evaluation for each evaluation of the solve.
 The gradient is exactly that of the returned value.
 
-``torch.utils.checkpoint`` does the same for plain functions. A step, however, computes derivatives itself, and with
-``checkpoint`` each of these derivatives would repeat the step up to that point, which takes eight times as many
-evaluations.
+``torch.utils.checkpoint`` does the same for plain functions. A step of the likelihood, however, computes derivatives
+itself. With ``checkpoint``, each of these derivatives would recompute the step up to that point, which would take eight
+times as many evaluations.
 
 References:
-    Chen et al. (2016), arXiv:1604.06174: checkpoints.
-    Gholami et al. (2019), ANODE, arXiv:1902.10298: the error of the adjoint equation, and checkpoints in its place.
+    Chen et al. (2016), arXiv:1604.06174: gradient checkpointing.
+    Gholami et al. (2019), ANODE, arXiv:1902.10298: the error of the adjoint equation, and checkpointing instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Step = Callable[[Tensor, bool], Tensor]  # (state: (B, N), whether to keep the g
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """Find the tensors that accumulate a gradient and on which ``value``, of any shape, depends."""
+    """Return the leaf tensors that accumulate gradients and on which ``value``, of any shape, depends."""
     found: list[Tensor] = []
     todo, seen = [value.grad_fn], set()
     while todo:
@@ -48,7 +48,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def repeated(step: Step, state: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Compute ``step(state, ...)``, shaped like ``state: (B, N)``, with gradients for ``state`` and ``parameters``."""
+    """Apply ``step`` to ``state``, shape ``(B, N)``, with gradients for ``state`` and ``parameters``."""
     out: Tensor = _Repeated.apply(step, state, *parameters)  # type: ignore[no-untyped-call]
     return out
 

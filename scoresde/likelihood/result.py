@@ -13,27 +13,27 @@ from ..ode.integrate import FAILED_NONFINITE, OK, failures
 
 __all__ = ["ALLOWED", "LogLikelihood", "bits_per_dim", "settled"]
 
-ALLOWED = 0.01  # largest change of a converged figure, in bits per dimension
+ALLOWED = 0.01  # largest change of a converged result, in bits per dimension
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """Log-likelihoods of a batch; every field but ``z`` has shape ``(B,)``.
+    """Log-likelihoods of a batch. All fields except ``z`` have shape ``(B,)``.
 
     Attributes:
-        log_prob: Log-likelihood in nats, in model units, or NaN for a row that failed.
-        stderr_probes: Standard error of ``log_prob`` from its K probes, with K - 1 degrees of freedom. It is 0 if the
-            divergence is exact, and NaN for one probe, from which no error can be estimated.
+        log_prob: Log density in nats, in model units, or NaN for a row that failed.
+        stderr_probes: Standard error of ``log_prob``, estimated from K probes with K - 1 degrees of freedom. It is 0 if
+            the divergence is exact, and NaN for a single probe.
         z: Latents at ``t_max``, shape ``(B, *event)``.
         nfe: Number of network evaluations per row.
         divergences: Number of points at which the divergence was computed, each with K backward passes (D if the
             divergence is exact) or, for ``difference``, with K pairs of evaluations.
-        residual: Residual of the quadrature along the path, as the root mean square per dimension in the straight frame
-            (see :mod:`scoresde.likelihood.quadrature`), or NaN for a coupled solve.
-        change: Change of ``log_prob`` in nats when the tolerance is ten times tighter (ten times looser if the dtype
-            does not resolve a tighter one), or when the number of steps is doubled. It is NaN for rows that were not
+        residual: Residual of the quadrature, as the root mean square over the dimensions in the straight frame
+            (equation 2 of :mod:`scoresde.likelihood.quadrature`), or NaN for the ``coupled`` method.
+        change: Change of ``log_prob`` in nats when the tolerances are ten times tighter (ten times looser if the dtype
+            does not resolve tighter ones), or when the number of steps is doubled. It is NaN for rows that were not
             checked, and infinite for rows whose second solve failed.
-        status: A key of :data:`scoresde.ode.integrate.STATUS` per row; 0 means success.
+        status: A key of :data:`scoresde.ode.integrate.STATUS`, where 0 means success.
     """
 
     log_prob: Tensor
@@ -51,27 +51,30 @@ class LogLikelihood:
         return self.status == OK
 
     def failures(self) -> list[str]:
-        """Describe each kind of failure in one line."""
+        """Return one line for each kind of failure."""
         return failures(self.status)
 
     @classmethod
     def join(cls, pieces: Sequence[LogLikelihood]) -> LogLikelihood:
-        """Join the pieces of a chunked batch."""
+        """Concatenate the results for the parts of a batch, in order."""
         return cls(*(torch.cat([getattr(p, f.name) for p in pieces]) for f in fields(cls)))
 
 
 def settled(status: Tensor, log_prob: Tensor) -> Tensor:
-    """Mark rows of ``status: (B,)`` as failed where ``log_prob: (B,)`` is not finite (a divergence can fail alone)."""
+    """Return ``status: (B,)`` with successful rows marked as failed if their ``log_prob``, ``(B,)``, is not finite.
+
+    The divergence of a row can be NaN or infinite even if its trajectory is finite.
+    """
     return torch.where((status == OK) & ~log_prob.detach().isfinite(), FAILED_NONFINITE, status)
 
 
 def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) -> Tensor:
-    """Convert nats in model units to bits per dimension (:mod:`scoresde.likelihood`, eq. 2).
+    """Convert nats in model units to bits per dimension (equation 2 of :mod:`scoresde.likelihood`).
 
     Args:
         log_prob: Log density in nats, or log probability if ``log_cell`` is 0; shape ``(B,)``.
-        dims: Number of dimensions D, or one number for each row, shape ``(B,)``.
-        log_cell: ``sum_d log(b / scale_d)``, the log volume of a cell in model units.
+        dims: Number of dimensions D of all rows, or of each row, shape ``(B,)``.
+        log_cell: The log volume of a cell in model units, ``sum_d log(b / scale_d)``.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)
     8.0

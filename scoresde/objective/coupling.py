@@ -1,19 +1,22 @@
 """Couplings of data and noise, the two ends of the path.
 
-Training draws a pair (x_0, eps) and regresses the network at  x_t = alpha x_0 + sigma eps.  For any joint distribution
-of the pair with the right marginals, the minimiser is the velocity of a flow from noise to data (Lipman et al. 2023,
-arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how often the paths of
-training pairs cross, and so in how straight the flow is:
+Training draws pairs (x_0, eps) and fits the network to them at  x_t = alpha x_0 + sigma eps.  For any joint
+distribution of the pairs with the right marginals, the minimiser defines the velocity of a flow from noise to data
+(Lipman et al. 2023, arXiv:2210.02747, thm. 1; Liu et al. 2023, arXiv:2209.03003, thm. 3.3). Couplings differ in how
+often the paths of the training pairs cross, and therefore in how straight the trajectories of the flow are:
 
-    ``independent``   any noise with any data: the score-matching loss, and the only coupling that has a score
-    ``ot``            the noise of a batch assigned to its data with the least sum of |x_0 - eps|^2: minibatch optimal
-                      transport (Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482), within
-                      each class if there are labels, because otherwise the noise would reveal the class
-    ``reflow``        each sample with the noise from which a trained model generated it
-                      (:mod:`scoresde.train.reflow`)
+    ``independent``   The noise is drawn independently of the data. This gives the score-matching loss, and is the only
+                      coupling whose models have a score.
+    ``ot``            The noise of a batch is assigned to its data so that the sum of |x_0 - eps|^2 is smallest
+                      (minibatch optimal transport; Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024,
+                      arXiv:2302.00482). If there are labels, noise is assigned within each class, because otherwise
+                      it would reveal the class.
+    ``reflow``        Each sample is paired with the noise from which a trained model generated it
+                      (:mod:`scoresde.train.reflow`).
 
-With a coupled pair the score of p_t is no longer -E[eps | x_t] / sigma, a formula that assumes that x_t given x_0 is
-Gaussian. A coupled model is marked as such (``coupled=True``), and everything that needs a score rejects it.
+With coupled pairs, the score of p_t is no longer -E[eps | x_t] / sigma, because this formula assumes that x_t is
+Gaussian given x_0. A model trained on coupled pairs is marked by ``coupled=True``, and everything that needs a score
+raises an error for such a model.
 """
 
 from __future__ import annotations
@@ -35,13 +38,11 @@ COUPLINGS = ("independent", "ot", "reflow")
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Data samples, each with the noise that it is paired with.
-
-    Pairs are a :class:`~scoresde.data.batch.Source` of batches.
+    """A :class:`~scoresde.data.batch.Source` of data samples that are each paired with their noise.
 
     Attributes:
         x0: Data in model units, shape ``(N, *event)``.
-        eps: The noise of each sample, of unit variance, with the same shape as ``x0``.
+        eps: The noise of each sample, with unit variance and the same shape as ``x0``.
         condition: The condition of each sample, or ``None``.
     """
 
@@ -53,18 +54,18 @@ class Pairs:
         return len(self.x0)
 
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
-        """Return the pairs with the indices ``index``, int64 ``(B,)``."""
+        """Return the pairs with indices ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Batch(self.x0[index].to(dtype), known, eps=self.eps[index].to(dtype))
 
 
 def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Assign noise to data by the permutation of the noise that has the least total squared distance.
+    """Permute the noise so that its total squared distance to the data is smallest.
 
     Args:
         x0: Data in model units, shape ``(B, *event)``.
         eps: Standard normal numbers, with the same shape as ``x0``.
-        labels: Class of each row, int64 ``(B,)``, or ``None``. Noise is exchanged only within a class.
+        labels: The class of each row, int64 ``(B,)``, or ``None``. Noise is exchanged only within a class.
 
     Returns:
         The rows of ``eps`` in their new order, with the same shape as ``x0``.
@@ -86,23 +87,29 @@ def optimal_transport(x0: Tensor, eps: Tensor, labels: Tensor | None = None) -> 
 
 
 def check_coupling(coupling: str, weighting: str, predict: str, nodes: bool) -> None:
-    """Reject an unknown coupling, or a coupling that conflicts with the other choices.
+    """Check that a coupling is known and compatible with the other choices.
+
+    Args:
+        coupling: The name of the coupling.
+        weighting: The name of the weighting.
+        predict: The name of the prediction.
+        nodes: Whether the SDE is a discrete chain.
 
     Raises:
-        UsageError: If there is a conflict; the message states the reason.
+        UsageError: If it is not. The message states the reason.
     """
     if coupling not in COUPLINGS:
         raise UsageError(f"unknown coupling {coupling!r}; choose from: {', '.join(COUPLINGS)}")
     if coupling == "independent":
         return
-    why = f"coupling {coupling}: a model of paired data and noise has a flow but no score, and"
+    why = f"a model trained with the {coupling!r} coupling has a flow but no score, so"
     if weighting in ("likelihood", "score"):
-        raise UsageError(f"{why} the weighting {weighting} weighs errors of the score; use native or eps")
+        raise UsageError(f"{why} the {weighting!r} weighting cannot be used; use 'native' or 'eps'")
     if predict == "score":
         raise UsageError(
-            f"{why} cannot predict a score; use the prediction velocity, x0, v, eps or edm",
+            f"{why} it cannot predict a score; predict 'velocity', 'x0', 'v', 'eps' or 'edm' instead",
             parameter="predict",
             value="velocity",
         )
     if nodes:
-        raise UsageError(f"{why} a discrete chain is reversed by the score; use a continuous SDE, such as vp or flow")
+        raise UsageError(f"{why} it cannot reverse a discrete chain; use a continuous SDE, such as 'vp' or 'flow'")

@@ -1,7 +1,7 @@
-"""The random draws of a training step besides its rows: noise, times, and which conditions to drop.
+"""The random draws of a training step other than its rows: times, noise and dropped conditions.
 
-All random numbers come from the generator of the step, in a fixed order (times, noise, pairing, dropped conditions), so
-a step is a function of the seed and the step number.
+All random numbers come from the step's generator in a fixed order (times, noise, pairing, dropped conditions), so they
+depend only on the seed and the step number.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Draws:
 
     Attributes:
         eps: The noise of each row, shape ``(B, *event)``.
-        condition: The condition that the network sees for each row, or ``None``.
-        t: Times, shape ``(B,)``, moved to the nodes of a chain, or ``None`` if no times are drawn.
+        condition: The condition that the network receives for each row, or ``None``.
+        t: Times, shape ``(B,)``, or ``None`` if no times are drawn. For a chain, each time is moved to a node.
         drawn: The times before they are moved to nodes, shape ``(B,)``, or ``None``.
-        weight: Factor on the loss of each row that corrects for the density of its time, shape ``(B,)``, or ``None``
+        weight: Factor on the loss of each row that compensates for the density of its time, shape ``(B,)``, or ``None``
             for a factor of 1.
     """
 
@@ -44,12 +44,12 @@ class Draws:
     weight: Tensor | None = None
 
     def rows(self, index: Tensor) -> Draws:
-        """Return the draws of the rows ``index``, int64 ``(B',)``."""
+        """Return the draws of the rows with indices ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return Draws(self.eps[index], known, *each(lambda v: v[index], self.t, self.drawn, self.weight))
 
     def to(self, device: torch.device | str) -> Draws:
-        """Return the draws on a device; only ``drawn`` stays where it is."""
+        """Return the draws on ``device``, except for ``drawn``, which is not moved."""
         known = None if self.condition is None else self.condition.to(device)
         dtype = time_dtype(torch.device(device))
         t, weight = each(lambda v: v.to(device, dtype), self.t, self.weight)
@@ -57,10 +57,10 @@ class Draws:
 
 
 class Draw(Protocol):
-    """A source of the random draws of a step. Anything that it learns from the losses is part of the training state."""
+    """A source of the random draws for training steps. What it learns from the losses is part of the training state."""
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Draws:
-        """Draw for the rows of ``batch``, using only ``generator``."""
+        """Return the random draws for the rows of ``batch``, using only ``generator``."""
         ...
 
     def update(self, draws: Draws, losses: Tensor) -> None:
@@ -68,11 +68,11 @@ class Draw(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what this source has learned, to be saved; the tensors can have any shape."""
+        """Return what this source has learned as named tensors of any shape, for saving."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, with the same shapes."""
+        """Restore the result of :meth:`state`, with tensors of the same shapes."""
         ...
 
 
@@ -81,11 +81,10 @@ class PathDraw(Checked):
     """A :class:`Draw` of times and noise for denoising.
 
     Args:
-        times: The sampler of times.
-        nodes: The nodes of a chain, to which times are moved, shape ``(N,)``, or ``None`` for times anywhere in an
-            interval.
-        pair: Pair the rows and the noise of a batch by optimal transport, instead of in the order in which they are
-            drawn.
+        times: The time sampler.
+        nodes: The nodes of a chain, to which the times are moved, shape ``(N,)``, or ``None`` for continuous times.
+        pair: Whether to pair the rows and the noise of a batch by optimal transport, rather than in the order of the
+            draws.
         drop: Probability of dropping the condition of a row, from 0 to 1.
     """
 
@@ -119,10 +118,10 @@ class PathDraw(Checked):
 
 
 def _apart(batch: Batch) -> Tensor | None:
-    """Return groups of rows, int64 ``(B,)``, whose noise must not reveal the group, or ``None`` if there are no groups.
+    """Return the group of each row, int64 ``(B,)``, or ``None`` if there is only one group.
 
-    The groups are the classes, each split into augmented and original rows. Sampling asks for original rows only, with
-    any noise.
+    Noise is exchanged only within a group, so that it does not reveal the group. The groups are the classes, each split
+    into augmented and original rows, because sampling combines any noise with the condition of original rows.
     """
     label = None if batch.condition is None else batch.condition.label
     if batch.augment is None:

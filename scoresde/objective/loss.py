@@ -2,16 +2,16 @@
 
 The score-matching objective of Song et al. (2021), arXiv:2011.13456, eq. 7, for a Gaussian path is
 
-    E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma,             (1)
+    E |score(x_t) - grad log p(x_t | x_0)|^2 lambda(t),      grad log p(x_t | x_0) = -eps / sigma.             (1)
 
-and with ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, (1) *is*  E |eps_hat - eps|^2  (Ho et al. 2020,
-arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, an error in any output F is the
-error in eps times a factor known in closed form,
+With ``score = -eps_hat / sigma`` and ``lambda = sigma^2``, it is exactly  E |eps_hat - eps|^2  (Ho et al. 2020,
+arXiv:2006.11239, eq. 14). Because ``alpha x0_hat + sigma eps_hat = x_t`` is exact, the error of any output F with the
+target a x_0 + b eps is the error of eps_hat times a known factor,
 
     F - (a x_0 + b eps) = (b - a sigma/alpha) (eps_hat - eps),                                                  (2)
 
-so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  Weightings differ in which
-errors the network is pushed to reduce, not in what it converges to.
+so every weighting (:mod:`scoresde.objective.weighting`) is a factor on  |F - target|^2.  Weightings change how much the
+errors at each noise level contribute to the loss, but not which function minimises it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Denoising", "Objective", "denoising_loss", "end_terms"]
 
 
 class Objective(ABC):
-    """A training objective: training minimises the mean of the losses that it returns, over rows and draws."""
+    """A training objective. Training minimises the mean of its losses over rows and draws."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
@@ -44,11 +44,11 @@ class Objective(ABC):
         Args:
             model: The module in training.
             batch: The rows.
-            draws: The random draws for these rows. The weights of the draws are not applied to the result.
+            draws: The random draws for these rows. Their weights (``draws.weight``) are not applied to the result.
         """
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """Compute a term of the loss of each row that does not depend on the draws, shape ``(B,)``, or ``None``."""
+        """Return the part of the loss of each row that does not depend on the draws, shape ``(B,)``, or ``None``."""
         return None
 
 
@@ -83,10 +83,10 @@ def denoising_loss(
     each: Tensor | None = None,
     augment: Tensor | None = None,
 ) -> Tensor:
-    """Compute the denoising loss of each row, averaged over the event.
+    """Compute the denoising loss of each row, averaged over the elements of the event.
 
     A model that learns its variance uses the hybrid loss, which adds 0.001 times the variational bound with the mean
-    held fixed (eq. 3 of :mod:`scoresde.likelihood.chain`).
+    held fixed (equation 3 of :mod:`scoresde.likelihood.chain`).
 
     Args:
         model: The model in training.
@@ -97,11 +97,11 @@ def denoising_loss(
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
         each: Factor on the squared error of each element, with the same shape as ``x0``, or ``None`` for 1.
-        augment: Augmentation numbers of each row, as passed to the network, ``(B, A)``, or ``None`` for no
+        augment: Augmentation parameters of each row, as passed to the network, shape ``(B, A)``, or ``None`` for no
             augmentation.
 
     Returns:
-        Losses, shape ``(B,)``.
+        The losses, shape ``(B,)``.
     """
     sde, parametrization = model.sde, model.parametrization
     # F - (a x_0 + b eps) at x_t = alpha x_0 + sigma eps
@@ -118,7 +118,7 @@ def denoising_loss(
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
-    """Average weighted squares ``(B, *event)`` over the event, which gives ``(B,)``."""
+    """Return the weighted mean of the squared errors ``(B, *event)`` over the event, shape ``(B,)``."""
     if each is not None:
         square = each * square
     if weight.ndim > 1:
@@ -129,17 +129,17 @@ def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
 def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     """Compute the terms that the ends of the path add to the variational bound.
 
-    The middle term of the bound is (1) with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
-    arXiv:2107.00630, eq. 12, multiplied by 2/D as in (1): the divergence of x at ``t_max`` from the prior, and the
-    negative log density of the data given x at ``t_min``, which is the density of N(x/alpha, sigma^2/alpha^2). Only a
-    learned path needs these terms: without them, the ends of the path would drift without limit.
+    The middle term of the bound is equation 1 with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
+    arXiv:2107.00630, eq. 12, multiplied by 2/D like the middle term: the divergence of x at ``t_max`` from the prior,
+    and the negative log density of the data given x at ``t_min``, which is that of N(x/alpha, sigma^2/alpha^2). Only a
+    learned path needs these terms. Without them, its ends would drift without limit.
 
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
 
     Returns:
-        Terms, shape ``(B,)``.
+        The sum of the terms for each row, shape ``(B,)``.
     """
     sde = model.sde
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=time_dtype(x0.device), device=x0.device)

@@ -1,21 +1,21 @@
 """Distributions of training times.
 
 A time sampler is a quantile function Q on (0, 1): ``t = Q(u)`` with u uniform has the density ``p(t) = 1/Q'(u)``.
-Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with one uniform shift.
-Stratified draws have the same expectation as independent draws, and less variance (Kingma et al. 2021,
-arXiv:2107.00630, app. I.1).
+Stratified sampling draws one u in each of ``count`` cells, ``u_i = (i + shift)/count`` with a single uniform shift.
+Losses averaged over stratified draws have the same expectation as over independent draws, and less variance (Kingma et
+al. 2021, arXiv:2107.00630, app. I.1).
 
-There are two kinds of samplers. With *emphasis*, draws are not reweighted, so p is part of the objective, as a factor
-on the weighting,
+Let w be the weighting and L the loss. There are two kinds of non-uniform samplers. With *emphasis*, draws are not
+reweighted, so p is part of the objective, as a factor on the weighting,
 
     E_p w(t) L(t) = int p(t) w(t) L(t) dt.                                                                         (1)
 
-With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so that, whatever p is, the expected loss equals
-the loss for times uniform on ``[low, high]``,
+With *importance*, each draw has the weight ``1/(p(t) (high - low))``, so that for any p the expected loss equals that
+for times uniform on ``[low, high]``,
 
     E_p w(t) L(t) / (p(t) (high - low)) = (high - low)^-1 int w(t) L(t) dt,                                        (2)
 
-and p affects only the variance of individual draws; the best choice is ``p ~ sqrt(E (w L)^2)``.
+and p affects only the variance of individual draws. The best choice is ``p ~ sqrt(E (w L)^2)``.
 
     ``uniform``              t uniform, draws independent                                            neither
     ``low-discrepancy``      t uniform, stratified                                                   neither
@@ -28,7 +28,7 @@ and p affects only the variance of individual draws; the best choice is ``p ~ sq
     ``loss-second-moment``   p ~ sqrt(E L^2) of recent losses; Nichol and Dhariwal 2021,             importance
                              arXiv:2102.09672, sec. 3.3
 
-All samplers stay within the domain ``[low, high]``; a distribution that extends beyond it is truncated, not clamped.
+All samplers stay within the domain ``[low, high]``. A distribution that extends beyond it is truncated, not clamped.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """The interval from which times are drawn, with the path, the prediction and the weighting of the loss.
+    """The interval from which times are drawn, and the path, the prediction and the weighting of the loss.
 
     Args:
         sde: The path.
         low, high: The interval of t.
-        parametrization: What the network outputs.
+        parametrization: The prediction, which defines the output of the network.
         weighting: The factor on the squared error of the output (see :mod:`scoresde.objective.weighting`).
     """
 
@@ -101,10 +101,12 @@ class TimeSampler(Checked, ABC):
     To write a time sampler, subclass this as a frozen dataclass and define ``quantile``.
 
     Args:
-        stratified: Draw one time in each cell of equal probability, instead of independent times.
+        stratified: Whether to draw one time in each of ``count`` cells of equal probability. Otherwise, the draws are
+            independent.
 
     Attributes:
-        emphasis: Whether the density is part of the objective (1). If not, ``weight`` compensates for the density (2).
+        emphasis: Whether the density is part of the objective (equation 1). If not, the weights of the draws compensate
+            for the density (equation 2).
     """
 
     emphasis: ClassVar[bool] = True
@@ -115,13 +117,15 @@ class TimeSampler(Checked, ABC):
         """Return the time below which a fraction ``u`` of all draws lies, float64, with the same shape as ``u``."""
 
     def check(self, setting: Setting) -> None:
-        """Reject a domain or a weighting that this sampler does not support
-        (:class:`~scoresde.core.errors.UsageError`).
+        """Check that this sampler supports the domain and the weighting.
+
+        Raises:
+            UsageError: If it does not.
         """
         if self.emphasis and getattr(setting.weighting, "per_log_snr", False):
             raise UsageError(
-                f"the weighting {setting.weighting} is stated for times uniform in t, but {self} favours some times, "
-                "which would change the loss; use the time sampler low-discrepancy or importance"
+                f"the weighting {setting.weighting} is defined for times uniform in t, but {self} favours some times, "
+                "which would change the loss; use the 'low-discrepancy' or 'importance' time sampler"
             )
 
     def over(self, setting: Setting) -> Times:
@@ -157,18 +161,18 @@ class Times:
         return self.sampler.quantile(u, self.setting)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Return the weight (2) of a draw at ``t``, with the same shape as ``t``, or 1 if draws are not reweighted."""
+        """Return the weights of draws at ``t`` (equation 2), of the same shape, or 1 if draws are not reweighted."""
         return torch.ones_like(t)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses at the times of the last draw, each ``(count,)``."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what the sampler has learned, to be saved with a checkpoint; the tensors can have any shape."""
+        """Return what the sampler has learned as named tensors of any shape, for saving."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state` returned, with the same shapes."""
+        """Restore the result of :meth:`state`, with tensors of the same shapes."""
 
 
 # ----------------------------------------------------------------------------------------------------- in closed form
@@ -176,7 +180,7 @@ class Times:
 
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Stratified times, uniform in t, as published for most SDEs."""
+    """Times uniform in t, stratified by default: the published choice for most SDEs."""
 
     emphasis = False
 
@@ -185,7 +189,7 @@ class LowDiscrepancy(TimeSampler):
 
 
 def independent() -> LowDiscrepancy:
-    """Times uniform in t, with independent draws: :class:`LowDiscrepancy` without strata."""
+    """Return a sampler of independent times uniform in t, which is :class:`LowDiscrepancy` without strata."""
     return LowDiscrepancy(stratified=False)
 
 
@@ -193,7 +197,7 @@ def independent() -> LowDiscrepancy:
 class Sqrt(TimeSampler):
     """Times uniform in sqrt(t), so that the low noise levels of VP and sub-VP are drawn more often.
 
-    Times below 0.01 cover a third of the log-SNR range of these paths, but only 1 % of uniform t.
+    Times below 0.01 cover a third of the log-SNR range of these paths, but only 1 % of times uniform in t.
     """
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
@@ -203,11 +207,11 @@ class Sqrt(TimeSampler):
 
 @dataclass(frozen=True)
 class LogNormal(TimeSampler):
-    """``log(sigma/alpha) ~ N(mean, std^2)``, on any path (Karras et al. 2022, arXiv:2206.00364, tab. 1).
+    """Times with ``log(sigma/alpha) ~ N(mean, std^2)`` on any path (Karras et al. 2022, arXiv:2206.00364, tab. 1).
 
     Args:
-        mean, std: Mean and standard deviation of the log noise level, for data with a standard deviation of about 0.5;
-            EDM2 uses -0.4 and 1.
+        mean, std: Mean and standard deviation of the log noise level. The defaults are for data with a standard
+            deviation of about 0.5. EDM2 uses -0.4 and 1.
     """
 
     limits = ranges(mean=_MEAN, std=_STD)
@@ -229,10 +233,10 @@ class LogNormal(TimeSampler):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
-    """``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
+    """Times with ``log(t/(1 - t)) ~ N(mean, std^2)`` (Esser et al. 2024, arXiv:2403.03206, eq. 19).
 
-    On the straight path, this distribution equals :class:`LogNormal`. A shift by a factor s as in Esser et al.,
-    ``t' = s t/(1 + (s - 1) t)``, corresponds to ``mean + log(s)``.
+    On the straight path, this distribution equals that of :class:`LogNormal`. The shift of Esser et al. by a factor s,
+    ``t' = s t/(1 + (s - 1) t)``, corresponds to adding log(s) to ``mean``.
 
     Args:
         mean, std: Mean and standard deviation of the logit of t.
@@ -250,7 +254,7 @@ class LogitNormal(TimeSampler):
         super().check(setting)
         if not 0 <= setting.low < setting.high <= 1:
             low, high = setting.low, setting.high
-            raise UsageError(f"logit-normal times lie between 0 and 1, but the domain is {low} to {high}")
+            raise UsageError(f"logit-normal times lie between 0 and 1, but the time interval is {low:g} to {high:g}")
         _reach(self, self._ends(setting), setting)
 
     def _ends(self, setting: Setting) -> Tensor:
@@ -259,19 +263,19 @@ class LogitNormal(TimeSampler):
 
 @dataclass(frozen=True)
 class Mode(TimeSampler):
-    """More times in the middle, and still enough at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
+    """Times concentrated in the middle, with heavy tails at both ends (Esser et al. 2024, arXiv:2403.03206, eq. 20).
 
     Args:
         k: The parameter s of the paper, from -1 (more times at the ends) through 0 (uniform) to 2/(pi - 2) = 1.75 (more
             times in the middle).
     """
 
-    limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="from -1 to 2/(pi - 2), where t rises with u"))
+    limits = ranges(k=Range(-1, 2 / (math.pi - 2), hint="outside -1 to 2/(pi - 2), t does not increase with u"))
 
     k: float = 1.29
 
     def quantile(self, u: Tensor, setting: Setting) -> Tensor:
-        # the paper's f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u) at 1 - u, so that t rises with u
+        # the paper's f(u) = 1 - u - k (cos^2(pi u/2) - 1 + u) at 1 - u, so that t increases with u
         v = u - self.k * (torch.sin(math.pi / 2 * u).square() - u)
         return setting.low + (setting.high - setting.low) * v
 
@@ -281,14 +285,14 @@ class Mode(TimeSampler):
 
 @dataclass(frozen=True)
 class Importance(TimeSampler):
-    """More draws where the loss has more weight: ``p(t) ~ w(t)``, the weight on ``|eps_hat - eps|^2``.
+    """Times drawn with a density proportional to the weight w of the loss on ``|eps_hat - eps|^2``.
 
-    This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. For the weighting ``likelihood``, ``w
-    = g^2/sigma^2 = -l'``: times are uniform in the log-SNR l, and ``int w dt`` is the range of l. For other weightings
-    the inverse of ``int w dt`` is tabulated.
+    This is the sampler of Song, Durkan et al. (2021), arXiv:2101.09258, sec. 4.3. With the ``likelihood`` weighting,
+    ``w = g^2/sigma^2 = -dl/dt``, so times are uniform in the log-SNR l, and ``int w dt`` is the range of l. With other
+    weightings, the inverse of ``int w dt`` is tabulated.
 
-    If the log-SNR is infinite at an end (alpha = 0 at t = 1), ``likelihood`` would put all draws there, so the times
-    then end at a log-SNR of -20.
+    If the log-SNR is infinite at an end (alpha = 0 at t = 1), the ``likelihood`` weighting would put all draws there.
+    The times then end at a log-SNR of -20.
 
     Args:
         error: The output whose error is assumed to be equally large at all times, a name in
@@ -306,7 +310,8 @@ class Importance(TimeSampler):
         super().check(setting)
         if setting.sde.parameters():
             raise UsageError(
-                "importance: the path is learned, but the density stays fixed; use the sampler low-discrepancy"
+                "the 'importance' time sampler does not support a learned path, because its density is fixed; use the "
+                "'low-discrepancy' time sampler"
             )
 
     def over(self, setting: Setting) -> Times:
@@ -314,7 +319,7 @@ class Importance(TimeSampler):
 
 
 class _Tabulated(Times):
-    """Importance sampling from a table of ``W = int w dt`` in steps of the log-SNR l, where ``dW/dl = w/(-l')``."""
+    """Importance sampling with a table of ``W = int w dt`` at equally spaced values of the log-SNR l."""
 
     cells = 4096
 
@@ -336,7 +341,7 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return the weight on the error of the output ``error`` (p times ``total``), with the same shape as ``t``."""
+        """Return p times ``total``, the weight on the error of the output ``error``, with the same shape as ``t``."""
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
         return self.setting.weighting(sde, own, t) / factor
@@ -348,15 +353,16 @@ class _Tabulated(Times):
         return self.total / (self.density(t) * self.span)
 
     def _check(self, t: Tensor, speed: Tensor) -> None:
-        """Reject draws that would give the loss more variance than uniform times do.
+        """Raise an error if this sampler would give the loss more variance than uniform times would.
 
         The loss is w m, with m = E |eps_hat - eps|^2 = SNR/(SNR + 1) for Gaussian data of unit variance. Its second
-        moment is int (w m)^2 dt/span under uniform draws, and total int (w m)^2/density dt/span^2 under these draws.
+        moment is int (w m)^2 dt/span with uniform times, and total int (w m)^2/density dt/span^2 with this sampler.
         """
         if not 0 < self.total < math.inf:
             raise UsageError(
-                f"importance: the integral of {self.setting.weighting} over t is {self.total:.3g}; it must be positive "
-                "and finite; use another weighting, or the sampler low-discrepancy"
+                "the 'importance' time sampler needs a weighting whose integral over t is positive and finite, but "
+                f"that of {self.setting.weighting} is {self.total:.3g}; use another weighting, or the "
+                "'low-discrepancy' time sampler"
             )
         sde, own = self.setting.sde, self.setting.parametrization
         w = self.setting.weighting(sde, own, t) / noise_factor(sde, own, t)
@@ -366,8 +372,8 @@ class _Tabulated(Times):
         if ratio > 1 + 1e-6:
             raise UsageError(
                 f"with the time sampler {self.sampler} and the weighting {self.setting.weighting}, the mean square of "
-                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); use the sampler's option "
-                "error='edm', or the sampler low-discrepancy",
+                f"the loss is {ratio:.3g} times that with uniform times (for Gaussian data); set the sampler's option "
+                "error='edm', or use the 'low-discrepancy' time sampler",
                 parameter="t_sampler.error",
                 value="edm",
             )
@@ -375,14 +381,14 @@ class _Tabulated(Times):
 
 @dataclass(frozen=True)
 class LossSecondMoment(TimeSampler):
-    """More draws where recent losses are larger: ``p(t) ~ sqrt(E L^2)``.
+    """Times drawn more often where recent losses L are larger, with the density ``p(t) ~ sqrt(E L^2)``.
 
     This is the sampler of Nichol and Dhariwal (2021), arXiv:2102.09672, sec. 3.3. Within each bin, t is uniform. The
     bins are the cells of the SDE's default grid. All bins are equally likely until every bin has a full history of
     losses.
 
     Args:
-        bins: Number of bins; the paper uses the nodes of a discrete model.
+        bins: Number of bins. In the paper, there is one bin for each node of a discrete model.
         history: Number of recent losses to remember for each bin.
         uniform: Fraction of draws that are spread evenly over all bins, so that no bin is neglected.
     """
@@ -402,7 +408,7 @@ class LossSecondMoment(TimeSampler):
 
 
 class _Remembering(Times):
-    """Draws according to the latest losses of each bin."""
+    """Times drawn according to the most recent losses in each bin."""
 
     sampler: LossSecondMoment
 
@@ -461,14 +467,14 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
-    """Return the quantile of a standard normal truncated at both ends."""
+    """Return the quantiles ``u`` of a standard normal distribution truncated to the interval ``ends``."""
     below, above = torch.special.ndtr(ends).tolist()
     z: Tensor = torch.special.ndtri(below + (above - below) * u)
     return z
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Reject a normal distribution if only its far tail lies between the ``ends``, which are in standard deviations."""
+    """Raise an error if only the far tail of a normal distribution lies between ``ends``, in standard deviations."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(
@@ -484,10 +490,10 @@ def make_times(sampler: str | TimeSampler, options: Mapping[str, Any], setting: 
         sampler: The name, or the sampler itself.
         options: The fields of the sampler.
         setting: The setting to which the sampler is bound.
-        typed: Which names a person typed, rather than a file contained (:mod:`scoresde.core.registry`).
+        typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If the name is unknown, the sampler has no such option, or the sampler does not suit the setting.
+        UsageError: If the name is unknown, the sampler has no such option, or the sampler does not support the setting.
         CheckpointError: If the name was read from a file and is not a built-in.
     """
     made = build(sampler, TIME_SAMPLERS, "time sampler", typed=typed, **options)

@@ -1,14 +1,15 @@
-"""Weightings of the denoising loss: how much an error counts at each noise level.
+"""Weightings of the denoising loss, which set how much an error counts at each noise level.
 
-An error of any output ``F = a x_0 + b eps`` equals the error of the noise, or of the data, up to a factor, because
-``alpha x0_hat + sigma eps_hat = x_t`` is exact:
+The error of an output F with the target ``a x_0 + b eps`` equals that of the noise or of the data up to a factor,
+because ``alpha x0_hat + sigma eps_hat = x_t`` is exact:
 
     |F - target|^2 = (d/alpha)^2 |eps_hat - eps|^2 = (d/sigma)^2 |x0_hat - x_0|^2,      d = a sigma - b alpha.     (1)
 
-So each weighting is defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling the weighting returns the factor
-on the loss of the actual network output, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2`` and ``l = log SNR``,
+Each weighting is therefore defined once, as a weight ``w`` on ``|eps_hat - eps|^2``. Calling the weighting returns the
+factor on the squared error of the network output F, ``w (alpha/d)^2``. With ``SNR = alpha^2/sigma^2``, ``l = log SNR``
+and ``l' = dl/dt``, the weights w are
 
-    ``native``      (d/alpha)^2         the factor is 1: plain regression of the network output
+    ``native``      (d/alpha)^2         the factor on |F - target|^2 is 1: plain regression
     ``eps``         1                   the simple loss of Ho et al. 2020, eq. 14
     ``x0``          1/SNR               |x0_hat - x_0|^2
     ``v``           1 + 1/SNR           (SNR + 1) |x0_hat - x_0|^2, Salimans and Ho 2022, sec. 4
@@ -24,9 +25,9 @@ Convention. The loss is the mean over times drawn with a density p(t), so
     E_t w |eps_hat - eps|^2 = int w p(t)/(-l') |eps_hat - eps|^2 dl.                                               (2)
 
 What is learned, and how well at each noise level, depends only on ``w p/(-l')``, the effective weight per unit of
-log-SNR. The path and its clock do not matter (Kingma et al. 2021, sec. 5.1). ``likelihood`` and ``sigmoid`` are
-published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``. Here they carry the factor ``-l' = g^2/sigma^2``,
-which gives these weights for times uniform in t.
+log-SNR. The path and its parametrisation by t do not matter (Kingma et al. 2021, sec. 5.1). The weightings
+``likelihood`` and ``sigmoid`` are published as weights per unit of log-SNR, 1 and ``sigmoid(bias - l)``. Here they have
+the additional factor ``-l' = g^2/sigma^2``, which gives these weights for times uniform in t.
 
 References:
     Ho et al. (2020), arXiv:2006.11239. Song, Durkan, Murray and Ermon (2021), arXiv:2101.09258. Kingma et al. (2021),
@@ -73,7 +74,7 @@ __all__ = [
     "noise_factor",
 ]
 
-# A weighting as called by the loss: it returns the factor on |F - target|^2, with the same shape as t.
+# A weighting returns the factor on |F - target|^2, with the same shape as t.
 Weight = Callable[[SDE, Parametrization, Tensor], Tensor]
 
 # Keep alpha and sigma above 0, so that min(SNR, gamma)/SNR and similar terms are right at both ends. The squares of the
@@ -92,14 +93,14 @@ def _snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def log_snr_speed(sde: SDE, t: Tensor) -> Tensor:
-    """Return ``-l' = g^2/sigma^2``, the speed at which the log-SNR falls, with the same shape as ``t``."""
-    # l = 2 log(alpha/sigma): this avoids g, which is infinite where alpha = 0, and differences of large numbers
+    """Return ``-l' = g^2/sigma^2``, the rate at which the log-SNR falls, with the same shape as ``t``."""
+    # The derivative of 2 log(alpha/sigma) avoids g, which is infinite where alpha = 0, and differences of large numbers
     (alpha, sigma), (d_alpha, d_sigma) = _levels(sde, t), sde.rates(t)
     return 2 * (alpha * d_sigma - d_alpha * sigma) / (alpha * sigma)
 
 
 def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tensor:
-    """Return ``(alpha/d)^2``, which turns ``|F - target|^2`` into the error of the noise (1).
+    """Return the factor ``(alpha/d)^2`` that converts ``|F - target|^2`` to ``|eps_hat - eps|^2`` (equation 1).
 
     The result has the same shape as ``t``.
     """
@@ -109,13 +110,13 @@ def noise_factor(sde: SDE, parametrization: Parametrization, t: Tensor) -> Tenso
 
 
 class Weighting(Checked, ABC):
-    """A weight at each time. To write a weighting, subclass this as a frozen dataclass and define ``on_noise``.
+    """Base class for weightings. To write a weighting, subclass this as a frozen dataclass and define ``on_noise``.
 
     A weighting is called as ``weighting(sde, parametrization, t)`` and returns the factor on ``|F - target|^2``, with
     the same shape as ``t``. A plain function with this signature is also a weighting.
 
     Attributes:
-        per_log_snr: Whether the weight is stated per unit of log-SNR, and so for times uniform in t.
+        per_log_snr: Whether the weight is defined per unit of log-SNR, assuming times uniform in t.
     """
 
     per_log_snr: ClassVar[bool] = False
@@ -138,7 +139,7 @@ class Native:
 
 @dataclass(frozen=True)
 class EpsWeight(Weighting):
-    """``|eps_hat - eps|^2``, the simple loss (Ho et al. 2020, arXiv:2006.11239, eq. 14)."""
+    """The simple loss, ``|eps_hat - eps|^2`` (Ho et al. 2020, arXiv:2006.11239, eq. 14)."""
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -165,7 +166,7 @@ class VWeight(Weighting):
 
 @dataclass(frozen=True)
 class ScoreWeight(Weighting):
-    """``|score - grad log p(x_t | x_0)|^2``, score matching with weight 1 (Vincent 2011)."""
+    """Score matching with weight 1, ``|score - grad log p(x_t | x_0)|^2`` (Vincent 2011)."""
 
     def on_noise(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 / _levels(sde, t)[1].square()
@@ -173,10 +174,10 @@ class ScoreWeight(Weighting):
 
 @dataclass(frozen=True)
 class LikelihoodWeight(Weighting):
-    """``g^2 |score - grad log p(x_t | x_0)|^2``, for which the loss bounds the likelihood.
+    """Score matching with weight g^2, ``g^2 |score - grad log p(x_t | x_0)|^2``.
 
-    The bound is thm. 1 of Song, Durkan et al. (2021), arXiv:2101.09258. Per unit of log-SNR the error of the noise has
-    weight 1 (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
+    With this weighting, the loss bounds the negative log-likelihood (Song, Durkan et al. 2021, arXiv:2101.09258, thm.
+    1). The squared error of the noise has weight 1 per unit of log-SNR (Kingma et al. 2021, arXiv:2107.00630, eq. 18).
     """
 
     per_log_snr: ClassVar[bool] = True
@@ -187,11 +188,13 @@ class LikelihoodWeight(Weighting):
 
 @dataclass(frozen=True)
 class P2(Weighting):
-    """``|eps_hat - eps|^2 / (k + SNR)^gamma``: less weight on nearly clean data (Choi et al. 2022, arXiv:2204.00227).
+    """The loss ``|eps_hat - eps|^2 / (k + SNR)^gamma`` (Choi et al. 2022, arXiv:2204.00227).
+
+    Compared with the simple loss, it has less weight on nearly clean data.
 
     Args:
         k: The SNR around which the weight starts to fall, >= 0.
-        gamma: How strongly the weight falls, >= 0; 0 gives ``eps``.
+        gamma: The exponent, >= 0. The value 0 gives the ``eps`` weighting.
     """
 
     limits = ranges(k=Range(0, 1e6), gamma=Range(0, 100))
@@ -208,7 +211,8 @@ class MinSNR(Weighting):
     """The loss ``min(SNR, gamma) |x0_hat - x_0|^2`` (Hang et al. 2023, arXiv:2303.09556).
 
     Args:
-        gamma: The SNR above which the error of the data has constant weight, > 0; ``inf`` gives ``eps``.
+        gamma: The SNR above which the squared error of the data has constant weight, > 0. The value ``inf`` gives the
+            ``eps`` weighting.
     """
 
     limits = ranges(gamma=Range(0, above=True, infinite=True, hint="5 is the published value"))
@@ -221,14 +225,14 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeight(Weighting):
-    """``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2`` with EDM's sigma ``1/sqrt(SNR)``; s is ``data_std``.
+    """The loss ``(sigma^2 + s^2)/(sigma s)^2 |x0_hat - x_0|^2``, with EDM's sigma ``1/sqrt(SNR)`` and s = ``data_std``.
 
-    This weight of Karras et al. (2022), arXiv:2206.00364, tab. 1, gives an untrained network the same loss at all noise
-    levels. Training with this weight is plain regression of the residual of EDM.
+    This weighting (Karras et al. 2022, arXiv:2206.00364, tab. 1) gives an untrained network the same loss at all noise
+    levels. For the EDM prediction, it is plain regression of the network output.
 
     Args:
-        data_std: The standard deviation s of the data per element, in model units. Training fills in the value of its
-            data.
+        data_std: The standard deviation s of the data per element, in model units. By default, training uses that of
+            the training data.
     """
 
     limits = ranges(data_std=Range(1e-9, 1e12))
@@ -243,11 +247,11 @@ class EDMWeight(Weighting):
 class Sigmoid(Weighting):
     """The loss ``sigmoid(bias - log SNR) |eps_hat - eps|^2`` per unit of log-SNR.
 
-    The sources are Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. For uniform
-    t the weight has the additional factor ``-l'``.
+    The weighting is due to Kingma and Gao (2023), arXiv:2303.00848, and Hoogeboom et al. (2024), arXiv:2410.19324. For
+    times uniform in t, the weight has the additional factor ``-l'``.
 
     Args:
-        bias: The log-SNR at which the weight has fallen to a half; a lower bias puts less weight on detail.
+        bias: The log-SNR at which the weight has fallen to a half. A lower value puts less weight on fine detail.
     """
 
     limits = ranges(bias=Range(-100, 100))
@@ -260,12 +264,12 @@ class Sigmoid(Weighting):
 
 
 def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = None, typed: Typed = READ) -> Weight:
-    """Return the named weighting: a built-in, or your own ``module:Class`` or ``module:function``.
+    """Return the named weighting, which is a built-in, or your own ``module:Class`` or ``module:function``.
 
     Args:
         weighting: The name, or the weighting itself.
         options: The fields of the weighting.
-        typed: Which names a person typed, rather than a file contained (:mod:`scoresde.core.registry`).
+        typed: Which names were typed by a person, rather than read from a file (:mod:`scoresde.core.registry`).
 
     Raises:
         UsageError: If the name is unknown, or the weighting has no such option.
@@ -281,24 +285,25 @@ def make_weighting(weighting: str | Weight, options: Mapping[str, Any] | None = 
     made = construct(found, "weighting", weighting, options or {}, typed=typed)
     if not callable(made):
         raise UsageError(
-            f"the weighting {weighting} is not callable; it must accept the path, the prediction and times"
+            f"the weighting {weighting} is not callable; it must be a function of the SDE, the prediction and the times"
         )
     return made  # type: ignore[no-any-return]
 
 
 def check_weight(weight: Weight, sde: SDE, parametrization: Parametrization, low: float, high: float) -> None:
-    """Check that a weighting is valid for training on ``[low, high]``: one number per time, finite and >= 0.
+    """Check that a weighting returns one finite number >= 0 for each time on ``[low, high]``.
 
     Raises:
-        UsageError: If the weighting is not valid; the message states the first invalid time.
+        UsageError: If it does not. The message states the shape, or the first invalid value and its time.
     """
     t = low + (high - low) * torch.linspace(0, 1, 257, dtype=torch.float64).square()
     t[-1] = high
     values = weight(sde, parametrization, t)
     if not isinstance(values, Tensor) or values.shape != t.shape:
-        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
+        found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{type(values).__name__}"
         raise UsageError(
-            f"the weighting {weight} returns {found} for times of shape (257,); the result must have the same shape"
+            f"the weighting {weight} returns {found} for times of shape (257,); the result must be a tensor of the "
+            "same shape"
         )
     bad = (~((values >= 0) & (values < 1e15))).nonzero().flatten()
     if len(bad):

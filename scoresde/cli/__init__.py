@@ -1,8 +1,8 @@
-"""The command line: parse arguments, call the library, print results.
+"""The command-line interface, which parses arguments, calls the library and prints results.
 
-This package contains no mathematics, and torch is not imported before a command runs. Each verb has its own file, and
-:mod:`.common` has the code that the verbs share. Results go to standard output, everything else to standard error. The
-exit codes are those of :mod:`scoresde.core.errors`.
+This package does not contain any mathematics, and torch is not imported before a command runs. Each command has its own
+file, and :mod:`.common` contains the code that several commands share. Results are printed to standard output, and
+everything else to standard error. The exit codes are those of :mod:`scoresde.core.errors`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def cli(debug: bool) -> None:
     """Train, sample and evaluate score-based generative models in continuous time.
 
     \b
-    scoresde train --sde vp                      # train on the built-in digits, a few minutes on a CPU
+    scoresde train --sde vp                      # train on the built-in digits (takes a few minutes on a CPU)
     scoresde sample --solver ode --rtol 1e-5     # sample from the newest run
     scoresde likelihood                          # compute the bits/dim of held-out data
     """
@@ -72,9 +72,9 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with the resulting code.
+    """Run the command line and exit with its exit code.
 
-    Signal handlers are restored before the exit. A signal that ends the command has its own exit code
+    Signal handlers are restored before the exit. Each signal that ends a command has its own exit code
     (:mod:`scoresde.core.signals`).
     """
     args = sys.argv[1:] if args is None else args
@@ -97,7 +97,7 @@ def _flush() -> None:
     """Flush standard output before signal handling returns to normal."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):  # the reader of the pipe is gone
+    except (OSError, ValueError):  # the process that reads the output has ended
         return
 
 
@@ -109,7 +109,7 @@ def _outcome(args: list[str], debug: bool) -> int:
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            check()  # compiled code may replace a signal by its own error
+            check()  # compiled code may turn a signal into its own error
             raise
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
@@ -138,5 +138,5 @@ def _outcome(args: list[str], debug: bool) -> int:
             where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
             echo(f"error: {where}{reason(error)}", err=True)
             return 3
-        echo(f"unexpected error: {type(error).__name__}: {error}\n(--debug shows the traceback)", err=True)
+        echo(f"unexpected error: {type(error).__name__}: {error}\n(use --debug to show the traceback)", err=True)
         return 1

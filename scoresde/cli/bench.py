@@ -23,11 +23,11 @@ __all__ = ["bench"]
 @option("--solvers", under="Solver", first=True, default="ddim,dpm++2m,unipc,deis,multistep,heun,ode,sde",
         metavar="NAMES", help=f"Solvers to compare: {', '.join(SOLVERS)}, or module:Class.")  # fmt: skip
 @option(
-    "--nfe", under="Solver", first=True, default="5,10,20,50", help="Numbers of evaluations for the fixed-step solvers."
+    "--nfe", under="Solver", first=True, default="5,10,20,50", help="Numbers of evaluations for fixed-step solvers."
 )
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=128, help="Number of samples.")
 @option("--grid", under="Solver", first=True, metavar="NAME",
-        help=f"Time grid of the fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
+        help=f"Time grid for fixed-step solvers: auto, {', '.join(GRIDS)}.")  # fmt: skip
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @conditioning()
 @out_option("RUN/bench")
@@ -36,13 +36,13 @@ def bench(
     solvers: str, nfe: str, n: int, grid: str | None, batch: int, condition: Conditioning, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Compare solvers at several budgets on a trained RUN (default: the newest).
+    """Compare solvers on a trained RUN (default: the newest) at several budgets of model evaluations.
 
     The command measures how far each solver's samples are from the converged solution and from held-out data. It prints
     a table and the path of the figure.
 
-    Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run at tolerances from 0.1
-    to 0.0001, or to 0.01 if they are stochastic.
+    Fixed-step solvers run with the numbers of evaluations given by --nfe. Adaptive solvers run with tolerances between
+    0.1 and 0.0001, or between 0.1 and 0.01 if they are stochastic.
     """
     budgets = sorted(set(whole_numbers("--nfe", nfe)))
     from dataclasses import asdict
@@ -61,9 +61,9 @@ def bench(
     try:
         data = run.data()
     except DataError as error:
-        warnings.warn(f"the distance to data is not measured: {error}", stacklevel=1)
+        warnings.warn(f"the distance to held-out data will not be measured: {error}", stacklevel=1)
         data = None
-    session.say(f"comparing {', '.join(built)} on {n} samples from {session.whence}")
+    session.say(f"comparing {', '.join(built)} with {n} samples from {session.whence}")
     began = time.monotonic()
     progress = Progress(count, "bench", quiet=session.quiet, every=math.inf)
 

@@ -38,7 +38,7 @@ def classifier(
 
     The command prints the folder of the classifier and its accuracy on held-out data.
 
-    `scoresde evaluate --features classifier:FOLDER` compares samples by the features of this classifier.
+    To compare samples by the features of this classifier, use `scoresde evaluate --features classifier:FOLDER`.
     """
     chosen = session.on
     from ..core.files import new_folder

@@ -1,8 +1,8 @@
 """Commands with a short help, a full help with headings, and options for the fields of the objects that they build.
 
 A command declares which objects it builds (:class:`Fields`). A field is set with ``--set GROUP.NAME=VALUE``, and also
-with ``--NAME VALUE`` unless the command has an option of that name. No field therefore needs to be declared a second
-time for the command line. The same declarations determine how :func:`spelled` writes a parameter of the library as an
+with ``--NAME VALUE`` unless the command has its own option of that name. Fields therefore need no separate declaration
+for the command line. The same declarations determine how :func:`spelled` converts a parameter of the library to an
 option of the command.
 """
 
@@ -29,9 +29,9 @@ __all__ = [
     "spelled", "told", "verb", "warned",
 ]  # fmt: skip
 
-EVERYWHERE = "Everywhere"  # the heading of the last section
+EVERYWHERE = "Common options"  # the heading of the last section
 
-# Functions of the library that an error recommends, and the commands that call them.
+# Library functions that error messages recommend, and the commands that call them.
 CALLS = {
     "fit": "scoresde train --sde vp",
     "resume": "scoresde train --resume",
@@ -94,7 +94,7 @@ class Real(click.FloatRange):
 def _within(
     kind: Whole | Real, value: Any, annotation: str, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:
-    """Return the number if it is within the range of the option, or fail."""
+    """Return the number if it is within the range of the option, and raise an error otherwise."""
     try:
         return check_number("it", value, kind.within, annotation)
     except UsageError as error:
@@ -102,7 +102,7 @@ def _within(
 
 
 def option(*names: str, under: str, first: bool = False, **settings: Any) -> Callable[[Any], Any]:
-    """Add an option under a heading; the help shows its default if it has one."""
+    """Add an option under a heading. The help shows the default value, if there is one."""
     settings.setdefault("show_default", settings.get("default") is not None and not settings.get("multiple"))
     return click.option(*names, cls=Option, under=under, first=first, **settings)
 
@@ -115,8 +115,8 @@ class Fields:
         group: The text before the dot in ``--set solver.steps=20``, or an empty string if there is no dot.
         what: The noun that messages use for the object.
         table: The valid names of the object, each with the import path ``module:name`` of its class or function.
-        option: The parameter of the command that selects a name from the table. If ``None``, the table has only one
-            entry, or the library selects the entry.
+        option: The parameter of the command that selects a name from the table, or ``None`` if the table has only one
+            entry or the library selects the entry.
         hidden: Fields that the user cannot set.
     """
 
@@ -133,7 +133,7 @@ class Fields:
         return None if name is None or (name not in self.table and ":" not in name) else self._get(name)
 
     def of(self, name: str | None, everywhere: bool = False) -> dict[str, inspect.Parameter]:
-        """Return the fields of the named object, or with ``everywhere`` the fields of all objects in the table."""
+        """Return the fields of the named object or, if ``everywhere`` is set, of all objects in the table."""
         factories = [self._get(key) for key in self.table] if everywhere else [self.factory(name)]
         found = {k: p for factory in factories if factory is not None for k, p in fields_of(factory).items()}
         return {k: p for k, p in found.items() if k not in self.hidden}
@@ -178,7 +178,7 @@ def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str,
         group, _, name = key.strip().rpartition(".")
         name = name.replace("-", "_")
         if not equals or group not in found or not name:
-            kinds = ", ".join(f"{g}.NAME=VALUE" if g else "NAME=VALUE" for g in groups)
+            kinds = " or ".join(f"{g}.NAME=VALUE" if g else "NAME=VALUE" for g in groups)
             near = difflib.get_close_matches(group, groups, n=1, cutoff=0.5)
             meant = f"{near[0]}.{name}={value}" if near else f"{groups[0]}.{text}" if len(groups) == 1 else ""
             hint = f"; did you mean --set {meant}?" if equals and meant and group not in found else ""
@@ -188,7 +188,7 @@ def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str,
 
 
 class Command(click.Command):
-    """A command with a short and a full help, options for fields, and errors that name the options to use."""
+    """A command with a short and a full help, options for fields, and error messages that recommend options."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -263,7 +263,7 @@ class Command(click.Command):
             if found:
                 several = " or ".join(fields.spelled(name) for fields, name, _ in found)
                 whose = " or of the ".join(fields.what for fields, _, _ in found)
-                raise UsageError(f"{flag} is ambiguous: it could be a field of the {whose}; use {several}")
+                raise UsageError(f"{flag} is ambiguous because it could be a field of the {whose}; use {several}")
         self._refuse(ctx, flag, chosen)
 
     def _refuse(self, ctx: click.Context, flag: str, chosen: Mapping[str, str]) -> NoReturn:
@@ -318,7 +318,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """Write a row for each field of the named object, then for each other object a row with its fields."""
+        """Write one row for each field of the named object, and then one row with all fields of each other object."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:
@@ -333,17 +333,17 @@ class Command(click.Command):
                     flag += f" / {_dashed(f'no_{field}')}" if is_flag(parameter) else " VALUE"
                 default = "" if parameter.default is parameter.empty else f"[default: {_short(parameter.default)}]"
                 rows.append((flag, "  ".join(filter(None, (docs.get(field, ""), default)))))
-            of = f" {name}" if fields.option is not None else ""
+            of = f"{name} " if fields.option is not None else ""
             if rows:
                 also = fields.spelled("NAME")
-                with formatter.section(f"Fields of the {fields.what}{of}, also set with {also}"):
+                with formatter.section(f"Fields of the {of}{fields.what}, which can also be set with {also}"):
                     formatter.write_dl(rows)
         others = [key for key in fields.table if key != name] if factory is None or fields.option else []
         rows = [(key, " ".join(k for k in fields_of(fields._get(key)) if k not in fields.hidden)) for key in others]
         rows = [row for row in rows if row[1]]
         if rows:
             other = "other " * (factory is not None)
-            with formatter.section(f"Fields of each {other}{fields.what}, set with {fields.spelled('NAME')}"):
+            with formatter.section(f"Fields of the {other}{fields.what}s, set with {fields.spelled('NAME')}"):
                 formatter.write_dl(rows)
 
     # -------------------------------------------------------------------------------------------------------- errors
@@ -363,7 +363,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def told(ctx: click.Context | None, message: ScoresdeError | Preempted | Stopped | Advice) -> str:
-    """The library's message, followed by the options of this command that solve the problem."""
+    """Return the library's message, followed by the options of this command that solve the problem."""
     if ctx is not None and isinstance(message, Problems):
         ways = [flags(ctx, problem.answers) for problem in message.problems]
         texts = [f"{p.message}{f' (here: {way})' * bool(way)}" for p, way in zip(message.problems, ways, strict=True)]
@@ -389,9 +389,9 @@ def warned(message: Warning | str) -> str:
 
 
 def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | None:
-    """Write a parameter of the library as an option of this command, or of ``train`` for a training setting.
+    """Convert a parameter of the library to an option of this command, or of ``train`` for a training setting.
 
-    For a function of the library, the result is the command that calls the function.
+    For a function of the library, the result is the command that calls this function.
     """
     if parameter == "resume" and any(p.name == parameter and getattr(p, "is_flag", False) for p in ctx.command.params):
         return _resumed(ctx, value)
@@ -403,7 +403,7 @@ def spelled(ctx: click.Context, parameter: str, value: object = None) -> str | N
 
 
 def _resumed(ctx: click.Context, folder: object) -> str:
-    """The command line that resumes this command in the folder that it wrote to."""
+    """Return the command line that resumes this command in the folder that it wrote to."""
     words: list[str] = []
     rest = iter(ctx.meta.get("scoresde.line", []))
     for word in rest:
@@ -411,12 +411,12 @@ def _resumed(ctx: click.Context, folder: object) -> str:
             next(rest, None)
         elif word != "--resume" and not word.startswith("--out="):
             words.append(word)
-    # These options come first, because a -- in the original command line may end the options.
+    # These options come first, because the original command line may contain "--", which ends the options.
     return shlex.join([*ctx.command_path.split(), "--out", str(folder), "--resume", *words])
 
 
 def flags(ctx: click.Context, answers: Mapping[str, object]) -> str:
-    """Write several parameters as options, such as ``--size 64 --fit crop``."""
+    """Convert several parameters to options, such as ``--size 64 --fit crop``."""
     return " ".join(filter(None, (_spelled(ctx, name, value) for name, value in answers.items())))
 
 
@@ -442,7 +442,7 @@ def _spelled(ctx: click.Context, parameter: str, value: object) -> str | None:
 
 
 class Group(click.Group):
-    """A command group that suggests names for a misspelt command."""
+    """A command group that suggests a similar name for a misspelt command."""
 
     command_class = Command
 
@@ -492,9 +492,9 @@ def _bare(text: str) -> str:
 
 
 def _described(factory: Any) -> dict[str, str]:
-    """Return the description of each field, from the docstrings of a class and its bases.
+    """Return the descriptions of the fields, from the docstrings of a class and its base classes.
 
-    For a function, the class is that of the object that the function returns.
+    For a function, this is the class of the object that the function returns.
     """
     made = factory if inspect.isclass(factory) else type(factory())
     found: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""Options shared by several verbs, in groups whose values belong together.
+"""Groups of options that several commands share.
 
-Each decorator adds some options and passes their values to the command as one object: :func:`session` (the run, the
-device, the seed and the output streams), :func:`solver_options` and :func:`conditioning`. A command prints its messages
-and its result through its session.
+Each decorator adds a group of options and passes their values to the command as one object. The decorators are
+:func:`session` (for the run, the device, the seed and the output), :func:`solver_options`, :func:`reading_options` and
+:func:`conditioning`. A command prints its messages and its result through its session.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def together(name: str, make: Callable[..., Any], *options: Decorator, fields: t
     """Add options whose values are passed to the command as one object.
 
     Args:
-        name: The parameter of the command that gets the object.
-        make: Builds the object from the values, which are passed as keyword arguments.
-        options: The options, in the order of the help.
+        name: The parameter of the command that receives the object.
+        make: Function that builds the object from the values, which are passed as keyword arguments.
+        options: The options, in the order in which the help lists them.
         fields: The fields of the objects that the command builds from the options.
     """
 
@@ -85,15 +85,16 @@ class Session:
     """The run, seed, device and output settings of a command.
 
     Args:
-        seed: Seed of all random numbers.
+        seed: Seed for all random numbers.
         device, dtype, threads: The values given on the command line.
-        json: Print one JSON object.
-        quiet: Print nothing about data and progress.
-        run: The run that was named; ``None`` for the newest.
-        sde, network, predict: The run's SDE, network and prediction, if they are not built-ins.
-        changed_data: Accept the run's data even if they have changed.
-        edited: Accept the run's files even if they have been edited.
-        others: Further runs, for a command that compares runs.
+        json: Whether to print the result as one JSON object.
+        quiet: Whether to suppress messages about data and progress.
+        run: Name of the run, or ``None`` for the newest run.
+        sde, network, predict: Names of the run's SDE, network and prediction classes, as ``module:Class``, if they are
+            not built in.
+        changed_data: Whether to accept the run's data even if they have changed.
+        edited: Whether to accept the run's files even if they have been edited.
+        others: Names of further runs, for a command that compares runs.
     """
 
     seed: int
@@ -112,7 +113,7 @@ class Session:
 
     @cached_property
     def on(self) -> torch.device:
-        """The device to compute on. The first access tries the device and sets the number of threads."""
+        """The device to compute on. The first access checks the device and sets the number of threads."""
         import torch
 
         if self.threads:
@@ -150,7 +151,7 @@ class Session:
         from ..run.run import described, load
 
         given = {"sde": self.sde, "network": self.network, "parametrization": self.predict}
-        if self.others:  # a part that was given may belong to another of the runs
+        if self.others:  # a class given on the command line may belong to only some of the runs
             folder = find_run(name, edited=self.edited)
             spec = described(folder, TrainConfig.from_dict(read_config(folder)))[1]
             parts = {"sde": spec.path, "network": spec.network, "parametrization": spec.parametrization}
@@ -184,13 +185,13 @@ class Session:
 def session(
     run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False
 ) -> Decorator:  # fmt: skip
-    """Pass ``session``, built from the options that all commands share.
+    """Add the options that all commands share, and pass their values to the command as ``session``.
 
     Args:
         run: Whether the command takes a run.
         several: Whether the command takes any number of runs.
         first: The options that the short help shows.
-        only: The only options to add, or an empty tuple to add all options.
+        only: The options to add, or an empty tuple to add all options.
     """
 
     def common(*names: str, **options: Any) -> Decorator:
@@ -198,10 +199,10 @@ def session(
 
     options = {
         "seed": common("--seed", type=Whole(Range(0, 2**63 - 1)), default=0, help="Random seed."),
-        "device": common("--device", default="auto", help="Device to compute on: auto, cpu, cuda, cuda:1."),
+        "device": common("--device", default="auto", help="Device to compute on, such as auto, cpu, cuda or cuda:1."),
         "dtype": common(
             "--dtype", type=click.Choice(["float32", "float64"]), default="float32",
-            help="Floating-point type of weights and states.",
+            help="Floating-point type of the weights and states.",
         ),
         "threads": common("--threads", type=Whole(Range(1, 4096)), help="Number of CPU threads.  [default: all cores]"),
         "json": common("--json", is_flag=True, help="Print the result as one JSON object."),
@@ -223,7 +224,7 @@ def session(
 
 
 def sde_option(command: F) -> F:
-    """Add ``--sde`` to a command that builds its own path."""
+    """Add ``--sde`` to a command that builds its own SDE."""
     found: F = option(
         "--sde", under="Path", first=True, default="vp", metavar="NAME",
         help=f"SDE: {', '.join(SDES)}, or module:Class.",
@@ -232,8 +233,8 @@ def sde_option(command: F) -> F:
 
 
 _own_parts = [
-    option(name, under=EVERYWHERE, metavar="NAME", help=f"The run's {what}, if it is not built in: module:Class.")
-    for name, what in (("--sde", "SDE"), ("--network", "network"), ("--predict", "prediction"))
+    option(name, under=EVERYWHERE, metavar="NAME", help=f"{what} class of the run, as module:Class, if not built in.")
+    for name, what in (("--sde", "SDE"), ("--network", "Network"), ("--predict", "Prediction"))
 ]
 
 _changed_data = option(
@@ -263,7 +264,7 @@ class SolverChoice:
     """A solver as given on the command line.
 
     Args:
-        name: A name in the table of solvers, or ``module:Class``.
+        name: A name from the table of solvers, or ``module:Class``.
         options: The solver's options, converted to their types.
     """
 
@@ -274,7 +275,7 @@ class SolverChoice:
         """Build the solver.
 
         Raises:
-            UsageError: If the solver does not have one of the options, or a value is not valid.
+            UsageError: If the solver does not have one of the options, or a value is invalid.
         """
         from ..solvers import Solver
 
@@ -296,15 +297,15 @@ def solver_options(
     what: str = f"Solver: {', '.join(SOLVERS)}, or module:Class.",
     rtol: str = "Relative tolerance of an adaptive solver.",
 ) -> Decorator:  # fmt: skip
-    """Pass ``solver``, a :class:`SolverChoice`.
+    """Add the options of the solver, and pass them to the command as ``solver``, a :class:`SolverChoice`.
 
     Args:
         default: The name of the default solver.
-        typed: Which of ``steps`` and ``rtol`` are options of the command.
+        typed: The options to add besides ``--solver`` and ``--set``, any of ``steps`` and ``rtol``.
         first: The options that the short help shows in addition to ``--set``.
-        steps: The default of ``--steps``.
-        unless: Default options of a solver in this command, keyed by the name of the solver.
-        what, rtol: The help of ``--solver`` and of ``--rtol``.
+        steps: The default value of ``--steps``.
+        unless: Default options of individual solvers in this command, keyed by the name of the solver.
+        what, rtol: The help texts of ``--solver`` and ``--rtol``.
     """
 
     def default_of(name: str) -> str:
@@ -330,7 +331,10 @@ def solver_options(
         _refuse_moved(solver, texts)
         options = {**(unless or {}).get(solver, {}), **numbers, **SOLVER.read(solver, texts)}
         if "steps" in given and given["steps"] is not None and isinstance(options.get("grid"), tuple):
-            raise UsageError(f"--steps {given['steps']}: --grid already lists the times of the steps; omit --steps")
+            raise UsageError(
+                f"--steps {given['steps']} cannot be combined with a --grid that lists the times of the steps; omit "
+                "--steps"
+            )
         return SolverChoice(solver, options)
 
     return together(
@@ -346,19 +350,20 @@ def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
     """Reject an option that has been renamed, and name the new one."""
     if texts.get("engine") == "torchsde":
         raise UsageError(
-            "torchsde is a solver of the reverse SDE, not an engine of another solver", parameter="solver",
+            "torchsde is not an engine of the ode solver, but a solver for the reverse SDE", parameter="solver",
             value="torchsde",
         )  # fmt: skip
     fields = SOLVER.of(solver)
     if "order" in texts and "order" not in fields and "sequence" in fields and texts["order"] in ("pc", "cp"):
         raise UsageError(
-            f"{solver} has no option 'order'; its option 'sequence' sets whether predictor or corrector comes first",
+            f"the {solver} solver has no option 'order'; use 'sequence' to set whether the predictor or the corrector "
+            "comes first",
             parameter="solver.sequence", value=texts["order"],
         )  # fmt: skip
 
 
 def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
-    """Make a callback that counts the samples of finished batches, and the finished fraction of the current batch."""
+    """Return a callback that counts the samples of finished batches and the finished fraction of the current batch."""
 
     def watch(step: Step) -> None:
         first = int(step.index[0]) // batch * batch
@@ -372,7 +377,7 @@ def counted(progress: Progress, batch: int) -> Callable[[Step], None]:
 
 
 def reading_options(first: bool = False) -> Decorator:
-    """Pass ``reading``, the settings for reading files that can be read in more than one way."""
+    """Add the options for files that can be read in more than one way, and pass their values as ``reading``."""
 
     def make(fit: str | None, **given: Any) -> Reading:
         from ..data import Reading
@@ -384,12 +389,12 @@ def reading_options(first: bool = False) -> Decorator:
         option("--size", under="Data", first=first, type=Whole(SIZE), default=0, show_default=False,
                help="Resize all images to squares of this side length.  [default: keep their sizes]"),
         option("--fit", under="Data", first=first, type=click.Choice(["crop", "pad", "stretch"]),
-               help="With --size, what to do with images that are not square: crop to the middle, pad with black, "
-                    "or stretch."),
+               help="How --size handles images that are not square: crop them to the middle, pad them with black, "
+                    "or stretch them."),
         option("--layout", under="Data", first=first, type=click.Choice(["auto", "first", "last"]), default="auto",
-               help="Position of the channel axis in an array."),
+               help="Position of the channel axis in arrays of images."),
         option("--on-bad", under="Data", first=first, type=click.Choice(["stop", "skip"]), default="stop",
-               help="What to do with files that cannot be read: stop, or skip them."),
+               help="What to do if a file cannot be read: stop, or skip the file."),
     )  # fmt: skip
 
 
@@ -401,9 +406,9 @@ class Conditioning:
     """The conditioning of the samples, as given on the command line.
 
     Args:
-        label: The class of all samples, by name or number.
+        label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
-        labels: Whether each sample has its own class.
+        labels: Whether each sample is conditioned on its own class.
     """
 
     label: str | None
@@ -413,22 +418,23 @@ class Conditioning:
     def __post_init__(self) -> None:
         if self.labels and self.label is not None:
             raise UsageError(
-                "--labels gives each sample its own class, and --label gives all samples the same class; use only one"
+                "--labels conditions each sample on its own class, but --label conditions all samples on the same "
+                "class; use only one of these options"
             )
 
     def of(self, run: Run) -> Run:
-        """The run conditioned on the class, with guidance unless each sample has its own class."""
+        """Return the run conditioned on the class, with guidance unless each sample has its own class."""
         return run.given(self.label).guided(1.0 if self.labels else self.guidance)
 
     def all_of(self, run: Run, n: int) -> Run:
-        """The run conditioned on the class for ``n`` samples.
+        """Return the run conditioned on the class for ``n`` samples.
 
         If no class was given but the run needs classes, each sample gets its own class.
         """
         return self.of(run) if self.label is not None else self.each(run, run.example_labels(n))
 
     def each(self, run: Run, known: Any) -> Run:
-        """The run conditioned on a class for each sample, with guidance."""
+        """Return the run with each sample conditioned on its own class, with guidance."""
         return run.given(known).guided(self.guidance)
 
     @property
@@ -437,15 +443,22 @@ class Conditioning:
 
 
 def conditioning(labels: bool = False, first: bool = True) -> Decorator:
-    """Pass ``condition``. Set ``labels`` for a command that reads labelled data."""
+    """Add the options for conditioning, and pass their values to the command as ``condition``.
+
+    Args:
+        labels: Whether to add ``--labels``, for a command that reads labelled data.
+        first: Whether the short help shows ``--label``.
+    """
     options = [
         option("--label", under="Conditioning", first=first, metavar="CLASS",
-               help="Class of all samples, by name or number (for a run trained with --cond class)."),
+               help="Class of all samples, by name or index (for a run trained with --cond class)."),
         option("--guidance", under="Conditioning", type=Real(SCALE), default=1.0,
                help="Scale of classifier-free guidance."),
     ]  # fmt: skip
     if labels:
-        options.append(option("--labels", under="Conditioning", is_flag=True, help="Use each sample's own class."))
+        options.append(
+            option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class.")
+        )
     return together("condition", Conditioning, *options)
 
 
@@ -472,5 +485,5 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     """Parse a comma-separated list of positive integers: ``"5,10,20"`` becomes ``[5, 10, 20]``."""
     parts = in_list(text)
     if not parts or not all(part.isdecimal() and len(part) < 20 and int(part) > 0 for part in parts):
-        raise UsageError(f"{flag} {text!r}: expected positive integers, such as 5,10,20,50")
+        raise UsageError(f"{flag} must be a list of positive integers, such as 5,10,20,50, got {text!r}")
     return [check_number(flag, int(part), COUNT, "int") for part in parts]

@@ -28,7 +28,7 @@ def data() -> None:
 
 @data.command(
     "inspect",
-    short_help="List all problems of a data set, or describe it.",
+    short_help="List all problems with a data set, or describe it.",
     epilog="\b\nExamples:\n  scoresde data inspect photos/\n  scoresde data inspect photos/ --size 64 --fit crop",
 )
 @click.argument("path")
@@ -37,11 +37,11 @@ def data() -> None:
 def inspect(path: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
-    PATH is a folder of images, or anything else that --data of `scoresde train` accepts. The command prints all
-    problems of the data together, each with the options that solve it. If there are no problems, it describes the data
-    and how they are split.
+    PATH is a folder of images, or anything else that `scoresde train --data` accepts. The command prints all problems
+    with the data at once, each with the options that solve it. If there are no problems, it describes the data and
+    their split.
 
-    The exit code is 0 if `scoresde train` accepts the data with these options, and 3 if not.
+    The exit code is 0 if `scoresde train` accepts the data with these options, and 3 otherwise.
     """
     from ..data import look
 
@@ -55,7 +55,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
     if answered or os.path.exists(path):
-        lines.append(f"train with: {answered}" if answered else "to solve problems without an option, change the data")
+        lines.append(f"train with: {answered}" if answered else "change the data to solve the problems without options")
     facts = {
         "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
     }  # fmt: skip
@@ -73,7 +73,7 @@ def _command(context: click.Context, path: str, reading: Reading, answers: Any) 
 
 
 def _listed(path: str, problems: list[dict[str, Any]]) -> str:
-    """Number the problems and show the options that solve each."""
+    """Format the problems as a numbered list, with the options that solve each problem."""
     texts = [f"{p['message']}{' (here: {})'.format(p['options']) * bool(p['options'])}" for p in problems]
     count = f"{len(texts)} problem{'s' * (len(texts) > 1)}"
     return "\n".join([f"{path}: {count}", *(f"{i}. {text}" for i, text in enumerate(texts, 1))])
@@ -91,19 +91,23 @@ def _described(found: Look) -> list[str]:
 
 
 def _advised(info: DataInfo) -> list[str]:
-    """Suggest options for data with classes, and for images of this number and size."""
+    """Suggest options for data with classes, for small sets of images, and for large images."""
     advice = []
     if info.classes:
         advice.append(
-            "scoresde train uses the classes only with --cond class; then --label draws samples of one of them"
+            "scoresde train uses the classes only with --cond class; scoresde sample --label can then draw samples of "
+            "one class"
         )
     if info.kind != "image":
         return advice
     if info.n_train + info.n_test < FEW:
         advice.append(
-            f"fewer than {FEW:,} images: with --augment, scoresde train also shows the network flipped, shifted and "
-            "scaled images, and the samples still look like the originals"
+            f"for fewer than {FEW:,} images, consider --augment: the network is then also trained on flipped, shifted "
+            "and scaled images, but the samples still look like the originals"
         )
     if max(info.shape[1:]) > LARGE:
-        advice.append(f"images of more than {LARGE} pixels per side train slowly without a GPU: --size 32 shrinks them")
+        advice.append(
+            f"training on images with more than {LARGE} pixels per side is slow without a GPU; use --size 32 to shrink "
+            "them"
+        )
     return advice

@@ -30,23 +30,24 @@ def demo() -> None:
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @option("--size", under="Training", first=True, type=click.IntRange(8, 256), default=64,
-        help="Largest number of pixels on the long side.")  # fmt: skip
+        help="Maximum number of pixels on the long side.")  # fmt: skip
 @option("--steps", under="Training", first=True, type=Whole(TRAINED),
-        help="Number of training steps.  [default: enough for 64 pixels]")  # fmt: skip
+        help="Number of training steps.  [default: enough for a picture of 64 x 64 pixels]")  # fmt: skip
 @sde_option
-@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times t in the strip.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9,
+        help="Number of time points in the strip.")  # fmt: skip
 @option("--frames", under="Picture", first=True, type=Whole(FRAMES), default=33,
-        help="Smallest number of frames in the GIF.")  # fmt: skip
+        help="Minimum number of frames in the GIF.")  # fmt: skip
 @out_option("runs/single-image", "Folder of the new run.")
 @session()
 def single_image(
     file: Path | None, size: int, steps: int | None, sde: str, columns: int, frames: int, out: Path | None,
     session: Session,
 ) -> None:  # fmt: skip
-    """Train on one picture, FILE or the built-in lighthouse, and show how it emerges from noise.
+    """Train on one picture (FILE, or a built-in picture of a lighthouse) and show how it emerges from noise.
 
-    The command writes a strip of the states x_t and the network's estimates of the picture, and a GIF of both. This
-    takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw from it.
+    The command writes a strip and a GIF, which show the states x_t and the network's estimates of the picture. This
+    takes a few minutes on a CPU. The result is an ordinary run, so `scoresde sample` can draw samples from it.
     """
     chosen = session.on
     from ..core.optional import optional
@@ -66,24 +67,24 @@ def single_image(
         began = time.monotonic()
         run = fit(config, data=data, out=folder, device=chosen, dtype=session.precision, quiet=session.quiet)
     seconds = time.monotonic() - began
-    session.say("drawing a sample, and the network's estimates of the picture at each time")
+    session.say("drawing a sample and the network's estimates of the picture")
     found = undo(run, 1, build("heun", SOLVERS, "solver"), frames_between(columns, frames), seed=session.seed)
     files: list[Path] = []
-    with optional("the strip of the sample and the estimates", f"the run is in {folder}"):
+    with optional("the picture of the sample and the estimates", f"the run is in {folder}"):
         files = write_reverse(run, found, folder / "plots" / "denoising.png", columns)
     error = float((found.x0[-1, 0] - data.test[0].double()).square().mean().sqrt())
     facts = {
         "run": str(folder), "picture": str(file or EXAMPLE), "shape": list(picture.shape), "step": run.step,
         "seconds": round(seconds, 1), "rms_error": round(error, 3), "files": [str(f) for f in files],
     }  # fmt: skip
-    session.say(f"trained in {seconds:.0f} s; the sample differs from the picture by {error:.1f} levels of 255 (rms)")
-    session.say(f"draw more with: scoresde sample {folder}")
+    session.say(f"trained in {seconds:.0f} s; the RMS error of the sample is {error:.1f} on a scale from 0 to 255")
+    session.say(f"to draw more samples, run: scoresde sample {folder}")
     session.print(facts, *map(str, files or [folder]))
 
 
 @contextmanager
 def _begun(make: Callable[[], Path]) -> Iterator[Path]:
-    """Make the folder of a new run, and delete it again if the block fails before the first checkpoint."""
+    """Create the folder of a new run, and delete it again if the block fails before the first checkpoint."""
     folder = None
     try:
         with held():

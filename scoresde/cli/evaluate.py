@@ -39,19 +39,20 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
         help="Use samples from a file (npz, npy, csv) or a folder, instead of drawing them.")  # fmt: skip
 @option("--units", under="Data", default="auto", metavar="LOW,HIGH",
-        help="Units of the samples: data, model, or the numbers that stand for the data's lowest and highest value, "
-             "such as 0,1.")  # fmt: skip
+        help="Units of the samples: auto, data, model, or the two values, such as 0,1, that correspond to the lowest "
+             "and the highest value in the data.")  # fmt: skip
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
 @reading_options()
 @option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
         help="Split of the data to compare with.")  # fmt: skip
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
-        help="Largest number of data rows to compare with (0: all).")  # fmt: skip
+        help="Maximum number of data rows to compare with (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
         help="Features to compare: auto, pixels, classifier[:FOLDER], inception[:FILE], module:function, or an .npz "
              "file of features.")  # fmt: skip
-@option("--metrics", under="Metrics", first=True, default=ALL, help="Metrics: any of the defaults, or module:function.")
-@option("--copies-by", under="Metrics", default="pixels", help="Features to use in the search for copies.")
+@option("--metrics", under="Metrics", first=True, default=ALL,
+        help="Metrics to compute: any of the default ones, or module:function.")  # fmt: skip
+@option("--copies-by", under="Metrics", default="pixels", help="Features for the check for copies.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
 @solver_options("multistep", "steps", "rtol", first=("solver", "steps"), unless={"multistep": {"steps": 30}})
@@ -65,17 +66,17 @@ def evaluate(
     metrics: str, copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None,
     save_reference: Path | None, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Measure how good the samples of a trained RUN are (default: the newest).
+    """Measure the quality of samples from a trained RUN (default: the newest).
 
-    The command prints each metric with its standard error beside the value attained by real data. It also reports
-    whether samples are copies of training data.
+    The command prints each metric with its standard error, next to the value for real data. It also reports whether
+    samples are copies of training data.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
 
     read_units(units)
     if units != "auto" and samples is None and data is None:
-        raise UsageError(f"--units {units} needs --samples or --data; the units of a run's own samples are known")
+        raise UsageError(f"--units {units} requires --samples or --data; the units of a run's own samples are known")
     names = in_list(metrics)
     if not names:
         raise UsageError(f"--metrics is empty; choose from: {ALL}")
@@ -88,12 +89,13 @@ def evaluate(
     from ..study.features import Reference, extractor_by_name
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
-    known = None if reference is None else Reference.load(reference)  # before drawing samples, which takes longer
+    known = None if reference is None else Reference.load(reference)  # before drawing samples, which takes a long time
     with ExitStack() as stack:  # an error or a signal deletes the folder if it is empty
         if Path(features).suffix == ".npz":
             if session.run or samples or data or reference or save_reference:
                 raise UsageError(
-                    f"--features {features} contains both samples and reference: omit RUN and the other sources"
+                    f"--features {features} provides both the samples and the reference; omit RUN, --samples, --data, "
+                    "--reference and --save-reference"
                 )
             folder = stack.enter_context(new_folder(out or Path("evaluation")))
             found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
@@ -147,9 +149,9 @@ class _Source:
 
 
 def _source(session: Session, samples: Path | None, units: str, data: str | None, reading: Reading) -> _Source:
-    """Load the data, and the run or the samples.
+    """Load the data, and load the samples if they come from a file.
 
-    Samples from a file need no model, and with --data they need no run either.
+    Samples from a file do not require a model and, if --data is given, they do not require a run.
     """
     from ..data import load_data
     from ..data.raw import AS_IS
@@ -174,9 +176,10 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     if loaded is not None and (theirs.shape, theirs.levels) != (loaded.info.shape, loaded.info.levels):
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
-            f"shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so they cannot be compared"
+            f"data with shape {loaded.info.shape} and {loaded.info.levels or 'no'} levels, so its samples cannot be "
+            "compared with these data"
         )
-    # The codec comes from the run, so that features and model units do not change if the data have gained rows.
+    # The codec comes from the run, so that features and model units do not change if rows are added to the data.
     info, spec = described(folder, config)
     if (theirs.shape, theirs.levels) == (info.shape, info.levels):
         dataset = replace(dataset, codec=spec.codec)
@@ -185,14 +188,14 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
 
 
 def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run. Return the successful samples in data units, and a record of how they were drawn."""
+    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn."""
     from ..core.progress import Progress
     from ..study.evaluate import resolved_options
 
     run = session.loaded
     labels = run.example_labels(n)
     asked = run.given(labels)
-    session.say(f"sampling {n} with {solver.name} from {session.whence}")
+    session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
     with Progress(n, "sample", quiet=session.quiet) as progress:
         drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
     ok = drawn.solution.ok.cpu()
@@ -200,9 +203,9 @@ def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: 
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(ok.all()):
         reason = drawn.solution.failures()[0]
-        warnings.warn(f"{int((~ok).sum())} samples failed and are left out: {reason}", stacklevel=1)
+        warnings.warn(f"{int((~ok).sum())} of {n} samples failed and were left out: {reason}", stacklevel=1)
     nfe, by_class = drawn.solution.nfe, run.config is not None and run.config.cond == "class"
-    unlabelled = "none given, so the samples are those of the model without labels" if by_class else None
+    unlabelled = "none, so the samples are those of the model without labels" if by_class else None
     return drawn.x[ok], {
         "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
         "resolved": resolved_options(built, asked.model), "denoise": True,

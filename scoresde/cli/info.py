@@ -18,7 +18,7 @@ __all__ = ["info"]
 @edited_option
 @session(first=("json",), only=("json",))
 def info(run: str | None, edited: bool, session: Session) -> None:
-    """Describe a RUN (default: the newest): its SDE, network, data, steps and last loss.
+    """Show the SDE, network, data, number of steps and last loss of a RUN (default: the newest).
 
     This also works for a run without a checkpoint.
     """
@@ -38,7 +38,7 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("loss"), float)]
     averaged = {} if checkpoint is None else read_tensors(checkpoint / "ema.safetensors")
     holder = held_by(folder)
-    prefix = "schedule."  # of the names of the path's learned parameters
+    prefix = "schedule."  # the prefix of the SDE's learned parameters
     facts: dict[str, Any] = {
         "run": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),

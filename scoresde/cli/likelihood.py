@@ -36,7 +36,7 @@ HOW = Fields("likelihood", "likelihood", {"likelihood": "scoresde.likelihood:Lik
 
 
 def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
-    """Build the settings of the likelihood from the options."""
+    """Build the settings of the likelihood computation from the options."""
     from ..likelihood import Likelihood
 
     texts = settings(assignments, ("likelihood",))["likelihood"]
@@ -50,28 +50,29 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     "  scoresde likelihood runs/small runs/large --limit 0",
 )
 @option("--data", under="Data", first=True, multiple=True,
-        help="Data to score; may be repeated.  [default: the run's own data]")  # fmt: skip
+        help="Data whose likelihood to compute; may be repeated.  [default: the run's own data]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
-        help="Split of the data to score.")  # fmt: skip
+        help="Split of the data to use.")  # fmt: skip
 @option("--limit", under="Data", first=True, type=Whole(WHOLE), default=1000,
-        help="Number of samples to score, drawn at random (0: all).")  # fmt: skip
+        help="Number of samples to use, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
     option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
-           help="Number of random probes of the divergence per sample.  [default: 1]"),
+           help="Number of random probes per sample for estimating the divergence.  [default: 1]"),
     option("--rtol", under="Likelihood", first=True, sets="likelihood", type=Real(RTOL),
            help="Relative tolerance of the solver.  [default: 1e-05]"),
     set_option("likelihood.NAME=VALUE", "Any other option of the likelihood.", "Likelihood"),
     fields=(HOW,),
 )  # fmt: skip
 @option("--elbo", under="Likelihood", first=True, is_flag=True,
-        help="Compute the variational bound of the SDE model as well.")  # fmt: skip
-@option("--strata", under="Likelihood", type=Whole(STEPS), default=64, help="Number of evaluations for the bound.")
+        help="Also compute the variational bound of the SDE model.")  # fmt: skip
+@option("--strata", under="Likelihood", type=Whole(STEPS), default=64,
+        help="Number of model evaluations per sample for the variational bound.")  # fmt: skip
 @option("--check/--no-check", under="Likelihood", default=True,
-        help="Solve 16 samples again, more accurately, and warn if the results change.")  # fmt: skip
+        help="Solve 16 samples again with higher accuracy, and warn if the results change.")  # fmt: skip
 @option("--batch", under="Likelihood", type=Whole(COUNT), default=128, help="Maximum number of samples per batch.")
 @option("--memory", under="Likelihood", type=Whole(Range(1, 2**40)),
-        help="Memory for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
+        help="Memory limit for a batch, in MiB.  [default: 2048, or half of a GPU's free memory]")  # fmt: skip
 @conditioning(labels=True, first=False)
 @option("--save", under="Files", default="png,csv", help="Files to write: png, csv, npz.")
 @out_option("RUN/likelihood")
@@ -85,9 +86,9 @@ def likelihood(
 
     The result is in bits/dim or nats, with its standard error.
 
-    If several data sets are given, they are drawn in one picture. Several runs score the same samples with the same
-    noise, and each run is compared with the first run sample by sample. The split of the first run determines the
-    samples.
+    If --data is repeated, one picture shows the likelihoods of all data sets. If several runs are given, their
+    likelihoods are computed for the same samples with the same noise, and each run is compared with the first run
+    sample by sample. The samples come from the split of the first run.
     """
     import torch
 
@@ -127,7 +128,7 @@ def likelihood(
     default = session.folder / "likelihood"
     with work_in(session, out, default, resume, total, "scores", "likelihood.json", requests) as work:
         if work.finished is not None:
-            session.say(f"{work.folder} is finished: there is nothing left to do")
+            session.say(f"the result in {work.folder} is already finished; there is nothing left to do")
             facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
             names = [path for kind in (*KINDS, "json") if (path := work.folder / f"likelihood.{kind}").is_file()]
             how_each = [how_told(found) for found in facts["sets"][:n]]
@@ -135,10 +136,11 @@ def likelihood(
             return
         for run, part, _ in asked:
             what = f"{len(part.x):,} of {part.total:,} samples of {part.name} ({split})"
-            session.say(f"scoring {what} under {run.folder}")
+            session.say(f"computing the likelihoods of {what} under {run.folder}")
             if data and part.left:
                 session.say(
-                    f"the other {part.left:,} samples of {part.name} are left out; --split all scores all of them"
+                    f"--split {split} leaves out {part.left:,} of the samples of {part.name}; use --split all to "
+                    "include them"
                 )
         began = time.monotonic()
         with (
@@ -149,7 +151,7 @@ def likelihood(
             sets = []
             for k, (run, part, bound) in enumerate(asked, 1):
                 if elbo:
-                    progress.note(f"computing the bound of {len(part.x):,} samples of {part.name}")
+                    progress.note(f"computing the variational bounds of {len(part.x):,} samples of {part.name}")
                 done: list[Tensor] = []
                 until = progress.done + len(part.x)
 
@@ -199,26 +201,26 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _name(found: dict[str, Any], several: bool) -> str:
-    """The words before each line on a data set: its run if there are several, and its name if there are several."""
+    """Return the prefix of a line about a data set, with its run and its name if there are several of these."""
     return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
 
 
 def _checks(sets: list[dict[str, Any]], several: bool) -> list[str]:
     """Format the check of each data set, or one line if no data set was checked."""
     if all(found["converged"] is None for found in sets):
-        return ["not checked: a more accurate solve could change the result"]
+        return ["convergence not checked: a more accurate solution could change the result"]
     return [_name(found, several) + _check(found) for found in sets]
 
 
 def _check(found: dict[str, Any]) -> str:
     """Format the check of a data set."""
     if found["converged"] is None:
-        return "not checked"
+        return "convergence not checked"
     told = f"{found['checked']} samples" if "checked" in found else "some samples"  # as in an earlier version
     result = "passed" if found["converged"] else "FAILED"
     if found["change"] is None:
-        return f"check {result}: of {told}, at least one cannot be solved again"
-    return f"check {result}: solved again, {told} change by at most {found['change']:.2g} {found['unit']}"
+        return f"check {result}: solving {told} again failed for at least one of them"
+    return f"check {result}: solving {told} again changes them by at most {found['change']:.2g} {found['unit']}"
 
 
 def _lines(found: dict[str, Any], several: bool) -> str:
@@ -234,7 +236,7 @@ def _lines(found: dict[str, Any], several: bool) -> str:
     if found["converged"] is False:
         change = found["change"]
         text += "  NOT CONVERGED: "
-        text += "a checked sample cannot be solved again" if change is None else f"changes by up to {change:.3g}"
+        text += "solving a sample again failed" if change is None else f"the results change by up to {change:.3g}"
     if "elbo" in found:
         bound = found["elbo"]
         terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))
@@ -251,12 +253,15 @@ def _against(found: dict[str, Any], pairs: dict[str, Any], by: str = "") -> str:
     """Format the paired difference ``pairs`` of a data set."""
     better = "lower" if found["unit"] == "bits/dim" else "higher"
     told = {"unit": found["unit"], "mean": pairs["difference"], "stderr_mean": pairs["stderr_difference"]}
-    n = pairs.get("paired", found["paired"])  # an earlier version wrote one number for both
+    n = pairs.get("paired", found["paired"])  # an earlier version wrote a single number for both differences
     return f"{_figure(told, '+')} against {found['against']}{by}, sample by sample  (n = {n:,}, {better} is better)"
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
-    """Format a value such as ``1.9020 ± 0.0388 bits/dim``. With ``sign`` "+", a positive value has a plus sign."""
+    """Format a value with its error, such as ``1.9020 ± 0.0388 bits/dim``.
+
+    If ``sign`` is "+", positive values have a plus sign.
+    """
     if found["mean"] is None:
         return "no result"
     error = "" if found["stderr_mean"] is None else f" ± {found['stderr_mean']:.4f}"

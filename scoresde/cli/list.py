@@ -1,4 +1,4 @@
-"""The command ``scoresde list``, which describes the names that the other verbs accept.
+"""The command ``scoresde list``, which describes the names that the other commands accept.
 
 The descriptions come from the tables and the docstrings.
 """
@@ -21,7 +21,7 @@ from .common import Session, session
 
 __all__ = ["list_names"]
 
-# Tables that have a different name on the command line.
+# Tables that have different names on the command line.
 _CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
 OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # kinds whose entries have options
@@ -31,12 +31,13 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
 @verb(
     "list",
     short_help="List the names that options accept.",
-    epilog="Set options of an entry with --set, such as --set sde.beta_max=18. Options without = depend on the data.",
+    epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. The data determine options that are "
+    "listed without a value.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
 def list_names(kind: str | None, session: Session) -> None:
-    """List the names of a KIND with their descriptions and options. Without a KIND, list all kinds and their names."""
+    """List all names of a KIND, such as solvers, with descriptions and options. Without a KIND, list all names."""
     if kind is None:
         names = {name: list(table) for name, table in KINDS.items()} | {"data": list(_data())}
         session.print(names, *_columns({name: ", ".join(entries) for name, entries in names.items()}))
@@ -53,7 +54,7 @@ def list_names(kind: str | None, session: Session) -> None:
 
 
 def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
-    """Describe an entry of a table: what it is, the options it needs, and the other options with their defaults."""
+    """Describe an entry of a table, with its required options and the defaults of its other options."""
     if isinstance(value, Mapping):  # a preset
         return {"what": "  ".join(f"{k}={v}" for k, v in value.items())}
     if not isinstance(value, str):

@@ -15,7 +15,7 @@ __all__ = ["reflow"]
 
 
 @verb(
-    short_help="Straighten a run's paths so that a few steps can follow them.",
+    short_help="Straighten a run's trajectories so that a few steps can follow them.",
     epilog="Example:  scoresde reflow runs/moons-flow --pairs 50000 --steps 10000",
 )
 @option("--pairs", under="Training", first=True, type=Whole(COUNT), default=20_000,
@@ -25,12 +25,12 @@ __all__ = ["reflow"]
 @option("--lr", under="Training", first=True, type=Real(LR),
         help="Learning rate.  [default: as in the run]")  # fmt: skip
 @option("--weighting", under="Training", metavar="NAME",
-        help="Weighting of the loss; if the run's weighting is not built in, repeat its module:Name.  [default: as in "
+        help="Weighting of the loss. If the run's weighting is not built in, repeat its module:Name.  [default: as in "
              "the run]")  # fmt: skip
 @option("--t-sampler", under="Training", metavar="NAME",
-        help="Sampler of training times; if the run's sampler is not built in, repeat its module:Name.  [default: as "
+        help="Sampler of training times. If the run's sampler is not built in, repeat its module:Name.  [default: as "
              "in the run]")  # fmt: skip
-@solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver of the flow that generates the pairs.",
+@solver_options("ode", "rtol", unless={"ode": {"rtol": 1e-4}}, what="Solver for the flow that generates the pairs.",
                 rtol="Relative tolerance of the solver.")  # fmt: skip
 @out_option("runs/NAME-reflow", "Folder of the new run.")
 @session(run=True)
@@ -38,10 +38,10 @@ def reflow(
     pairs: int, steps: int | None, lr: float | None, weighting: str | None, t_sampler: str | None,
     solver: SolverChoice, out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Straighten the paths of a RUN (default: the newest), so that a few Euler steps can follow them.
+    """Straighten the trajectories of a RUN (default: the newest) so that a few Euler steps can follow them.
 
     The command trains the model further on pairs of noise and the sample to which the model's flow maps this noise (Liu
-    et al. 2023), and prints the folder of the new run.
+    et al. 2023). It prints the folder of the new run.
 
     The new model has a flow and a likelihood but no score, so stochastic solvers cannot be used with it.
     """
@@ -55,7 +55,7 @@ def reflow(
         noise = Noise.of(256, session.seed, device=of.device)
         return round(straightness(of.given(of.example_labels(256)).model, noise, of.info.shape, dtype=of.dtype), 4)
 
-    session.say(f"drawing {pairs:,} pairs from {session.whence} with {solver.name}")
+    session.say(f"drawing {pairs:,} pairs from {session.whence} with the {solver.name} solver")
     began = time.monotonic()
     made = straighten(
         run, pairs=pairs, steps=steps or 0, lr=lr or 0.0, weighting=weighting, t_sampler=t_sampler, solver=built,
@@ -67,7 +67,7 @@ def reflow(
         "straightness": bent(made), "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     session.say(
-        f"fraction of the squared speed that is not along the chord (0 for straight paths): "
+        f"fraction of the squared speed that is not along the chord (0 for straight trajectories): "
         f"{facts['straightness_before']:g} before, {facts['straightness']:g} after"
     )
     session.print(facts, str(made.folder))

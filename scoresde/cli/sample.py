@@ -46,12 +46,12 @@ __all__ = ["sample"]
 @option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
 @option("--brownian", under="Samples", is_flag=True, help="Use noise that does not depend on the number of steps.")
 @option("--path", under="Samples", metavar="NAME",
-        help=f"Sample on the path of another SDE: {', '.join(SDES)}, or module:Class.")  # fmt: skip
+        help=f"Sample with another SDE than the run's: {', '.join(SDES)}, or module:Class.")  # fmt: skip
 @conditioning()
 @option("--save", under="Files", first=True,
         help="Files to write: png (a sheet), files (a PNG for each image), npz, csv, gif, path (states as arrays).  "
-             "[default: png,npz, and csv for a table]")  # fmt: skip
-@option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the gif and path files.")
+             "[default: png,npz, plus csv if the data are a table]")  # fmt: skip
+@option("--frames", under="Files", type=Whole(FRAMES), default=40, help="Number of frames in the GIF and path files.")
 @out_option("RUN/samples/SOLVER-seedN")
 @resume_option()
 @session(run=True, first=("seed",))
@@ -69,11 +69,11 @@ def sample(
     kinds = kinds_of(run.info, None if save is None else in_list(save))
     given = click.get_current_context().get_parameter_source("frames") is click.core.ParameterSource.COMMANDLINE
     if given and not {"gif", "path"} & set(kinds):
-        raise UsageError(f"--frames {frames} needs --save gif or --save path; use --save {','.join(kinds)},gif")
+        raise UsageError(f"--frames {frames} requires --save gif or --save path; use --save {','.join(kinds)},gif")
     asked = condition.of(run).on(path)
     asked.model  # noqa: B018  # report an invalid condition before anything else
     record = bool({"gif", "path"} & set(kinds))
-    # Make the folder first, so that no samples are lost if it cannot be written.
+    # Create the folder first, so that no samples are lost if the folder cannot be written.
     default = session.folder / "samples" / f"{solver.short}-seed{session.seed}"
 
     def request() -> dict[str, Any]:
@@ -83,7 +83,7 @@ def sample(
         if work.finished is not None:
             _again(work, n, session)
             return
-        session.say(f"sampling {n} with {solver.short} from {session.whence}")
+        session.say(f"drawing {n} sample{'s' * (n > 1)} from {session.whence} with the {solver.short} solver")
         began = time.monotonic()
         with Progress(n, "sample", quiet=session.quiet) as progress:
             samples = asked.sample(
@@ -101,7 +101,7 @@ def sample(
             "rejected_mean": round(float(solution.rejected.double().mean()), 2),
             "failed": (~solution.ok).nonzero().flatten().tolist(), "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
-        more = {"failures": solution.failures(), "requests": [request()]}  # for a call that finds the result finished
+        more = {"failures": solution.failures(), "requests": [request()]}  # for a later call with the same request
         files = write_samples(
             work.folder, samples, run.info, {**facts, **more}, kinds, codec=run.codec,
             frames=None if solution.trajectory is None else lambda: run.frames(samples, frames),
@@ -117,11 +117,11 @@ def _again(work: Work, n: int, session: Session) -> None:
     facts = {name: value for name, value in work.finished.items() if name not in ("requests", "failures")}
     if facts.get("n") != n:
         raise UsageError(
-            f"{work.folder} is finished with {facts.get('n')} samples; to draw more, use another folder and start from "
-            f"sample {facts.get('n')}",
+            f"{work.folder} already contains a finished result of {facts.get('n')} samples; to draw more samples, use "
+            f"another folder and --start {facts.get('n')}",
             parameter="out",
         )
-    session.say(f"{work.folder} is finished: there is nothing left to do")
+    session.say(f"the result in {work.folder} is already finished; there is nothing left to do")
     names = ("grid.png", "samples.png", "files", "samples.gif", "samples.npz", "samples.csv", "path.npz")
     files = [path for name in names if (path := work.folder / name).exists()]
     _report(session, work.folder, facts, files, work.finished["failures"])
@@ -134,7 +134,7 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
     steps = steps if facts["accepted_mean"] else ""
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        f"{files[0] if files else folder}  {facts['n']} samples  NFE mean {facts['nfe_mean']:g} "
+        f"{files[0] if files else folder}  {facts['n']} sample{'s' * (facts['n'] > 1)}  NFE mean {facts['nfe_mean']:g} "
         f"max {facts['nfe_max']}  {steps}{facts['seconds']:.1f} s  seed {facts['seed']}",
     )
     if failures:
@@ -142,7 +142,7 @@ def _report(session: Session, folder: Path, facts: dict[str, Any], files: list[P
 
 
 def _behind(run: Run, session: Session) -> Tensor | None:
-    """Select at most 2,000 training rows for the figure, of the classes that the run is conditioned on.
+    """Select at most 2,000 training rows for the figure, from the classes that the run is conditioned on.
 
     Return ``None`` if the data are no longer available.
     """

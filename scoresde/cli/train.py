@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-# The fields of TrainConfig itself, without the options of the parts, which have groups of their own.
+# The fields of TrainConfig itself, without the options of the parts, which have their own groups.
 SETTINGS = Fields(
     "", "training configuration", {"": "scoresde.run.config:TrainConfig"},
     hidden=("typed", "sde_options", "predict_options", "weighting_options", "t_sampler_options", "network_options"),
@@ -53,7 +53,7 @@ PARTS = (
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
         help="Multiply sigma/alpha by this factor at every t; use a factor above 1 for large images.")  # fmt: skip
 @option("--coupling", under="Path", type=click.Choice(["independent", "ot"]), default="independent",
-        help="How to pair noise with data: independently, or by optimal transport within each batch.")  # fmt: skip
+        help="How to pair noise with data: independently, or by optimal transport (ot) within each batch.")  # fmt: skip
 @option("--preset", under="Network", first=True, default="auto", help=f"Network size: auto, {', '.join(PRESETS)}.")
 @option("--network", under="Network", metavar="NAME",
         help=f"Network: {', '.join(NETWORKS)}, or module:Class.  [default: set by the preset]")  # fmt: skip
@@ -68,14 +68,14 @@ PARTS = (
 @option("--batch", under="Training", type=Whole(COUNT), help="Batch size.  [default: set by the preset]")
 @option("--lr", under="Training", type=Real(LR),
         help="Learning rate.  [default: set by the preset]")  # fmt: skip
-@set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18, network.channels=64.", "Training")
+@set_option("NAME=VALUE", "Any other setting, such as clip=2, sde.beta_max=18 or network.channels=64.", "Training")
 @option("--resume", under="Training", first=True, metavar="RUN",
         help="Continue a run from its newest checkpoint, with its own settings.")  # fmt: skip
 @option("--changed-data", under="Training", is_flag=True, help="Resume even if the run's data have changed.")
 @edited_option
 @option("--sample-every", under="Training", type=Whole(COUNT),
-        help="Number of steps between pictures of samples.  [default: pictures at 1, 2, 5, 10, 20, 50, 100 % of the "
-             "steps]")  # fmt: skip
+        help="Number of steps between pictures of samples.  [default: pictures after 1, 2, 5, 10, 20, 50 and 100 % of "
+             "the steps]")  # fmt: skip
 @option("--dry-run", under="Training", is_flag=True,
         help="Print the resolved settings, the model size and a time estimate, without training.")  # fmt: skip
 @out_option("runs/DATA-SDE", "Folder of the new run.")
@@ -157,9 +157,9 @@ def train(
     assert run.folder is not None
     done = _done(run.folder, edited)  # not run.step: the weights in use may be from an earlier step
     more = f", {done:,} in total" if before else ""
-    session.say(f"trained {done - before:,} steps in {seconds:.0f} s{more}")
+    session.say(f"trained {done - before:,} step{'s' * (done - before != 1)} in {seconds:.0f} s{more}")
     if done == before:
-        session.say("there was nothing left to do; set a larger --steps to train further")
+        session.say("there was nothing left to do; use a larger --steps to train further")
     session.say(f"samples during training: {run.folder}/samples/")
     session.print({"run": str(run.folder), "step": run.step, "seconds": round(seconds, 1)}, str(run.folder))
 
@@ -172,7 +172,7 @@ def _done(folder: Path, edited: bool) -> int:
 
 
 def _refuse_unknown(names: Iterable[str], sde: str) -> None:
-    """Reject a setting without a group that is not a field of the training configuration, and suggest another."""
+    """Reject a setting without a group that is not a field of the training configuration, and suggest a valid name."""
     known = SETTINGS.of(None)
     for name in names:
         if name not in known:
@@ -182,7 +182,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 
 
 def _refuse_new_settings(run: str) -> None:
-    """Reject options that would have no effect, because a resumed run keeps its settings."""
+    """Reject options that would have no effect because a resumed run keeps its settings."""
     named = ("sde", "network", "predict", "weighting", "t_sampler")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
@@ -194,8 +194,8 @@ def _refuse_new_settings(run: str) -> None:
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:
     """Add the names of classes that are not built in. The user must repeat these names and cannot change them.
 
-    Also return the network itself if it was passed as an object when the run was made, so that the run has no name for
-    it.
+    Also return the network itself if the run has no name for it, because it was passed as an object when the run was
+    made.
     """
     from ..run.run import described
 
@@ -208,8 +208,8 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
             continue
         if name is not None and name != its:
             raise UsageError(
-                f"--{field.replace('_', '-')} {name}: {run} was trained with {its}, which cannot be changed when "
-                "a run is resumed"
+                f"--{field.replace('_', '-')} {name} cannot be used because {run} was trained with {its}, which cannot "
+                "be changed when a run is resumed"
             )
         if name is not None:
             typed[field] = name
@@ -217,7 +217,7 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
 
 
 def _typed(option: str) -> Any:
-    """Return the value given on the command line for an option, or ``None`` if the option was not given."""
+    """Return the value of an option given on the command line, or ``None`` if the option was not given."""
     context = click.get_current_context()
     source = context.get_parameter_source(option)
     return context.params[option] if source is click.core.ParameterSource.COMMANDLINE else None
@@ -229,7 +229,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
     from ..train import fit, prepared
 
     resolved, model, spec = prepared(config, dataset)
-    dataset = replace(dataset, validates=None)  # validation runs only twenty times, so it is not timed
+    dataset = replace(dataset, validates=None)  # validation is not timed, because it runs only twenty times
     fit(replace(resolved, steps=1, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     began = time.monotonic()
     with warnings.catch_warnings():

@@ -19,12 +19,14 @@ from .common import Decorator, Session
 
 __all__ = ["REQUEST", "Work", "resume_option", "work_in"]
 
-REQUEST = "request.json"  # the requests of a finished result, if the result's own file does not have them
+REQUEST = "request.json"  # the requests of a finished result, if the result's own file does not contain them
 
 
 def resume_option() -> Decorator:
     """Add ``--resume`` to a command that saves parts."""
-    return option("--resume", under="Files", is_flag=True, help="Continue an interrupted command, with the same --out.")
+    return option(
+        "--resume", under="Files", is_flag=True, help="Continue an interrupted command; repeat its other options."
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def work_in(
     session: Session, out: Path | None, default: Path, resume: bool, total: int, rows: str, facts: str,
     requests: Callable[[], Any],
 ) -> Iterator[Work]:  # fmt: skip
-    """Open the folder of a command that saves parts: a new folder, or the one to resume in.
+    """Open the folder of a command that saves parts, which is a new folder or the one to resume in.
 
     Args:
         session: The session that prints the messages.
@@ -89,12 +91,12 @@ def work_in(
         resume: Whether to resume.
         total, rows: See :class:`Work`.
         facts: The name of the result's JSON file, which is written last. The requests are in this file, or in
-            ``request.json`` beside it.
-        requests: Returns the requests in the form in which they are saved. It is called only if there is a finished
-            result.
+            ``request.json`` in the same folder.
+        requests: Function that returns the requests in the form in which they are saved. It is called only if there is
+            a finished result.
 
     Raises:
-        UsageError: If the folder has the result of another command, or has files but nothing to resume from.
+        UsageError: If the folder contains the result of another command, or files but nothing to resume from.
     """
     from ..core.files import new_folder, read_json
     from ..core.parts import check_request, plain_request
@@ -115,18 +117,18 @@ def work_in(
         yield replace(work, finished=stored)
         return
     if resume and (found is None or not work.parts.is_dir()):
-        session.say(f"nothing to resume in {work.folder}: starting from the beginning")
+        session.say(f"{work.folder} does not contain anything to resume; starting from the beginning")
     if found is not None and work.parts.is_dir():
         session.say(f"resuming: {work.told()}")
     if found is None and not resume and (first / "parts").is_dir():
-        session.say(f"{first} contains an interrupted result, which --resume would continue; starting a new result")
+        session.say(f"{first} contains an interrupted result; starting a new one (use --resume to continue it instead)")
     with new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:
             try:
                 yield work
             except Exception:
-                check()  # compiled code may replace a signal by its own error
+                check()  # compiled code may turn a signal into its own error
                 raise
         except (Preempted, Stopped) as stop:
             if any(folder.iterdir()):
@@ -140,12 +142,12 @@ def work_in(
 
 
 def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
-    """Return the folder to resume in, or ``None`` if a new folder is to be made.
+    """Return the folder to resume in, or ``None`` if a new folder is to be created.
 
-    A folder with parts is preferred to a folder with a result, and either of them to an empty folder.
+    A folder with parts is preferred to a folder with a result, and both are preferred to an empty folder.
     """
     if first.exists() and not first.is_dir():
-        return None  # making the folder raises the error
+        return None  # creating the folder raises the error
     n, folders = 2, [first] if first.is_dir() else []
     while numbered and folders and (folder := first.with_name(f"{first.name}-{n}")).is_dir():
         folders.append(folder)
@@ -155,6 +157,6 @@ def _unfinished(first: Path, numbered: bool, facts: str) -> Path | None:
             if wanted(folder):
                 return folder
     if folders and any(path.name != "parts" for path in first.iterdir()) and not numbered:
-        told = f"{first} has neither parts nor a result to resume from; choose another folder"
+        told = f"{first} contains files, but neither parts nor a result to resume from; choose another folder"
         raise UsageError(told, parameter="out")
     return first if folders and not numbered else None

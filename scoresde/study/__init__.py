@@ -1,6 +1,7 @@
 """Studies of a trained run.
 
-The studies assess the samples of a run (``evaluate``, using ``features`` computed by a ``classifier``), the likelihoods
-that the run assigns to data (``report``), and the solvers (``bench``). They also draw pictures of what the model does
-(``figures``, ``compass``).
+The module ``evaluate`` measures the quality of a run's samples. It compares ``features`` of samples and data, for
+example those of a ``classifier``. The module ``report`` summarises the likelihoods of data, and ``bench`` compares
+solvers. The modules ``figures`` and ``compass`` compute the numbers for pictures of the model, and ``single_image``
+makes a data set from a single picture.
 """

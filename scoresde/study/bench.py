@@ -1,22 +1,23 @@
-"""A comparison of solvers at several budgets of evaluations, all from the same draws of the prior.
+"""A comparison of solvers at several budgets of model evaluations, all starting from the same prior samples.
 
-There are two distances, both in model units. The first is the distance of a solver's result from the exact solution,
+Two distances are measured, both in model units. The first is the distance between a solver's result x and the exact
+solution,
 
     rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
 
-where x* is the *converged* solution: the probability flow from the same start at a tolerance of 1e-6 (1e-8 in float64),
-before the final noise-free step. A stochastic solver does not approximate this solution, so this distance is not
-computed for stochastic solvers.
+where x* is the *converged* solution, which is that of the probability flow from the same start with a tolerance of 1e-6
+(1e-8 in float64), before the final noise-free step. Stochastic solvers do not approximate this solution, so this
+distance is not computed for them.
 
-The second distance measures solver and model together. It is the sliced 2-Wasserstein distance
+The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
 (:mod:`scoresde.metrics`) between the samples, after the noise-free step, and held-out data, which are dequantised if
-they are stored as levels. For few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
-lowest value to expect: the distance of an equal number of training samples to the same held-out data. As the steps
-shrink, the distance tends to the distance of the converged solution.
+they are stored as levels. With few samples, this distance is biased upwards and does not fall to 0. The *floor* is the
+lowest value to expect, namely the distance between an equal number of training samples and the same held-out data. As
+the steps of a deterministic solver shrink, its distance tends to that of the converged solution.
 
 A solver with a fixed grid takes as many steps as the number of evaluations allows. An adaptive solver is run at several
-tolerances, and the evaluations that it took are reported. Any other solver is run once with its own settings.
-Evaluations and seconds do not include the noise-free step.
+tolerances, and the number of evaluations that it used is reported. Any other solver is run once with its own settings.
+The reported evaluations and seconds do not include the noise-free step.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ DRAWS = 8  # number of sets of training samples over which the floor is averaged
 
 @dataclass(frozen=True)
 class Case:
-    """A solver with its budget; ``solver`` is ``None`` if the evaluations are too few for a single step."""
+    """A solver with its budget, which is a number of evaluations (``asked``) or a tolerance.
+
+    ``solver`` is ``None`` if the budget is too small for a single step.
+    """
 
     name: str
     solver: Solver | None
@@ -63,18 +67,18 @@ class Case:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """The result of a solver at one budget, with ``None`` where there is no value.
+    """The result of a solver at one budget, with ``None`` for missing values.
 
     Attributes:
         solver: Name of the solver.
-        asked: Number of evaluations that the solver was given.
-        tolerance: ``rtol`` and ``atol`` that the solver was given instead of a number of evaluations.
-        nfe: Number of evaluations that the solver took, averaged over the samples.
-        rms: Distance from the converged solution, over the samples that succeeded.
-        sliced_w2: Sliced W2 distance of the samples to held-out data.
-        seconds: Time that the solver took for all samples.
+        asked: Number of evaluations in the solver's budget.
+        tolerance: Value of ``rtol`` and ``atol`` for a solver whose budget is a tolerance.
+        nfe: Number of evaluations that the solver used, averaged over the samples.
+        rms: Distance between the samples that succeeded and the converged solution.
+        sliced_w2: Sliced W2 distance between the samples and held-out data.
+        seconds: Time that the solver took for all samples, in seconds.
         failed: Number of samples that failed.
-        note: The reason why there is no result.
+        note: The reason why there is no result, or an empty string.
     """
 
     solver: str
@@ -94,15 +98,16 @@ class BenchRow:
             return head + self.note
         text = f"{head}distance {_short(self.rms):9} sliced W2 {_short(self.sliced_w2):9} {self.seconds:.2f} s"
         text += "" if self.nfe == self.asked else f"  {self.nfe:.1f} evaluations"
-        return text + (f"  {self.failed} of the samples failed" if self.failed else "")
+        return text + (f"  failed samples: {self.failed}" if self.failed else "")
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Sliced W2 distance of training data to held-out data: mean, smallest and largest value over a few draws.
+    """The sliced W2 distance between training data and held-out data, over several draws of training data.
 
     Attributes:
-        samples, held_out: Number of rows on each side of the comparison, as for the solvers.
+        mean, least, most: Mean, smallest and largest distance.
+        samples, held_out: Number of training rows in each draw, and number of held-out rows.
     """
 
     mean: float
@@ -114,7 +119,13 @@ class Floor:
 
 @dataclass(frozen=True)
 class Bench:
-    """The rows, the converged solution as a separate row, and the floor if data were given."""
+    """The results of a comparison of solvers.
+
+    Attributes:
+        rows: One row for each solver and budget.
+        converged: The row of the converged solution.
+        floor: The floor of the sliced W2 distance, or ``None`` if no data were given.
+    """
 
     rows: tuple[BenchRow, ...]
     converged: BenchRow
@@ -122,7 +133,7 @@ class Bench:
 
 
 def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, Solver]:
-    """Build solvers with their default settings, and with the time grid ``grid`` if the solver uses a grid.
+    """Build solvers with their default settings. If ``grid`` is given, solvers that use a time grid use this one.
 
     Raises:
         UsageError: If a name is unknown.
@@ -142,8 +153,8 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
     """
     if not solvers or not nfe or min(nfe) < 1:
         raise UsageError(
-            f"the solvers are {list(solvers)} and the evaluations {list(nfe)}; name at least one of each, such as ddim "
-            "and 10"
+            "a comparison requires at least one solver and at least one number of evaluations, and all numbers of "
+            f"evaluations must be at least 1, got the solvers {list(solvers)} and the evaluations {list(nfe)}"
         )
     cases: list[Case] = []
     for name, solver in solvers.items():
@@ -156,7 +167,8 @@ def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
             cases.append(Case(name, solver))
     if all(case.solver is None for case in cases):
         raise UsageError(
-            f"{max(nfe)} evaluations are too few for one step of {', '.join(solvers)}; use more evaluations",
+            f"an evaluation budget of {max(nfe)} is too small for one step of {', '.join(solvers)}; use a larger "
+            "budget",
             parameter="nfe",
         )
     return tuple(cases)
@@ -174,24 +186,25 @@ def bench(
     batch: int = 256,
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> Bench:
-    """Run solvers at several budgets and measure their results.
+    """Run solvers at several budgets and measure the distances of their results.
 
     Args:
         run: A trained run, with any conditioning. A run conditioned on one class is compared with data of that class.
         solvers: Solvers, keyed by the name to show.
         nfe: Numbers of evaluations for the solvers with a fixed grid.
         n: Number of samples.
-        seed: Seed of the prior, of the solvers' noise, and of the choice of data.
-        data: The data that the run was trained on. Without them, sliced W2 is not measured.
-        batch: Number of samples solved at once.
-        on_row: Called with each row, the converged solution first.
+        seed: Seed for the prior samples, the solvers' noise and the choice of data.
+        data: The data that the run was trained on. Without them, the sliced W2 distance is not measured.
+        batch: Maximum number of samples per batch.
+        on_row: Called with each row, starting with that of the converged solution.
 
     Raises:
-        UsageError: If an option is not valid, or no solver can run.
+        UsageError: If an option is invalid, or no solver can run.
         DataError: If the data do not match the run.
+        NumericalError: If the converged solution cannot be computed for any sample.
     """
     cases, model = plan(solvers, nfe), run.model
-    # Three sets of samples: the starts, the converged solution and the solution of a row.
+    # There are three sets of samples: the starting points, the converged solution and the solution of a row.
     size = 3 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8
     enough_memory(n * size, f"{n:,} samples of {run.info.dims:,} numbers", "n")
     real, floor = (None, None) if data is None else _real(run, data, n, seed)
@@ -202,7 +215,8 @@ def bench(
     first, converged = common.solve(BenchRow("converged", tolerance=tolerance), _at(ProbabilityFlow(), tolerance))
     if first.failed == n:
         raise NumericalError(
-            f"the probability flow failed at a tolerance of {tolerance:g}: {'; '.join(converged.failures())}"
+            f"the probability flow failed for all samples at a tolerance of {tolerance:g}: "
+            f"{'; '.join(converged.failures())}"
         )
     told(first)
     rows = []
@@ -210,14 +224,14 @@ def bench(
         row = BenchRow(case.name, case.asked, case.tolerance)
         try:
             if case.solver is None:
-                raise UsageError("too few evaluations for a step")
+                raise UsageError("too few evaluations for one step")
             row, _ = common.solve(row, case.solver, converged)
         except (UsageError, NumericalError) as error:
             row = replace(row, note=str(error))
         rows.append(row)
         told(row)
     if all(row.note for row in rows):
-        raise UsageError(f"no solver could run; {rows[0].solver}: {rows[0].note}")
+        raise UsageError(f"none of the solvers could run ({rows[0].solver}: {rows[0].note})")
     return Bench(tuple(rows), first, floor)
 
 
@@ -233,7 +247,7 @@ class _Common:
     floor: Floor | None
 
     def solve(self, row: BenchRow, solver: Solver, converged: Solution | None = None) -> tuple[BenchRow, Solution]:
-        """Fill in a row, and return it with the solution before the noise-free step."""
+        """Run a solver, and return the completed row and the solution before the noise-free step."""
         model, shape, dtype = self.model, self.run.info.shape, self.run.dtype
         began = time.monotonic()
         solution = sample(model, solver, shape, self.noise, denoise=False, batch=self.batch, dtype=dtype)
@@ -249,32 +263,32 @@ class _Common:
 
 
 def _at(solver: Solver, tolerance: float) -> Solver:
-    """Set the tolerance of an adaptive solver."""
+    """Return a copy of an adaptive solver with the given tolerance."""
     found: Solver = replace(solver, rtol=tolerance, atol=None)  # type: ignore[type-var]
     return found
 
 
 def _rms(solution: Solution, converged: Solution) -> float | None:
-    """Root-mean-square distance per dimension, over the rows that succeeded in both solutions."""
+    """Return the root-mean-square distance per dimension, over the rows that succeeded in both solutions."""
     ok = solution.ok & converged.ok
     gap = (solution.x[ok].double() - converged.x[ok].double()).square()
     return float(gap.mean().sqrt()) if bool(ok.any()) else None
 
 
 def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
-    """The estimate ``x0_hat`` at the time where sampling ends, with the same shape as ``x``."""
+    """Return the estimate ``x0_hat`` at the time at which sampling ends, with the same shape as ``x``."""
     t, rows = model.domain.interval("sample")[0], torch.split(torch.arange(len(x), device=x.device), batch)
     with torch.no_grad():
         return torch.cat([model.rows(index)(x[index], t).x0 for index in rows])
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """At most ``n`` held-out rows in model units, ``(m, *event)``, and the distances of training data from them."""
+    """Choose at most ``n`` held-out rows in model units, ``(m, *event)``, and return them with their floor."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
             f"{theirs.name} has shape {theirs.shape} and {theirs.levels or 'no'} levels, but the run was trained on "
-            f"shape {info.shape} and {info.levels or 'no'} levels; these are not the data of the run"
+            f"data with shape {info.shape} and {info.levels or 'no'} levels; use the data that the run was trained on"
         )
 
     label = None if run.condition is None else run.condition.label
@@ -285,7 +299,7 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
             x = x[y == only]
         if len(x) < 2:
             raise DataError(
-                f"{theirs.name} has {len(x)} samples to compare with, but a distance needs at least 2 samples"
+                f"the distance to data requires at least 2 samples to compare with, but {theirs.name} has {len(x)}"
             )
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + draw))[:n]]
         u = Noise.of(len(x), seed, start=draw * n).uniform(info.shape, stream="dequantise", dtype=torch.float64)
@@ -315,13 +329,13 @@ def _fixed(value: float | None, digits: int) -> str:
 
 
 def bench_table(found: Bench) -> str:
-    """Format the rows as text, with one table of solvers and budgets for each quantity."""
+    """Format the results as text, with one table of solvers and budgets for each quantity."""
     by_solver: dict[str, list[BenchRow]] = {}
     for row in found.rows:
         by_solver.setdefault(row.solver, []).append(row)
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name, rows in by_solver.items():
-        kind = "evaluations" if rows[0].asked else "tolerance" if rows[0].tolerance else "as it is"
+        kind = "evaluations" if rows[0].asked else "tolerance" if rows[0].tolerance else "own settings"
         groups.setdefault((kind, tuple(str(r.asked or r.tolerance or "") for r in rows)), []).append(name)
     width = max(len(name) for name in (*by_solver, "evaluations")) + 2
 
@@ -339,10 +353,10 @@ def bench_table(found: Bench) -> str:
     floor, last = found.floor, found.converged
     odd = [name for name, rows in by_solver.items() if any(r.nfe not in (None, r.asked) for r in rows)]
     lost = [name for name, rows in by_solver.items() if any(r.failed for r in rows)]
-    lines = block("distance to the converged solution (rms per dimension)", lambda r: _short(r.rms), by_solver)
+    lines = block("distance to the converged solution (RMS per dimension)", lambda r: _short(r.rms), by_solver)
     if floor is not None:
         lines += block(
-            f"sliced W2 to held-out data ({floor.samples} samples, {floor.held_out} held out)",
+            f"sliced W2 distance to held-out data ({floor.samples} samples, {floor.held_out} held-out rows)",
             lambda r: _short(r.sliced_w2),
             by_solver,
             line("converged", [_short(last.sliced_w2)]),
@@ -350,7 +364,7 @@ def bench_table(found: Bench) -> str:
         )
     lines += block("seconds", lambda r: _fixed(r.seconds, 2), by_solver, line("converged", [_fixed(last.seconds, 2)]))
     if odd:
-        lines += block("evaluations taken", lambda r: _fixed(r.nfe, 1), odd, line("converged", [_fixed(last.nfe, 1)]))
+        lines += block("evaluations used", lambda r: _fixed(r.nfe, 1), odd, line("converged", [_fixed(last.nfe, 1)]))
     if lost:
         lines += block("failed samples", lambda r: "-" if r.note else str(r.failed), lost)
     return "\n".join(lines[:-1])

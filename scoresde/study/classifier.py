@@ -1,14 +1,14 @@
-"""A small classifier trained on the labels of a data set, which gives features for comparing samples.
+"""A small classifier that is trained on the labels of a data set and provides features for comparing samples.
 
-The classifier can also judge the classes of samples. It is trained with cross-entropy on the training split in model
-units. A little Gaussian noise on every image keeps features from depending on individual pixels. All random draws are
-determined by the seed. The features are the last hidden layer, scaled to a mean square of 1 on the training split. A
-classifier is stored in two files,
+The classifier can also be used to check the classes of samples. It is trained with cross-entropy on the training split
+in model units. A small amount of Gaussian noise is added to every image, so that the features do not depend on
+individual pixels. The seed determines all random draws. The features are the values of the last hidden layer, scaled to
+a mean square of 1 on the training split. A classifier is stored in two files,
 
     classifier.safetensors   classifier.json
 
-which hold the weights and everything else. Loading these files runs no code. The accuracy is measured on the held-out
-split and has a binomial standard error.
+which contain the weights and all other data, respectively. Loading these files does not execute code. The accuracy is
+measured on the held-out split, and its standard error is binomial.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ClassifierConfig(Checked):
     """Training settings of a classifier.
 
     Attributes:
-        steps, batch: Number of training steps, and batch size, which is limited to the number of rows or to 128,
-            whichever is larger.
+        steps: Number of training steps.
+        batch: Batch size, which is limited to the number of rows or to 128, whichever is larger.
         lr: Learning rate of Adam.
-        noise: Standard deviation of the noise on every image, in model units.
+        noise: Standard deviation of the noise added to every image, in model units.
         width: Number of features.
-        seed: Seed of weights, batches and noise.
+        seed: Seed for the weights, the batches and the noise.
     """
 
     limits = ranges(
@@ -79,14 +79,14 @@ class ClassifierConfig(Checked):
 
 @dataclass(frozen=True, eq=False)
 class TrainedClassifier:
-    """A trained classifier with the units of its data.
+    """A trained classifier that takes events in data units.
 
     Attributes:
         network: The network, in evaluation mode.
         info: Description of the training data.
         codec: The map from data units to the units of the network.
         config: The training settings.
-        accuracy: Fraction of held-out samples that are classified correctly, or NaN if no sample has a label.
+        accuracy: Fraction of the held-out samples that are classified correctly, or NaN if they have no labels.
         held_out: Number of held-out samples.
     """
 
@@ -104,15 +104,21 @@ class TrainedClassifier:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights, 64 hexadecimal digits."""
+        """The SHA-256 digest of the weights, as 64 hexadecimal digits."""
         return weights_digest(self.network.state_dict())
 
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer, ``(B, width)``, for events in data units ``(B, *event)``, in the weights' dtype."""
+        """Compute the last hidden layer ``(B, width)`` for events ``(B, *event)`` in data units.
+
+        The result has the dtype of the weights.
+        """
         return self.network.features(self._encode(x))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Log-odds, ``(B, classes)``, for events in data units ``(B, *event)``, in the weights' dtype."""
+        """Compute the logits ``(B, classes)`` for events ``(B, *event)`` in data units.
+
+        The result has the dtype of the weights.
+        """
         out: Tensor = self.network(self._encode(x))
         return out
 
@@ -121,7 +127,7 @@ class TrainedClassifier:
         return self.codec.continuous.to_model(x.double()).to(device=scale.device, dtype=scale.dtype)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the two files into ``folder``, making it if needed, and return their paths."""
+        """Write the two files to ``folder``, which is created if needed, and return their paths."""
         facts = {
             "format": FORMAT, "data": self.info.to_dict(), "codec": to_dict(self.codec), "config": asdict(self.config),
             "accuracy": self.accuracy, "held_out": self.held_out, "sha256": self.digest,
@@ -133,7 +139,7 @@ class TrainedClassifier:
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy of the classes of noisy rows, in nats."""
+    """The cross-entropy loss for predicting the classes of noisy rows, in nats."""
 
     def __call__(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         assert draws.condition is not None and draws.condition.label is not None
@@ -154,7 +160,7 @@ def train_classifier(
         data: The data, with labels of shape ``(n,)``.
         config: The training settings. With the defaults, training takes seconds on the digits.
         device, dtype: Device and floating-point type of the network.
-        on_step: Called after each step with the number of steps done and the loss in nats.
+        on_step: Called after each step with the number of completed steps and the loss in nats.
 
     Raises:
         UsageError: If the data have no labels, or fewer than two classes.
@@ -163,7 +169,8 @@ def train_classifier(
     info, labels = data.info, data.train_labels
     if labels is None or len(info.classes) < 2:
         raise UsageError(
-            f"{info.name} has {len(info.classes)} classes; a classifier needs the labels of at least 2 classes"
+            f"a classifier requires labels with at least 2 classes, but {info.name} has "
+            f"{'no labels' if labels is None else len(info.classes)}"
         )
     with keyed_rng(config.seed, -1, "cpu"):
         network = Classifier(info.shape, len(info.classes), config.width)
@@ -171,7 +178,7 @@ def train_classifier(
     optimiser = torch.optim.Adam(network.parameters(), config.lr)
     state = TrainState(network, optimiser, NoiseDraw(config.noise))
     rows = Rows(data.train, data.codec.continuous, labels, len(info.classes))
-    # A batch larger than the data would only repeat rows; the default is kept, whatever the number of rows.
+    # A batch larger than the data would only repeat rows. Only the default batch size is allowed to be larger.
     batches = Batches(rows, min(config.batch, max(len(rows), ClassifierConfig.batch)), config.seed)
     for record in steps(state, CrossEntropy(), batches, config.steps, seed=config.seed, rate=lambda n: config.lr):
         if on_step is not None:
@@ -189,25 +196,25 @@ def train_classifier(
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited: bool = False) -> TrainedClassifier:
-    """Load a classifier that :meth:`TrainedClassifier.save` wrote. No code in the folder is run.
+    """Load a classifier written by :meth:`TrainedClassifier.save`, without executing code from the folder.
 
     Args:
         folder: The folder of the classifier.
         device: Device of the network.
-        edited: Accept ``classifier.json`` even if it was edited after it was written.
+        edited: Whether to accept ``classifier.json`` even if it was edited after it was written.
 
     Raises:
-        CheckpointError: If the folder holds no classifier, or the classifier is damaged.
+        CheckpointError: If the folder does not contain a classifier, or the classifier is damaged.
     """
     path = folder / FACTS
     if not os.path.lexists(path):
         raise CheckpointError(
-            f"{folder} holds no classifier (there is no {FACTS}); train a classifier and save it there",
+            f"{folder} does not contain a classifier ({FACTS} is missing); train a classifier and save it there",
             parameter="train_classifier",
         )
     if not edited and was_changed(path):
         raise CheckpointError(
-            f"{path} was changed after it was written (its content does not match its checksum): restore the original, "
+            f"{path} was changed after it was written (its content does not match its checksum); restore the original, "
             "or confirm that it was edited on purpose",
             parameter="edited",
         )
@@ -223,17 +230,19 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu", *, edited:
         raise CheckpointError(f"{path} does not describe a classifier: {error}") from None
     tensors = read_tensors(folder / WEIGHTS)
     if not tensors:
-        raise CheckpointError(f"{folder / WEIGHTS} holds no weights; is it damaged?")
+        raise CheckpointError(f"{folder / WEIGHTS} does not contain any weights; the file may be damaged")
     load_weights(network.to(next(iter(tensors.values())).dtype), tensors, folder / WEIGHTS)
     network.to(device).eval().requires_grad_(False)
     trained = TrainedClassifier(network, info, codec, config, accuracy, held_out)
     if trained.digest != digest:
-        raise CheckpointError(f"{folder / WEIGHTS} does not have the SHA-256 given in {FACTS}; is it damaged?")
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not match the SHA-256 digest in {FACTS}; the file may be damaged"
+        )
     return trained
 
 
 def weights_digest(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of the weights, in the order of their names."""
+    """Compute the SHA-256 digest of the names, dtypes, shapes and bytes of the weights, sorted by name."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,13 +1,13 @@
 """A comparison of the learned score with an exact one at each noise level.
 
 The exact score is known for a mixture of Gaussians (:class:`scoresde.GaussianMixture`) and for any finite set of
-points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that reached the score of the training
-set would reproduce the training data. A network that generalises follows this score at high noise and departs from it
-at low noise.
+points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that matched the score of the training
+set exactly would reproduce the training data. A network that generalises follows this score at high noise and departs
+from it at low noise.
 
-Data stored as levels are dequantised in training, so that each point becomes a cell of width b. Under noise wider than
-b, a cell behaves like a Gaussian with the variance of the cell, b^2/12. Each component of the exact score has this
-variance, instead of 0.
+In training, data stored as levels are dequantised, so that each point becomes a cell of width b. Under noise wider than
+b, a cell behaves like a Gaussian with the same variance, b^2/12. Each component of the exact score therefore has this
+variance instead of 0.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ..sde.base import SDE
 
 __all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", "score_grid"]
 
-FURTHEST = 14.0  # The largest |log-SNR| at which scores are compared; |log-SNR| is infinite where alpha or sigma is 0.
+FURTHEST = 14.0  # the largest |log-SNR| at which scores are compared, because it is infinite where alpha or sigma is 0
 
 
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:
-    """The Gaussian mixture from which the data are drawn, in model units, or ``None`` for other data."""
+    """Return the Gaussian mixture from which the data are drawn, in model units, or ``None`` for other data."""
     if info.source != "8gaussians":
         return None
     means, std = eight_gaussians()
@@ -45,13 +45,16 @@ def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | N
 
 
 def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[Denoiser, str, str | None]:
-    """The exact score of data, a description of this score, and a note on how to read the comparison.
+    """Build the exact score of a data set.
 
     Args:
         info: Description of the data.
         codec: The map from data units to model units.
-        sde: The path.
+        sde: The SDE.
         train: The training set in data units, ``(K, *event)``.
+
+    Returns:
+        The exact score, its description, and a note on how to interpret a comparison with it, or ``None``.
     """
     mixture = known_mixture(info, codec, sde)
     if mixture is not None:
@@ -60,7 +63,7 @@ def exact_score(info: DataInfo, codec: Codec, sde: SDE, train: Tensor) -> tuple[
     if isinstance(codec.levels, Levels):
         width = float(torch.as_tensor(codec.levels.width).mean() / as_affine(codec, "the exact score").scale.mean())
     note = (
-        "This score minimises the training loss: a network that reached it would reproduce the training set.\n"
+        "This score minimises the training loss. A network that matched it exactly would reproduce the training set.\n"
         "A network that generalises departs from this score at low noise."
     )
     return TrainingSet(sde, points, width / math.sqrt(12)), f"the score of the {len(train):,} training samples", note
@@ -78,9 +81,10 @@ class Compass:
     Attributes:
         log_snr: Noise levels as log-SNR, float64 ``(L,)``, decreasing.
         cosine: Cosine of the angle between the two scores, ``(L, 3)``.
-        error: ``|model - exact| / |exact|``, ``(L, 3)``. Here the mean is the root of the ratio of the mean squares.
+        error: ``|model - exact| / |exact|``, ``(L, 3)``. In place of the mean, the second column holds the root of the
+            ratio of the mean squares.
         against: Description of the exact score.
-        note: A note on how to read the comparison, or ``None``.
+        note: A note on how to interpret the comparison, or ``None``.
         n: Number of held-out samples.
     """
 
@@ -94,22 +98,22 @@ class Compass:
 
 @checked(n=COUNT, levels=Range(2, 10_000), seed=SEED)
 def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: int = 0) -> Compass:
-    """Compare the scores at ``n`` held-out samples with noise of each level.
+    """Compare the learned score with the exact score at noisy held-out samples, for each noise level.
 
     Args:
-        run: The trained run. A run conditioned on one class is compared with the score of the training data of that
-            class.
+        run: The trained run. If the run is conditioned on one class, the exact score is that of the training data of
+            this class.
         data: The data that the run was trained on.
-        n: Largest number of held-out samples to use.
-        levels: Number of noise levels, evenly spaced in log-SNR over the model's interval.
-        seed: Seed of the noise.
+        n: Maximum number of held-out samples.
+        levels: Number of noise levels, evenly spaced in log-SNR over the model's time interval.
+        seed: Seed for the noise.
 
     Raises:
         UsageError: If the model has no score.
-        DataError: If there are no data of the class.
+        DataError: If there are no training samples or no held-out samples of the class.
     """
     if not run.model.domain.has_score:
-        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to compare")
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to compare")
     sde, info = run.model.domain.sde, run.info
     train, rows = data.trained, data.test
     label = None if run.condition is None else run.condition.label
@@ -118,7 +122,8 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         train, rows = data.train[data.trains & (data.train_labels == only)], rows[data.test_labels == only]
         if not len(train) or not len(rows):
             raise DataError(
-                f"{info.name} has {len(train)} training and {len(rows)} held-out samples of that class; both are needed"
+                f"the comparison requires training and held-out samples of the given class, but {info.name} has "
+                f"{len(train)} and {len(rows)} of them"
             )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]
@@ -133,7 +138,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         x = sde.perturb(x0, t, noise.normal(info.shape, i, "solver", torch.float64))
         with torch.no_grad():
             learned = run.model(x.to(run.device, run.dtype), t.to(run.device)).eps.cpu()
-        # The score is -eps_hat / sigma: the factor changes neither the angle nor the ratio.
+        # The score is -eps_hat / sigma. The factor -1 / sigma changes neither the angle nor the ratio.
         a, b = flat(learned).double(), flat(exact(x, t).eps)
         off, size = (a - b).norm(dim=1), b.norm(dim=1)
         cosines.append(_band((a * b).sum(1) / (a.norm(dim=1) * size)))
@@ -142,7 +147,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
 
 
 def _band(values: Tensor, middle: float | None = None) -> Tensor:
-    """10 % quantile, mean (or ``middle``) and 90 % quantile, ``(3,)``."""
+    """Return the 10 % quantile, the mean (or ``middle`` if it is given) and the 90 % quantile, ``(3,)``."""
     low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=values.dtype)).tolist()
     return torch.tensor([low, float(values.mean()) if middle is None else middle, high], dtype=torch.float64)
 
@@ -152,15 +157,16 @@ def _band(values: Tensor, middle: float | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoreFields:
-    """Scores on a grid of the plane, at T times, in the units of :mod:`scoresde.study.figures`.
+    """Scores on a grid in the plane at T times, in the plot units of :mod:`scoresde.study.figures`.
 
     Attributes:
         t: Times, float64 ``(T,)``.
-        x, y: Abscissas ``(G,)`` and ordinates ``(G,)`` of the grid.
-        learned: The learned score, ``(T, 2, G, G)``: the gradient of the log density in the units of the plot.
-        exact: The score of the density from which the data are drawn, ``(T, 2, G, G)``, or ``None``.
-        density: The density from which the data are drawn, ``(T, G, G)``, or ``None``.
-        points: Held-out data with noise, ``(T, N, 2)``.
+        x, y: Coordinates of the grid points along the two axes, each ``(G,)``.
+        learned: The learned score, ``(T, 2, G, G)``, which is the gradient of the log density in the plot units.
+        exact: The score of the density from which the data are drawn, ``(T, 2, G, G)``, or ``None`` if this density is
+            unknown.
+        density: The density from which the data are drawn, ``(T, G, G)``, or ``None`` if it is unknown.
+        points: Noisy held-out data, ``(T, N, 2)``.
     """
 
     t: Tensor
@@ -174,26 +180,26 @@ class ScoreFields:
 
 @checked(size=Range(2, 4096), seed=SEED)
 def score_grid(run: Run, data: Dataset, t: Tensor, *, size: int = 61, seed: int = 0) -> ScoreFields:
-    """Evaluate the score on a grid around the data.
+    """Evaluate the learned score, and the exact score if it is known, on a grid around the data.
 
     Args:
-        run: A run trained on data in the plane.
+        run: A run trained on points in the plane.
         data: The data that the run was trained on.
         t: Times, ``(T,)``.
         size: Number of grid points along each axis.
-        seed: Seed of the noise on the points.
+        seed: Seed for the noise that is added to the held-out points.
 
     Raises:
-        UsageError: If the data are not in the plane, or the model has no score.
+        UsageError: If the data are not points in the plane, or the model has no score.
     """
     info, sde = run.info, run.model.domain.sde
     if info.shape != (2,):
         raise UsageError(
-            f"a score field needs data in the plane, but {info.name} has {info.kind}s of shape "
-            f"{' x '.join(map(str, info.shape))}; use plot compass, which compares scores in any number of dimensions"
+            f"a score field requires points in the plane, but {info.name} contains {info.kind}s of shape "
+            f"{' x '.join(map(str, info.shape))}; use `scoresde plot compass`, which works in any number of dimensions"
         )
     if not run.model.domain.has_score:
-        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs and has no score to draw")
+        raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to draw")
     units, rows = as_affine(run.codec, "a score field"), data.test[:1000].double()
     low, high = rows.amin(0), rows.amax(0)
     centre, half = (low + high) / 2, 0.62 * float((high - low).max())

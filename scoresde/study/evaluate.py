@@ -1,17 +1,18 @@
-"""Sample quality: all metrics on one set of features, each beside the value attained by real data.
+"""Sample quality, measured with several metrics on the same features and compared with the values for real data.
 
-Samples are compared with *reference* data: the held-out split, or the training split, which published Fréchet distances
-use. The metrics (:mod:`scoresde.metrics`) depend on the numbers of rows and on the features, so a value alone says
-little. Each value therefore stands beside the *floor*: the same metric for an equal number of real rows, from the other
-split, against the same reference. A metric cannot distinguish samples that reach the floor from data. A value below the
-floor hints at copies. If the other split has fewer rows than there are samples, its values of biased metrics are not a
-floor, and the table says so.
+Samples are compared with *reference* data, which are either the held-out split or, as in published Fréchet distances,
+the training split. The metrics (:mod:`scoresde.metrics`) depend on the number of rows and on the features, so a value
+on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
+equal number of real rows from the other split against the same reference. A metric cannot distinguish samples that
+reach the floor from real data. A value below the floor suggests that some samples are copies. If the other split has
+fewer rows than there are samples, its values of biased metrics are not a floor, and the table includes a note about
+this.
 
-The check for copies looks at individual samples instead: is a sample closer to a training row than held-out data ever
-are? The check uses the pixels by default, because features are meant to ignore the details that distinguish two similar
-images.
+The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
+held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
+similar images.
 
-Values are compared as they are written to files: neither the samples nor data stored as levels are dequantised.
+Values are compared as they are stored in files, so neither samples nor data stored as levels are dequantised.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ UNBIASED = ("kernel", "mmd")
 
 @dataclass(frozen=True)
 class MetricRow:
-    """The values of a metric.
+    """The values of one metric for samples and for real data.
 
     Attributes:
         metric: Name of the metric.
@@ -87,8 +88,8 @@ class Evaluation:
         copies: The result of the check for copies, or ``None`` if there was no check.
         reference: The statistics with which the samples were compared, and the name, hash and resizing of the features.
         n: Number of samples.
-        n_real: Number of real rows behind the floor.
-        copies_by: Name and hash of the features that the check for copies used.
+        n_real: Number of real rows used for the floor.
+        copies_by: Name and hash of the features used in the check for copies, or ``None`` if there was no check.
         origins: File or position in the source of the training row nearest to each sample
             (:meth:`scoresde.data.Dataset.origin`), or empty if there was no check for copies.
     """
@@ -110,7 +111,7 @@ class Evaluation:
 def metrics_by_name(names: Sequence[str]) -> dict[str, Metric]:
     """Look up metrics by name.
 
-    A name ``module:function`` stands for a function that takes the features ``(N, d)`` of samples and ``(M, d)`` of a
+    A name ``module:function`` refers to a function that takes the features ``(N, d)`` of samples and ``(M, d)`` of a
     reference, and returns a number or a :class:`~scoresde.metrics.Measurement`.
 
     Raises:
@@ -139,20 +140,20 @@ def evaluate(
     Args:
         x: Samples in data units, ``(N, *event)``.
         data: The data that the model was trained on, with the held-out split.
-        extractor: The extractor of the features.
+        extractor: The feature extractor for the metrics.
         metrics: Metrics, keyed by name (see :func:`metrics_by_name`).
         against: The split to compare with, ``"test"`` or ``"train"``. The floor comes from the other split.
         reference: Statistics to compare with instead of the split.
-        copies: The extractor of the features for the check for copies, or ``None`` for no check. If there are too few
-            held-out rows, the check is replaced by a warning.
-        limit: Largest number of reference rows, drawn at random, or 0 for all rows.
-        seed: Seed of the choice of rows.
-        check: Reject samples that seem to be in different units (:mod:`scoresde.run.plausible`).
+        copies: The feature extractor for the check for copies, or ``None`` for no check. If there are too few held-out
+            rows, the check is skipped with a warning.
+        limit: Maximum number of reference rows, drawn at random, or 0 for all rows.
+        seed: Seed for choosing the rows.
+        check: Whether to reject samples that seem to be in different units (:mod:`scoresde.run.plausible`).
         on_metric: Called with each row of the result.
 
     Raises:
         DataError: If the samples seem to be in different units.
-        UsageError: If an option is not valid, or the reference was made with other features.
+        UsageError: If an option is invalid, or the reference was computed with other features.
     """
     splits = {"test": data.test, "train": data.train}
     if against not in splits:
@@ -170,8 +171,8 @@ def evaluate(
     if copies is not None and len(data.test) < HELD_OUT:
         warnings.warn(
             Advice(
-                f"no check for copies: the check needs {HELD_OUT} held-out rows, but {data.info.name} has "
-                f"{len(data.test)}; hold out more rows when training",
+                f"the check for copies was skipped: it requires at least {HELD_OUT} held-out rows, but "
+                f"{data.info.name} has {len(data.test)}; hold out more rows when training",
                 parameter="test_fraction",
                 value=0.2,
             ),
@@ -185,18 +186,18 @@ def evaluate(
 
 
 def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool = True) -> Evaluation:
-    """Compare features that were computed elsewhere (see :func:`~scoresde.study.features.read_features`).
+    """Compare samples by features that were computed elsewhere (see :func:`~scoresde.study.features.read_features`).
 
     Args:
         path: An ``.npz`` file with the arrays ``samples`` and ``reference``, each ``(N, d)``, and optionally ``train``.
             The check for copies uses ``train`` as training rows and ``reference`` as held-out data.
         metrics: Metrics, keyed by name.
-        copies: Whether to check for copies, if the file has ``train``.
+        copies: Whether to check for copies. The check requires the array ``train``.
     """
     found = read_features(path)
     samples, rows, train = found["samples"], found["reference"], found.get("train")
     if copies and train is None:
-        warnings.warn(f"no check for copies: {path} has no array 'train'", stacklevel=2)
+        warnings.warn(f"the check for copies was skipped: {path} has no array 'train'", stacklevel=2)
     digest = file_digest(path)[:16]
     reference = Reference.of(rows, Extractor(path.name, digest, "unknown", lambda x: x), path.name, "reference")
     real = None if train is None else _choose(train, len(samples), 1)
@@ -216,7 +217,7 @@ def compare(
     real: Tensor | None = None,
     on_metric: Callable[[MetricRow], None] | None = None,
 ) -> tuple[MetricRow, ...]:
-    """Compute the metrics from features.
+    """Compute metrics from features.
 
     Args:
         x: Features of the samples, ``(N, d)``.
@@ -226,7 +227,7 @@ def compare(
         on_metric: Called with each row.
 
     Raises:
-        UsageError: If a metric needs features, but the reference has only moments.
+        UsageError: If a metric requires the features of the reference, but the reference has only their moments.
     """
     rows: list[MetricRow] = []
     for name, metric in metrics.items():
@@ -235,15 +236,15 @@ def compare(
             against = reference.features
         elif metric is not frechet:
             raise UsageError(
-                f"the metric {name} needs the features of the reference, which has only their moments (the features "
-                "were too large to save): use the metric frechet, or compare with the data",
+                f"the metric {name!r} requires the features of the reference, but the reference has only their moments "
+                "because the features were too large to save; use the metric 'frechet', or compare with the data",
                 parameter="metrics",
                 value="frechet",
             )
         if not _enough(metric, x, against) and len(metrics) > 1:
             warnings.warn(
-                f"the metric {name} was left out: it needs more than {NEIGHBOURS} rows, but there are {len(x):,} "
-                f"samples and {reference.moments.n:,} reference rows",
+                f"the metric {name!r} was skipped: it requires more than {NEIGHBOURS} samples and more than "
+                f"{NEIGHBOURS} reference rows, got {len(x):,} and {reference.moments.n:,}",
                 stacklevel=2,
             )
             continue
@@ -259,13 +260,16 @@ def compare(
 def _enough(metric: Metric, *sets: Tensor | Moments) -> bool:
     """Return whether the sets have enough rows for a metric.
 
-    Neighbourhood-based metrics need a minimum number of rows; the others accept any number.
+    Metrics based on neighbourhoods require a minimum number of rows. The others accept any number.
     """
     return metric is not neighbourhoods or all(len(rows) > NEIGHBOURS for rows in sets if isinstance(rows, Tensor))
 
 
 def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[str, Measurement]:
-    """Compute a metric and return its values, keyed by name. The error of a plain number comes from a jackknife."""
+    """Compute a metric and return its values, keyed by name.
+
+    If the metric returns a plain number, its standard error is estimated with a jackknife.
+    """
     found = metric(x, y)
     if isinstance(found, Neighbourhoods):
         return {f.name: getattr(found, f.name) for f in fields(found)}
@@ -275,7 +279,7 @@ def _measure(name: str, metric: Metric, x: Tensor, y: Tensor | Moments) -> dict[
     try:
         float(found)
     except (TypeError, ValueError):
-        raise UsageError(f"the metric {name} returned {found!r}; it must return a number or a Measurement") from None
+        raise UsageError(f"the metric {name!r} must return a number or a Measurement, got {found!r}") from None
     return {name: jackknife(lambda a, b: float(metric(a, b)), x, y)}  # type: ignore[arg-type]
 
 
@@ -290,7 +294,7 @@ def _choose(x: Tensor, limit: int, seed: int) -> Tensor:
 
 
 def evaluation_table(found: Evaluation) -> str:
-    """Format the result as text."""
+    """Format the results as text."""
     reference, copies = found.reference, found.copies
     head = ("", "samples", "real data")
     lines = [head] if found.rows else []
@@ -313,8 +317,8 @@ def evaluation_table(found: Evaluation) -> str:
     biased = [row.metric for row in found.rows if row.metric not in UNBIASED and row.real is not None]
     if biased and found.n_real < found.n:
         text.append(
-            f"the real data are fewer than the samples, so they give no floor for {', '.join(biased)}; "
-            f"for a floor, compare {found.n_real:,} samples"
+            f"there are fewer real rows than samples, so the values for real data are not a floor for "
+            f"{', '.join(biased)}; to obtain a floor, compare at most {found.n_real:,} samples"
         )
     text.append(
         f"features: {reference.extractor} ({found.features} per row), hash {reference.hash}, resizing "
@@ -326,10 +330,11 @@ def evaluation_table(found: Evaluation) -> str:
 
 
 def _without_bias(measured: Measurement) -> Measurement:
-    """The value extrapolated to infinite data.
+    """Return the value extrapolated to infinite data, with the standard error of the original value.
 
-    It is the mean of the jackknife's pseudo-values, B theta - (B - 1) theta_b, whose standard error is that of the
-    value.
+    The extrapolated value is the mean of the jackknife's pseudo-values, whose standard error is that of the original
+    value. The pseudo-values are B theta - (B - 1) theta_b, where theta is the original value, and theta_b is the value
+    without block b of the B blocks.
     """
     return Measurement(measured.extrapolated, measured.stderr)
 
@@ -358,19 +363,20 @@ def _nearest(origin: int | Path) -> dict[str, Any]:
 def write_evaluation(
     folder: Path, found: Evaluation, made: Mapping[str, Any], pictures: tuple[DataInfo, Tensor, Tensor] | None = None
 ) -> list[Path]:
-    """Write ``evaluation.json`` and, with pictures, ``neighbours.png``.
+    """Write ``evaluation.json`` and, if ``pictures`` is given, ``neighbours.png``.
 
-    The picture shows the most suspicious samples beside their nearest training rows. If the picture cannot be drawn, a
+    The picture shows the most suspicious samples next to their nearest training rows. If the picture cannot be drawn, a
     warning is issued.
 
     Args:
         folder: Folder to write to.
         found: The results.
-        made: The settings of the evaluation, plain JSON values.
-        pictures: The description of the data, the samples and the training rows, ``(N, *event)`` and ``(T, *event)``.
+        made: The settings of the evaluation as JSON-serialisable values.
+        pictures: The description of the data, the samples ``(N, *event)`` and the training rows ``(T, *event)``, or
+            ``None`` for no picture.
 
     Returns:
-        The files written, the picture first.
+        The paths of the files, starting with the picture.
     """
     files = [write_json(folder / "evaluation.json", {**made, **described(found)})]
     if pictures is None or found.copies is None:
@@ -392,7 +398,7 @@ def write_evaluation(
 
 
 def described(found: Evaluation) -> dict[str, Any]:
-    """The result as plain JSON values, with ``None`` for numbers that are not finite."""
+    """Return the results as JSON-serialisable values, with ``None`` for numbers that are not finite."""
     reference, copies = found.reference, found.copies
     facts: dict[str, Any] = {
         "metrics": {
@@ -426,10 +432,10 @@ def described(found: Evaluation) -> dict[str, Any]:
 
 
 def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
-    """The options of a solver, with those that it chooses itself (``auto`` or ``None``) as it chooses them.
+    """Return the options of a solver, with automatic settings (``auto`` or ``None``) replaced by the chosen values.
 
-    These are the grid, the order, the correction and the tapering of a multistep solver, and the method and absolute
-    tolerance of the probability flow. Others stay as they are.
+    This applies to the grid; to the order, correction and tapering of a multistep solver; and to the method and
+    absolute tolerance of the probability flow. Other options are unchanged.
     """
     found = options_of(solver)
     if found.get("grid") == "auto":

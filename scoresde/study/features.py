@@ -1,4 +1,6 @@
-"""Features for comparing samples. An extractor turns events in data units into rows of numbers.
+"""Features for comparing samples.
+
+An extractor maps each event in data units to a feature vector.
 
 ===================  ============================================================================
 name                 features
@@ -9,10 +11,10 @@ name                 features
 ``module:function``  your own function, from events ``(B, *event)`` in data units to ``(B, d)``
 ===================  ============================================================================
 
-The value of a distance depends on the features. Every extractor therefore has a *hash* of its weights, its options and
-the transform of the data. For a function, the hash covers the source file that defines it, but not any weights that it
-reads. An extractor also states how it *resizes* its input. A :class:`Reference` holds the statistics of real data
-together with the hash and the resizing, and rejects features of another extractor.
+Distances between samples and data depend on the features. Every extractor therefore has a *hash* of its weights, its
+options and the transform of the data. For a function, the hash covers the source file that defines it, but not any
+weights that it reads. An extractor also records how it *resizes* its input. A :class:`Reference` contains the
+statistics of real data together with the hash and the resizing, and rejects features from any other extractor.
 
 References:
     Heusel et al. (2017), arXiv:1706.08500: the Inception features.
@@ -48,9 +50,9 @@ __all__ = [
     "read_features",
 ]  # fmt: skip
 
-ENOUGH = 20  # rough number of training samples that a classifier needs per class
+ENOUGH = 20  # approximate number of training samples per class that a classifier requires
 
-# The weights that torch-fidelity publishes; the name ends with the first digits of their SHA-256.
+# The file of weights published by torch-fidelity. Its name ends with the first digits of its SHA-256 digest.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 FEATURES = ("auto", "pixels", "classifier[:FOLDER]", "inception[:FILE]", "FILE.npz", "module:function")
@@ -63,9 +65,9 @@ class Extractor:
     """A named map from events to features.
 
     Attributes:
-        name: Name of the features to show to users.
-        hash: 16 hexadecimal digits that change whenever the extractor changes.
-        resize: The way the extractor resizes its input, or ``"none"``.
+        name: Name of the features, as shown to users.
+        hash: Sixteen hexadecimal digits that change whenever the extractor changes.
+        resize: Description of how the extractor resizes its input, or ``"none"``.
         function: The map from events ``(B, *event)`` in data units to features ``(B, d)``.
     """
 
@@ -75,10 +77,12 @@ class Extractor:
     function: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, batch: int = 64) -> Tensor:
-        """Compute features ``(N, d)`` of events ``(N, *event)`` in data units, as floating-point numbers on the CPU.
+        """Compute the features ``(N, d)`` of events ``(N, *event)`` in data units.
+
+        The features are floating-point numbers on the CPU. Events are processed in batches of at most ``batch``.
 
         Raises:
-            UsageError: If the function does not return such features.
+            UsageError: If the function does not return a tensor with one row of features per event.
         """
         found = []
         with torch.no_grad():
@@ -87,8 +91,8 @@ class Extractor:
                 if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(part):
                     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
                     raise UsageError(
-                        f"features {self.name}: events {tuple(part.shape)} became {shape}; a feature function must "
-                        f"return a tensor of shape ({len(part)}, d)"
+                        f"features {self.name}: for events of shape {tuple(part.shape)}, the function must return a "
+                        f"tensor of shape ({len(part)}, d), got {shape}"
                     )
                 found.append(features.detach().cpu())
         features = torch.cat(found)
@@ -96,7 +100,7 @@ class Extractor:
 
 
 def pixels(codec: Codec) -> Extractor:
-    """The values of an event ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
+    """Build an extractor of the values of events ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
     return Extractor(
         "pixels",
         _hash("pixels", _units(codec)),
@@ -107,15 +111,15 @@ def pixels(codec: Codec) -> Extractor:
 
 
 def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extractor:
-    """The last hidden layer of a trained classifier, ``(B, *event)`` to ``(B, width)``.
+    """Build an extractor of the last hidden layer of a trained classifier, ``(B, *event)`` to ``(B, width)``.
 
     Raises:
         UsageError: If the classifier was trained on data of another shape.
     """
     if classifier.info.shape != info.shape:
         raise UsageError(
-            f"the classifier was trained on {classifier.info.name}, shape {classifier.info.shape}, but {info.name} has "
-            f"shape {info.shape}; train another classifier on these data",
+            f"the classifier was trained on {classifier.info.name} with shape {classifier.info.shape}, but {info.name} "
+            f"has shape {info.shape}; train another classifier on these data",
             parameter="train_classifier",
             value=info.source,
         )
@@ -124,7 +128,9 @@ def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extrac
 
 
 def function_features(name: str) -> Extractor:
-    """Features from a user-defined ``module:function``, which maps events ``(B, *event)`` in data units to ``(B, d)``.
+    """Build an extractor from a user-defined function, which maps events ``(B, *event)`` in data units to ``(B, d)``.
+
+    The function is given by its name, ``module:function``.
 
     Raises:
         UsageError: If the function does not exist, or has no source file.
@@ -140,42 +146,47 @@ def function_features(name: str) -> Extractor:
 
 
 def inception(info: DataInfo, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """The pool features of Inception v3 that published Fréchet distances use, ``(B, C, H, W)`` to ``(B, 2048)``.
+    """Build an extractor of the pool features of Inception v3, ``(B, C, H, W)`` to ``(B, 2048)``.
+
+    These are the features that published Fréchet distances use.
 
     Args:
-        info: Description of the images. C must be 1 or 3. Values are scaled from their range to bytes.
-        weights: The file of torch-fidelity's weights. The default is the path at which torch.hub stores this file.
-            Nothing is downloaded.
+        info: Description of the images, which must have 1 or 3 channels. Values are scaled from the data range to
+            bytes.
+        weights: The file of weights published by torch-fidelity. The default is the path at which torch.hub stores this
+            file. Nothing is downloaded.
         device: Device to compute on.
 
     Raises:
-        UsageError: If the extra ``fid`` is not installed, the weights are missing or are different weights, or the data
-            are not images of 1 or 3 channels.
+        UsageError: If the extra ``fid`` is not installed, the file of weights is missing or contains different weights,
+            or the data are not images with 1 or 3 channels.
     """
     if info.kind != "image" or info.shape[0] not in (1, 3):
         raise UsageError(
-            f"inception needs images of 1 or 3 channels; {info.name} has {info.kind}s of shape {info.shape}"
+            f"features inception: the data must be images with 1 or 3 channels, but {info.name} contains {info.kind}s "
+            f"of shape {info.shape}"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"features inception: {error.name} is not installed; pip install 'scoresde[fid]', or use other features "
-            "(pixels, classifier, module:function)"
+            f"features inception: {error.name} is not installed; run pip install 'scoresde[fid]', or use other "
+            "features (pixels, classifier, module:function)"
         ) from None
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION if weights is None else weights
     expected = INCEPTION.rpartition("-")[2].removesuffix(".pth")
     if not os.path.isfile(path):
         raise UsageError(
-            f"features inception: there are no weights at {path}; download {INCEPTION_URL} to this path, or use "
-            "inception:FILE"
+            f"features inception: {path} does not exist; download {INCEPTION_URL} to this path, or use inception:FILE "
+            "with the path of the weights"
         )
-    # Check the file before loading it: it may hold code, and only these weights give comparable values.
+    # Check the file before loading it, because it could contain code, and because only these weights give comparable
+    # values.
     digest = file_digest(path)
     if not digest.startswith(expected):
         raise UsageError(
-            f"features inception: {path} has the SHA-256 {digest[:8]}..., not {expected}...; these are different "
-            "weights"
+            f"features inception: {path} contains different weights; its SHA-256 digest must begin with {expected}, "
+            f"got {digest[:8]}"
         )
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     network = network.to(device).eval()
@@ -204,14 +215,14 @@ def read_features(path: Path) -> dict[str, Tensor]:
     lacking = sorted({"samples", "reference"} - set(found))
     if lacking:
         raise DataError(
-            f"{path} has the arrays {', '.join(sorted(found)) or '(none)'}; it needs the arrays samples and reference, "
-            "and train for the check for copies"
+            f"{path} must contain the arrays 'samples' and 'reference', and optionally 'train' for the check for "
+            f"copies, got {', '.join(map(repr, sorted(found))) or 'no arrays'}"
         )
     for name, array in found.items():
         if array.ndim != 2 or array.shape[1] != found["samples"].shape[1]:
             raise DataError(
-                f"{path}: {name} has shape {tuple(array.shape)}; features need shape (N, d) with the same d for all "
-                "arrays"
+                f"{path}: features must have shape (N, d) with the same d for all arrays, but the array {name!r} has "
+                f"shape {tuple(array.shape)}"
             )
     return found
 
@@ -229,14 +240,14 @@ def extractor_by_name(
 
     Args:
         spec: ``pixels``, ``classifier``, ``classifier:FOLDER``, ``inception``, ``inception:FILE`` or
-            ``module:function``. ``auto`` is ``classifier`` for labelled images and signals, if there are enough samples
-            per class and the classifier is better than chance; otherwise it is ``pixels``.
+            ``module:function``. The name ``auto`` selects ``classifier`` for labelled images and signals, if there are
+            enough samples per class and the classifier is better than chance, and ``pixels`` otherwise.
         data: The data to compare with.
-        folder: The folder of the classifier. If the folder holds no classifier, a classifier is trained and saved
+        folder: The folder of the classifier. If the folder does not contain a classifier, one is trained and saved
             there.
         device: Device to compute on.
         told: Called with messages about the training of a classifier, which takes seconds.
-        edited: Accept the classifier's files even if they were edited.
+        edited: Whether to accept the classifier's files even if they were edited.
 
     Raises:
         UsageError: If the name is unknown.
@@ -257,12 +268,12 @@ def extractor_by_name(
             told(f"training a classifier on the labels of {info.name} to use its features")
         trained = train_classifier(data, device=device)
         if told is not None:
-            told(f"the classifier is right for {trained.accuracy:.1%} of {trained.held_out:,} held-out samples")
-        # the accuracy of always guessing the commonest class
+            told(f"the classifier is correct for {trained.accuracy:.1%} of {trained.held_out:,} held-out samples")
+        # the accuracy of always predicting the most common class
         guessed = max(data.info.trained or (1,)) / max(1, sum(data.info.trained))
         if spec == "auto" and not trained.accuracy > guessed + 2 * trained.stderr:
             if told is not None:
-                told(f"this is no better than chance ({guessed:.1%}), so pixels are compared instead")
+                told(f"the classifier is not better than chance ({guessed:.1%}), so pixels are compared instead")
             return pixels(data.codec)
         if folder is not None:
             trained.save(folder)
@@ -274,7 +285,7 @@ def extractor_by_name(
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics of real data, which can be saved and compared with repeatedly.
+    """Statistics of the features of real data, which can be saved and used for several comparisons.
 
     Attributes:
         extractor, hash, resize: Name, hash and resizing of the :class:`Extractor` that made the features.
@@ -309,7 +320,7 @@ class Reference:
         """Read a file written by :meth:`save`.
 
         Raises:
-            CheckpointError: If the file holds no reference statistics.
+            CheckpointError: If the file does not contain reference statistics.
         """
         facts, tensors = read_metadata(path), read_tensors(path)
         try:
@@ -321,13 +332,13 @@ class Reference:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                f"{path} holds no reference statistics ({error}); save them there first",
+                f"{path} does not contain reference statistics ({error}); save reference statistics there first",
                 parameter="save_reference",
                 value=path,
             ) from None
 
     def check(self, extractor: Extractor) -> None:
-        """Reject features of another extractor.
+        """Reject an extractor that differs from the one used for the statistics.
 
         Raises:
             UsageError: If the hash or the resizing differs.
@@ -335,23 +346,23 @@ class Reference:
         for what, theirs, ours in (("hash", self.hash, extractor.hash), ("resizing", self.resize, extractor.resize)):
             if theirs != ours:
                 raise UsageError(
-                    f"the reference was made with features {self.extractor} ({what} {theirs!r}), but the samples have "
-                    f"features {extractor.name} ({what} {ours!r}), so a distance would be meaningless; use the "
-                    "features of the reference, or make the reference again",
+                    f"the reference was computed with the features {self.extractor} ({what} {theirs!r}), but the "
+                    f"features of the samples are {extractor.name} ({what} {ours!r}), so a distance would be "
+                    "meaningless; use the features of the reference, or compute the reference again",
                     parameter="features",
                     value=self.extractor,
                 )
 
 
 def _units(codec: Codec) -> Any:
-    """The part of a codec that features depend on.
+    """Return the part of a codec's description that features depend on.
 
-    For a codec with a single part, only the options of the part are returned, so that old hashes stay valid.
+    For a codec with a single part, only the options of this part are returned, so that old hashes stay valid.
     """
     parts = to_dict(codec.continuous)
     return parts[0]["options"] if len(parts) == 1 else parts
 
 
 def _hash(*parts: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of plain values."""
+    """Return the first 16 hexadecimal digits of the SHA-256 digest of JSON-serialisable values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

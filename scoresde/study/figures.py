@@ -1,12 +1,13 @@
-"""The numbers behind the pictures of ``scoresde plot``: arrays for :mod:`scoresde.plot` from models, data and SDEs.
+"""The numbers behind the pictures of ``scoresde plot``, computed from models, data and SDEs.
 
-States are drawn in data units and divided by the size that they have on the path,
+States are divided by their typical size at time t and drawn in data units,
 
-    shown = decode(x_t / sqrt(alpha^2 + sigma^2)),                                                              (1)
+    shown = decode(x_t / sqrt(alpha^2 + sigma^2)).                                                              (1)
 
-which is x_t itself if the SDE preserves the variance. States of other SDEs, which grow to 50 or shrink to 0.7, then
-stay on the same axes. Between data and noise, columns are equally spaced in r = sigma/(alpha + sigma), the clock of the
-straight frame (:mod:`scoresde.sde.base`), in which the states change about as much early as late.
+The divisor is 1 if the SDE preserves the variance. The states of other SDEs, which grow to 50 or shrink to 0.7, then
+stay on the same axes. The columns of a picture are equally spaced between data and noise in r = sigma/(alpha + sigma),
+the time variable of the straight frame (:mod:`scoresde.sde.base`). In this variable, states change about as fast near
+the data as near the noise.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ __all__ = [
 
 POINTS = 513  # number of points on each curve of a schedule
 STEPS = 250  # number of steps in the histogram of a solver's steps
-DRAWS = 100_000  # number of training times that are drawn
+DRAWS = 100_000  # number of random training times
 
 
 def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
-    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the units (1) of the plot, in float64."""
+    """Convert states ``(T, N, *event)`` at times ``(T,)`` to the plot units of equation 1, in float64."""
     alpha, sigma = sde.coefficients(t.double())
     scaled = x.double() / expand(torch.hypot(alpha, sigma), x.double())
     decoded = codec.continuous.to_data(scaled.flatten(0, 1))
@@ -59,7 +60,7 @@ def shown(sde: SDE, codec: Codec, x: Tensor, t: Tensor) -> Tensor:
 
 
 def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
-    """``count`` times from ``start`` to ``end``, equally spaced in r, float64 ``(count,)``."""
+    """Return ``count`` times from ``start`` to ``end``, equally spaced in r, float64 ``(count,)``."""
     first, last = sde.ratio(torch.tensor([start, end], dtype=torch.float64)).tolist()
     t = sde.t_of_ratio(torch.linspace(first, last, count, dtype=torch.float64))
     t[0], t[-1] = start, end
@@ -67,22 +68,26 @@ def even_times(sde: SDE, count: int, start: float, end: float) -> Tensor:
 
 
 def column_labels(t: Tensor) -> list[str]:
-    """A label such as ``t = 0.25`` for each of the times ``(T,)``."""
+    """Return a label such as ``t = 0.25`` for each of the times ``t``, shape ``(T,)``."""
     return [f"t = {s:.2f}" if s >= 0.01 else f"t = {s:.1g}" for s in t.tolist()]
 
 
 def size_note(sde: SDE, t: Tensor) -> str:
-    """A sentence about (1) for the caption of a picture, or an empty string if (1) changes nothing at ``t: (T,)``."""
+    """Return a sentence about the scaling in equation 1, for the caption of a picture.
+
+    The sentence is empty if the scaling has no effect at the times ``t``, shape ``(T,)``.
+    """
     same = bool(((torch.hypot(*sde.coefficients(t.double())) - 1).abs() < 0.01).all())
     return "" if same else r" States are divided by $(\alpha_t^2 + \sigma_t^2)^{1/2}$."
 
 
 def _finite(*states: Tensor) -> None:
-    """Reject samples, ``(T, n, *event)``, that are not finite and cannot be drawn."""
+    """Reject samples with states ``(T, n, *event)`` that are not finite and therefore cannot be drawn."""
     bad = max(int((~torch.isfinite(x)).transpose(0, 1).flatten(1).any(1).sum()) for x in states)
     if bad:
         raise NumericalError(
-            f"{bad} of the samples are not finite and cannot be drawn; train longer, or try another solver"
+            f"the picture cannot be drawn because it contains {bad} sample{'s' * (bad > 1)} with values that are not "
+            "finite; train longer, or try another solver"
         )
 
 
@@ -90,9 +95,9 @@ def _finite(*states: Tensor) -> None:
 
 
 def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
-    """Compute the curves of an SDE for :func:`scoresde.plot.schedules`."""
+    """Compute the curves of an SDE that :func:`scoresde.plot.schedules` draws."""
     low, high = sde.times("train")
-    # The spacing is quadratic in t, because noise levels change fast near the data.
+    # The times grow quadratically, because the noise level changes fastest near the data.
     t = low + (high - low) * torch.linspace(0, 1, POINTS, dtype=torch.float64).square()
     t[-1] = high
     alpha, sigma = sde.coefficients(t)
@@ -105,7 +110,7 @@ def schedule_of(name: str, sde: SDE, seed: int = 0) -> Schedule:
 
 @checked(count=COUNT, seed=SEED)
 def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
-    """The log-SNR at ``count`` times, drawn as in training with default settings on this SDE, ``(count,)``."""
+    """Draw ``count`` times as in training with default settings on this SDE, and return their log-SNR, ``(count,)``."""
     info = DataInfo("points", "points", "vector", (2,), -1.0, 1.0, None, (), 2, 1)
     config = TrainConfig(sde=sde).resolved(info)
     parametrization = build(config.predict, PARAMETRIZATIONS, "prediction", typed=True, **config.predict_options)
@@ -122,15 +127,16 @@ def training_log_snr(sde: SDE, count: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Dissolved:
-    """Data on their way to noise, computed in two ways that give the same distribution at each time.
+    """Data turning into noise, computed in two ways that give the same distribution at each time.
 
     Attributes:
         t: Times, float64 ``(T,)``.
-        jump: The states ``x_t = alpha x_0 + sigma eps`` with one eps for all times, ``(T, N, *event)`` in model units.
-        chain: The states ``x_t = A x_s + S z`` from one time to the next with a new z each time, ``(T, N, *event)`` in
+        jump: The states ``x_t = alpha x_0 + sigma eps``, with the same noise eps at all times, ``(T, N, *event)`` in
             model units.
+        chain: The states ``x_t = A x_s + S z``, computed from one time s to the next time t with new noise z at each
+            step, ``(T, N, *event)`` in model units.
         spread: Standard deviation of ``(x_t - alpha x_0) / sigma`` over the N rows and all elements, for the jump and
-            for the chain, ``(2, T)``. This spread is 1 up to sampling error.
+            for the chain, ``(2, T)``. It is 1 up to sampling error.
     """
 
     t: Tensor
@@ -143,10 +149,10 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
     """Turn data into noise in one jump, and step by step.
 
     Args:
-        sde: The path.
+        sde: The SDE.
         x0: Data in model units, ``(N, *event)``.
-        t: Times, increasing, ``(T,)``.
-        noise: The random numbers of the N rows.
+        t: Increasing times, ``(T,)``.
+        noise: The random numbers for the N rows.
     """
     times, shape = torch.as_tensor(t, dtype=torch.float64), tuple(x0.shape[1:])
     eps = noise.normal(shape, 0, "prior", x0.dtype)
@@ -167,13 +173,13 @@ def dissolve(sde: SDE, x0: Tensor, t: Sequence[float] | Tensor, noise: Noise) ->
 
 @dataclass(frozen=True)
 class Undone:
-    """Samples on their way from noise to data, and the model's estimates of the data.
+    """Samples emerging from noise, with the model's estimates of the data.
 
     Attributes:
-        t: Times, float64 ``(T,)``, decreasing.
-        x: The states, ``(T, n, *event)``, in the units (1) of the plot.
+        t: Decreasing times, float64 ``(T,)``.
+        x: The states, ``(T, n, *event)``, in the plot units of equation 1.
         x0: The estimates ``x0_hat(x_t, t)`` at these states, ``(T, n, *event)`` in data units.
-        nfe: Number of evaluations of the model per sample, not counting the evaluations for the estimates.
+        nfe: Number of model evaluations per sample, not including the evaluations for the estimates.
     """
 
     t: Tensor
@@ -200,7 +206,9 @@ def undo(run: Run, n: int, solver: Solver, count: int, *, seed: int = 0) -> Undo
 
 
 def frames_between(columns: int, frames: int) -> int:
-    """The smallest number of time points, at least ``frames``, of which ``columns`` can be chosen with equal spacing.
+    """Return the smallest number of time points, at least ``frames``, that contain ``columns`` equally spaced points.
+
+    The ``columns`` points include the first and the last time point.
 
     >>> frames_between(9, 40), frames_between(9, 2)
     (41, 9)
@@ -209,12 +217,13 @@ def frames_between(columns: int, frames: int) -> int:
 
 
 def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool = True) -> list[Path]:
-    """Write a strip of ``columns`` time points to ``file``, and a GIF of all time points beside it.
+    """Write a picture of ``columns`` time points to ``file`` and, if ``gif`` is set, a GIF of all time points.
 
-    The number of time points must come from :func:`frames_between`. If the GIF cannot be drawn, a warning is issued.
+    The GIF is written to the same folder. The number of time points must come from :func:`frames_between`. If the GIF
+    cannot be drawn, a warning is issued.
 
     Returns:
-        The files written.
+        The paths of the files.
 
     Raises:
         NumericalError: If a state is not finite.
@@ -245,10 +254,10 @@ def write_reverse(run: Run, found: Undone, file: Path, columns: int, gif: bool =
 
 
 def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
-    """The direction along which paths are drawn, float64 ``(D,)`` in model units, and its name.
+    """Return the direction onto which trajectories are projected, float64 ``(D,)`` in model units, and its name.
 
-    For vectors of up to three coordinates, this is the first coordinate. Otherwise it is the direction in which the
-    training data, ``(M, *event)`` in data units, vary most.
+    For vectors with up to three coordinates, this is the first coordinate axis. Otherwise, it is the direction in which
+    the training data ``train``, ``(M, *event)`` in data units, vary most.
     """
     if run.info.dims <= 3:
         return torch.eye(run.info.dims, dtype=torch.float64)[0], "first coordinate"
@@ -258,12 +267,12 @@ def projection(run: Run, train: Tensor) -> tuple[Tensor, str]:
 
 @dataclass(frozen=True)
 class Paths:
-    """Paths of samples by the flow and by the reverse SDE from the same noise, projected on one direction.
+    """Trajectories of the probability flow and of the reverse SDE from the same noise, projected onto one direction.
 
     Attributes:
-        t: Times, float64 ``(T,)``, decreasing.
-        flow: Projections of x_t / sqrt(alpha^2 + sigma^2) by the probability flow, ``(T, n)``, in model units.
-        sde: The same projections by the reverse SDE, ``(T, n)``. Column i starts from the same noise as column i of
+        t: Decreasing times, float64 ``(T,)``.
+        flow: Projections of x_t / sqrt(alpha^2 + sigma^2) for the probability flow, ``(T, n)``, in model units.
+        sde: The same projections for the reverse SDE, ``(T, n)``. Column i starts from the same noise as column i of
             ``flow``.
     """
 
@@ -274,7 +283,7 @@ class Paths:
 
 @checked(n=COUNT, seed=SEED, frames=FRAMES)
 def paths(run: Run, n: int, flow: Solver, noisy: Solver, axis: Tensor, *, seed: int = 0, frames: int = 240) -> Paths:
-    """Draw ``n`` samples with each of two solvers and follow their projection on ``axis``, ``(D,)``, over time."""
+    """Draw ``n`` samples with each of two solvers, and project their trajectories onto ``axis``, shape ``(D,)``."""
     low, high = run.model.domain.interval("sample")
     times = make_grid("auto", run.model.domain.sde, frames - 1, high, low)
     alpha, sigma = run.model.domain.sde.coefficients(times)

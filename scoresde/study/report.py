@@ -1,22 +1,25 @@
-"""The likelihoods of data sets under one or several models, as ``scoresde likelihood`` reports and writes them.
+"""Likelihoods of data sets under one or more models, as reported and written by ``scoresde likelihood``.
 
-Two data sets are compared by the probability that the model finds a sample of one less likely than a sample of the
-other. This is the area under the ROC curve of a detector of foreign data that uses only the likelihood:
+A data set is compared with the first data set by the probability that a sample of this set has a lower likelihood than
+a sample of the first set. This probability is the area under the ROC curve of a detector of out-of-distribution data
+that uses only the likelihood p,
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
-over all pairs of a sample of this set and a sample of the first. A value of 0.5 means that the sets are
-indistinguishable, and 1 that they are separate. A likelihood alone is not a good detector: images simpler than the data
-are often more likely, and (1) is then below 0.5.
+over all pairs of a sample of this set and a sample of the first set. A value of 0.5 means that the likelihood does not
+distinguish the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not a good
+detector. Images that are simpler than the training data often have a higher likelihood, and the AUROC is then below
+0.5.
 
-Two runs are compared on the same samples with the same noise. What makes a sample unlikely, and the error of its
-estimated likelihood, are then much the same for both runs and cancel in the differences d_i of the likelihoods,
+Two runs are compared on the same samples with the same noise. Most of the variation between the samples, and most of
+the error of the estimated likelihoods, is then common to both runs. It cancels in the differences d_i between the
+likelihoods of each of the n samples,
 
     difference = mean d_i,      stderr = std(d_i) / sqrt(n).                                                  (2)
 
-The error of the difference is often far below the error of either mean. It does not cover the randomness of training
-itself, which can be measured only with runs from other seeds. The comparison is fair only if neither run was trained on
-the samples, or both were.
+The standard error of the difference is often far below that of either mean. It does not include the randomness of
+training, which can be measured only by training with other seeds. The comparison is fair only if neither run was
+trained on the samples, or both were.
 
 References:
     Nalisnick et al. (2019), Do deep generative models know what they don't know?, arXiv:1810.09136.
@@ -59,7 +62,7 @@ UNITS = {"log_prob": "nats", "bits_per_dim": "bits/dim", "stderr_probes": "nats"
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Samples to score.
+    """Samples whose likelihoods are to be computed.
 
     Attributes:
         name: Name of the data.
@@ -67,10 +70,11 @@ class Chosen:
         total: Number of samples in the split.
         index: Indices of the chosen samples in the split, int64, shape ``(n,)``.
         x: The samples in data units, shape ``(n, *event)``.
-        label: The classes of the samples, int64 ``(n,)``, if each sample is conditioned on its own class.
-        row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, where it is known.
-        files: File of each sample, if each sample has its own.
-        left: Number of samples of the data that do not belong to the split.
+        label: Class of each sample, int64 ``(n,)``, or ``None`` if the samples are not conditioned on their classes.
+        row: Position of each sample in its source (see :class:`~scoresde.Dataset`), int64 ``(n,)``, or ``None`` if the
+            positions are unknown.
+        files: File of each sample, or an empty tuple if the samples do not have files of their own.
+        left: Number of samples of the data set that are not in the split.
     """
 
     name: str
@@ -85,7 +89,7 @@ class Chosen:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain JSON values that identify the samples."""
+        """JSON-serialisable values that identify the samples."""
         labels = () if self.label is None else (self.label,)
         return {
             "data": self.name, "split": self.split, "n": len(self.x), "of": self.total,
@@ -105,15 +109,16 @@ class Chosen:
         watch: Callable[[Scores], object] | None = None,
         keep: Path | None = None,
     ) -> Scored:
-        """Score the samples.
+        """Compute the likelihoods of the samples.
 
         Args:
             run: A run, with any conditioning.
-            likelihood: The settings of the likelihood.
-            seed: Seed of the draws.
-            strata: Number of evaluations of the variational bound in a draw, or 0 for no bound.
+            likelihood: The settings of the likelihood computation.
+            seed: Seed for the random draws.
+            strata: Number of model evaluations per sample for the variational bound, or 0 for no bound.
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
-            keep: A folder in which each batch is saved as soon as it is scored. The bounds go into a subfolder.
+            keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
+                ``elbo``.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -138,27 +143,26 @@ class Chosen:
 def choose(
     run: Run, data: str | None, split: str, limit: int, seed: int, *, by_class: bool = False, dequantise: bool = True
 ) -> Chosen:
-    """Choose the samples to score.
+    """Choose the samples whose likelihoods are to be computed.
 
-    A smaller ``limit`` selects the first few of the samples that a larger ``limit`` would select, with the same random
-    draws.
+    The samples for a smaller ``limit`` are the first of the samples for a larger ``limit``, with the same random draws.
 
     Args:
         run: The run.
-        data: A name or a path, or ``None`` for the run's own data.
+        data: Name or path of the data, or ``None`` for the run's own data.
         split: ``train``, ``test`` or ``all``.
-        limit: Number of samples, drawn at random, or 0 for all samples.
+        limit: Maximum number of samples, drawn at random, or 0 for all samples.
         seed: Seed for choosing the samples.
-        by_class: Whether each sample is conditioned on its class.
-        dequantise: Whether data stored as levels are dequantised.
+        by_class: Whether to condition each sample on its class.
+        dequantise: Whether data stored as levels will be dequantised.
 
     Raises:
-        DataError: If the run cannot compute a likelihood of the data.
-        UsageError: If ``by_class`` is set but the data do not have the classes of the run.
+        DataError: If the run cannot compute a likelihood for the data.
+        UsageError: If ``by_class`` is set but the classes of the data differ from those of the run.
     """
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
-    # "train" has only the rows that were trained on; only "all" includes the validation rows.
+    # The split "train" contains only the rows used for training. The validation rows are only in the split "all".
     rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
     pieces = [] if split == "test" else [(dataset.train[rows], known)]
@@ -169,9 +173,10 @@ def choose(
     index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: limit or total]
     x = run.checked(x[index], theirs.name, dequantise=dequantise)
     if by_class and (y is None or theirs.classes != ours.classes):
-        theirs_are, ours_are = (", ".join(map(one_line, info.classes)) or "(none)" for info in (theirs, ours))
+        theirs_are, ours_are = (", ".join(map(one_line, info.classes)) or "none" for info in (theirs, ours))
         raise UsageError(
-            f"{theirs.name} has the classes {theirs_are}, but the run was trained on {ours_are}",
+            f"the classes of {theirs.name} ({theirs_are}) differ from the classes of the run ({ours_are}); do not "
+            "condition the samples on their own classes",
             parameter="labels",
         )
     if data is not None and split != "train":
@@ -188,13 +193,13 @@ def choose(
 
 
 def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
-    """Warn if the run was trained on samples of a data set that the user named."""
-    with silence:  # no warnings about changes of the run's own data
+    """Warn if the run was trained on samples from a data set that the user named."""
+    with silence:  # no warnings about changes in the run's own data
         found = trained_on(run, x)
     if found is not None and bool(found.any()):
         warnings.warn(
             f"{run.folder} was trained on {int(found.sum()):,} of these {len(x):,} samples of {name}, "
-            "or on samples equal to them",
+            "or on identical samples",
             stacklevel=3,
         )
 
@@ -203,7 +208,7 @@ def _warn_of_trained(run: Run, name: str, x: Tensor) -> None:
 
 
 def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
-    """Reject a comparison of two runs whose likelihoods mean different things.
+    """Reject two runs whose likelihoods are not comparable.
 
     Args:
         run, first: The two runs.
@@ -221,8 +226,8 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         theirs, ours = of(run), of(first)
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
-                f"{run.folder} and {first.folder} cannot be compared, because their data differ in {name}: "
-                f"{_told(run, name)} and {_told(first, name)}"
+                f"{run.folder} and {first.folder} cannot be compared because their data differ in {name} "
+                f"({_told(run, name)} and {_told(first, name)})"
             )
 
 
@@ -236,9 +241,12 @@ def _told(run: Run, name: str) -> str:
 
 
 def paired(this: Tensor, first: Tensor) -> Measurement:
-    """Return the mean and error (2) of ``this - first``, each ``(n,)``, over the rows in which both are finite."""
+    """Return the mean and the standard error of ``this - first`` (equation 2).
+
+    Both arguments have shape ``(n,)``. Rows in which either is not finite are left out.
+    """
     if this.shape != first.shape:
-        raise UsageError(f"a paired difference needs the same samples twice, not {len(this)} and {len(first)} samples")
+        raise UsageError(f"a paired difference requires equal numbers of samples, got {len(this)} and {len(first)}")
     d = this.double().cpu() - first.double().cpu()
     d = d[d.isfinite()]
     if not len(d):
@@ -247,14 +255,14 @@ def paired(this: Tensor, first: Tensor) -> Measurement:
 
 
 def trained_on(run: Run, x: Tensor) -> Tensor | None:
-    """Find the samples that are equal to a training row of a run.
+    """Find the samples that are identical to a training row of a run.
 
     Args:
         run: A run whose training data can be read.
         x: Samples in data units, shape ``(n, *event)``.
 
     Returns:
-        A mask, bool ``(n,)``, or ``None`` if the data of the run can no longer be read.
+        A boolean mask ``(n,)``, or ``None`` if the data of the run can no longer be read.
     """
     try:
         train = run.data().trained
@@ -265,17 +273,17 @@ def trained_on(run: Run, x: Tensor) -> Tensor | None:
 
 
 def _hashes(x: Tensor) -> list[bytes]:
-    """A hash of the values of each row, independent of their dtype."""
+    """Hash the values of each row, independently of their dtype."""
     return [hashlib.blake2b((row.double() + 0.0).numpy().tobytes(), digest_size=16).digest() for row in x.cpu()]
 
 
 def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
-    """The reason why a comparison of two runs is unfair, or ``None`` if it is fair.
+    """Return the reason why a comparison of two runs is unfair, or ``None`` if it is fair.
 
-    A comparison is unfair if only one of the runs was trained on some of the samples.
+    A comparison is unfair if some of the samples were used to train only one of the runs.
 
     Args:
-        run: The other run.
+        run: The run that is compared with ``first``.
         first: The run from whose split the samples were chosen.
         chosen: The samples.
     """
@@ -285,20 +293,23 @@ def unfair(run: Run, first: Run, chosen: Chosen) -> str | None:
     other = [name for name in fields if getattr(run.config, name) != getattr(first.config, name)]
     if not other:
         return None
-    why = ", ".join(f"{name} {getattr(run.config, name)!r}, not {getattr(first.config, name)!r}" for name in other)
+    why = ", ".join(f"{name} {getattr(run.config, name)!r} versus {getattr(first.config, name)!r}" for name in other)
     found, n = trained_on(run, chosen.x), len(chosen.x)
     if found is None:
-        return f"the data of {run.folder} cannot be read, so this run may have been trained on these samples ({why})"
+        return (
+            f"the comparison may be unfair: the data of {run.folder} cannot be read, so this run may have been trained "
+            f"on these samples ({why})"
+        )
     theirs = int(found.sum())
     if chosen.split == "test" and theirs:
         return (
-            f"{run.folder} was trained on {theirs:,} of these {n:,} samples, which {first.folder} holds out ({why}): "
-            "the comparison is unfair"
+            f"the comparison is unfair: {run.folder} was trained on {theirs:,} of these {n:,} samples, which "
+            f"{first.folder} holds out ({why})"
         )
     if chosen.split == "train" and theirs < n:
         return (
-            f"{run.folder} was not trained on {n - theirs:,} of these {n:,} samples, but {first.folder} was "
-            f"({why}): the comparison is unfair"
+            f"the comparison is unfair: {run.folder} was not trained on {n - theirs:,} of these {n:,} samples, but "
+            f"{first.folder} was ({why})"
         )
     return None
 
@@ -311,12 +322,13 @@ class Scored:
         name: Name of the data.
         split: ``train``, ``test`` or ``all``.
         total: Number of samples in the split.
-        index: Indices of the scored samples in the split, int64, shape ``(n,)``.
+        index: Indices of these samples in the split, int64, shape ``(n,)``.
         scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
         bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
-        run: Folder of the run that scored the data, if there are several runs.
-        row, files: Position of each sample in its source, int64 ``(n,)``, and its file, where they are known.
+        run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
+        row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
+            :class:`Chosen`).
     """
 
     name: str
@@ -340,31 +352,33 @@ class Scored:
         return bound
 
     def auroc(self, first: Scored) -> float:
-        """The AUROC (1) of this set against ``first``, or NaN if either set has no sample that succeeded."""
+        """Return the AUROC of this set against ``first`` (equation 1), or NaN if every sample of either set failed."""
         theirs, ours = (s.scores.log_prob[s.scores.model.ok].double().cpu() for s in (first, self))
         if not len(theirs) or not len(ours):
             return math.nan
         return share_above(theirs, ours)
 
     def difference(self, other: Scored) -> Measurement:
-        """The paired difference (2) between these scores and another run's scores of the same samples, in their unit.
+        """Return the paired difference between the likelihoods of the same samples under two runs (equation 2).
+
+        The difference is in the unit of the scores.
 
         Raises:
             UsageError: If the samples or the units differ.
         """
         if self.scores.unit != other.scores.unit or not torch.equal(self.index, other.index):
             raise UsageError(
-                f"a paired difference needs the same samples in the same unit, not {len(self.index)} samples in "
-                f"{self.scores.unit} and {len(other.index)} in {other.scores.unit}"
+                f"a paired difference requires the same sample indices and the same unit, got {len(self.index)} "
+                f"samples in {self.scores.unit} and {len(other.index)} samples in {other.scores.unit}"
             )
         return paired(_solved(self), _solved(other))
 
     def summary(self, first: Scored, other: Scored | None = None) -> dict[str, Any]:
-        """The results as plain JSON values, with ``None`` where there is no value.
+        """Return the results as JSON-serialisable values, with ``None`` for missing values.
 
         Args:
             first: The set with which this set is compared. If ``first`` is this set, there is no comparison.
-            other: The same samples, scored by the run with which this run is compared.
+            other: The likelihoods of the same samples under the run with which this run is compared.
         """
         scores, model = self.scores, self.scores.model
         nfe = model.nfe.double()
@@ -393,11 +407,11 @@ class Scored:
         return facts
 
     def _elbo(self, elbo: Elbo) -> dict[str, Any]:
-        """Mean, error and terms of the bound, over the samples for which the bound is finite. The terms add up to the
-        mean.
+        """Return the mean of the bound, its standard error and its terms, over the samples with a finite bound.
 
-        For a density in nats, the mean is a bound on ``log p``, so the terms, which bound ``-log p``, change sign.
-        ``steps`` splits the diffusion term, from data to noise, into its strata (or the steps of a chain).
+        The terms add up to the mean. For a density in nats, the mean is a bound on ``log p``, so the signs of the
+        terms, which bound ``-log p``, are reversed. The entry ``steps`` splits the diffusion term into its strata, or
+        into the steps of a chain, from data to noise.
         """
         bound = self.bound
         assert bound is not None
@@ -419,13 +433,13 @@ class Scored:
 
 
 def how_told(summary: Mapping[str, Any]) -> str:
-    """The settings on which the result in a summary depends, in the words of :meth:`scoresde.Scores.depends_on`."""
+    """Describe the settings behind the result in a summary, in the same way as :meth:`scoresde.Scores.depends_on`."""
     how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 
 
 def _solved(scored: Scored) -> Tensor:
-    """The score of each sample, float64 ``(n,)``, or NaN for a sample that failed."""
+    """Return the likelihood of each sample in the unit of the scores, float64 ``(n,)``, with NaN for failed samples."""
     scores = scored.scores
     return torch.where(scores.model.ok, scores.values.double(), torch.nan)
 
@@ -435,23 +449,23 @@ def _difference(found: Measurement) -> dict[str, float | None]:
 
 
 def _number(value: float) -> float | None:
-    """Replace NaN and infinity, which JSON does not have, with ``None``."""
+    """Replace NaN and infinity, which JSON cannot represent, with ``None``."""
     return value if math.isfinite(value) else None
 
 
 def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], kinds: Sequence[str]) -> list[Path]:
-    """Write tables with one row per sample, ``likelihood.json``, and finally the histogram.
+    """Write the likelihoods as tables with one row per sample, the summaries as JSON, and a histogram.
 
-    If the histogram cannot be drawn, a warning is issued.
+    The histogram is written last. If it cannot be drawn, a warning is issued.
 
     Args:
         folder: Folder to write to.
-        sets: The data sets, scored under one model or several.
-        made: The summaries and settings, plain JSON values.
-        kinds: Any of :data:`KINDS`; the JSON file is always written.
+        sets: The data sets with their likelihoods under one or more models.
+        made: The summaries and settings as JSON-serialisable values.
+        kinds: The kinds of files to write, from :data:`KINDS`. The JSON file is always written.
 
     Returns:
-        The files written, the picture first.
+        The paths of the files, starting with the histogram.
 
     Raises:
         CheckpointError: If a file cannot be written.
@@ -476,9 +490,10 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 
 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
-    """The unit of each column of the tables that has one.
+    """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
 
-    The same names in a summary are in the unit of its mean, which is bits/dim for data with levels.
+    In a summary, values with the same names are in the unit of the mean instead, which is bits/dim for data with
+    levels.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),
@@ -488,21 +503,21 @@ def units(sets: Sequence[Scored]) -> dict[str, str]:
 
 
 def _label(scored: Scored, sets: Sequence[Scored]) -> str:
-    """The name of a set, with a number if another set of the same run has the same name."""
+    """Return the name of a set, followed by a number if another set of the same run has the same name."""
     peers = [s for s in sets if s.run == scored.run]
     same = [s for s in peers if s.name == scored.name]
     return scored.name if len(same) == 1 else f"{scored.name} ({peers.index(scored) + 1})"
 
 
 def _titles(sets: Sequence[Scored]) -> list[str]:
-    """A unique name for each set, made from the name of the data, the run, or both."""
+    """Return a unique title for each set, made from the name of the data, the run, or both."""
     several = len([s for s in sets if s.run == sets[0].run]) > 1
     names = [s.run if s.run and not several else ": ".join(filter(None, (s.run, _label(s, sets)))) for s in sets]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
-    """One array for each column, with all samples of all sets in order."""
+    """Return the columns of the table, each as an array over all samples of all sets in order."""
     found: dict[str, list[np.ndarray]] = {}
     for scored in sets:
         scores, model = scored.scores, scored.scores.model

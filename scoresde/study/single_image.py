@@ -1,12 +1,12 @@
-"""A data set of one picture: the smallest task for a generative model, whose success is visible at a glance.
+"""A data set made from a single picture, which is the simplest task for a generative model.
 
-The distribution is a single point, so that everything is known exactly: x0_hat is the picture at every noise level, the
-flow goes straight to the picture from any noise, and all samples are equal. The progress of a network that learns the
-picture is easy to watch. At low noise the picture is visible in the input; at high noise it must come from the weights
-alone.
+The data distribution is a single point, so all exact results are known: x0_hat is the picture at every noise level, the
+probability flow leads straight to the picture from any noise, and all samples are equal. It is easy to see how well a
+network has learned the picture. At low noise, the picture is visible in the input. At high noise, it must come from the
+weights alone.
 
-The picture is stored as an ordinary data set in an ordinary run folder. The data set repeats the picture, so that a
-batch holds different noise levels.
+The picture is stored as an ordinary data set in an ordinary run folder. The data set contains many copies of the
+picture, so that each batch covers different noise levels.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from ..run.config import TrainConfig
 __all__ = ["EXAMPLE", "picture_config", "read_picture", "save_picture"]
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "lighthouse.png"
-COPIES = 64  # copies of the picture in the data set, more than a batch
-FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # without formats that external programs decode, such as EPS
+COPIES = 64  # number of copies of the picture in the data set, more than the batch size
+FORMATS = (*IMAGE_FORMATS, "GIF", "PPM", "ICO", "TGA")  # no formats that require an external decoder, such as EPS
 SMALLEST = 8  # minimum number of pixels on the short side
 
-# The network has few channels at levels with many pixels, and many channels at levels with few pixels. At high noise
-# the picture is generated from the corners of the coarsest level outward.
+# The network has few channels at high resolutions and many channels at low resolutions. At high noise, the picture is
+# generated outwards from the corners of the lowest resolution.
 NETWORK = {"network": "unet", "channels": 16, "multipliers": (1, 2, 4, 4, 4), "blocks": 1, "attention": ()}
 STEPS, BATCH, RATE, AVERAGE = 800, 4, 3e-3, 0.99
 
 
 @checked(size=SIZE)
 def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Read a picture in one of :data:`FORMATS`, as RGB on white, ``(3, H, W)``.
+    """Read a picture in one of the :data:`FORMATS`, as an RGB array ``(3, H, W)`` on a white background.
 
-    The picture is shrunk to at most ``size`` pixels on its long side.
+    A larger picture is shrunk to ``size`` pixels on its long side.
 
     Raises:
-        DataError: If the picture cannot be read, or has fewer than 8 pixels on its short side.
+        DataError: If the picture cannot be read, or has fewer than 8 pixels on its short side at this size.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -64,22 +64,22 @@ def read_picture(path: Path, size: int) -> npt.NDArray[np.uint8]:
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if min(picture.size) < SMALLEST:
         raise DataError(
-            f"{path} would be {picture.width} x {picture.height} pixels, but its short side needs at least {SMALLEST} "
-            "pixels; use another picture, or a larger size",
+            f"{path} is {picture.width} x {picture.height} pixels at this size, but its short side must be at least "
+            f"{SMALLEST} pixels; use another picture or a larger size",
             parameter="size",
         )
     return np.asarray(picture).transpose(2, 0, 1)
 
 
 def save_picture(folder: Path, picture: npt.NDArray[np.uint8]) -> Path:
-    """Write ``picture``, ``(3, H, W)``, as a data set into ``folder``, and return the path of the file."""
+    """Write ``picture``, shape ``(3, H, W)``, to ``folder`` as a data set, and return the path of the file."""
     arrays = {"x_train": np.repeat(picture[None], COPIES, axis=0), "x_test": picture[None]}
     return write_arrays(folder / "picture.npz", arrays)
 
 
 @checked(steps=TRAINED, seed=SEED)
 def picture_config(file: Path, sde: str, steps: int | None = None, seed: int = 0) -> TrainConfig:
-    """The training configuration for one picture.
+    """Return the training configuration for a data set made from a single picture.
 
     Training on a 64 x 64 picture takes about two minutes on two CPU cores.
     """

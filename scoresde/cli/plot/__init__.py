@@ -13,10 +13,10 @@ __all__ = ["plot"]
 
 @click.group(cls=Group)
 def plot() -> None:
-    """Draw schedules, noising, sampling and scores.
+    """Draw pictures of SDEs and of trained runs.
 
     \b
-    scoresde plot schedule --sde vp,cosine,flow   # needs no run
+    scoresde plot schedule --sde vp,cosine,flow   # does not use a run
     scoresde plot trajectories                    # uses the newest run
     """
 

@@ -24,7 +24,7 @@ def picture_option(default: str) -> Decorator:
     """Add ``--out``, the file of a picture."""
     return option(
         "--out", under="Files", first=True, type=click.Path(path_type=Path), metavar="FILE",
-        help=f"File to write, in one of the formats {', '.join(FORMATS)}.  [default: {default}]",
+        help=f"File to write (formats: {', '.join(FORMATS)}).  [default: {default}]",
     )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def target(out: Path | None, default: Path) -> Path:
     suffix = file.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"--out {file}: the picture must have one of the formats {', '.join(FORMATS)}; {closest(suffix, FORMATS)}"
+            f"--out {file}: the format of the picture must be one of {', '.join(FORMATS)}; {closest(suffix, FORMATS)}"
         )
     return file
 

@@ -28,11 +28,10 @@ __all__ = ["compass", "reverse", "score_field", "trajectories"]
 @solver_options("heun", "steps")
 @option("--n", under="Samples", first=True, type=Whole(COUNT),
         help="Number of samples.  [default: 4, or 1000 for vectors]")  # fmt: skip
-@option(
-    "--columns", under="Picture", first=True, type=Whole(FRAMES), default=9, help="Number of times t in the picture."
-)
-@option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Smallest number of frames in the GIF.")
-@option("--gif/--no-gif", under="Picture", first=True, default=True, help="Write a GIF beside the picture.")
+@option("--columns", under="Picture", first=True, type=Whole(FRAMES), default=9,
+        help="Number of time points in the picture.")  # fmt: skip
+@option("--frames", under="Picture", type=Whole(FRAMES), default=33, help="Minimum number of frames in the GIF.")
+@option("--gif/--no-gif", under="Picture", first=True, default=True, help="Also write a GIF to the same folder.")
 @conditioning()
 @picture_option("RUN/plots/reverse.png")
 @session(run=True, first=("seed",))
@@ -40,10 +39,10 @@ def reverse(
     solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Conditioning,
     out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Draw samples of a RUN (default: the newest) on their way from noise to data, as a picture and a GIF.
+    """Draw how samples from a RUN (default: the newest) emerge from noise, as a picture and a GIF.
 
-    The picture shows the states x_t, and below them the model's estimates x0_hat of the data. The times of the columns
-    are equally spaced in sigma/(alpha + sigma).
+    The picture shows the states x_t and, below them, the model's estimates x0_hat of the data. The times are equally
+    spaced in sigma/(alpha + sigma).
     """
     built = solver.build()
     loaded = session.loaded
@@ -51,7 +50,7 @@ def reverse(
     from ...study.figures import frames_between, undo, write_reverse
 
     count = n or (1000 if loaded.info.kind == "vector" else 4)
-    session.say(f"sampling {count} with {solver.name} from {session.whence}")
+    session.say(f"drawing {count} sample{'s' * (count > 1)} from {session.whence} with the {solver.name} solver")
     times = frames_between(columns, frames if gif else columns)
     asked = condition.of(loaded)
     found = undo(asked, count, built, times, seed=session.seed)
@@ -65,23 +64,23 @@ def reverse(
 
 @verb(
     "score-field",
-    short_help="Draw the learned score in the plane as arrows.",
+    short_help="Draw the score learned for points in the plane as arrows.",
     epilog="Example:  scoresde plot score-field runs/8gaussians-vp --exact --times 0.05,0.2,0.5",
 )
 @option("--times", under="Picture", first=True,
-        help="Times t to draw, one panel each.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
+        help="Times t to draw, with one panel for each.  [default: where the log-SNR is 6, 3, 0, -3]")  # fmt: skip
 @option("--exact", under="Picture", first=True, is_flag=True,
-        help="Add the exact score, where it is known (8gaussians).")  # fmt: skip
+        help="Add the exact score, which is known only for 8gaussians.")  # fmt: skip
 @conditioning(first=False)
 @picture_option("RUN/plots/score-field.png")
 @session(run=True)
 def score_field(
     times: str | None, exact: bool, condition: Conditioning, out: Path | None, session: Session
 ) -> None:  # fmt: skip
-    """Draw the score that a RUN (default: the newest) has learned for data in the plane, as arrows.
+    """Draw the score that a RUN (default: the newest) has learned for points in the plane, as arrows.
 
-    The arrows are drawn over the density if it is known, and otherwise over noisy data. The length of an arrow is
-    proportional to the fourth root of the length of the score.
+    The arrows are drawn over the density if it is known, and over noisy data otherwise. The length of an arrow is
+    proportional to the fourth root of the norm of the score.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "score-field.png")
@@ -93,8 +92,8 @@ def score_field(
     found = score_grid(loaded, data, t, seed=session.seed)
     if exact and found.exact is None:
         raise UsageError(
-            f"--exact: the exact score is known only for 8gaussians, not for {loaded.info.name}; plot compass "
-            "compares the learned score with that of the training set"
+            f"--exact: the exact score is known only for 8gaussians, not for {loaded.info.name}; use scoresde plot "
+            "compass to compare the learned score with that of the training set"
         )
     known = {"exact": found.exact} if exact and found.exact is not None else {}
     log_snr = loaded.model.domain.sde.log_snr(t).tolist()
@@ -109,26 +108,28 @@ def score_field(
 
 
 @verb(
-    short_help="Draw paths of the flow and of the reverse SDE.",
+    short_help="Draw trajectories of the probability flow and of the reverse SDE.",
     epilog="Example:  scoresde plot trajectories runs/moons-vp --paths 12 --steps 500",
 )
-@solver_options("em", "steps", steps=200, what="Solver of the reverse SDE: em, heun-sde, sde, ...")
+@solver_options("em", "steps", steps=200, what="Solver for the reverse SDE, such as em, heun-sde or sde.")
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL),
         help="Number of samples for the shading.  [default: 200, or 1000 for vectors]")  # fmt: skip
 @option("--paths", "lines", under="Picture", first=True, type=Whole(COUNT), default=7,
-        help="Number of paths to draw.")  # fmt: skip
+        help="Number of trajectories to draw.")  # fmt: skip
 @picture_option("RUN/plots/trajectories.png")
 @session(run=True)
 def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | None, session: Session) -> None:
-    """Draw paths of samples of a RUN (default: the newest) by the probability flow and by the reverse SDE.
+    """Draw the trajectories of samples from a RUN (default: the newest) under the probability flow and the reverse SDE.
 
-    The flow and the SDE start from the same noise. Their paths differ, but have the same law at each time. The picture
-    shows one number per sample: the first coordinate of a vector, or the projection of any other sample onto the first
-    principal axis of the data.
+    The flow and the SDE start from the same noise. Their trajectories differ, but have the same distribution at each
+    time. The picture shows one number per sample, which is the first coordinate of a vector with up to three
+    coordinates, or the projection of any other sample onto the first principal axis of the data.
     """
     noisy = solver.build()
     if not noisy.stochastic:
-        raise UsageError(f"--solver {solver.name} is not stochastic; use em, heun-sde, sde, ancestral, ...")
+        raise UsageError(
+            f"--solver {solver.name} is not stochastic; use a stochastic solver, such as em, heun-sde, sde or ancestral"
+        )
     loaded = session.loaded
     file = target(out, session.folder / "plots" / "trajectories.png")
     data = loaded.data()
@@ -138,7 +139,7 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
-    session.say(f"sampling {n} twice from {session.whence}")
+    session.say(f"drawing {n} samples from {session.whence} with each of the two solvers")
     asked = loaded.given(loaded.example_labels(n))
     found = paths(asked, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
     real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis
@@ -148,7 +149,7 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
         "w2_flow_sde": sliced_wasserstein(ends["flow"][:, None], ends["sde"][:, None], projections=1),
         "w2_data": {k: sliced_wasserstein(v[:, None], real[:, None], projections=1) for k, v in ends.items()},
     }  # fmt: skip
-    titles = {"probability flow: one path for each noise": found.flow, "reverse SDE, from the same noise": found.sde}
+    titles = {"probability flow": found.flow, "reverse SDE, from the same noise": found.sde}
     write(session, file, draw(found.t, titles, lines, real, f"{what}, model units"), facts)
 
 
@@ -166,9 +167,9 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
 def compass(n: int, levels: int, condition: Conditioning, out: Path | None, session: Session) -> None:
     """Compare the score of a RUN (default: the newest) with the exact score, in direction and length.
 
-    The scores are compared at held-out samples with noise. For 8gaussians, the exact score is the score of the known
-    density. For all other data, it is the score of the training set, which minimises the training loss. A model that
-    generalises departs from the score of the training set at low noise.
+    The scores are compared at noisy held-out samples. For 8gaussians, the exact score is that of the known density. For
+    all other data, it is that of the training set, which minimises the training loss. A model that generalises departs
+    from the score of the training set at low noise.
     """
     loaded = condition.of(session.loaded)
     file = target(out, session.folder / "plots" / "compass.png")
@@ -189,7 +190,7 @@ def compass(n: int, levels: int, condition: Conditioning, out: Path | None, sess
 
 
 def _times(run: Run, text: str | None) -> Tensor:
-    """Parse times in the model's interval. If ``text`` is ``None``, return the times of some usual noise levels."""
+    """Parse times within the model's interval, or return default times if ``text`` is ``None``."""
     import torch
 
     low, high = run.model.domain.interval("sample")
@@ -199,7 +200,7 @@ def _times(run: Run, text: str | None) -> Tensor:
     try:
         times = torch.tensor([float(part) for part in text.split(",") if part.strip()], dtype=torch.float64)
     except ValueError:
-        raise UsageError(f"--times {text!r}: expected numbers, such as 0.05,0.2,0.5") from None
+        raise UsageError(f"--times must be a list of numbers, such as 0.05,0.2,0.5, got {text!r}") from None
     if len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
-        raise UsageError(f"--times {text!r}: the times of this model lie between {low:g} and {high:g}")
+        raise UsageError(f"--times must be between {low:g} and {high:g} for this model, got {text!r}")
     return times

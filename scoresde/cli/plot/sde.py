@@ -1,4 +1,4 @@
-"""The commands ``scoresde plot schedule`` and ``forward``, which draw SDEs and need no run."""
+"""The commands ``scoresde plot schedule`` and ``scoresde plot forward``, which draw SDEs and do not use a run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PATH = Fields("sde", "SDE", SDES, "sde")
 @picture_option("schedule.png")
 @session(first=("json",))
 def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session: Session) -> None:
-    """Draw the schedules of SDEs. This command needs no run.
+    """Draw the schedules of SDEs. This command does not use a run.
 
     Some panels show alpha, sigma, beta and log-SNR as functions of t. The others share a log-SNR axis and show alpha
-    and sigma, the steps of a solver, and the noise levels that training draws.
+    and sigma, the steps of a solver, and the noise levels drawn in training.
 
-    beta is -2 d log alpha/dt. g^2 is drawn as a dotted line unless it equals beta, which is the case if the SDE
-    preserves the variance.
+    Here, beta is -2 d log alpha/dt. A dotted line shows g^2 unless it equals beta, as it does if the SDE preserves the
+    variance.
     """
     names = _names("--sde", sdes)
     options = settings(assignments, tuple(names))
@@ -54,11 +54,11 @@ def schedule(sdes: str, assignments: tuple[str, ...], out: Path | None, session:
 
 
 @verb(
-    short_help="Draw data dissolving into noise.",
+    short_help="Draw data turning into noise.",
     epilog="Example:  scoresde plot forward --data moons --sde flow --n 1000 --steps 6",
 )
 @option("--data", under="Data", first=True, default="digits",
-        help="Data: digits, a 2-D toy data set, or a path to image, IDX or npz files.")  # fmt: skip
+        help="Data: digits, a 2-D toy data set, or the path of images, IDX or npz files.")  # fmt: skip
 @sde_option
 @set_option("sde.NAME=VALUE", "An option of the SDE.", "Path")
 @option("--n", under="Picture", first=True, type=Whole(COUNT),
@@ -76,7 +76,7 @@ def forward(
 ) -> None:  # fmt: skip
     """Draw data turning into noise, in one jump (x_t = alpha x_0 + sigma eps) and step by step.
 
-    This command needs no run.
+    This command does not use a run.
     """
     session.on  # noqa: B018  # sets the threads
     chosen = _sde(PATH, sde, settings(assignments, ("sde",))["sde"])
@@ -99,9 +99,9 @@ def forward(
         r"$A = \alpha_t/\alpha_s$,  $S^2 = \sigma_t^2 - A^2 \sigma_s^2$": found.chain,
     }
     note = (
-        r"The jump and the steps have the same law at each t. Standard deviation of the noise "
-        r"$(x_t - \alpha_t x_0)/\sigma_t$ here: "
-        f"{spread['jump']:.3f} by the jump, {spread['chain']:.3f} step by step."
+        r"The jump and the steps give the same distribution at each t. The standard deviation of the noise "
+        r"$(x_t - \alpha_t x_0)/\sigma_t$ here is "
+        f"{spread['jump']:.3f} for the jump and {spread['chain']:.3f} for the steps."
     )
     figure = strips(
         {title: shown(chosen, dataset.codec, x, times) for title, x in blocks.items()},
@@ -115,7 +115,7 @@ def forward(
 def _names(option: str, text: str) -> list[str]:
     names = list(dict.fromkeys(in_list(text)))
     if not names:
-        raise UsageError(f"{option} {text!r}: name at least one of {', '.join(SDES)}")
+        raise UsageError(f"{option} must name at least one SDE, such as {', '.join(SDES)}, got {text!r}")
     return names
 
 

@@ -496,7 +496,7 @@ def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
         shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
         shell.refuses(f"{command} nothing", 3, "nothing is not a run folder")
-    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (there is no such folder")
+    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (neither this folder nor")
     assert list(Path().iterdir()) == []
 
 
@@ -507,7 +507,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     # There is an older one: it is taken, with a warning.
     assert shell.json(f"sample {digits} --solver heun --steps 2 --n 2")["step"] == 2
-    warned = rf"warning: using the older checkpoint {checkpoints[0].name}: {weights} has \d+ bytes .*truncated\?.*\n"
+    warned = rf"warning: using the older checkpoint {checkpoints[0].name}: {weights} is \d+ bytes .*truncated\?.*\n"
     assert re.fullmatch(warned + r"sampling .*\nsample  2/2 .*\n", shell.err)
     shell(f"train --resume {digits} --quiet")
     assert shell.json("info")["step"] == 3, "resumed from the older one"

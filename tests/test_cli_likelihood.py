@@ -319,7 +319,7 @@ def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
 def test_data_in_other_units_are_scored_with_a_warning(shell: Shell, moons: str) -> None:
     np.save("x.npy", 255 * load_data("moons").test[:50].numpy())
     shell(f"likelihood {moons} --data x.npy --limit 3 --steps 1 --no-check --elbo --strata 1 --save csv --threads 1")
-    assert shell.err.count("warning: the values in column 0 go from") == 1 and "values of moons" in shell.err
+    assert shell.err.count("warning: the values in column 0 range from") == 1 and "those of moons" in shell.err
 
 
 def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,7 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms() -> None:
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x = torch.zeros(3, 2)
     x[1] = 1e30  # whose square is beyond float32
-    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are both data sets in the same units"):
+    with pytest.warns(UserWarning, match="in column 0 range from 0 to 1e.30.*are both data sets in the same units"):
         scores = moons.log_likelihood(x, Likelihood(rtol=1e-2, atol=1e-2))
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
@@ -323,7 +323,7 @@ def test_values_that_are_not_finite_are_refused(moons: Run) -> None:
         x = torch.zeros(4, 2)
         x[2, 1] = x[3, 0] = bad
         for score in (moons.log_likelihood, moons.elbo):
-            with pytest.raises(DataError, match=r"2 samples have values that are not finite \(the first is number 2"):
+            with pytest.raises(DataError, match=r"infinite values in 2 of 4 samples \(the first at index 2"):
                 score(x)
 
 

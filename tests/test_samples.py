@@ -103,7 +103,7 @@ def test_files_are_named_by_the_number_of_the_sample(shell: Shell, copied: Calla
     assert sorted(p.name for p in Path("o/files").iterdir()) == [f"{i:06d}.png" for i in (7, 8, 9)]
     again = shell.json(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --resume")
     assert again["files"] == ["o/files"]
-    shell.refuses(f"sample {moons} --save files", 2, "files are for images of 1 to 4 channels", "vectors of shape (2,)")
+    shell.refuses(f"sample {moons} --save files", 2, "files is only for images with 1 to 4 channels", "vectors of shape (2,)")
 
 
 def test_the_kinds_of_files(table: Dataset) -> None:
@@ -111,7 +111,7 @@ def test_the_kinds_of_files(table: Dataset) -> None:
     assert kinds_of(table.info) == ("png", "npz", "csv") and kinds_of(digits) == ("png", "npz")
     assert kinds_of(replace(table.info, names=())) == ("png", "npz")
     assert kinds_of(replace(table.info, names=()), ["csv"]) == ["csv"]
-    with pytest.raises(UsageError, match=r"csv is for tables, but digits has images of shape \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"csv is only for tables, but digits has images of shape \(1, 8, 8\)"):
         kinds_of(digits, ["csv"])
     with pytest.raises(UsageError, match="cannot save 'txt'"):
         kinds_of(digits, ["txt"])
@@ -236,8 +236,8 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     path.write_text("1,1000003.5,2\n2,1000004.5,3\n")
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
-        ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more; the columns of people are age"),
+        ("grade,age\n1,2\n", "lacks the column price, in"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has the extra column more; the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)

@@ -246,7 +246,7 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
         torch.testing.assert_close(
             torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
         )
-    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without labels; to use a label for each", "--cond class")
+    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "to use a label for each", "--cond class")
     shell.refuses(f"likelihood {plain} --limit 2 --label 3", 2, "without labels", "--cond class")
     shell.refuses(f"likelihood {classes} --label eleven", 2, "'eleven'")
     assert not list(Path(plain).glob("likelihood*")), "an empty folder is left"

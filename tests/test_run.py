@@ -299,7 +299,7 @@ def test_a_brownian_path_is_for_stochastic_solvers(moons: Run) -> None:
 
 
 def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:
-    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but the model was trained on moons, shape \(2,\)"):
+    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but those of moons, .* have shape \(2,\)"):
         moons.log_likelihood(torch.zeros(3, 1, 8, 8))
     with pytest.raises(DataError, match=r"shape \(8, 8\), but"):
         classes.log_likelihood(torch.zeros(3, 8, 8))
@@ -310,7 +310,7 @@ def test_values_that_no_level_is_are_refused_in_python_too(classes: Run) -> None
     fast = Likelihood(steps=1, divergence="hutchinson")
     for bad in (x + 0.25, x / 16, x + 1, -x, x.double() * 0.999):
         for score in (lambda x: classes.log_likelihood(x, fast, check=False), lambda x: classes.elbo(x, strata=1)):
-            with pytest.raises(DataError, match="is not a level of digits, which the model was trained on \\(17 levels"):
+            with pytest.raises(DataError, match=r"is not a level of digits, .* trained on \(17 levels"):
                 score(bad)
     # as a density, they are as good as any
     assert classes.log_likelihood(x + 0.25, Likelihood(steps=1, dequantisation="none"), check=False).unit == "nats"
@@ -443,7 +443,7 @@ def test_own_parametrisation(bait: str) -> None:
         ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
-        ({"sde_options": 3}, "table of options"),
+        ({"sde_options": 3}, "mapping of options"),
         ({"network_options": {"width": 12, "blocks": 1}}, r"has shape \(.*8.*\), but the network expects \(.*12.*\)"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],

@@ -103,7 +103,7 @@ def test_files_are_named_by_the_number_of_the_sample(shell: Shell, copied: Calla
     assert sorted(p.name for p in Path("o/files").iterdir()) == [f"{i:06d}.png" for i in (7, 8, 9)]
     again = shell.json(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --resume")
     assert again["files"] == ["o/files"]
-    shell.refuses(f"sample {moons} --save files", 2, "files is only for images with 1 to 4 channels", "vectors of shape (2,)")
+    shell.refuses(f"sample {moons} --save files", 2, "files is only for images with 1 to 4", "vectors of shape (2,)")
 
 
 def test_the_kinds_of_files(table: Dataset) -> None:

@@ -213,7 +213,7 @@ def test_labels_of_samples_to_score_are_checked_too(shell: Shell, folder: str) -
     counts = [10] * 10
     counts[7] = 0
     edit(f"{folder}/data.json", lambda stored: {**stored, "trained": counts})
-    shell.refuses(f"likelihood {folder} --limit 40 --labels", 2, "no samples of class '7'")
+    shell.refuses(f"likelihood {folder} --limit 40 --labels", 2, "any samples of class '7'")
     assert not list(Path(folder).glob("likelihood*"))
     np.savez("y.npz", x=load_data("digits").test[:20].numpy().astype(np.int64), y=np.arange(20) % 10)
-    shell.refuses(f"likelihood {folder} --data y.npz --split all --labels", 2, "no samples of class '7'")
+    shell.refuses(f"likelihood {folder} --data y.npz --split all --labels", 2, "any samples of class '7'")

@@ -127,7 +127,9 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
         return
     k = int(found.nonzero()[0, 0])
     where, more = _where(data.info, axes, k), int(found.sum()) - 1
-    others = f" (and {more} other {'column' if 'column' in where else 'channel'}{'s' * (more > 1)})" if more else ""
+    others = (
+        f" (similarly in {more} other {'column' if 'column' in where else 'channel'}{'s' * (more > 1)})" if more else ""
+    )
     raise DataError(
         f"{source}: the values{where}{others} range from {theirs.low[k]:g} to {theirs.high[k]:g}, but those of "
         f"{data.info.name} range from {ours.low[k]:g} to {ours.high[k]:g}; samples must be in data units, and these "

@@ -565,9 +565,7 @@ class Run:
         else:
             u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
         if log_det is None:
-            raise UsageError(
-                f"the bound cannot be computed, because the codec {self.codec} has no log-determinant"
-            )
+            raise UsageError(f"the bound cannot be computed, because the codec {self.codec} has no log-determinant")
         encoded, model = self.to_model(x, u), self._bound(len(x))
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
@@ -624,8 +622,9 @@ class Run:
         if bool(off.any()):
             raise DataError(
                 f"{where}: the values range from {float(x.min()):g} to {float(x.max()):g}, and {float(x[off][0]):g} is "
-                f"not a level of {info.name}, which the model was trained on ({f'{info.levels} ' if info.levels else ''}"
-                f"levels in [{info.low:g}, {info.high:g}]); the model assigns no probability to other values"
+                f"not a level of {info.name}, which the model was trained on ("
+                f"{f'{info.levels} ' if info.levels else ''}levels in [{info.low:g}, {info.high:g}]); the model assigns "
+                "no probability to other values"
             )
         return x
 

@@ -128,7 +128,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
     k = int(found.nonzero()[0, 0])
     where, more = _where(data.info, axes, k), int(found.sum()) - 1
     others = (
-        f" (similarly in {more} other {'column' if 'column' in where else 'channel'}{'s' * (more > 1)})" if more else ""
+        f" (similarly in {more} other {'column' if 'col' in where else 'channel'}{'s' * (more > 1)})" if more else ""
     )
     raise DataError(
         f"{source}: the values{where}{others} range from {theirs.low[k]:g} to {theirs.high[k]:g}, but those of "

@@ -623,8 +623,8 @@ class Run:
             raise DataError(
                 f"{where}: the values range from {float(x.min()):g} to {float(x.max()):g}, and {float(x[off][0]):g} is "
                 f"not a level of {info.name}, which the model was trained on ("
-                f"{f'{info.levels} ' if info.levels else ''}levels in [{info.low:g}, {info.high:g}]); the model assigns "
-                "no probability to other values"
+                f"{f'{info.levels} ' if info.levels else ''}levels in [{info.low:g}, {info.high:g}]); the model "
+                "assigns no probability to other values"
             )
         return x
 

@@ -496,7 +496,7 @@ def test_no_run_yet(shell: Shell) -> None:
     for command in ("sample", "likelihood", "info"):
         shell.refuses(command, 3, "no run with a checkpoint", os.getcwd(), "(here: scoresde train --sde vp)")
         shell.refuses(f"{command} nothing", 3, "nothing is not a run folder")
-    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (neither this folder nor")
+    shell.refuses("train --resume nothing", 3, "nothing is not a run folder (there is no such folder")
     assert list(Path().iterdir()) == []
 
 

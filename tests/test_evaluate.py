@@ -261,7 +261,7 @@ def test_samples_are_read_again(digits: Dataset, tmp_path: Path) -> None:
     assert torch.equal(read_samples(path, digits), digits.test[:5].float())
     for arrays, message in (
         ({"mu": x, "sigma": x}, "arrays mu, sigma, and it is unclear which one"),
-        ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), but digits has shape \(1, 8, 8\)"),
+        ({"x": x[:, :, :7]}, r"samples of shape \(1, 7, 8\), but those of digits have shape \(1, 8, 8\)"),
         ({"x": x / 8.0 - 1}, "values range from -1 to 1, but those of digits range from 0 to 16; samples must"),
         ({"x": x + 1.0}, "values range from 1 to 17"),
         ({"x": np.array(["a"])}, "real numbers"),

@@ -103,7 +103,7 @@ def test_files_are_named_by_the_number_of_the_sample(shell: Shell, copied: Calla
     assert sorted(p.name for p in Path("o/files").iterdir()) == [f"{i:06d}.png" for i in (7, 8, 9)]
     again = shell.json(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --resume")
     assert again["files"] == ["o/files"]
-    shell.refuses(f"sample {moons} --save files", 2, "files is only for images with 1 to 4", "vectors of shape (2,)")
+    shell.refuses(f"sample {moons} --save files", 2, "'files' is only for images with 1 to 4", "vectors of shape (2,)")
 
 
 def test_the_kinds_of_files(table: Dataset) -> None:
@@ -111,7 +111,7 @@ def test_the_kinds_of_files(table: Dataset) -> None:
     assert kinds_of(table.info) == ("png", "npz", "csv") and kinds_of(digits) == ("png", "npz")
     assert kinds_of(replace(table.info, names=())) == ("png", "npz")
     assert kinds_of(replace(table.info, names=()), ["csv"]) == ["csv"]
-    with pytest.raises(UsageError, match=r"csv is only for tables, but digits has images of shape \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"'csv' is only for tables, but digits has images of shape \(1, 8, 8\)"):
         kinds_of(digits, ["csv"])
     with pytest.raises(UsageError, match="cannot save 'txt'"):
         kinds_of(digits, ["txt"])
@@ -225,7 +225,7 @@ def test_samples_in_other_shapes(digits: Dataset, tmp_path: Path) -> None:
     assert torch.equal(read_samples(tmp_path / "s.npz", colours), colours.test)
     for wrong in (np.zeros((5, 8, 3, 9)), np.zeros((5, 8, 9)), np.zeros((5, 216)), np.float64(3)):
         np.save(tmp_path / "s.npy", wrong)
-        with pytest.raises(DataError, match=r"has shape \(3, 8, 9\) or, with channels last, \(8, 9, 3\)"):
+        with pytest.raises(DataError, match=r"have shape \(3, 8, 9\) or, with channels last, \(8, 9, 3\)"):
             read_samples(tmp_path / "s.npy", colours)
 
 

@@ -1,7 +1,7 @@
 """Trained runs and everything that a run folder holds.
 
 The modules are ``config`` (the configuration of a training run), ``spec`` (the parts of its model), ``files`` (the
-files of a run folder), ``origin`` (the data of a run, found again), ``run`` (sampling and likelihoods), ``samples``
+files in a run folder), ``origin`` (finding the data of a run again), ``run`` (sampling and likelihoods), ``samples``
 (samples on disk), ``plausible`` (the units of samples) and ``foreign`` (pretrained weights from other code).
 """
 

@@ -50,7 +50,7 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 }
 
 
-_HINT = "0 means the default of the preset"
+_HINT = "0 means the preset's default"
 _OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
 
 _PICTURES = 10_000  # maximum number of times that samples are drawn during training
@@ -101,7 +101,7 @@ class TrainConfig:
             each augmentation as input, so that samples look like the original data.
         cond: ``class`` to train with labels, or ``none``.
         cond_drop: Probability of dropping a label, for classifier-free guidance.
-        steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the default of the preset.
+        steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
             steps.
         decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
@@ -248,7 +248,7 @@ class TrainConfig:
             raise UsageError(
                 f"the {weighting!r} weighting cannot train a learned path, because the ends of the path are trained on "
                 "the variational bound, which only the 'likelihood' weighting matches; use that weighting, or leave "
-                "out the option learn",
+                "out the option 'learn'",
                 parameter="weighting",
                 value="likelihood",
             )
@@ -383,7 +383,7 @@ class TrainConfig:
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or other data given by name or path, with the reading and split of the run.
+        """Load the data of the run, or other data given by name or path, read and split as in training.
 
         Raises:
             DataError: If the data are missing or unreadable.
@@ -404,7 +404,7 @@ class TrainConfig:
 
     @property
     def network(self) -> str:
-        """The name of the network, empty while the preset is ``auto`` and ``network_options`` does not set the name."""
+        """The name of the network. It is empty if neither the preset nor ``network_options`` determines it yet."""
         known = PRESETS.get(self.preset, {"network": ""})
         return str(self.network_options.get("network", known["network"]))
 

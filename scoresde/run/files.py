@@ -1,6 +1,6 @@
-"""The files of a run. None of their formats can contain code, so loading a run never executes any.
+"""The files of a run. None of their formats can contain code, so loading a run never executes code.
 
-A run folder contains
+A run folder contains:
 
     config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
@@ -124,7 +124,7 @@ def refuse_taken(folder: Path, *, mine: bool = False) -> None:
 
 
 def clear_start(folder: Path) -> None:
-    """Remove the files that a run left if it ended before its first checkpoint. Other files are kept."""
+    """Remove the files of a run that ended before its first checkpoint, and keep all other files."""
     pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
     for path in (*(folder / name for name in BEGUN), *pictures):
         try:
@@ -177,7 +177,7 @@ def _found(run: str | Path | None) -> Path:
                 return folder
         if os.path.isfile(run):
             raise CheckpointError(f"{run} is a file, not a run folder; pass a folder such as runs/NAME")
-        why = "neither this folder nor a folder of this name under runs/ exists"
+        why = "there is no such folder, here or under runs/"
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
@@ -255,8 +255,8 @@ def save_checkpoint(
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
     """Remove what is no longer needed once ``checkpoint`` is complete.
 
-    This is all older checkpoints except the newest ``keep - 1``. It is also the former best weights, unless the current
-    best weights are newer than ``checkpoint``.
+    These are the older checkpoints except the newest ``keep - 1`` of them, and the former best weights unless the
+    current best weights are newer than ``checkpoint``.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
@@ -290,7 +290,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the files of a checkpoint, and their sizes and digests to ``state.json``."""
+    """Write the files of a checkpoint, and record their sizes and digests in ``state.json``."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()
         files = {}
@@ -338,7 +338,7 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
 
 
 def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the newest complete checkpoint of a run. If it is not the newest checkpoint, warn and say why.
+    """Return the newest complete checkpoint of a run, with a warning if a newer checkpoint cannot be used.
 
     Args:
         folder: The run folder.

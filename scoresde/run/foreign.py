@@ -17,14 +17,14 @@ the parametrisations above, give its full name, as in ``--predict scoresde.run.f
 :class:`~scoresde.ScoreModel`.
 
 The discrete networks are trained on N noise levels, numbered i = 0, ..., N - 1. In this package, the levels are the
-nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The level at a node t is therefore i =
-N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain. It evaluates these
-networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer, and ``sigma_i``
-is that of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without nodes, this package
-does the same.
+nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The node t therefore belongs to level
+i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain. It evaluates
+these networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer, and
+``sigma_i`` is that of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without nodes, this
+package does the same.
 
-The losses in ``losses.py`` of the original code have one of two forms, where s is the score at x_t = alpha x_0 + sigma
-z, and z is the noise:
+The losses in ``losses.py`` of the original code have one of two forms, where z is the noise, and s is the score at
+x_t = alpha x_0 + sigma z:
 
     |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2.                                      (1)
 
@@ -56,7 +56,7 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """Noise prediction by a network with the noise label 999 t and unscaled input (VP and sub-VP)."""
+    """Noise prediction by a network that receives the noise label 999 t and an unscaled input (VP and sub-VP)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -68,7 +68,7 @@ class OriginalEps(Eps):
 
 @dataclass(frozen=True)
 class OriginalScore(Score):
-    """Score prediction by a network with the noise label sigma(t), which itself divides its output by sigma (VE)."""
+    """Score prediction by a network that receives the noise label sigma(t) and itself divides by sigma (VE)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -120,7 +120,7 @@ class OriginalLevelEps(OriginalEps):
 
 @dataclass(frozen=True)
 class OriginalLevelScore(OriginalScore):
-    """Score prediction by a network whose noise label counts levels from the highest noise level down (SMLD, NCSN).
+    """Score prediction by a network whose noise label is the index counted from the highest level (SMLD, NCSN).
 
     Args:
         levels: Number of noise levels N on a continuous path. It is ignored on a chain, which has its own levels.

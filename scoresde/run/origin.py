@@ -151,8 +151,8 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
     Args:
         folder: The run folder.
         data: The data as they are now.
-        changed: Whether to warn where the default is to raise an error.
-        named: Whether these data were chosen explicitly. If so, they may differ from the training data without error.
+        changed: Whether to warn instead of raising an error.
+        named: Whether these data were chosen explicitly. If so, differences cause at most a warning.
 
     Returns:
         ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``. If the run has no hashes, the result for explicitly
@@ -191,7 +191,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the data of a run that has no hashes by their descriptions alone."""
+    """Compare the data of a run without hashes with the current data, using only their descriptions."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):

@@ -3,20 +3,21 @@
 A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
 samples does not record its units, but they can often be inferred from the values. Even poor samples lie roughly where
 the data lie: they may be grey, collapsed to one image or to the mean, or noise that spreads to both sides. Samples in
-other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median and s the distance
-between the 1 % and the 99 % quantile, of the samples or (with the subscript data) of the data. Samples are rejected if
-one of these rules applies:
+other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median of the samples and s the
+distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
+rejected if one of these rules applies:
 
     1. The samples do not overlap with the data.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
-       either their median is away from that of the data, or they fill [-1, 1] or [0, 1].
-    3. The data may be the samples multiplied by a small factor, and either their medians are apart, or the samples do
-       not extend beyond the data on both sides, or the samples spread more than 4,000 times as far as the data.
+       either the medians differ, or the samples fill [-1, 1] or [0, 1].
+    3. The data may be the samples multiplied by a small factor, and either the medians differ, or the samples do not
+       extend beyond the data on both sides, or s is more than 4,000 times s_data.
     4. The samples fill [-1, 1] although no data are below 0, or they fill [0, 1] although the data fill [-1, 1].
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
-Quantiles are computed per column for tables, per channel if channels have their own scales, and otherwise over all
-values. Rule 2 does not apply to constant samples. To skip these checks, pass ``units="data"``.
+Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
+for tables, per channel if channels have their own scales, and otherwise over all values. Rule 2 does not apply to
+constant samples. To skip these checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the nominal range of values with the minima ``low`` and the maxima ``high``, both of any shape."""
+    """Guess the range that samples were meant to have, from their minima ``low`` and their maxima ``high``."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -195,7 +196,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
 
 @dataclass(frozen=True)
 class _Spread:
-    """The number of values per group, and the location and spread of the values of G groups, each float64 ``(G,)``."""
+    """Statistics of the values in G groups, each float64 ``(G,)``, and the number of values per group."""
 
     count: int
     low: Tensor
@@ -207,7 +208,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x``, shape ``(N, *event)``; ``more`` only extends the minimum and the maximum."""
+        """Compute the statistics of ``x``, shape ``(N, *event)``; ``more`` only affects the minimum and the maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -248,7 +249,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether only the samples or only the data have negative values, in a typical range (rule 4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data do not match (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -291,7 +292,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Return words for a message that say which group is meant, or an empty string if there is only one."""
+    """Return the words for group ``k`` in a message, or an empty string if there is only one group."""
     if not axes:
         return ""
     if info.kind == "vector":

@@ -1,7 +1,7 @@
 """Sampling and likelihoods with a trained model, in the units of its data.
 
 A :class:`Run` combines a model with the units, levels and classes of its data. The condition, the guidance scale and
-the path are not arguments of the methods for sampling and likelihoods. They are bound first, as in
+the path are bound to a run before it is used, as in
 
     run.given("cat").guided(2.0).on("flow").sample(16)
 
@@ -75,7 +75,7 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: The samples, shape ``(n, *event)``. If the data have levels, the values are such levels.
+        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
         solution: The result of the solver: its statistics, and the samples in model units.
     """
 
@@ -313,7 +313,7 @@ class Run:
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return everything that results depend on, as plain JSON values.
 
-        This includes ``asked``, the model, and the settings bound to the model, but not values bound to single rows.
+        This includes ``asked``, the model, and the settings bound to it, but not conditions that differ between rows.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
@@ -393,7 +393,7 @@ class Run:
     def to_data(self, m: Tensor) -> Tensor:
         """Convert values in model units, shape ``(n, *event)``, to data units, on the CPU.
 
-        If the data have levels, the results are such levels. The result has the dtype of ``m``, or float64 for data
+        If the data have levels, all results are levels. The result has the dtype of ``m``, or float64 for data
         that need it.
         """
         return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
@@ -464,7 +464,7 @@ class Run:
 
     @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
-        """Return states of recorded samples between noise and data, for an animation.
+        """Return recorded states, from the noise to the samples, as the frames of an animation.
 
         Args:
             samples: Samples drawn with ``record=True``.

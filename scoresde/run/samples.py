@@ -29,7 +29,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """Return the kinds of files to write for samples, after a check; ``None`` means the default kinds for the data.
+    """Check the kinds of files to write for samples, and return them or, for ``None``, the default kinds.
 
     Raises:
         UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
@@ -38,12 +38,13 @@ def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
     if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
         raise UsageError(
-            f"csv is only for tables, but {info.name} has {info.kind}s of shape {info.shape}; use npz", parameter="save"
+            f"'csv' is only for tables, but {info.name} has {info.kind}s of shape {info.shape}; use 'npz'",
+            parameter="save",
         )
     if "files" in kinds and (info.kind != "image" or info.shape[0] > 4):
         raise UsageError(
-            f"files is only for images with 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; "
-            "use npz",
+            f"'files' is only for images with 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; "
+            "use 'npz'",
             parameter="save",
         )
     return kinds
@@ -59,7 +60,7 @@ def write_samples(
     reference: Tensor | Callable[[], Tensor | None] | None = None,
     codec: Codec | None = None,
 ) -> list[Path]:
-    """Write the successful samples, in data units.
+    """Write the samples that did not fail, in data units.
 
     Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
     error.
@@ -81,7 +82,7 @@ def write_samples(
         codec: The codec of the run, which determines the columns that are stored as levels.
 
     Returns:
-        The paths of the files written, the picture first.
+        The paths of the written files, with pictures first.
     """
     kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
@@ -149,7 +150,7 @@ def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
 
 
 def _shortest(value: np.floating) -> str:
-    """Format a value with the fewest digits that are read back as the same value in its precision.
+    """Format a value with the fewest digits that still identify it in its own precision.
 
     An exponent is used only for very small and very large values.
     """
@@ -224,7 +225,7 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
     if len(event) > 1 and x.ndim == len(event) + 1 and (x.shape[-1], *x.shape[1:-1]) == event:
         return np.moveaxis(x, -1, 1)
     last = f" or, with channels last, {(*event[1:], event[0])}" if len(event) > 1 else ""
-    raise DataError(f"{path} has samples of shape {x.shape[1:]}, but {info.name} has shape {event}{last}")
+    raise DataError(f"{path} has samples of shape {x.shape[1:]}, but those of {info.name} have shape {event}{last}")
 
 
 def _columns(path: Path, info: DataInfo) -> np.ndarray:

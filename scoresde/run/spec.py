@@ -42,7 +42,7 @@ class Part:
 
     @classmethod
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
-        """Describe an object. Its fields take precedence over ``options``, which adds those that it does not have."""
+        """Describe an object by its name, its fields, and any ``options`` that are not among its fields."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
 
     @classmethod
@@ -83,7 +83,7 @@ class ModelSpec:
         *,
         typed: Typed = READ,
     ) -> ScoreModel:
-        """Build the model, before training.
+        """Build the model with untrained weights.
 
         Args:
             sde, network, parametrization: Parts that are not built in, as objects, or as classes to call with the
@@ -175,7 +175,7 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
     """
     name = part.name if given is None else name_of(given, SDES)
     if name != part.name and SDES.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the SDE {part.name!r}, not {name!r}")
+        raise UsageError(f"the run was trained with the {part.name!r} SDE, not with {name!r}")
     if given is None:
         sde: Any = build(part.name, SDES, "SDE", typed=typed, **part.options)
     elif isinstance(given, type):
@@ -219,7 +219,7 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
     if given is None:
         given, name = resolve(part.name, table, what, typed=typed), part.name
     elif (name := name_of(given, table)) != part.name and table.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the {what} {part.name!r}, not {name!r}")
+        raise UsageError(f"the run was trained with the {part.name!r} {what}, not with {name!r}")
     made = construct(given, what, name, _tuples(part.options, given), table, typed=typed)
     if not isinstance(made, kind):
         raise UsageError(
@@ -229,7 +229,7 @@ def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, ki
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return the options of a part, with lists converted to tuples, as are single values of tuple options."""
+    """Return the options of a part, with lists, and single values of tuple-valued options, converted to tuples."""
     fields = fields_of(factory)
     found = {}
     for key, value in options.items():

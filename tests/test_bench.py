@@ -408,7 +408,7 @@ def test_the_command_without_the_data(shell: Shell) -> None:
         ("--n 1", 2, ["--n", "1", ">=2"]),
         ("--grid sqr", 2, ["did you mean 'sqrt'"]),
         ("--label 3", 2, ["'3'", "without labels"]),
-        ("--guidance 2", 2, ["guidance 2 needs a condition"]),
+        ("--guidance 2", 2, ["guidance 2 requires a condition"]),
         ("nothing", 3, ["nothing is not a run folder"]),
     ],
 )

@@ -265,7 +265,7 @@ def test_find_run_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     make(Path("runs/x"))
     assert find_run("x") == find_run("runs/x") == find_run(Path("runs/x")) == Path("runs/x")
     assert find_run(tmp_path / "runs" / "x") == tmp_path / "runs" / "x"
-    with pytest.raises(CheckpointError, match=r"nothing is not a run folder \(there is no.*the runs here are: x"):
+    with pytest.raises(CheckpointError, match=r"nothing is not a run folder \(there is.*the runs under runs/ are: x"):
         find_run("nothing")
     Path("empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty is not a run folder \(it has no config.json\)"):

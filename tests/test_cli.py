@@ -141,7 +141,7 @@ def test_labels_and_guidance(shell: Shell, classes: str, copied: Callable[[str],
     plain = copied("digits")
     trained = ("'3'", plain, "without labels", "scoresde train --cond class")
     shell.refuses(f"sample {plain} --label 3 --guidance 2", 2, *trained)
-    shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2 needs a condition", "--label")
+    shell.refuses(f"sample {plain} --guidance 2", 2, "guidance 2 requires a condition", "--label")
     for label in ("10", "12", "-1", "x"):
         shell.refuses(f"sample {classes} --label {label}", 2, f"unknown class '{label}'", "0, 1, 2, 3, 4, 5, 6, 7, 8")
     shell.refuses(f"sample {copied('moons')} --label 0", 2, "without labels")
@@ -507,7 +507,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     # There is an older one: it is taken, with a warning.
     assert shell.json(f"sample {digits} --solver heun --steps 2 --n 2")["step"] == 2
-    warned = rf"warning: using the older checkpoint {checkpoints[0].name}: {weights} has \d+ bytes .*truncated\?.*\n"
+    warned = rf"warning: using the older checkpoint {checkpoints[0].name}: {weights} is \d+ bytes .*truncated\?.*\n"
     assert re.fullmatch(warned + r"sampling .*\nsample  2/2 .*\n", shell.err)
     shell(f"train --resume {digits} --quiet")
     assert shell.json("info")["step"] == 3, "resumed from the older one"

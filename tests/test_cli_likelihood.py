@@ -246,7 +246,7 @@ def test_labels_and_guidance(shell: Shell, copied: Callable[[str], str]) -> None
         torch.testing.assert_close(
             torch.tensor([float(r["log_prob"]) for r in rows(folder)]).double(), scores.log_prob, rtol=1e-3, atol=1e-2
         )
-    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "without labels; a label for each", "--cond class")
+    shell.refuses(f"likelihood {plain} --limit 2 --labels", 2, "to use a label for each", "--cond class")
     shell.refuses(f"likelihood {plain} --limit 2 --label 3", 2, "without labels", "--cond class")
     shell.refuses(f"likelihood {classes} --label eleven", 2, "'eleven'")
     assert not list(Path(plain).glob("likelihood*")), "an empty folder is left"
@@ -305,9 +305,9 @@ def test_runs_that_cannot_be_compared(shell: Shell, copied: Callable[[str], str]
 
 def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
     np.save("v.npy", np.random.default_rng(0).normal(8, 3, (40, 1, 8, 8)))
-    shell.refuses(f"likelihood {digits} --data v.npy", 3, "v: ", "are not levels of digits", "17 levels in [0, 16]")
+    shell.refuses(f"likelihood {digits} --data v.npy", 3, "v: ", "is not a level of digits", "17 levels in [0, 16]")
     np.save("x.npy", np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8))
-    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x: ", "values from 3 to 249", "17 levels in [0, 16]")
+    shell.refuses(f"likelihood {digits} --data x.npy", 3, "x: ", "values range from 3 to 249", "17 levels in [0, 16]")
     np.save("y.npy", np.arange(17 * 40).reshape(-1, 34) % 17)
     shell.refuses(f"likelihood {digits} --data y.npy --quiet", 3, "(34,)", "(1, 8, 8)")
     shell.refuses(f"likelihood {digits} --data nowhere.npz", 3, "nowhere.npz")
@@ -319,7 +319,7 @@ def test_data_that_does_not_fit_the_run(shell: Shell, digits: str) -> None:
 def test_data_in_other_units_are_scored_with_a_warning(shell: Shell, moons: str) -> None:
     np.save("x.npy", 255 * load_data("moons").test[:50].numpy())
     shell(f"likelihood {moons} --data x.npy --limit 3 --steps 1 --no-check --elbo --strata 1 --save csv --threads 1")
-    assert shell.err.count("warning: the values in column 0 go from") == 1 and "values of moons" in shell.err
+    assert shell.err.count("warning: the values in column 0 range from") == 1 and "those of moons" in shell.err
 
 
 def test_samples_that_fail_are_named_and_left_out(shell: Shell, moons: str, monkeypatch: pytest.MonkeyPatch) -> None:

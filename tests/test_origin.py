@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, bool]] = {
     "grown": (lambda x: np.concatenate([table(5, seed=3), x]), "grown by 5 rows", True),
     "shrunk": (lambda x: x[3:], "3 of the 120 rows", False),
     "edited": (lambda x: np.where(np.arange(len(x))[:, None] < 2, x + 1, x), "2 of the 120 rows", False),
-    "scaled": (lambda x: x * 100, "120 are new", False),
+    "scaled": (lambda x: x * 100, "there are 120 new rows", False),
 }
 
 
@@ -167,7 +167,7 @@ def test_an_older_run_keeps_its_rows_and_says_when_they_changed(own: Path) -> No
         warnings.simplefilter("error")
         assert torch.equal(load(own).data().test, torch.from_numpy(table().astype("f4"))[order[:12]])
     np.save("x.npy", table(130))
-    with pytest.raises(DataError, match=r"n_train 108 then, 117 now.*no rows\.npz to identify") as caught:
+    with pytest.raises(DataError, match=r"n_train was 108 and is now 117.*no rows\.npz to identify") as caught:
         load(own).data()
     assert caught.value.parameter == "changed_data"
     with pytest.warns(UserWarning, match="used as they are"):
@@ -235,7 +235,7 @@ def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
     assert "trained 1 steps" in shell.err and ", 3 in total" in shell.err
     shell(LINE)  # and has noted where they are
     np.save("other.npy", table(seed=4))
-    shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "120 are new")
+    shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "there are 120 new rows")
 
 
 def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) -> None:
@@ -252,7 +252,7 @@ def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) 
 def test_named_data_of_the_run_that_have_changed_are_said(own: Path, shell: Shell) -> None:
     np.save("y.npy", np.concatenate([table()[5:], table(3, seed=5)]))
     shell(LINE + " --data y.npy")
-    assert "5 rows of the data of runs/own are missing here, and 3 are new" in shell.err
+    assert "these data lack 5 rows of the data of runs/own, and contain 3 new rows" in shell.err
     np.save("z.npy", table(seed=5))
     shell(LINE + " --data z.npy")
-    assert "missing" not in shell.err
+    assert "lack" not in shell.err

@@ -61,7 +61,7 @@ def test_data_between_other_numbers_are_refused_with_both_ranges_and_the_way_out
     if ends == (data.info.low, data.info.high):
         assert in_data_units(x, data).shape == x.shape  # their own
         return
-    with pytest.raises(DataError, match=r"mine: values from .* to .*, but \w+ goes from .* to .*; samples must") as e:
+    with pytest.raises(DataError, match=r"mine: the values.* range from .*, but those of \w+ range.*; samples") as e:
         in_data_units(x, data, source="mine")
     guess = {0.0: "0,1" if ends[1] == 1 else "0,255", -1.0: "-1,1", -32768.0: "LOW,HIGH"}[ends[0]]
     assert (e.value.parameter, e.value.value) == ("units", guess)
@@ -114,12 +114,12 @@ def test_the_column_is_named() -> None:
     data = DATA["table"]()
     kelvin = data.test.clone()
     kelvin[:, 2] -= 273.15
-    with pytest.raises(DataError, match=r"values from -?\d.* in column 2, but array goes from 2\d\d"):
+    with pytest.raises(DataError, match=r"values in column 2 range from -?\d.*, but those of array range from 2\d\d"):
         check_units(kelvin, data)
     grams = data.test.clone()
     grams[:, :2] /= 1000
     named = replace(data, info=replace(data.info, names=("acid", "weight", "heat", "x")))
-    with pytest.raises(DataError, match=r"in column acid \(and 1 other likewise\)"):
+    with pytest.raises(DataError, match=r"in column acid \(similarly in 1 other column\) range"):
         check_units(grams, named)
 
 
@@ -153,21 +153,21 @@ def test_levels_round_down_as_they_are_and_to_the_nearest_when_converted() -> No
     assert in_data_units(x, data, "data").unique().tolist() == [3, 4, 254, 255]
     ends = torch.tensor([3.9 / 255, 1.0]).repeat(32).reshape(1, 1, 8, 8)
     assert in_data_units(ends, data, (0, 1)).unique().tolist() == [4, 255]
-    with pytest.raises(DataError, match="values from -2 to 3, but array goes from 0 to 255"):
+    with pytest.raises(DataError, match="values range from -2 to 3, but those of array range from 0 to 255"):
         in_data_units(x.clamp(-2, 3) - torch.eye(8) * 5, data, "data")
 
 
 def test_what_units_are_not() -> None:
     assert (read_units("0,1"), read_units("-1, 1"), read_units("model")) == ((0, 1), (-1, 1), "model")
     for text in ("1,0", "0", "a,b", "0,1,2", "0,inf", "bytes"):
-        with pytest.raises(UsageError, match=r"must be two numbers, such as 0,1, or one of: auto, data, model"):
+        with pytest.raises(UsageError, match=r"must be auto, data, model or two increasing numbers, such as 0,1, got"):
             read_units(text)
     data = DATA["bytes"]()
-    with pytest.raises(DataError, match=r"values from 0 to 255 do not match the given units, from 0 to 1"):
+    with pytest.raises(DataError, match=r"values range from 0 to 255, which does not fit the given units, 0 to 1"):
         in_data_units(data.test, data, (0, 1))
     spoilt = torch.zeros(3, 1, 8, 8)
     spoilt[1, 0, 0, 0] = torch.nan
-    with pytest.raises(DataError, match=r"1 samples are not finite \(the first is number 1"):
+    with pytest.raises(DataError, match=r"infinite values in 1 of 3 samples \(the first at index 1"):
         in_data_units(spoilt, DATA["floats to 1"]())
     with pytest.raises(DataError, match="real numbers"):
         in_data_units(spoilt + 0j, data)
@@ -197,7 +197,7 @@ def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
     data = DATA[name]()
     factor = 255 if name != "signals" else 1e5
     with pytest.warns(
-        UserWarning, match=r"the values.* go from .* to .*, but the values of array, .*in the same units\?"
+        UserWarning, match=r"the values.* range from .* to .*, but those of array, .*in the same units\?"
     ):
         warn_of_units(data.test * factor, data.codec, data.info)
     with warnings.catch_warnings():
@@ -208,13 +208,13 @@ def test_scoring_data_in_other_units_warns_of_both_ranges(name: str) -> None:
 
 def test_smaller_units_and_other_signs_are_warned_of() -> None:
     data = DATA["floats to 255"]()
-    with pytest.warns(UserWarning, match="go from 0 to 1, but the values of array, .*, go from 0 to 255"):
+    with pytest.warns(UserWarning, match="range from 0 to 1, but those of array, .*, range from 0 to 255"):
         warn_of_units(data.test / 255, data.codec, data.info)
     data = DATA["floats to 1"]()
-    with pytest.warns(UserWarning, match="go from -1 to 1, but"):
+    with pytest.warns(UserWarning, match="range from -1 to 1, but"):
         warn_of_units(data.test * 2 - 1, data.codec, data.info)
     data = DATA["table"]()
-    with pytest.warns(UserWarning, match="in column 2 go from .*, go from about 24"):
+    with pytest.warns(UserWarning, match="in column 2 range from .*, range from about 24"):
         warn_of_units(data.test - torch.tensor([0, 0, 273.15, 0]), data.codec, data.info)
     # an outlier in the training data makes all the rest look narrow, and is no other unit
     heavy = np.random.default_rng(0).normal(size=(300, 1))
@@ -246,9 +246,9 @@ def test_a_codec_of_one_scale_for_each_channel_is_judged_channel_by_channel() ->
     check_units(data.test, data)
     x = data.test.clone()
     x[:, 0] -= 273.15
-    with pytest.raises(DataError, match="in channel 0, but array goes from 2"):
+    with pytest.raises(DataError, match=r"in channel 0 range from .*, but those of array range from 2"):
         check_units(x, data)
-    with pytest.warns(UserWarning, match="in channel 0 go"):
+    with pytest.warns(UserWarning, match="in channel 0 range"):
         warn_of_units(x, data.codec, data.info)
     unit = torch.stack([(data.test[:, i] - low) / (high - low) for i, (low, high) in enumerate(ends(data))], 1)
     torch.testing.assert_close(in_data_units(unit, data, (0, 1)), data.test.double(), rtol=1e-4, atol=1e-4)

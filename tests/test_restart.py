@@ -176,8 +176,8 @@ def test_it_may_begin_again_otherwise(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_without_settings_holds_no_run(shell: Shell) -> None:
     make_run_folder("cut", "")
-    shell.refuses("info cut", 3, "it has no config.json: training there stopped before it began")
-    shell.refuses("train --resume cut", 3, "start again with the same out")
+    shell.refuses("info cut", 3, "it has no config.json, because training stopped before it began")
+    shell.refuses("train --resume cut", 3, "train again with the same out")
     shell("train --data moons --steps 2 --batch 8 --set network.width=8 --out cut --quiet")
     for path in Path("cut/checkpoints").glob("step-*"):
         shutil.rmtree(path)
@@ -304,11 +304,11 @@ def test_copies_are_left_alone(tmp_path: Path, whole: Path) -> None:
     assert [p.name for p in checkpoints(run)] == [*high, "step-000000020", "step-000000016", *low]
     with pytest.warns(
         UserWarning,
-        match=r"using the older checkpoint step-000000020: .*step-9{21} is of step 20, not of the step in its",
+        match=r"using the older checkpoint step-000000020: .*step-9{21} holds step 20, not the step in its",
     ):
         assert newest_checkpoint(run).name == "step-000000020"
         train(run, resume=True, config=replace(CONFIG, steps=30))
-    with pytest.warns(UserWarning, match="is of step 20"):
+    with pytest.warns(UserWarning, match="holds step 20"):
         assert load(run).step in (30, json.loads((run / "validation.json").read_text())["best_step"])
     for name in copies:
         assert (run / "checkpoints" / name / "model.safetensors").is_file(), name
@@ -338,14 +338,14 @@ def test_a_change_made_on_purpose(shell: Shell, moons: str) -> None:
     for name in ("config.json", "model.json"):
         path = Path(moons) / name
         path.write_text(path.read_text().replace('"beta_max": 20.0', '"beta_max": 19.0'))
-    with pytest.warns(UserWarning, match=r"model\.json in .* changed after training; using it as it is"):
+    with pytest.warns(UserWarning, match=r"model\.json in .* changed after training; using the changed content"):
         run = load(moons, edited=True)
     assert run.model.domain.sde.beta_max == 19.0 and not torch.equal(run.sample(3, "heun").x, before)
     shell(f"sample {moons} --edited --n 2 --solver heun --steps 2")
-    assert "using it as it is" in shell.err
+    assert "using the changed content" in shell.err
     shell(f"train --resume {moons} --steps 6 --edited --quiet")
     shell(f"info {moons}")
-    assert "using it as it is" not in shell.err, "it was signed again"
+    assert "using the changed content" not in shell.err, "it was signed again"
 
 
 def test_a_changed_state_is_no_checkpoint(whole: Path, tmp_path: Path) -> None:

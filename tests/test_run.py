@@ -152,7 +152,7 @@ def test_labels_that_cannot_be_right(classes: Run, moons: Run) -> None:
         classes.given("cat")
     with pytest.raises(UsageError, match="trained without labels"):
         moons.given(0)
-    with pytest.raises(UsageError, match="needs a condition"):
+    with pytest.raises(UsageError, match="requires a condition"):
         classes.guided(2.0).sample(1)
     for count in (3, 6):
         with pytest.raises(UsageError, match=f"condition has {count} rows for 5 samples"):
@@ -282,7 +282,7 @@ def test_the_bound_of_a_chain_is_the_sum_of_its_terms() -> None:
 def test_failed_rows_are_left_out_of_the_mean(moons: Run) -> None:
     x = torch.zeros(3, 2)
     x[1] = 1e30  # whose square is beyond float32
-    with pytest.warns(UserWarning, match="in column 0 go from 0 to 1e.30.*are both data sets in the same units"):
+    with pytest.warns(UserWarning, match="in column 0 range from 0 to 1e.30.*are both data sets in the same units"):
         scores = moons.log_likelihood(x, Likelihood(rtol=1e-2, atol=1e-2))
     assert scores.model.ok.tolist() == [True, False, True]
     assert math.isfinite(scores.mean()) and math.isfinite(scores.stderr_mean())
@@ -299,7 +299,7 @@ def test_a_brownian_path_is_for_stochastic_solvers(moons: Run) -> None:
 
 
 def test_data_of_another_shape_is_refused(moons: Run, classes: Run) -> None:
-    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but the model was trained on moons, shape \(2,\)"):
+    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), but those of moons, .* have shape \(2,\)"):
         moons.log_likelihood(torch.zeros(3, 1, 8, 8))
     with pytest.raises(DataError, match=r"shape \(8, 8\), but"):
         classes.log_likelihood(torch.zeros(3, 8, 8))
@@ -310,7 +310,7 @@ def test_values_that_no_level_is_are_refused_in_python_too(classes: Run) -> None
     fast = Likelihood(steps=1, divergence="hutchinson")
     for bad in (x + 0.25, x / 16, x + 1, -x, x.double() * 0.999):
         for score in (lambda x: classes.log_likelihood(x, fast, check=False), lambda x: classes.elbo(x, strata=1)):
-            with pytest.raises(DataError, match="are not levels of digits, on which the model was trained: 17"):
+            with pytest.raises(DataError, match=r"is not a level of digits, .* trained on \(17 levels"):
                 score(bad)
     # as a density, they are as good as any
     assert classes.log_likelihood(x + 0.25, Likelihood(steps=1, dequantisation="none"), check=False).unit == "nats"
@@ -323,7 +323,7 @@ def test_values_that_are_not_finite_are_refused(moons: Run) -> None:
         x = torch.zeros(4, 2)
         x[2, 1] = x[3, 0] = bad
         for score in (moons.log_likelihood, moons.elbo):
-            with pytest.raises(DataError, match=r"2 samples have values that are not finite \(the first is number 2"):
+            with pytest.raises(DataError, match=r"infinite values in 2 of 4 samples \(the first at index 2"):
                 score(x)
 
 
@@ -443,7 +443,7 @@ def test_own_parametrisation(bait: str) -> None:
         ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"sde_options": {"beta": 1}}, "no option 'beta'"),
         ({"sde_options": {"beta_max": "x"}}, "beta_max is 'x'"),
-        ({"sde_options": 3}, "table of options"),
+        ({"sde_options": 3}, "mapping of options"),
         ({"network_options": {"width": 12, "blocks": 1}}, r"has shape \(.*8.*\), but the network expects \(.*12.*\)"),
         ({"preset": "huge"}, "unknown preset 'huge'"),
     ],

@@ -103,7 +103,7 @@ def test_files_are_named_by_the_number_of_the_sample(shell: Shell, copied: Calla
     assert sorted(p.name for p in Path("o/files").iterdir()) == [f"{i:06d}.png" for i in (7, 8, 9)]
     again = shell.json(f"sample {digits} --n 3 --start 7 --solver euler --steps 2 --save files --out o --resume")
     assert again["files"] == ["o/files"]
-    shell.refuses(f"sample {moons} --save files", 2, "files are for images of 1 to 4 channels", "vectors of shape (2,)")
+    shell.refuses(f"sample {moons} --save files", 2, "'files' is only for images with 1 to 4", "vectors of shape (2,)")
 
 
 def test_the_kinds_of_files(table: Dataset) -> None:
@@ -111,7 +111,7 @@ def test_the_kinds_of_files(table: Dataset) -> None:
     assert kinds_of(table.info) == ("png", "npz", "csv") and kinds_of(digits) == ("png", "npz")
     assert kinds_of(replace(table.info, names=())) == ("png", "npz")
     assert kinds_of(replace(table.info, names=()), ["csv"]) == ["csv"]
-    with pytest.raises(UsageError, match=r"csv is for tables, but digits has images of shape \(1, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"'csv' is only for tables, but digits has images of shape \(1, 8, 8\)"):
         kinds_of(digits, ["csv"])
     with pytest.raises(UsageError, match="cannot save 'txt'"):
         kinds_of(digits, ["txt"])
@@ -188,7 +188,7 @@ def test_samples_without_their_data(shell: Shell, moons: str) -> None:
         path.write_text(path.read_text().replace('"moons"', '"gone.csv"'))
         edit(path, dict)
     shell(f"sample {moons} --n 5 --solver heun --steps 2")
-    assert "there is no gone.csv, and they are not beside the run" in shell.err and "warning" not in shell.err
+    assert "gone.csv does not exist, and the data are not" in shell.err and "warning" not in shell.err
     assert (Path(moons) / "samples/heun-seed0/samples.png").is_file()
 
 
@@ -227,7 +227,7 @@ def test_samples_in_other_shapes(digits: Dataset, tmp_path: Path) -> None:
     assert torch.equal(read_samples(tmp_path / "s.npz", colours), colours.test)
     for wrong in (np.zeros((5, 8, 3, 9)), np.zeros((5, 8, 9)), np.zeros((5, 216)), np.float64(3)):
         np.save(tmp_path / "s.npy", wrong)
-        with pytest.raises(DataError, match=r"has shape \(3, 8, 9\) or, with channels last, \(8, 9, 3\)"):
+        with pytest.raises(DataError, match=r"have shape \(3, 8, 9\) or, with channels last, \(8, 9, 3\)"):
             read_samples(tmp_path / "s.npy", colours)
 
 
@@ -238,8 +238,8 @@ def test_samples_of_a_table_go_by_their_names(table: Dataset, tmp_path: Path) ->
     path.write_text("1,1000003.5,2\n2,1000004.5,3\n")
     assert read_samples(path, table).tolist() == [[1, 1000003.5, 2], [2, 1000004.5, 3]]
     for text, words in (
-        ("grade,age\n1,2\n", "lacks price, in"),
-        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has extra columns more; the columns of people are age"),
+        ("grade,age\n1,2\n", "lacks the column price, in"),
+        ('grade,age,"price, in $",more\n1,2,3.5,4.5\n', "has the extra column more; the columns of people are age"),
         ("1,2\n2,3\n", r"shape \(2,\)"),
     ):
         path.write_text(text)
@@ -271,7 +271,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
         ("s.pt", b"PK", "is a pickle, which can run code"),
         ("s.npz", {"x": x, "samples": x}, "x and samples may each be the data"),
         ("s.npz", {"x_train": x, "x_test": x}, "are parts of a data set"),
-        ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"samples have values that are NaN or infinite"),
+        ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"NaN or infinite values in \d+ of 5 samples"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),
         ("s.csv", b"1,2\n", r"is a table, but digits has images"),
     ):

@@ -59,14 +59,14 @@ def test_a_preset_that_changes_changes_no_run(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: {**s, "path": {"name": "ve", "options": {}}}, r"config\.json has sde 'vp', and .* has 've'"),
+        (lambda s: {**s, "path": {"name": "ve", "options": {}}}, r"config\.json has sde 'vp', but .* has 've'"),
         (lambda s: {**s, "codec": [{"name": "affine", "options": {"shift": 0.0, "scale": 9.0}}]}, "not match digest"),
         (lambda s: {**s, "shift": 3.0}, r"disagree on shift \(1.0 and 3.0\)"),
-        (lambda s: {**s, "classes": -7}, "classes is -7, not an integer >= 0"),
-        (lambda s: {**s, "classes": float("inf")}, "does not describe a model: OverflowError"),
-        (lambda s: {**s, "coupled": 1}, "coupled is 1, not true or false"),
+        (lambda s: {**s, "classes": -7}, "classes must be an integer >= 0, got -7"),
+        (lambda s: {**s, "classes": float("inf")}, "not a valid model specification: OverflowError"),
+        (lambda s: {**s, "coupled": 1}, "coupled must be true or false, got 1"),
         (lambda s: {**s, "format": 3}, "format 3.*newer"),
-        (lambda s: {k: v for k, v in s.items() if k != "classes"}, "does not describe a model: KeyError.'classes'"),
+        (lambda s: {k: v for k, v in s.items() if k != "classes"}, "not a valid model .*: KeyError.'classes'"),
         (lambda s: {**s, "path": {"name": "vp", "options": {"beta": 1}}}, "beta_m"),
         (lambda s: {**s, "network": None}, "a network of your own; pass that network"),
     ],
@@ -82,7 +82,7 @@ def test_a_model_that_was_changed_is_refused(copied: Callable[[str], str], chang
 def test_a_model_that_is_missing_is_not_guessed(copied: Callable[[str], str]) -> None:
     folder = copied("moons")
     (Path(folder) / "model.json").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.json is missing.*restore it"):
+    with pytest.raises(CheckpointError, match=r"model\.json is missing.*restore the file"):
         load(folder)
 
 

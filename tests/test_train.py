@@ -518,7 +518,7 @@ def test_settings_are_checked_before_a_folder_is_made(tmp_path: Path, changes: d
         ({"steps": True}, "steps is True; it must be an integer"),
         ({"ema": 1.5}, "ema is 1.5; it must be a number >= 0 and <= 1"),
         ({"sde": 3}, "sde is 3; it must be a name"),
-        ({"sde_options": "beta"}, "it must be a table of options"),
+        ({"sde_options": "beta"}, "it must be a mapping of options"),
         ({"decay": "cosin"}, "unknown decay 'cosin'; did you mean 'cosine'"),
         ({"preset": "smal"}, "unknown preset 'smal'; did you mean 'small'"),
     ],

@@ -1,12 +1,12 @@
-"""The configuration of a training run: one frozen dataclass, and the objects that it describes.
+"""The configuration of a training run, as a frozen dataclass.
 
 Fields set to ``auto`` are resolved against the data before training. The resolved configuration is printed, saved as
-``config.json``, and rebuilt by :func:`scoresde.load`.
+``config.json``, and read back by :func:`scoresde.load`.
 
-A configuration records where its names came from (:mod:`scoresde.core.registry`). The names in a configuration written
-in Python count as typed by a person. The names in a configuration read from a file do not, nor do the names in a copy
-of such a configuration made by ``replace``. To continue training with a class of your own, name the class again
-(``typed``) or put the object itself in the field.
+A configuration records which of its names were typed by a person, because only those may import a user's own code
+(:mod:`scoresde.core.registry`). All names in a configuration written in Python count as typed. The names in a
+configuration read from a file do not, and neither do those in a copy of it made by ``dataclasses.replace``. To continue
+training with a class of your own, add its name to ``typed``, or put the object itself in the field.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .spec import ModelSpec, Part, make_path
 
 __all__ = ["TrainConfig", "build_sde", "plain", "stored_fields"]
 
-# What a network outputs on each path, unless the configuration says otherwise.
+# The default prediction on paths where it is not `edm`.
 _PREDICT = {"flow": "velocity"}
 
-# Steps, batch and learning rate that suit each preset on a CPU (the last two presets need a GPU).
+# The number of steps, the batch size and the learning rate of each preset. The last two presets are meant for a GPU.
 _BUDGET: dict[str, tuple[int, int, float]] = {
     "mlp": (4_000, 512, 2e-3),
     "tiny": (2_000, 64, 2e-3),
@@ -50,14 +50,14 @@ _BUDGET: dict[str, tuple[int, int, float]] = {
 }
 
 
-_HINT = "0 for the value of the preset"
+_HINT = "0 means the preset's default"
 _OR_0 = dataclasses.replace(COUNT, low=0, hint=_HINT)
 
-_PICTURES = 10_000  # largest number of pictures of samples in a run
+_PICTURES = 10_000  # maximum number of times that samples are drawn during training
 
-AUTO = "auto"  # decided by the data
+AUTO = "auto"  # determined from the data
 
-# The objects that a field accepts in place of a name, and the table of the names that it accepts.
+# For each field that accepts a name or an object: the type of the object, and the table of names.
 _OBJECTS: dict[str, type] = {"sde": SDE, "predict": Parametrization, "weighting": Callable, "t_sampler": TimeSampler}  # type: ignore[dict-item]
 _TABLES = {"sde": SDES, "predict": PARAMETRIZATIONS, "weighting": WEIGHTINGS, "t_sampler": TIME_SAMPLERS}
 
@@ -69,59 +69,62 @@ def stored_fields() -> tuple[dataclasses.Field[Any], ...]:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that defines a training run.
+    """The complete configuration of a training run.
 
     Args:
-        data: A name or a path of the data (see :func:`scoresde.load_data`).
-        sde: The path: a name in :data:`scoresde.core.tables.SDES`, ``module:Name``, or an :class:`~scoresde.SDE` or its
+        data: The name of a built-in data set, or a path (see :func:`scoresde.load_data`).
+        sde: The SDE: a name in :data:`scoresde.core.tables.SDES`, ``module:Name``, an :class:`~scoresde.SDE`, or an SDE
             class.
-        sde_options: The fields of the SDE, if it is given by name.
-        shift: Factor on sigma/alpha at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves the path unchanged.
+        sde_options: The fields of the SDE, if ``sde`` is a name or a class.
+        shift: Factor by which sigma/alpha is multiplied at every t (:class:`scoresde.sde.modified.Shifted`); 1 leaves
+            the SDE unchanged.
         predict: What the network outputs: a name in :data:`scoresde.core.tables.PARAMETRIZATIONS`, ``auto``, or a
             :class:`~scoresde.Parametrization`.
-        predict_options: The fields of the parametrisation, if it is given by name.
-        weighting: Weight of the loss: a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
-            :mod:`scoresde.objective.weighting`), ``auto`` (chosen by the prediction), or the weighting itself.
-        weighting_options: The fields of the weighting, if it is given by name.
+        predict_options: The fields of the parametrisation, if ``predict`` is a name.
+        weighting: How the loss is weighted: a name in :data:`scoresde.core.tables.WEIGHTINGS` (see
+            :mod:`scoresde.objective.weighting`), ``auto`` (the default for the prediction), or a weighting object.
+        weighting_options: The fields of the weighting, if ``weighting`` is a name.
         t_sampler: The distribution of training times: a name in :data:`scoresde.core.tables.TIME_SAMPLERS` (see
-            :mod:`scoresde.objective.times`), a sampler, or ``auto``. With ``auto``, the weighting ``native`` uses
-            ``sqrt`` if that is also the default grid of the SDE, and EDM's path with EDM's loss uses ``lognormal``.
-            Everything else uses ``low-discrepancy``, because most weightings are stated for uniform times.
-        t_sampler_options: The fields of the time sampler, if it is given by name.
+            :mod:`scoresde.objective.times`), a sampler object, or ``auto``. With ``auto``, the sampler is ``sqrt`` for
+            the ``native`` weighting if ``sqrt`` is also the default grid of the SDE, ``lognormal`` for EDM's path with
+            EDM's loss, and ``low-discrepancy`` otherwise, because most weightings are defined for uniform times.
+        t_sampler_options: The fields of the time sampler, if ``t_sampler`` is a name.
         coupling: How noise is paired with data: ``independent``, ``ot`` or ``reflow`` (see
             :mod:`scoresde.objective.coupling`).
-        preset: A network size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (chosen by the data).
-        network_options: Fields of the network that override the fields of the preset; ``network`` names another
-            network.
-        learn_variance: Let the network learn the variance of the reverse steps of a chain (``ddpm``, ``smld``), with
-            the hybrid loss of :mod:`scoresde.likelihood.chain`.
-        augment: How pictures are augmented in training: a list of ``flip``, ``vflip``, ``scale`` and ``shift``,
-            ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives each change as input, so that
-            samples look like the original data.
+        preset: A network size in :data:`scoresde.core.tables.PRESETS`, or ``auto`` (chosen to suit the data).
+        network_options: Fields of the network that override those of the preset. The entry ``network``, if present,
+            names the network to use instead of the preset's.
+        learn_variance: Whether the network also learns the variance of the reverse steps of a chain (``ddpm`` or
+            ``smld``), with the hybrid loss of :mod:`scoresde.likelihood.chain`.
+        augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
+            ``shift``, or ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives the parameters of
+            each augmentation as input, so that samples look like the original data.
         cond: ``class`` to train with labels, or ``none``.
         cond_drop: Probability of dropping a label, for classifier-free guidance.
-        steps, batch, lr: Number of steps, batch size and learning rate; 0 uses the value of the preset.
-        warmup: Steps over which the learning rate rises; 0 uses a twentieth of the run.
-        decay: ``cosine`` (the learning rate falls to 0 at the end) or ``none``.
-        clip: Largest norm of the gradient; larger gradients are scaled down.
-        ema: Largest decay of the moving average of the weights.
-        seed: Seed of the split, the initial weights, the batches and the noise.
+        steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
+        warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
+            steps.
+        decay: How the learning rate decays: ``cosine`` (to 0 at the end of the run) or ``none``.
+        clip: Maximum norm of the gradient; larger gradients are scaled down to it.
+        ema: Maximum decay of the moving average of the weights.
+        seed: Seed of the data split, the initial weights, the batches and the noise.
         test_fraction: Fraction of the rows to hold out, if the data have no split of their own.
-        split: How rows are held out, ``content`` or ``rows`` (see :func:`scoresde.load_data`); runs made before this
-            field existed used ``rows``.
-        size, fit, layout, on_bad: How files are read (:class:`scoresde.data.Reading`).
-        sample_every: Steps between two pictures of samples; 0 makes pictures at 1, 2, 5, 10, 20, 50 and 100 % of the
+        split: How the held-out rows are chosen: ``content`` or ``rows`` (see :func:`scoresde.load_data`). Runs made
+            before this field existed used ``rows``.
+        size, fit, layout, on_bad: Settings for reading files (:class:`scoresde.data.Reading`).
+        sample_every: Number of steps between pictures of samples; 0 means pictures after 1, 2, 5, 10, 20, 50 and 100 %
+            of the run.
+        save_minutes: Maximum time between checkpoints, in minutes. A checkpoint is also saved after each fifth of the
             run.
-        save_minutes: Longest time between two checkpoints, in minutes; a checkpoint is also saved after each fifth of
-            the run.
-        typed: Which names a person typed: all names, or only the names listed. This field is not stored.
+        typed: Which names were typed by a person: all (true), none (false), or only the names listed. This field is not
+            stored.
     """
 
     limits: ClassVar[Mapping[str, Range]] = ranges(
         shift=SHIFT, cond_drop=FRACTION, ema=FRACTION, test_fraction=SHARE, seed=SEED,
         steps=dataclasses.replace(TRAINED, low=0, hint=_HINT), batch=_OR_0, warmup=_OR_0, sample_every=_OR_0,
         lr=dataclasses.replace(LR, above=False, hint=_HINT), save_minutes=Range(0, infinite=True),
-        clip=Range(0, above=True, infinite=True, hint="inf switches clipping off"),
+        clip=Range(0, above=True, infinite=True, hint="inf disables clipping"),
     )  # fmt: skip
 
     data: str = "digits"
@@ -163,7 +166,7 @@ class TrainConfig:
         if isinstance(self.sde, type) and issubclass(self.sde, SDE):
             made = construct(self.sde, "SDE", self.sde.__name__, self.sde_options, typed=self.typed)
             object.__setattr__(self, "sde", made)
-        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # the data will determine it
+        if isinstance(self.sde, Exploding) and self.sde.sigma_max == AUTO:  # it will be determined from the data
             object.__setattr__(self, "sde_options", options_of(self.sde))
             object.__setattr__(self, "sde", self.name("sde"))
         if isinstance(self.sde, Shifted):  # stored as its shift and its path
@@ -180,7 +183,7 @@ class TrainConfig:
             value, kind = getattr(self, f.name), Mapping if f.default is dataclasses.MISSING else type(f.default)
             kinds = (str, _OBJECTS[f.name]) if f.name in _OBJECTS else (kind,)
             if kind in (str, Mapping) and not isinstance(value, kinds):
-                noun = "a name" if kind is str else "a table of options"
+                noun = f"a {'name' if f.name in _OBJECTS else 'string'}" if kind is str else "a mapping of options"
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}", parameter=f.name)
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # this rejects invalid values
@@ -192,11 +195,11 @@ class TrainConfig:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
     def fitted(self, highest: Callable[[], float]) -> TrainConfig:
-        """Return the configuration with the highest noise level, in model units, filled in if it depends on the data.
+        """Return the configuration with ``sigma_max`` determined from the data, if it is ``auto``.
 
         Args:
-            highest: A function that returns the level, such as :func:`scoresde.sde.reach.sigma_for`. It is called only
-                if the level is needed.
+            highest: A function that returns the highest noise level in model units, for example by calling
+                :func:`scoresde.sde.reach.sigma_for`. It is called only if the noise level is needed.
         """
         if self.sde_options.get("sigma_max") != AUTO:
             return self
@@ -205,7 +208,11 @@ class TrainConfig:
         return dataclasses.replace(self, sde_options=options)
 
     def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
-        """Replace every ``auto`` by its value for these data; ``data_std`` is the spread of the data in model units.
+        """Return the configuration with the fields set to ``auto`` or 0 replaced by values that suit the data.
+
+        Args:
+            info: The description of the data.
+            data_std: The root mean square of the data in model units.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -213,15 +220,16 @@ class TrainConfig:
         preset = self.preset if self.preset != "auto" else _preset_for(info)
         if self.cond == "class" and not info.classes:
             raise UsageError(
-                f"cond='class' cannot be used: {info.name} has no labels (class folders, a label file or an array y)",
+                f"cond='class' requires labels, but {info.name} has no labels; labels are read from class folders, a "
+                "label file or an array y",
                 parameter="cond",
                 value="none",
             )
         steps, batch, lr = _BUDGET[preset]
         if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
             raise UsageError(
-                f"sample_every={self.sample_every:,} would make {pictures:,} pictures of samples in the "
-                f"{self.steps or steps:,} steps, each with its own samples; the limit is {_PICTURES:,}",
+                f"sample_every={self.sample_every} would draw samples {pictures:,} times in "
+                f"{self.steps or steps:,} training steps; the limit is {_PICTURES:,}",
                 parameter="sample_every",
                 value=-(-(self.steps or steps) // _PICTURES),
             )
@@ -238,16 +246,17 @@ class TrainConfig:
             weighting = "likelihood" if sde.parameters() else kind.weighting
         if sde.parameters() and weighting != "likelihood":
             raise UsageError(
-                f"the weighting {weighting} cannot train a learned path: the ends of the path are learned by the "
-                "variational bound, which only the weighting likelihood matches; use likelihood, or leave out learn",
+                f"the {weighting!r} weighting cannot train a learned path, because the ends of the path are trained on "
+                "the variational bound, which only the 'likelihood' weighting matches; use that weighting, or leave "
+                "out the option 'learn'",
                 parameter="weighting",
                 value="likelihood",
             )
         check_coupling(self.coupling, weighting, predict, sde.nodes is not None)
         if self.augmentation is not None and (info.kind != "image" or self.coupling == "reflow"):
-            given = f"{info.name} holds {info.kind}s" if info.kind != "image" else "reflow trains on pairs"
+            given = f"{info.name} holds {info.kind}s, not images" if info.kind != "image" else "reflow trains on pairs"
             raise UsageError(
-                f"augment={self.augment!r} applies only to pictures, but {given}",
+                f"augment={self.augment!r} cannot be used, because {given}",
                 parameter="augment",
                 value="none",
             )
@@ -274,12 +283,12 @@ class TrainConfig:
         )
 
     def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
-        """Return the parts of the model of a resolved configuration.
+        """Return the specification of the model. The configuration must be resolved.
 
         Args:
             info: The description of the data.
             codec: The map from data units to model units.
-            network: Whether to describe the network; pass false if it was given as an object.
+            network: Whether to describe the network; false if the network was passed as an object.
 
         Raises:
             UsageError: If the network does not suit the data.
@@ -292,7 +301,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def _network(self, info: DataInfo, classes: int) -> Part:
-        """Return the preset's network with the options that follow from the data and from ``network_options``."""
+        """Describe the network, with the options that follow from the preset, the data and ``network_options``."""
         preset, given = dict(PRESETS[self.preset]), dict(self.network_options)
         its, name = preset.pop("network"), self.network
         given.pop("network", None)
@@ -303,34 +312,37 @@ class TrainConfig:
         from_data["augments"] = 0 if self.augmentation is None else self.augmentation.numbers
         if fixed := {"dims", "channels_in", "classes"} & fields.keys() & self.network_options.keys():
             name = min(fixed)
-            raise UsageError(f"the option {name} of the network follows from the data; leave it out", parameter=name)
+            raise UsageError(f"the network option {name!r} is determined by the data; leave it out", parameter=name)
         if "channels_in" in fields:
             from_data["dims"] = len(info.shape) - 1
             if info.kind == "vector":
-                raise UsageError(f"network {name!r} is for images and signals, but {info.name} holds vectors; use mlp")
+                raise UsageError(
+                    f"the {name!r} network does not accept vectors, which {info.name} holds; use the 'mlp' network"
+                )
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def check_network(self, network: nn.Module) -> None:
-        """Reject a network that has no input for the augmentation of the data.
+        """Reject a network that does not accept the augmentation parameters as input.
 
         Raises:
-            UsageError: If the network has no such input; the message states what it needs.
+            UsageError: If the network does not accept them; the message says what the network needs.
         """
         if self.augmentation is None:
             return
         needed, has = self.augmentation.numbers, getattr(network, "augments", 0)
         if has != needed:
             raise UsageError(
-                f"augment={self.augment!r} needs a network that takes {needed} augmentation numbers per row, but "
-                f"{type(network).__name__} takes {has}; without them samples would look like the augmented data. Give "
-                f"your network an attribute augments = {needed}. The network is called as network(x, c, cond, "
-                f"augment), with augment of shape (B, {needed}), or without augment, which means zeros",
+                f"augment={self.augment!r} requires a network with augments = {needed}, but {type(network).__name__} "
+                f"has augments = {has}; without the augmentation parameters as input, it would generate samples that "
+                f"look like the augmented data. Set the attribute augments = {needed}, and let the network accept an "
+                f"argument augment of shape (B, {needed}), as in network(x, c, cond, augment); leaving this argument "
+                "out means zeros",
                 parameter="augment",
                 value="none",
             )
 
     def check_spec(self, spec: ModelSpec, folder: Path) -> None:
-        """Reject a ``model.json`` that disagrees with this configuration, the ``config.json`` beside it.
+        """Reject a ``model.json`` that disagrees with this configuration, which comes from the same run folder.
 
         Raises:
             CheckpointError: If the two files disagree; the message states the first difference.
@@ -360,18 +372,18 @@ class TrainConfig:
             if name != part.name or differing:
                 told = f"{where} {name!r}" + (f" with {differing}" if differing else "")
                 raise CheckpointError(
-                    f"{folder}: config.json has {told}, and model.json has {part.name!r} with {known}; one of the two "
+                    f"{folder}: config.json has {told}, but model.json has {part.name!r} with {known}; one of the two "
                     "files was changed after training"
                 )
 
     def typed_names(self) -> Typed:
-        """Return the names in this configuration that a person typed."""
+        """Return the names in this configuration that were typed by a person."""
         if not isinstance(self.typed, bool):
             return self.typed
         return tuple(_strings(self.to_dict())) if self.typed else READ
 
     def load_data(self, data: str | None = None) -> Dataset:
-        """Load the data of the run, or other data by name or path, split as for the run.
+        """Load the data of the run, or other data given by name or path, read and split as in training.
 
         Raises:
             DataError: If the data are missing or unreadable.
@@ -382,7 +394,7 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """The augmentation of pictures in training, or ``None``."""
+        """The augmentation of the training images, or ``None``."""
         return Augmentation.of(self.augment)
 
     @property
@@ -392,22 +404,20 @@ class TrainConfig:
 
     @property
     def network(self) -> str:
-        """The name of the network; empty before the preset is chosen, unless it is in ``network_options``."""
+        """The name of the network. It is empty if neither the preset nor ``network_options`` determines it yet."""
         known = PRESETS.get(self.preset, {"network": ""})
         return str(self.network_options.get("network", known["network"]))
 
     def name(self, field: str) -> str:
-        """Return the name in the field ``sde``, ``predict``, ``weighting`` or ``t_sampler``, or the name of the object
-        there.
-        """
+        """Return the value of the field ``sde``, ``predict``, ``weighting`` or ``t_sampler`` as a name."""
         value = getattr(self, field)
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy with some of the fields of :meth:`name` set to names that a person typed, or to objects.
+        """Return a copy with some of the fields of :meth:`name` set to names typed by a person, or to objects.
 
-        A name that is already set keeps its options; a new name starts with its default options. The network cannot be
-        changed; ``network`` may only repeat the name that is already set.
+        A field whose name does not change keeps its options; otherwise its options are reset to the defaults. The
+        network cannot be changed, so ``network`` may only repeat the current name.
         """
         changes = {name: value for name, value in given.items() if name != "network"}
         for name, value in changes.copy().items():
@@ -418,7 +428,7 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, in which an object becomes its name and its fields."""
+        """Return the stored fields as plain JSON values, with each object replaced by its name and its fields."""
         plain = {f.name: getattr(self, f.name) for f in stored_fields()}
         for name in _TABLES:
             if not isinstance(plain[name], str):
@@ -427,7 +437,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TrainConfig:
-        """Rebuild a configuration from :meth:`to_dict`; the names in it count as read from a file.
+        """Rebuild a configuration from the result of :meth:`to_dict`. Its names count as read from a file.
 
         Raises:
             CheckpointError: If a field is unknown or invalid.
@@ -444,7 +454,7 @@ class TrainConfig:
 
 
 def _today(value: Any) -> Any:
-    """Return plain values with old names replaced by the current ones."""
+    """Replace the old names in plain values by the current names."""
     if isinstance(value, str):
         return moved(value)
     if isinstance(value, Mapping):
@@ -453,7 +463,7 @@ def _today(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON would return it."""
+    """Return a value in the form that it has after being written to JSON and read back."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -480,10 +490,10 @@ def _preset_for(info: DataInfo) -> str:
 
 
 def build_sde(config: TrainConfig) -> SDE:
-    """Return the SDE of a configuration, with placeholders for values that are still to be set from the data.
+    """Build the SDE of a configuration, with a placeholder for each option that is still ``auto``.
 
     Raises:
-        UsageError: If the name is unknown or is not an SDE.
+        UsageError: If the name is unknown or does not name an SDE.
     """
     given = None if isinstance(config.sde, str) else config.sde
     options = {name: 50.0 if value == AUTO else value for name, value in config.sde_options.items()}

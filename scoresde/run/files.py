@@ -1,6 +1,6 @@
-"""The files of a run: weights in safetensors, everything else in JSON. Loading them never runs code.
+"""The files of a run. None of their formats can contain code, so loading a run never executes code.
 
-A run folder contains
+A run folder contains:
 
     config.json   model.json   data.json   rows.npz   metrics.jsonl   validation.json   samples/   plots/
     checkpoints/LATEST
@@ -8,9 +8,9 @@ A run folder contains
     checkpoints/best/ema.safetensors  state.json
 
 A checkpoint is written under a temporary name, flushed to disk and renamed, so it is either complete or absent.
-``state.json`` stores the size and SHA-256 of each file beside it and, like the other JSON files, a checksum of itself.
-A reader uses the newest complete checkpoint. Only folders named as above are checkpoints. A copy under another name
-belongs to the user and is neither read nor removed.
+``state.json`` stores the size and SHA-256 hash of every other file in the checkpoint and, like the other JSON files of
+a run, a checksum of its own content. Incomplete checkpoints are skipped when a run is loaded. Only folders with names
+as above count as checkpoints. A copy under another name belongs to the user, and is neither read nor removed.
 
 ``config.json`` is written after the other files that describe the run, so a folder without it holds no run. A run
 without a checkpoint has either just started or stopped before its first checkpoint.
@@ -54,7 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 BEST = "best"  # the checkpoint with the lowest validation loss
-BEFORE = "best-before"  # the best at the time of the newest checkpoint, kept while BEST is newer than that checkpoint
+BEFORE = "best-before"  # the previous best checkpoint, kept while BEST is newer than the newest checkpoint
 CHOICE = "validation.json"  # written at the end of training; states whether the best weights are used
 
 
@@ -74,17 +74,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     stored = read_json(path)
     check_format(path, stored)
     if not isinstance(stored.get("config"), dict):
-        raise CheckpointError(f"{path} contains no configuration; is it damaged?")
+        raise CheckpointError(f"{path} contains no configuration; is the file damaged?")
     config: dict[str, Any] = stored["config"]
     return config
 
 
 def make_run_folder(out: str | Path | None, name: str) -> Path:
-    """Create the folder of a new run: ``out``, or ``runs/NAME``, with a number if the name is taken.
+    """Create the folder of a new run: ``out``, or ``runs/NAME`` with a number appended if the name is taken.
 
     Raises:
         UsageError: If ``out`` already holds a run.
-        CheckpointError: If the folder cannot be written.
+        CheckpointError: If the folder cannot be written, or another process is training there.
     """
     if out is None:
         folder, n = Path("runs") / name, 2
@@ -106,11 +106,11 @@ def make_run_folder(out: str | Path | None, name: str) -> Path:
 
 
 def refuse_taken(folder: Path, *, mine: bool = False) -> None:
-    """Reject a folder that holds another run. A run without a checkpoint may be started again.
+    """Reject a folder that already holds a run. A run without a checkpoint does not count and may be started again.
 
     Args:
         folder: The folder.
-        mine: Whether the caller holds the lock of the folder.
+        mine: Whether the caller holds the folder's lock.
 
     Raises:
         CheckpointError: If another process is training there.
@@ -124,7 +124,7 @@ def refuse_taken(folder: Path, *, mine: bool = False) -> None:
 
 
 def clear_start(folder: Path) -> None:
-    """Remove the files of a run that ended before its first checkpoint, and nothing else."""
+    """Remove the files of a run that ended before its first checkpoint, and keep all other files."""
     pictures = [*(folder / "samples").glob("step-*.png"), folder / "plots" / "loss.png"]
     for path in (*(folder / name for name in BEGUN), *pictures):
         try:
@@ -136,14 +136,14 @@ def clear_start(folder: Path) -> None:
 
 
 def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
-    """Return the folder of a run: a path, a name under ``runs/``, or the newest run there.
+    """Find the folder of a run.
 
     Args:
-        run: The path or the name, or ``None`` for the newest run.
-        edited: Accept files that were changed after they were written.
+        run: A path, a name under ``runs/``, or ``None`` for the newest run under ``runs/`` that has a checkpoint.
+        edited: Whether to accept, with a warning, files that were changed after they were written.
 
     Raises:
-        CheckpointError: If there is no such run, or its files were changed.
+        CheckpointError: If there is no such run, or its files were changed and ``edited`` is false.
     """
     folder = _found(run)
     changed = _changed(folder)
@@ -151,11 +151,11 @@ def find_run(run: str | Path | None, *, edited: bool = False) -> Path:
         several = f"{' and '.join(changed)} in {folder} {'were' if changed[1:] else 'was'} changed after training"
         if not edited:
             raise CheckpointError(
-                f"{several} (the content does not match its checksum): restore the original, or confirm that it was "
-                "edited on purpose",
+                f"{several} (the content does not match the checksum); restore the original content, or confirm that "
+                "the change was intended",
                 parameter="edited",
             )
-        warnings.warn(f"{several}; using it as it is", stacklevel=1)
+        warnings.warn(f"{several}; using the changed content", stacklevel=1)
     return folder
 
 
@@ -165,7 +165,7 @@ def _changed(folder: Path) -> list[str]:
 
 
 def accept_changes(folder: Path) -> None:
-    """Update the checksums of the files of a run that were changed, to match their contents."""
+    """Update the checksums of the changed files of a run to match their contents."""
     for name in _changed(folder):
         write_json(folder / name, read_object(folder / name), signed=True)
 
@@ -176,20 +176,20 @@ def _found(run: str | Path | None) -> Path:
             if os.path.isfile(folder / "config.json"):
                 return folder
         if os.path.isfile(run):
-            raise CheckpointError(f"{run} is a file; pass the run folder, such as runs/NAME")
-        why = "there is no such folder, nor one under runs/"
+            raise CheckpointError(f"{run} is a file, not a run folder; pass a folder such as runs/NAME")
+        why = "there is no such folder, here or under runs/"
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
-            why = "it has no config.json: training there stopped before it began; start again with the same out"
-            why = f"it has no config.json yet: {holder} is starting to train there" if holder else why
+            why = "it has no config.json, because training stopped before it began; train again with the same out"
+            why = f"it has no config.json yet, because {holder} has only just started training there" if holder else why
         elif os.path.isdir(run):
             why = "it has no config.json"
         here = [folder.name for folder in _runs()]
         names = (
-            f"the runs here are: {', '.join(map(one_line, here))}"
+            f"the runs under runs/ are: {', '.join(map(one_line, here))}"
             if here
-            else "there are no runs here; train one first"
+            else "there are no runs under runs/; train one first"
         )
         raise CheckpointError(f"{run} is not a run folder ({why}); {names}", parameter=None if here else "fit")
     runs = [(os.stat(folder / "checkpoints").st_mtime_ns, folder) for folder in _runs() if checkpoints(folder)]
@@ -212,7 +212,7 @@ def _runs() -> list[Path]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first by name, without checking that they are complete."""
+    """Return the checkpoint folders of a run, newest first, without checking that they are complete."""
     root = folder / "checkpoints"
     try:
         with os.scandir(root) as inside:
@@ -223,7 +223,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_copy(checkpoint: Path) -> bool:
-    """Return whether the step that a checkpoint states differs from the step in its name."""
+    """Return whether the step in a checkpoint's ``state.json`` differs from the step in its name."""
     return _step(checkpoint) not in (-1, int(checkpoint.name.removeprefix("step-")))
 
 
@@ -234,13 +234,13 @@ def _digest(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Save a checkpoint completely or not at all, then remove all checkpoints except the newest ``keep``.
+    """Save a checkpoint atomically, then remove all but the newest ``keep`` checkpoints.
 
     Args:
         folder: The run folder.
-        step: Number of steps done.
+        step: Number of training steps completed.
         tensors: Groups of tensors, keyed by name. Each group is written to its own safetensors file.
-        state: Further plain JSON values for ``state.json``.
+        state: Other plain JSON values to store in ``state.json``.
         keep: Number of checkpoints to keep.
     """
     root = folder / "checkpoints"
@@ -253,9 +253,10 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove what is not needed once ``checkpoint`` is complete.
+    """Remove what is no longer needed once ``checkpoint`` is complete.
 
-    These are the older checkpoints, except the newest ``keep`` - 1 of them, and the former best weights.
+    These are the older checkpoints except the newest ``keep - 1`` of them, and the former best weights unless the
+    current best weights are newer than ``checkpoint``.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]
@@ -265,10 +266,10 @@ def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
 
 
 def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Save averaged weights as the best so far, replacing the former best (see :func:`save_checkpoint`).
+    """Save averaged weights as the best so far, in place of the former best weights (see :func:`save_checkpoint`).
 
-    The former best weights are kept until there is a checkpoint at least as new as the new best. A run that is resumed
-    from the current checkpoint uses the former best weights as its best.
+    The former best weights are kept until a checkpoint is at least as new as the new best weights. If the run is
+    resumed from an older checkpoint, the former best weights become the best weights again.
     """
     best, before = (folder / "checkpoints" / name for name in (BEST, BEFORE))
     newest = max(map(_step, checkpoints(folder)), default=-1)
@@ -280,7 +281,7 @@ def save_best(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor
 
 
 def _step(checkpoint: Path) -> int:
-    """Return the step that a checkpoint states, or -1 if it states no step."""
+    """Return the step in a checkpoint's ``state.json``, or -1 if there is none or it cannot be read."""
     try:
         step = read_object(checkpoint / "state.json").get("step")
     except CheckpointError:
@@ -289,7 +290,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the files of a checkpoint and their sizes and digests."""
+    """Write the files of a checkpoint, and record their sizes and digests in ``state.json``."""
     with atomic(checkpoint) as temporary:
         temporary.mkdir()
         files = {}
@@ -301,7 +302,12 @@ def _write(checkpoint: Path, step: int, tensors: Mapping[str, Mapping[str, Tenso
 
 
 def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
-    """Return why a checkpoint cannot be used, or ``None`` if it is complete (see :func:`find_run`)."""
+    """Return the reason why a checkpoint cannot be used, or ``None`` if it can.
+
+    Args:
+        checkpoint: The checkpoint folder.
+        edited: See :func:`find_run`.
+    """
     path = checkpoint / "state.json"
     try:
         if not edited and was_changed(path):
@@ -313,9 +319,9 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
     files = state.get("files")
     listed = isinstance(files, dict) and files and all(isinstance(entry, dict) for entry in files.values())
     if not listed or not isinstance(state.get("step"), int):
-        return f"{path} does not list the files of the checkpoint; is it damaged?"
+        return f"{path} does not state the step and the files of the checkpoint; is the file damaged?"
     if STEP.fullmatch(checkpoint.name) and _is_copy(checkpoint):
-        return f"{checkpoint} is of step {state['step']:,}, not of the step in its name; is it a copy?"
+        return f"{checkpoint} holds step {state['step']:,}, not the step in its name; is it a copy?"
     for name, expected in files.items():
         path = checkpoint / name
         try:
@@ -325,18 +331,21 @@ def fault_of(checkpoint: Path, *, edited: bool = False) -> str | None:
         except (OSError, ValueError) as error:
             return f"{path} cannot be read: {reason(error)}"
         if found["size"] != expected.get("size"):
-            return f"{path} has {found['size']} bytes instead of {expected.get('size')}; is it truncated?"
+            return f"{path} is {found['size']} bytes long, not {expected.get('size')} bytes; is the file truncated?"
         if found != expected:
-            return f"{path} does not match its SHA-256 in state.json; is it damaged?"
+            return f"{path} does not match its SHA-256 hash in state.json; is the file damaged?"
     return None
 
 
 def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the newest complete checkpoint (see :func:`find_run`).
+    """Return the newest complete checkpoint of a run, with a warning if a newer checkpoint cannot be used.
+
+    Args:
+        folder: The run folder.
+        edited: See :func:`find_run`.
 
     Raises:
-        CheckpointError: If there is no complete checkpoint; the message states what is wrong with the checkpoints
-            found.
+        CheckpointError: If there is no complete checkpoint; the message says what is wrong with each checkpoint.
     """
     found = checkpoints(folder)
     if not found:
@@ -344,7 +353,7 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
         raise CheckpointError(
             f"{folder} has no checkpoint yet; "
             + (
-                f"{holder} is training there: wait for its first checkpoint"
+                f"{holder} is training there, so wait for the first checkpoint"
                 if holder
                 else "resume its training, or start it again"
             )
@@ -364,8 +373,13 @@ def newest_checkpoint(folder: Path, *, edited: bool = False) -> Path:
 
 
 def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
-    """Return the checkpoint whose averaged weights are used: the newest, or the best if training chose the best (see
-    :func:`find_run`).
+    """Return the checkpoint whose averaged weights a loaded run uses.
+
+    This is the best checkpoint if training selected it, and otherwise the newest complete checkpoint.
+
+    Args:
+        folder: The run folder.
+        edited: See :func:`find_run`.
 
     Raises:
         CheckpointError: If there is no complete checkpoint.
@@ -380,19 +394,19 @@ def chosen_checkpoint(folder: Path, *, edited: bool = False) -> Path:
     fault = f"{best} is missing" if not best.is_dir() else fault_of(best, edited=edited)
     if fault is None:
         return best
-    warnings.warn(f"using the last weights, not the best weights: {fault}", stacklevel=2)
+    warnings.warn(f"using the last weights instead of the best weights: {fault}", stacklevel=2)
     return newest_checkpoint(folder, edited=edited)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
 
-WRAPPERS = ("_orig_mod", "module")  # parts that torch.compile and parallel training add to names in a network
+WRAPPERS = ("_orig_mod", "module")  # components that torch.compile and data parallelism add to names in a state dict
 
 
 def bare_names(module: torch.nn.Module) -> dict[str, str]:
-    """Map the names in the state of a module to names without the wrappers of ``torch.compile`` and parallel training.
+    """Map each name in a module's state dict to the name without wrappers of ``torch.compile`` and data parallelism.
 
-    The wrappers may be anywhere in the module.
+    The wrappers may be anywhere in the module. If two names would become equal, all names are left unchanged.
     """
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     wrapped = {f"{name}.module".lstrip(".") for name, part in module.named_modules() if isinstance(part, parallel)}
@@ -407,21 +421,21 @@ def bare_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def matching(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """Map each of ``others`` to the name in ``names`` that differs from it only by wrappers, or else to itself."""
+    """Map each name in ``others`` to the name in ``names`` that differs only by wrappers, or to itself if none does."""
 
     def bare(name: str) -> str:
         return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
     ours, theirs = {bare(name): name for name in names}, {bare(name) for name in others}
     if set(others) <= set(names) or len(ours) != len(names) or len(theirs) != len(others):
-        return {name: name for name in others}  # without wrappers, two names would be the same
+        return {name: name for name in others}  # the names match already, or would be ambiguous without the wrappers
     return {name: ours.get(bare(name), name) for name in others}
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Load weights into a module.
 
-    Every name and shape must be as expected, apart from wrappers of the network (see :func:`bare_names`).
+    All names and shapes must match, but names may differ by wrappers of the network (see :func:`bare_names`).
 
     Raises:
         CheckpointError: If a name or a shape differs; the message states the first difference.

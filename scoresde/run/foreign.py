@@ -1,10 +1,10 @@
-r"""Pretrained weights from other code: networks and losses of the original code (Song et al. 2021, arXiv:2011.13456).
+r"""Networks and losses of the original code (Song et al. 2021, arXiv:2011.13456), for using its pretrained weights.
 
-A network trained with that code receives x_t without scaling, and a noise label of a different kind. The rule that
-turns the output of the network into a score depends on the SDE:
+A network trained with that code receives x_t without scaling, and a noise label that depends on the SDE. The conversion
+of the network's output to a score also depends on the SDE:
 
     =====================  ==============================  =========================  ===========================
-    parametrisation        the original                    label                      score
+    parametrisation        original model                  label                      score
     =====================  ==============================  =========================  ===========================
     `OriginalEps`          VP, sub-VP, continuous          999 t                      -output / sigma(t)
     `OriginalScore`        VE, continuous                  sigma(t)                   output
@@ -12,22 +12,24 @@ turns the output of the network into a score depends on the SDE:
     `OriginalLevelScore`   VE, discrete (SMLD, NCSN)       N - 1 - i, from the top    output
     =====================  ==============================  =========================  ===========================
 
-The noise label of this package is a quarter of the log noise level, whatever the SDE. The parametrisations here are for
-networks trained with other labels. Give these parametrisations by their full name, ``--predict
-scoresde.run.foreign:OriginalEps``, or pass them to :class:`~scoresde.ScoreModel`.
+In this package, the usual noise label is a quarter of the logarithm of the noise level, for every SDE. To use one of
+the parametrisations above, give its full name, as in ``--predict scoresde.run.foreign:OriginalEps``, or pass it to
+:class:`~scoresde.ScoreModel`.
 
-Levels. The discrete networks know N levels. Here the levels are the nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM`
-and :class:`~scoresde.SMLD`: the level is i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The
-original has no such chain. It calls these networks along the continuous path, with the label t (N - 1), which in
-general is not an integer, and with sigma_i of the level floor(t (N - 1)); for VE the label is round((1 - t)(N - 1)). On
-a path without nodes, this package does the same.
+The discrete networks are trained on N noise levels, numbered i = 0, ..., N - 1. In this package, the levels are the
+nodes t_i = (i + 1)/N of :class:`~scoresde.DDPM` and :class:`~scoresde.SMLD`. The node t therefore belongs to level
+i = N t - 1, and ``sigma_i`` is the sigma of the path at that node. The original code has no such chain. It evaluates
+these networks along the continuous path. For VP, the label is t (N - 1), which in general is not an integer, and
+``sigma_i`` is that of level floor(t (N - 1)). For VE, the label is round((1 - t)(N - 1)). On a path without nodes, this
+package does the same.
 
-The losses (in ``losses.py`` of the original) all have one form, where s is the score at x_t = alpha x_0 + sigma z:
+The losses in ``losses.py`` of the original code have one of two forms, where z is the noise, and s is the score at
+x_t = alpha x_0 + sigma z:
 
-    |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2,                                      (1)
+    |sigma s + z|^2,      or with ``likelihood``      g(t)^2 |s + z/sigma|^2.                                      (1)
 
-each as the mean over the elements, or as half of the sum. On the nodes of a chain, the first form is the DDPM loss of
-the original, |output - z|^2, or its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
+The squares are either averaged over the elements, or summed and halved. At the nodes of a chain, the first form equals
+the DDPM loss of the original code, |output - z|^2, or its SMLD loss, sigma_i^2 |s + z/sigma_i|^2.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ REDUCTIONS = ("mean", "half-sum")
 
 @dataclass(frozen=True)
 class OriginalEps(Eps):
-    """Noise prediction of a network labelled with 999 t (VP and sub-VP). Its inputs are not scaled."""
+    """Noise prediction by a network that receives the noise label 999 t and an unscaled input (VP and sub-VP)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -66,7 +68,7 @@ class OriginalEps(Eps):
 
 @dataclass(frozen=True)
 class OriginalScore(Score):
-    """Score prediction of a network labelled with sigma(t), which divides by sigma itself (VE)."""
+    """Score prediction by a network that receives the noise label sigma(t) and itself divides by sigma (VE)."""
 
     def input_scale(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -81,23 +83,23 @@ class OriginalScore(Score):
 
 @lru_cache(maxsize=8)
 def _sigmas(levels: int, beta_min: float, beta_max: float) -> Tensor:
-    """Return ``sigma_i`` of the original's table for VP, float64 ``(N,)``."""
+    """Return the values of ``sigma_i`` in the original code's table for VP, float64 ``(N,)``."""
     chain = DDPM(levels, start=beta_min / levels, end=beta_max / levels)
     return chain.sigma(chain.nodes)
 
 
 @dataclass(frozen=True)
 class OriginalLevelEps(OriginalEps):
-    """Noise prediction of a network labelled with the level (DDPM).
+    """Noise prediction by a network whose noise label is the index of the noise level (DDPM).
 
     Args:
-        levels: The number N of levels on a continuous VP path; a chain has its own number of levels.
+        levels: Number of noise levels N on a continuous VP path. It is ignored on a chain, which has its own levels.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return the level for a node, or ``t (N - 1)`` on a continuous path, with the same shape as ``t``."""
+        """Return the index of the level at a node, or ``t (N - 1)`` on a continuous path, with the shape of ``t``."""
         return t * (self.levels - 1) if sde.nodes is None else t * len(sde.nodes) - 1
 
     def target(self, sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,12 +107,12 @@ class OriginalLevelEps(OriginalEps):
             return super().target(sde, t)
         if not isinstance(sde, VPSDE):
             raise UsageError(
-                f"OriginalLevelEps has tables of levels for VPSDE and for chains, but not for {type(sde).__name__}; "
-                "use OriginalEps, or the SDE ddpm",
+                f"OriginalLevelEps supports only VPSDE and discrete chains, not {type(sde).__name__}; use OriginalEps, "
+                "or the 'ddpm' SDE",
                 parameter="sde",
                 value="ddpm",
             )
-        # score = -F/sigma_i is -eps_hat/sigma(t)
+        # The score is -F/sigma_i, where F is the output of the network, and also -eps_hat/sigma(t).
         level = (self.label(sde, t) + 1e-9).long()
         sigma = _sigmas(self.levels, sde.beta_min, sde.beta_max).to(t)[level]
         return torch.zeros_like(t), sigma / sde.coefficients(t)[1]
@@ -118,16 +120,19 @@ class OriginalLevelEps(OriginalEps):
 
 @dataclass(frozen=True)
 class OriginalLevelScore(OriginalScore):
-    """Score prediction of a network labelled with the level, counted from the highest noise down (SMLD, NCSN).
+    """Score prediction by a network whose noise label is the index counted from the highest level (SMLD, NCSN).
 
     Args:
-        levels: The number N of levels on a continuous path; a chain has its own number of levels.
+        levels: Number of noise levels N on a continuous path. It is ignored on a chain, which has its own levels.
     """
 
     levels: int = 1000
 
     def label(self, sde: SDE, t: Tensor) -> Tensor:
-        """Return ``N - 1 - i`` for a node, else ``round((1 - t)(N - 1))``, with the same shape as ``t``."""
+        """Return ``N - 1 - i`` at the node of level i, or ``round((1 - t)(N - 1))`` on a continuous path.
+
+        The result has the same shape as ``t``.
+        """
         if sde.nodes is None:
             return ((1 - t) * (self.levels - 1)).round()
         return ((1 - t) * len(sde.nodes)).round()
@@ -136,15 +141,17 @@ class OriginalLevelScore(OriginalScore):
 def original_loss(
     model: Denoiser, x0: Tensor, t: Tensor, z: Tensor, *, likelihood: bool = False, reduce: str = "mean"
 ) -> Tensor:
-    """Compute the loss (1) of each row.
+    """Compute the loss of equation 1 for each row.
 
     Args:
-        model: Any model; a network with a parametrisation of this module is called as in the original.
+        model: Any model. A network with a parametrisation from this module is called as in the original code.
         x0: Data in model units, shape ``(B, *event)``.
-        t: Times, shape ``(B,)``; the original draws them uniformly from 1e-5 to 1, or from the nodes of a chain.
+        t: Times, shape ``(B,)``. The original code draws them uniformly from [1e-5, 1], or from the nodes of a chain.
         z: Standard normal numbers, with the same shape as ``x0``.
-        likelihood: Weight by ``g^2`` instead of ``sigma^2`` (``likelihood_weighting`` in the original).
-        reduce: ``mean`` over the elements (``reduce_mean`` in the original), or ``half-sum``.
+        likelihood: Whether to use the second form, with the factor ``g^2`` (``likelihood_weighting`` in the original
+            code).
+        reduce: ``mean`` for the mean over the elements (``reduce_mean`` in the original code), or ``half-sum`` for half
+            of the sum.
 
     Returns:
         Losses, shape ``(B,)``.

@@ -1,9 +1,9 @@
-"""Locate the data of a run again and compare them with the data that it was trained on.
+"""Find the data of a run again, and compare them with the data that the run was trained on.
 
-A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. Whenever the data are read
-again, they can be classified as identical, in another order, grown, shrunk, or different. The first three are accepted,
-because rows are split by their content; the last two are rejected. For an older run the data are compared with the
-description in ``data.json``: number, range, levels and classes.
+A run stores a hash of each row (:class:`scoresde.data.content.Identity`) in ``rows.npz``. When the data are read again,
+the hashes show whether they are identical, in another order, grown, shrunk, or different. The first three are accepted,
+because rows are split by their content; the last two are rejected. The data of an older run, which has no hashes, are
+compared with the description in ``data.json`` (row counts, range, levels, classes and so on).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .config import TrainConfig
 __all__ = ["UNITS", "became", "beside", "data_of", "found", "keep_identity", "placed", "read_again"]
 
 FILE = "rows.npz"
-# What must not change when a run is resumed, even if rows are added: the units and the meaning of a number.
+# These properties of the data must not change when a run is resumed, even if rows are added.
 UNITS = ("kind", "shape", "levels", "classes", "names")
 
 
 def placed(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with the path of its data made absolute, so that they can be found from any folder."""
+    """Return the configuration with an absolute path to its data, so that they are found from any working directory."""
     path = os.path.expanduser(config.data)
     if config.data in NAMES or not os.path.exists(path):
         return config
@@ -41,8 +41,8 @@ def placed(config: TrainConfig) -> TrainConfig:
 def found(folder: Path, config: TrainConfig) -> str:
     """Return the name or the current path of a run's data.
 
-    The data are looked up at their original path, then at the same place relative to the run (in case both were moved),
-    and then, for an older run with a relative path, from each of the folders above the run.
+    The data are looked up at their original path, then at the same place relative to the run folder (in case both were
+    moved), and then, for an older run with a relative path, relative to each folder above the run folder.
     """
     data = config.data
     if data in NAMES or os.path.exists(os.path.expanduser(data)):
@@ -55,7 +55,7 @@ def found(folder: Path, config: TrainConfig) -> str:
 
 
 def beside(folder: Path, config: TrainConfig) -> str | None:
-    """Return the path of the data relative to the run folder, or ``None`` if the data have no path."""
+    """Return the path of the data relative to the run folder, or ``None`` if there is no such path."""
     if config.data in NAMES or not os.path.exists(config.data):
         return None
     try:
@@ -65,9 +65,9 @@ def beside(folder: Path, config: TrainConfig) -> str | None:
 
 
 def keep_identity(folder: Path, data: Dataset) -> None:
-    """Write the identity of the data, joined with the identity from earlier training.
+    """Write the identity of the data, merged with the identity that earlier training wrote.
 
-    Data that are not split by content have no identity.
+    Nothing is written for data that are not split by content, because they have no identity.
     """
     before, known = kept_identity(folder), data.identity
     if known is None:
@@ -80,7 +80,7 @@ def keep_identity(folder: Path, data: Dataset) -> None:
 
 
 def kept_identity(folder: Path) -> Identity | None:
-    """Read what :func:`keep_identity` wrote, or return ``None``."""
+    """Read the identity that :func:`keep_identity` wrote, or return ``None`` if there is none."""
     path = folder / FILE
     if not os.path.lexists(path):
         return None
@@ -88,20 +88,22 @@ def kept_identity(folder: Path) -> Identity | None:
         file = read_arrays(path)
         return Identity(file["hashes"].astype(np.uint64), int(file["order"]), bool(file["large"]))
     except Exception as error:  # a damaged file can raise almost anything
-        raise DataError(f"{path} cannot be read: {reason(error)}; restore it, or remove it to continue") from None
+        raise DataError(
+            f"{path} cannot be read: {reason(error)}; restore the file, or remove it to continue without it"
+        ) from None
 
 
 def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, changed: bool = False) -> Dataset:
-    """Load the data of a run, or other data, split as for the run, and compare them with the data from training.
+    """Load the data of a run, or other data, with the split of the run, and compare them with the data from training.
 
     Args:
         folder: The run folder.
         config: The configuration of the run.
-        data: Another name or path, or ``None`` for the run's own data.
-        changed: Accept the run's data even if they have changed.
+        data: The name or path of other data, or ``None`` for the run's own data.
+        changed: Whether to accept the run's data even if they have changed.
 
     Raises:
-        DataError: If the data are missing or unreadable, or are no longer the data of the run.
+        DataError: If the data are missing or unreadable, or if the run's own data have changed since training.
     """
     dataset = read_again(folder, config, data)
     became(folder, dataset, changed=changed, named=data is not None)
@@ -109,22 +111,22 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 
 
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
-    """Read the data of a run, or other data by name or path, as the run did, without reporting changes.
+    """Read the data of a run, or other data given by name or path, with the run's settings. Changes are not reported.
 
-    A run without hashes may predate the current rules for detecting axes and finding pictures; its data are read by the
-    older rules.
+    A run without hashes may predate the current rules for detecting axes and finding pictures. If the current rules do
+    not reproduce the shape and the number of rows that such a run recorded, its data are read by the older rules.
     """
     source = data or found(folder, config)
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
             raise DataError(
-                f"{folder} was trained on an array, which is not stored in a run; pass the array again, or save it as "
-                "an .npy file and pass its path",
+                f"{folder} was trained on an array, which is not stored with the run; pass the array again, or save it "
+                "as an .npy file and pass the path of the file",
                 parameter="data",
             )
         raise DataError(
-            f"the data of {folder} are missing: there is no {source}, and they are not beside the run; pass their "
-            "current path",
+            f"the data of {folder} are missing: {source} does not exist, and the data are not at the same place "
+            "relative to the run folder either; pass their current path",
             parameter="data",
         )
     if (folder / FILE).is_file() or source in NAMES:
@@ -146,55 +148,58 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
     """Compare the data of a run with the data that it was trained on, and report a change with a warning or an error.
 
-    The result is ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``, or ``unknown`` for other data of a run
-    without hashes.
-
     Args:
         folder: The run folder.
         data: The data as they are now.
-        changed: Warn instead of raising an error.
-        named: Whether these data were chosen explicitly, and so may well be different.
+        changed: Whether to warn instead of raising an error.
+        named: Whether these data were chosen explicitly. If so, differences cause at most a warning.
+
+    Returns:
+        ``same``, ``re-sorted``, ``grown``, ``shrunk`` or ``other``. If the run has no hashes, the result for explicitly
+        chosen data is ``unknown``.
 
     Raises:
-        DataError: If rows are missing, or these are different data that were not chosen explicitly.
+        DataError: If rows are missing or the data are different, and they were not chosen explicitly.
     """
     known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:
         return _by_description(folder, info, data.info, changed=changed, named=named)
-    if data.identity is None:  # toys and digits chosen in place of the run's data
+    if data.identity is None:  # built-in data, chosen in place of the run's data
         state, new, missing = "other", 0, 0
     else:
         state, new, missing = known.compared(data.identity)
-    split = "rows are split by their content, so rows that were held out in training are held out now"
+    split = "rows are split by their content, so the rows that were held out in training are still held out"
     told = {
-        "re-sorted": f"the data of {folder} are in a different order from training; {split}",
+        "re-sorted": f"the data of {folder} are in a different order than in training; {split}",
         "grown": f"the data of {folder} have grown by {new:,} row{'s' * (new != 1)} since training; {split}",
     }
     if state in told:
         warnings.warn(told[state], stacklevel=3)
     elif state != "same" and not named:
-        gone = f"{missing:,} of the {len(known.hashes):,} rows that the run was trained and tested with are missing"
-        what = gone if state == "shrunk" else "these are different data" if known.large or not missing else (
-            f"{gone}, and {new:,} are new"
+        gone = f"{missing:,} of the {len(known.hashes):,} rows used for training and testing can no longer be found"
+        what = gone if state == "shrunk" else "the data are different" if known.large or not missing else (
+            f"{gone}, and there {'is' if new == 1 else 'are'} {new:,} new row{'s' * (new != 1)}"
         )  # fmt: skip
         _refuse(f"{data.info.source} has changed since {folder} was trained on it: {what}", changed)
     elif state == "shrunk" or (state == "other" and missing < len(known.hashes) / 2):
-        more = f", and {new:,} are new" if new else ""
-        warnings.warn(f"{missing:,} rows of the data of {folder} are missing here{more}; {split}", stacklevel=3)
+        more = f", and contain {new:,} new row{'s' * (new != 1)}" if new else ""
+        warnings.warn(
+            f"these data lack {missing:,} row{'s' * (missing != 1)} of the data of {folder}{more}; {split}",
+            stacklevel=3,
+        )
     return state
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the data of a run without hashes, by counts and ranges alone."""
+    """Compare the data of a run without hashes with the current data, using only their descriptions."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):
         was, today = (np.float32(v) if isinstance(v := getattr(i, name), float) else v for i in (known, now))
         if was != today:
             _refuse(
-                f"{now.source} has changed since {folder} was trained on it ({name} {was} then, {today} "
-                "now), and the run has no rows.npz to identify its rows, so rows that it was "
-                "trained on may count as held out",
+                f"{now.source} has changed since {folder} was trained on it ({name} was {was} and is now {today}), and "
+                "the run has no rows.npz to identify its rows, so rows that it was trained on may count as held out",
                 changed,
             )
             return "other"

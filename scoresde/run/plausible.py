@@ -1,21 +1,23 @@
-"""Detect numbers that are not in the units of the data.
+"""Detect samples that are not in the units of the data.
 
-Comparing pixels from 0 to 1 with pixels from 0 to 255 gives numbers, but the numbers are wrong. Units cannot be seen,
-but their effects can. Even a bad set of samples lies roughly where the data do: it may be grey, collapsed to one
-picture or to the mean, or noise that spreads to both sides. Samples in other units lie elsewhere, or have the wrong
-width and lie where a factor on the data would put them. With m the median and s the spread from the 1 % to the 99 %
-quantile, samples are rejected if
+A comparison of pixels in [0, 1] with pixels in [0, 255] gives metrics that look valid but are meaningless. A file of
+samples does not record its units, but they can often be inferred from the values. Even poor samples lie roughly where
+the data lie: they may be grey, collapsed to one image or to the mean, or noise that spreads to both sides. Samples in
+other units lie elsewhere, or look like the data multiplied by a constant. Let m be the median of the samples and s the
+distance between their 1 % and 99 % quantiles, and let m_data and s_data be the same statistics of the data. Samples are
+rejected if one of these rules applies:
 
-    the samples do not overlap with the data;                                                                  (1)
-    the samples may be the data times a small number (s < s_data / 8 and |m - m_data s / s_data| < s), and their median
-        is not at the median of the data, or they fill [-1, 1] or [0, 1];                                      (2)
-    the data may be the samples times a small number, and the median of the samples is not at the median of the data,
-        or the samples spread to one side only, or 4,000 times as far as the data;                             (3)
-    the samples fill [-1, 1] although no data are below 0, or [0, 1] although the data fill [-1, 1];           (4)
-    the data are stored as levels, and the samples lie in [-1, 1] between the levels.                          (5)
+    1. The samples do not overlap with the data.
+    2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
+       either the medians differ, or the samples fill [-1, 1] or [0, 1].
+    3. The data may be the samples multiplied by a small factor, and either the medians differ, or the samples do not
+       extend beyond the data on both sides, or s is more than 4,000 times s_data.
+    4. The samples fill [-1, 1] although no data are below 0, or they fill [0, 1] although the data fill [-1, 1].
+    5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 
-Quantiles are taken per column of a table, per channel if channels have their own scales, and otherwise over all numbers
-together. Rule (2) does not apply to a constant set. To skip these checks, pass ``units="data"``.
+Medians count as different if they are more than a quarter of max(s, s_data) apart. Quantiles are computed per column
+for tables, per channel if channels have their own scales, and otherwise over all values. Rule 2 does not apply to
+constant samples. To skip these checks, pass ``units="data"``.
 """
 
 from __future__ import annotations
@@ -33,19 +35,19 @@ from ..data import DataInfo, Dataset
 
 __all__ = ["Units", "check_units", "in_data_units", "read_units", "warn_of_units"]
 
-# auto, data, model, or the two numbers that stand for the lowest and the highest value of the data
+# auto, data, model, or the two values that correspond to the lowest and the highest value of the data
 Units = str | tuple[float, float]
 WAYS = ("auto", "data", "model")
 VALUES = 2**20  # approximate number of values from which quantiles are computed
-FEW = 16  # fewer numbers than this have no meaningful spread
-SLACK = 0.02  # a value that is rounded, or denoised slightly too far, still counts as in [0, 1]
+FEW = 16  # fewer values than this have no meaningful spread
+SLACK = 0.02  # tolerance, relative to the range, for values just outside it because of rounding or denoising
 
 
 def read_units(text: str) -> Units:
     """Parse ``"0,1"`` to ``(0.0, 1.0)``; ``auto``, ``data`` and ``model`` are returned unchanged.
 
     Raises:
-        UsageError: If ``text`` has none of these forms.
+        UsageError: If ``text`` is neither one of these names nor two numbers in increasing order.
     """
     if text in WAYS:
         return text
@@ -54,7 +56,7 @@ def read_units(text: str) -> Units:
     except ValueError:
         low = high = math.nan
     if not math.isfinite(high - low) or low >= high:
-        raise UsageError(f"units {text!r} must be two numbers, such as 0,1, or one of: {', '.join(WAYS)}")
+        raise UsageError(f"units must be {', '.join(WAYS)} or two increasing numbers, such as 0,1, got {text!r}")
     return low, high
 
 
@@ -64,26 +66,27 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
     Args:
         x: Samples, shape ``(N, *event)``.
         data: The data that the samples are compared with.
-        units: The units of the samples. Two numbers stand for the lowest and the highest value of the data (of each
-            column of a table). ``model`` means the units of a network. ``data`` means the units of the data, and so
-            does ``auto``, which also rejects samples that seem to be in different units.
+        units: The units of the samples. Two numbers are the values in the samples that correspond to the lowest and the
+            highest value of the data (of each column, for a table). ``model`` means model units, ``data`` means data
+            units, and ``auto`` means data units with a check that rejects samples that seem to be in different units.
         source: The origin of the samples, for messages.
 
     Returns:
-        Samples, shape ``(N, *event)``. If the data have levels, values between two levels are moved to the level below,
-        and converted values to the nearest level.
+        Samples, shape ``(N, *event)``. If the data have levels, values between two levels are moved to the level below
+        or, if the samples were converted by two numbers, to the nearest level.
 
     Raises:
         DataError: If a value is not finite, is outside the levels of the data, or seems to be in different units.
         UsageError: If ``units`` is invalid.
     """
     if x.is_complex():
-        raise DataError(f"{source}: samples must be real numbers, but these are {x.dtype}")
+        raise DataError(f"{source}: samples must be real numbers, got {x.dtype}")
     bad = ~x.isfinite().flatten(1).all(1) if x.is_floating_point() else torch.zeros(len(x), dtype=torch.bool)
     if bool(bad.any()):
         first = int(bad.nonzero()[0, 0])
         raise DataError(
-            f"{source}: {int(bad.sum()):,} samples are not finite (the first is number {first}); leave them out"
+            f"{source}: NaN or infinite values in {int(bad.sum()):,} of {len(x):,} samples (the first at index "
+            f"{first}); remove these samples"
         )
     codec, levels = data.codec, data.codec.levels
     if not x.is_floating_point() and x.dtype != torch.uint8:
@@ -104,7 +107,7 @@ def in_data_units(x: Tensor, data: Dataset, units: Units = "auto", source: str =
 
 
 def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
-    """Reject samples ``(N, *event)`` that seem to be in different units from the data.
+    """Reject samples, shape ``(N, *event)``, that seem to be in different units than the data.
 
     Raises:
         DataError: If the samples are rejected; the message states both ranges.
@@ -125,19 +128,21 @@ def check_units(x: Tensor, data: Dataset, source: str = "the samples") -> None:
         return
     k = int(found.nonzero()[0, 0])
     where, more = _where(data.info, axes, k), int(found.sum()) - 1
-    others = f" (and {more} other{'s' * (more > 1)} likewise)" if more else ""
+    others = (
+        f" (similarly in {more} other {'column' if 'col' in where else 'channel'}{'s' * (more > 1)})" if more else ""
+    )
     raise DataError(
-        f"{source}: values from {theirs.low[k]:g} to {theirs.high[k]:g}{where}{others}, but {data.info.name} goes "
-        f"from {ours.low[k]:g} to {ours.high[k]:g}; samples must be in data units, and these seem to be in different "
-        "units. State which numbers stand for the lowest and the highest value of the data, or confirm that these "
-        "are data units",
+        f"{source}: the values{where}{others} range from {theirs.low[k]:g} to {theirs.high[k]:g}, but those of "
+        f"{data.info.name} range from {ours.low[k]:g} to {ours.high[k]:g}; samples must be in data units, and these "
+        "seem to be in different units. Pass the two values that correspond to the lowest and the highest value of the "
+        "data, or confirm that the samples are in data units",
         parameter="units",
         value=_guess(theirs.low, theirs.high),
     )
 
 
 def _guess(low: Tensor, high: Tensor) -> str:
-    """Guess the range in which values from ``low`` to ``high``, of any shape, were meant to lie."""
+    """Guess the range that samples were meant to have, from their minima ``low`` and their maxima ``high``."""
     for a, b in ((0, 1), (-1, 1), (0, 255)):
         slack = SLACK * (b - a)
         if a - slack <= float(low.min()) and float(high.max()) <= b + slack:
@@ -146,13 +151,13 @@ def _guess(low: Tensor, high: Tensor) -> str:
 
 
 def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) -> None:
-    """Warn about data so far from the training data of a model that their units may differ.
+    """Warn about data that are so far from the training data of a model that the units may differ.
 
-    Such data are not rejected, because a likelihood is often used to score outliers.
+    Such data are not rejected, because likelihoods are often computed to detect outliers.
 
     Args:
         x: Data in data units, shape ``(N, *event)``.
-        codec: The map of the model from data units to numbers of order one.
+        codec: The model's map from data units to model units.
         info: The description of the data that the model was trained on.
         stacklevel: The stack level of the warning.
     """
@@ -180,8 +185,8 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
         a, b = _grouped(units.to_data(ends), axes)[k].aminmax()
         ours = f"about {a:.4g} to {b:.4g}"
     warnings.warn(
-        f"the values{_where(info, axes, k)} go from {low:.4g} to {high:.4g}, but the values of {info.name}, which the "
-        f"model was trained on, go from {ours}; are both data sets in the same units?",
+        f"the values{_where(info, axes, k)} range from {low:.4g} to {high:.4g}, but those of {info.name}, which the "
+        f"model was trained on, range from {ours}; are both data sets in the same units?",
         stacklevel=stacklevel,
     )
 
@@ -191,7 +196,7 @@ def warn_of_units(x: Tensor, codec: Codec, info: DataInfo, stacklevel: int = 3) 
 
 @dataclass(frozen=True)
 class _Spread:
-    """The location and spread of the numbers of G groups, each float64 ``(G,)``, and the count per group."""
+    """Statistics of the values in G groups, each float64 ``(G,)``, and the number of values per group."""
 
     count: int
     low: Tensor
@@ -203,7 +208,7 @@ class _Spread:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...], more: Tensor | None = None) -> _Spread:
-        """Compute the statistics of ``x: (N, *event)``; ``more`` counts only for the minimum and the maximum."""
+        """Compute the statistics of ``x``, shape ``(N, *event)``; ``more`` only affects the minimum and the maximum."""
         ends = [_ends(part, axes) for part in (x, more) if part is not None and part.numel()]
         low = torch.stack([a for a, _ in ends]).amin(0)
         high = torch.stack([b for _, b in ends]).amax(0)
@@ -217,22 +222,22 @@ class _Spread:
         return (self.low >= low - slack) & (self.high <= high + slack)
 
     def apart(self, data: _Spread) -> Tensor:
-        """Return whether the samples do not overlap with the data (1)."""
+        """Return whether the samples do not overlap with the data (rule 1)."""
         room = (data.high - data.low) / 4
         return (self.high < data.low - room) | (self.low > data.high + room)
 
     def smaller(self, data: _Spread) -> Tensor:
-        """Return whether the samples may be the data times a small number (2)."""
+        """Return whether the samples seem to be the data multiplied by a small factor (rule 2)."""
         return self._times(data) & (self._moved(data) | (self.within(-1, 1) & (self.size > 0.5)))
 
     def larger(self, data: _Spread) -> Tensor:
-        """Return whether the data may be the samples times a small number (3)."""
+        """Return whether the data seem to be the samples multiplied by a small factor (rule 3)."""
         room = self.width / 8
         one_sided = (self.low > data.low - room) | (self.high < data.high + room)
         return data._times(self) & (self._moved(data) | one_sided | (self.width > 4000 * data.width))
 
     def _times(self, other: _Spread) -> Tensor:
-        """Return whether these numbers could be small multiples of ``other``."""
+        """Return whether these values could be those of ``other`` multiplied by a small factor."""
         r = self.width / other.width
         return (self.width > 0) & (r < 1 / 8) & ((self.middle - r * other.middle).abs() <= self.width)
 
@@ -244,7 +249,7 @@ class _Spread:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def other_sign(self, data: _Spread) -> Tensor:
-        """Return whether the samples and the data fill ranges that differ in sign (4)."""
+        """Return whether the samples fill [-1, 1] or [0, 1], but the signs of the data do not match (rule 4)."""
         wide = self.within(-1, 1) & (self.low < -0.5) & (self.tenth < -0.25)
         wide &= (data.low >= 0) & (data.high > 0.5)
         half = self.within(0, 1) & (self.width > 0.25) & data.within(-1, 1) & (data.quarter < -0.1)
@@ -252,8 +257,9 @@ class _Spread:
 
 
 def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
-    """Return the axes of an event along which units may differ: the columns of a table, or the axes with separate
-    scales in the codec.
+    """Return the axes of an event along which units may differ.
+
+    These are the columns of a table, or the axes along which the codec has separate scales.
     """
     scale = getattr(codec.continuous, "scale", None)
     if info.kind == "vector":
@@ -265,19 +271,19 @@ def _axes(info: DataInfo, codec: Codec) -> tuple[int, ...]:
 
 
 def _grouped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Arrange events ``(N, *event)`` as one row of numbers per group, ``(G, M)``."""
+    """Reshape events ``(N, *event)`` to one row of M values for each of G groups, ``(G, M)``."""
     front = x.movedim([1 + a for a in axes], list(range(len(axes))))
     return front.reshape(math.prod(front.shape[: len(axes)]), -1)
 
 
 def _ends(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest number of each group, float64 ``(G,)``."""
+    """Return the lowest and the highest value of each group, float64 ``(G,)``."""
     low, high = x.amin(0).double()[None], x.amax(0).double()[None]
     return _grouped(low, axes).amin(1), _grouped(high, axes).amax(1)
 
 
 def _some(x: Tensor) -> Tensor:
-    """Return evenly spaced rows of ``x``, enough of them to compute its quantiles."""
+    """Return evenly spaced rows of ``x``, enough to estimate its quantiles."""
     return x[_every(x)]
 
 
@@ -286,7 +292,7 @@ def _every(x: Tensor) -> slice:
 
 
 def _where(info: DataInfo, axes: tuple[int, ...], k: int) -> str:
-    """Name the group in words."""
+    """Return the words for group ``k`` in a message, or an empty string if there is only one group."""
     if not axes:
         return ""
     if info.kind == "vector":
@@ -306,8 +312,8 @@ def _converted(x: Tensor, data: Dataset, units: tuple[float, float], source: str
     theirs = float(x.min()), float(x.max())
     if not (2 * low - high <= theirs[0] and theirs[1] <= 2 * high - low):
         raise DataError(
-            f"{source}: values from {theirs[0]:g} to {theirs[1]:g} do not match the given units, from {low:g} to "
-            f"{high:g}",
+            f"{source}: the values range from {theirs[0]:g} to {theirs[1]:g}, which does not fit the given units, "
+            f"{low:g} to {high:g}",
             parameter="units",
             value="LOW,HIGH",
         )
@@ -337,8 +343,9 @@ def _check_cells(x: Tensor, data: Dataset, levels: Codec, source: str) -> None:
         return
     info = data.info
     raise DataError(
-        f"{source}: values from {float(x.min()):g} to {float(x.max()):g}, but {info.name} goes from {info.low:g} to "
-        f"{info.high:g}; samples must be in data units. If other numbers stand for these two numbers, state which",
+        f"{source}: the values range from {float(x.min()):g} to {float(x.max()):g}, but those of {info.name} range "
+        f"from {info.low:g} to {info.high:g}; samples must be in data units. If they are in other units, pass the two "
+        f"values that correspond to {info.low:g} and {info.high:g}",
         parameter="units",
         value=_guess(x, x),
     )

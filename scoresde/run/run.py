@@ -1,12 +1,12 @@
-"""A trained run in use: samples and likelihoods in the units of the data.
+"""Sampling and likelihoods with a trained model, in the units of its data.
 
-A :class:`Run` joins a model with the units, levels and classes of its data. The condition, the guidance scale and the
-path are *bound* first,
+A :class:`Run` combines a model with the units, levels and classes of its data. The condition, the guidance scale and
+the path are bound to a run before it is used, as in
 
     run.given("cat").guided(2.0).on("flow").sample(16)
 
-and each of these calls returns another run, so sampling and likelihood do not take these settings as arguments.
-Bindings always apply in the order given, guided, on, whatever the order of the calls. :func:`load` reads a run folder.
+Each of these calls returns a new run. The condition is always applied first, then the guidance, then the path, whatever
+the order of the calls. :func:`load` loads a run from its folder.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
 
 
 def reach(domain: Domain, info: DataInfo, spread: float | None = None) -> Reach:
-    """Compare the end of a model's path with its prior, for data of this description."""
+    """Compare the end of a model's path with its prior, for data described by ``info``."""
     return Reach.of(domain.sde, domain.t_max, spread or info.spread or 1.0, info.furthest)
 
 
 def warn_of_prior(domain: Domain, info: DataInfo, spread: float | None = None) -> None:
-    """Warn if the prior does not fit, stating by how much and what to change (:mod:`scoresde.sde.reach`)."""
+    """Warn, with advice, if the end of the path does not match the prior (see :mod:`scoresde.sde.reach`)."""
     if (advice := reach(domain, info, spread).advice) is not None:
         warnings.warn(advice, stacklevel=4)  # skips the frame that checks the arguments
 
@@ -75,8 +75,8 @@ class Samples:
     """Samples in data units.
 
     Attributes:
-        x: The samples, shape ``(n, *event)``, on the levels of the data if any.
-        solution: The solver's statistics, with the samples in model units.
+        x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
+        solution: The result of the solver: its statistics, and the samples in model units.
     """
 
     x: Tensor
@@ -85,23 +85,23 @@ class Samples:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A model with the units of its data and the settings bound to it.
+    """A model with the units of its data and the settings that are bound to it.
 
     Args:
         base: The model as it was trained, or any other denoiser.
         codec: The map from data units to model units.
         info: The description of the data.
-        config: How the model was trained, or ``None`` for a model that was not trained by this package.
-        spec: The parts of the model, from which it can be rebuilt, or ``None`` if the parts are unknown.
-        step: Number of training steps done.
+        config: The configuration of the training run, or ``None`` for a model that was not trained by this package.
+        spec: The specification from which the model can be rebuilt, or ``None`` if it is unknown.
+        step: Number of training steps completed.
         folder: The run folder, or ``None``.
-        device, dtype: Device and precision of the solver states; ``None`` uses the device and precision of the weights.
+        device, dtype: Device and precision of the solver states; ``None`` means those of the weights.
         condition: The condition on the samples, bound by :meth:`given`.
         scale: The guidance scale, bound by :meth:`guided`.
         path: The path on which to sample, bound by :meth:`on`, or ``None`` for the model's own path.
-        changed_data: Accept the run's data even if they have changed. Otherwise data with missing rows, or different
-            data, raise an error.
-        told: Suppress the warning about a prior that does not fit.
+        changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
+            data raise an error.
+        told: Whether to suppress the warning about a prior that does not match the path.
     """
 
     base: Denoiser
@@ -166,12 +166,12 @@ class Run:
         """Return the run with a condition on its samples; ``None`` removes the condition.
 
         Args:
-            known: One class for all samples, as a number or a name; or one class for each of n samples, ``(n,)``, where
-                the number of classes stands for "not given"; or a :class:`~scoresde.Condition`.
+            known: One class for all samples, as an index or a name; or one class per sample, shape ``(n,)``, where the
+                index after the last class means no label; or a :class:`~scoresde.Condition`.
 
         Raises:
-            UsageError: If the model was trained without classes, has no such class, or never saw that class in
-                training.
+            UsageError: If the model was trained without labels, has no such class, or was not trained on any samples of
+                it.
         """
         if known is None:
             return replace(self, condition=None)
@@ -179,12 +179,12 @@ class Run:
         if not trained and not (isinstance(known, Condition) and known.label is None):
             what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without labels; {what} requires training with cond='class'",
+                f"{self.folder or 'this model'} was trained without labels; to use {what}, train with cond='class'",
                 parameter="cond",
                 value="class",
             )
         if not isinstance(self.base, ScoreModel):
-            raise UsageError(f"{type(self.base).__name__} is not a network, so it cannot be conditioned")
+            raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if isinstance(known, np.ndarray) and known.dtype.kind in "UOT":
             known = known.tolist()
         if isinstance(known, str):
@@ -203,15 +203,15 @@ class Run:
         return self.config.cond_drop if knows and self.config is not None else None
 
     def _check_trained(self, label: Tensor) -> None:
-        """Reject labels ``(B,)`` or ``(1,)`` about which the network learned nothing."""
+        """Reject labels, shape ``(B,)`` or ``(1,)``, that did not occur in training."""
         assert isinstance(self.base, ScoreModel)
         classes, who = self.base.classes, self.folder or "this model"
         for k in sorted(set(label.tolist())):
             name = f"class {self.info.classes[k]!r}" if k < min(classes, len(self.info.classes)) else f"label {k}"
             if k < classes and self._dropped == 1:
                 raise UsageError(
-                    f"{who} was trained with cond_drop=1, which drops every label, so it knows nothing about {name}; "
-                    "leave the label out here too, or train with cond_drop=0.1",
+                    f"{who} was trained with cond_drop=1, which drops every label, so it did not learn {name}; leave "
+                    "out the label, or train with cond_drop=0.1",
                     parameter="cond_drop",
                     value=0.1,
                 )
@@ -220,31 +220,31 @@ class Run:
             if k < classes and len(self.info.trained) == classes and not self.info.trained[k]:
                 seen = [c for c, n in zip(self.info.classes, self.info.trained, strict=False) if n]
                 raise UsageError(
-                    f"{who} was trained on no samples of {name}, so it knows nothing about this class; it was trained "
-                    f"on {_listed(seen)}",
+                    f"{who} was not trained on any samples of {name}; choose one of the classes that it was trained "
+                    f"on: {_listed(seen)}",
                     parameter="label",
                     value=seen[0] if seen else None,
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error that is raised if a model trained only with labels is used without a label."""
+        """Return the error for using a model without a label if it was trained only with labels."""
         return UsageError(
-            f"{self.folder or 'this model'} was trained with cond_drop=0, so it never saw a sample without its label, "
-            f"and {what} requires such samples; pass one of its classes, {_listed(self.info.classes)}, without "
-            "guidance, or train with cond_drop=0.1",
+            f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its label, and "
+            f"{what} is not possible; pass one of its classes ({_listed(self.info.classes)}) without guidance, or "
+            "train with cond_drop=0.1",
             parameter="cond_drop",
             value=0.1,
         )
 
     @checked(n=COUNT)
     def example_labels(self, n: int) -> Tensor | None:
-        """Return a class for each of ``n`` samples, for a run that needs labels, or ``None`` for any other run.
+        """Return a label for each of ``n`` samples if the run cannot be used without labels, or ``None`` if it can.
 
-        The classes occur in the proportions of the training data, or equally often if the proportions are unknown. A
-        smaller ``n`` returns the first of the labels for a larger ``n``.
+        The classes occur in the proportions of the training data, or equally often if the proportions are unknown. The
+        labels for a smaller ``n`` are the first of those for a larger ``n``.
 
         Returns:
-            Class numbers, int64 ``(n,)``.
+            Class indices, int64 ``(n,)``.
         """
         if self._dropped != 0:
             return None
@@ -265,11 +265,11 @@ class Run:
 
     @checked(scale=SCALE)
     def guided(self, scale: float) -> Run:
-        """Return the run with guidance: scale 1 gives the conditional model, and scale 0 the unconditional model."""
+        """Return the run with guidance. Scale 1 means the conditional model, and scale 0 the unconditional model."""
         return replace(self, scale=float(scale))
 
     def on(self, path: str | SDE | None) -> Run:
-        """Return the run on another path, at the model's noise levels (:func:`scoresde.convert`).
+        """Return the run on another path, restricted to the model's noise levels (:func:`scoresde.convert`).
 
         Args:
             path: A name in :data:`scoresde.core.tables.SDES`, ``module:Class``, or an SDE, or ``None`` for the model's
@@ -278,23 +278,23 @@ class Run:
         return replace(self, path=None if path is None else build(path, SDES, "SDE", typed=True, kind=SDE))
 
     def rows(self, index: Tensor) -> Run:
-        """Return the run with everything bound to it restricted to the rows ``index``, int64 ``(B,)``."""
+        """Return the run with its condition and codec restricted to the rows ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known)
 
     @cached_property
     def model(self) -> Denoiser:
-        """The model with everything that is bound to it, as passed to solvers and to the likelihood."""
+        """The model with all bound settings applied, as it is passed to solvers and likelihoods."""
         model = self.base
         if self.condition is not None:
             assert isinstance(model, ScoreModel)
             model = model.given(self.condition)
         if self._dropped == 0 and (self.condition is None or self.condition.label is None):
-            raise self._never_without("a result without a label")
+            raise self._never_without("leaving out the label")
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
-                    f"guidance {self.scale:g} needs a condition: run.given(label).guided({self.scale:g})",
+                    f"guidance {self.scale:g} requires a condition, as in run.given(label).guided({self.scale:g})",
                     parameter="label",
                 )
             if self._dropped == 0:
@@ -303,7 +303,7 @@ class Run:
         return model if self.path is None else convert(model, self.path)
 
     def _bound(self, count: int) -> Denoiser:
-        """Return the model for ``count`` rows."""
+        """Return the model, after checking that its condition fits ``count`` rows."""
         if self.condition is not None:
             self.condition.expand(count)  # raises if the number of rows differs
         return self.model
@@ -311,16 +311,16 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return, as plain JSON values, everything that results depend on.
+        """Return everything that results depend on, as plain JSON values.
 
-        These are ``asked``, the model, and the settings bound to the model, except for values bound row by row.
+        This includes ``asked``, the model, and the settings bound to it, but not conditions that differ between rows.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
         label = None if known is None or one is None or known.label is None else known.label.tolist()
         try:
             made_of = repr(self.base) if self.spec is None else json.dumps(self.spec.to_dict(), sort_keys=True)
-        except UsageError:  # a codec of the user's own has no name
+        except UsageError:  # a user-defined codec has no name
             made_of = repr(self.base)
         facts = {
             "step": self.step, "model": digest(made_of, repr(self.codec)), "weights": digest(*_tensors(self.base)),
@@ -341,11 +341,11 @@ class Run:
         return self.request({**asdict(likelihood), **asked})
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
-        """Return the values bound to the rows ``index``, int64 ``(b,)``; none if nothing is bound row by row."""
+        """Return the tensors bound to the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share a condition."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))
 
     def _parts_of(self, x: Tensor, keep: str | Path | None, asked: dict[str, Any], start: int) -> Parts | None:
-        """Return the store for the results of data ``x``, shape ``(n, *event)``."""
+        """Return the store for results on data ``x``, shape ``(n, *event)``, or ``None`` if they are not kept."""
         if keep is None:
             return None
 
@@ -357,38 +357,44 @@ class Run:
     # ---------------------------------------------------------------------------------------------------------- data
 
     def data(self, data: str | Path | None = None) -> Dataset:
-        """Load the data that the run was trained on, or other data by name or path, split as for the run.
+        """Load the data that the run was trained on, or other data given by name or path, with the split of the run.
 
         Raises:
             UsageError: If the run was not trained by this package.
             DataError: If the data are missing or unreadable.
         """
         if self.config is None:
-            raise UsageError("this run was not trained here, so its data are unknown; load them with load_data")
+            raise UsageError(
+                "this run was not trained by this package, so its data are unknown; load them with load_data"
+            )
         if data is not None and not isinstance(data, str | Path):
-            raise UsageError("data must be a name or a path; use Dataset.of to turn an array into a data set")
+            raise UsageError(
+                f"data must be a name or a path, got {type(data).__name__}; use Dataset.of to turn an array into a "
+                "data set"
+            )
         place = None if data is None else str(data)
         if self.folder is not None:
             return data_of(self.folder, self.config, place, changed=self.changed_data)
         if place is None and self.config.data == ARRAY:
-            raise DataError("this run was trained on an array, which is not stored; pass the array again")
+            raise DataError("this run was trained on an array, which is not stored with the run; pass the array again")
         return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:
-        """Convert data ``(n, *event)`` to model units, on the run's device and in its precision.
+        """Convert data to model units, on the run's device and in its precision.
 
         Args:
-            x: Data in data units.
-            u: Uniform numbers in [0, 1), with the same shape as ``x``, which spread levels over their cells.
+            x: Data in data units, shape ``(n, *event)``.
+            u: Uniform numbers in [0, 1), with the same shape as ``x``, that spread levels over their cells.
         """
         noise = None if u is None else u.cpu().double()
         found = self.codec.to_model(as_tensor(x).cpu().double(), self.condition, noise)
         return found.to(device=self.device, dtype=self.dtype)
 
     def to_data(self, m: Tensor) -> Tensor:
-        """Convert model units ``(n, *event)`` to data units, on the CPU, and on the levels of the data if any.
+        """Convert values in model units, shape ``(n, *event)``, to data units, on the CPU.
 
-        The result has the dtype of ``m``, or float64 for data that need it.
+        If the data have levels, all results are levels. The result has the dtype of ``m``, or float64 for data
+        that need it.
         """
         return self.codec.to_data(m.cpu().double() if self.info.wide else m.cpu(), self.condition)
 
@@ -409,25 +415,27 @@ class Run:
         record: bool = False,
         keep: str | Path | None = None,
     ) -> Samples:
-        """Draw samples ``start`` to ``start + n - 1`` of ``seed``, in data units.
+        """Draw the samples with indices ``start`` to ``start + n - 1``, in data units.
 
         Args:
-            n: Number of samples. If a condition is bound row by row, this must be the number of its rows.
+            n: Number of samples. If the condition has several rows, there must be ``n`` of them.
             solver: A name in :data:`scoresde.core.tables.SOLVERS`, or a solver.
-            seed, start: Seed and index of the first sample. Sample i of a seed is the same in every call.
-            denoise: End with a noise-free step (see :func:`scoresde.sample`).
-            brownian: Let a stochastic solver follow one Brownian path for each sample, whatever its number of steps.
+            seed, start: Random seed, and index of the first sample. For each seed, the sample with a given index is the
+                same in every call.
+            denoise: Whether to end with a noise-free step (see :func:`scoresde.sample`).
+            brownian: Whether the noise of a stochastic solver comes from one Brownian path per sample, which does not
+                depend on the number of steps.
             batch: Number of samples solved at once.
             watch: A function that is called with a :class:`~scoresde.solvers.Step` in model units after each step of
                 each batch.
-            record: Keep every step for :meth:`frames`.
-            keep: A folder to which each batch is saved as soon as it is solved (:mod:`scoresde.core.parts`). Batches
+            record: Whether to record every step for :meth:`frames`.
+            keep: A folder in which each batch is saved as soon as it is solved (:mod:`scoresde.core.parts`). Batches
                 that are already there are not solved again. The folder may be removed once the samples are returned.
 
         Raises:
-            UsageError: If an option is invalid, or the folder holds other samples.
+            UsageError: If an option is invalid, or ``keep`` holds samples drawn with other settings.
         """
-        # the state, the model's final output, and the samples in data units
+        # for the states, the model's final output, and the samples in data units
         size = 3 * math.prod(self.info.shape) * torch.finfo(self.dtype).bits // 8
         enough_memory(n * size, f"{n:,} samples of {self.info.dims:,} numbers", "n")
         built: Solver = build(solver, SOLVERS, "solver", typed=True, kind=Solver)
@@ -456,7 +464,7 @@ class Run:
 
     @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
-        """Return recorded samples on their way from noise to data, for an animation.
+        """Return recorded states, from the noise to the samples, as the frames of an animation.
 
         Args:
             samples: Samples drawn with ``record=True``.
@@ -495,13 +503,14 @@ class Run:
         Args:
             x: Data in data units, shape ``(n, *event)``.
             likelihood: The method and its settings (default: ``Likelihood()``).
-            seed, start: Seed and index of the first sample, which fix the random draws (dequantisation and probes).
+            seed, start: Random seed, and index of the first sample. They determine the draws for dequantisation and
+                probes.
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
-            keep: A folder to which each batch is saved, as in :meth:`sample`.
+            keep: A folder in which each batch is saved, as in :meth:`sample`.
 
         Raises:
-            DataError: If the data fail :meth:`checked`.
-            UsageError: If the folder holds other scores.
+            DataError: If :meth:`checked` rejects the data.
+            UsageError: If ``keep`` holds results computed with other settings or data.
         """
         how = likelihood or Likelihood()
         x = self.checked(x, dequantise=how.dequantisation != "none")
@@ -527,26 +536,26 @@ class Run:
         batch: int = 256,
         keep: str | Path | None = None,
     ) -> Elbo:
-        """Compute the variational bound of the reverse SDE, or of the chain of a model with nodes, in data units.
+        """Compute the variational bound on the log-likelihood of data, in data units.
 
-        The bound is on the density of the samples that the reverse SDE of this model generates. For a guided model,
-        that is neither the density of its flow nor the tilted density; the result names the density that is bounded.
+        The bound applies to the density of samples generated by the model's reverse SDE. For a guided model, this is
+        neither the density of its flow nor the tilted density; the result names the density that is bounded.
 
         Data stored as levels are dequantised with the same uniform numbers as in the first draw of
-        :meth:`log_likelihood`. A model with nodes is a chain. Its bound has one draw for each node
-        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` holds the term of its decoder.
+        :meth:`log_likelihood`. For a model with nodes, the bound is that of its discrete chain, with one draw per node
+        (:func:`scoresde.likelihood.chain.bound`), and ``reconstruction`` holds the term of the decoder.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
-            dequantise: Whether to dequantise data stored as levels; if not, the bound is on a density.
+            dequantise: Whether to dequantise data stored as levels. If false, the bound is on a density.
             strata, draws, t_min: See :func:`scoresde.elbo`. A chain ignores these options.
             batch: Number of states evaluated at once.
-            seed, start: Seed and index of the first sample, which fix the random draws.
-            keep: A folder to which the bounds of each ``batch`` of samples are saved, as in :meth:`sample`.
+            seed, start: Random seed, and index of the first sample. They determine all random draws.
+            keep: A folder in which the bounds of each batch of samples are saved, as in :meth:`sample`.
 
         Raises:
-            DataError: If the data fail :meth:`checked`.
-            UsageError: If the folder holds other bounds.
+            DataError: If :meth:`checked` rejects the data.
+            UsageError: If ``keep`` holds results computed with other settings or data.
         """
         x = self.checked(x, dequantise=dequantise)
         warn_of_units(x, self.codec, self.info, stacklevel=4)
@@ -556,9 +565,7 @@ class Run:
         else:
             u, log_det = torch.full(x.shape, 0.5).double(), self.codec.continuous.log_det(x)  # the middle of a cell
         if log_det is None:
-            raise UsageError(
-                f"the codec of the data, {self.codec}, has no log-determinant, so the bound cannot be computed"
-            )
+            raise UsageError(f"the bound cannot be computed, because the codec {self.codec} has no log-determinant")
         encoded, model = self.to_model(x, u), self._bound(len(x))
         asked = {"strata": strata, "draws": draws, "t_min": t_min, "dequantise": dequantise}
         parts = self._parts_of(x, keep, self.request({**asked, "seed": seed, "start": start}), start)
@@ -580,42 +587,44 @@ class Run:
             solve = partial(solved, rows)
             pieces.append(solve() if parts is None else parts.piece(noise.indices[rows], solve, Elbo.pack, unpack))
         terms = Elbo.join(pieces)
-        # -log p(x) = -log p(m) - log_det, which belongs to the decoder
+        # -log p(x) = -log p(m) - log_det, and the last term belongs to the decoder
         return replace(terms, reconstruction=terms.reconstruction - log_det)
 
     def checked(self, x: Tensor | npt.ArrayLike, name: str = "", *, dequantise: bool = True) -> Tensor:
-        """Return data as a tensor, after checking that the model gives them a probability.
+        """Return data as a tensor, after checking that the model assigns them a probability or a density.
 
         Args:
             x: Data in data units, shape ``(n, *event)``.
             name: The name of the data, for messages.
-            dequantise: Require values on the levels of the run's data, if the data have levels. If false, any value is
-                accepted, because every value has a density.
+            dequantise: Whether all values must be levels, if the run's data have levels. If false, all finite values
+                are accepted, because they all have a density.
 
         Raises:
-            DataError: If the shape is not the model's, or a value is not finite or not one of the levels of the run's
-                data.
+            DataError: If the shape differs from that of the run's data, or a value is not finite or not a level of the
+                run's data.
         """
-        x, info, whose = as_tensor(x), self.info, f"{name} has samples" if name else "samples"
+        x, info, whose = as_tensor(x), self.info, f"the samples of {name} have" if name else "the samples have"
         if tuple(x.shape[1:]) != info.shape:
             raise DataError(
-                f"{whose} of shape {tuple(x.shape[1:])}, but the model was trained on {info.name}, shape {info.shape}"
+                f"{whose} shape {tuple(x.shape[1:])}, but those of {info.name}, which the model was trained on, have "
+                f"shape {info.shape}"
             )
         where, levels = name or "the data", self.codec.levels
         if x.is_floating_point() and not bool(x.isfinite().all()):
             bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
             raise DataError(
-                f"{where}: {len(bad):,} samples have values that are not finite (the first is number {int(bad[0])}); "
-                "leave them out"
+                f"{where}: NaN or infinite values in {len(bad):,} of {len(x):,} samples (the first at index "
+                f"{int(bad[0])}); remove these samples"
             )
         if levels is None or not dequantise:
             return x
         off = levels.to_data(x) != x
         if bool(off.any()):
             raise DataError(
-                f"{where}: values from {float(x.min()):g} to {float(x.max()):g}, such as {float(x[off][0]):g}, are not "
-                f"levels of {info.name}, on which the model was trained: {info.levels or 'its'} levels in "
-                f"[{info.low:g}, {info.high:g}]; the model gives other values no probability"
+                f"{where}: the values range from {float(x.min()):g} to {float(x.max()):g}, and {float(x[off][0]):g} is "
+                f"not a level of {info.name}, which the model was trained on ("
+                f"{f'{info.levels} ' if info.levels else ''}levels in [{info.low:g}, {info.high:g}]); the model "
+                "assigns no probability to other values"
             )
         return x
 
@@ -630,7 +639,7 @@ def _tensors(thing: object) -> list[Tensor]:
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    """Join the first names of a list."""
+    """Join the first ``most`` names of a list with commas."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -649,15 +658,15 @@ def load(
 
     Args:
         run: A run folder, a name under ``runs/``, or ``None`` for the newest run.
-        sde: The SDE, its class, or ``"module:Name"``, if it is not a built-in.
-        network: The network, its class, or ``"module:Name"``, if it is not a built-in.
-        parametrization: The meaning of the network's output, its class, or ``"module:Name"``, if it is not a built-in.
+        sde: The SDE, its class, or ``"module:Name"``, if it is not built in.
+        network: The network, its class, or ``"module:Name"``, if it is not built in.
+        parametrization: The parametrisation, its class, or ``"module:Name"``, if it is not built in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
-        edited: Accept files of the run that were changed after they were written.
+        edited: Whether to accept files of the run that were changed after they were written.
 
     Raises:
-        CheckpointError: If the folder is not a run, is damaged, or needs a class that was not passed.
+        CheckpointError: If the folder holds no run, is damaged, or requires a class that was not passed.
     """
     folder = find_run(run, edited=edited)
 
@@ -683,18 +692,18 @@ def load(
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:
     """Read the descriptions of a run's data and of its model.
 
-    A run in format 1 has no ``model.json``. The affine map of its codec is in ``data.json``, and its model is built
-    from the configuration.
+    A run in format 1 has no ``model.json``. Its codec is an affine map stored in ``data.json``, and its model is
+    specified by the configuration.
 
     Raises:
-        CheckpointError: If the files are missing, damaged, or contradict each other.
+        CheckpointError: If the files are missing or damaged, or contradict each other.
     """
     stored = read_object(folder / "data.json")
     try:
         info = DataInfo.from_dict(stored)
         path = folder / "model.json"
         if not os.path.lexists(path) and "transform" not in stored:
-            raise CheckpointError(f"{path} is missing, and the model is unknown without this file; restore it")
+            raise CheckpointError(f"{path} is missing, but the model cannot be rebuilt without it; restore the file")
         spec = ModelSpec.read(path) if os.path.lexists(path) else config.spec(info, old_codec(stored))
     except (DataError, UsageError) as error:
         raise CheckpointError(f"{folder}: {error}", parameter=error.parameter, value=error.value) from None

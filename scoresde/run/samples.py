@@ -1,4 +1,4 @@
-"""Samples as files: write a picture, the numbers and their settings, and read the numbers back."""
+"""Write samples to files, together with a picture and the settings that produced them, and read samples from files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str]:
-    """Check the kinds of files to write for samples of some data; ``None`` gives the default kinds.
+    """Check the kinds of files to write for samples, and return them or, for ``None``, the default kinds.
 
     Raises:
         UsageError: If a kind is unknown, or does not suit the data: ``csv`` is for tables, ``files`` for images.
@@ -38,11 +38,13 @@ def kinds_of(info: DataInfo, kinds: Sequence[str] | None = None) -> Sequence[str
         return ("png", "npz", "csv") if info.kind == "vector" and info.names else ("png", "npz")
     if "csv" in check_kinds(kinds, KINDS) and info.kind != "vector":
         raise UsageError(
-            f"csv is for tables, but {info.name} has {info.kind}s of shape {info.shape}; use npz", parameter="save"
+            f"'csv' is only for tables, but {info.name} has {info.kind}s of shape {info.shape}; use 'npz'",
+            parameter="save",
         )
     if "files" in kinds and (info.kind != "image" or info.shape[0] > 4):
         raise UsageError(
-            f"files are for images of 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; use npz",
+            f"'files' is only for images with 1 to 4 channels, but {info.name} has {info.kind}s of shape {info.shape}; "
+            "use 'npz'",
             parameter="save",
         )
     return kinds
@@ -58,27 +60,29 @@ def write_samples(
     reference: Tensor | Callable[[], Tensor | None] | None = None,
     codec: Codec | None = None,
 ) -> list[Path]:
-    """Write the samples that succeeded, in data units.
+    """Write the samples that did not fail, in data units.
 
-    The numbers are written first. If a picture cannot be drawn afterwards, only a warning is issued.
+    Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
+    error.
 
     Args:
         folder: The folder to write to.
         samples: The samples, ``x`` of shape ``(n, *event)``.
         info: The description of the data.
-        made: How the samples were made, as plain JSON values, for ``samples.json``.
-        kinds: ``png`` (a sheet of images, or a figure), ``files`` (a folder with a PNG of each image, named by the
-            number of the sample), ``npz`` (array ``x`` and the index of each sample), ``csv`` (a table with named
-            columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the samples along the way, as
-            arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and ``csv`` too if the data have named columns.
+        made: The settings that produced the samples, as plain JSON values, for ``samples.json``.
+        kinds: A selection of ``png`` (a grid of images, or a figure), ``files`` (a folder with one PNG per image, named
+            by the index of the sample), ``npz`` (the samples as array ``x``, and their indices as array ``index``),
+            ``csv`` (a table with named columns), ``gif`` (an animation of the sampling) and ``path`` (the states of the
+            samples during sampling, as arrays ``t`` and ``x``). The default is ``png`` and ``npz``, and also ``csv`` if
+            the data have named columns.
         frames: Times ``(F,)`` and states ``(F, n, *event)`` for ``gif`` and ``path`` (see
-            :meth:`scoresde.run.run.Run.frames`), or a function that computes them once the samples are written.
-        reference: Data ``(m, *event)`` to show beside the samples in the figure of points, tables and signals, or a
-            function that returns them.
-        codec: The codec of the run, which knows which columns are stored as levels.
+            :meth:`scoresde.run.run.Run.frames`), or a function that computes them after the samples are written.
+        reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
+            that returns them.
+        codec: The codec of the run, which determines the columns that are stored as levels.
 
     Returns:
-        The paths of the files written, the picture first.
+        The paths of the written files, with pictures first.
     """
     kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
@@ -131,7 +135,7 @@ def write_samples(
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
-    """Return the cells of a table ``(n, D)``: integers in columns of integers, other values by :func:`_shortest`."""
+    """Format the cells of a table ``(n, D)``, as integers in integer columns and by :func:`_shortest` in the others."""
     values = x.numpy()
     whole = ((values == np.rint(values)) & np.isfinite(values)).all(0)
     if codec is not None and values.dtype.kind == "f":
@@ -146,9 +150,9 @@ def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:
 
 
 def _shortest(value: np.floating) -> str:
-    """Write a value with the fewest digits that read back as the same value in its own precision.
+    """Format a value with the fewest digits that still identify it in its own precision.
 
-    An exponent is used only for values far from one.
+    An exponent is used only for very small and very large values.
     """
     if 1e-4 <= abs(value) < 1e16:
         return np.format_float_positional(value, trim="0")
@@ -156,12 +160,12 @@ def _shortest(value: np.floating) -> str:
 
 
 def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
-    """Read samples from a file made by any program, in data units.
+    """Read samples from a file written by this or another program, and convert them to data units.
 
     Args:
-        path: An ``.npz`` with an array called ``x``, as written by ``scoresde sample``, or ``arr_0``, ``samples``, and
-            so on, as written by other programs; an ``.npy``; a table; or a folder of pictures. Channels may be first or
-            last.
+        path: An ``.npz`` file with an array called ``x``, as written by ``scoresde sample``, or ``arr_0``, ``samples``
+            and so on, as written by other programs; an ``.npy`` file; a table; or a folder of images. Channels may be
+            first or last.
         data: The data that the samples are compared with.
         units: The units of the samples (see :func:`scoresde.run.plausible.in_data_units`).
 
@@ -169,19 +173,19 @@ def read_samples(path: Path, data: Dataset, units: Units = "auto") -> Tensor:
         Samples, shape ``(N, *event)``. Values between two levels of the data are moved to the level below.
 
     Raises:
-        DataError: If the file is not a file of samples, or its samples do not match the data.
+        DataError: If the file does not contain samples, or its samples do not match the data.
     """
     x = in_data_units(_array(path, data.info), data, units, str(path))
-    return x if data.info.wide or not x.is_floating_point() else x.float()  # the dtype of the data, so copies are equal
+    return x if data.info.wide or not x.is_floating_point() else x.float()  # dtype of the data
 
 
 def _array(path: Path, info: DataInfo) -> Tensor:
-    """Read a file of samples as an array of the data's shape, ``(N, *event)``, of finite real numbers."""
+    """Read a file of samples as finite real numbers in the shape of the data, ``(N, *event)``."""
     try:
         if path.suffix.lower() in PICKLES:
             raise DataError(
-                f"{path} is a pickle, which can run code and is never loaded; save its numbers with np.savez, as an "
-                "array called x"
+                f"{path} is a pickle, which can run code when loaded and is therefore rejected; save the samples with "
+                "np.savez, as an array called x"
             )
         if path.is_dir():
             found = read_path(path)
@@ -193,7 +197,8 @@ def _array(path: Path, info: DataInfo) -> Tensor:
             chosen = roles(path, arrays)
             if "x_test" in chosen:
                 raise DataError(
-                    f"{path}: {chosen['x']} and {chosen['x_test']} are parts of a data set; call the array of samples x"
+                    f"{path}: {chosen['x']} and {chosen['x_test']} are parts of a data set, not samples; name the "
+                    "array of samples x"
                 )
             x = arrays[chosen["x"]]
     except OSError as error:
@@ -204,14 +209,14 @@ def _array(path: Path, info: DataInfo) -> Tensor:
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1) if x.size else np.zeros(0, bool)
     if bad.any():
         raise DataError(
-            f"{path}: {int(bad.sum())} of {len(x)} samples have values that are NaN or infinite (the first is number "
-            f"{int(bad.argmax())}); leave them out"
+            f"{path}: NaN or infinite values in {int(bad.sum()):,} of {len(x):,} samples (the first at index "
+            f"{int(bad.argmax())}); remove these samples"
         )
     return torch.from_numpy(np.ascontiguousarray(x))
 
 
 def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
-    """Return an array in the shape of the data: move channels to the front, or add the axis of a single channel."""
+    """Return an array in the shape of the data, with channels moved to the front or a channel axis added if needed."""
     event = info.shape
     if x.shape[1:] == event and x.ndim:
         return x
@@ -220,7 +225,7 @@ def _arranged(path: Path, x: np.ndarray, info: DataInfo) -> np.ndarray:
     if len(event) > 1 and x.ndim == len(event) + 1 and (x.shape[-1], *x.shape[1:-1]) == event:
         return np.moveaxis(x, -1, 1)
     last = f" or, with channels last, {(*event[1:], event[0])}" if len(event) > 1 else ""
-    raise DataError(f"{path} has samples of shape {x.shape[1:]}, but {info.name} has shape {event}{last}")
+    raise DataError(f"{path} has samples of shape {x.shape[1:]}, but those of {info.name} have shape {event}{last}")
 
 
 def _columns(path: Path, info: DataInfo) -> np.ndarray:
@@ -233,8 +238,8 @@ def _columns(path: Path, info: DataInfo) -> np.ndarray:
         missing = [name for name in names if name not in found.names]
         others = [name for name in found.names if name not in names]
         if missing or others:
-            told = [f"lacks {', '.join(missing[:5])}"] if missing else []
-            told += [f"has extra columns {', '.join(others[:5])}"] if others else []
+            told = [f"lacks the column{'s' * (len(missing) > 1)} {', '.join(missing[:5])}"] if missing else []
+            told += [f"has the extra column{'s' * (len(others) > 1)} {', '.join(others[:5])}"] if others else []
             raise DataError(f"{path} {' and '.join(told)}; the columns of {info.name} are {', '.join(names[:20])}")
         return found.train[:, [found.names.index(name) for name in names]]
     return found.train

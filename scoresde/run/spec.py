@@ -1,9 +1,9 @@
-"""The parts of a model: the file ``model.json`` of a run.
+"""The specification of a model, which is stored as ``model.json`` in the run folder.
 
-A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves much to a preset and to the data.
-A specification states the result: path, parametrisation, network and codec, each by its name in a table and with *all*
-of its options. A preset is read once, when training starts, so redefining it never changes a run. A run that predates
-this file is described by its configuration.
+A configuration (:mod:`scoresde.run.config`) states how a run was trained, and leaves many values to a preset or to the
+data. A specification states the result. It describes the SDE, the parametrisation, the network and the codec, each by
+its registered name and with *all* of its options. Presets are read only when training starts, so a later change to a
+preset does not affect existing runs. Runs from before this file existed are described by their configurations.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Part:
 
     @classmethod
     def of(cls, thing: Any, table: Mapping[str, str], options: Mapping[str, Any] | None = None) -> Part:
-        """Describe an object, with further ``options`` that the object itself may not show."""
+        """Describe an object by its name, its fields, and any ``options`` that are not among its fields."""
         return cls(name_of(thing, table), {**(options or {}), **options_of(thing)})
 
     @classmethod
@@ -53,17 +53,17 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The parts of a :class:`~scoresde.ScoreModel`.
+    """The parts from which a :class:`~scoresde.ScoreModel` is built.
 
     Attributes:
         path: The SDE.
-        shift: Factor on the SDE's sigma/alpha.
-        parametrization: The meaning of the network's output.
+        shift: Factor by which the SDE's sigma/alpha is multiplied.
+        parametrization: The parametrisation of the network's output.
         network: The network, or ``None`` if it was passed as an object.
         codec: The map from data units to model units.
-        classes: Number of classes that the model knows.
+        classes: Number of classes, or 0 for a model without labels.
         coupled: Whether data and noise were paired in training.
-        learn_variance: Whether the network learns the variance of the steps of a chain.
+        learn_variance: Whether the network also learns the variance of the reverse steps of a chain.
     """
 
     path: Part
@@ -83,16 +83,16 @@ class ModelSpec:
         *,
         typed: Typed = READ,
     ) -> ScoreModel:
-        """Build the untrained model.
+        """Build the model with untrained weights.
 
         Args:
-            sde, network, parametrization: Parts that are not built-ins, as objects, or as classes that are called with
-                the options of the part.
-            typed: Which names a person typed.
+            sde, network, parametrization: Parts that are not built in, as objects, or as classes to call with the
+                options of the part.
+            typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
 
         Raises:
             UsageError: If a part is unknown or has invalid options.
-            CheckpointError: If a name that was read from a file is not a built-in.
+            CheckpointError: If a name that was read from a file is not built in.
         """
         path = make_path(self.path, self.shift, sde, typed=typed)
         meaning = _made(self.parametrization, parametrization, PARAMETRIZATIONS, "prediction", Parametrization, typed)
@@ -103,7 +103,7 @@ class ModelSpec:
         return ScoreModel(net, path, meaning, self.classes, self.coupled, self.learn_variance, self.codec)
 
     def resolved(self, model: ScoreModel, typed: Typed) -> ModelSpec:
-        """Return the specification with all options of the parts of a ``model`` built from it."""
+        """Return the specification with all options filled in from ``model``, which was built from it."""
         sde = model.sde.path if isinstance(model.sde, Shifted) else model.sde
         network = self.network
         if network is not None:
@@ -118,7 +118,7 @@ class ModelSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the specification as plain JSON values."""
         parts = {name: getattr(self, name) for name in ("path", "parametrization", "network")}
         return {
             "format": FORMAT,
@@ -130,10 +130,10 @@ class ModelSpec:
 
     @classmethod
     def read(cls, file: Path) -> ModelSpec:
-        """Read the values of :meth:`to_dict` from a file.
+        """Read a specification from a file that holds the values of :meth:`to_dict`.
 
         Raises:
-            CheckpointError: If the file is malformed, or its codec differs from the codec that was written.
+            CheckpointError: If the file is malformed, or the codec does not match its digest.
         """
         stored = read_object(file)
         check_format(file, stored)
@@ -157,7 +157,7 @@ class ModelSpec:
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{file} does not describe a model: {error!r}") from None
+            raise CheckpointError(f"{file} is not a valid model specification: {error!r}") from None
 
 
 def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = None, *, typed: Typed = READ) -> SDE:
@@ -165,17 +165,17 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
 
     Args:
         part: The name and the options of the SDE.
-        shift: Factor on sigma/alpha.
-        given: The SDE itself, or its class, if the SDE is not a built-in.
-        typed: Which names a person typed.
+        shift: Factor by which sigma/alpha is multiplied.
+        given: The SDE itself, or its class, if the SDE is not built in.
+        typed: Which names were typed by a person (:mod:`scoresde.core.registry`).
 
     Raises:
-        UsageError: If the name is unknown or is not an SDE.
-        CheckpointError: If a name that was read from a file is not a built-in.
+        UsageError: If the name is unknown or does not name an SDE, or if ``given`` is not the SDE of the run.
+        CheckpointError: If a name that was read from a file is not built in.
     """
     name = part.name if given is None else name_of(given, SDES)
     if name != part.name and SDES.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the SDE {part.name!r}, not {name!r}")
+        raise UsageError(f"the run was trained with the {part.name!r} SDE, not with {name!r}")
     if given is None:
         sde: Any = build(part.name, SDES, "SDE", typed=typed, **part.options)
     elif isinstance(given, type):
@@ -193,41 +193,43 @@ def make_path(part: Part, shift: float = 1.0, given: SDE | type[SDE] | None = No
 
 def _count(stored: Mapping[str, Any], name: str) -> int:
     if isinstance(stored[name], bool) or int(stored[name]) != stored[name] or stored[name] < 0:
-        raise ValueError(f"{name} is {stored[name]!r}, not an integer >= 0")
+        raise ValueError(f"{name} must be an integer >= 0, got {stored[name]!r}")
     return int(stored[name])
 
 
 def _flag(stored: Mapping[str, Any], name: str) -> bool:
     if not isinstance(stored[name], bool):
-        raise ValueError(f"{name} is {stored[name]!r}, not true or false")
+        raise ValueError(f"{name} must be true or false, got {stored[name]!r}")
     return bool(stored[name])
 
 
 def _made(part: Part | None, given: Any, table: Mapping[str, str], what: str, kind: type, typed: Typed) -> Any:
-    """Build a part from its description, or from the class that is given for its name; an object is returned as it is.
+    """Build a part from its description, or from the class ``given`` and the options in the description.
+
+    If ``given`` is already an object of the required kind, it is returned unchanged.
 
     Raises:
-        UsageError: If the class or the options do not suit, or if the run was trained with another built-in.
-        CheckpointError: If a name that was read from a file is not a built-in.
+        UsageError: If the class or the options are invalid, or if the run was trained with another built-in part.
+        CheckpointError: If a name that was read from a file is not built in.
     """
     if isinstance(given, kind):
         return given
-    if part is None:  # an object was given in training: nothing is known of its options
+    if part is None:  # an object was passed in training, so its options are unknown
         part = Part(name_of(given, table))
     if given is None:
         given, name = resolve(part.name, table, what, typed=typed), part.name
     elif (name := name_of(given, table)) != part.name and table.keys() & {name, part.name}:
-        raise UsageError(f"the run was trained with the {what} {part.name!r}, not {name!r}")
+        raise UsageError(f"the run was trained with the {part.name!r} {what}, not with {name!r}")
     made = construct(given, what, name, _tuples(part.options, given), table, typed=typed)
     if not isinstance(made, kind):
         raise UsageError(
-            f"{what} {name!r} makes an object of type {type(made).__name__}, which is not a {kind.__name__}"
+            f"{what} {name!r} returns an object of type {type(made).__name__}, which is not a {kind.__name__}"
         )
     return made
 
 
 def _tuples(options: Mapping[str, Any], factory: Any) -> dict[str, Any]:
-    """Return the options of a part, with tuples restored from JSON lists and from single numbers."""
+    """Return the options of a part, with lists, and single values of tuple-valued options, converted to tuples."""
     fields = fields_of(factory)
     found = {}
     for key, value in options.items():

@@ -64,8 +64,8 @@ def test_other_files_are_counted_and_named(tmp_path: Path) -> None:
     found = find_pictures(tmp_path)
     assert len(found.train) == 2
     assert found.notes == (
-        "other files are left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), 1 without a suffix (x/raw), "
-        "1 .heic (x/y/p.HEIC)",
+        "other files are left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), "
+        "1 without a suffix (x/raw), 1 .heic (x/y/p.HEIC)",
     )
 
 
@@ -114,7 +114,10 @@ def test_what_could_be_two_things_is_refused(tmp_path: Path) -> None:
 def test_a_test_folder_without_a_training_one_is_a_class_and_that_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "test/0.png", "other/1.png")
     found = find_pictures(tmp_path)
-    assert set(by_class(tmp_path, found.train)) == {"test", "other"} and "every folder is a class, including test/" in said(found)
+    assert set(by_class(tmp_path, found.train)) == {
+        "test",
+        "other",
+    } and "every folder is a class, including test/" in said(found)
 
 
 def test_labels_of_one_part_alone_are_said_to_be_missing(tmp_path: Path) -> None:

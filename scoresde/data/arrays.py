@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import DataError
 from ..core.opened import read_arrays, reason
 from ..core.text import one_line
-from .raw import AS_IS, Array, Raw, Reading, index_labels
+from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 
 __all__ = ["load_arrays", "raw_of", "read_numpy", "roles"]
 
@@ -28,6 +28,8 @@ TEST = ("x_test", "test_x", "test_images", "test_data", "test")
 LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
 TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
+# What is known about each sample: numbers, another picture, a text. With parts, the names end in _train or _test.
+KNOWN = ("c", "given", "text")
 CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 
 COLOURS = (1, 3, 4)  # possible numbers of channels of an image
@@ -63,7 +65,10 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Map the roles ``x``, ``y``, ``x_test`` and ``y_test`` to array names. The role ``x`` is always present.
+    """Map roles to array names.
+
+    The roles are ``x``, which is always present, ``y``, ``c``, ``given`` and ``text``, and the same names with
+    ``_test``.
 
     Raises:
         DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
@@ -75,9 +80,12 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     found = {
         "x": named(ALL, TRAIN), "y": named(LABELS, TRAIN_LABELS), "x_test": named(TEST), "y_test": named(TEST_LABELS)
     }  # fmt: skip
+    told = {name: named((name, f"{name}_train", f"train_{name}")) for name in KNOWN}
+    told |= {f"{name}_test": named((f"{name}_test", f"test_{name}")) for name in KNOWN}
     if not found["x"]:
-        known = {key for keys in found.values() for key in keys}
-        found["x"] = [key for key in arrays if key not in known]
+        known = {key for keys in (*found.values(), *told.values()) for key in keys}
+        found["x"] = [key for key in arrays if key not in known] or [k for keys in told.values() for k in keys]
+        told = {role: [key for key in keys if key not in found["x"]] for role, keys in told.items()}
         if len(found["x"]) != 1:
             all_of = ", ".join(map(one_line, arrays)) or "none"
             raise DataError(
@@ -86,9 +94,10 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
             )
     if found["y"] == ["arr_1"] and _is_data(arrays["arr_1"], arrays[found["x"][0]]):
         found["x"] += found.pop("y")
+    found |= told
     for role, keys in found.items():
         if len(keys) > 1:
-            what = "labels" if "y" in role else "data"
+            what = "labels" if "y" in role else "conditions" if role in told else "data"
             raise DataError(
                 f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or use "
                 "the names x_train, y_train, x_test and y_test"
@@ -130,7 +139,10 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
     found = roles(path, arrays)
     key = found["x"]
     kind, channels_last = _layout(path, key, arrays[key], reading)
-    train = _checked(path, key, arrays[key], kind, channels_last)
+    train, complete = _filled(arrays[key]) if reading.empty == "keep" else (arrays[key], None)
+    train = _checked(path, key, train, kind, channels_last)
+    if complete is not None:
+        complete = _shaped(complete, kind, channels_last)
     train_y = _labels(path, found["y"], arrays, len(train)) if "y" in found else None
     test, test_y = None, None
     if "x_test" in found:
@@ -143,7 +155,66 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
-    return Raw(kind, train, test, train_y, test_y, classes, channels_last=channels_last)
+    return Raw(
+        kind, train, test, train_y, test_y, classes, channels_last=channels_last, complete=complete,
+        train_known=_known(path, found, arrays, "", train, channels_last),
+        test_known=Known() if test is None else _known(path, found, arrays, "_test", test, channels_last),
+    )  # fmt: skip
+
+
+def _filled(x: Array) -> tuple[Array, Array | None]:
+    """Return an array with NaN replaced by the mean of its column, and where values are known if any are not."""
+    if x.dtype.kind != "f" or x.ndim == 0 or not np.isnan(x).any():
+        return x, None
+    known = ~np.isnan(x)
+    count = known.sum(0)
+    mean = np.where(known, x, 0).sum(0) / np.maximum(count, 1)
+    return np.where(known, x, mean.astype(x.dtype)), known
+
+
+def _known(
+    path: Path | str, found: Mapping[str, str], arrays: Mapping[str, Array], part: str, x: Array, channels_last: bool
+) -> Known:
+    """Return what the arrays of a part (``""`` or ``"_test"``) say about each of its samples ``x``."""
+    values = {name: arrays[found[name + part]] for name in KNOWN if name + part in found}
+    for name, value in values.items():
+        if value.ndim == 0 or len(value) != len(x):
+            raise DataError(
+                f"{path}: array {found[name + part]!r} has shape {value.shape}, but there are {len(x)} samples; it "
+                "must have a row for each sample"
+            )
+    vector, image, text = (values.get(name) for name in KNOWN)
+    if vector is not None:
+        if vector.dtype.kind not in "biuf" or vector.ndim > 2:
+            raise DataError(
+                f"{path}: array {found['c' + part]!r} has dtype {vector.dtype} and shape {vector.shape}; it must hold "
+                "numbers, shape (N, K)"
+            )
+        if np.isinf(vector).any():
+            raise DataError(
+                f"{path}: array {found['c' + part]!r} has infinite values; write NaN where nothing is known"
+            )
+        vector = vector.reshape(len(x), -1).astype(np.float64)
+    if image is not None:
+        if image.dtype.kind not in "biuf":
+            raise DataError(f"{path}: array {found['given' + part]!r} has dtype {image.dtype}, not numbers")
+        if image.ndim == x.ndim - 1 and x.ndim > 2:
+            image = image[:, None]  # pictures without a channel axis
+        elif image.ndim > 2 and (channels_last or (image.shape[-1] in COLOURS and image.shape[1] not in COLOURS)):
+            image = np.moveaxis(image, -1, 1)
+        if image.ndim != x.ndim:
+            raise DataError(
+                f"{path}: array {found['given' + part]!r} has shape {image.shape}, but the samples have shape "
+                f"{x.shape}; the two need the same number of axes"
+            )
+    if text is not None and text.dtype.kind == "f" and text.ndim == 3:
+        return Known(vector, (), image, None, text)
+    if text is not None and (text.dtype.kind != "U" or text.ndim != 1):
+        raise DataError(
+            f"{path}: array {found['text' + part]!r} has dtype {text.dtype} and shape {text.shape}; it must hold "
+            "strings, shape (N,), or features of words, shape (N, L, E)"
+        )
+    return Known(vector, (), image, text)
 
 
 def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Array:
@@ -215,8 +286,11 @@ def _checked(path: Path | str, key: str, x: Array, kind: str, channels_last: boo
                 f"{path}: array {key!r} has {int(bad.sum())} NaN or infinite value{'s' if bad.sum() > 1 else ''}, "
                 f"the first in row {row}; drop such rows or fill in the values"
             )
-    if x.ndim == 1:
-        x = x[:, None]
-    if kind == "image" and x.ndim == 3:
+    return _shaped(x, kind, channels_last)
+
+
+def _shaped(x: Array, kind: str, channels_last: bool) -> Array:
+    """Bring an array to shape ``(N, *event)``, channels first."""
+    if x.ndim == 1 or (kind == "image" and x.ndim == 3):
         x = x[:, None]
     return np.moveaxis(x, -1, 1) if channels_last else x

@@ -14,8 +14,8 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
+from ..core.condition import Condition
 from ..core.errors import DataError, UsageError
 from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
 from .content import LARGE, Identity, contents, held_out, known_again
+from .given import CondInfo
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
 from .toys import DENSITIES, TOYS, sample_toy
@@ -67,6 +69,7 @@ class DataInfo:
         spread: Root mean square of the training samples in model units, or ``None`` before training.
         furthest: Largest distance between two training samples in model units, or ``None`` before training and for a
             probability path that does not depend on this distance (:mod:`scoresde.sde.reach`).
+        known: Description of what is known about each sample besides its class (:mod:`scoresde.data.given`).
     """
 
     name: str
@@ -86,6 +89,7 @@ class DataInfo:
     trained: tuple[int, ...] = ()
     spread: float | None = None
     furthest: float | None = None
+    known: CondInfo = field(default_factory=CondInfo)
 
     @property
     def dims(self) -> int:
@@ -100,6 +104,7 @@ class DataInfo:
             "classes": list(self.classes),
             "names": list(self.names),
             "trained": list(self.trained),
+            "known": self.known.to_dict(),
         }
 
     @classmethod
@@ -132,6 +137,7 @@ class DataInfo:
                 trained=tuple(int(n) for n in stored.get("trained", ())),
                 spread=_positive(stored.get("spread")),
                 furthest=_positive(stored.get("furthest")),
+                known=CondInfo.from_dict(stored.get("known", {})),
             )
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise DataError(f"malformed data description: {error}") from error
@@ -155,6 +161,8 @@ class DataInfo:
         if self.classes:
             more = ", ..." if len(self.classes) > 10 else ""
             lines.append(f"{len(self.classes)} classes: {', '.join(map(one_line, self.classes[:10]))}{more}")
+        if told := self.known.describe():
+            lines.append(f"known about each sample: {told}")
         return "\n".join(lines)
 
 
@@ -216,6 +224,10 @@ class Dataset:
             ``(n_train + n_test,)``. If the source has a test part, the positions in each part start from 0. ``None`` if
             each sample has its own file.
         files: The file of each sample, training samples first. Empty if samples do not have their own files.
+        train_given, test_given: What is known about each sample besides its class, in data units.
+        complete: Which values of the training samples are known, bool ``(n_train, *event)``, or ``None`` if all values
+            are known. An unknown value is stored as the mean of its column, and has no weight in training. Test
+            samples are always complete.
     """
 
     info: DataInfo
@@ -232,6 +244,9 @@ class Dataset:
     how: How | None = None
     rows: Tensor | None = None
     files: tuple[Path, ...] = ()
+    train_given: Condition = field(default_factory=Condition)
+    test_given: Condition = field(default_factory=Condition)
+    complete: Tensor | None = None
 
     @property
     def trained(self) -> Tensor:
@@ -270,6 +285,9 @@ class Dataset:
             lines.append(f"integer columns, which are treated as levels: {', '.join(map(one_line, named[:20]))}")
         if absent := [name for name, n in zip(info.classes, info.trained, strict=False) if not n]:
             lines.append(f"classes without training samples: {', '.join(map(one_line, absent[:10]))}")
+        if self.complete is not None:
+            empty = int((~self.complete).sum())
+            lines.append(f"{empty:,} values of the training samples are empty, and have no weight in training")
         if self.identity is not None:
             lines.append(f"test samples that equal a training sample: {self.known_again or 'none'}")
         return "\n".join([*lines, *self.notes])
@@ -283,6 +301,10 @@ class Dataset:
         *,
         classes: Tensor | npt.ArrayLike | None = None,
         test_classes: Tensor | npt.ArrayLike | None = None,
+        given: Condition | None = None,
+        test_given: Condition | None = None,
+        text: Sequence[str] | None = None,
+        test_text: Sequence[str] | None = None,
         name: str = "array",
         seed: int = 0,
         test_fraction: float = 0.1,
@@ -307,13 +329,29 @@ class Dataset:
         >>> data.info.kind, len(data.train), len(data.test)
         ('vector', 90, 10)
         """
-        given = {"x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes}
-        arrays = {key: _array(value) for key, value in given.items() if value is not None}
+        parts = {
+            "x_train": train, "x_test": test, "y_train": classes, "y_test": test_classes,
+            **_parts_of("train", given, text), **_parts_of("test", test_given, test_text),
+        }  # fmt: skip
+        arrays = {key: _array(value) for key, value in parts.items() if value is not None}
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
             raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
-        raw = raw_of(arrays, name, Reading(layout=layout))
-        return _build(raw, name, ARRAY, How(seed, test_fraction, split, Reading(layout=layout)))
+        reading = Reading(layout=layout, empty="keep")
+        return _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
+
+
+def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) -> dict[str, Any]:
+    """Return what is known about the rows of a part as named arrays, as they would be stored in an ``.npz`` file."""
+    known = given or Condition()
+    if known.label is not None:
+        raise UsageError("the class of each sample does not go into given; pass it as classes")
+    if known.tokens is not None and text is not None:
+        raise UsageError("given has tokens, and text is given as well; leave out one of them")
+    return {
+        f"c_{part}": known.vector, f"given_{part}": known.image,
+        f"text_{part}": known.tokens if text is None else np.array(list(text), dtype=str),
+    }  # fmt: skip
 
 
 def _array(values: Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
@@ -405,10 +443,14 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         )
     x, y = _tensor(raw.train, units.wide), _label_tensor(raw.train_labels)
     parts = _by_content(raw, how) if how.split == "content" else None
+    complete = None if raw.complete is None else torch.from_numpy(raw.complete)
     if parts is not None:
         keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
     elif raw.test is None:
         keep, test = split(len(x), how.test_fraction, how.seed)
+    if complete is not None and raw.test is None:  # a row with empty cells is trained on
+        whole = complete.flatten(1).all(1)
+        keep, test = torch.cat([keep, test[~whole[test]]]), test[whole[test]]
     if raw.test is not None:
         test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
         keep, test = torch.arange(len(x)), torch.arange(len(test_x))
@@ -419,6 +461,12 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     if y is None and raw.test_labels is not None:
         notes = (*notes, "the labels of the test samples are ignored, because the training samples have none")
     validates = torch.empty(0, dtype=torch.int64) if parts is None else torch.from_numpy(parts.validates)
+    if complete is not None:
+        complete = complete[keep]
+        validates = validates[complete.flatten(1).all(1)[validates]]
+    known = raw.train_known.rows(keep.numpy())
+    held = raw.test_known if raw.test is not None else raw.train_known.rows(test.numpy())
+    told = CondInfo.of(known)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
             f"{source} yields {len(x) - len(validates)} training and {len(test_x)} test samples, but at least 2 and 1 "
@@ -441,11 +489,13 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         names=raw.names,
         wide=units.wide,
         n_validation=len(validates),
+        known=told,
     )
     data = Dataset(
         info, units.codec(raw.kind, x, source, raw.names), x, test_x, y, test_y, DENSITIES.get(source), validates,
         None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
-        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test),
+        None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test), told.condition(known),
+        told.condition(held), None if complete is None or bool(complete.all()) else complete,
     )  # fmt: skip
     if y is None:
         return data

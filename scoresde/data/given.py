@@ -138,7 +138,7 @@ class CondInfo:
     features: int = 0
 
     @classmethod
-    def of(cls, known: Known, sources: Sources | None = None) -> CondInfo:
+    def of(cls, known: Known) -> CondInfo:
         """Describe what is known about the training rows."""
         found = cls()
         if known.vector is not None:
@@ -162,6 +162,20 @@ class CondInfo:
         if known.features is not None:
             found = replace(found, features=known.features.shape[2])
         return found
+
+    def describe(self) -> str:
+        """Describe what is known in a few words, or return "" if nothing is."""
+        parts = []
+        if self.vector:
+            more = ", ..." if len(self.vector) > 10 else ""
+            parts.append(f"{len(self.vector)} numbers ({', '.join(self.vector[:10])}{more})")
+        if self.image:
+            parts.append(f"a picture of shape {' x '.join(map(str, self.image))}")
+        if self.words:
+            parts.append(f"a text ({len(self.words):,} different words)")
+        if self.features:
+            parts.append(f"a text as features of size {self.features}")
+        return ", ".join(parts)
 
     def condition(self, known: Known) -> Condition:
         """Convert what is known about some rows to tensors, in data units."""

@@ -33,6 +33,9 @@ class Reading(Checked):
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
+        columns: Names of the columns of a table that are known about each sample, and are not part of it.
+        empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop``, or ``keep`` it as
+            unknown.
     """
 
     limits = ranges(size=SIZE)
@@ -42,10 +45,17 @@ class Reading(Checked):
     layout: str = "auto"
     on_bad: str = "stop"
     older: bool = False
+    columns: tuple[str, ...] = ()
+    empty: str = "stop"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = {"fit": ("", "crop", "pad", "stretch"), "layout": ("auto", "first", "last"), "on_bad": ("stop", "skip")}
+        known = {
+            "fit": ("", "crop", "pad", "stretch"),
+            "layout": ("auto", "first", "last"),
+            "on_bad": ("stop", "skip"),
+            "empty": ("stop", "keep"),
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 told = ", ".join(v for v in values if v)
@@ -101,6 +111,8 @@ class Raw:
             files.
         files: The files that were read.
         notes: Messages from the reader about what it did, one sentence each.
+        complete: Which values of ``train`` are known, bool, with the same shape, or None if all are. An unknown value
+            is stored as the mean of its column.
         train_known: What is known about each sample in ``train``.
         test_known: What is known about each sample in ``test``.
     """
@@ -118,6 +130,7 @@ class Raw:
     hashes: tuple[bytes, ...] = ()
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    complete: Array | None = None
     train_known: Known = field(default_factory=Known)
     test_known: Known = field(default_factory=Known)
 

@@ -26,7 +26,8 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.opened import gunzipped, read_bytes, reason
-from .raw import AS_IS, Array, Raw, Reading, index_labels
+from ..core.registry import closest
+from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 
 __all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
 
@@ -74,6 +75,8 @@ class _Column:
         cells: The cells as text.
         numbers: The values of the cells if all of them are numbers, else ``None``.
         whole: Whether all cells were written as integers.
+        known: Which cells are not empty, bool ``(N,)``, if empty cells are kept; an empty cell has the mean as its
+            number. ``None`` if there are no empty cells.
     """
 
     name: str
@@ -81,6 +84,7 @@ class _Column:
     cells: Sequence[str]
     numbers: Array | None = None
     whole: bool = False
+    known: Array | None = None
 
     def __str__(self) -> str:
         return f"column {self.name!r}" if self.name else f"column {self.place}"
@@ -101,7 +105,7 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     Args:
         path: The file, in UTF-8, with cells separated by commas, semicolons or tabs. The first line may name the
             columns.
-        reading: Not used, because no option applies to tables.
+        reading: The columns that are known about each sample, and whether to keep empty cells.
         keep: Names of columns to keep as data, even if they look like an index or the class.
 
     Returns:
@@ -119,8 +123,17 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     notes = [f"the first line is read as column names, although {numbers} {of_them}"] if numbers else []
     if separator != "," and "," in text:
         _decimal_commas(path, cells, lines, notes)
-    columns = [_parsed(_Column(name, i + 1, column)) for i, (name, column) in enumerate(zip(names, cells, strict=True))]
-    columns = _without_index(path, columns, keep, notes)
+    told, gaps = _told(path, names, reading.columns), reading.empty == "keep"
+    columns = [
+        _parsed(_Column(name, i + 1, column), gaps or name in told)
+        for i, (name, column) in enumerate(zip(names, cells, strict=True))
+    ]
+    columns = _without_index(path, columns, (*keep, *told), notes)
+    given = [c for name in told for c in columns if c.name == name]
+    columns = [c for c in columns if c.name not in told]
+    if not columns:
+        raise DataError(f"{path}: every column is listed in columns; leave at least one, which the model is to draw")
+    _check(path, given, None, lines)
     classes = _classes(path, columns, keep, notes)
     columns = [c for c in columns if c is not classes]
     _check(path, columns, classes, lines)
@@ -147,6 +160,8 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         whole=tuple(c.whole for c in columns),
         files=(path,),
         notes=tuple(notes),
+        complete=_complete(columns),
+        train_known=Known(_vector(given), tuple(told)) if told else Known(),
     )
 
 
@@ -284,8 +299,42 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
     notes.append(f"numbers with a decimal comma: {len(commas):,} (such as {commas[0][1]})")
 
 
-def _parsed(column: _Column) -> _Column:
-    """Set the numbers of a column if every cell is a number."""
+def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
+    """Check the names of the columns that are known about each sample."""
+    for name in asked:
+        if name not in names:
+            hint = closest(name, filter(None, names)) if any(names) else "its columns have no names"
+            raise DataError(f"{path} has no column {name!r}; {hint}", parameter="cond")
+    return tuple(asked)
+
+
+def _complete(columns: Sequence[_Column]) -> Array | None:
+    """Return which cells are not empty, bool ``(N, D)``, or ``None`` if no cell is empty."""
+    if all(c.known is None for c in columns):
+        return None
+    return np.stack([np.ones(len(c.cells), bool) if c.known is None else c.known for c in columns], 1)
+
+
+def _vector(columns: Sequence[_Column]) -> Array:
+    """Return the numbers of some columns, float64 ``(N, K)``, with NaN in empty cells."""
+    x = np.stack([np.asarray(c.numbers, np.float64) for c in columns], 1)
+    known = _complete(columns)
+    return x if known is None else np.where(known, x, np.nan)
+
+
+def _parsed(column: _Column, gaps: bool = False) -> _Column:
+    """Set the numbers of a column if every cell is a number, or with ``gaps``, if every cell that is not empty is."""
+    empty = _missing(column.cells, MISSING) if gaps else []
+    if empty and len(empty) < len(column.cells):
+        known = np.ones(len(column.cells), bool)
+        known[empty] = False
+        rest = _parsed(replace(column, cells=[cell for cell, there in zip(column.cells, known, strict=True) if there]))
+        if rest.numbers is None:
+            return column
+        mean = float(np.asarray(rest.numbers, np.float64).mean())
+        filled = np.full(len(known), round(mean) if rest.whole else mean, dtype=rest.numbers.dtype)
+        filled[known] = rest.numbers
+        return replace(column, numbers=filled, whole=rest.whole, known=known)
     letters = set("".join(column.cells))
     try:
         if letters <= set("0123456789+-"):
@@ -387,7 +436,8 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
         more = f" in {len(empty)} columns ({', '.join(list(empty)[:5])}{', ...' if len(empty) > 5 else ''})"
         found.append(
             f"{total:,} empty cell{'s' if total > 1 else ''}{more if len(empty) > 1 else ''}, the first in line "
-            f"{lines[at[0]]}, {name} (write numbers, or leave out these lines or columns)"
+            f"{lines[at[0]]}, {name} (write numbers, leave out these lines or columns, or train with cond='cells', "
+            "which accepts empty cells)"
         )
     if found:
         others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []

@@ -3,13 +3,16 @@
 Images may be at any depth. The classes are the top-level folders or, if there are folders ``train`` and ``test``,
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
+
+Two things are known about an image rather than part of it: the image of the same name in a folder ``given`` at the top
+(``given/cat/7.png`` for ``cat/7.png``), and the text in a file of the same name beside it (``cat/7.txt``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= {name: "validation" for name in ("val", "valid", "validation")}
 OLDER = ("train", "test", "val", "valid")  # the names recognised by older versions
+GIVEN = "given"
 JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # ignored, as are all names that begin with a dot
 
 Classed = list[tuple[Path, str]]
@@ -38,12 +42,16 @@ class Found:
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
+        given: For each image that has one, the image that is known about it.
+        texts: For each image that has one, the file of its text.
     """
 
     train: Classed
     test: Classed
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    given: Mapping[Path, Path] = field(default_factory=dict)
+    texts: Mapping[Path, Path] = field(default_factory=dict)
 
 
 def find_pictures(folder: Path, older: bool = False) -> Found:
@@ -101,6 +109,20 @@ class _Search:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.others: list[Path] = []
+        self.known = {} if older else self._known()
+
+    def _known(self) -> dict[Path, Path]:
+        """Find the images below ``given``, keyed by the path, without suffix, of the image that each is known about."""
+        folder = self.folder / GIVEN
+        if not folder.is_dir():
+            return {}
+        found = {p.relative_to(folder).with_suffix(""): p for p in self.walk(folder) if _is_picture(p)}
+        apart = [
+            path for path, inside in self.visible(self.folder) if path != folder for path in self.walk(path, inside)
+        ]
+        names = {path.relative_to(self.folder).with_suffix("") for path in apart if _is_picture(path)}
+        # A class may be called "given", too: then its images have no images of the same names beside it.
+        return found if names & found.keys() else {}
 
     def refuse(self, text: str) -> None:
         self.problems.append(Problem(text))
@@ -115,7 +137,8 @@ class _Search:
         """List the visible entries of a folder, sorted by name, each with a flag for whether it is a folder."""
         with os.scandir(folder) as inside:
             seen = sorted((e.name, e.is_dir()) for e in inside if e.name[0] != "." and e.name.lower() not in JUNK)
-        return [(folder / name, is_folder) for name, is_folder in seen]
+        apart = GIVEN if folder == self.folder and getattr(self, "known", None) else ""
+        return [(folder / name, is_folder) for name, is_folder in seen if name != apart]
 
     def walk(self, path: Path, is_folder: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         """Yield every file in and below a folder, or ``path`` itself if it is a file."""
@@ -166,8 +189,16 @@ class _Search:
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
     def found(self, train: Classed, test: Classed) -> Found:
-        others = [f"other files are left out: {_by_suffix(self, self.others)}"] if self.others and train else []
-        return Found(train, test, tuple(self.problems), (*self.notes, *others))
+        given, texts = {}, {}
+        for path, _ in (*train, *test):
+            if image := self.known.get(path.relative_to(self.folder).with_suffix("")):
+                given[path] = image
+            if not self.older and (text := path.with_suffix(".txt")) in self.others:
+                texts[path] = text
+        used = set(texts.values())
+        left = [path for path in self.others if path not in used]
+        others = [f"other files are left out: {_by_suffix(self, left)}"] if left and train else []
+        return Found(train, test, tuple(self.problems), (*self.notes, *others), given, texts)
 
 
 def _is_picture(path: Path) -> bool:

@@ -33,8 +33,8 @@ from ..core.errors import DataError, Problem, Problems
 from ..core.opened import read_bytes, reason
 from ..core.shared import Shared
 from ..core.text import one_line
-from .folders import Classed, find_pictures, some
-from .raw import AS_IS, Array, Raw, Reading
+from .folders import GIVEN, Classed, Found, find_pictures, some
+from .raw import AS_IS, Array, Known, Raw, Reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,6 +53,7 @@ UPRIGHT = {
 }  # fmt: skip
 TURNED = [UPRIGHT[value] for value in (5, 6, 7, 8)]  # operations that swap width and height
 BITS = 258  # the TIFF tag for bits per sample
+TEXT = 2**16  # maximum size of a text about an image, in bytes
 NAMED = 20  # maximum number of files with the same kind of fault that a message names
 SUGGESTED = (32, 16, 8)  # suggested image sizes; networks for these sizes can be trained without a GPU
 # Possible faults of a file: the text for one file, the text for several, and the remedy.
@@ -102,6 +103,8 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
         problems.append(Problem("none of the training images can be read"))
     elif strangers:
         problems.append(Problem(f"the test split has classes that the training split lacks: {some(strangers, 5)}"))
+    known, faults = _known(found, [path for path, _ in (*train, *test)], folder, reading) if train else (Known(), [])
+    problems += faults
     if problems:
         raise Problems(folder, problems, found.notes)
     x = pile.pixels
@@ -110,7 +113,34 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
         "image", x[:n], x[n:] if test else None, _indexes(train, classes), _indexes(test, classes), classes, levels,
         hashes=tuple(pile.hashes[i] for i in kept), files=tuple(files[i][0] for i in kept),
         notes=(*found.notes, *pile.notes(), *_copies(pile, train + test)),
+        train_known=known.rows(np.arange(n)), test_known=known.rows(np.arange(n, len(kept))),
     )  # fmt: skip
+
+
+def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) -> tuple[Known, list[Problem]]:
+    """Read what is known about the images: other images and texts. Also return the problems."""
+    image, text, problems = None, None, []
+    if found.given:
+        without = [path.relative_to(folder).as_posix() for path in paths if path not in found.given]
+        if without:
+            problems.append(
+                Problem(f"{_number(len(without))} have no image in {GIVEN}/ ({some(without)}); add one, or remove them")
+            )
+        else:
+            pile = _Pile(folder, [found.given[path] for path in paths], reading)
+            pile.read()
+            problems += pile.problems()
+            image = None if problems else pile.pixels
+    if found.texts:
+        texts = []
+        for path in paths:
+            try:
+                data = read_bytes(found.texts[path], TEXT) if path in found.texts else b""
+                texts.append(" ".join(data.decode("utf-8-sig").split()))
+            except (OSError, ValueError) as error:
+                problems.append(Problem(f"{found.texts[path].relative_to(folder)} cannot be read: {reason(error)}"))
+        text = np.array(texts, dtype=str)
+    return Known(image=image, text=text), problems
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:

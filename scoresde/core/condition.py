@@ -91,6 +91,10 @@ class Condition:
         """Return the condition on the given device."""
         return self._each(lambda value: value.to(device))
 
+    def to_dtype(self, dtype: torch.dtype) -> Condition:
+        """Return the condition with its floating-point values in another precision."""
+        return self._each(lambda value: value.to(dtype) if value.is_floating_point() else value)
+
     def dropped(self, mask: Tensor) -> Condition:
         """Return the condition with all values marked as missing in the rows where ``mask``, bool ``(B,)``, is true."""
         if self.label is not None and not self.classes:

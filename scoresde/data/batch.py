@@ -16,11 +16,13 @@ from torch import Tensor
 from ..codec import Codec
 from ..core.condition import Condition
 from ..core.errors import UsageError
-from ..core.noise import keyed
+from ..core.noise import Noise, keyed
 from ..core.shapes import each
+from ..operators import Operator
 from .augment import Augmentation
+from .given import CondInfo
 
-__all__ = ["Batch", "Batches", "Rows", "Source"]
+__all__ = ["Batch", "Batches", "Rows", "Source", "degraded"]
 
 WIDE = (torch.float64, torch.int64)  # dtypes of data that float32 would round
 
@@ -37,6 +39,8 @@ class Batch:
         eps: The noise paired with each row, with the same shape as ``x0``, or ``None`` without paired noise.
         augment: The augmentation parameters of each row, ``(B, A)``, which are an input to the network, or ``None``
             without augmentation. Unlike a condition, they are never dropped at random.
+        clean: Data in data units, before levels were turned into continuous values, with the same shape as ``x0``, if
+            an operator is to be applied to them.
     """
 
     x0: Tensor
@@ -44,6 +48,7 @@ class Batch:
     weight: Tensor | None = None
     eps: Tensor | None = None
     augment: Tensor | None = None
+    clean: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -51,12 +56,14 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """Select the rows ``index``, int64 ``(B',)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment))
+        return Batch(self.x0[index], known, *each(lambda v: v[index], self.weight, self.eps, self.augment, self.clean))
 
     def to(self, device: torch.device | str) -> Batch:
         """Move the batch to a device."""
         known = None if self.condition is None else self.condition.to(device)
-        return Batch(self.x0.to(device), known, *each(lambda v: v.to(device), self.weight, self.eps, self.augment))
+        return Batch(
+            self.x0.to(device), known, *each(lambda v: v.to(device), self.weight, self.eps, self.augment, self.clean)
+        )
 
 
 class Source(Protocol):
@@ -80,12 +87,20 @@ class Rows:
         codec: The map from data units to model units.
         labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
+        given: What else is known about each row, in data units.
+        told: The map of ``given`` to model units.
+        complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
+        operator: An operator whose measurement of each row is its condition (:func:`degraded`), or ``None``.
     """
 
     x: Tensor
     codec: Codec
     labels: Tensor | None = None
     classes: int = 0
+    given: Condition | None = None
+    told: CondInfo = CondInfo()  # noqa: RUF009  # frozen
+    complete: Tensor | None = None
+    operator: Operator | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -93,9 +108,32 @@ class Rows:
     def __call__(self, index: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         x = self.x[index]
         known = None if self.labels is None else Condition(label=self.labels[index], classes=self.classes)
+        if self.given is not None:
+            more = self.told.to_model(self.given.rows(index)).to_dtype(dtype)
+            known = more if known is None else replace(more, label=known.label, classes=known.classes)
         u = torch.rand(x.shape, generator=generator, dtype=torch.float32)
         x0 = self.codec.to_model(x, known, u.double() if x.dtype in WIDE else u)
-        return Batch(x0.to(dtype), known)
+        weight = None if self.complete is None else self.complete[index].to(dtype)
+        clean = None if self.operator is None else x.double() if x.dtype in WIDE else x.float()
+        return Batch(x0.to(dtype), known, weight, clean=clean)
+
+
+def degraded(batch: Batch, operator: Operator, codec: Codec, noise: Noise, step: int) -> Batch:
+    """Return a batch whose condition includes what an operator leaves of each row.
+
+    Args:
+        batch: The batch, with ``clean`` set.
+        operator: The operator, for samples of this shape.
+        codec: The map from data units to model units.
+        noise: The random numbers of the rows.
+        step: The training step.
+    """
+    assert batch.clean is not None
+    shown = operator.drawn(noise, step).degrade(batch.clean)
+    if batch.weight is not None:  # an empty cell is never shown
+        shown = torch.where(batch.weight > 0, shown, torch.nan)
+    image = codec.continuous.to_model(shown).to(batch.x0.dtype)
+    return replace(batch, condition=replace(batch.condition or Condition(), image=image), clean=None)
 
 
 class Batches:
@@ -116,15 +154,25 @@ class Batches:
     def at(self, step: int, generator: torch.Generator, dtype: torch.dtype) -> Batch:
         """Return the batch for a step, with ``size`` rows."""
         batch = self.source(self.index(step), generator, dtype)
-        if self.augmentation is None:
+        if self.augmentation is not None:
+            batch = self._augmented(batch, step)
+        operator = getattr(self.source, "operator", None)
+        if operator is None:
             return batch
+        assert isinstance(self.source, Rows)
+        return degraded(batch, operator, self.source.codec, Noise.of(len(batch), self.seed % 2**64), step)
+
+    def _augmented(self, batch: Batch, step: int) -> Batch:
+        assert self.augmentation is not None
         if batch.x0.ndim != 4 or batch.eps is not None or batch.weight is not None:
             raise UsageError(
                 f"augmentation needs images (B, C, H, W) without paired noise or per-pixel weights, got a batch of "
                 f"shape {tuple(batch.x0.shape)}"
             )
         numbers = self.augmentation.drawn(len(batch), batch.x0.shape[1:], seed=self.seed, step=step)
-        return replace(batch, x0=self.augmentation.applied(batch.x0, numbers), augment=numbers.to(dtype))
+        x0, clean = (None if x is None else self.augmentation.applied(x, numbers) for x in (batch.x0, batch.clean))
+        assert x0 is not None
+        return replace(batch, x0=x0, clean=clean, augment=numbers.to(batch.x0.dtype))
 
     def index(self, step: int) -> Tensor:
         """Return the indexes of the rows in the batch for a step, int64 ``(size,)``."""

@@ -83,7 +83,7 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
     why = reason(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         why = next((f"{folder} is a file" for folder in (path, *path.parents) if folder.is_file()), why)
-    advice = ADVICE.get(getattr(error, "errno", None) or 0, "choose a path that you can write to")
+    advice = ADVICE.get(getattr(error, "errno", None) or 0, "choose a folder that you can write to")
     return CheckpointError(f"cannot write {path}: {why}; {advice}", parameter="out")
 
 

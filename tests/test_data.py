@@ -214,7 +214,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
         "not an IDX file of images": b"<html>not found</html>",
         "instead of 00 00 08 03": idx_bytes(np.zeros(4, np.uint8)),
         "damaged or truncated gzip": gzip.compress(good)[:-12],
-        r"follow, so the file": good + b"more",
+        rr"follow\. The file": good + b"more",
     }
     for message, content in damages.items():
         path.write_bytes(content)
@@ -502,8 +502,8 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
     cases: Sequence[tuple[dict[str, np.ndarray], str]] = [
         ({"a": x, "b": x}, "unclear which array holds the data"),
         ({"x": x, "y": np.arange(19)}, "has shape \\(19,\\) for 20 samples"),
-        ({"x_train": x, "x_test": x[:, :2]}, "the same event shape"),
-        ({"x_train": x, "x_test": x.astype(int)}, "the same event shape"),
+        ({"x_train": x, "x_test": x[:, :2]}, "the same shape and dtype"),
+        ({"x_train": x, "x_test": x.astype(int)}, "the same shape and dtype"),
         ({"x": np.float64(3)}, "single number"),
         ({"x": np.zeros((0, 3))}, "empty"),
         ({"x": x[:1]}, "0 training and 1 test"),

@@ -114,7 +114,10 @@ def test_what_could_be_two_things_is_refused(tmp_path: Path) -> None:
 def test_a_test_folder_without_a_training_one_is_a_class_and_that_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "test/0.png", "other/1.png")
     found = find_pictures(tmp_path)
-    assert set(by_class(tmp_path, found.train)) == {"test", "other"} and "every folder is a class, including test/" in said(found)
+    assert set(by_class(tmp_path, found.train)) == {
+        "test",
+        "other",
+    } and "every folder is a class, including test/" in said(found)
 
 
 def test_labels_of_one_part_alone_are_said_to_be_missing(tmp_path: Path) -> None:

@@ -555,7 +555,10 @@ def test_copies_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_a_reading_that_changes_nothing_is_said(tmp_path: Path) -> None:
     good(tmp_path / "a", 3)
-    assert "layout applies only to arrays, and has no effect here" in read_path(tmp_path / "a", Reading(layout="last")).notes
+    assert (
+        "layout applies only to arrays, and has no effect here"
+        in read_path(tmp_path / "a", Reading(layout="last")).notes
+    )
     np.save(tmp_path / "x.npy", np.zeros((4, 3)))
     assert any("size and fit apply only to folders" in n for n in read_path(tmp_path / "x.npy", Reading(size=8)).notes)
     assert not read_path(tmp_path / "x.npy").notes

@@ -150,7 +150,9 @@ def test_a_run_cut_off_before_its_first_checkpoint(
             load(run)
         fit(CONFIG, data=table(), out=run, resume=resume)
         told = capsys.readouterr().err
-        assert (f"{run} has no checkpoint yet, so training starts at step 0 with the settings of the run" in told) == resume
+        assert (
+            f"{run} has no checkpoint yet, so training starts at step 0 with the settings of the run" in told
+        ) == resume
         same(run, whole)
         shutil.rmtree(run)
 

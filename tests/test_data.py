@@ -227,7 +227,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 3 labels, but .* has 4 images"):
         load_data(str(tmp_path))
     path.unlink()
-    with pytest.raises(DataError, match="but not train-images"):
+    with pytest.raises(DataError, match="but no train-images"):
         load_data(str(tmp_path))
 
 
@@ -511,7 +511,7 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
         ({"x": x + 1j}, "real numbers"),
         ({"x": np.zeros((2, 2, 2, 2, 2, 2))}, "1 to 5 dimensions"),
         ({"x": np.full((9, 1, 4, 4), 3.0)}, "every value is 3"),
-        ({"x": np.arange(40).reshape(20, 2) * 10**15}, "are too large for float64"),
+        ({"x": np.arange(40).reshape(20, 2) * 10**15}, "float64 cannot represent integers"),
         ({"x": x * 1e200}, "too large to be squared"),
     ]
     for arrays, message in cases:

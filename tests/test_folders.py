@@ -64,8 +64,8 @@ def test_other_files_are_counted_and_named(tmp_path: Path) -> None:
     found = find_pictures(tmp_path)
     assert len(found.train) == 2
     assert found.notes == (
-        "other files are left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), 1 without a suffix (x/raw), "
-        "1 .heic (x/y/p.HEIC)",
+        "other files are left out: 5 .gif (x/0.gif, x/1.gif, x/2.gif and 2 more), 1 .txt (info.txt), "
+        "1 without a suffix (x/raw), 1 .heic (x/y/p.HEIC)",
     )
 
 

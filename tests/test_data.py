@@ -512,7 +512,7 @@ def test_bad_npz_contents(tmp_path: Path) -> None:
         ({"x": np.zeros((2, 2, 2, 2, 2, 2))}, "1 to 5 dimensions"),
         ({"x": np.full((9, 1, 4, 4), 3.0)}, "every value is 3"),
         ({"x": np.arange(40).reshape(20, 2) * 10**15}, "float64 cannot represent integers"),
-        ({"x": x * 1e200}, "too large to be squared"),
+        ({"x": x * 1e200}, "squares of the values overflow"),
     ]
     for arrays, message in cases:
         with pytest.raises(DataError, match=message):

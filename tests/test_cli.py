@@ -359,7 +359,7 @@ def test_a_network_given_as_an_object_is_named_later(shell: Shell) -> None:
         ("train --resume runs/moons --set clip=2", ["--set", "keeps its settings"]),
         (
             "train --resume runs/moons --steps 2",
-            ["already been trained for 3 steps", "steps is 2", "(here: --steps)"],
+            ["has already been trained for 3 steps", "steps is 2", "(here: --steps)"],
         ),
         ("train --out runs/moons --data moons", ["already holds a run", "(here: scoresde train --resume runs/moons)"]),
         ("train --clip abc", ["clip is 'abc'", "--set clip=VALUE"]),

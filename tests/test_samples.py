@@ -269,7 +269,7 @@ def test_samples_that_are_refused(digits: Dataset, table: Dataset, tmp_path: Pat
     x = digits.test[:5].double().numpy()
     for name, content, words in (
         ("s.pt", b"PK", "is a pickle, which can run code"),
-        ("s.npz", {"x": x, "samples": x}, "x and samples may each be the data"),
+        ("s.npz", {"x": x, "samples": x}, "which of x and samples holds the data"),
         ("s.npz", {"x_train": x, "x_test": x}, "are parts of a data set"),
         ("s.npz", {"x": np.where(x > 15, np.nan, x)}, r"NaN or infinite values in \d+ of 5 samples"),
         ("s.npz", {"x": x.astype(str)}, "real numbers"),

@@ -90,7 +90,7 @@ def test_moments_have_the_names_of_their_parameters(tmp_path: Path) -> None:
     list(running(state, 5))
     assert same(old, state)
     save_file({"3.weight.exp_avg": torch.zeros(2)}, file)
-    with pytest.raises(CheckpointError, match=r"moments of '3\.weight', which is not in the model"):
+    with pytest.raises(CheckpointError, match=r"optimiser moments for '3\.weight', which is not in the model"):
         start().load(file.parent)
     save_file({}, file)
     with pytest.raises(CheckpointError, match="no optimiser state"):
@@ -104,7 +104,7 @@ def test_a_step_that_fails_leaves_the_state_before_it() -> None:
 
     state, fine = start(), start()
     list(running(fine, 2))
-    with pytest.raises(NumericalError, match=r"step 3: loss nan.*the worst row is with loss nan"):
+    with pytest.raises(NumericalError, match=r"step 3: loss nan.*the worst row has loss nan"):
         list(running(state, 5, Bad()))
     assert same(state, fine)
 

@@ -218,7 +218,7 @@ def bound(
 def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
     """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat fixed; shape ``(B,)``.
 
-    Its mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which does not depend on the model.
+    The mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which does not depend on the model.
 
     Args:
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.

@@ -10,8 +10,8 @@ not depend on the probes (apart from the error of finite differences), so the es
 Since the slope does not depend on the log-determinant, no trace is needed at a stage that has no weight in the solution
 (the second stage of the Dormand-Prince method).
 
-Each probe stays the same within a step, except at the first stage, which is the last stage of the previous step, and is
-redrawn for the next step. The errors of the probes then average out along the trajectory. For the digits network, this
+Probes are redrawn for each step and stay the same within the step, except at its first stage, which is the last stage
+of the previous step. The errors of the probes then average out along the trajectory. For the digits network, this
 reduces the standard deviation of an estimate from one probe from 0.13 to 0.05 bits/dim at no extra cost. With
 ``redraw=False``, a probe stays the same for the whole solve, as in FFJORD.
 

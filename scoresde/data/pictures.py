@@ -28,18 +28,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..core.errors import DataError, Problem, Problems
 from ..core.opened import read_bytes, reason
 from ..core.shared import Shared
 from ..core.text import one_line
+from .arrays import load_arrays
 from .folders import GIVEN, Classed, Found, find_pictures, some
 from .raw import AS_IS, Array, Known, Raw, Reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["read_image_folder"]
+__all__ = ["mask_from_file", "read_image_folder"]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # PIL's modes and the mode that each is converted to; 16-bit greys are handled separately.
@@ -141,6 +144,30 @@ def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) 
                 problems.append(Problem(f"{found.texts[path].relative_to(folder)} cannot be read: {reason(error)}"))
         text = np.array(texts, dtype=str)
     return Known(image=image, text=text), problems
+
+
+def mask_from_file(path: str) -> Tensor:
+    """Read a mask from an image, in which white means missing, or from the first array of a NumPy file (not zero).
+
+    Returns:
+        Where values are known, bool: ``(1, H, W)`` for an image, and the shape of the array otherwise.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    file = Path(path)
+    if file.suffix.lower() in (".npy", ".npz"):
+        arrays = load_arrays(file)
+        return torch.from_numpy(np.asarray(next(iter(arrays.values())) == 0))
+    try:
+        pixels = _decoded(read_bytes(file), AS_IS).pixels
+    except (OSError, MemoryError) as error:
+        raise DataError(f"the mask {path} cannot be read: {reason(error)}") from error
+    except _Fault as error:
+        raise DataError(f"the mask {path} cannot be read: {error}") from error
+    half = (65535 if pixels.dtype == np.uint16 else 255) / 2
+    colours = pixels[:1] if len(pixels) < 3 else pixels[:3]
+    return torch.from_numpy(colours.mean(0, keepdims=True) < half)
 
 
 def _indexes(rows: Classed, classes: tuple[str, ...]) -> Array | None:

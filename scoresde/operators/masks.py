@@ -33,6 +33,11 @@ class Masking(Linear):
     def known(self, event: tuple[int, ...]) -> Tensor:
         """Return where values are known, bool, in a shape that broadcasts to ``(B, *event)``."""
 
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of a measurement, without the batch axis: that of a sample."""
+        return self._event
+
     def __call__(self, x: Tensor) -> Tensor:
         return torch.where(self._known(x), x, 0)
 

@@ -41,6 +41,11 @@ class AddedNoise(Operator):
         return y
 
     @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of a measurement, without the batch axis: that of a sample."""
+        return self._event
+
+    @property
     def title(self) -> str:
         """A short description for figures."""
         return f"noise of {self.sigma:g}"

@@ -12,23 +12,28 @@ training with a class of your own, add its name to ``typed``, or put the object 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..codec import Codec
+from ..core.condition import Condition
 from ..core.errors import CheckpointError, UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
 from ..data.augment import Augmentation
+from ..data.given import Sources
+from ..data.pictures import mask_from_file
 from ..model.parametrization import Parametrization
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
+from ..operators import Operator, parse
 from ..sde.base import SDE
 from ..sde.continuous import Exploding
 from ..sde.grids import default_grid
@@ -99,8 +104,9 @@ class TrainConfig:
         augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
             ``shift``, or ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives the parameters of
             each augmentation as input, so that samples look like the original data.
-        cond: ``class`` to train with labels, or ``none``.
-        cond_drop: Probability of dropping a label, for classifier-free guidance.
+        cond: What the model is told about each sample: ``none``, or a list of ``class``, ``vector``, ``image``,
+            ``text`` and an operator, joined by ``+`` (:mod:`scoresde.data.given`).
+        cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
             steps.
@@ -187,7 +193,8 @@ class TrainConfig:
                 raise UsageError(f"{f.name} is {value!r}; it must be {noun}", parameter=f.name)
         object.__setattr__(self, "augment", str(self.augmentation or "none"))
         self.reading  # noqa: B018  # this rejects invalid values
-        choices_of = {"cond": ("none", "class"), "decay": ("cosine", "none"), "split": ("content", "rows")}
+        self.sources  # noqa: B018  # this rejects invalid values
+        choices_of = {"decay": ("cosine", "none"), "split": ("content", "rows")}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), choices)}")
@@ -218,13 +225,14 @@ class TrainConfig:
             UsageError: If the configuration does not suit the data.
         """
         preset = self.preset if self.preset != "auto" else _preset_for(info)
-        if self.cond == "class" and not info.classes:
+        if self.sources.label and not info.classes:
             raise UsageError(
                 f"cond='class' requires labels, but {info.name} has no labels; labels are read from class folders, a "
                 "label file or an array y",
                 parameter="cond",
                 value="none",
             )
+        self._check_sources(info)
         steps, batch, lr = _BUDGET[preset]
         if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
             raise UsageError(
@@ -282,6 +290,62 @@ class TrainConfig:
             warmup=self.warmup or max(1, min(steps // 20, 5000)),
         )
 
+    def _check_sources(self, info: DataInfo) -> None:
+        """Reject a condition that the data do not have, or that goes with no coupling of data and noise."""
+        sources, known = self.sources, info.known
+        lacking = {
+            "vector": (sources.vector and not known.vector, "an array c in an .npz file, or columns of a table, as in "
+                       "cond='vector:age,dose'"),
+            "image": (sources.image and not known.image, "an array given in an .npz file, or images of the same names "
+                      "in a folder given/"),
+            "text": (sources.text and not (known.words or known.features), "an array text in an .npz file, or a .txt "
+                     "file beside each image"),
+        }  # fmt: skip
+        for name, (missing, where) in lacking.items():
+            if missing:
+                told = known.describe() or "nothing"
+                raise UsageError(
+                    f"cond={self.cond!r} requires {'numbers' if name == 'vector' else f'a known {name}'} about each "
+                    f"sample, but {info.name} has {told}; this is read from {where}",
+                    parameter="cond",
+                    value="none",
+                )
+        if sources.rich and self.coupling == "ot":
+            raise UsageError(
+                f"coupling='ot' cannot be used with cond={self.cond!r}: noise is exchanged between rows with different "
+                "conditions, so the noise of a row would tell its condition, and samples for a given condition would "
+                "be wrong (Cheng and Schwing 2025, arXiv:2503.10636); use coupling='independent'",
+                parameter="coupling",
+                value="independent",
+            )
+        self.operator_for(info)
+
+    def operator_for(self, info: DataInfo, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
+        """Return the operator in ``cond`` for samples of these data, or ``None`` if there is none.
+
+        Args:
+            info: The description of the data.
+            read_mask: A function that reads the mask of ``mask:FILE`` (default: from the file).
+
+        Raises:
+            UsageError: If the operator does not apply to the data.
+        """
+        if not self.sources.operator:
+            return None
+        made = parse(self.sources.operator, typed=self.typed, read_mask=read_mask or mask_from_file)
+        return made.on(info.shape, info.low, info.high)
+
+    def told(self, given: Condition) -> Condition | None:
+        """Return what the model is told of what is known about some samples, besides their classes, or ``None``."""
+        sources = self.sources
+        if not (sources.vector or sources.image or sources.text):
+            return None
+        return Condition(
+            vector=given.vector if sources.vector else None,
+            image=given.image if sources.image else None,
+            tokens=given.tokens if sources.text else None,
+        )
+
     def spec(self, info: DataInfo, codec: Codec, network: bool = True) -> ModelSpec:
         """Return the specification of the model. The configuration must be resolved.
 
@@ -293,7 +357,7 @@ class TrainConfig:
         Raises:
             UsageError: If the network does not suit the data.
         """
-        classes = len(info.classes) if self.cond == "class" else 0
+        classes = len(info.classes) if self.sources.label else 0
         path, predict = (Part(self.name(field), getattr(self, f"{field}_options")) for field in ("sde", "predict"))
         return ModelSpec(
             path, self.shift, predict, self._network(info, classes) if network else None, codec, classes,
@@ -310,6 +374,7 @@ class TrainConfig:
         from_data = {"dims": info.dims, "channels_in": info.shape[0], "classes": classes}
         from_data["outputs"] = 2 if self.learn_variance else 1
         from_data["augments"] = 0 if self.augmentation is None else self.augmentation.numbers
+        from_data |= self._doors(info, "channels_in" in fields)
         if fixed := {"dims", "channels_in", "classes"} & fields.keys() & self.network_options.keys():
             name = min(fixed)
             raise UsageError(f"the network option {name!r} is determined by the data; leave it out", parameter=name)
@@ -320,6 +385,17 @@ class TrainConfig:
                     f"the {name!r} network does not accept vectors, which {info.name} holds; use the 'mlp' network"
                 )
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
+
+    def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
+        """Return the sizes of the inputs for a condition; ``channels`` says whether a network counts channels."""
+        sources, known = self.sources, info.known
+        image = info.shape if sources.operator else known.image if sources.image else ()
+        return {
+            "vector": len(known.vector) if sources.vector else 0,
+            "given": (image[0] if channels else math.prod(image)) if image else 0,
+            "words": len(known.words) + 1 if sources.text and known.words else 0,
+            "features": known.features if sources.text and not known.words else 0,
+        }
 
     def check_network(self, network: nn.Module) -> None:
         """Reject a network that does not accept the augmentation parameters as input.
@@ -358,7 +434,7 @@ class TrainConfig:
             "shift": (self.shift, spec.shift),
             "coupling": (self.coupling != "independent", spec.coupled),
             "learn_variance": (self.learn_variance, spec.learn_variance),
-            "cond": (self.cond == "class", spec.classes > 0),
+            "cond": (self.sources.label, spec.classes > 0),
         }
         for where, (config, model) in flags.items():
             if config != model:
@@ -400,7 +476,14 @@ class TrainConfig:
     @property
     def reading(self) -> Reading:
         """The settings for reading files."""
-        return Reading(self.size, self.fit, self.layout, self.on_bad)
+        sources = self.sources
+        empty = "keep" if any(part.partition(":")[0] == "cells" for part in sources.operator.split("/")) else "stop"
+        return Reading(self.size, self.fit, self.layout, self.on_bad, columns=sources.columns, empty=empty)
+
+    @property
+    def sources(self) -> Sources:
+        """What the model is told about each sample."""
+        return Sources.of(self.cond)
 
     @property
     def network(self) -> str:

@@ -38,6 +38,7 @@ from ..core.shapes import as_tensor
 from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES, SOLVERS
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY, old_codec
+from ..data.pictures import mask_from_file
 from ..guidance.classifier_free import Guided
 from ..likelihood import Elbo, Likelihood, Scores, elbo
 from ..likelihood.chain import bound
@@ -46,6 +47,7 @@ from ..model.convert import convert
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
+from ..operators import Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
 from ..solvers import Solution, Solver, sample
@@ -54,6 +56,7 @@ from .config import TrainConfig
 from .files import chosen_checkpoint, find_run, load_weights, read_config
 from .origin import data_of
 from .plausible import warn_of_units
+from .seen import Seen, kept_mask, measured, understood
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
@@ -77,10 +80,13 @@ class Samples:
     Attributes:
         x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
         solution: The result of the solver: its statistics, and the samples in model units.
+        residual: The largest difference between the measurements of each sample and those that the run was given,
+            shape ``(n,)``, in data units, or ``None`` if no measurement was given.
     """
 
     x: Tensor
     solution: Solution
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,6 +108,8 @@ class Run:
         changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
             data raise an error.
         told: Whether to suppress the warning about a prior that does not match the path.
+        operator: The operator whose measurements the model is told (``cond``), for samples of these data.
+        seen: The measurements that the samples must agree with, bound by :meth:`given`.
     """
 
     base: Denoiser
@@ -118,6 +126,8 @@ class Run:
     path: SDE | None = None
     changed_data: bool = False
     told: bool = False
+    operator: Operator | None = None
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         weights = next(self.base.parameters(), None) if isinstance(self.base, nn.Module) else None
@@ -162,45 +172,168 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- binding
 
-    def given(self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None) -> Run:
-        """Return the run with a condition on its samples; ``None`` removes the condition.
+    def given(
+        self,
+        known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        operator: str | Operator | None = None,
+        each: int = 1,
+        seed: int = 0,
+    ) -> Run:
+        """Return the run with a condition on its samples; without arguments, remove the condition.
 
         Args:
             known: One class for all samples, as an index or a name; or one class per sample, shape ``(n,)``, where the
-                index after the last class means no label; or a :class:`~scoresde.Condition`.
+                index after the last class means no label; or a :class:`~scoresde.Condition` in data units. For a model
+                that was trained with an operator, the ``image`` of the condition holds measurements, or samples that
+                are measured here (:func:`scoresde.run.seen.understood`); NaN marks missing values.
+            text: A text about each sample, or one text for all samples.
+            operator: The operator by which to measure the samples in ``image``, instead of the run's operator.
+            each: Number of samples for each row of the condition. Sample i belongs to row ``i // each``.
+            seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the model was trained without labels, has no such class, or was not trained on any samples of
-                it.
+            UsageError: If the model was trained without such a condition, has no such class, or was not trained on any
+                samples of it.
         """
-        if known is None:
-            return replace(self, condition=None)
+        if known is None and text is None:
+            return replace(self, condition=None, seen=None)
+        condition = self._labelled(known)
+        if text is not None:
+            condition = replace(condition, tokens=self._tokens([text] if isinstance(text, str) else list(text)))
+        seen = None
+        if condition.image is not None and (operator is not None or self.operator is not None):
+            seen = self._understood(as_tensor(condition.image), operator, seed)
+        return self._given(condition, seen, each)
+
+    def given_rows(self, data: Dataset, index: Tensor, *, split: str = "test", each: int = 1, seed: int = 0) -> Run:
+        """Return the run with everything that it was trained to be told about rows of a data set.
+
+        Args:
+            data: The data set.
+            index: The rows, int64 ``(n,)``.
+            split: The part that the rows belong to, ``test`` or ``train``.
+            each: Number of samples for each row. Sample i belongs to row ``i // each``.
+            seed: Seed for operators that draw random numbers.
+        """
+        x, y, known = (
+            (data.test, data.test_labels, data.test_given) if split == "test"
+            else (data.train, data.train_labels, data.train_given)
+        )  # fmt: skip
+        config = self._trained_here("a condition")
+        condition = config.told(known.rows(index)) or Condition()
+        if config.sources.label and y is not None:
+            condition = replace(condition, label=y[index])
+        seen = None if self.operator is None else measured(x[index], self.operator, Noise.of(len(index), seed))
+        return self._given(condition, seen, each)
+
+    def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
+        """Bind a condition in data units, and the measurements that the model is shown as its image."""
+        if not isinstance(self.base, ScoreModel):
+            raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
+        if each < 1:
+            raise UsageError(f"each must be at least 1, got {each}", parameter="each")
+        condition = self.info.known.to_model(condition if seen is None else replace(condition, image=None))
+        if seen is not None:
+            image = self.codec.continuous.to_model(seen.shown.cpu().double()).float()
+            condition = replace(condition, image=image)
+        self._check_told(condition)
+        condition = self.base.given(condition.to(self.device)).condition
+        if condition.label is not None:
+            self._check_trained(condition.label)
+        if each > 1:
+            index = torch.arange(len(condition) * each) // each
+            condition, seen = condition.rows(index), None if seen is None else seen.rows(index)
+        return replace(self, condition=condition, seen=seen)
+
+    def _labelled(
+        self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None
+    ) -> Condition:
+        """Return a condition, with labels as indexes."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
-        if not trained and not (isinstance(known, Condition) and known.label is None):
+        if known is None or (isinstance(known, Condition) and known.label is None):
+            return known or Condition()
+        if not trained:
             what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without labels; to use {what}, train with cond='class'",
                 parameter="cond",
                 value="class",
             )
-        if not isinstance(self.base, ScoreModel):
-            raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if isinstance(known, np.ndarray) and known.dtype.kind in "UOT":
             known = known.tolist()
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
             known = [self._number(one) if isinstance(one, str) else one for one in known]
-        condition = self.base.given(known).condition
-        if condition.label is not None:
-            self._check_trained(condition.label)
-        return replace(self, condition=condition)
+        assert isinstance(self.base, ScoreModel)
+        return self.base.given(known).condition
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        """Return the word indices of texts, and warn about words that did not occur in training."""
+        told = self.info.known
+        if not told.words:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without texts; train with cond='text' to use a text",
+                parameter="cond",
+                value="text",
+            )
+        unknown = {word: hint for text in texts for word, hint in told.unknown(text).items()}
+        if unknown:
+            named = ", ".join(f"{word!r} ({hint})" if hint.startswith("did") else repr(word)
+                              for word, hint in list(unknown.items())[:5])  # fmt: skip
+            warnings.warn(
+                f"{len(unknown)} of the words did not occur in the training texts, so the model knows nothing about "
+                f"them: {named}",
+                stacklevel=3,
+            )
+        return told.tokens(texts)
+
+    def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
+        """Decide whether the images of a condition are measurements or samples to measure."""
+        made, noise = self.operator, Noise.of(len(image), seed)
+        if made is None:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
+                f"{operator}; train with cond='{operator}'",
+                parameter="cond",
+            )
+        if operator is None:
+            return understood(image, made, noise)
+        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
+        own = own.on(self.info.shape, self.info.low, self.info.high)
+        return understood(image, own, noise)
+
+    def _check_told(self, condition: Condition) -> None:
+        """Reject a condition that lacks a part that was always given together with the others in training."""
+        if self.config is None or not self.config.sources.rich:
+            return
+        sources = self.config.sources
+        needed = {
+            "label": sources.label, "vector": sources.vector, "image": sources.image or bool(sources.operator),
+            "tokens": sources.text,
+        }  # fmt: skip
+        lacking = [name for name, needs in needed.items() if needs and getattr(condition, name) is None]
+        if lacking:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, so a condition needs the "
+                f"fields {', '.join(name for name, needs in needed.items() if needs)}, but it lacks "
+                f"{' and '.join(lacking)}",
+                parameter="given",
+            )
+
+    def _trained_here(self, what: str) -> TrainConfig:
+        if self.config is None:
+            raise UsageError(f"{what} of rows of data requires a run that was trained by this package")
+        return self.config
 
     @property
     def _dropped(self) -> float | None:
-        """The fraction of labels dropped in training, or ``None`` if it is unknown or the model has no labels."""
-        knows = isinstance(self.base, ScoreModel) and self.base.classes > 0
-        return self.config.cond_drop if knows and self.config is not None else None
+        """The fraction of conditions dropped in training, or ``None`` if it is unknown or the model has none."""
+        if self.config is None or not isinstance(self.base, ScoreModel):
+            return None
+        return self.config.cond_drop if self.base.classes > 0 or self.config.sources.rich else None
 
     def _check_trained(self, label: Tensor) -> None:
         """Reject labels, shape ``(B,)`` or ``(1,)``, that did not occur in training."""
@@ -228,6 +361,14 @@ class Run:
 
     def _never_without(self, what: str) -> UsageError:
         """Return the error for using a model without a label if it was trained only with labels."""
+        if not self.info.classes:
+            return UsageError(
+                f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
+                f"condition, and {what} is not possible; pass a condition without guidance, or train with "
+                "cond_drop=0.1",
+                parameter="cond_drop",
+                value=0.1,
+            )
         return UsageError(
             f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its label, and "
             f"{what} is not possible; pass one of its classes ({_listed(self.info.classes)}) without guidance, or "
@@ -280,7 +421,8 @@ class Run:
     def rows(self, index: Tensor) -> Run:
         """Return the run with its condition and codec restricted to the rows ``index``, int64 ``(B,)``."""
         known = None if self.condition is None else self.condition.rows(index)
-        return replace(self, codec=self.codec.rows(index), condition=known)
+        seen = None if self.seen is None else self.seen.rows(index)
+        return replace(self, codec=self.codec.rows(index), condition=known, seen=seen)
 
     @cached_property
     def model(self) -> Denoiser:
@@ -289,8 +431,9 @@ class Run:
         if self.condition is not None:
             assert isinstance(model, ScoreModel)
             model = model.given(self.condition)
-        if self._dropped == 0 and (self.condition is None or self.condition.label is None):
-            raise self._never_without("leaving out the label")
+        labelled = isinstance(self.base, ScoreModel) and self.base.classes > 0
+        if self._dropped == 0 and (self.condition is None or (labelled and self.condition.label is None)):
+            raise self._never_without("leaving out the label" if labelled else "leaving out the condition")
         if self.scale != 1.0:
             if self.condition is None:
                 raise UsageError(
@@ -460,7 +603,11 @@ class Run:
             record=record,
             parts=parts,
         )
-        return Samples(self.to_data(solution.x), solution)
+        if self.seen is None:
+            return Samples(self.to_data(solution.x), solution)
+        exact = self.codec.continuous.to_data(solution.x.cpu().double())
+        x, residual = self.seen.agreeing(exact, self.codec, self.info)
+        return Samples(x if self.info.wide else x.to(solution.x.dtype), solution, residual)
 
     @checked(count=FRAMES)
     def frames(self, samples: Samples, count: int = 40) -> tuple[Tensor, Tensor]:
@@ -649,6 +796,7 @@ def load(
     sde: SDE | type[SDE] | str | None = None,
     network: nn.Module | Callable[..., nn.Module] | str | None = None,
     parametrization: Parametrization | Callable[..., Parametrization] | str | None = None,
+    operator: Operator | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     changed_data: bool = False,
@@ -661,6 +809,7 @@ def load(
         sde: The SDE, its class, or ``"module:Name"``, if it is not built in.
         network: The network, its class, or ``"module:Name"``, if it is not built in.
         parametrization: The parametrisation, its class, or ``"module:Name"``, if it is not built in.
+        operator: The operator in the run's ``cond``, or ``"module:Name"``, if it is not a built-in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
         edited: Whether to accept files of the run that were changed after they were written.
@@ -686,7 +835,14 @@ def load(
     load_weights(model.learned, read_tensors(source), source)
     model.to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
-    return Run(model, spec.codec, info, config, spec, int(state["step"]), folder, changed_data=changed_data)
+    if operator is not None and not isinstance(operator, str):
+        made: Operator | None = operator.on(info.shape, info.low, info.high)
+    else:
+        typed = config if operator is None else replace(config, typed=(operator,))
+        made = typed.operator_for(info, partial(kept_mask, folder, config.sources.operator))
+    return Run(
+        model, spec.codec, info, config, spec, int(state["step"]), folder, changed_data=changed_data, operator=made
+    )
 
 
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:

@@ -13,19 +13,24 @@ operator that averages, and clamping to the range of the data may change it by m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from ..codec import Codec
-from ..core.errors import UsageError
+from ..core.errors import CheckpointError, UsageError
+from ..core.files import write_arrays
 from ..core.noise import Noise
+from ..core.opened import read_arrays, reason
 from ..core.shapes import flat
 from ..data import DataInfo
 from ..operators import Blur, Linear, Mask, Masking, OneOf, Operator
 
-__all__ = ["Seen", "measured", "tolerance", "understood"]
+__all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
+
+MASKS = "masks.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +161,33 @@ def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     if isinstance(drawn, OneOf):
         return Seen(None, drawn.degrade(image.double()), image)
     return Seen(drawn, drawn(image.double()), image)
+
+
+def keep_mask(folder: Path, operator: Operator) -> None:
+    """Write the masks of an operator that were read from files to a run folder, which then needs no other file."""
+    masks = {choice.file: choice.mask.numpy() for choice in _choices(operator) if isinstance(choice, Mask)}
+    if masks:
+        write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})
+
+
+def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
+    """Read the mask that a run folder keeps for ``mask:FILE``.
+
+    Args:
+        folder: The run folder.
+        operators: The operators of the run, as typed.
+        file: The file from which the mask was read in training.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    parts = [operators] if operators.startswith("mask:") else operators.split("/")
+    files = list(dict.fromkeys(part.partition(":")[2] for part in parts if part.startswith("mask:")))
+    path = folder / MASKS
+    try:
+        return torch.from_numpy(read_arrays(path)[str(files.index(file))])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}; restore it") from error
 
 
 def _choices(operator: Operator) -> tuple[Operator, ...]:

@@ -51,6 +51,7 @@ from ..objective.draw import PathDraw
 from ..objective.loss import Denoising
 from ..objective.times import Setting, Times, make_times
 from ..objective.weighting import Weight, check_weight, make_weighting
+from ..operators import Operator
 from ..run.config import AUTO, TrainConfig, plain
 from ..run.files import (
     accept_changes,
@@ -66,6 +67,7 @@ from ..run.files import (
 )
 from ..run.origin import UNITS, became, beside, keep_identity, placed, read_again
 from ..run.run import Run, described, warn_of_prior
+from ..run.seen import keep_mask, kept_mask
 from ..run.spec import ModelSpec
 from ..sde.reach import explodes, sigma_for
 from ..solvers import RungeKutta
@@ -157,7 +159,9 @@ def _fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    train, validating = _parts(data, spec, model.classes, config.coupling != "reflow")
+    read_mask = None if folder is None else partial(kept_mask, folder, config.sources.operator)
+    operator = config.operator_for(data.info, read_mask)
+    train, validating = _parts(data, spec, config, config.coupling != "reflow", operator)
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
     if save:
@@ -189,6 +193,8 @@ def _fit(
         if new or (folder / "rows.npz").is_file():  # an older run, split by row numbers, has no such file
             keep_identity(folder, data)
         facts["data_beside"] = beside(folder, config)  # the data may have moved
+        if new and operator is not None:
+            keep_mask(folder, operator)
         if config.coupling == "reflow":
             pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
         metrics = folder / "metrics.jsonl"  # drop the lines of steps that are repeated
@@ -199,7 +205,9 @@ def _fit(
     batches = Batches(train if pairs is None else pairs, config.batch, config.seed, config.augmentation)
 
     def trained(weights: Mapping[str, Tensor] | None = None, step: int = 0) -> Run:
-        return Run(_averaged(state, weights), spec.codec, info, config, spec, step or state.step, folder)
+        return Run(
+            _averaged(state, weights), spec.codec, info, config, spec, step or state.step, folder, operator=operator
+        )
 
     save_every, look_every, log_every = (max(1, config.steps // parts) for parts in (5, 20, 200))
     shown_at = previews(config.steps, config.sample_every)
@@ -268,7 +276,7 @@ def _fit(
             _loss_figure(folder, None if best is None else best.step)
     if not quiet:
         with optional("the check for copies"):
-            x = _few_samples(run) if shown_samples is None else shown_samples
+            x = _few_samples(run, data) if shown_samples is None else shown_samples
             lines.append(nearest_line(x, data.train, data.test, spec.codec.continuous.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     return run
@@ -308,14 +316,21 @@ def previews(total: int, every: int = 0) -> set[int]:
     return {max(1, math.ceil(total * percent / 100)) for percent in (1, 2, 5, 10, 20, 50, 100)}
 
 
-def _parts(data: Dataset, spec: ModelSpec, classes: int, split: bool) -> tuple[Rows, Rows | None]:
+def _parts(
+    data: Dataset, spec: ModelSpec, config: TrainConfig, split: bool, operator: Operator | None
+) -> tuple[Rows, Rows | None]:
     """Return the rows for training, and those for validation if there are any."""
 
     def rows(index: Tensor | None) -> Rows:
-        x, y = data.train, data.train_labels if classes else None
+        x, y, known, complete = data.train, data.train_labels, config.told(data.train_given), data.complete
+        y = y if spec.classes else None
         if index is not None:
             x, y = x[index], None if y is None else y[index]
-        return Rows(x, spec.codec, y, classes)
+            known = (
+                None if known is None else known.rows(index.nonzero().flatten() if index.dtype == torch.bool else index)
+            )
+            complete = None if complete is None else complete[index]
+        return Rows(x, spec.codec, y, spec.classes, known, data.info.known, complete, operator)
 
     if not split or data.validates is None or not len(data.validates):
         return rows(None), None
@@ -544,13 +559,17 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
     return pairs
 
 
-def _few_samples(run: Run) -> Tensor:
-    """Draw a few samples in data units, ``(n, *event)``, always from the same noise."""
+def _few_samples(run: Run, data: Dataset) -> Tensor:
+    """Draw a few samples in data units, ``(n, *event)``, always from the same noise and for the same conditions."""
     info, nodes = run.info, run.base.domain.nodes
     n = {"image": 36, "volume": 4, "signal": 8, "vector": 1024}[info.kind]
     n = 9 if info.kind == "image" and info.dims > 4096 else n  # large images fill a sheet, and each costs more
     solver = RungeKutta(steps=16 if nodes is None else min(16, len(nodes) - 1))
-    x = replace(run.given(run.example_labels(n)), told=True).sample(n, solver).x
+    if run.config is not None and run.config.sources.rich:
+        bound = run.given_rows(data, torch.arange(n) % len(data.test))
+    else:
+        bound = run.given(run.example_labels(n))
+    x = replace(bound, told=True).sample(n, solver).x
     if not bool(torch.isfinite(x).all()):
         raise NumericalError("some samples are not finite")
     return x
@@ -560,7 +579,7 @@ def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
     """Save a figure of a few samples, over data unless they are images or volumes, and return the samples."""
     from ..plot import samples_figure, save_figure, save_image_grid
 
-    info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run)
+    info, path, x = run.info, folder / f"step-{run.step:06d}.png", _few_samples(run, data)
     if info.kind in ("image", "volume"):
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:

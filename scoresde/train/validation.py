@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import FORMAT, read_object, read_tensors, write_json
-from ..core.noise import keyed
-from ..data.batch import Batch, Rows
+from ..core.noise import Noise, keyed
+from ..data.batch import Batch, Rows, degraded
 from ..objective.draw import Draw, Draws
 from ..objective.loss import Objective
 from ..run.files import BEFORE, BEST, CHOICE, fault_of, save_best
@@ -32,6 +32,7 @@ DRAWS = 1024  # minimum number of (time, noise) pairs
 EACH = 64  # maximum number of such pairs per row, even if this gives fewer than DRAWS
 ERRORS = 2.0  # number of standard errors by which the best weights must be better than the last weights
 CHUNK = 256  # rows evaluated at once
+STEP = 2**32 - 1  # the step of the random numbers of an operator, which no training step reaches
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,9 @@ class Validation:
         copies = max(1, min(EACH, math.ceil(DRAWS / self.count)))
         generator = keyed(seed, 0, "validation")
         self.batch: Batch = source(torch.arange(self.count).repeat(copies), generator, dtype)
+        if source.operator is not None:
+            noise = Noise.of(len(self.batch), seed % 2**64)
+            self.batch = degraded(self.batch, source.operator, source.codec, noise, STEP)
         self.draws: Draws = draw(self.batch, generator)
         self.best: Best | None = None
 

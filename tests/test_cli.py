@@ -48,7 +48,7 @@ def test_three_lines_in_an_empty_folder(shell: Shell, pictures: None) -> None:
         r"[\d.]+ s  seed 0\n",
         out,
     )
-    assert re.fullmatch(r"sampling 4 with ode from .*\(step 3\)\nsample  4/4  100 % .*\n", shell.err)
+    assert re.fullmatch(r"drawing 4 samples from .*\(step 3\) with the ode solver\nsample  4/4  100 % .*\n", shell.err)
     assert Image.open(folder / "grid.png").size >= (16, 16)
     with np.load(folder / "samples.npz") as arrays:
         assert arrays["x"].shape == (4, 1, 8, 8) and arrays["x"].dtype == np.uint8
@@ -58,7 +58,7 @@ def test_three_lines_in_an_empty_folder(shell: Shell, pictures: None) -> None:
     out = shell("likelihood --limit 2 --rtol 1e-1")
     assert re.fullmatch(
         r"\d+\.\d{4} ± \d+\.\d{4} bits/dim  \(n = 2 of 180, test, NFE mean [\d.]+ max \d+\)(  NOT CONVERGED.*)?\n"
-        r"check (passed|FAILED): solved again, 2 samples change by at most [\d.e-]+ bits/dim\n"
+        r"check (passed|FAILED): solving 2 samples again changes them by at most [\d.e-]+ bits/dim\n"
         r"uniform dequantisation, 1 draw, 1 rademacher probe, coupled, rtol 0\.1, t_min 1e-05, data scale 8\.5\n"
         rf"{run}/likelihood/likelihood\.png  [\d.]+ s  seed 0\n",
         out,
@@ -189,7 +189,9 @@ def test_another_path_and_straighter_ones(shell: Shell, moons: str) -> None:
 
 def test_no_option_has_two_meanings(shell: Shell, moons: str) -> None:
     for line in ("--engine torchsde --method srk", "--solver em --engine torchsde", "--set solver.engine=torchsde"):
-        shell.refuses(f"sample {moons} {line}", 2, "torchsde is a solver of the reverse", "(here: --solver torchsde)")
+        shell.refuses(
+            f"sample {moons} {line}", 2, "torchsde is not an engine of the ode solver", "(here: --solver torchsde)"
+        )
     for line in ("--order cp", "--set solver.order=cp"):
         shell.refuses(f"sample {moons} --solver pc {line}", 2, "sequence", "(here: --set solver.sequence=cp)")
     shell.refuses(f"sample {moons} --solver multistep --order cp", 2, "order is 'cp'", "an integer")
@@ -511,7 +513,7 @@ def test_a_truncated_checkpoint(shell: Shell, digits: str) -> None:
     # There is an older one: it is taken, with a warning.
     assert shell.json(f"sample {digits} --solver heun --steps 2 --n 2")["step"] == 2
     warned = rf"warning: using the older checkpoint {checkpoints[0].name}: {weights} is \d+ bytes .*truncated\?.*\n"
-    assert re.fullmatch(warned + r"sampling .*\nsample  2/2 .*\n", shell.err)
+    assert re.fullmatch(warned + r"drawing 2 samples .*\nsample  2/2 .*\n", shell.err)
     shell(f"train --resume {digits} --quiet")
     assert shell.json("info")["step"] == 3, "resumed from the older one"
     for checkpoint in (Path(digits) / "checkpoints").glob("step-*"):
@@ -605,7 +607,7 @@ def test_a_bug_is_called_one(shell: Shell, moons: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(training, "fit", broken)
     shell("train --data moons --quiet", 1)
-    assert shell.err == "unexpected error: ZeroDivisionError: oops\n(--debug shows the traceback)\n"
+    assert shell.err == "unexpected error: ZeroDivisionError: oops\n(use --debug to show the traceback)\n"
     with pytest.raises(ZeroDivisionError):
         main("train --data moons --quiet --debug".split())
 

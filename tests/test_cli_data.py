@@ -75,7 +75,7 @@ def test_with_the_flags_it_says_what_is_there(shell: Shell, mixed: str) -> None:
         "other files are left out: 1 .gif (dog/still.gif)", "left out: 3 of 67 files are not readable",
         "1 image with 16 bits per channel: cat/deep.png", "13 grey and 48 colour images", "45 images resized to 8x8",
         "1 image has the same bytes as another image", "training + test samples per class: cat (",
-        "note: fewer than 5,000 images: with --augment",
+        "note: for fewer than 5,000 images, consider --augment",
     ):  # fmt: skip
         assert words in out
     assert out.splitlines()[-1] == "train with: scoresde train --data photos --size 8 --fit crop --on-bad skip"
@@ -114,7 +114,7 @@ def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
     Path(mixed, "loose.png").write_bytes(Path(mixed, "cat/0.png").read_bytes())
     out = shell(f"data inspect {mixed} --on-bad skip --size 8 --fit crop", 3)
     assert out.startswith("photos: 1 problem\n1. there are images both at the top level (1: loose.png)")
-    assert out.splitlines()[-1] == "to solve problems without an option, change the data"
+    assert out.splitlines()[-1] == "change the data to solve the problems without options"
 
 
 def test_a_fit_needs_a_size(shell: Shell, mixed: str) -> None:
@@ -140,8 +140,8 @@ def test_large_pictures_are_said_to_be_slow(shell: Shell) -> None:
     Path("large").mkdir()
     for i in range(30):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 48), dtype=np.uint8)).save(f"large/{i}.png")
-    assert "--size 32 shrinks them" in shell("data inspect large")
-    assert "shrinks them" not in shell("data inspect large --size 32")
+    assert "use --size 32 to shrink them" in shell("data inspect large")
+    assert "to shrink them" not in shell("data inspect large --size 32")
 
 
 def test_a_path_with_a_space_is_quoted(shell: Shell) -> None:

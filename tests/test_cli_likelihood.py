@@ -45,9 +45,9 @@ def test_each_figure_names_the_row_of_the_file(shell: Shell, moons: str) -> None
     np.save("x.npy", x)
     shell(f"likelihood {moons} --data x.npy --limit 0 --save csv,npz {FAST}")
     scored = len(rows(f"{moons}/likelihood"))
-    assert f"the other {50 - scored} samples of x are left out; --split all scores all of them" in shell.err
+    assert f"leaves out {50 - scored} of the samples of x; use --split all to include them" in shell.err
     shell(f"likelihood {moons} --data x.npy --split all --limit 0 --save csv,npz --out all {FAST}")
-    assert "left out" not in shell.err
+    assert "leaves out" not in shell.err
     expected = load(moons).log_likelihood(torch.from_numpy(x), Likelihood(rtol=0.3)).log_prob
     for folder, n in ((f"{moons}/likelihood", scored), ("all", 50)):
         found = rows(folder)
@@ -161,10 +161,10 @@ def test_the_figure_is_that_of_the_library_and_of_any_batch(shell: Shell, digits
 def test_several_data_sets_share_one_figure(shell: Shell, digits: str) -> None:
     out = shell(f"likelihood {digits} --data digits --data {foreign()} --split all --limit 4 {FAST} --save png,npz")
     lines = out.splitlines()
-    assert len(lines) == 5 and lines[2] == "not checked: a more accurate solve could change the result"
+    assert len(lines) == 5 and lines[2] == "convergence not checked: a more accurate solution could change the result"
     assert lines[0].startswith("digits: ") and "n = 4 of 1,797, all" in lines[0] and "AUROC" not in lines[0]
     assert re.search(r"^inverted: .*n = 4 of 180, all.*, AUROC [01]\.\d{3}\)$", lines[1])
-    assert shell.err.count("scoring 4 of") == 2
+    assert shell.err.count("computing the likelihoods of 4 of") == 2
     with np.load(f"{digits}/likelihood/likelihood.npz") as arrays:
         assert arrays["data"].tolist() == ["digits"] * 4 + ["inverted"] * 4
         assert np.isfinite(arrays["bits_per_dim"]).all()
@@ -209,7 +209,7 @@ def test_options_reach_the_figure(
 def test_few_euler_steps_are_loud_in_words_and_in_json(shell: Shell, moons: str) -> None:
     line = f"likelihood {moons} --data moons --data moons --limit 2 --steps 8 --scheme euler --quiet --save csv"
     out = shell(line)
-    assert out.count("NOT CONVERGED: changes by up to ") == 2
+    assert out.count("NOT CONVERGED: the results change by up to ") == 2
     assert "warning: THE LOG-LIKELIHOOD HAS NOT CONVERGED" in shell.err and "of steps is doubled to 16" in shell.err
     assert ".py" not in shell.err and shell.err.count("warning:") == 1, "the same words once"
     found = shell.json(line)
@@ -283,8 +283,8 @@ def test_runs_are_told_apart_in_words(shell: Shell, copied: Callable[[str], str]
     assert re.match(rf"{b}: digits: [+-]\d+\.\d{{4}} ± ", lines[2])
     assert re.search(rf"± \d\.\d{{4}} bits/dim against {a}, sample by sample  \(n = 3, lower is better\)$", lines[2])
     assert "AUROC" not in lines[0] and "AUROC" in lines[3] and "AUROC" in lines[4]
-    assert lines[6].startswith("not checked") and "dequantisation" in lines[7]
-    assert shell.err.count("scoring 3 of") == 4
+    assert lines[6].startswith("convergence not checked") and "dequantisation" in lines[7]
+    assert shell.err.count("computing the likelihoods of 3 of") == 4
     assert not [line for line in lines if line.startswith("warning")] and "unfair" not in shell.err
 
 
@@ -292,7 +292,10 @@ def test_another_split_is_said(shell: Shell, copied: Callable[[str], str]) -> No
     a, b = copied("digits"), copied("digits", "other")
     edit(f"{b}/config.json", lambda stored: {**stored, "config": {**stored["config"], "seed": 1}})
     shell(f"likelihood {a} {b} --limit 20 {FAST} --save csv")
-    assert re.search(rf"warning: {b} was trained on \d+ of these 20 samples, which {a} holds out \(seed 1", shell.err)
+    assert re.search(
+        rf"warning: the comparison is unfair: {b} was trained on \d+ of these 20 samples, which {a} holds out \(seed 1",
+        shell.err,
+    )
 
 
 def test_runs_that_cannot_be_compared(shell: Shell, copied: Callable[[str], str]) -> None:
@@ -380,11 +383,13 @@ def test_the_check_is_told_and_so_is_that_there_was_none(shell: Shell, moons: st
     out = shell(f"likelihood {moons} --limit 20 --steps 16 --elbo --strata 4 --save csv")
     found = figure(json.loads(Path(moons, "likelihood", "likelihood.json").read_text()))
     assert found["checked"] == 16 and "solving some of the samples again" in shell.err
-    assert shell.err.index("computing the bound of 20 samples") < shell.err.index("solving some of the samples again")
+    assert shell.err.index("computing the variational bounds of 20 samples") < shell.err.index(
+        "solving some of the samples again"
+    )
     word = "passed" if found["converged"] else "FAILED"
-    assert f"\ncheck {word}: solved again, 16 samples change by at most {found['change']:.2g} nats\n" in out
+    assert f"\ncheck {word}: solving 16 samples again changes them by at most {found['change']:.2g} nats\n" in out
     out = shell(f"likelihood {moons} --limit 2 --steps 2 --no-check --save csv")
-    assert "\nnot checked: a more accurate solve could change the result\n" in out
+    assert "\nconvergence not checked: a more accurate solution could change the result\n" in out
     assert "solving some" not in shell.err
 
 
@@ -395,12 +400,14 @@ def test_the_check_in_words() -> None:
     failed = {**one, "converged": False, "change": None, "data": "b"}
     none = {**one, "converged": None, "checked": 0, "change": None, "data": "c"}
     assert _checks([one, failed, none], True) == [
-        "a: check passed: solved again, 16 samples change by at most 0.00012 bits/dim",
-        "b: check FAILED: of 16 samples, at least one cannot be solved again",
-        "c: not checked",
+        "a: check passed: solving 16 samples again changes them by at most 0.00012 bits/dim",
+        "b: check FAILED: solving 16 samples again failed for at least one of them",
+        "c: convergence not checked",
     ]
     del one["checked"]  # the file of an earlier version
-    assert _checks([one], False) == ["check passed: solved again, some samples change by at most 0.00012 bits/dim"]
+    assert _checks([one], False) == [
+        "check passed: solving some samples again changes them by at most 0.00012 bits/dim"
+    ]
 
 
 def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:
@@ -410,4 +417,4 @@ def test_a_sample_that_cannot_be_solved_again_is_no_crash() -> None:
         "data": "d", "n": 2, "of": 2, "split": "test", "unit": "nats", "mean": 1.0, "stderr_mean": 0.1, "nfe_mean": 2,
         "stderr_probes": None, "nfe_max": 3, "converged": False, "change": None,
     }  # fmt: skip
-    assert _lines(found, False).endswith("NOT CONVERGED: a checked sample cannot be solved again")
+    assert _lines(found, False).endswith("NOT CONVERGED: solving a sample again failed")

@@ -54,7 +54,7 @@ def test_schedule_needs_no_run(shell: Shell, own: Path) -> None:
         ("plot reverse --out a.jpg", ["a.jpg", "png"]),
         ("plot score-field --exact", ["moons", "8gaussians", "plot compass"]),
         ("plot score-field --times 0.1,x", ["0.1,x", "0.05,0.2,0.5"]),
-        ("plot score-field --times 2", ["lie between 0.001 and 1"]),
+        ("plot score-field --times 2", ["must be between 0.001 and 1"]),
         ("plot trajectories --solver heun", ["heun", "is not stochastic", "em"]),
         ("plot trajectories --solver ode", ["ode", "steps"]),
     ],

@@ -156,7 +156,7 @@ def test_the_paired_difference_against_numpy() -> None:
     assert (paired(torch.tensor([1.0]), torch.tensor([3.0])).value, len(b)) == (-2.0, 50)
     assert math.isnan(paired(torch.tensor([1.0]), torch.tensor([3.0])).stderr)
     assert math.isnan(paired(torch.tensor([math.nan]), torch.tensor([3.0])).value)
-    with pytest.raises(UsageError, match="not 2 and 1"):
+    with pytest.raises(UsageError, match="got 2 and 1"):
         paired(torch.zeros(2), torch.zeros(1))
 
 
@@ -181,10 +181,10 @@ def test_bounds_are_compared_too() -> None:
 
 
 def test_differences_are_of_the_same_samples_in_one_unit() -> None:
-    with pytest.raises(UsageError, match="not 2 samples in bits/dim and 2 in nats"):
+    with pytest.raises(UsageError, match="got 2 samples in bits/dim and 2 samples in nats"):
         scored([1.0, 2.0]).difference(scored([1.0, 2.0], density=True))
     other = scored([1.0, 2.0])
-    with pytest.raises(UsageError, match="the same samples"):
+    with pytest.raises(UsageError, match="the same sample indices"):
         other.difference(replace(other, index=other.index.flip(0)))
 
 
@@ -231,7 +231,7 @@ def test_rows_that_another_run_was_trained_on(trained: Path) -> None:
     assert 30 < expected < 50
     assert unfair(run, run, chosen) is None
     told = unfair(other, run, chosen)
-    assert told is not None and f"was trained on {expected} of these 50 samples" in told and "(seed 1, not 0)" in told
+    assert told is not None and f"was trained on {expected} of these 50 samples" in told and "(seed 1 versus 0)" in told
     train = Chosen("digits", "train", 1617, torch.arange(50), data.train[:50], None)
     told = unfair(other, run, train)
     assert told is not None and "was not trained on" in told

@@ -135,5 +135,5 @@ def test_what_has_no_score_or_no_plane_is_refused(trained: Path):
     with pytest.raises(UsageError, match="no score to draw"):
         score_grid(run, data, torch.tensor([0.1]))
     digits = load(trained / "digits")
-    with pytest.raises(UsageError, match="in the plane, but digits has images of shape 1 x 8 x 8"):
+    with pytest.raises(UsageError, match="in the plane, but digits contains images of shape 1 x 8 x 8"):
         score_grid(digits, load_data("digits"), torch.tensor([0.1]))

@@ -98,7 +98,7 @@ def test_a_stored_reference_gives_the_same_figures(small: Dataset, tmp_path: Pat
     bare = replace(first.reference, features=None)
     only = compare(by(x), bare, metrics_by_name(["frechet"]))
     assert only[0].samples.value == pytest.approx(first.rows[0].samples.value, rel=1e-9) and only[0].real is None
-    with pytest.raises(UsageError, match="the metric kernel needs the features"):
+    with pytest.raises(UsageError, match="the metric 'kernel' requires the features"):
         compare(by(x), bare, metrics_by_name(["frechet", "kernel"]))
 
 
@@ -112,7 +112,7 @@ def test_a_metric_of_ones_own_gets_an_error(small: Dataset, tmp_path: Path, monk
     row = evaluate(x, small, by, metric).rows[0]
     expected = jackknife(lambda a, b: float((a.mean() - b.mean()).abs()), by(x), by(small.test))
     assert row.samples == expected and row.samples.stderr > 0
-    with pytest.raises(UsageError, match="returned 'far'; it must return a number"):
+    with pytest.raises(UsageError, match="must return a number or a Measurement, got 'far'"):
         evaluate(x, small, by, metrics_by_name(["my_metrics_a:words"]))
     with pytest.raises(UsageError, match="unknown metric 'frechett'; did you mean 'frechet'"):
         metrics_by_name(["frechett"])
@@ -135,7 +135,9 @@ def test_a_planted_copy_is_found_among_samples_and_held_out_data_raise_no_flag(d
 
 def test_too_few_held_out_rows_are_no_reason_to_measure_nothing(small: Dataset) -> None:
     by, few = pixels(small.codec), replace(small, test=small.test[:19])
-    with pytest.warns(UserWarning, match="no check for copies: the check needs 20 held-out rows, but digits has 19"):
+    with pytest.warns(
+        UserWarning, match="check for copies was skipped: it requires at least 20 held-out rows, but digits has 19"
+    ):
         found = evaluate(noisy(small.train[:30]), few, by, metrics_by_name(["frechet"]), copies=by)
     assert found.copies is None and found.rows[0].samples.value > 0 and "copies" not in evaluation_table(found)
 
@@ -148,7 +150,7 @@ def test_neighbours_of_too_few_rows_are_left_out_and_the_rest_is_measured(small:
         names = {row.metric for row in evaluate(x, few, by, metrics, copies=None).rows}
         assert names == {"frechet", "precision", "recall", "density", "coverage"}
         return
-    with pytest.warns(UserWarning, match=f"prdc was left out: .* 40 samples and {held_out} reference rows"):
+    with pytest.warns(UserWarning, match=f"'prdc' was skipped: .*, got 40 and {held_out}"):
         found = evaluate(x, few, by, metrics, copies=None)
     assert [row.metric for row in found.rows] == ["frechet"]
     with pytest.raises(UsageError, match="k = 5"):  # nothing else was asked for
@@ -157,7 +159,7 @@ def test_neighbours_of_too_few_rows_are_left_out_and_the_rest_is_measured(small:
 
 def test_a_table_without_figures_states_what_was_compared(small: Dataset) -> None:
     few = replace(small, test=small.test[:6])
-    with pytest.warns(UserWarning, match="no check for copies"):
+    with pytest.warns(UserWarning, match="the check for copies was skipped"):
         found = evaluate(noisy(small.train[:40]), few, pixels(small.codec), {}, copies=pixels(small.codec))
     assert "40 samples against 6 rows of digits (test)" in evaluation_table(found)
 
@@ -189,13 +191,15 @@ def test_the_extrapolated_value_has_the_error_of_the_pseudo_values(small: Datase
 
 def test_fewer_real_rows_than_samples_give_no_floor(small: Dataset) -> None:
     by, x, names = pixels(small.codec), noisy(small.train[:80]), metrics_by_name(["frechet", "kernel", "prdc"])
-    told = "the real data are fewer than the samples, so they give no floor for frechet, precision, recall, density, "
-    told += "coverage; for a floor, compare 60 samples"
+    told = (
+        "there are fewer real rows than samples, so the values for real data are not a floor for frechet, precision, "
+    )
+    told += "recall, density, coverage; to obtain a floor, compare at most 60 samples"
     assert told in evaluation_table(evaluate(x, small, by, names, against="train"))
-    assert "no floor" not in evaluation_table(evaluate(x[:60], small, by, names, against="train"))
-    assert "no floor" not in evaluation_table(evaluate(x, small, by, names))
+    assert "not a floor" not in evaluation_table(evaluate(x[:60], small, by, names, against="train"))
+    assert "not a floor" not in evaluation_table(evaluate(x, small, by, names))
     unbiased = metrics_by_name(["kernel"])
-    assert "no floor" not in evaluation_table(evaluate(x, small, by, unbiased, against="train"))
+    assert "not a floor" not in evaluation_table(evaluate(x, small, by, unbiased, against="train"))
 
 
 def test_options_are_resolved_as_the_solver_resolves_them() -> None:
@@ -344,7 +348,7 @@ def test_evaluate_needs_nothing_but_a_run(copied: Copied, shell) -> None:
 def test_evaluate_says_that_it_drew_without_labels(copied: Callable[..., str], shell) -> None:
     copied("classes")
     out, _ = shell(f"evaluate {SHORT} --features pixels --metrics frechet")
-    assert "\nlabels: none given, so the samples are those of the model without labels\n" in out
+    assert "\nlabels: none, so the samples are those of the model without labels\n" in out
 
 
 def test_evaluate_takes_samples_and_finds_the_planted_copy(copied: Copied, shell, digits: Dataset) -> None:
@@ -385,7 +389,7 @@ def test_evaluate_refuses_samples_in_other_units_or_converts_them(copied: Copied
     np.savez("s.npz", x=(x / 8 - 1).numpy())
     assert json.loads(shell(f"evaluate --samples s.npz --units -1,1 {line}")[0])["metrics"] == right["metrics"]
     _, err = shell(f"evaluate --units 0,1 {line}", 2)
-    assert "--units 0,1 needs --samples" in err
+    assert "--units 0,1 requires --samples" in err
     _, err = shell(f"evaluate --samples s.npz --units bytes {line}", 2)
     assert "two increasing numbers, such as 0,1, got 'bytes'" in err
 
@@ -406,7 +410,7 @@ def test_evaluate_keeps_and_refuses_references(copied: Copied, shell) -> None:
     again = json.loads(shell(f"{line} --features pixels --reference ref.safetensors")[0])
     assert again["metrics"] == first["metrics"] and again["features"] == first["features"]
     _, err = shell(f"{line} --features classifier --reference ref.safetensors", 2)
-    assert "the reference was made with features pixels (hash" in err
+    assert "the reference was computed with the features pixels (hash" in err
     _, err = shell(f"{line} --reference none.safetensors", 3)
     assert "none.safetensors cannot be read" in err
     assert not list(Path("runs/digits").glob("evaluation-3"))  # nothing is left of what failed
@@ -418,7 +422,7 @@ def test_evaluate_takes_features_from_a_file(copied: Copied, shell) -> None:
     arrays = {"samples": rng.normal(size=(30, 3)), "reference": rng.normal(size=(40, 3))}
     np.savez("f.npz", **arrays)
     out, err = shell("evaluate --features f.npz")
-    assert "warning: no check for copies: f.npz has no array 'train'" in err
+    assert "warning: the check for copies was skipped: f.npz has no array 'train'" in err
     assert "30 samples against 40 rows of f.npz (reference)" in out and "features: f.npz (3 per row)" in out
     np.savez("f.npz", **arrays, train=np.concatenate([rng.normal(size=(50, 3)), arrays["samples"][:1]]))
     out, err = shell("evaluate --features f.npz --json")
@@ -440,11 +444,11 @@ def test_evaluate_vectors_by_their_values(copied: Copied, shell) -> None:
         ("--metrics frechet,kernl", 2, "unknown metric 'kernl'; did you mean 'kernel'"),
         ("--metrics ,", 2, "--metrics is empty"),
         ("--features pixls", 2, "unknown features 'pixls'"),
-        ("--features classifier:nowhere", 3, "nowhere holds no classifier"),
+        ("--features classifier:nowhere", 3, "nowhere does not contain a classifier"),
         ("--copies-by nonsense", 2, "unknown features 'nonsense'"),
         ("--solver ode --steps 4", 2, "has no option 'steps'; choose from: atol"),
         ("--solver ode --steps 4", 2, "'steps' is an option of: euler, heun"),
-        ("--data moons", 3, "they cannot be compared"),
+        ("--data moons", 3, "cannot be compared"),
         ("--samples nowhere.npz", 3, "nowhere.npz cannot be read"),
         ("--n 1", 2, "1 is not in the range"),
     ],
@@ -466,7 +470,7 @@ def test_the_verb_classifier(shell, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stored = json.loads(Path("runs/digits-classifier/classifier.json").read_text())
     assert stored["sha256"] == facts["sha256"] and stored["config"]["width"] == 6
     _, err = shell("classifier --data moons", 2)
-    assert "moons has 0 classes" in err
+    assert "moons has no labels" in err
 
 
 def test_a_stored_reference_of_the_training_split_is_compared_with_the_test_split(small: Dataset) -> None:

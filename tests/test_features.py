@@ -90,7 +90,7 @@ def test_a_stored_classifier_is_the_same_again(digits: Dataset, tmp_path: Path, 
 def test_a_damaged_classifier_is_refused(digits: Dataset, tmp_path: Path) -> None:
     made = train_classifier(digits, ClassifierConfig(steps=1, width=4))
     weights, facts = made.save(tmp_path)
-    with pytest.raises(CheckpointError, match="no classifier"):
+    with pytest.raises(CheckpointError, match="does not contain a classifier"):
         load_classifier(tmp_path / "nowhere")
     stored = facts.read_text()
     facts.write_text(stored.replace('"steps": 1', '"steps": 2'))
@@ -114,7 +114,7 @@ def test_a_damaged_classifier_is_refused(digits: Dataset, tmp_path: Path) -> Non
 
 
 def test_data_without_labels_has_no_classifier() -> None:
-    with pytest.raises(UsageError, match="moons has 0 classes"):
+    with pytest.raises(UsageError, match="moons has no labels"):
         train_classifier(load_data("moons"), QUICK)
     with pytest.raises(UsageError, match="steps"):
         ClassifierConfig(steps=0)
@@ -196,11 +196,11 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert by.hash != function_features("my_features_b:edges").hash
     Path("my_features_a.py").write_text(source + "# another comment\n")
     assert by.hash != function_features("my_features_a:edges").hash
-    with pytest.raises(UsageError, match=r"events \(2, 1, 3, 4\) became \(2, 1, 3, 4\)"):
+    with pytest.raises(UsageError, match=r"events of shape \(2, 1, 3, 4\), .* got \(2, 1, 3, 4\)"):
         function_features("my_features_a:flat")(x)
     with pytest.raises(UsageError, match="did you mean 'edges'"):
         function_features("my_features_a:egdes")
-    with pytest.raises(UsageError, match="became list"):
+    with pytest.raises(UsageError, match="got list"):
         Extractor("bad", "0", "none", lambda x: [1])(x)  # type: ignore[arg-type, return-value]
     with pytest.raises(UsageError, match="no source file"):
         function_features("math:sin")
@@ -213,7 +213,7 @@ def test_a_classifier_that_guesses_compares_nothing(digits: Dataset, tmp_path: P
     told: list[str] = []
     home = tmp_path / "classifier"
     assert extractor_by_name("auto", strange, folder=home, told=told.append).name == "pixels"
-    assert "no better than chance" in told[-1] and not home.exists()
+    assert "not better than chance" in told[-1] and not home.exists()
     assert extractor_by_name("classifier", strange).name == "classifier"  # but for who asks for it
 
 
@@ -266,7 +266,7 @@ def test_inception_names_the_extra_when_it_is_missing(digits: Dataset, monkeypat
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UsageError, match=r"pip install 'scoresde\[fid\]'"):
         inception(digits.info)
-    with pytest.raises(UsageError, match="moons has vectors"):
+    with pytest.raises(UsageError, match="moons contains vectors"):
         inception(load_data("moons").info)
 
 
@@ -274,11 +274,11 @@ def test_inception_gets_bytes_and_only_the_published_weights(
     digits: Dataset, fidelity: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UsageError, match=r"there are no weights at .*download https://github.com/toshas"):
+    with pytest.raises(UsageError, match=r"does not exist; download https://github.com/toshas"):
         inception(digits.info)
     file = tmp_path / "weights.pth"
     file.write_bytes(b"anything")
-    with pytest.raises(UsageError, match="these are different weights"):
+    with pytest.raises(UsageError, match="contains different weights"):
         extractor_by_name(f"inception:{file}", digits)
     digest = hashlib.sha256(b"anything").hexdigest()
     monkeypatch.setattr(features, "INCEPTION", f"weights-{digest[:8]}.pth")
@@ -297,8 +297,8 @@ def test_features_from_a_file(tmp_path: Path) -> None:
     found = read_features(path)
     assert set(found) == {"samples", "reference"} and found["samples"].shape == (6, 2)
     for arrays, message in (
-        ({"samples": x}, "has the arrays samples; it needs the arrays samples and reference"),
-        ({"samples": x, "reference": x[:, :1]}, r"reference has shape \(6, 1\)"),
+        ({"samples": x}, "arrays 'samples' and 'reference', .* got 'samples'"),
+        ({"samples": x, "reference": x[:, :1]}, r"\'reference\' has shape \(6, 1\)"),
         ({"samples": x, "reference": np.array([{}])}, "cannot be read"),
         ({"samples": x, "reference": np.array(["a"])}, "cannot be read"),
     ):
@@ -310,7 +310,7 @@ def test_features_from_a_file(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
             read_features(path)
     np.save(tmp_path / "a.npy", x)
-    with pytest.raises(DataError, match="has the arrays x; it needs the arrays samples and reference"):
+    with pytest.raises(DataError, match=r"arrays 'samples' and 'reference', .* got 'x'"):
         read_features(tmp_path / "a.npy")
 
 
@@ -336,10 +336,10 @@ def test_a_reference_is_the_same_again(digits: Dataset, tmp_path: Path) -> None:
 def test_a_reference_refuses_other_features(digits: Dataset, trained: TrainedClassifier) -> None:
     by = pixels(digits.codec)
     made = Reference.of(by(digits.test), by, "digits", "test")
-    with pytest.raises(UsageError, match=r"pixels .hash .* the samples have features classifier .hash"):
+    with pytest.raises(UsageError, match=r"pixels .hash .* features of the samples are classifier .hash"):
         made.check(classifier_features(trained, digits.info))
     with pytest.raises(
-        UsageError, match=r"resizing 'none'.*, but the samples have features pixels .resizing 'bicubic 32'"
+        UsageError, match=r"resizing 'none'.*, but the features of the samples are pixels .resizing 'bicubic 32'"
     ):
         made.check(replace(by, resize="bicubic 32"))
 

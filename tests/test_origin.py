@@ -232,7 +232,7 @@ def test_a_run_goes_on_with_data_that_moved(own: Path, shell: Shell) -> None:
     shutil.move("x.npy", "away/q.npy")
     shell.refuses("train --resume runs/own --steps 3", 3, "are missing", "(here: --data)")
     shell("train --resume runs/own --steps 3 --data away/q.npy")
-    assert "trained 1 steps" in shell.err and ", 3 in total" in shell.err
+    assert "trained 1 step" in shell.err and ", 3 in total" in shell.err
     shell(LINE)  # and has noted where they are
     np.save("other.npy", table(seed=4))
     shell.refuses("train --resume runs/own --steps 4 --data other.npy", 3, "there are 120 new rows")

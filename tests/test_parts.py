@@ -179,9 +179,11 @@ def test_a_range_that_was_shorter_is_done_again(shell: Shell, moons: str, halted
 def test_a_finished_result_is_told_again(shell: Shell, moons: str) -> None:
     for line in (f"{SAMPLE} --save npz --out s".replace("M", moons), f"{SCORE} --save csv --out l".replace("M", moons)):
         first = shell(line)
-        assert shell(f"{line} --resume") == first and "is finished: there is nothing left to do" in shell.err
+        assert shell(f"{line} --resume") == first and "is already finished; there is nothing left to do" in shell.err
         shell.refuses(f"{line} --resume --seed 1", 2, "does not match the results in", "seed 1 instead of seed 0")
-    shell.refuses(f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s is finished with 10 samples")
+    shell.refuses(
+        f"{SAMPLE} --out s --resume --n 20".replace("M", moons), 2, "s already contains a finished result of 10 samples"
+    )
 
 
 def test_without_out_it_is_the_folder_of_the_same_command(shell: Shell, moons: str, halted: Callable[..., str]) -> None:
@@ -197,10 +199,13 @@ def test_nothing_to_go_on_from_is_said(shell: Shell, moons: str) -> None:
     line = f"{SAMPLE} --save npz --out o --resume".replace("M", moons)
     Path("o").mkdir()  # of a call that was killed before its first part
     shell(line)
-    assert "nothing to resume in o: starting from the beginning" in shell.err and Path("o/samples.npz").is_file()
+    assert (
+        "o does not contain anything to resume; starting from the beginning" in shell.err
+        and Path("o/samples.npz").is_file()
+    )
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
-    shell.refuses(line.replace("--out o", "--out mine"), 2, "mine has neither parts nor a result")
+    shell.refuses(line.replace("--out o", "--out mine"), 2, "mine contains files, but neither parts nor a result")
     assert [p.name for p in Path("mine").iterdir()] == ["thesis.tex"]
 
 

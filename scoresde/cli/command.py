@@ -76,7 +76,7 @@ class Whole(click.IntRange):
 
 
 class Real(click.FloatRange):
-    """A parameter type for numbers within a :class:`Range`; NaN is never valid.
+    """A parameter type for numbers within a :class:`Range`. NaN is never valid.
 
     Args:
         within: The range of valid numbers.
@@ -168,7 +168,7 @@ class Fields:
 
 
 def settings(assignments: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Sort assignments by their groups.
+    """Group assignments by the text before the dot in their names.
 
     ``("sde.beta_max=18", "clip=2")`` becomes ``{"sde": {"beta_max": "18"}, "": {"clip": "2"}}``.
     """

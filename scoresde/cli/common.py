@@ -301,7 +301,7 @@ def solver_options(
 
     Args:
         default: The name of the default solver.
-        typed: The options to add besides ``--solver`` and ``--set``, any of ``steps`` and ``rtol``.
+        typed: Further options to add to the command, from ``steps`` and ``rtol``.
         first: The options that the short help shows in addition to ``--set``.
         steps: The default value of ``--steps``.
         unless: Default options of individual solvers in this command, keyed by the name of the solver.

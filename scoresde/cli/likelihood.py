@@ -50,11 +50,11 @@ def _how(assignments: tuple[str, ...], **typed: Any) -> Likelihood:
     "  scoresde likelihood runs/small runs/large --limit 0",
 )
 @option("--data", under="Data", first=True, multiple=True,
-        help="Data whose likelihood to compute; may be repeated.  [default: the run's own data]")  # fmt: skip
+        help="Data to evaluate; may be repeated.  [default: the run's own data]")  # fmt: skip
 @option("--split", under="Data", first=True, type=click.Choice(["test", "train", "all"]), default="test",
-        help="Split of the data to use.")  # fmt: skip
+        help="Split of the data to evaluate.")  # fmt: skip
 @option("--limit", under="Data", first=True, type=Whole(WHOLE), default=1000,
-        help="Number of samples to use, drawn at random (0: all).")  # fmt: skip
+        help="Number of samples to evaluate, drawn at random (0: all).")  # fmt: skip
 @together(
     "how", _how,
     option("--probes", under="Likelihood", first=True, sets="likelihood", type=Whole(Range(1, 100_000)),
@@ -201,7 +201,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
 
 
 def _name(found: dict[str, Any], several: bool) -> str:
-    """Return the prefix of a line about a data set, with its run and its name if there are several of these."""
+    """Return the prefix of a line about a data set, which names the run and the data if there are several of them."""
     return "".join(f"{found[key]}: " for key, shown in (("run", "run" in found), ("data", several)) if shown)
 
 

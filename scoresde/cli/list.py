@@ -37,7 +37,10 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
 def list_names(kind: str | None, session: Session) -> None:
-    """List all names of a KIND, such as solvers, with descriptions and options. Without a KIND, list all names."""
+    """List all names of a KIND, such as solvers, with their descriptions and options.
+
+    Without a KIND, list all kinds and their names.
+    """
     if kind is None:
         names = {name: list(table) for name, table in KINDS.items()} | {"data": list(_data())}
         session.print(names, *_columns({name: ", ".join(entries) for name, entries in names.items()}))

@@ -46,7 +46,7 @@ __all__ = ["sample"]
 @option("--denoise/--no-denoise", under="Samples", default=True, help="Finish with a noise-free step.")
 @option("--brownian", under="Samples", is_flag=True, help="Use noise that does not depend on the number of steps.")
 @option("--path", under="Samples", metavar="NAME",
-        help=f"Sample with another SDE than the run's: {', '.join(SDES)}, or module:Class.")  # fmt: skip
+        help=f"Sample with a different SDE: {', '.join(SDES)}, or module:Class.")  # fmt: skip
 @conditioning()
 @option("--save", under="Files", first=True,
         help="Files to write: png (a sheet), files (a PNG for each image), npz, csv, gif, path (states as arrays).  "

@@ -5,8 +5,8 @@ solution,
 
     rms = sqrt( mean of (x - x*)^2 over samples and dimensions ),
 
-where x* is the *converged* solution, which is that of the probability flow from the same start with a tolerance of 1e-6
-(1e-8 in float64), before the final noise-free step. Stochastic solvers do not approximate this solution, so this
+where x* is the *converged* solution. It is the solution of the probability flow from the same start with a tolerance of
+1e-6 (1e-8 in float64), before the final noise-free step. Stochastic solvers do not approximate this solution, so this
 distance is not computed for them.
 
 The second distance depends on both the solver and the model. It is the sliced 2-Wasserstein distance
@@ -74,7 +74,7 @@ class BenchRow:
         asked: Number of evaluations in the solver's budget.
         tolerance: Value of ``rtol`` and ``atol`` for a solver whose budget is a tolerance.
         nfe: Number of evaluations that the solver used, averaged over the samples.
-        rms: Distance between the samples that succeeded and the converged solution.
+        rms: Root-mean-square distance between the samples that succeeded and the converged solution.
         sliced_w2: Sliced W2 distance between the samples and held-out data.
         seconds: Time that the solver took for all samples, in seconds.
         failed: Number of samples that failed.
@@ -146,15 +146,15 @@ def solvers_by_name(names: Iterable[str], grid: str | None = None) -> dict[str, 
 
 
 def plan(solvers: Mapping[str, Solver], nfe: Sequence[int]) -> tuple[Case, ...]:
-    """List the cases to run, in order.
+    """List the combinations of solver and budget to run, in order.
 
     Raises:
         UsageError: If there is nothing to run.
     """
     if not solvers or not nfe or min(nfe) < 1:
         raise UsageError(
-            "a comparison requires at least one solver and at least one number of evaluations, and all numbers of "
-            f"evaluations must be at least 1, got the solvers {list(solvers)} and the evaluations {list(nfe)}"
+            "a comparison requires at least one solver and at least one evaluation budget, and each budget must be at "
+            f"least 1, got the solvers {list(solvers)} and the budgets {list(nfe)}"
         )
     cases: list[Case] = []
     for name, solver in solvers.items():
@@ -190,7 +190,7 @@ def bench(
 
     Args:
         run: A trained run, with any conditioning. A run conditioned on one class is compared with data of that class.
-        solvers: Solvers, keyed by the name to show.
+        solvers: Solvers, keyed by the name shown in the results.
         nfe: Numbers of evaluations for the solvers with a fixed grid.
         n: Number of samples.
         seed: Seed for the prior samples, the solvers' noise and the choice of data.
@@ -283,7 +283,7 @@ def _denoised(model: Denoiser, x: Tensor, batch: int) -> Tensor:
 
 
 def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
-    """Choose at most ``n`` held-out rows in model units, ``(m, *event)``, and return them with their floor."""
+    """Choose at most ``n`` held-out rows in model units, ``(m, *event)``, and compute the floor for these rows."""
     info, theirs = run.info, data.info
     if (theirs.shape, theirs.levels) != (info.shape, info.levels):
         raise DataError(
@@ -376,7 +376,7 @@ def write_bench(folder: Path, found: Bench, made: Mapping[str, Any]) -> list[Pat
     The figure is written last, if there are distances to show. If the figure cannot be drawn, a warning is issued.
 
     Returns:
-        The files written.
+        The paths of the files, starting with the figure if there is one.
     """
     names = [f.name for f in fields(BenchRow)]
     files = [

@@ -2,8 +2,8 @@
 
 The exact score is known for a mixture of Gaussians (:class:`scoresde.GaussianMixture`) and for any finite set of
 points, such as the *training set* (:mod:`scoresde.model.empirical`). A network that matched the score of the training
-set exactly would reproduce the training data. A network that generalises follows this score at high noise and departs
-from it at low noise.
+set exactly would reproduce the training data. A network that generalises follows the score of the training set at high
+noise and departs from it at low noise.
 
 In training, data stored as levels are dequantised, so that each point becomes a cell of width b. Under noise wider than
 b, a cell behaves like a Gaussian with the same variance, b^2/12. Each component of the exact score therefore has this
@@ -123,7 +123,7 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
         if not len(train) or not len(rows):
             raise DataError(
                 f"the comparison requires training and held-out samples of the given class, but {info.name} has "
-                f"{len(train)} and {len(rows)} of them"
+                f"{len(train)} and {len(rows)}, respectively"
             )
     exact, against, note = exact_score(info, run.codec, sde, train)
     rows = rows[:n]

@@ -5,8 +5,8 @@ the training split. The metrics (:mod:`scoresde.metrics`) depend on the number o
 on its own means little. Each value is therefore shown next to the *floor*, which is the value of the same metric for an
 equal number of real rows from the other split against the same reference. A metric cannot distinguish samples that
 reach the floor from real data. A value below the floor suggests that some samples are copies. If the other split has
-fewer rows than there are samples, its values of biased metrics are not a floor, and the table includes a note about
-this.
+fewer rows than there are samples, its values of biased metrics are not a floor, and a note below the table points this
+out.
 
 The check for copies examines individual samples instead. It flags a sample that is closer to a training row than
 held-out data would be. It uses pixels by default, because features are meant to ignore the details that distinguish two
@@ -186,7 +186,7 @@ def evaluate(
 
 
 def evaluate_features(path: Path, metrics: Mapping[str, Metric], *, copies: bool = True) -> Evaluation:
-    """Compare samples by features that were computed elsewhere (see :func:`~scoresde.study.features.read_features`).
+    """Compare samples with data, given features from a file (see :func:`~scoresde.study.features.read_features`).
 
     Args:
         path: An ``.npz`` file with the arrays ``samples`` and ``reference``, each ``(N, d)``, and optionally ``train``.

@@ -100,7 +100,7 @@ class Extractor:
 
 
 def pixels(codec: Codec) -> Extractor:
-    """Build an extractor of the values of events ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
+    """Build an extractor for the values of events ``(B, *event)`` in model units, flattened to ``(B, D)``, float32."""
     return Extractor(
         "pixels",
         _hash("pixels", _units(codec)),
@@ -111,7 +111,7 @@ def pixels(codec: Codec) -> Extractor:
 
 
 def classifier_features(classifier: TrainedClassifier, info: DataInfo) -> Extractor:
-    """Build an extractor of the last hidden layer of a trained classifier, ``(B, *event)`` to ``(B, width)``.
+    """Build an extractor for the last hidden layer of a trained classifier, from ``(B, *event)`` to ``(B, width)``.
 
     Raises:
         UsageError: If the classifier was trained on data of another shape.
@@ -146,7 +146,7 @@ def function_features(name: str) -> Extractor:
 
 
 def inception(info: DataInfo, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """Build an extractor of the pool features of Inception v3, ``(B, C, H, W)`` to ``(B, 2048)``.
+    """Build an extractor for the pool features of Inception v3, from ``(B, C, H, W)`` to ``(B, 2048)``.
 
     These are the features that published Fréchet distances use.
 
@@ -206,7 +206,7 @@ def read_features(path: Path) -> dict[str, Tensor]:
     The file has the arrays ``samples`` and ``reference``, and optionally ``train``, each of shape ``(N, d)``.
 
     Raises:
-        DataError: If the file cannot be read, lacks an array, or has an array of another shape.
+        DataError: If the file cannot be read, a required array is missing, or an array has the wrong shape.
     """
     try:
         found = {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
@@ -288,7 +288,7 @@ class Reference:
     """Statistics of the features of real data, which can be saved and used for several comparisons.
 
     Attributes:
-        extractor, hash, resize: Name, hash and resizing of the :class:`Extractor` that made the features.
+        extractor, hash, resize: Name, hash and resizing of the :class:`Extractor` that computed the features.
         data, split: Name and split of the data, such as ``digits`` and ``test``.
         moments: Mean ``(d,)`` and covariance ``(d, d)`` of the features.
         features: The features ``(M, d)``, or ``None`` if they are too large to save.

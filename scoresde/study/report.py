@@ -226,8 +226,8 @@ def check_comparable(run: Run, first: Run, *, by_class: bool = False) -> None:
         theirs, ours = of(run), of(first)
         if theirs != ours and not (name == "columns" and not (theirs and ours)):
             raise UsageError(
-                f"{run.folder} and {first.folder} cannot be compared because their data differ in {name} "
-                f"({_told(run, name)} and {_told(first, name)})"
+                f"{run.folder} and {first.folder} cannot be compared because their data differ in {name}: "
+                f"{_told(run, name)} and {_told(first, name)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``: pictures of a run."""
+"""The commands ``scoresde plot reverse``, ``score-field``, ``trajectories`` and ``compass``, which draw a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reverse(
     solver: SolverChoice, n: int | None, columns: int, frames: int, gif: bool, condition: Conditioning,
     out: Path | None, session: Session,
 ) -> None:  # fmt: skip
-    """Draw how samples from a RUN (default: the newest) emerge from noise, as a picture and a GIF.
+    """Show how samples from a RUN (default: the newest) emerge from noise, in a picture and a GIF.
 
     The picture shows the states x_t and, below them, the model's estimates x0_hat of the data. The times are equally
     spaced in sigma/(alpha + sigma).

@@ -368,8 +368,8 @@ def test_what_cannot_be_told_or_moved_is_refused_before_there_is_a_folder(tmp_pa
         ({"data": "moons"}, {}, "moons holds vectors"),
         ({}, {"data": signals}, "array holds signals"),
         ({"coupling": "reflow"}, {}, "reflow trains on pairs"),
-        ({}, {"network": Plain()}, "Plain takes 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
-        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet takes 2"),
+        ({}, {"network": Plain()}, "Plain has augments = 0.*augments = 3.*network\\(x, c, cond, augment\\)"),
+        ({"network_options": {"channels": 8, "augments": 2}}, {}, "UNet has augments = 2"),
     ]
     for change, given, words in cases:
         with pytest.raises(UsageError, match=words) as caught:

@@ -234,7 +234,7 @@ def test_own_sde(shell: Shell, own: Path) -> None:
     assert run.step == 4 and run.model.domain.sde == module.MySDE()
     assert torch.isfinite(run.sample(2).x).all()
 
-    shell.refuses("sample --sde vp", 3, "'mysde:MySDE', not 'vp'")
+    shell.refuses("sample --sde vp", 3, "'mysde:MySDE' SDE, not with 'vp'")
     shell.refuses("sample --sde mysde:MySED", 2, "'mysde'", "did you mean 'MySDE'")
     shell.refuses("sample --sde mysdee:MySDE", 2, "no module 'mysdee'", os.getcwd())
 
@@ -292,7 +292,7 @@ def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
     again = load("r", network=module.Wide, parametrization=module.Half())
     assert torch.equal(again.sample(2).x, load("r", network="parts:Wide", parametrization=module.Half).sample(2).x)
 
-    shell.refuses("sample r --predict parts:Half --network mlp", 3, "the network 'parts:Wide', not 'mlp'")
+    shell.refuses("sample r --predict parts:Half --network mlp", 3, "the 'parts:Wide' network, not with 'mlp'")
     shell.refuses("sample r --network parts:Wide --predict v", 3, "the prediction 'parts:Half', not 'v'")
     shell.refuses("train --resume r --network mlp --predict parts:Half", 2, "was trained with parts:Wide")
     shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")

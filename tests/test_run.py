@@ -365,14 +365,14 @@ def test_own_sde(tmp_path: Path) -> None:
         again = load(tmp_path / "r", sde=given)
         assert again.model.domain.sde == Own(power=2.0)
         assert torch.equal(again.sample(3, RungeKutta(steps=2)).x, run.sample(3, RungeKutta(steps=2)).x)
-    with pytest.raises(CheckpointError, match=r"trained with the SDE '.*:Own', not 'vp'"):
+    with pytest.raises(CheckpointError, match=r"trained with the '.*:Own' SDE, not with 'vp'"):
         load(tmp_path / "r", sde=VPSDE)
 
 
 def test_another_sde_than_the_run_was_trained_with_is_refused(trained: Path) -> None:
     assert load(trained / "moons", sde=VPSDE).model.domain.sde == VPSDE()
     for wrong in (VESDE, VESDE(), Own):
-        with pytest.raises(CheckpointError, match="trained with the SDE 'vp', not"):
+        with pytest.raises(CheckpointError, match="trained with the 'vp' SDE, not"):
             load(trained / "moons", sde=wrong)
 
 

@@ -39,6 +39,7 @@ def test_every_option_is_written_and_read_again(trained: Path) -> None:
     found = stored(trained / "moons", "model.json")
     assert found["path"] == {"name": "vp", "options": {"beta_min": 0.1, "beta_max": 20.0}}
     rest = {"dropout": 0.0, "classes": 0, "outputs": 1, "dims": 2, "augments": 0}
+    rest |= {"vector": 0, "given": 0, "words": 0, "features": 0}
     assert found["network"]["options"] == {**SMALL, **rest}
     assert stored(trained / "classes", "model.json")["classes"] == 10
     spec = ModelSpec.read(trained / "moons" / "model.json")

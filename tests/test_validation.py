@@ -113,7 +113,7 @@ def test_the_losses_are_weighted_and_of_each_row(tmp_path: Path) -> None:
 
 def test_validation_rows_are_not_trained_on() -> None:
     data = Dataset.of(table())
-    train, validating = _parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec)), 0, True)
+    train, validating = _parts(data, cast(ModelSpec, SimpleNamespace(codec=data.codec, classes=0)), CONFIG, True, None)
     assert validating is not None and len(train) + len(validating) == len(data.train) and len(validating) > 2
     assert not {tuple(r) for r in train.x.tolist()} & {tuple(r) for r in validating.x.tolist()}
     assert torch.equal(validating.x, data.train[data.validates])
@@ -143,7 +143,7 @@ def test_without_a_folder_the_best_weights_are_used_too(overfitted: Path) -> Non
 def test_damaged_best_weights_are_passed_over(overfitted: Path, tmp_path: Path) -> None:
     shutil.copytree(overfitted, tmp_path / "r")
     (tmp_path / "r" / "checkpoints" / BEST / "ema.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match="not the best weights"):
+    with pytest.warns(UserWarning, match="instead of the best weights"):
         assert load(tmp_path / "r").step == 120
 
 

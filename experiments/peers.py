@@ -153,7 +153,7 @@ def k_diffusion() -> dict[str, Peer]:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A denoiser for azula, in a time from 1 (first noise level) to 0 (last noise level) that is uniform in log sigma."""
+    """A denoiser for azula, whose time goes from 1 to 0, uniformly in log sigma from the first to the last level."""
 
     frame: VEFrame
     levels: Any

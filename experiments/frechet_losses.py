@@ -45,7 +45,7 @@ def main() -> None:
     judge = train_classifier(data)
     train = data.train[: 10 * args.n]
     real = judge.features(train)
-    print(f"classifier: {judge.accuracy:.1%} correct on {judge.held_out} held-out images; {len(real):,} to compare")
+    print(f"classifier: {judge.accuracy:.1%} correct on {judge.held_out} held-out images; reference: {len(real):,}")
 
     last = load(args.run)
     checkpoint = newest_checkpoint(last.folder)

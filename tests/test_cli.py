@@ -291,7 +291,7 @@ def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
     assert torch.equal(again.sample(2).x, load("r", network="parts:Wide", parametrization=module.Half).sample(2).x)
 
     shell.refuses("sample r --predict parts:Half --network mlp", 3, "the 'parts:Wide' network, not with 'mlp'")
-    shell.refuses("sample r --network parts:Wide --predict v", 3, "the prediction 'parts:Half', not 'v'")
+    shell.refuses("sample r --network parts:Wide --predict v", 3, "the 'parts:Half' prediction, not with 'v'")
     shell.refuses("train --resume r --network mlp --predict parts:Half", 2, "was trained with parts:Wide")
     shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")
     shell.refuses("train --data moons --network parts:Half", 2, "not a Module")

@@ -497,7 +497,7 @@ class TrainConfig:
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy with some of the fields of :meth:`name` set to names typed by a person, or to objects.
+        """Return a copy with ``sde``, ``predict``, ``weighting`` or ``t_sampler`` set to a typed name or to an object.
 
         A field whose name does not change keeps its options; otherwise its options are reset to the defaults. The
         network cannot be changed, so ``network`` may only repeat the current name.

@@ -208,7 +208,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def given_rows(self, data: Dataset, index: Tensor, *, split: str = "test", each: int = 1, seed: int = 0) -> Run:
-        """Return the run with everything that it was trained to be told about rows of a data set.
+        """Return the run conditioned on rows of a data set, with every kind of condition that its model was trained on.
 
         Args:
             data: The data set.
@@ -519,7 +519,10 @@ class Run:
         if self.folder is not None:
             return data_of(self.folder, self.config, place, changed=self.changed_data)
         if place is None and self.config.data == ARRAY:
-            raise DataError("this run was trained on an array, which is not stored with the run; pass the array again")
+            raise DataError(
+                "this run was trained on an array, which is not stored with the run; save the array as an .npy file, "
+                "and pass its path"
+            )
         return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:

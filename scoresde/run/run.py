@@ -229,7 +229,7 @@ class Run:
         return self._given(condition, seen, each)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
-        """Bind a condition in data units, and the measurements that the model is shown as its image."""
+        """Bind a condition in data units. If there are measurements, they replace its image."""
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if each < 1:
@@ -306,7 +306,7 @@ class Run:
         return understood(image, own, noise)
 
     def _check_told(self, condition: Condition) -> None:
-        """Reject a condition that lacks a part that was always given together with the others in training."""
+        """Reject a condition that lacks one of the parts listed in the ``cond`` of the run."""
         if self.config is None or not self.config.sources.rich:
             return
         sources = self.config.sources

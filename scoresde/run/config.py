@@ -387,7 +387,7 @@ class TrainConfig:
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
-        """Return the sizes of the network's inputs for a condition. An image counts by channels, or else by elements."""
+        """Return the sizes of the inputs for a condition; for an image, its number of channels or of elements."""
         sources, known = self.sources, info.known
         image = info.shape if sources.operator else known.image if sources.image else ()
         return {

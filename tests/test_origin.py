@@ -246,7 +246,7 @@ def test_a_continuous_column_may_grow_beyond_its_range(own: Path, shell: Shell) 
     shell("train --resume runs/t --steps 3")
     assert "grown by 1 row since" in shell.err
     Path("t.csv").write_text("\n".join(["u,n", *rows, "0.5,30"]))
-    shell.refuses("train --resume runs/t --steps 4", 3, "levels", "from [0.0, 0.0] to [0.0, 6.0]", "keeps its data")
+    shell.refuses("train --resume runs/t --steps 4", 3, "levels", "from [0.0, 0.0] to [0.0, 6.0]", "the original data")
 
 
 def test_named_data_of_the_run_that_have_changed_are_said(own: Path, shell: Shell) -> None:

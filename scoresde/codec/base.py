@@ -55,7 +55,7 @@ class Codec(ABC):
 
     @abstractmethod
     def log_det(self, x: Tensor, condition: object = None) -> float | Tensor | None:
-        """Return ``log |dm/dx|`` in nats: one number, one per row, shape ``(B,)``, or ``None`` if it is undefined."""
+        """Return ``log |dm/dx|`` in nats: one number for all rows, one per row, ``(B,)``, or ``None`` if undefined."""
 
     def dims(self, x: Tensor, condition: object = None) -> int | Tensor:
         """Return the true dimension of the rows of ``x: (B, *event)``: one number for all, or int64 ``(B,)``."""

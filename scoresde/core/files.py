@@ -89,10 +89,11 @@ def cannot_write(path: Path, error: Exception) -> CheckpointError:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, which is renamed to ``path`` on success and removed on failure.
+    """Yield a temporary path beside ``path``, at which the block must create a file or a folder.
 
-    The block must create a file or a folder at the temporary path. A new folder replaces an existing folder. Missing
-    parent folders are created, and leftovers of killed processes in the same folder are removed.
+    On success, the temporary path is renamed to ``path``, and on failure, it is removed. A new folder replaces an
+    existing folder. Missing parent folders are created, and leftovers of killed processes in the same folder are
+    removed.
 
     Raises:
         CheckpointError: If ``path`` cannot be written.
@@ -131,7 +132,7 @@ def _atomic(target: Path, temporary: Path) -> Iterator[Path]:
 
 
 def _writable(path: Path) -> None:
-    """Reject an invalid name, and the path of a device or a pipe, which writing would replace with a file."""
+    """Reject an invalid name, and a device or a pipe, because writing would replace it with a file."""
     if "\0" in str(path):
         raise OSError("the name contains a zero byte")
     if not path.name:
@@ -515,7 +516,7 @@ def _tensor_checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, which may have any shape, keyed by name.
+    """Return the tensors in a safetensors file, of any shape, keyed by name.
 
     Raises:
         CheckpointError: If the file is not a safetensors file, or if it was changed after it was written.

@@ -140,5 +140,6 @@ def _holder(file: int) -> str:
 
 def _without(folder: Path, why: str) -> None:
     warnings.warn(
-        f"{folder} cannot be locked ({why}), so a second training run could write to it at the same time", stacklevel=4
+        f"{folder} cannot be locked ({why}); make sure that no other training run writes to it at the same time",
+        stacklevel=4,
     )

@@ -86,7 +86,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """Return the content of a regular file, whose size may not exceed ``most`` bytes.
+    """Return the content of a regular file of at most ``most`` bytes.
 
     Raises:
         OSError: If the file does not exist, is not a regular file or is too large.
@@ -169,9 +169,9 @@ def gunzipped(data: bytes) -> bytes:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a NumPy file, which may have any shape, keyed by name.
+    """Return the arrays in a NumPy file, of any shape, keyed by name.
 
-    The array of an ``.npy`` file has the name ``x``. Nothing is unpickled.
+    The single array in an ``.npy`` file gets the name ``x``. Nothing is unpickled.
 
     Raises:
         OSError: If the file does not exist, is not a regular file or is too large.

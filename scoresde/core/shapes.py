@@ -134,12 +134,12 @@ def add_scaled(x: Tensor, factors: Sequence[float], values: Sequence[Tensor]) ->
 
 
 def each(function: Callable[[Tensor], Tensor], *values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Apply a function to each tensor, which may have any shape, and leave each ``None`` unchanged."""
+    """Apply a function to each tensor, of any shape, and leave each ``None`` unchanged."""
     return tuple(None if value is None else function(value) for value in values)
 
 
 def select(a: Tensor, index: Tensor) -> Tensor:
-    """Return the rows ``index: (n,)`` of ``a``, or ``a`` itself if it has a single row, which applies to all rows."""
+    """Return the rows ``index: (n,)`` of ``a``, or ``a`` itself if it has a single row that applies to all samples."""
     return a if a.shape[0] == 1 else a[index]
 
 

@@ -67,7 +67,7 @@ NETWORKS = {
     "unet": "scoresde.nn.unet:UNet",
 }
 
-# What is measured of a sample.
+# Operators, which describe how a sample is measured.
 OPERATORS = {
     "mask": "scoresde.operators.masks:Mask",
     "hole": "scoresde.operators.masks:Hole",

@@ -15,7 +15,7 @@ function                 compares                                        bias at
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 
-:mod:`scoresde.metrics.answers` judges the answers of a conditional model against the truth.
+The functions in :mod:`scoresde.metrics.answers` compare the answers of a conditional model with the truth.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Several answers to each question, compared with the truth.
+"""Metrics that compare several answers to each question with the truth.
 
 A conditional model answers a question (a low-resolution picture, a row with empty cells) with draws from the
-distribution of what is missing. For each of N questions, let x be the truth and a_1, ..., a_K the answers. If the
-answers are exact draws from the posterior, then x, a_1, ..., a_K are exchangeable given the question, and two
-identities hold that need no knowledge of the posterior:
+distribution of what is missing. For each of N questions, let y be the question, x the truth and a_1, ..., a_K the
+answers. If the answers are exact draws from the posterior, then x, a_1, ..., a_K are exchangeable given y. This has two
+consequences, which can be checked without knowing the posterior. First,
 
     E |x - mean_k a_k|^2 = (1 + 1/K) V,     E |x - a_k|^2 = 2 V,     V = E |x - E[x | y]|^2,                  (1)
 
-so the PSNR of the mean of K answers exceeds that of one answer by  10 log10(2 / (1 + 1/K))  decibels; and the rank of
-the truth among its answers is uniform on 0, ..., K. An overconfident model shows a smaller gap, and ranks that pile up
-at the ends; an underconfident model shows the opposite. Draws from the prior satisfy both identities as well, so the
-PSNR itself must be reported beside them.
+so the PSNR of the mean of K answers exceeds that of a single answer by  10 log10(2 / (1 + 1/K))  decibels. Second, the
+rank of the truth among its answers is uniform on 0, ..., K. If a model is overconfident, the gap in PSNR is smaller,
+and the ranks pile up at both ends. An underconfident model shows the opposite. Draws from the prior pass both checks as
+well, so the PSNR itself must also be reported.
 
 Standard errors come from a jackknife over the questions (:mod:`scoresde.metrics.measurement`).
 
@@ -45,21 +45,22 @@ def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = N
 
     Args:
         truth: The true samples, ``(N, *event)``.
-        estimate: One estimate of each, ``(N, *event)``, or several, ``(N, K, *event)``, whose squared errors are
+        estimate: One estimate of each sample, ``(N, *event)``, or several, ``(N, K, *event)``, whose squared errors are
             averaged.
-        span: The largest possible difference of two values.
-        hidden: Which values to compare, bool, broadcastable to ``(N, *event)``; all values if ``None``.
+        span: The largest possible difference between two values.
+        hidden: A mask that is true for the values to compare, bool, broadcastable to ``(N, *event)``, or ``None`` for
+            all values.
     """
     square, count = _squares(truth, estimate, hidden)
     return jackknife(lambda s, n: _decibels(float(s.sum() / n.sum()), span), square, count)
 
 
 def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
-    """Compute by how many decibels the PSNR of the mean of the answers exceeds that of one answer.
+    """Compute by how many decibels the PSNR of the mean of the answers exceeds that of a single answer.
 
     Args:
         truth, span, hidden: As for :func:`psnr`.
-        answers: The answers, ``(N, K, *event)``. For exact answers, the gap is :func:`exact_gap` of K.
+        answers: The answers, ``(N, K, *event)``. For exact answers, the gap is ``exact_gap(K)``.
     """
     one, count = _squares(truth, answers, hidden)
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
@@ -70,7 +71,7 @@ def gap(truth: Tensor, answers: Tensor, span: float, hidden: Tensor | None = Non
 
 
 def exact_gap(answers: int) -> float:
-    """Return the :func:`gap` of K exact answers, ``10 log10(2 / (1 + 1/K))`` decibels.
+    """Return the expected :func:`gap` if all K answers are exact, ``10 log10(2 / (1 + 1/K))`` decibels.
 
     >>> round(exact_gap(16), 2)
     2.75
@@ -79,10 +80,10 @@ def exact_gap(answers: int) -> float:
 
 
 def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Measurement:
-    """Compute the standard deviation of the answers relative to the error of their mean; 1 for exact answers.
+    """Compute the standard deviation of the answers relative to the error of their mean, which is 1 for exact answers.
 
     The ratio is ``sqrt((1 + 1/K) S / E)``, where S is the unbiased variance of the answers and E the squared error of
-    their mean, both averaged over all values. Below 1, the answers are too sure of themselves.
+    their mean, both averaged over all values. A value below 1 means that the model is overconfident.
 
     Args:
         truth, hidden: As for :func:`psnr`.
@@ -90,7 +91,7 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
     """
     several = answers.shape[1]
     if several < 2:
-        raise UsageError("the spread of the answers needs at least two answers to each question", parameter="each")
+        raise UsageError(f"the spread needs at least two answers to each question, got {several}", parameter="each")
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
     mask = torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
     inside = (answers.double().var(1) * mask).flatten(1).sum(1)
@@ -105,8 +106,8 @@ class Ranks:
     Attributes:
         counts: Number of values in each bin of ranks, int64 ``(bins,)``. For exact answers, all bins are equally
             likely.
-        answers: Number of answers to each question, K; ranks are from 0 to K.
-        left_out: Number of values that were left out because all answers to them are equal.
+        answers: Number of answers to each question, K. The ranks run from 0 to K.
+        left_out: Number of values that were left out because all their answers are equal.
     """
 
     counts: npt.NDArray[np.int64]
@@ -115,13 +116,13 @@ class Ranks:
 
     @property
     def deviation(self) -> float:
-        """Largest relative deviation of a bin from its expected count; 0 for uniform ranks."""
+        """Largest relative deviation of a bin from its expected count, which is 0 for uniform ranks."""
         expected = self.counts.sum() / len(self.counts)
         return float(np.abs(self.counts / expected - 1).max()) if expected else math.nan
 
     @property
     def p_value(self) -> float:
-        """P-value of a chi-square test of uniform ranks. It is valid for one value per question."""
+        """P-value of a chi-square test of uniform ranks. It is valid only if each question has a single value."""
         from scipy.stats import chisquare
 
         return float(chisquare(self.counts).pvalue) if self.counts.sum() else math.nan
@@ -135,7 +136,8 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     Args:
         truth, hidden: As for :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        bins: Number of bins of equal size for the K + 1 ranks; 0 uses the largest divisor of K + 1 that is at most 20.
+        bins: Number of bins of equal size for the K + 1 ranks, or 0 for the largest divisor of K + 1 that is at most
+            20.
         seed: Seed for breaking ties.
 
     Raises:
@@ -146,7 +148,7 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     if (several + 1) % bins:
         raise UsageError(
             f"the {several + 1} ranks among {several} answers cannot be divided into {bins} bins of equal size; use "
-            f"{bins - 1} or {2 * bins - 1} answers, or other bins",
+            f"{bins - 1} or {2 * bins - 1} answers, or another number of bins",
             parameter="each",
         )
     x = truth.unsqueeze(1)
@@ -166,13 +168,13 @@ def ssim(truth: Tensor, estimate: Tensor, span: float) -> Measurement:
     pixels that fits. Only windows that lie inside the picture count, as in the authors' implementation.
 
     Args:
-        truth: The true pictures, ``(N, C, H, W)``; a signal or a volume has one or three axes after its channels.
+        truth: The true pictures, ``(N, C, H, W)``, signals, ``(N, C, L)``, or volumes, ``(N, C, D, H, W)``.
         estimate: One estimate of each, with the same shape.
-        span: The largest possible difference of two values.
+        span: The largest possible difference between two values.
     """
     dims = truth.ndim - 2
     if dims < 1:
-        raise UsageError("the structural similarity compares pictures, signals or volumes, not vectors")
+        raise UsageError("ssim compares pictures, signals or volumes, not vectors; use psnr for vectors")
     size = min(11, *(side - 1 + side % 2 for side in truth.shape[2:]))
     i = torch.arange(size, dtype=torch.float64, device=truth.device) - size // 2
     line = torch.exp(-((i / 1.5) ** 2) / 2)
@@ -199,12 +201,12 @@ def ssim(truth: Tensor, estimate: Tensor, span: float) -> Measurement:
 
 
 def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the summed squared error of each question, averaged over answers, and the number of values compared."""
+    """Return each question's squared error, summed over values and averaged over answers, and its number of values."""
     several = estimate if estimate.ndim > truth.ndim else estimate.unsqueeze(1)
     if several.shape[2:] != truth.shape[1:] or len(several) != len(truth):
         raise UsageError(
-            f"the answers have shape {tuple(estimate.shape)}, but the truth has shape {tuple(truth.shape)}; pass "
-            "(N, *event) or (N, K, *event)"
+            f"the answers have shape {tuple(estimate.shape)}, but the truth has shape {tuple(truth.shape)}; for a "
+            "truth of shape (N, *event), pass answers of shape (N, *event) or (N, K, *event)"
         )
     mask = torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
     square = (several.double() - truth.double().unsqueeze(1)).square().mean(1)

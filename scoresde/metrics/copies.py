@@ -154,8 +154,8 @@ def find_copies(x: Tensor, train: Tensor, held_out: Tensor, *, k: int = 5, level
 def _ratios(x: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the training row nearest to each row of ``x``.
 
-    The result contains the distance to this training row, its index, the ratio of equation 1, and the distance from
-    the training row to its own nearest neighbour, each ``(N,)``.
+    The four tensors of the result, each ``(N,)``, are the distance to this training row, its index, the ratio of
+    equation 1, and the distance from the training row to its own nearest neighbour.
     """
     distance, index = (found[:, 0] for found in nearest(x, train, 1))
     needed, back = torch.unique(index, return_inverse=True)
@@ -200,7 +200,7 @@ def nearest_line(
 ) -> str:
     """Summarise in one line how far samples and held-out rows are from the training data.
 
-    This line is printed at the end of training. The test of :func:`find_copies` is applied to at most
+    Training prints this line at its end. The test of :func:`find_copies` is applied to at most
     :data:`LOOKED_AT` samples and as many held-out rows, which takes a second or two. Candidates for nearest neighbours
     are found from :data:`COARSE` values of each row, and their distances are then computed from all values. To save
     time, the distance from a training row to its fifth nearest neighbour is approximated by the distance to its nearest

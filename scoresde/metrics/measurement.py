@@ -81,7 +81,7 @@ def deal(sizes: Sequence[int], blocks: int = BLOCKS, seed: int = 0) -> list[Tens
 
 
 def from_blocks(value: float, without: Sequence[float]) -> Measurement:
-    """Apply equations 1 and 2 to the statistic of all rows and the statistics without each block."""
+    """Combine the statistic of all rows and the statistics without each block, using equations 1 and 2."""
     count = len(without)
     if count < 2:
         return Measurement(value)

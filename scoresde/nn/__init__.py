@@ -2,8 +2,8 @@
 
 The input ``x`` and, by default, the output have shape ``(B, *event)``. The noise label ``c: (B,)`` comes from the
 parametrisation (by default, it is a quarter of the log noise-to-signal ratio, clamped). The condition ``cond`` is a
-:class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``. Any ``nn.Module`` with this signature can
-be used instead, and :class:`Labelled` adapts a network that is called as ``f(x, t)``.
+:class:`~scoresde.Condition` with one row for each row of ``x``, or ``None``. Any other ``nn.Module`` with this
+signature can be used as well, and :class:`Labelled` adapts a network that is called as ``f(x, t)``.
 
 :class:`Classifier` is a different kind of network. Its input is data without noise, and its features are used to
 compare samples with data.

@@ -1,6 +1,6 @@
 """A small classifier whose features are used to compare samples with data.
 
-Features that separate classes also describe the content of an image.
+Features that separate classes also describe the content of an image, so they are a suitable basis for comparison.
 
 Events with spatial axes pass through convolutions. Each convolution after the first halves the size of every axis,
 until no axis has more than four positions. Vectors pass through two hidden layers. In both cases, a hidden layer of

@@ -1,18 +1,19 @@
-"""How a condition enters a network. There are three ways, one for each kind of information:
+"""The three ways in which a condition enters a network, depending on the kind of information:
 
-- *embed*: the class and the numbers join the embedding of the noise level (:class:`~scoresde.nn.NoiseEmbedding`);
-- *concatenate*: an image joins the channels of the input (:func:`beside`);
-- *attend*: the words of a text are further keys and values of the attention (:class:`TextEncoder`,
+- *Embedding*: the class and the vector become part of the embedding of the noise level
+  (:class:`~scoresde.nn.NoiseEmbedding`).
+- *Concatenation*: the image is appended to the channels of the input (:func:`beside`).
+- *Attention*: the words of the text provide additional keys and values (:class:`TextEncoder`,
   :class:`CrossAttention`).
 
-A value that is not given (NaN, or the token -1) is replaced by 0, and a mask beside it tells the network so. A slot of
-the condition that is ``None`` is treated in the same way, so a model without a condition is the model whose whole
-condition was dropped in training.
+A missing value (NaN, or the token -1) is replaced by 0, and a mask tells the network that it is missing. A slot of the
+condition that is ``None`` is treated as if all its values were missing. Calling a model without a condition is
+therefore the same as dropping the whole condition, which training does at random.
 
 References:
     Saharia et al. (2021), arXiv:2104.07636, sec. 2.3, and (2022), arXiv:2111.05826, sec. 3: images as channels.
-    Rombach et al. (2022), arXiv:2112.10752, sec. 3.3: text by attention. The tokens join the keys and values of the
-    self-attention, as in Nichol et al. (2022), arXiv:2112.10741, sec. 4.1.
+    Rombach et al. (2022), arXiv:2112.10752, sec. 3.3: text by attention. In the U-Net, the words are appended to the
+    keys and values of the self-attention, as in Nichol et al. (2022), arXiv:2112.10741, sec. 4.1.
     Vaswani et al. (2017), arXiv:1706.03762, sec. 3.5: the encoding of positions.
 """
 
@@ -29,16 +30,16 @@ from ..core.errors import UsageError
 
 __all__ = ["CrossAttention", "TextEncoder", "Words", "beside", "masked", "slots"]
 
-Words = tuple[Tensor, Tensor]  # encoded words (B, L, E), and where there is a word, bool (B, L)
+Words = tuple[Tensor, Tensor]  # encoded words (B, L, E), and a mask that is true where there is a word, bool (B, L)
 
 
 def slots(label: int, vector: int, image: int, tokens: int) -> tuple[str, ...]:
-    """Return the names of the slots of a condition that a network uses, from the sizes of its inputs."""
+    """Return the names of the condition slots that a network uses, given the size of each (0 for an unused slot)."""
     return tuple(name for name, size in zip(SLOTS, (label, vector, image, tokens), strict=True) if size)
 
 
 def masked(value: Tensor) -> Tensor:
-    """Return ``value`` with 0 where it is NaN, followed along axis 1 by a mask that is 1 where it is known.
+    """Replace NaN in ``value`` by 0, and append along axis 1 a mask that is 1 where ``value`` is known.
 
     >>> masked(torch.tensor([[2.0, torch.nan]]))
     tensor([[2., 0., 1., 0.]])
@@ -48,16 +49,16 @@ def masked(value: Tensor) -> Tensor:
 
 
 def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
-    """Return the input of a network with an image and its mask as further channels, ``(B, C + 2 channels, *space)``.
+    """Append an image and its mask to the channels of a network input, which gives ``(B, C + 2 channels, *space)``.
 
     Args:
         x: The noisy samples, ``(B, C, *space)``.
-        image: The images, ``(B, channels, *other)``, with NaN where nothing is known, or ``None``. An image of another
-            size is enlarged or reduced to the size of ``x`` by the nearest pixel.
-        channels: Number of channels of the image; 0 returns ``x``.
+        image: The images, ``(B, channels, *other)``, with NaN for missing values, or ``None``. Images of another size
+            are resized to the size of ``x`` by nearest-neighbour interpolation.
+        channels: Number of channels of the images. If it is 0, ``x`` is returned unchanged.
 
     Raises:
-        UsageError: If the image has another number of channels.
+        UsageError: If the images do not have ``channels`` channels, or have more or fewer axes than ``x``.
     """
     if not channels:
         return x
@@ -75,12 +76,13 @@ def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Encodes the words of a text in their context: a small transformer, or a linear map of features made elsewhere.
+    """An encoder for the words of a text: a small transformer or, for features from another encoder, a linear map.
 
     Args:
         width: Size of an encoded word.
-        words: Number of words in the vocabulary, or 0 if texts arrive as features.
-        features: Size of the features of a word, ``(B, L, features)``, if another encoder made them.
+        words: Number of words in the vocabulary, or 0 if texts are given as features.
+        features: Number of features of a word, if texts are given as features from another encoder,
+            ``(B, L, features)``, or 0 otherwise.
         layers: Number of layers of the transformer.
 
     Example:
@@ -92,7 +94,7 @@ class TextEncoder(nn.Module):
     def __init__(self, width: int, words: int = 0, features: int = 0, layers: int = 2) -> None:
         super().__init__()
         if bool(words) == bool(features):
-            raise UsageError("a text encoder reads words or features; set one of words and features")
+            raise UsageError(f"exactly one of words and features must be positive, got {words=} and {features=}")
         self.width, self.words, self.features = width, words, features
         self.enter = nn.Embedding(words, width) if words else nn.Linear(features, width)
         layer = nn.TransformerEncoderLayer(
@@ -101,10 +103,10 @@ class TextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False) if words else None
 
     def forward(self, tokens: Tensor) -> Words:
-        """Encode ``tokens``: word indices ``(B, L)``, -1 where there is no word, or features ``(B, L, features)``.
+        """Encode word indices ``(B, L)``, with -1 where there is no word, or features of words ``(B, L, features)``.
 
         Returns:
-            The encoded words ``(B, L, width)``, and where there is a word, bool ``(B, L)``.
+            The encoded words ``(B, L, width)``, and a mask that is true where there is a word, bool ``(B, L)``.
         """
         if tokens.ndim != (2 if self.words else 3) or (self.features and tokens.shape[2] != self.features):
             expected = "word indices (B, L)" if self.words else f"features (B, L, {self.features})"
@@ -115,13 +117,13 @@ class TextEncoder(nn.Module):
         known = tokens >= 0
         h = self.enter(tokens.clamp(min=0))
         h = h + _positions(h)
-        # A row without any word would have no keys: let it attend to its first position, which is ignored later.
+        # A row without words would have no keys, so let it attend to its first position. The result is ignored later.
         nothing = ~known.any(1, keepdim=True) & (torch.arange(tokens.shape[1], device=tokens.device) == 0)
         return self.layers(h, src_key_padding_mask=~(known | nothing)), known
 
 
 class CrossAttention(nn.Module):
-    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``, with a key for "no text".
+    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``, with an extra key for no text.
 
     Args:
         width: Size of the vector.
@@ -139,7 +141,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, h: Tensor, words: Words | None) -> Tensor:
-        """Return ``h: (B, width)`` with what the words say about it."""
+        """Update ``h: (B, width)`` with what it finds by attending to the words, and return it."""
         encoded, known = words or (h.new_zeros(len(h), 0, self.nothing.shape[2]), h.new_zeros(len(h), 0).bool())
         encoded = torch.cat([self.nothing.expand(len(h), 1, -1), encoded], dim=1)
         known = torch.cat([known.new_ones(len(h), 1), known], dim=1)
@@ -151,7 +153,7 @@ class CrossAttention(nn.Module):
 
 
 def _positions(h: Tensor) -> Tensor:
-    """Return the encoding of the positions of ``h: (B, L, E)``, shape ``(L, E)``, for texts of any length."""
+    """Return the sinusoidal encoding of the L positions in ``h: (B, L, E)``, shape ``(L, E)``."""
     length, width = h.shape[1:]
     frequency = torch.exp(-math.log(10_000) * torch.arange(0, width, 2, device=h.device) / width)
     angle = torch.arange(length, device=h.device)[:, None] * frequency

@@ -15,7 +15,7 @@ __all__ = ["NoiseEmbedding", "zero"]
 
 
 class NoiseEmbedding(nn.Module):
-    """An embedding of the noise label and, if there are classes, of the class.
+    """An embedding of the noise label and, if the network has these inputs, of the class, augmentation and vector.
 
     The noise label is a quarter of a log noise level, so its range is only a few units. Angular frequencies from 1/2 to
     32 resolve the label without making the network a rough function of it. Roughness would affect the divergence in the
@@ -28,8 +28,8 @@ class NoiseEmbedding(nn.Module):
         augments: Number of augmentation parameters per row in training (:mod:`scoresde.data.augment`). They enter
             linearly and without a bias, so zeros are equivalent to no augmentation (Karras et al. 2022,
             arXiv:2206.00364, app. F.2).
-        vector: The number of numbers in the condition of a row, or 0 if there are none. They and their mask enter the
-            first layer.
+        vector: Length of the vector in the condition, or 0 if there is none. The vector and the mask of its known
+            values enter the first layer.
     """
 
     frequencies: Tensor
@@ -47,7 +47,7 @@ class NoiseEmbedding(nn.Module):
         self.vector = nn.Linear(2 * vector, width) if vector else None
 
     def forward(self, c: Tensor, cond: Condition | None = None, augment: Tensor | None = None) -> Tensor:
-        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and of the labels in ``cond``, if any.
+        """Return the embedding, ``(B, width)``, of the noise label ``c: (B,)`` and the label and vector in ``cond``.
 
         The tensor ``augment: (B, augments)`` describes the augmentation of each row. ``None`` means no augmentation.
         """
@@ -66,13 +66,13 @@ class NoiseEmbedding(nn.Module):
         if self.vector is None:
             out: Tensor = self.mlp(features)
             return out
-        # The numbers and their mask are further inputs of the first layer.
+        # The vector and its mask are additional inputs of the first layer.
         numbers = torch.full_like(features[:, :1], torch.nan).expand(-1, self.vector.in_features // 2)
         if cond is not None and cond.vector is not None:
             if cond.vector.shape[1] != numbers.shape[1]:
                 raise UsageError(
-                    f"the condition has {cond.vector.shape[1]} numbers for each row, but the network was built for "
-                    f"{numbers.shape[1]}"
+                    f"the vector of the condition has {cond.vector.shape[1]} numbers for each row, but the network was "
+                    f"built for {numbers.shape[1]}"
                 )
             numbers = cond.vector.to(features.dtype)
         out = self.mlp[1:](self.mlp[0](features) + self.vector(masked(numbers)))

@@ -49,7 +49,9 @@ class Labelled(nn.Module):
         _check_module(network)
         known = _accepts(network, 2)
         if known is False:
-            raise UsageError(f"Labelled calls its network as network(x, c), but {_named(network)}")
+            raise UsageError(
+                f"Labelled calls its network as network(x, c), but {_named(network)}; change it to forward(self, x, c)"
+            )
         if not (embed is None or callable(embed)):
             embed = (float(embed[0]), float(embed[1])) if len(embed) == 2 else (math.nan, math.nan)
             if not math.isfinite(embed[1] - embed[0]) or embed[0] == embed[1]:

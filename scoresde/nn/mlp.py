@@ -52,7 +52,7 @@ class MLP(nn.Module):
         vector: Length of the vector in the condition, or 0 if there is none.
         given: Number of elements of the image in the condition, or 0 if there is none.
         words: Size of the vocabulary of the texts in the condition, or 0 if there are none.
-        features: Size of the features of a word, if texts arrive as features from another encoder.
+        features: Number of features of a word, if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
         >>> MLP(dims=2, width=16, blocks=1)(torch.zeros(3, 2), torch.zeros(3)).shape

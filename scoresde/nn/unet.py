@@ -59,7 +59,7 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention among the pixels. If there are texts, their words are further keys and values."""
+    """Self-attention among the pixels. If there are texts, their words provide additional keys and values."""
 
     def __init__(self, dims: int, channels: int, text: int = 0) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Attention(nn.Module):
         self.words = nn.Linear(text, 2 * channels) if text else None
 
     def forward(self, x: Tensor, words: Words | None = None) -> Tensor:
-        # Positions are the sequence: (B, C, *space) to (B, positions, C), one head.
+        # Treat the positions as a sequence, (B, C, *space) to (B, positions, C). There is a single head.
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         mask = None
         if self.words is not None and words is not None:
@@ -117,9 +117,9 @@ class UNet(nn.Module):
         augments: Number of augmentation parameters per row in training, or 0 if there are none.
         vector: Length of the vector in the condition, or 0 if there is none.
         given: Number of channels of the image in the condition, or 0 if there is none.
-        words: Size of the vocabulary of the texts in the condition, or 0 if there are none. The words are attended to
-            at the levels in ``attention`` and in the middle.
-        features: Size of the features of a word, if texts arrive as features from another encoder.
+        words: Size of the vocabulary of the texts in the condition, or 0 if there are none. The network attends to the
+            words at the levels in ``attention`` and at the coarsest level, between the encoder and the decoder.
+        features: Number of features of a word, if texts are given as features from another encoder, or 0 otherwise.
 
     Example:
         >>> net = UNet(channels_in=1, dims=2, channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -152,7 +152,7 @@ class UNet(nn.Module):
         super().__init__()
         if not multipliers:
             raise UsageError(
-                "multipliers must not be empty; give one for each level of the U-Net", parameter="multipliers"
+                "multipliers must not be empty; pass one for each level of the U-Net", parameter="multipliers"
             )
         # Each level has 2 * blocks + 1 stages, with two convolutions and a modulation in each of them.
         stages = sum(2 * 3**dims * m**2 + 8 * m for m in multipliers) * channels**2 * (2 * blocks + 1)

@@ -1,4 +1,4 @@
-"""Operators: measurements of a sample (see :mod:`scoresde.operators.base`)."""
+"""Operators, which describe how a sample is measured (see :mod:`scoresde.operators.base`)."""
 
 from .base import Linear, Operator, conjugate_gradients
 from .blur import Blur

@@ -1,4 +1,4 @@
-"""Operators: measurements of a sample x, in data units.
+"""Operators, which describe how a sample x is measured, in data units.
 
 A linear operator A has four methods. ``__call__`` computes the measurement,
 
@@ -14,13 +14,13 @@ singular, ``solve`` applies the pseudo-inverse of the matrix. ``pinv`` is the ps
 
     A^+ y = A^T (A A^T)^+ y,        A A^+ A = A.                                                              (3)
 
-To write an operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. The rest follows: the
-transpose from automatic differentiation, equations 2 and 3 from conjugate gradients. An operator with a closed form
-overrides ``solve``.
+To write an operator, subclass :class:`Linear` as a frozen dataclass and implement ``__call__``. By default, the
+transpose is computed by automatic differentiation, and equations 2 and 3 are solved by conjugate gradients. An operator
+for which equation 2 has a closed form should override ``solve``.
 
-The same object is used to degrade the training data of a conditional model, to define the measurement for a posterior
-sampler, to check that samples agree with the measurement, and to title figures. A network is always shown ``A^+ y``,
-which has the shape of the data, so it never needs to know the operator.
+The same object degrades the training data of a conditional model, and later corrects its samples so that they agree
+with the measurement (:mod:`scoresde.run.seen`). The network does not need to know the operator, because it is always
+shown an estimate with the shape of the data (:meth:`Operator.shown`), in most cases ``A^+ y``.
 
 References:
     Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: equation 2,
@@ -63,7 +63,7 @@ class Operator(Checked, ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the measurement of samples ``x``, shape ``(B, *event)`` in data units, as ``(B, *measured)``."""
+        """Measure samples ``x: (B, *event)`` in data units. The measurements have shape ``(B, *measured)``."""
 
     @abstractmethod
     def pinv(self, y: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Operator(Checked, ABC):
 
         Args:
             event: Shape of a sample, without the batch axis.
-            low, high: Range of the values, in data units. Only operators that encode pictures use it.
+            low, high: Range of the values, in data units. Only operators that encode pictures as bytes use it.
 
         Raises:
             UsageError: If the operator does not apply to samples of this shape.
@@ -82,7 +82,7 @@ class Operator(Checked, ABC):
         return replace(self, event=tuple(event))
 
     def drawn(self, noise: Noise, step: int = 0) -> Operator:
-        """Return the operator with its random parts drawn, one for each row of ``noise``.
+        """Return the operator with its random parts drawn separately for each row of ``noise``.
 
         Args:
             noise: The random numbers of the rows. Draws come from the stream "condition".
@@ -91,11 +91,14 @@ class Operator(Checked, ABC):
         return self
 
     def shown(self, y: Tensor) -> Tensor:
-        """Return what a network is shown of measurements ``y``: :meth:`pinv`, with NaN where nothing is known."""
+        """Return what a network is shown of measurements ``y``, as ``(B, *event)``.
+
+        By default, this is :meth:`pinv`. Operators that hide values override this method and mark them with NaN.
+        """
         return self.pinv(y)
 
     def degrade(self, x: Tensor) -> Tensor:
-        """Return what a network is shown if the samples are ``x: (B, *event)``; the shape is that of ``x``."""
+        """Measure samples ``x: (B, *event)``, and return what a network is shown, with the shape of ``x``."""
         return self.shown(self(x))
 
     @property
@@ -106,7 +109,7 @@ class Operator(Checked, ABC):
     def rows(self, index: Tensor) -> Self:
         """Return the operator for the rows ``index``, shape ``(B',)``, of a batch.
 
-        Tensors among the fields have one row for each sample, or a single row for all samples.
+        Fields that are tensors must have one row for each sample, or a single row for all samples.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen: dict[str, Any] = {n: select(v, index.to(v.device)) for n, v in values.items() if isinstance(v, Tensor)}
@@ -133,7 +136,7 @@ class Operator(Checked, ABC):
         return self.event
 
     def _space(self, event: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the spatial axes' sizes of ``event``.
+        """Return the sizes of the spatial axes of ``event``.
 
         Raises:
             UsageError: If the samples are vectors, which have no spatial axes.
@@ -158,7 +161,7 @@ class Linear(Operator):
         with torch.enable_grad():
             x = torch.zeros(len(y), *self._event, dtype=y.dtype, device=y.device, requires_grad=True)
             at_zero = self(x)
-            # A is linear, so the gradient of <A x, y> is A^T y at every x.
+            # Because A is linear, the gradient of <A x, y> with respect to x is A^T y at every x.
             (found,) = torch.autograd.grad(at_zero, x, y, create_graph=y.requires_grad)
         return found
 
@@ -195,12 +198,12 @@ class Linear(Operator):
 def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: int = 0) -> Tensor:
     """Solve ``matrix(u) = r`` for each row, where the matrix is symmetric and positive definite.
 
-    A row stops once its residual is as small as rounding allows. No row affects another.
+    The iteration of a row stops once its residual is as small as rounding allows. Rows do not affect each other.
 
     Args:
-        matrix: The product of the matrix with ``u: (B, *shape)``, of the same shape.
+        matrix: A function that multiplies ``u: (B, *shape)`` by the matrix. The result has the same shape.
         r: The right-hand side, ``(B, *shape)``.
-        steps: The largest number of steps; 0 allows ten times as many as there are unknowns.
+        steps: Maximum number of steps, or 0 for ten times the number of unknowns.
 
     Returns:
         The solution u, with the shape of ``r``.
@@ -223,12 +226,12 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], r: Tensor, steps: in
 
 
 def _least_squares(forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
-    """Return the shortest x with the least ``|B x - y|``, row by row, by conjugate gradients from ``x = 0`` (CGLS).
+    """Return the x of smallest norm that minimises ``|B x - y|``, for each row, by conjugate gradients (CGLS).
 
     Args:
-        forth, back: The products with B and with B^T.
+        forth, back: Functions that multiply by B and by B^T.
         y: The right-hand side.
-        x: Zeros, with the shape of the result.
+        x: The starting point, which must be zero, with the shape of the result.
     """
     residual, s = y, back(y)
     p, size = s, _dot(s, s)

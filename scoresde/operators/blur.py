@@ -1,4 +1,4 @@
-"""Blur: convolution with a Gaussian, where the picture continues as its mirror image beyond its edges.
+"""Blur: convolution with a Gaussian, with the picture mirrored at its edges.
 
 Such a blur is diagonal in the basis of cosines (the orthonormal discrete cosine transform C of type II),
 
@@ -63,7 +63,7 @@ class Blur(Linear):
         return _back(torch.where(h > torch.finfo(y.dtype).eps, _cosines(y) / h, 0))
 
     def shown(self, y: Tensor) -> Tensor:
-        """Return ``y`` itself, because the pseudo-inverse would magnify the rounding of a blurred picture."""
+        """Return ``y`` itself, because the pseudo-inverse would amplify rounding errors in the blurred picture."""
         return y
 
     def _factors(self, x: Tensor) -> Tensor:

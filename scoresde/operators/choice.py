@@ -1,7 +1,7 @@
-"""Several operators for one network: each row of a batch is degraded by one of them, drawn at random.
+"""A choice of several operators, one of which is drawn at random for each row of a batch.
 
-A network that is trained in this way restores all of them (Palette; Saharia et al. 2022, arXiv:2111.05826, sec. 4.7).
-It is shown only the degraded sample, not the name of the operator.
+A network that is trained in this way learns to restore samples that were degraded by any of the operators (Palette;
+Saharia et al. 2022, arXiv:2111.05826, sec. 4.7). It is not told which operator was applied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OneOf(Operator):
 
     Args:
         choices: The operators.
-        which: The index of the operator of each row, int64 ``(B,)``, once it is drawn.
+        which: Index of the operator for each row, int64 ``(B,)``, or ``None`` until it is drawn.
     """
 
     choices: tuple[Operator, ...] = ()
@@ -45,8 +45,8 @@ class OneOf(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         raise UsageError(
-            f"{self} is a choice of several operators, whose measurements differ in shape; name one of them, such as "
-            f"{self.choices[0]}"
+            f"{self} is a choice of several operators, whose measurements may differ in shape; use one of them, such "
+            f"as {self.choices[0]}"
         )
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class OneOf(Operator):
 
     def degrade(self, x: Tensor) -> Tensor:
         if self.which is None:
-            raise UsageError("the operator of each row is random; call operator.on(shape).drawn(noise) first")
+            raise UsageError("the operator of each row has not been drawn; call operator.on(shape).drawn(noise) first")
         found, which = torch.empty_like(x), self.which.to(x.device).expand(len(x))
         for i, operator in enumerate(self.choices):
             index = (which == i).nonzero().flatten()
@@ -74,10 +74,11 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     """Build an operator from text, such as ``pool:2``, ``cells``, ``module:Class`` or ``grey/hole/pool:4``.
 
     Args:
-        text: A name in :data:`scoresde.core.tables.OPERATORS`, with the value of its first option after a colon; or
-            ``module:Class``; or several of these, joined by slashes.
+        text: A name in :data:`scoresde.core.tables.OPERATORS`, optionally followed by a colon and the value of its
+            first option, or ``module:Class``. Several operators, joined by slashes, give a :class:`OneOf`.
         typed: Which names a person typed (:mod:`scoresde.core.registry`).
-        read_mask: A function that reads the mask of ``mask:FILE``, bool ``(1, H, W)``, true where values are known.
+        read_mask: A function that reads the file in ``mask:FILE`` and returns a boolean mask, which is true where
+            values are known. Without this function, ``mask:FILE`` is rejected.
 
     Raises:
         UsageError: If a name is unknown or an option is invalid.
@@ -88,18 +89,21 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     head, colon, rest = text.partition(":")
     if head == "mask":  # the path may contain slashes
         if not rest or read_mask is None:
-            raise UsageError("the operator mask needs a file, mask:FILE, in which white pixels are missing")
+            raise UsageError(
+                "the operator mask needs a file, mask:FILE, with white pixels where values are missing; if you call "
+                "parse yourself, also pass read_mask"
+            )
         return Mask(read_mask(rest), rest)
     if "/" in text:
         return OneOf(tuple(parse(part, typed=typed, read_mask=read_mask) for part in text.split("/")))
     if head not in OPERATORS:
         if colon and not rest.isidentifier():
-            raise UsageError(f"unknown operator {head!r}; {closest(head, OPERATORS)}; or give your own as module:Class")
+            raise UsageError(f"unknown operator {head!r}; {closest(head, OPERATORS)}; or pass your own as module:Class")
         made = resolve(text, OPERATORS, "operator", typed=typed)()
         if not isinstance(made, Operator):
             raise UsageError(
-                f"the operator {text!r} gives an object of type {type(made).__name__}; derive that class from "
-                "scoresde.operators.Linear"
+                f"{text!r} creates an object of type {type(made).__name__}, which is not an operator; derive that "
+                "class from scoresde.operators.Linear"
             )
         return made
     factory: Callable[..., Operator] = resolve(head, OPERATORS, "operator", typed=typed)
@@ -107,5 +111,5 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
         return factory()
     names = [name for name in fields_of(factory) if name not in ("event", "mask", "z")]
     if not names:
-        raise UsageError(f"operator {head!r} has no options, but {text!r} gives it one; write {head}", parameter="cond")
+        raise UsageError(f"operator {head!r} has no options, but {text!r} sets one; use {head}", parameter="cond")
     return factory(**read_options(factory, "operator", head, {names[0]: rest}))

@@ -1,4 +1,4 @@
-"""Crop: only the centre of a picture is known. The pseudo-inverse puts the centre back, and the rest is missing."""
+"""Crop: only the centre of a picture is kept. The pseudo-inverse puts it back and fills the rest with zeros."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Crop(Linear):
         space = self._space(event)
         if self.size >= min(space) or min(space) < 2:
             raise UsageError(
-                f"crop:{self.size} removes nothing of samples of {' x '.join(map(str, space))} pixels; use a smaller "
-                "window",
+                f"crop:{self.size} needs sides longer than {max(self.size, 1)} pixels, but the samples are "
+                f"{' x '.join(map(str, space))}; use a smaller window, or another operator",
                 parameter="cond",
             )
         return super().on(event)

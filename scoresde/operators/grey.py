@@ -1,4 +1,4 @@
-"""Grey: a colour picture loses its colours.
+"""Grey: a colour picture is reduced to its brightness.
 
 The measurement is  y = w . x  for each pixel, with the weights of ITU-R BT.601 for red, green and blue, so
 
@@ -29,7 +29,7 @@ class Grey(Linear):
         self._space(event)
         if event[0] != 3:
             raise UsageError(
-                f"grey needs colour pictures, with 3 channels, but the samples have {event[0]}; leave it out",
+                f"grey needs colour pictures, with 3 channels, but the samples have {event[0]}; use another operator",
                 parameter="cond",
             )
         return super().on(event)

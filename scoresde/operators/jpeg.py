@@ -1,4 +1,4 @@
-"""JPEG: a picture is compressed and decompressed, which adds blocks and ringing. The result is not linear in x."""
+"""JPEG: a picture is compressed and decompressed, which adds block and ringing artefacts. This is not linear in x."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["JPEG"]
 
 @dataclass(frozen=True, eq=False)
 class JPEG(Operator):
-    """Compression by JPEG. Pillow does the work, in 256 levels from ``low`` to ``high``.
+    """JPEG compression and decompression by Pillow, with the values rounded to 256 levels from ``low`` to ``high``.
 
     Args:
         quality: The quality, from 1 to 100.
@@ -35,7 +35,8 @@ class JPEG(Operator):
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         if len(event) != 3 or event[0] not in (1, 3):
             raise UsageError(
-                f"jpeg needs pictures with 1 or 3 channels, but the samples have shape {tuple(event)}; leave it out",
+                f"jpeg needs pictures with 1 or 3 channels, but the samples have shape {tuple(event)}; use another "
+                "operator",
                 parameter="cond",
             )
         return replace(self, event=tuple(event), low=low, high=high)

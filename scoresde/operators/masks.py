@@ -1,8 +1,8 @@
-"""Masks: some of the values are known, the others are missing. ``y = A x`` has the shape of x, and is 0 where missing.
+"""Masks: some values are known, and the others are missing. ``y = A x`` has the shape of x, with 0 for missing values.
 
 A is a diagonal matrix of zeros and ones, so it is its own transpose and its own pseudo-inverse, and equation 2 of
-:mod:`scoresde.operators.base` is a division. For a picture, a signal or a volume, a mask may be the same for all
-channels; for a vector, the values themselves may be missing.
+:mod:`scoresde.operators.base` is a division. A mask may hide whole pixels, in all channels at once, or individual
+values, such as some columns of a table row.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ HALVES = ("lower", "upper", "left", "right")
 
 @dataclass(frozen=True, eq=False)
 class Masking(Linear):
-    """Base of an operator that hides some of the values. A subclass implements :meth:`known`."""
+    """Base class of operators that hide some of the values. A subclass implements :meth:`known`."""
 
     @abstractmethod
     def known(self, event: tuple[int, ...]) -> Tensor:
-        """Return where values are known, bool, in a shape that broadcasts to ``(B, *event)``."""
+        """Return a mask that is true where values are known, bool, with a shape that broadcasts to ``(B, *event)``."""
 
     @property
     def measured(self) -> tuple[int, ...]:
-        """Shape of a measurement, without the batch axis: that of a sample."""
+        """Shape of a measurement, without the batch axis. It equals the shape of a sample."""
         return self._event
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ class Masking(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Masking):
-    """A given mask.
+    """A mask that is given as a tensor.
 
     Args:
-        mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
-            applies to all samples.
+        mask: The mask, bool, which is true where values are known. Its shape broadcasts to ``(B, *event)``. A mask
+            without a batch axis applies to all samples.
         file: The file that the mask was read from, if any.
 
     >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]
@@ -78,7 +78,10 @@ class Mask(Masking):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
-            raise UsageError("a mask must be a tensor of booleans, which are true where values are known")
+            raise UsageError(
+                "a mask must be a tensor of booleans that is true where values are known, "
+                f"got {getattr(self.mask, 'dtype', type(self.mask).__name__)}"
+            )
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         mask = self.mask if self.mask.ndim > len(event) else self.mask[None]
@@ -101,7 +104,7 @@ class Mask(Masking):
 
 @dataclass(frozen=True, eq=False)
 class Hole(Masking):
-    """The centre of a picture, signal or volume is missing.
+    """A mask that hides the centre of a picture, signal or volume.
 
     Args:
         size: Side of the hole in pixels; 0 means about 3/7 of each side.
@@ -114,7 +117,8 @@ class Hole(Masking):
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         if self.size >= min(self._space(event)):
             raise UsageError(
-                f"a hole of {self.size} pixels leaves nothing of samples of shape {tuple(event)}; use a smaller hole",
+                f"hole:{self.size} needs sides longer than {self.size} pixels, but the samples have shape "
+                f"{tuple(event)}; use a smaller hole",
                 parameter="cond",
             )
         return super().on(event)
@@ -138,7 +142,7 @@ class Hole(Masking):
 
 @dataclass(frozen=True, eq=False)
 class Half(Masking):
-    """One half of a picture, signal or volume is missing.
+    """A mask that hides one half of a picture, signal or volume.
 
     Args:
         which: The missing half: ``lower``, ``upper``, ``left`` or ``right``. A signal runs from left to right.
@@ -160,7 +164,7 @@ class Half(Masking):
         across = self.which in ("left", "right") or len(space) == 1
         axis = len(space) - 1 if across else len(space) - 2
         side = space[axis]
-        # For an odd size, the middle is known.
+        # If the size is odd, the middle row or column is known.
         index = torch.arange(side)
         early = self.which in ("upper", "left")
         known = index >= side // 2 if early else index < side - side // 2
@@ -174,12 +178,13 @@ class Half(Masking):
 
 @dataclass(frozen=True, eq=False)
 class Cells(Masking):
-    """Values are missing at random: columns of a table, points of a signal, or pixels of a picture.
+    """A mask that hides values at random: columns of a table, points of a signal, or pixels of a picture.
 
     Args:
-        share: Probability that a value is missing; 0 draws the probability itself for each row, uniformly between 0 and
-            1, so that every pattern of missing values occurs.
-        mask: Where values are known, bool ``(B, *event)``, once it is drawn.
+        share: Probability that a value is missing. If it is 0, a separate probability is drawn for each row, uniformly
+            between 0 and 1, so that every pattern of missing values can occur.
+        mask: The mask, bool, which is true where values are known, or ``None`` until it is drawn. Its shape broadcasts
+            to ``(B, *event)``.
     """
 
     limits = ranges(share=FRACTION)
@@ -197,7 +202,7 @@ class Cells(Masking):
 
     def known(self, event: tuple[int, ...]) -> Tensor:
         if self.mask is None:
-            raise UsageError("the missing cells are random; call operator.on(shape).drawn(noise) first")
+            raise UsageError("the missing cells have not been drawn; call operator.on(shape).drawn(noise) first")
         return self.mask
 
     @property

@@ -1,4 +1,4 @@
-"""Noise: the measurement is the sample plus Gaussian noise,  y = x + s z.  It is affine in x, but random."""
+"""Noise: the measurement is the sample plus Gaussian noise,  y = x + s z,  which is affine in x, but random."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AddedNoise(Operator):
 
     Args:
         sigma: Standard deviation of the noise, in data units.
-        z: The standard normal numbers, ``(B, *event)``, once they are drawn.
+        z: Standard normal numbers, ``(B, *event)``, or ``None`` until they are drawn.
     """
 
     limits = ranges(sigma=POSITIVE)
@@ -34,7 +34,7 @@ class AddedNoise(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.z is None:
-            raise UsageError("the noise is random; call operator.on(shape).drawn(noise) first")
+            raise UsageError("the noise has not been drawn; call operator.on(shape).drawn(noise) first")
         return x + self.sigma * self.z.to(x)
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class AddedNoise(Operator):
 
     @property
     def measured(self) -> tuple[int, ...]:
-        """Shape of a measurement, without the batch axis: that of a sample."""
+        """Shape of a measurement, without the batch axis. It equals the shape of a sample."""
         return self._event
 
     @property

@@ -1,6 +1,7 @@
-"""Lower resolution: each pixel of the measurement is the mean of a block of pixels.
+"""Pooling to a lower resolution: each pixel of the measurement is the mean of a block of pixels.
 
-Each row of A has k^d equal entries k^-d, where d is the number of spatial axes, and rows do not overlap. Hence
+If the blocks have k pixels along each of d spatial axes, each row of A has k^d entries that are not zero, all equal to
+k^-d. No two rows have such entries in the same column. Hence
 
     A diag(a) A^T = diag(A a) / k^d,
 
@@ -42,7 +43,7 @@ class Pool(Linear):
         if any(side % self.size for side in space):
             raise UsageError(
                 f"pool:{self.size} needs sides that are divisible by {self.size}, but the samples are "
-                f"{' x '.join(map(str, space))}; use another block, or other sides (size=)",
+                f"{' x '.join(map(str, space))}; use another block size, or resize images when they are loaded (size=)",
                 parameter="cond",
             )
         return super().on(event)

@@ -44,7 +44,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, INK = "#999999", "#333333"
-UNLIKE = (20.0, 3.0)  # ratios of widths above which two coordinates get separate scales: without names, with names
+UNLIKE = (20.0, 3.0)  # ratio of widths above which two coordinates get separate scales, without and with names
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)  # line colours, in order of use
 
 
@@ -127,9 +127,9 @@ def column_names(names: Sequence[str], count: int, length: int = 24) -> list[str
 
 
 def _import() -> None:
-    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend.
+    """Import Matplotlib even if ``MPLBACKEND`` names an unknown backend, which would make a normal import fail.
 
-    The setting has no effect on these figures.
+    The setting has no effect on the figures of this package.
     """
     with _IMPORTING:
         _import_without_backend()

@@ -118,8 +118,7 @@ def save_images(
 def _side_by_side(values: Floats) -> Floats:
     """Arrange the channels of ``(N, C, H, W)`` side by side as grey images in [0, 1], ``(N, 1, H, C (W + 1) + 1)``.
 
-    Each channel has its own scale. Channels are separated by a single grey pixel, so they are closer together than
-    images are.
+    Each channel has its own scale. Lines of a single grey pixel separate the channels and frame the result.
     """
     n, channels, height, width = values.shape
     least, most = np.quantile(values, [0.005, 0.995], axis=(0, 2, 3), keepdims=True)

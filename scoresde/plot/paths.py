@@ -39,7 +39,7 @@ def trajectories(
         paths: Trajectories ``(T, N)``, keyed by panel title. Trajectory i of each set starts from the same noise.
         shown: Number of trajectories to draw as lines. Trajectory i has the same colour in each panel. The shading is
             estimated from all trajectories.
-        data: Values of the data ``(M,)``, drawn as a grey histogram behind that of the last states.
+        data: Values of the data ``(M,)``, drawn as a grey histogram behind the histogram of the last states.
         label: Label of the vertical axis.
 
     Raises:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samples_figure", "scatter", "signals", "vectors"]
 
-SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum numbers of each to show in a figure
+SIGNALS, PANELS, COORDINATES = 8, 6, 12  # the maximum number of each in a figure
 
 
 def scatter(
@@ -156,7 +156,7 @@ def _panels(
         traces, low, high = values[:, c], float(span[:, c].min()), float(span[:, c].max())
         # The spacing is a little more than the range of this channel, so that signals never overlap.
         step = 1.15 * max(high - low, 1e-9)
-        edge = 0.06 * step  # clip values far outside a given span, so that no signal crosses its neighbours
+        edge = 0.06 * step  # clip values far outside the span, so that no signal crosses its neighbours
         for i, trace in enumerate(np.clip(traces, low - edge, high + edge)):
             panel.plot(trace - i * step, color=colour or colours[c % len(colours)], linewidth=1.0)
             panel.annotate(

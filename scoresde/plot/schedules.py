@@ -61,7 +61,7 @@ def schedules(curves: Sequence[Schedule]) -> Figure:
         curves: The curves of one or more SDEs.
     """
     if not curves:
-        raise UsageError("there is no schedule to draw; pass at least one")
+        raise UsageError("there is no schedule to draw; pass at least one Schedule")
     figure = new_figure(13.2, 6.0)
     (alpha, sigma, beta, clock), (scale, size, steps, training) = figure.subplots(2, 4)
     known = np.concatenate([_ends(curve) for curve in curves])

@@ -34,7 +34,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Include the weights of ``module`` in the average."""
+        """Update the average with the current weights of ``module``, and copy its buffers."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         # Tied weights have several names, and each of them is averaged.

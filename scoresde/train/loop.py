@@ -468,7 +468,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool) -> None:
-    """Load the newest complete checkpoint, if any, of a run that continues with ``config``."""
+    """Check that ``config`` agrees with the settings of the run, and load its newest complete checkpoint, if any."""
     stored = TrainConfig.from_dict(read_config(folder)).to_dict()
     free = {"steps", "warmup"}
     if not {config.data, stored["data"]} & set(NAMES):
@@ -488,7 +488,8 @@ def _restore(folder: Path, config: TrainConfig, state: TrainState, edited: bool)
     done = read_object(checkpoint / "state.json")["step"]
     if config.steps < done:
         raise UsageError(
-            f"{folder} has already been trained for {done:,} steps, but steps is {config.steps:,}", parameter="steps"
+            f"{folder} has already been trained for {done:,} steps, but steps is {config.steps:,}; use a larger number",
+            parameter="steps",
         )
     state.load(checkpoint)
     drop_older(folder, checkpoint)  # the interrupted run had no time to do this
@@ -519,7 +520,7 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
     if how.seed != config.seed:
         raise UsageError(
             f"{data.info.source} was split with seed {how.seed}, but the run has seed {config.seed} and would split "
-            "them differently when they are read again; split the data with the seed of the run",
+            f"the data differently when it reads them again; split the data with seed {config.seed}",
             parameter="seed",
             value=how.seed,
         )
@@ -537,8 +538,8 @@ def _same_units(folder: Path, data: Dataset) -> None:
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
-                f"{folder} was trained on {known.name} with {name} = {theirs}, but these data have {name} = {ours}; a "
-                "resumed run keeps its data"
+                f"{folder} was trained on {known.name} with {name} = {theirs}, but these data have {name} = {ours}; "
+                "resume with the original data, or start a new run"
             )
 
 
@@ -548,7 +549,7 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
         stored = read_tensors(path)
         if not {"x0", "eps"} <= set(stored):
             raise CheckpointError(
-                f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is it damaged?"
+                f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is the file damaged?"
             )
         known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
         return Pairs(stored["x0"], stored["eps"], known)

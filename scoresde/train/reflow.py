@@ -1,11 +1,11 @@
 """Rectified flow: straighten the trajectories of a trained model, so that a few solver steps suffice.
 
-The flow of a model maps each noise vector z to a sample x. Reflow trains a second flow on such pairs (z, x). Its
-trajectories are straighter, because the pairs come from a flow, whose trajectories do not cross (Liu et al. 2023,
-arXiv:2209.03003, sec. 2.2, thm. 3.6). On a straight trajectory, a single Euler step is exact. Every probability path of
-this package is straight in the variables  y = x/(alpha + sigma)  and  r = sigma/(alpha + sigma)
-(:mod:`scoresde.sde.base`), so this holds for VP as well as for flow matching. The straightness of a flow from
-(r_0, y_0) to (r_1, y_1) is measured by
+The flow of a model maps each noise vector z to a sample x. Reflow trains a second flow on such pairs (z, x). The
+trajectories of the second flow are straighter, because the pairs are connected by trajectories of the first flow, which
+do not cross (Liu et al. 2023, arXiv:2209.03003, sec. 2.2, thm. 3.6). On a straight trajectory, a single Euler step is
+exact. Every probability path of this package is straight in the variables  y = x/(alpha + sigma)  and
+r = sigma/(alpha + sigma)  (:mod:`scoresde.sde.base`), so reflow works for VP as well as for flow matching. The
+straightness of a flow from (r_0, y_0) to (r_1, y_1) is measured by
 
     S = E int |dy/dr - (y_1 - y_0)/(r_1 - r_0)|^2 dr  /  E int |dy/dr|^2 dr,                                    (1)
 
@@ -42,7 +42,7 @@ from .loop import fit, prepared
 
 __all__ = ["draw_pairs", "reflow", "straightness"]
 
-_STREAM = 2**40  # index of the first pair, far from the indexes of ordinary samples
+_STREAM = 2**40  # sample index of the first pair, far from the indices of ordinary samples
 
 
 @checked(count=COUNT, seed=SEED, batch=COUNT)
@@ -72,9 +72,8 @@ def draw_pairs(
     solver = ProbabilityFlow(1e-4) if solver is None else solver
     if solver.stochastic:
         raise UsageError(
-            f"{type(solver).__name__} draws noise at each step, so the starting noise alone does not "
-            "determine a sample; use a solver "
-            "for the probability flow, such as ode, heun or multistep"
+            f"{type(solver).__name__} draws noise at each step, so the starting noise alone does not determine a "
+            "sample; use a solver for the probability flow, such as ode, heun or multistep"
         )
     size = 4 * math.prod(run.info.shape) * torch.finfo(run.dtype).bits // 8  # both ends, and a copy of both
     enough_memory(count * size, f"{count:,} pairs of {run.info.dims:,} numbers", "pairs")
@@ -115,12 +114,12 @@ def reflow(
     Args:
         run: A trained run, which may already be rectified.
         pairs: Number of pairs.
-        steps, lr: Number of training steps and learning rate. 0 means the value of the run.
-        weighting, t_sampler: Weighting and time sampler for the training, by name or as objects. ``None`` means those
-            of the run, if they are built in. A name that appears only in the run's files is never imported.
+        steps, lr: Number of training steps and learning rate, or 0 for the value of the run.
+        weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: those of the
+            run, if they are built in). A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used, because
-            training uses the samples of the pairs.
+        data: The data set of the run (default: ``run.data()``). Only its labels are used, because training uses the
+            samples of the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
@@ -133,7 +132,9 @@ def reflow(
         UsageError: If the run has no training configuration or is a discrete chain, or if a setting is invalid.
     """
     if run.config is None:
-        raise UsageError("reflow continues the training of a run, but this run has no training configuration")
+        raise UsageError(
+            "reflow needs a run that was trained by this package, but this run has no training configuration"
+        )
     data = run.data() if data is None else data
     asked = run
     if run.config.cond == "class" and run.config.cond_drop < 1 and data.train_labels is not None:

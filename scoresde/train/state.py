@@ -110,7 +110,9 @@ class TrainState:
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))
         moments, step = self._moments(checkpoint), int(state["step"])
         if step and not moments:
-            raise CheckpointError(f"{checkpoint} has no optimiser state")
+            raise CheckpointError(
+                f"{checkpoint} has no optimiser state, so training cannot resume from it; is it damaged?"
+            )
         self.optimiser.load_state_dict({
             "state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]
         })  # fmt: skip
@@ -167,13 +169,13 @@ def steps(
         state: The current state of training.
         objective: The loss to minimise.
         batches: The batches for all steps.
-        until: Number of completed steps at which to stop.
+        until: Total number of completed steps at which to stop.
         seed: Seed of all random draws.
         rate: A function that returns the learning rate of step n, counted from 0.
         clip: Maximum norm of the gradient. A larger gradient is scaled down to this norm.
 
     Raises:
-        NumericalError: If the loss or its gradient is not finite. The state is then that after the previous step.
+        NumericalError: If the loss or its gradient is not finite. The state is still that after the previous step.
     """
     parameters = list(state.learned.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype

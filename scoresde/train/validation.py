@@ -32,7 +32,7 @@ DRAWS = 1024  # minimum number of (time, noise) pairs
 EACH = 64  # maximum number of such pairs per row, even if this gives fewer than DRAWS
 ERRORS = 2.0  # number of standard errors by which the best weights must be better than the last weights
 CHUNK = 256  # rows evaluated at once
-STEP = 2**32 - 1  # the step of the random numbers of an operator, which no training step reaches
+STEP = 2**32 - 1  # step index for an operator's random numbers, larger than the index of any training step
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,11 @@ class Best:
 
 
 class Validation:
-    """Fixed rows, times and noise, and the weights with the lowest loss on them.
+    """Fixed rows, times and noise for validation, and the weights with the lowest loss on them so far.
 
     Args:
         source: The validation rows.
-        draw: The function that draws times and noise in a training step, before it has learned anything.
+        draw: The function that draws times and noise in a training step, in its state before the first step.
         objective: The loss that training minimises.
         seed: Seed of the draws.
         dtype: The dtype of the data in model units.
@@ -123,7 +123,8 @@ class Validation:
             fault = fault_of(kept, edited=edited)
             if fault is not None:
                 warnings.warn(
-                    f"the weights with the lowest validation loss so far cannot be used: {fault}", stacklevel=2
+                    f"training continues without the best weights so far, because they cannot be used: {fault}",
+                    stacklevel=2,
                 )
                 continue
             done = int(read_object(kept / "state.json")["step"])
@@ -145,7 +146,7 @@ def sentence(told: Mapping[str, Any]) -> str:
     """Return the sentence about the choice of weights that training prints at its end."""
     best, last = f"step {told['best_step']:,}", f"step {told['last_step']:,}"
     if told["rows"] == 1:
-        return f"validation: a single row is too few to compare weights; the last weights are used ({last})"
+        return f"validation: a single row is not enough to compare weights; the last weights are used ({last})"
     if told["best_step"] == told["last_step"]:
         return f"validation: the last weights are the best and are used ({last}, loss {told['last_loss']:.4g})"
     difference = f"from {best} to {last} the loss rises by {told['difference']:.2g} ± {told['stderr']:.2g}"

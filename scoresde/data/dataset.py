@@ -144,7 +144,10 @@ class DataInfo:
         if not info.shape or min(info.shape) < 1:
             raise DataError(f"malformed data description: shape must hold positive integers, got {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
-            raise DataError(f"malformed data description: {levels} levels in the range from {info.low} to {info.high}")
+            raise DataError(
+                "malformed data description: levels must be null or at least 2, and low must not be greater than high, "
+                f"got levels = {levels}, low = {info.low} and high = {info.high}"
+            )
         if info.kind not in KINDS:
             raise DataError(f"malformed data description: kind must be one of {', '.join(KINDS)}, got {info.kind!r}")
         return info

@@ -222,7 +222,7 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Return the words of a text that are not in the vocabulary, each with a hint."""
+        """Return the words of a text that are not in the vocabulary, each with a suggestion of similar words."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 

@@ -61,7 +61,9 @@ class Reading(Checked):
                 told = ", ".join(v for v in values if v)
                 raise UsageError(f"{name} is {getattr(self, name)!r}, but must be one of: {told}")
         if self.fit and not self.size:
-            raise UsageError(f"fit is {self.fit!r}, but size is not set", parameter="size", value=64)
+            raise UsageError(
+                f"fit is {self.fit!r}, but size is not set; set both, or neither", parameter="size", value=64
+            )
 
 
 AS_IS = Reading()

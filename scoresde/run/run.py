@@ -285,8 +285,8 @@ class Run:
             named = ", ".join(f"{word!r} ({hint})" if hint.startswith("did") else repr(word)
                               for word, hint in list(unknown.items())[:5])  # fmt: skip
             warnings.warn(
-                f"{len(unknown)} of the words did not occur in the training texts, so the model knows nothing about "
-                f"them: {named}",
+                f"the model knows nothing about {len(unknown)} word{'s' * (len(unknown) > 1)} that did not occur in "
+                f"the training texts: {named}",
                 stacklevel=3,
             )
         return told.tokens(texts)

@@ -114,7 +114,7 @@ def test_what_no_option_answers_is_said(shell: Shell, mixed: str) -> None:
     Path(mixed, "loose.png").write_bytes(Path(mixed, "cat/0.png").read_bytes())
     out = shell(f"data inspect {mixed} --on-bad skip --size 8 --fit crop", 3)
     assert out.startswith("photos: 1 problem\n1. there are images both at the top level (1: loose.png)")
-    assert out.splitlines()[-1] == "change the data to solve the problems without options"
+    assert out.splitlines()[-1] == "change the data to fix the problems that no option solves"
 
 
 def test_a_fit_needs_a_size(shell: Shell, mixed: str) -> None:

@@ -85,7 +85,7 @@ def test_the_column_of_classes(tmp_path: Path, name: str) -> None:
 def test_a_target_is_one_more_column(tmp_path: Path) -> None:
     for text, reason in (
         ("a,y\n1,0.5\n2,1\n", "numbers that are not integers"),
-        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "may be a coordinate, because there is a column x"),
+        ("x,y\n1,1\n3,0\n5,1\n7,0\n", "may be a coordinate (there is a column x)"),
         ("a,y\n" + "".join(f"{3 * i % 7},{i}\n" for i in range(10)), "has 10 distinct values in 10 lines"),
         ("a,y\n" + "".join(f"0.5,{i % 101}\n" for i in range(400)), "has 101 distinct values in 400 lines"),
     ):

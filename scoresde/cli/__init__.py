@@ -39,7 +39,7 @@ def _show_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
     if asked:
         from importlib.metadata import version
 
-        click.echo(f"scoresde {__version__}, torch {version('torch')}")  # importing torch takes seconds
+        click.echo(f"scoresde {__version__}, torch {version('torch')}")  # does not import torch, which takes seconds
         context.exit()
 
 

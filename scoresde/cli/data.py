@@ -38,7 +38,7 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
     PATH is a folder of images, or anything else that `scoresde train --data` accepts. The command prints all problems
-    with the data at once, each with the options that solve it. If there are no problems, it describes the data and
+    with the data at once, each with any options that solve it. If there are no problems, it describes the data and
     their split.
 
     The exit code is 0 if `scoresde train` accepts the data with these options, and 3 otherwise.
@@ -55,7 +55,9 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     if found.dataset is not None:
         lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
     if answered or os.path.exists(path):
-        lines.append(f"train with: {answered}" if answered else "change the data to solve the problems without options")
+        lines.append(
+            f"train with: {answered}" if answered else "change the data to fix the problems that no option solves"
+        )
     facts = {
         "data": path, "problems": problems, "notes": list(found.notes), "command": answered, "found": found.facts(),
     }  # fmt: skip

@@ -188,7 +188,9 @@ def _refuse_new_settings(run: str) -> None:
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
         if param.name not in allowed and _typed(param.name or "") is not None:
-            raise UsageError(f"{param.opts[0]} cannot be changed when a run is resumed; {run} keeps its settings")
+            raise UsageError(
+                f"{param.opts[0]} cannot be changed when a run is resumed; {run} keeps its settings, so omit the option"
+            )
 
 
 def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConfig, Any]:

@@ -65,10 +65,10 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
-    """Map roles to array names.
+    """Find which arrays hold the data, the labels and the conditions, as a mapping from roles to array names.
 
     The roles are ``x``, which is always present, ``y``, ``c``, ``given`` and ``text``, and the same names with
-    ``_test``.
+    ``_test`` for the test part.
 
     Raises:
         DataError: If two arrays could have the same role, or if it is unclear which array holds the data.
@@ -117,7 +117,7 @@ def _is_data(second: Array, first: Array) -> bool:
 
 
 def _without_targets(path: Path, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays without labels that are numbers to predict rather than classes, and notes about them."""
+    """Leave out label arrays that hold numbers rather than classes. Return the other arrays, and notes to the user."""
     found = roles(path, arrays)
     keys = [found[role] for role in ("y", "y_test") if role in found]
     if not any(arrays[key].dtype.kind == "f" and not _are_classes(arrays[key]) for key in keys):
@@ -163,7 +163,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
 
 
 def _filled(x: Array) -> tuple[Array, Array | None]:
-    """Return an array with NaN replaced by the mean of its column, and where values are known if any are not."""
+    """Replace each NaN by the mean of its column. Return the array, and a mask of the known values if any was NaN."""
     if x.dtype.kind != "f" or x.ndim == 0 or not np.isnan(x).any():
         return x, None
     known = ~np.isnan(x)
@@ -175,7 +175,7 @@ def _filled(x: Array) -> tuple[Array, Array | None]:
 def _known(
     path: Path | str, found: Mapping[str, str], arrays: Mapping[str, Array], part: str, x: Array, channels_last: bool
 ) -> Known:
-    """Return what the arrays of a part (``""`` or ``"_test"``) say about each of its samples ``x``."""
+    """Check and collect the arrays with conditions of the samples ``x``, whose names end in ``part``."""
     values = {name: arrays[found[name + part]] for name in KNOWN if name + part in found}
     for name, value in values.items():
         if value.ndim == 0 or len(value) != len(x):
@@ -197,7 +197,7 @@ def _known(
         vector = vector.reshape(len(x), -1).astype(np.float64)
     if image is not None:
         if image.dtype.kind not in "biuf":
-            raise DataError(f"{path}: array {found['given' + part]!r} has dtype {image.dtype}, not numbers")
+            raise DataError(f"{path}: array {found['given' + part]!r} has dtype {image.dtype}; it must hold numbers")
         if image.ndim == x.ndim - 1 and x.ndim > 2:
             image = image[:, None]  # pictures without a channel axis
         elif image.ndim > 2 and (channels_last or (image.shape[-1] in COLOURS and image.shape[1] not in COLOURS)):
@@ -271,7 +271,7 @@ def _layout(path: Path | str, key: str, x: Array, reading: Reading) -> tuple[str
 
 
 def _traces(event: tuple[int, ...]) -> bool:
-    """Whether integer events of this shape are signals with channels, because images are rarely this narrow."""
+    """Whether integer events are so long and narrow that they are probably signals with channels, not images."""
     return min(event) < SPACE and max(event) >= 16 and max(event) >= 4 * min(event)
 
 

@@ -16,9 +16,9 @@ the position
     s(i) = m +- (i - m - d) / 2^(0.2 a_scale),    m = (n - 1)/2,    d = a_shift n/8  (an integer),               (2)
 
 by linear interpolation, with reflection at the edges. The minus sign applies to mirrored rows. The distribution of the
-parameters follows table 6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` is
-applied with probability 1/2, and each of the other kinds to 12 % of the rows. Here, shifts are rounded to whole pixels,
-so that they need no interpolation.
+parameters follows table 6 of the paper: a_scale and a_shift are normal, and a mirrored row has a = 1. ``flip`` mirrors
+half of the rows. Each of the other kinds applies to 12 % of the rows, of which ``vflip`` mirrors half. Here, shifts are
+rounded to whole pixels, so that they need no interpolation.
 
 The parameters of a row depend only on the seed, the step and the position of the row in its batch.
 """
@@ -50,7 +50,8 @@ class Augmentation(Checked):
 
     Args:
         kinds: Any of ``flip`` (left to right), ``vflip`` (top to bottom), ``scale`` and ``shift``.
-        share: Fraction of the rows, from 0 to 1, to which each kind except ``flip`` is applied.
+        share: Fraction of the rows, from 0 to 1, to which each kind except ``flip`` applies. ``vflip`` mirrors half of
+            these rows.
 
     >>> flipped = Augmentation(("flip",)).applied(torch.arange(3.0).reshape(1, 1, 1, 3), torch.ones(1, 1))
     >>> flipped.flatten().tolist()

@@ -60,7 +60,7 @@ class DataInfo:
         classes: Class names in label order. Empty if there are no labels.
         n_train: Number of training samples.
         n_test: Number of test samples.
-        channels_last: Whether the source had its channels last. Samples can be written in the same layout.
+        channels_last: Whether the source had its channels last. Data and samples have them first in any case.
         names: Column names of a table, or empty.
         wide: Whether the values need float64, in which case samples are also written in float64.
         n_validation: Number of training samples that are used only to choose between checkpoints.
@@ -144,7 +144,10 @@ class DataInfo:
         if not info.shape or min(info.shape) < 1:
             raise DataError(f"malformed data description: shape must hold positive integers, got {info.shape}")
         if (info.levels is not None and info.levels < 2) or info.low > info.high:
-            raise DataError(f"malformed data description: {levels} levels in the range from {info.low} to {info.high}")
+            raise DataError(
+                "malformed data description: levels must be null or at least 2, and low must not be greater than high, "
+                f"got levels = {levels}, low = {info.low} and high = {info.high}"
+            )
         if info.kind not in KINDS:
             raise DataError(f"malformed data description: kind must be one of {', '.join(KINDS)}, got {info.kind!r}")
         return info
@@ -318,6 +321,8 @@ class Dataset:
                 images or ``(N, C, D, H, W)`` volumes.
             test: Samples to hold out (default: a fraction of ``train``).
             classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
+            given, test_given: What is known about each sample besides its class, in data units.
+            text, test_text: A text about each sample.
             name: Name used in titles and folder names.
             seed, test_fraction, split: Options for the split (see :func:`load_data`).
             layout: Position of the channel axis: ``first``, ``last``, or ``auto`` to infer it from the shape.
@@ -345,9 +350,9 @@ def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) ->
     """Return what is known about the rows of a part as named arrays, as they would be stored in an ``.npz`` file."""
     known = given or Condition()
     if known.label is not None:
-        raise UsageError("the class of each sample does not go into given; pass it as classes")
+        raise UsageError("given contains labels; pass the class of each sample as classes instead")
     if known.tokens is not None and text is not None:
-        raise UsageError("given has tokens, and text is given as well; leave out one of them")
+        raise UsageError("given contains tokens, but text was passed as well; pass only one of them")
     return {
         f"c_{part}": known.vector, f"given_{part}": known.image,
         f"text_{part}": known.tokens if text is None else np.array(list(text), dtype=str),
@@ -384,7 +389,8 @@ def load_data(
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
-        UsageError: If ``test_fraction`` is not between 0 and 1.
+        UsageError: If ``test_fraction`` is not between 0 and 1, or if ``reading`` has options for files but ``spec`` is
+            one of ``NAMES``.
     """
     if not 0 < test_fraction < 1:
         raise UsageError(f"test_fraction must be between 0 and 1, got {test_fraction:g}; a typical value is 0.1")
@@ -427,7 +433,7 @@ def _names_in(folder: Path) -> list[str]:
 
 @checked(seed=SEED, test_fraction=SHARE)
 def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split ``range(n)`` at random into disjoint training and test indexes (int64), which ``seed`` determines."""
+    """Split ``range(n)`` into disjoint training and test indexes (int64), at random but determined by ``seed``."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
@@ -448,7 +454,7 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         keep, test = torch.from_numpy(parts.train), torch.from_numpy(parts.test)
     elif raw.test is None:
         keep, test = split(len(x), how.test_fraction, how.seed)
-    if complete is not None and raw.test is None:  # a row with empty cells is trained on
+    if complete is not None and raw.test is None:  # rows with empty cells are used only for training
         whole = complete.flatten(1).all(1)
         keep, test = torch.cat([keep, test[~whole[test]]]), test[whole[test]]
     if raw.test is not None:
@@ -469,8 +475,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
     told = CondInfo.of(known)
     if len(x) - len(validates) < 2 or len(test_x) < 1:
         raise DataError(
-            f"{source} yields {len(x) - len(validates)} training and {len(test_x)} test samples, but at least 2 and 1 "
-            "are needed, respectively; use more data or another test fraction",
+            f"{source} yields {len(x) - len(validates)} training and {len(test_x)} test samples, but at least 2 "
+            "training samples and 1 test sample are needed; use more data or another test fraction",
             parameter="test_fraction",
             value=0.1 if len(x) < 2 else 0.3,
         )

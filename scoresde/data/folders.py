@@ -4,8 +4,9 @@ Images may be at any depth. The classes are the top-level folders or, if there a
 the folders inside these. Everything in or below a class folder belongs to that class. Files that are not images are
 reported as left out, except for hidden files and files that operating systems create.
 
-Two things are known about an image rather than part of it: the image of the same name in a folder ``given`` at the top
-(``given/cat/7.png`` for ``cat/7.png``), and the text in a file of the same name beside it (``cat/7.txt``).
+Two kinds of file are not samples, but hold what is known about an image: an image of the same name in a folder
+``given`` at the top level (``given/cat/7.png`` for ``cat/7.png``), and a text file of the same name beside the image
+(``cat/7.txt``).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Found:
         test: File and class of each test image.
         problems: Problems that prevent the folder from being read.
         notes: Notes on what was left out, one sentence each.
-        given: For each image that has one, the image that is known about it.
-        texts: For each image that has one, the file of its text.
+        given: The image in the folder ``given`` that belongs to an image, for each image that has one.
+        texts: The text file that belongs to an image, for each image that has one.
     """
 
     train: Classed
@@ -112,7 +113,7 @@ class _Search:
         self.known = {} if older else self._known()
 
     def _known(self) -> dict[Path, Path]:
-        """Find the images below ``given``, keyed by the path, without suffix, of the image that each is known about."""
+        """Find the images below ``given``, keyed by the path (without suffix) of the image that each belongs to."""
         folder = self.folder / GIVEN
         if not folder.is_dir():
             return {}
@@ -121,7 +122,7 @@ class _Search:
             path for path, inside in self.visible(self.folder) if path != folder for path in self.walk(path, inside)
         ]
         names = {path.relative_to(self.folder).with_suffix("") for path in apart if _is_picture(path)}
-        # A class may be called "given", too: then its images have no images of the same names beside it.
+        # The folder may also be a class called "given". Then no image elsewhere has the same name as one of its images.
         return found if names & found.keys() else {}
 
     def refuse(self, text: str) -> None:

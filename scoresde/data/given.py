@@ -13,8 +13,8 @@ The option ``cond`` lists what a model is told about a sample, joined by ``+``:
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Words are numbered by the vocabulary of the training
-texts. :class:`CondInfo` holds what this needs, and is stored with a run. A value that is not given is NaN, or -1 for a
-word.
+texts. :class:`CondInfo` holds the statistics and the vocabulary that this requires, and is stored with a run. A value
+that is not given is NaN, or -1 for a word.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Sources:
     """What a model is told about each sample, as listed in ``cond``.
 
     Attributes:
-        label: Whether the class is told.
-        vector: Whether numbers are told.
-        columns: The columns of a table that hold these numbers. Empty for numbers that are stored apart.
-        image: Whether another picture is told.
-        text: Whether a text is told.
-        operator: The operator whose measurement of the sample is told, or "".
+        label: Whether the model is told the class.
+        vector: Whether it is told numbers.
+        columns: The columns of a table that hold these numbers. Empty for numbers that are stored separately.
+        image: Whether it is shown another picture.
+        text: Whether it is given a text.
+        operator: The operator whose measurement of the sample it is shown, or "".
     """
 
     label: bool = False
@@ -88,8 +88,8 @@ class Sources:
             elif name.partition("/")[0] in OPERATORS or rest:
                 if found.operator:
                     raise UsageError(
-                        f"cond={cond!r} has two operators, but a model is shown one picture of each sample; to train "
-                        f"one model for both, join them by a slash: {found.operator}/{part}",
+                        f"cond={cond!r} has two operators, but a model is shown only one measurement of each "
+                        f"sample; to train one model for both, join them with a slash: {found.operator}/{part}",
                         parameter="cond",
                         value=f"{found.operator}/{part}",
                     )
@@ -102,15 +102,15 @@ class Sources:
                 raise UsageError(f"cond={cond!r} lists {part!r} twice; list it once", parameter="cond")
         if found.image and found.operator:
             raise UsageError(
-                f"cond={cond!r} has two pictures, that of the data and that of the operator {found.operator}; a model "
-                "is shown one of them, so leave out the other",
+                f"cond={cond!r} lists both the pictures in the data and those made by the operator {found.operator}, "
+                "but a model is shown only one picture; leave out one of the two",
                 parameter="cond",
             )
         return found
 
     @property
     def rich(self) -> bool:
-        """Whether a model is told more than the class."""
+        """Whether a model is told anything besides the class."""
         return self.vector or self.image or self.text or bool(self.operator)
 
 
@@ -157,7 +157,7 @@ class CondInfo:
             counts = Counter(word for text in known.text.tolist() for word in _words(text))
             common = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:WORDS]]
             if not common:
-                raise DataError("the texts have no words")
+                raise DataError("the texts contain no words; write at least one word, or remove the texts")
             found = replace(found, words=tuple(sorted(common)))
         if known.features is not None:
             found = replace(found, features=known.features.shape[2])
@@ -187,7 +187,7 @@ class CondInfo:
         )  # fmt: skip
 
     def to_model(self, known: Condition) -> Condition:
-        """Standardise a condition: numbers by their mean and deviation, pictures to [-1, 1], each in float32.
+        """Convert a condition to model units, in float32: standardise numbers, and map pictures to [-1, 1].
 
         Raises:
             UsageError: If the condition does not have the shapes of the training data.
@@ -222,12 +222,12 @@ class CondInfo:
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
     def unknown(self, text: str) -> dict[str, str]:
-        """Return the words of a text that are not in the vocabulary, each with a hint."""
+        """Return the words of a text that are not in the vocabulary, each with a suggestion of similar words."""
         known = set(self.words)
         return {word: closest(word, known).partition("?")[0] for word in _words(text) if word not in known}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, without what is not used."""
+        """Return the description as plain JSON values, without the fields that have their default values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
@@ -258,7 +258,10 @@ class CondInfo:
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"malformed description of the conditions: {error}") from error
         if not len(found.vector) == len(found.shift) == len(found.scale) or not found.low < found.high:
-            raise DataError("malformed description of the conditions: its parts contradict each other")
+            raise DataError(
+                "malformed description of the conditions: vector, shift and scale must have the same length, and low "
+                "must be less than high"
+            )
         return found
 
 

@@ -127,7 +127,10 @@ def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) 
         without = [path.relative_to(folder).as_posix() for path in paths if path not in found.given]
         if without:
             problems.append(
-                Problem(f"{_number(len(without))} have no image in {GIVEN}/ ({some(without)}); add one, or remove them")
+                Problem(
+                    f"{_number(len(without))} without an image of the same name in {GIVEN}/: {some(without)}; add the "
+                    "missing images there, or remove these images"
+                )
             )
         else:
             pile = _Pile(folder, [found.given[path] for path in paths], reading)
@@ -147,7 +150,9 @@ def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) 
 
 
 def mask_from_file(path: str) -> Tensor:
-    """Read a mask from an image, in which white means missing, or from the first array of a NumPy file (not zero).
+    """Read a mask from an image or from the first array of a NumPy file.
+
+    A value is missing where the image is white, or where the array is not zero.
 
     Returns:
         Where values are known, bool: ``(1, H, W)`` for an image, and the shape of the array otherwise.

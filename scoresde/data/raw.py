@@ -33,7 +33,7 @@ class Reading(Checked):
         on_bad: What to do with a file that cannot be read: ``stop`` or ``skip``.
         older: Whether to read a folder of images as earlier versions did, for runs without stored row hashes. Those
             versions read only files directly in a class folder, rounded colours to 8 bits, and kept alpha channels.
-        columns: Names of the columns of a table that are known about each sample, and are not part of it.
+        columns: Names of the columns of a table that hold what is known about each sample, and are not part of it.
         empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop``, or ``keep`` it as
             unknown.
     """
@@ -61,7 +61,9 @@ class Reading(Checked):
                 told = ", ".join(v for v in values if v)
                 raise UsageError(f"{name} is {getattr(self, name)!r}, but must be one of: {told}")
         if self.fit and not self.size:
-            raise UsageError(f"fit is {self.fit!r}, but size is not set", parameter="size", value=64)
+            raise UsageError(
+                f"fit is {self.fit!r}, but size is not set; set both, or neither", parameter="size", value=64
+            )
 
 
 AS_IS = Reading()
@@ -136,7 +138,7 @@ class Raw:
 
 
 def index_labels(path: Path | str, *parts: Array | None) -> tuple[list[Array | None], tuple[str, ...]]:
-    """Replace labels with indexes into the sorted label values of all parts, which are returned as class names."""
+    """Replace labels with indexes into the sorted distinct labels of all parts, and return these as class names."""
     found = [p for p in parts if p is not None]
     for p in found:
         if p.dtype.kind not in "biuU" and not (p.dtype.kind == "f" and np.array_equal(p, np.round(p))):

@@ -132,7 +132,10 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
     given = [c for name in told for c in columns if c.name == name]
     columns = [c for c in columns if c.name not in told]
     if not columns:
-        raise DataError(f"{path}: every column is listed in columns; leave at least one, which the model is to draw")
+        raise DataError(
+            f"{path}: every column is listed as known about the samples, so none is left for the model to draw; leave "
+            "out at least one of these columns"
+        )
     _check(path, given, None, lines)
     classes = _classes(path, columns, keep, notes)
     columns = [c for c in columns if c is not classes]
@@ -300,7 +303,7 @@ def _decimal_commas(path: Path, columns: list[list[str]], lines: Sequence[int], 
 
 
 def _told(path: Path, names: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
-    """Check the names of the columns that are known about each sample."""
+    """Check that the table has the columns ``asked``, and return their names."""
     for name in asked:
         if name not in names:
             hint = closest(name, filter(None, names)) if any(names) else "its columns have no names"
@@ -323,7 +326,7 @@ def _vector(columns: Sequence[_Column]) -> Array:
 
 
 def _parsed(column: _Column, gaps: bool = False) -> _Column:
-    """Set the numbers of a column if every cell is a number, or with ``gaps``, if every cell that is not empty is."""
+    """Set the numbers of a column if all cells are numbers. With ``gaps``, a cell may also be empty."""
     empty = _missing(column.cells, MISSING) if gaps else []
     if empty and len(empty) < len(column.cells):
         known = np.ones(len(column.cells), bool)
@@ -419,7 +422,7 @@ def _why_no_class(column: _Column) -> str:
         return "holds numbers that are not integers"
     values = len(np.unique(x))
     if values <= min(CLASSES, len(x) / 2):
-        return "may be a coordinate, because there is a column x; if it is the class, name it label"
+        return "may be a coordinate (there is a column x); if it is the class, name it label"
     return f"has {values:,} distinct values in {len(x):,} lines"
 
 

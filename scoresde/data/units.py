@@ -29,7 +29,9 @@ __all__ = ["Units", "axes_of", "units_of"]
 EXACT = 2**18  # up to this, float32 represents every integer and every 64th of an integer exactly
 LARGEST = 2**53  # up to this, float64 represents every integer exactly
 ROUNDED = 1e-6  # rounding error allowed in float32, in standard deviations
-UNLIKE = 4.0  # channels differ in kind above this ratio of standard deviations, or of the range of means to them
+# Channels differ in kind if the ratio of their largest to their smallest standard deviation, or the ratio of the range
+# of their means to the largest standard deviation, is above this value.
+UNLIKE = 4.0
 SQUEEZED = 10.0  # ratio of the full range of the values to the range of the bulk, above which a warning is issued
 TAIL = 0.005  # fraction of the values on each side that is not part of the bulk
 

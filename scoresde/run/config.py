@@ -303,17 +303,17 @@ class TrainConfig:
         }  # fmt: skip
         for name, (missing, where) in lacking.items():
             if missing:
-                told = known.describe() or "nothing"
+                told = f"only {known.describe()}" if known.describe() else "none"
                 raise UsageError(
-                    f"cond={self.cond!r} requires {'numbers' if name == 'vector' else f'a known {name}'} about each "
-                    f"sample, but {info.name} has {told}; this is read from {where}",
+                    f"cond={self.cond!r} requires {'an' if name == 'image' else 'a'} {name} for each sample, but "
+                    f"{info.name} has {told}; {name}s are read from {where}",
                     parameter="cond",
                     value="none",
                 )
         if sources.rich and self.coupling == "ot":
             raise UsageError(
                 f"coupling='ot' cannot be used with cond={self.cond!r}: noise is exchanged between rows with different "
-                "conditions, so the noise of a row would tell its condition, and samples for a given condition would "
+                "conditions, so the noise of a row would reveal its condition, and samples for a given condition would "
                 "be wrong (Cheng and Schwing 2025, arXiv:2503.10636); use coupling='independent'",
                 parameter="coupling",
                 value="independent",
@@ -336,7 +336,7 @@ class TrainConfig:
         return made.on(info.shape, info.low, info.high)
 
     def told(self, given: Condition) -> Condition | None:
-        """Select the parts of ``given`` that are listed in ``cond``, or return ``None`` if none of them is."""
+        """Return the vector, image and text in ``given`` that ``cond`` lists, or ``None`` if it lists none of them."""
         sources = self.sources
         if not (sources.vector or sources.image or sources.text):
             return None
@@ -387,7 +387,10 @@ class TrainConfig:
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
-        """Return the sizes of the inputs for a condition; for an image, its number of channels or of elements."""
+        """Return the size of each input of the network for a condition.
+
+        The size of an image is its number of channels if ``channels`` is true, and its number of elements otherwise.
+        """
         sources, known = self.sources, info.known
         image = info.shape if sources.operator else known.image if sources.image else ()
         return {

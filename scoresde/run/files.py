@@ -181,7 +181,7 @@ def _found(run: str | Path | None) -> Path:
         begun = next((f for f in (Path(run), Path("runs") / run) if os.path.isdir(f / "checkpoints")), None)
         if begun is not None:
             holder = held_by(begun)
-            why = "it has no config.json, because training stopped before it began; train again with the same out"
+            why = "it has no config.json, because training stopped before its first step; train again with the same out"
             why = f"it has no config.json yet, because {holder} has only just started training there" if holder else why
         elif os.path.isdir(run):
             why = "it has no config.json"
@@ -253,10 +253,10 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, checkpoint: Path, keep: int = 2) -> None:
-    """Remove what is no longer needed once ``checkpoint`` is complete.
+    """Remove the checkpoints and the former best weights that are no longer needed once ``checkpoint`` is complete.
 
-    These are the older checkpoints except the newest ``keep - 1`` of them, and the former best weights unless the
-    current best weights are newer than ``checkpoint``.
+    Of the checkpoints that are older than ``checkpoint``, the newest ``keep - 1`` are kept. The former best weights are
+    kept if the current best weights are newer than ``checkpoint`` or cannot be read.
     """
     root, number = folder / "checkpoints", int(checkpoint.name.removeprefix("step-"))
     older = [path for path in checkpoints(folder) if int(path.name.removeprefix("step-")) < number]

@@ -120,8 +120,8 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
             raise DataError(
-                f"{folder} was trained on an array, which is not stored with the run; pass the array again, or save it "
-                "as an .npy file and pass the path of the file",
+                f"{folder} was trained on an array, which is not stored with the run; save the array as an .npy file "
+                "and pass its path, or, to resume training in Python, pass the array again",
                 parameter="data",
             )
         raise DataError(

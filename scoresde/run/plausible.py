@@ -10,8 +10,8 @@ rejected if one of these rules applies:
     1. The samples do not overlap with the data.
     2. The samples may be the data multiplied by a small factor (s < s_data / 8 and |m - m_data s / s_data| < s), and
        either the medians differ, or the samples fill [-1, 1] or [0, 1].
-    3. The data may be the samples multiplied by a small factor, and either the medians differ, or the samples do not
-       extend beyond the data on both sides, or s is more than 4,000 times s_data.
+    3. The data may be the samples multiplied by a small factor, and at least one of these is true: the medians differ,
+       the samples extend beyond the data on at most one side, or s is more than 4,000 times s_data.
     4. The samples fill [-1, 1] although no data are below 0, or they fill [0, 1] although the data fill [-1, 1].
     5. The data are stored as levels with a range above 2, and the samples lie in [-1, 1] but not on these levels.
 

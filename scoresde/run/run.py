@@ -81,7 +81,7 @@ class Samples:
         x: The samples, shape ``(n, *event)``. If the data have levels, all values are levels.
         solution: The result of the solver: its statistics, and the samples in model units.
         residual: The largest difference between the measurements of each sample and those that the run was given,
-            shape ``(n,)``, in data units, or ``None`` if no measurement was given.
+            shape ``(n,)``, in data units, or ``None`` if no measurement was given or the operator is not linear.
     """
 
     x: Tensor
@@ -108,7 +108,8 @@ class Run:
         changed_data: Whether to accept the run's data even if they have changed. If false, missing rows or different
             data raise an error.
         told: Whether to suppress the warning about a prior that does not match the path.
-        operator: The operator whose measurements the model is told (``cond``), for samples of these data.
+        operator: The operator in ``cond``, set up for samples of these data, or ``None``. Its measurement of a sample
+            is the condition of the model.
         seen: The measurements that the samples must agree with, bound by :meth:`given`.
     """
 
@@ -250,7 +251,7 @@ class Run:
     def _labelled(
         self, known: Condition | int | str | Sequence[int | str] | Tensor | npt.ArrayLike | None
     ) -> Condition:
-        """Return a condition, with labels as indexes."""
+        """Convert ``known`` to a condition whose labels are class indexes."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
         if known is None or (isinstance(known, Condition) and known.label is None):
             return known or Condition()
@@ -284,8 +285,8 @@ class Run:
             named = ", ".join(f"{word!r} ({hint})" if hint.startswith("did") else repr(word)
                               for word, hint in list(unknown.items())[:5])  # fmt: skip
             warnings.warn(
-                f"{len(unknown)} of the words did not occur in the training texts, so the model knows nothing about "
-                f"them: {named}",
+                f"the model knows nothing about {len(unknown)} word{'s' * (len(unknown) > 1)} that did not occur in "
+                f"the training texts: {named}",
                 stacklevel=3,
             )
         return told.tokens(texts)
@@ -325,7 +326,7 @@ class Run:
 
     def _trained_here(self, what: str) -> TrainConfig:
         if self.config is None:
-            raise UsageError(f"{what} of rows of data requires a run that was trained by this package")
+            raise UsageError(f"{what} taken from rows of a data set requires a run trained by this package")
         return self.config
 
     @property
@@ -360,7 +361,7 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for using a model without a label if it was trained only with labels."""
+        """Return the error for using a model without a condition if every training sample had one."""
         if not self.info.classes:
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
@@ -454,9 +455,9 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- keeping
 
     def request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return everything that results depend on, as plain JSON values.
+        """Describe everything that results depend on, except conditions that differ between rows, as plain JSON values.
 
-        This includes ``asked``, the model, and the settings bound to it, but not conditions that differ between rows.
+        The description covers the model, the settings bound to it, and the further settings ``asked``.
         """
         known = self.condition
         one = None if known is None or len(known) > 1 else digest(*_tensors(known))
@@ -812,7 +813,7 @@ def load(
         sde: The SDE, its class, or ``"module:Name"``, if it is not built in.
         network: The network, its class, or ``"module:Name"``, if it is not built in.
         parametrization: The parametrisation, its class, or ``"module:Name"``, if it is not built in.
-        operator: The operator in the run's ``cond``, or ``"module:Name"``, if it is not a built-in.
+        operator: The operator in the run's ``cond``, or ``"module:Name"``, if it is not built in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
         edited: Whether to accept files of the run that were changed after they were written.

@@ -1,13 +1,15 @@
-"""A measurement of the samples to be drawn: how a file is understood, and how samples are made to agree with it.
+"""Measurements of the samples to be drawn: how they are recognised, and how the samples are made to agree with them.
 
-A conditional model is shown the measurement, but its samples agree with it only approximately. :meth:`Seen.agreeing`
-removes the rest. With a mask, known values are copied, after the samples are rounded to levels. With another linear
-operator A, each sample moves by the shortest step to agreement,
+A conditional model is shown the measurement y of a sample x, but its samples agree with y only approximately.
+:meth:`Seen.agreeing` removes the remaining difference. With a mask, the known values are copied into the samples after
+these are rounded to levels. With any other linear operator A, each sample is moved by the shortest step that makes it
+agree,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
 with b = 0 where the operator has a closed form. Rounding to levels of width w then changes A x by at most w/2 for an
-operator that averages, and clamping to the range of the data may change it by more: such rows are counted.
+operator that averages. Clamping to the range of the data may change A x by more. The difference that remains is
+reported for each sample.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ class Seen:
     """The measurement of each sample.
 
     Attributes:
-        operator: The operator, or ``None`` if it is unknown, and ``y`` holds the pictures that the network is shown.
-        y: The measurements, ``(n, *measured)`` in data units, or the pictures that the network is shown.
-        truth: The samples that were measured, ``(n, *event)``, if they are known.
+        operator: The operator, or ``None`` if it is unknown.
+        y: The measurements, ``(n, *measured)`` in data units. If the operator is unknown, these are the pictures that
+            the network is shown, ``(n, *event)``.
+        truth: The samples that were measured, ``(n, *event)``, or ``None`` if they are unknown.
     """
 
     operator: Operator | None
@@ -63,7 +66,7 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Which values are unknown, bool ``(n or 1, *event)``, if the operator is a mask, otherwise ``None``."""
+        """The values that a mask hides, bool ``(n or 1, *event)``, or ``None`` if the operator is not a mask."""
         if not isinstance(self.operator, Masking):
             return None
         return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])
@@ -108,19 +111,19 @@ def _rounded(x: Tensor, codec: Codec) -> Tensor:
 
 
 def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
-    """Decide what a picture, signal or row of a table means: a measurement, or a sample that is yet to be measured.
+    """Interpret an array as measurements, or as samples to be measured here, and return the measurements.
 
-    An array with the shape of a measurement is a measurement. An array with the shape of a sample is the truth, and is
-    measured here. For a mask, whose measurement has the shape of a sample, NaN marks missing values; without any NaN,
-    the array is the truth.
+    An array with the shape of a measurement holds measurements. An array with the shape of a sample holds samples, with
+    two exceptions. If it contains NaN, it holds the measurements by a mask, and NaN marks the missing values. If the
+    model was trained with a choice of operators, it holds the pictures that the network is shown.
 
     Args:
         image: The array, ``(n, *shape)`` in data units.
         operator: The operator of the model, for samples of a known shape.
-        noise: The random numbers of an operator that draws, one row for each row of ``image``.
+        noise: The random numbers for an operator that needs them, one row for each row of ``image``.
 
     Raises:
-        UsageError: If the array has neither shape.
+        UsageError: If the array has neither shape, or contains NaN although the operator is not a mask.
     """
     event, shape = operator.event or (), tuple(image.shape[1:])
     holes = image.is_floating_point() and bool(image.isnan().any())
@@ -128,8 +131,8 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         masks = any(isinstance(choice, Masking) for choice in _choices(operator))
         if not masks:
             raise UsageError(
-                f"the values to start from include {int(image.isnan().sum()):,} NaN, but this model was trained with "
-                f"the operator {operator}, which leaves no values out; fill them in",
+                f"the given values include {int(image.isnan().sum()):,} NaN, but this model was trained with the "
+                f"operator {operator}, which hides no values; replace each NaN by a number",
                 parameter="given",
             )
         known = ~image.isnan()
@@ -149,14 +152,14 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         return Seen(operator, operator(image.double()), image)
     shapes = sorted({str(c.measured) for c in _choices(operator)})
     raise UsageError(
-        f"the given values have shape {shape} for each sample; the operator {operator} measures {' or '.join(shapes)}, "
-        f"and samples have shape {event}",
+        f"the given values have shape {shape} for each sample, but they must have the shape of a measurement by the "
+        f"operator {operator}, {' or '.join(shapes)}, or of a sample, {event}",
         parameter="given",
     )
 
 
 def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
-    """Measure true samples ``image``, ``(n, *event)``; an operator that is a choice draws one for each row."""
+    """Measure samples ``image``, ``(n, *event)``. From a choice of operators, one is drawn for each row."""
     drawn = operator.drawn(noise)
     if isinstance(drawn, OneOf):
         return Seen(None, drawn.degrade(image.double()), image)
@@ -164,7 +167,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
 
 
 def keep_mask(folder: Path, operator: Operator) -> None:
-    """Write the masks of an operator that were read from files to a run folder, which then needs no other file."""
+    """Copy the masks that an operator read from files to a run folder, so that the run does not need these files."""
     masks = {choice.file: choice.mask.numpy() for choice in _choices(operator) if isinstance(choice, Mask)}
     if masks:
         write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})
@@ -179,7 +182,7 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
         file: The file from which the mask was read in training.
 
     Raises:
-        CheckpointError: If it is missing or damaged.
+        CheckpointError: If the stored mask is missing or damaged.
     """
     parts = [operators] if operators.startswith("mask:") else operators.split("/")
     files = list(dict.fromkeys(part.partition(":")[2] for part in parts if part.startswith("mask:")))
@@ -187,7 +190,7 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
     try:
         return torch.from_numpy(read_arrays(path)[str(files.index(file))])
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}; restore it") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}; restore the file") from error
 
 
 def _choices(operator: Operator) -> tuple[Operator, ...]:

@@ -62,7 +62,7 @@ class ModelSpec:
         network: The network, or ``None`` if it was passed as an object.
         codec: The map from data units to model units.
         classes: Number of classes, or 0 for a model without labels.
-        coupled: Whether data and noise were paired in training.
+        coupled: Whether data and noise were coupled in training (``coupling`` other than ``independent``).
         learn_variance: Whether the network also learns the variance of the reverse steps of a chain.
     """
 

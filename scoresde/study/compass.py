@@ -32,7 +32,7 @@ from ..sde.base import SDE
 
 __all__ = ["Compass", "ScoreFields", "exact_score", "known_mixture", "measure", "score_grid"]
 
-FURTHEST = 14.0  # the largest |log-SNR| at which scores are compared, because it is infinite where alpha or sigma is 0
+FURTHEST = 14.0  # scores are compared up to this |log-SNR|, because the log-SNR is infinite where alpha or sigma is 0
 
 
 def known_mixture(info: DataInfo, codec: Codec, sde: SDE) -> GaussianMixture | None:

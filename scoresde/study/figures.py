@@ -4,10 +4,10 @@ States are divided by their typical size at time t and drawn in data units,
 
     shown = decode(x_t / sqrt(alpha^2 + sigma^2)).                                                              (1)
 
-The divisor is 1 if the SDE preserves the variance. For other SDEs, whose states grow to a size of 50 or shrink to 0.7,
-the division keeps all states on the same axes. The columns of a picture are equally spaced between data and noise in
-r = sigma/(alpha + sigma), the time variable of the straight frame (:mod:`scoresde.sde.base`). In this variable, states
-change about as fast near the data as near the noise.
+The divisor is 1 if the SDE preserves the variance. For other SDEs, whose states may grow to a size of 50 or shrink to
+0.7, the division keeps all states on the same axes. The columns of a picture are equally spaced between data and noise
+in r = sigma/(alpha + sigma), the time variable of the straight frame (:mod:`scoresde.sde.base`). In this variable,
+states change about as fast near the data as near the noise.
 """
 
 from __future__ import annotations

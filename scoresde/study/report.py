@@ -1,15 +1,15 @@
 """Likelihoods of data sets under one or more models, as reported and written by ``scoresde likelihood``.
 
-A data set is compared with the first data set by the probability that a sample of this set has a lower likelihood than
-a sample of the first set. This probability is the area under the ROC curve of a detector of out-of-distribution data
-that uses only the likelihood p,
+Each further data set is compared with the first one by the probability that a sample of the further set ("this" in
+equation 1) has a lower likelihood than a sample of the first set. This probability is the area under the ROC curve of a
+detector of out-of-distribution data that uses only the likelihood p,
 
     auroc = P( p(this) < p(first) ) + P( p(this) = p(first) ) / 2,                                           (1)
 
-over all pairs of a sample of this set and a sample of the first set. A value of 0.5 means that the likelihood does not
-distinguish the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not a good
-detector. Images that are simpler than the training data often have a higher likelihood, and the AUROC is then below
-0.5.
+over all pairs of a sample of the further set and a sample of the first set. A value of 0.5 means that the likelihood
+does not distinguish the two sets, and a value of 1 means that it separates them completely. The likelihood alone is not
+a good detector. Images that are simpler than the training data often have a higher likelihood, and the AUROC is then
+below 0.5.
 
 Two runs are compared on the same samples with the same noise. Most of the variation between the samples, and most of
 the error of the estimated likelihoods, is then common to both runs. It cancels in the differences d_i between the
@@ -325,7 +325,7 @@ class Scored:
         index: Indices of these samples in the split, int64, shape ``(n,)``.
         scores: Likelihoods under the probability flow.
         elbo: Variational bounds, or ``None`` if they were not requested.
-        bound_t_min: Time at which the diffusion of the bound begins, or the lowest node of the chain.
+        bound_t_min: Time at which the diffusion term of the bound begins, or the lowest node of the chain.
         run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).

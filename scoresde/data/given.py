@@ -221,6 +221,19 @@ class CondInfo:
         length = max(1, max(map(len, rows), default=1))
         return torch.tensor([row + [-1] * (length - len(row)) for row in rows], dtype=torch.int64).reshape(-1, length)
 
+    def renumbered(self, tokens: Tensor, theirs: CondInfo) -> Tensor:
+        """Return word indices of another vocabulary, ``(n, L)``, as indices of this one; -1 stays -1.
+
+        Args:
+            tokens: The word indices, int64 ``(n, L)``.
+            theirs: The description whose vocabulary ``tokens`` refer to.
+        """
+        if theirs.words == self.words:
+            return tokens
+        index = {word: i + 1 for i, word in enumerate(self.words)}
+        table = torch.tensor([0, *(index.get(word, 0) for word in theirs.words)], device=tokens.device)
+        return torch.where(tokens < 0, tokens, table[tokens.clamp(min=0)])
+
     def unknown(self, text: str) -> dict[str, str]:
         """Return the words of a text that are not in the vocabulary, each with a hint."""
         known = set(self.words)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from .measurement import Measurement, jackknife
 
-__all__ = ["Ranks", "coverage", "exact_gap", "gap", "psnr", "ranks", "seen", "spread", "ssim"]
+__all__ = ["Ranks", "bins_of", "coverage", "exact_gap", "gap", "psnr", "ranks", "seen", "spread", "ssim"]
 
 BINS = 20
 FEWEST = 5  # expected values in a bin, below which the chi-square test is not reliable
@@ -142,6 +143,12 @@ class Ranks:
         return Measurement(float(worst.max()), float(self.stderr[worst.argmax()]))
 
     @property
+    def band(self) -> float:
+        """The :attr:`deviation` that 95 of 100 exact models would not exceed, if errors are normally distributed."""
+        sure = 0.95 ** (1 / len(self.counts))  # of each bin
+        return float(NormalDist().inv_cdf((1 + sure) / 2) * self.stderr.mean())
+
+    @property
     def p_value(self) -> float:
         """P-value of a chi-square test of uniform ranks. It is valid if :attr:`doubt` is empty."""
         from scipy.stats import chisquare
@@ -167,14 +174,14 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     Args:
         truth, hidden: As for :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        bins: Number of bins of equal size for the K + 1 ranks; 0 uses the largest divisor of K + 1 that is at most 20.
+        bins: Number of bins of equal size for the K + 1 ranks; 0 uses :func:`bins_of`.
         seed: Seed for breaking ties.
 
     Raises:
         UsageError: If ``bins`` does not divide K + 1.
     """
     several = answers.shape[1]
-    bins = bins or max(n for n in range(1, BINS + 1) if (several + 1) % n == 0)
+    bins = bins or bins_of(several)
     if (several + 1) % bins:
         raise UsageError(
             f"the {several + 1} ranks among {several} answers cannot be divided into {bins} bins of equal size; use "
@@ -187,12 +194,24 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
     place = (rank * bins // (several + 1)).flatten(1)
     table = torch.zeros(len(truth), bins, dtype=torch.int64, device=below.device)
     table.scatter_add_(1, place, counted.flatten(1).long())  # the bins of each question
-    errors = [
-        jackknife(lambda t, b=b: float(_relative(t.sum(0).numpy())[b]), table.cpu()).stderr
-        for b in range(bins)
-    ]
+    errors = [jackknife(lambda t, b=b: float(_relative(t.sum(0).numpy())[b]), table.cpu()).stderr for b in range(bins)]
     left = int((_mask(truth, hidden).to(below.device) & ~counted).sum())
     return Ranks(table.sum(0).cpu().numpy(), several, left, np.array(errors), int(table.sum(1).max()))
+
+
+def bins_of(answers: int, values: float = math.inf) -> int:
+    """Return into how many bins of equal size the ranks among K answers are divided.
+
+    This is the largest divisor of K + 1 that is at most 20 and leaves at least five values to a bin. A divisor below 5
+    is used only if there is no larger one.
+
+    >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
+    (20, 17, 23, 10)
+    """
+    divisors = [n for n in range(2, answers + 2) if (answers + 1) % n == 0]
+    usual = max((n for n in divisors if n <= BINS), default=0)
+    usual = usual if usual >= FEWEST else min((n for n in divisors if n > BINS), default=usual)
+    return max((n for n in divisors if n <= usual and values >= FEWEST * n), default=usual or 1)
 
 
 def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None = None) -> Measurement:

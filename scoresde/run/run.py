@@ -207,26 +207,79 @@ class Run:
             seen = self._understood(as_tensor(condition.image), operator, seed)
         return self._given(condition, seen, each)
 
-    def given_rows(self, data: Dataset, index: Tensor, *, split: str = "test", each: int = 1, seed: int = 0) -> Run:
+    def given_rows(
+        self,
+        data: Dataset,
+        index: Tensor,
+        *,
+        split: str = "test",
+        operator: str | Operator | None = None,
+        each: int = 1,
+        seed: int = 0,
+    ) -> Run:
         """Return the run with everything that it was trained to be told about rows of a data set.
 
         Args:
-            data: The data set.
+            data: The data set. Its classes and the words of its texts are recognised by their names.
             index: The rows, int64 ``(n,)``.
             split: The part that the rows belong to, ``test`` or ``train``.
+            operator: The operator by which to measure the rows, instead of the run's operator, for example one of the
+                operators of a run that was trained with several.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
+
+        Raises:
+            UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
         """
         x, y, known = (
             (data.test, data.test_labels, data.test_given) if split == "test"
             else (data.train, data.train_labels, data.train_given)
         )  # fmt: skip
         config = self._trained_here("a condition")
+        if config.cond == "none":
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without conditions, so it cannot be told anything about "
+                "rows of data; train with cond='class', or with another condition",
+                parameter="cond",
+                value="class",
+            )
         condition = config.told(known.rows(index)) or Condition()
-        if config.sources.label and y is not None:
-            condition = replace(condition, label=y[index])
-        seen = None if self.operator is None else measured(x[index], self.operator, Noise.of(len(index), seed))
+        if condition.tokens is not None and condition.tokens.ndim == 2:
+            condition = replace(condition, tokens=self.info.known.renumbered(condition.tokens, data.info.known))
+        if config.sources.label:
+            condition = replace(condition, label=self._relabelled(None if y is None else y[index], data.info))
+        chosen = self.operator if operator is None else self._other(operator)
+        seen = None if chosen is None else measured(x[index], chosen, Noise.of(len(index), seed))
         return self._given(condition, seen, each)
+
+    def _relabelled(self, label: Tensor | None, theirs: DataInfo) -> Tensor:
+        """Return the classes of rows of a data set, int64 ``(n,)``, as indexes into the classes of the run."""
+        if label is None:
+            raise UsageError(
+                f"{self.folder or 'this model'} is told the class of each sample, but those of {theirs.name} have "
+                "no classes; use data with classes"
+            )
+        if theirs.classes == self.info.classes:
+            return label
+        ours = {name: i for i, name in enumerate(self.info.classes)}
+        lacking = sorted({theirs.classes[i] for i in label.tolist()} - set(ours))
+        if lacking:
+            raise UsageError(
+                f"{theirs.name} has the classes {_listed(lacking)}, but those of {self.folder or 'this model'} are "
+                f"{_listed(self.info.classes)}; use data with the same classes"
+            )
+        return torch.tensor([ours.get(name, 0) for name in theirs.classes])[label]
+
+    def _other(self, operator: str | Operator) -> Operator:
+        """Return an operator for samples of these data, to be used instead of the run's operator."""
+        if self.operator is None:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
+                f"{operator}; train with cond='{operator}'",
+                parameter="cond",
+            )
+        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
+        return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
         """Bind a condition in data units, and the measurements that the model is shown as its image."""
@@ -292,18 +345,9 @@ class Run:
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
         """Decide whether the images of a condition are measurements or samples to measure."""
-        made, noise = self.operator, Noise.of(len(image), seed)
-        if made is None:
-            raise UsageError(
-                f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
-                f"{operator}; train with cond='{operator}'",
-                parameter="cond",
-            )
-        if operator is None:
-            return understood(image, made, noise)
-        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
-        own = own.on(self.info.shape, self.info.low, self.info.high)
-        return understood(image, own, noise)
+        made = self.operator if operator is None else self._other(operator)
+        assert made is not None
+        return understood(image, made, Noise.of(len(image), seed))
 
     def _check_told(self, condition: Condition) -> None:
         """Reject a condition that lacks a part that was always given together with the others in training."""

@@ -63,7 +63,15 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Which values are unknown, bool ``(n or 1, *event)``, if the operator is a mask, otherwise ``None``."""
+        """Which values are unknown, bool ``(n or 1, *event)``, if there is a mask, otherwise ``None``.
+
+        If the operator is not known, the values are unknown that are missing from the picture that the network is
+        shown, or all of them in a row without missing values.
+        """
+        if self.operator is None and self.y.is_floating_point():
+            missing = self.y.isnan()
+            rows = missing.flatten(1).any(1)
+            return missing | ~rows.reshape(-1, *[1] * (missing.ndim - 1)) if bool(rows.any()) else None
         if not isinstance(self.operator, Masking):
             return None
         return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])

@@ -331,8 +331,7 @@ def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: 
     if int(ok.sum()) < 2:
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(ok.all()):
-        reason = drawn.solution.failures()[0]
-        warnings.warn(f"{int((~ok).sum())} of {n} samples failed and were left out: {reason}", stacklevel=1)
+        warnings.warn(f"{'; '.join(drawn.solution.failures())}; failed samples are left out", stacklevel=1)
     by_class = run.config is not None and run.config.cond == "class"
     unlabelled = "none, so the samples are those of the model without labels" if by_class else None
     if rich:

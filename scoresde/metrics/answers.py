@@ -251,8 +251,8 @@ def seen(residual: Tensor, tolerance: float) -> Measurement:
 def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
     """Compute the mean structural similarity of pictures, with Gaussian windows of standard deviation 1.5.
 
-    The windows have 11 pixels, or as many as fit into a smaller picture (an odd number). Only windows that lie inside
-    the picture count, as in the authors' implementation.
+    The windows are 11 pixels wide along each axis or, for a smaller picture, as wide as the largest odd number of
+    pixels that fits. Only windows that lie inside the picture count, as in the authors' implementation.
 
     Args:
         truth: The true pictures, ``(N, C, H, W)``; a signal or a volume has one or three axes after its channels.

@@ -217,7 +217,7 @@ class Run:
         each: int = 1,
         seed: int = 0,
     ) -> Run:
-        """Return the run with everything that it was trained to be told about rows of a data set.
+        """Return the run conditioned on rows of a data set, with every kind of condition that its model was trained on.
 
         Args:
             data: The data set. Its classes and the words of its texts are recognised by their names.
@@ -282,7 +282,7 @@ class Run:
         return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
-        """Bind a condition in data units, and the measurements that the model is shown as its image."""
+        """Bind a condition in data units. If there are measurements, they replace its image."""
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if each < 1:
@@ -350,7 +350,7 @@ class Run:
         return understood(image, made, Noise.of(len(image), seed))
 
     def _check_told(self, condition: Condition) -> None:
-        """Reject a condition that lacks a part that was always given together with the others in training."""
+        """Reject a condition that lacks one of the parts listed in the ``cond`` of the run."""
         if self.config is None or not self.config.sources.rich:
             return
         sources = self.config.sources
@@ -563,7 +563,10 @@ class Run:
         if self.folder is not None:
             return data_of(self.folder, self.config, place, changed=self.changed_data)
         if place is None and self.config.data == ARRAY:
-            raise DataError("this run was trained on an array, which is not stored with the run; pass the array again")
+            raise DataError(
+                "this run was trained on an array, which is not stored with the run; save the array as an .npy file, "
+                "and pass its path"
+            )
         return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:

@@ -35,10 +35,10 @@ MASKS = "masks.npz"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is measured of each sample.
+    """The measurement of each sample.
 
     Attributes:
-        operator: The operator, or ``None`` if only the picture that the network is shown is known.
+        operator: The operator, or ``None`` if it is unknown, and ``y`` holds the pictures that the network is shown.
         y: The measurements, ``(n, *measured)`` in data units, or the pictures that the network is shown.
         truth: The samples that were measured, ``(n, *event)``, if they are known.
     """

@@ -114,7 +114,7 @@ class DataInfo:
         Raises:
             DataError: If a key is missing or unknown, or if a value is malformed.
         """
-        required = {f.name for f in fields(cls) if f.default is MISSING}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         optional = {f.name for f in fields(cls)} - required | {"transform"}  # a key of format 1
         _check_keys("data description", stored, required, optional)
         try:

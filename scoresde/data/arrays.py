@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
-    known, notes = _known(path, found, arrays, train, test, kind, channels_last, reading)
+    known, notes = _known(path, found, arrays, train, test, channels_last, reading)
     return Raw(
         kind, train, test, train_y, test_y, classes, channels_last=channels_last, notes=notes, complete=complete,
         train_known=known[0], test_known=known[1],
@@ -180,7 +180,6 @@ def _known(
     arrays: Mapping[str, Array],
     train: Array,
     test: Array | None,
-    kind: str,
     channels_last: bool,
     reading: Reading,
 ) -> tuple[tuple[Known, Known], tuple[str, ...]]:
@@ -205,7 +204,7 @@ def _known(
                         f"{path}: array {key!r} has shape {value.shape}, but there are {len(x)} samples; it must have "
                         "a row for each sample"
                     )
-                made.append(_MAKE[role](f"{path}: array {key!r}", value, x.ndim, kind, channels_last, reading))
+                made.append(_MAKE[role](f"{path}: array {key!r}", value, x.shape[1:], channels_last, reading))
             several = 2 if made[0][0] == "features" else 1  # texts may differ in length
             if made[1:] and (made[0][0] != made[1][0] or made[0][1].shape[several:] != made[1][1].shape[several:]):
                 raise DataError(
@@ -227,7 +226,7 @@ def _known(
     return (train_known, test_known), tuple(notes)
 
 
-def _numbers(where: str, c: Array, ndim: int, kind: str, channels_last: bool, reading: Reading) -> tuple[str, Array]:
+def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
     """Return the numbers that are known about each sample, float64 ``(N, K)``."""
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
         raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers, shape (N, K)")
@@ -236,8 +235,9 @@ def _numbers(where: str, c: Array, ndim: int, kind: str, channels_last: bool, re
     return "vector", c.reshape(len(c), -1).astype(np.float64)
 
 
-def _picture(where: str, x: Array, ndim: int, kind: str, channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return the pictures that are known about samples with ``ndim`` axes, channels first."""
+def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
+    """Return the pictures that are known about samples of the shape ``event``, channels first."""
+    ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, not numbers")
     if x.dtype.kind == "f":
@@ -251,8 +251,10 @@ def _picture(where: str, x: Array, ndim: int, kind: str, channels_last: bool, re
         x = x[:, None]  # pictures without a channel axis
     elif x.ndim == ndim > 2:
         last = channels_last or reading.layout == "last"
-        if kind != "signal" and reading.layout == "auto" and (x.shape[1] in COLOURS) != (x.shape[-1] in COLOURS):
-            last = x.shape[-1] in COLOURS
+        if reading.layout == "auto":
+            # A picture usually has the proportions of the sample.
+            alike = [_proportional(x.shape[2:], event[1:]), _proportional(x.shape[1:-1], event[1:])]
+            last = alike[1] if alike[0] != alike[1] else last
         x = np.moveaxis(x, -1, 1) if last else x
     if x.ndim != ndim:
         raise DataError(
@@ -261,7 +263,12 @@ def _picture(where: str, x: Array, ndim: int, kind: str, channels_last: bool, re
     return "image", x
 
 
-def _texts(where: str, text: Array, ndim: int, kind: str, channels_last: bool, reading: Reading) -> tuple[str, Array]:
+def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether all sides of a picture are the same multiple of the sides of another."""
+    return all(m * b[0] == n * a[0] for m, n in zip(a, b, strict=True))
+
+
+def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
     """Return the texts about each sample, shape ``(N,)``, or the features of their words, ``(N, L, E)``."""
     if text.dtype.kind == "f" and text.ndim == 3 and text.size:
         if np.isinf(text).any():
@@ -277,7 +284,7 @@ def _texts(where: str, text: Array, ndim: int, kind: str, channels_last: bool, r
     return "text", text
 
 
-_MAKE = {"vector": _numbers, "image": _picture, "text": _texts}
+_MAKE: Mapping[str, Callable[..., tuple[str, Array]]] = {"vector": _numbers, "image": _picture, "text": _texts}
 
 
 def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Array:

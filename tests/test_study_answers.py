@@ -410,11 +410,6 @@ def test_words_and_classes_of_other_data_are_recognised_by_their_names() -> None
                        test_text=["the red dog", "zebra cat"] * 10, classes=np.array(["dog", "ant"] * 10),
                        test_classes=np.array(["dog", "dog"] * 10), name="other")  # fmt: skip
     assert one.info.known.words == ("a", "blue", "cat", "dog", "red")
-    tokens = other.test_given.tokens[:2]
-    assert tokens.shape[1] == 3
-    assert one.info.known.renumbered(tokens, other.info.known).tolist() == [[0, 5, 4], [0, 3, -1]]
-    assert one.info.known.renumbered(tokens, one.info.known) is tokens
-
     class Told(nn.Module):
         slots = ("label", "tokens")
 

@@ -19,7 +19,7 @@ from scoresde import VPSDE, X0, Dataset, Noise, Run, ScoreModel, TrainConfig, fi
 from scoresde.codec import Affine
 from scoresde.core.condition import Condition
 from scoresde.core.errors import NumericalError, UsageError
-from scoresde.metrics import exact_gap
+from scoresde.metrics import exact_gap, frechet_distance
 from scoresde.operators import JPEG, Half, Pool
 from scoresde.run.seen import Seen
 from scoresde.solvers import Multistep
@@ -34,6 +34,7 @@ from scoresde.study.answers import (
     training_rows,
     write_calibration,
 )
+from scoresde.study.features import pixels
 
 QUICK = Multistep(steps=12)
 F64 = torch.float64
@@ -542,12 +543,19 @@ def test_evaluate_asks_about_classes_and_several_operators(at: Callable[[str], s
     assert not pool["answers"]["only_hidden"] and pool["operator"] == "pool:2" and pool["answers"]["seen"]
 
 
-def test_a_run_that_is_told_more_than_a_class_can_be_sampled_without(at: Callable[[str], str], shell: Shell) -> None:
-    line = "evaluate runs/{} --n 24 --steps 2 --metrics frechet --features pixels --out never"
-    shell.refuses(line.format("pool"), 2, "cond='pool:2' and cond_drop=0", "(here: --given test)")
-    assert not Path("never").exists()
-    out = shell(line.format("jpeg").replace("never", str(at("jpeg").split()[-1])))
-    assert "labels: none, so the samples are those of the model without its condition" in out
+@pytest.mark.parametrize("name", ["pool", "jpeg", "sims"])
+def test_without_questions_a_run_is_told_the_conditions_of_held_out_rows(
+    at: Callable[[str], str], shell: Shell, tmp_path: Path, name: str
+) -> None:
+    line = f"evaluate runs/{name} --n 24 --steps 2 --metrics frechet --features pixels --out {tmp_path / 'out'}"
+    assert "\nconditions: those of held-out rows\n" in shell(line)
+    facts = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    run = load(f"runs/{name}")
+    data = run.data()
+    x = run.given_rows(data, torch.arange(24) % len(data.test)).sample(24, Multistep(steps=2)).x
+    expected = frechet_distance(pixels(data.codec)(x), pixels(data.codec)(data.test))
+    assert facts["metrics"]["frechet"]["samples"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert facts["labels"] is None and "answers" not in facts
 
 
 @pytest.mark.parametrize(

@@ -58,18 +58,18 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--copies-by", under="Metrics", default="pixels", help="Features for the check for copies.")
 @option(
     "--given",
-    under="Conditions",
+    under="Conditioning",
     first=True,
     metavar="SPLIT",
     help="Ask a conditional run about rows of this split, test or train, and compare its answers with the rows.",
 )
 @option(
     "--each",
-    under="Conditions",
+    under="Conditioning",
     type=Whole(COUNT),
     help="Number of answers to each question; there are n/each questions.  [default: 8]",
 )
-@option("--operator", under="Conditions", metavar="NAME",
+@option("--operator", under="Conditioning", metavar="NAME",
         help="Operator by which the rows are measured.  [default: that of the run]")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
@@ -158,7 +158,7 @@ def evaluate(
                     session, source.data, n, built, solver, batch, of_answers if metrics is not None else None
                 )
             elif x is None:
-                x, facts = _draw(session, n, built, solver, batch)
+                x, facts = _draw(session, source.data, n, built, solver, batch)
             if by is not None:
                 known_as = None
                 if samples is None and session.loaded.config is not None:
@@ -183,7 +183,7 @@ def evaluate(
         told |= {} if found is None else described(found)
         if judged is not None:
             files = [*write_calibration(folder, judged, {**facts, **told}), *files[:-1]]
-    labels = f"\nlabels: {facts['labels']}" if facts.get("labels") else ""
+    labels = "".join(f"\n{key}: {facts[key]}" for key in ("labels", "conditions") if facts.get(key))
     tables = [] if judged is None else [answers_table(judged)]
     tables += [] if found is None else [f"{evaluation_table(found)}{labels}"]
     session.print(
@@ -309,21 +309,22 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 
 
-def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn."""
+def _draw(
+    session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn.
+
+    A run that is told more than the class is told the conditions of held-out rows, so that its samples are distributed
+    like the data.
+    """
+    import torch
+
     from ..core.progress import Progress
 
     run = session.loaded
     rich = run.config is not None and run.config.sources.rich
-    if rich and run.config is not None and run.config.cond_drop == 0:
-        raise UsageError(
-            f"{run.folder} was trained with cond={run.config.cond!r} and cond_drop=0, so every training sample had its "
-            "condition, and there are no samples without one; ask it about rows of the data",
-            parameter="given",
-            value="test",
-        )
     labels = None if rich else run.example_labels(n)
-    asked = run.given(labels)
+    asked = run.given_rows(data, torch.arange(n) % len(data.test), seed=session.seed) if rich else run.given(labels)
     session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
     with Progress(n, "sample", quiet=session.quiet) as progress:
         drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
@@ -334,11 +335,10 @@ def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: 
         warnings.warn(f"{'; '.join(drawn.solution.failures())}; failed samples are left out", stacklevel=1)
     by_class = run.config is not None and run.config.cond == "class"
     unlabelled = "none, so the samples are those of the model without labels" if by_class else None
-    if rich:
-        unlabelled = "none, so the samples are those of the model without its condition; to ask it, use --given test"
     return drawn.x[ok], {
         **_facts(session, built, solver, drawn.solution),
         "labels": unlabelled if labels is None else "in the proportions of the training data",
+        **({"conditions": "those of held-out rows"} if rich else {}),
     }
 
 

@@ -56,7 +56,7 @@ def calibration(
         label = literal(name, 24)
         if len(ranks) == 1:
             left.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour, alpha=0.35)
-        left.stairs(counts, edges, color=colour, linewidth=1.3, label=label)
+        left.stairs(counts, edges, baseline=None, color=colour, linewidth=1.3, label=label)
         # Bars of several sets stand side by side.
         place = (edges[:-1] + edges[1:]) / 2 + (i - (len(ranks) - 1) / 2) * 0.5 / len(ranks) * np.diff(edges)
         _bars(left, place, counts, errors, colour)

@@ -99,7 +99,7 @@ def test_ranks_of_exact_answers_are_uniform_where_most_values_are_black(rare: fl
 
 
 def test_the_errors_of_ranks_are_those_of_repetitions() -> None:
-    relative, errors = [], []
+    relative, errors, beyond = [], [], []
     for seed in range(60):
         y = Noise.of(400, 3 * seed).normal((1,), dtype=torch.float64)
         x = y + Noise.of(400, 3 * seed + 1).normal((1,), dtype=torch.float64)
@@ -108,9 +108,12 @@ def test_the_errors_of_ranks_are_those_of_repetitions() -> None:
         assert found.counts.sum() == 2400 and found.most == 6 and "not independent" in found.doubt
         relative.append(found.relative)
         errors.append(found.stderr)
+        beyond.append(found.deviation > found.band)
     scatter, error = np.std(relative, axis=0).mean(), np.mean(errors)
     assert scatter == pytest.approx(math.sqrt(7 / 400), rel=0.15)  # as of 400 values, not of 2,400
     assert error == pytest.approx(scatter, rel=0.15)
+    assert sum(beyond) <= 8  # 3 are expected
+    assert found.band == pytest.approx(2.73 * error, rel=0.2)  # P(|z| < 2.73) = 0.95^(1/8)
     assert found.measured.value == found.deviation and found.measured.stderr in found.stderr
 
 

@@ -197,7 +197,8 @@ def test_only_hidden_cells_are_judged_and_each_column_in_its_own_units(table: Da
     assert hidden.shape == drawn.truth.shape and 0.4 < hidden.double().mean() < 0.6
     known = ~hidden[:, None].expand(drawn.x.shape)
     assert torch.equal(drawn.x[known], drawn.truth[:, None].expand(drawn.x.shape)[known])
-    found = judge(drawn)
+    found = judge(drawn, training=table.train)
+    assert found.ignorant["psnr_one"].value == pytest.approx(-10 * math.log10(2), abs=0.3)  # each column has variance 1
     assert found.hidden and set(found.skipped) == {"ssim"}
     assert found.seen.value == 1 and found.largest == 0
     assert abs(found.gap.value - found.exact_gap) < 3 * found.gap.stderr < 1.0
@@ -573,6 +574,7 @@ def test_without_questions_a_run_is_told_the_conditions_of_held_out_rows(
         ("pool", "--given test --metrics ,", ("--metrics is empty; choose from: psnr",)),
         ("pool", "--metrics psnr", ("compares the answers of a conditional run with the truth", "use --given test")),
         ("pool", "--metrics frechet", ("--each 4 is only for the answers of a conditional run",)),
+        ("pool", "--given test --save-reference r.safetensors", ("requires a metric that compares features",)),
         ("pool", "--given test --samples sims.npz", ("--samples sims.npz provides the samples",)),
     ],
 )  # fmt: skip

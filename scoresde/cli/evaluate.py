@@ -110,6 +110,11 @@ def evaluate(
                 raise UsageError(f"{flag} {value} is only for the answers of a conditional run; use --given test too")
     else:
         asks.check(names, n, samples, features)
+        for flag, file in (("--reference", reference), ("--save-reference", save_reference)):
+            if file is not None and set(names) <= set(ANSWERS):
+                raise UsageError(
+                    f"{flag} {file} requires a metric that compares features, as in --metrics psnr,frechet"
+                )
     of_answers = [name for name in names if name in ANSWERS]
     if asks is None and of_answers:
         raise UsageError(

@@ -20,7 +20,7 @@ The functions in :mod:`scoresde.metrics.answers` compare the answers of a condit
 
 from __future__ import annotations
 
-from .answers import Ranks, exact_gap, gap, psnr, ranks, spread, ssim
+from .answers import Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
@@ -34,6 +34,7 @@ __all__ = [
     "Moments",
     "Neighbourhoods",
     "Ranks",
+    "coverage",
     "exact_gap",
     "find_copies",
     "frechet",
@@ -47,6 +48,7 @@ __all__ = [
     "neighbourhoods",
     "psnr",
     "ranks",
+    "seen",
     "sliced",
     "sliced_wasserstein",
     "spread",

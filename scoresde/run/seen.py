@@ -1,15 +1,15 @@
 """Measurements of the samples to be drawn: how they are recognised, and how the samples are made to agree with them.
 
-A conditional model is shown the measurement y of a sample x, but its samples agree with y only approximately.
-:meth:`Seen.agreeing` removes the remaining difference. With a mask, the known values are copied into the samples after
-these are rounded to levels. With any other linear operator A, each sample is moved by the shortest step that makes it
-agree,
+A conditional model is shown the measurement, but its samples agree with it only approximately. :meth:`Seen.agreeing`
+removes the rest. With a mask or a crop, known values are copied, after the samples are rounded to levels. With another
+linear operator A, each sample moves by the shortest step to agreement,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
-with b = 0 where the operator has a closed form. Rounding to levels of width w then changes A x by at most w/2 for an
-operator that averages. Clamping to the range of the data may change A x by more. The difference that remains is
-reported for each sample.
+with b = 0 where the operator has a closed form. The codec spreads a level of width w over a cell that begins at the
+level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the nearest level.
+Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the data may change
+it by more: such rows are counted.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..codec import Codec
+from ..codec import Codec, Levels
 from ..core.errors import CheckpointError, UsageError
 from ..core.files import write_arrays
 from ..core.noise import Noise
 from ..core.opened import read_arrays, reason
-from ..core.shapes import flat
+from ..core.shapes import flat, select
 from ..data import DataInfo
-from ..operators import Blur, Linear, Mask, Masking, OneOf, Operator
+from ..operators import Blur, Crop, Linear, Mask, Masking, OneOf, Operator
 
 __all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
@@ -57,7 +57,7 @@ class Seen:
         """Return the measurements of the rows ``index``, int64 ``(B,)``."""
         index = index.to(self.y.device)
         operator = None if self.operator is None else self.operator.rows(index)
-        return type(self)(operator, self.y[index], None if self.truth is None else self.truth[index])
+        return type(self)(operator, select(self.y, index), None if self.truth is None else select(self.truth, index))
 
     @property
     def shown(self) -> Tensor:
@@ -66,7 +66,17 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """The values that a mask hides, bool ``(n or 1, *event)``, or ``None`` if the operator is not a mask."""
+        """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``.
+
+        If the operator is not known, the values are unknown that are missing from the picture that the network is
+        shown, or all of them in a row without missing values.
+        """
+        if self.operator is None:
+            missing = self.y.isnan()
+            rows = missing.flatten(1).any(1)
+            return missing | ~rows.reshape(-1, *[1] * (missing.ndim - 1)) if bool(rows.any()) else None
+        if isinstance(self.operator, Crop):
+            return self.operator.shown(self.y[:1].double()).isnan()
         if not isinstance(self.operator, Masking):
             return None
         return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])
@@ -86,14 +96,16 @@ class Seen:
         operator, y = self.operator, self.y.to(x)
         if not isinstance(operator, Linear):
             return _rounded(x, codec), None
-        if isinstance(operator, Masking):
-            known = operator.known(tuple(x.shape[1:])).to(x.device)
-            x = torch.where(known, y, _rounded(x, codec))
+        if isinstance(operator, Masking | Crop):
+            known = ~self.hidden if self.hidden is not None else torch.ones_like(x, dtype=torch.bool)
+            x = torch.where(known.to(x.device), operator.pinv(y), _rounded(x, codec))
         else:
             # Without a closed form, small singular values would magnify the rounding of y.
             exact = type(operator).solve is not Linear.solve and not isinstance(operator, Blur)
             b = 0.0 if exact else (tolerance(info) / 4) ** 2
-            moved = x + operator.transpose(operator.solve(y - operator(x), 1.0, b))
+            half = _half(codec, x)
+            centred = x - half
+            moved = x + operator.transpose(operator.solve(y - operator(centred), 1.0, b))
             x = torch.where(x.isfinite(), moved, x)
             x = _rounded(x, codec)
         return x, flat(operator(x) - y).abs().amax(1)
@@ -103,6 +115,12 @@ def tolerance(info: DataInfo) -> float:
     """Return the largest difference that counts as agreement: half a level, or 1e-6 of the range of continuous data."""
     span = info.high - info.low
     return span / (info.levels - 1) / 2 if info.levels else 1e-6 * (span or 1.0)
+
+
+def _half(codec: Codec, x: Tensor) -> Tensor:
+    """Return half the width of the levels, in a shape that broadcasts to ``x``; 0 for continuous values."""
+    width = codec.levels.width if isinstance(codec.levels, Levels) else 0.0
+    return torch.as_tensor(width, dtype=x.dtype, device=x.device) / 2
 
 
 def _rounded(x: Tensor, codec: Codec) -> Tensor:
@@ -123,22 +141,33 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         noise: The random numbers for an operator that needs them, one row for each row of ``image``.
 
     Raises:
-        UsageError: If the array has neither shape, or contains NaN although the operator is not a mask.
+        UsageError: If the array has neither shape, or the shape of the measurements of several operators, or if it has
+            infinite values, or NaN where the operator leaves no values out.
     """
-    event, shape = operator.event or (), tuple(image.shape[1:])
-    holes = image.is_floating_point() and bool(image.isnan().any())
-    if holes and shape == event:
+    event, shape, image = operator.event or (), tuple(image.shape[1:]), image.double()  # float64 holds any level
+    if bool(image.isinf().any()):
+        raise UsageError("the given values include infinite ones; write NaN where nothing is known", parameter="given")
+    if bool(image.isnan().any()):
         masks = any(isinstance(choice, Masking) for choice in _choices(operator))
-        if not masks:
+        if not masks or shape != event:
             raise UsageError(
-                f"the given values include {int(image.isnan().sum()):,} NaN, but this model was trained with the "
-                f"operator {operator}, which hides no values; replace each NaN by a number",
+                f"the given values include {int(image.isnan().sum()):,} NaN, but "
+                + (f"only samples, of shape {event}, may have missing values, not values of shape {shape}" if masks else
+                   f"this model was trained with the operator {operator}, which leaves no values out")
+                + "; fill them in",
                 parameter="given",
-            )
+            )  # fmt: skip
         known = ~image.isnan()
         return Seen(Mask(known).on(event), torch.where(known, image, 0))
     if isinstance(operator, OneOf):
         fitting = [c for c in operator.choices if c.measured == shape != event]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"the given values have shape {shape} for each sample, which is that of the measurements of "
+                f"{' and '.join(map(str, fitting))}; name the operator that measured them",
+                parameter="operator",
+                value=str(fitting[0]),
+            )
         if fitting:
             return Seen(fitting[0], image)
         if shape == event:
@@ -149,7 +178,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     elif shape == operator.measured:
         return Seen(operator, image)
     elif shape == event:
-        return Seen(operator, operator(image.double()), image)
+        return Seen(operator, operator(image), image)
     shapes = sorted({str(c.measured) for c in _choices(operator)})
     raise UsageError(
         f"the given values have shape {shape} for each sample, but they must have the shape of a measurement by the "
@@ -158,12 +187,24 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     )
 
 
-def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
-    """Measure samples ``image``, ``(n, *event)``. From a choice of operators, one is drawn for each row."""
-    drawn = operator.drawn(noise)
+def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor | None = None) -> Seen:
+    """Measure true samples; an operator that is a choice draws one for each row.
+
+    Args:
+        image: The samples, ``(n, *event)`` in data units.
+        operator: The operator of the model, for samples of this shape.
+        noise: The random numbers of the rows.
+        complete: Which values of the samples are known, bool ``(n, *event)``, or ``None`` if all are. An unknown value
+            is never measured by a mask, and never shown.
+    """
+    drawn, image = operator.drawn(noise), image.double()
     if isinstance(drawn, OneOf):
-        return Seen(None, drawn.degrade(image.double()), image)
-    return Seen(drawn, drawn(image.double()), image)
+        shown = drawn.degrade(image)
+        return Seen(None, shown if complete is None else torch.where(complete, shown, torch.nan), image)
+    if complete is not None and isinstance(drawn, Masking):
+        event = tuple(image.shape[1:])
+        drawn = Mask(drawn.known(event) & complete).on(event)
+    return Seen(drawn, drawn(image), image)
 
 
 def keep_mask(folder: Path, operator: Operator) -> None:

@@ -48,7 +48,7 @@ from ..core.shared import silence
 from ..core.text import one_line
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
-from ..metrics.ranks import share_above
+from ..metrics.shares import share_above
 from ..run.run import Run
 
 __all__ = [

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import assert_same, contents, edit
+from shell import Shell
 from torch import Tensor, nn
 
 from scoresde import VPSDE, Dataset, Eps, Likelihood, Run, ScoreModel, TrainConfig, fit, load, load_data
@@ -174,8 +175,13 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
         run.given(replace(full, tokens=torch.tensor([[99]])))
     with pytest.raises(UsageError, match="label 7 is not one of the 3 classes"):
         run.given(replace(full, label=torch.tensor([7])))
-    with pytest.raises(UsageError, match="trained without labels"):
-        trained("vector", data).given("cat")
+    for known in ("cat", torch.zeros(4, 2), [0, 1]):
+        with pytest.raises(UsageError, match="without labels; name what is known, as in given"):
+            trained("vector", data).given(known)
+    with pytest.raises(UsageError, match=r"must hold integers, shape \(B,\); got dtype torch.float32"):
+        run.given(replace(full, label=torch.tensor([1.0])))
+    arrays = Condition(label=np.array([1]), vector=np.zeros((1, 2)), tokens=np.zeros((1, 1), int))  # type: ignore[arg-type]
+    assert torch.equal(run.given(arrays).sample(2, HEUN).x, run.given(full).sample(2, HEUN).x)
     with pytest.raises(UsageError, match="trained without texts"):
         trained("vector", data).given(Condition(vector=torch.zeros(1, 2)), text="red")
     with pytest.raises(UsageError, match="trained without an operator"):
@@ -895,6 +901,16 @@ def test_reflow_pairs_every_sample_with_its_condition(cond: str, tmp_path: Path)
     assert again.step == 4
     if cond not in ("none", "class"):
         assert made.given_rows(data, torch.arange(2)).sample(2, HEUN).x.shape == (2, 3)
+
+
+def test_the_command_measures_straightness_with_conditions(shell: Shell) -> None:
+    x = rng().normal(size=(90, 3))
+    np.savez("data.npz", x=x, c=x[:, :1])
+    config = TrainConfig(data="data.npz", cond="vector", cond_drop=0.0, steps=2, batch=8, network_options=MLP)
+    fit(config, out="run", quiet=True)
+    found = shell.json("reflow run --pairs 20 --steps 1 --solver heun --set solver.steps=2")
+    assert 0 < float(str(found["straightness"])) < 1.5
+    assert load(str(found["run"])).info.known.vector == ("c0",)
 
 
 # ---------------------------------------------------------------------------------------------- runs without conditions

@@ -6,10 +6,11 @@ linear operator A, each sample moves by the shortest step to agreement,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
-with b = 0 where the operator has a closed form. The codec spreads a level of width w over a cell that begins at the
-level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the nearest level.
-Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the data may change
-it by more: such rows are counted.
+with b = 0 where the operator has a closed form. Without one, small singular values of A would magnify the rounding of
+y, so each row has the largest b of a sequence for which it agrees. The codec spreads a level of width w over a cell
+that begins at the level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the
+nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the
+data may change it by more: such rows are counted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from ..operators import Blur, Crop, Linear, Mask, Masking, OneOf, Operator
 __all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
+TRIES = 8  # length of the sequence of b in equation 1
+STRICTER = 100.0  # ratio of two numbers of that sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +102,24 @@ class Seen:
         if isinstance(operator, Masking | Crop):
             known = ~self.hidden if self.hidden is not None else torch.ones_like(x, dtype=torch.bool)
             x = torch.where(known.to(x.device), operator.pinv(y), _rounded(x, codec))
-        else:
-            # Without a closed form, small singular values would magnify the rounding of y.
-            exact = type(operator).solve is not Linear.solve and not isinstance(operator, Blur)
-            b = 0.0 if exact else (tolerance(info) / 4) ** 2
-            half = _half(codec, x)
-            centred = x - half
-            moved = x + operator.transpose(operator.solve(y - operator(centred), 1.0, b))
-            x = torch.where(x.isfinite(), moved, x)
-            x = _rounded(x, codec)
-        return x, flat(operator(x) - y).abs().amax(1)
+            return x, flat(operator(x) - y).abs().amax(1)
+        y, half, limit = y.expand(len(x), *y.shape[1:]), _half(codec, x), tolerance(info)
+        found = _rounded(x, codec)
+        residual = flat(operator(found) - y).abs().amax(1)
+        todo = residual.isfinite().nonzero().flatten()
+        exact = type(operator).solve is not Linear.solve and not isinstance(operator, Blur)
+        for b in (0.0,) if exact else ((limit / 4) ** 2 / STRICTER**i for i in range(TRIES)):
+            if not len(todo):
+                break
+            part = operator if len(todo) == len(x) else operator.rows(todo)
+            start, goal = x[todo] - half, y[todo]
+            moved = start + part.transpose(part.solve(goal - part(start), 1.0, b)) + half
+            moved = _rounded(moved, codec)
+            off = flat(part(moved) - goal).abs().amax(1)
+            better = (off < residual[todo]) | (b == 0)
+            found[todo[better]], residual[todo[better]] = moved[better], off[better]
+            todo = todo[~(off <= limit)]
+        return found, residual
 
 
 def tolerance(info: DataInfo) -> float:

@@ -181,10 +181,10 @@ def test_bounds_are_compared_too() -> None:
 
 
 def test_differences_are_of_the_same_samples_in_one_unit() -> None:
-    with pytest.raises(UsageError, match="got 2 samples in bits/dim and 2 samples in nats"):
+    with pytest.raises(UsageError, match="likelihoods in bits/dim cannot be paired with likelihoods in nats"):
         scored([1.0, 2.0]).difference(scored([1.0, 2.0], density=True))
     other = scored([1.0, 2.0])
-    with pytest.raises(UsageError, match="the same sample indices"):
+    with pytest.raises(UsageError, match="likelihoods of different samples cannot be paired"):
         other.difference(replace(other, index=other.index.flip(0)))
 
 

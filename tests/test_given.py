@@ -71,8 +71,8 @@ def test_sources_are_read_from_cond() -> None:
         ("clas", "unknown cond 'clas'; did you mean 'class'"),
         ("class+class", "lists 'class' twice"),
         ("vector:a,b,a", "lists column 'a' twice"),
-        ("pool:2+hole", "two operators.*join them by a slash: pool:2/hole"),
-        ("image+pool:2", "two pictures, that of the data and that of the operator pool:2"),
+        ("pool:2+hole", "two operators.*join them with a slash: pool:2/hole"),
+        ("image+pool:2", "both the pictures in the data and those made by the operator pool:2"),
         ("class+none", "unknown cond 'none'"),
         ("", "unknown cond ''"),
     ],
@@ -327,8 +327,8 @@ def test_data_in_memory_are_as_data_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "pass it as classes"),
-        ({"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60}, UsageError, "leave out one of them"),
+        ({"given": Condition(label=torch.zeros(60).long())}, UsageError, "as classes instead"),
+        ({"given": Condition(tokens=torch.zeros(60, 2, 3)), "text": ["a"] * 60}, UsageError, "pass only one of them"),
         ({"given": Condition(tokens=torch.zeros(60, 2).long())}, DataError, "must hold strings, shape"),
         ({"given": Condition(vector=torch.zeros(1, 2))}, DataError, "but there are 60 samples"),
         ({"text": ["a"] * 59}, DataError, "but there are 60 samples"),
@@ -595,9 +595,9 @@ def test_known_pictures_of_16_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cond", "message"),
     [
-        ("vector", "requires numbers about each sample, but array has nothing; this is read from an array c"),
-        ("image", "requires a known image about each sample.*images of the same names in a folder given/"),
-        ("text", "requires a known text about each sample.*a .txt file beside each image"),
+        ("vector", "requires a vector for each sample, but array has none; vectors are read from an array c"),
+        ("image", "requires an image for each sample.*images of the same names in a folder given/"),
+        ("text", "requires a text for each sample.*a .txt file beside each image"),
         ("class", "requires labels"),
         ("pool:2", "needs pictures, signals or volumes"),
         ("grey", "needs pictures"),
@@ -614,7 +614,7 @@ def test_optimal_transport_is_refused_with_its_reason(cond: str) -> None:
         vectors(), classes=np.arange(60) % 2, text=["a b"] * 60,
         given=Condition(vector=torch.zeros(60, 2), image=torch.zeros(60, 3)),
     )  # fmt: skip
-    with pytest.raises(UsageError, match="the noise of a row would tell its condition") as error:
+    with pytest.raises(UsageError, match="the noise of a row would reveal its condition") as error:
         TrainConfig(cond=cond, coupling="ot").resolved(data.info)
     assert error.value.parameter == "coupling" and error.value.value == "independent"
     assert TrainConfig(cond="class", coupling="ot").resolved(data.info).coupling == "ot"

@@ -347,7 +347,7 @@ def solver_options(
 
 
 def _refuse_moved(solver: str, texts: Mapping[str, str]) -> None:
-    """Reject an option that has been renamed, and name the new one."""
+    """Reject an option or a value that has been replaced, and name the replacement."""
     if texts.get("engine") == "torchsde":
         raise UsageError(
             "torchsde is not an engine of the ode solver, but a solver for the reverse SDE", parameter="solver",

@@ -121,7 +121,10 @@ def work_in(
     if found is not None and work.parts.is_dir():
         session.say(f"resuming: {work.told()}")
     if found is None and not resume and (first / "parts").is_dir():
-        session.say(f"{first} contains an interrupted result; starting a new one (use --resume to continue it instead)")
+        session.say(
+            f"{first} contains an interrupted result; starting a new result (to continue the interrupted one, use "
+            "--resume)"
+        )
     with new_folder(first) if found is None else nullcontext(found) as folder:
         work = replace(work, folder=folder)
         try:

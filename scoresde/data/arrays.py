@@ -101,8 +101,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
         if len(keys) > 1:
             what = "labels" if "y" in role else "conditions" if role in told else "data"
             raise DataError(
-                f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or use "
-                "the names x_train, y_train, x_test and y_test"
+                f"{path}: it is unclear which of {' and '.join(keys)} holds the {what}; save only one of them, or let "
+                "their names end in _train and _test"
             )
     chosen = {role: keys[0] for role, keys in found.items() if keys}
     if "x_test" in chosen and chosen["x"].lower() not in TRAIN:
@@ -231,7 +231,7 @@ def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
         raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers, shape (N, K)")
     if np.isinf(c).any():
-        raise DataError(f"{where} has infinite values; write NaN where nothing is known")
+        raise DataError(f"{where} has infinite values; replace them, or use NaN for values that are unknown")
     return "vector", c.reshape(len(c), -1).astype(np.float64)
 
 
@@ -242,7 +242,7 @@ def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, 
         raise DataError(f"{where} has dtype {x.dtype}, not numbers")
     if x.dtype.kind == "f":
         if np.isinf(x).any():
-            raise DataError(f"{where} has infinite values; write NaN where nothing is known")
+            raise DataError(f"{where} has infinite values; replace them, or use NaN for values that are unknown")
         if x.size and np.isnan(x).all():
             raise DataError(f"{where} has no values other than NaN")
     if not x.size:

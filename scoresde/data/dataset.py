@@ -409,7 +409,8 @@ def load_data(
     asked = [name for name in ("size", "fit", "layout", "on_bad") if getattr(reading, name) != getattr(AS_IS, name)]
     if spec in NAMES and asked:
         raise UsageError(
-            f"{spec} is not read from a file, so {' and '.join(asked)} would have no effect; leave out such options"
+            f"{spec} is not read from a file, so {' and '.join(asked)} would have no effect; "
+            f"omit {'it' if len(asked) == 1 else 'them'}"
         )
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())

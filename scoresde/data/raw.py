@@ -79,7 +79,7 @@ class Known:
     Attributes:
         vector: Numbers, shape ``(N, K)``, with NaN where a number is not given.
         names: Names of these numbers, or empty.
-        image: Other pictures or signals, shape ``(N, C, *space)``, with NaN where nothing is known.
+        image: Other pictures or signals, shape ``(N, C, *space)``, with NaN for unknown values.
         text: Texts, shape ``(N,)``, "" where there is none.
         features: Features of the words of a text, shape ``(N, L, E)``, with NaN where there is no word.
     """

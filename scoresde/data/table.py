@@ -257,7 +257,8 @@ def _rows(path: Path, text: str, separator: str) -> tuple[list[str], list[list[s
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise DataError(
-            f"{path}: more than one column is named {' or '.join(map(repr, twice[:5]))}; rename all but one"
+            f"{path}: several columns have the same name ({', '.join(map(repr, twice[:5]))}); give each column a name "
+            "of its own"
         )
     if len(rows) == 1:
         raise DataError(f"{path} has column names but no rows below them")
@@ -326,7 +327,7 @@ def _vector(columns: Sequence[_Column]) -> Array:
 
 
 def _parsed(column: _Column, gaps: bool = False) -> _Column:
-    """Set the numbers of a column if all cells are numbers. With ``gaps``, a cell may also be empty."""
+    """Return the column with its numbers, if all cells are numbers. With ``gaps``, cells may also be empty."""
     empty = _missing(column.cells, MISSING) if gaps else []
     if empty and len(empty) < len(column.cells):
         known = np.ones(len(column.cells), bool)

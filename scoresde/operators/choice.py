@@ -1,6 +1,6 @@
 """A choice of several operators, one of which is drawn at random for each row of a batch.
 
-A network that is trained in this way learns to restore samples that were degraded by any of the operators (Palette;
+A network that is trained on such batches learns to restore samples that were degraded by any of the operators (Palette;
 Saharia et al. 2022, arXiv:2111.05826, sec. 4.7). It is not told which operator was applied.
 """
 

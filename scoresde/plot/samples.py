@@ -190,8 +190,8 @@ def _marks(low: float, high: float) -> list[float]:
 def vectors(x: Array, reference: Array | None = None, names: Sequence[str] = (), like: Array | None = None) -> Figure:
     """Draw histograms of the first twelve coordinates, each over a grey histogram of the reference with the same bins.
 
-    If all values of a coordinate are integers, no integer lies on a bin edge. Extreme outliers lie outside the bins,
-    and the figure states how many samples are not shown.
+    If all values of a coordinate are integers, no integer lies on a bin edge. Extreme outliers lie outside the bins.
+    Unless ``like`` is given, each panel states how many samples lie outside.
 
     Args:
         x: Vectors ``(N, D)``.

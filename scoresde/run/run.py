@@ -407,7 +407,8 @@ class Run:
             value = getattr(condition, name)
             if value.is_floating_point() and bool(value.isinf().any()):
                 raise UsageError(
-                    f"the {name} of the condition has infinite values; write NaN where nothing is known",
+                    f"the {name} of the condition has infinite values; replace them, or use NaN for values that are "
+                    "unknown",
                     parameter="given",
                 )
         tokens = condition.tokens

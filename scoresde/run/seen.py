@@ -64,7 +64,7 @@ class Seen:
 
     @property
     def shown(self) -> Tensor:
-        """The pictures that a network is shown, ``(n, *event)``, with NaN where nothing is known."""
+        """The pictures that a network is shown, ``(n, *event)``, with NaN for unknown values."""
         return self.y if self.operator is None else self.operator.shown(self.y)
 
     @property
@@ -157,7 +157,10 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     """
     event, shape, image = operator.event or (), tuple(image.shape[1:]), image.double()  # float64 holds any level
     if bool(image.isinf().any()):
-        raise UsageError("the given values include infinite ones; write NaN where nothing is known", parameter="given")
+        raise UsageError(
+            "some of the given values are infinite; replace them, or use NaN for values that are unknown",
+            parameter="given",
+        )
     if bool(image.isnan().any()):
         masks = any(isinstance(choice, Masking) for choice in _choices(operator))
         if not masks or shape != event:

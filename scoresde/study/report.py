@@ -366,10 +366,15 @@ class Scored:
         Raises:
             UsageError: If the samples or the units differ.
         """
-        if self.scores.unit != other.scores.unit or not torch.equal(self.index, other.index):
+        if self.scores.unit != other.scores.unit:
             raise UsageError(
-                f"a paired difference requires the same sample indices and the same unit, got {len(self.index)} "
-                f"samples in {self.scores.unit} and {len(other.index)} samples in {other.scores.unit}"
+                f"likelihoods in {self.scores.unit} cannot be paired with likelihoods in {other.scores.unit}; the "
+                "units must be the same"
+            )
+        if not torch.equal(self.index, other.index):
+            raise UsageError(
+                f"likelihoods of different samples cannot be paired: the indices of the samples differ "
+                f"({len(self.index)} and {len(other.index)} samples); compute both likelihoods for the same samples"
             )
         return paired(_solved(self), _solved(other))
 
@@ -492,8 +497,8 @@ def write_scores(folder: Path, sets: Sequence[Scored], made: Mapping[str, Any], 
 def units(sets: Sequence[Scored]) -> dict[str, str]:
     """Return the units of the table columns, keyed by column. Columns without a unit are omitted.
 
-    In a summary, values with the same names are in the unit of the mean instead, which is bits/dim for data with
-    levels.
+    These units do not apply to :meth:`Scored.summary`, in which the entries of these names are in the unit of its mean:
+    bits/dim for data with levels.
     """
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),

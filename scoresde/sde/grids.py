@@ -89,8 +89,8 @@ def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
     """Return which of the n steps of a grid, ``times: (n + 1,)``, begin where no signal is left.
 
-    Such a step ends at a log-SNR below -18. Grids that are uniform in a function of the noise level cross this region in
-    a single step, however many steps they have. Euler and Heun steps in t would not converge there, so solvers use a
+    Such a step ends at a log-SNR below -18. Grids that are uniform in a function of the noise level cross this region
+    in a single step, however many steps they have. Euler and Heun steps in t would not converge there, so solvers use a
     different rule for this step.
     """
     blank = ~informative(*sde.coefficients(times[:-1])) & (sde.log_snr(times[1:]) < _EMPTY + 2)

@@ -65,7 +65,9 @@ def test_a_caption_says_what_its_picture_shows(captions: Dataset) -> None:
 def test_no_training_caption_has_the_words_of_a_test_caption(captions: Dataset) -> None:
     train, test = (texts(captions, known.tokens) for known in (captions.train_given, captions.test_given))
     assert len(captions.train) == len(train) == 9000 and len(captions.test) == len(test) == 1000
-    bags = [{tuple(sorted(set(text.split()) - {"left", "right"}) + [len(text)]) for text in part} for part in (train, test)]
+    bags = [
+        {tuple(sorted(set(text.split()) - {"left", "right"}) + [len(text)]) for text in part} for part in (train, test)
+    ]
     assert not bags[0] & bags[1] and len(set(test)) > 300 and len(set(train)) > 2500
     for part in (train, test):
         assert 0.45 < sum("left" in text for text in part) / len(part) < 0.55
@@ -115,7 +117,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained for a moment on captions of three words."""
     x, text = points(40, 0)
     made = tmp_path_factory.mktemp("text") / "run"
-    fit(TrainConfig(cond="text", steps=2, batch=8, network_options=SMALL), data=Dataset.of(x, text=text), out=made, quiet=True)
+    fit(
+        TrainConfig(cond="text", steps=2, batch=8, network_options=SMALL),
+        data=Dataset.of(x, text=text),
+        out=made,
+        quiet=True,
+    )
     return made
 
 
@@ -168,7 +175,9 @@ def test_features_of_another_encoder(tmp_path: Path) -> None:
         return known
 
     np.savez(tmp_path / "points.npz", x=x.numpy(), text=features(text))
-    config = TrainConfig(str(tmp_path / "points.npz"), cond="text", steps=150, batch=128, lr=3e-3, network_options=SMALL)
+    config = TrainConfig(
+        str(tmp_path / "points.npz"), cond="text", steps=150, batch=128, lr=3e-3, network_options=SMALL
+    )
     out = tmp_path / "run"
     fit(config, out=out, quiet=True)
     run = load(out)

@@ -160,17 +160,13 @@ def main() -> None:
         config = TrainConfig(data="captions", cond="text", preset=args.preset, steps=args.steps, seed=args.seed)
         told: Dataset | None = None
         if args.control:
-            sets = [
-                [ordered(text) for text in captions(data, known.tokens)]
-                for known in (data.train_given, data.test_given)
-            ]
-            told = Dataset.of(data.train, data.test, text=sets[0], test_text=sets[1], name="sorted captions")
+            both = [captions(data, known.tokens) for known in (data.train_given, data.test_given)]
+            text, test_text = ([ordered(one) for one in part] for part in both)
+            told = Dataset.of(data.train, data.test, text=text, test_text=test_text, name="sorted captions")
         began = time.process_time()
         run = fit(config, data=told, save=args.out is not None, out=args.out, quiet=True)
-        size = sum(p.numel() for p in run.base.parameters())
-        print(
-            f"{size:,} parameters, {args.steps:,} steps in {time.process_time() - began:.0f} CPU seconds\n", flush=True
-        )
+        seconds, size = time.process_time() - began, sum(p.numel() for p in run.base.parameters())
+        print(f"{size:,} parameters, {args.steps:,} steps in {seconds:.0f} CPU seconds\n", flush=True)
 
     print("| guidance | digits | colours | order | binding | all | all, for each seed |\n|---|---|---|---|---|---|---|")
     shown = [ordered(text) for text in texts] if args.control else texts

@@ -43,9 +43,8 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
     scenes = np.array(list(product(range(10), range(4), range(10), range(4))))  # digit and colour, left and right
     sets = np.concatenate([np.sort(scenes[:, ::2], 1), np.sort(scenes[:, 1::2], 1)], 1) @ (1000, 100, 10, 1)
     known = np.unique(sets)
-    held = np.isin(
-        sets, known[np.argsort(Noise.of(len(known)).uniform((), stream="user").numpy(), stable=True)[:HELD_OUT]]
-    )
+    order = np.argsort(Noise.of(len(known)).uniform((), stream="user").numpy(), stable=True)
+    held = np.isin(sets, known[order[:HELD_OUT]])
     x, text = _part(digits, train, scenes[~held], Noise.of(TRAIN, seed=1))
     test_x, test_text = _part(digits, test, scenes[held], Noise.of(TEST, seed=2))
     return Raw("image", x, test_x, train_known=Known(text=text), test_known=Known(text=test_text))

@@ -30,6 +30,7 @@ from ..core.errors import DataError, UsageError
 from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
 from .arrays import raw_of
+from .captions import captioned
 from .content import LARGE, Identity, contents, held_out, known_again
 from .given import CondInfo
 from .raw import AS_IS, Array, Raw, Reading
@@ -39,7 +40,7 @@ from .units import units_of
 
 __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 
-NAMES = (*TOYS, "digits")
+NAMES = (*TOYS, "digits", "captions")
 TOY_POINTS = 20_000
 KINDS = ("image", "volume", "signal", "vector")
 ARRAY = "(array)"  # the source of data that do not come from a file
@@ -397,7 +398,7 @@ def load_data(
         reading: Options for files that can be read in more than one way.
         split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
             between training and test; ``rows`` uses a random permutation of the rows. Toys and the digits are always
-            split by rows.
+            split by rows, and the captions have a test part of their own.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
@@ -417,6 +418,8 @@ def load_data(
         return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
     if spec == "digits":
         return _build(read_digits(), spec, spec, How(seed, test_fraction, "rows"))
+    if spec == "captions":
+        return _build(_captions(), spec, spec, How(seed, test_fraction, "rows"))
     path = Path(os.path.expanduser(spec))
     if not spec or not there(path):
         beside = _names_in(path.parent) if spec else []
@@ -450,6 +453,12 @@ def split(n: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     n_test = max(1, round(test_fraction * n))
     return order[n_test:], order[:n_test]
+
+
+def _captions() -> Raw:
+    """Make the pictures with captions. Their test part uses the digits that are held out by default."""
+    digits = read_digits()
+    return captioned(digits, *split(len(digits.train), 0.1, seed=0))
 
 
 def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:

@@ -248,7 +248,31 @@ class CondInfo:
                     f"pictures of shape {self.image}"
                 )
             image = ((image.double() - self.low) * (2 / (self.high - self.low)) - 1).float()
+        if known.tokens is not None and (self.words or self.features):
+            self._check_tokens(known.tokens)
         return replace(known, vector=vector, image=image)
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        """Reject tokens that are not words of the vocabulary, or features of another size."""
+        if not self.words:
+            if tokens.ndim != 3 or tokens.shape[2] != self.features or not tokens.is_floating_point():
+                raise UsageError(
+                    f"the condition has tokens of shape {tuple(tokens.shape)} ({tokens.dtype}), but the model was "
+                    f"trained on features of words; pass floats of shape (n, L, {self.features}), with NaN where there "
+                    "is no word"
+                )
+            return
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise UsageError(
+                f"the condition has tokens of shape {tuple(tokens.shape)} ({tokens.dtype}), but the model was trained "
+                "on words; pass a text, or integers of shape (n, L), with -1 where there is no word"
+            )
+        low, high = (int(v) for v in tokens.aminmax()) if tokens.numel() else (0, 0)
+        if low < -1 or high > len(self.words):
+            raise UsageError(
+                f"the condition has the word indices {low} to {high}, but the vocabulary of the model has the indices "
+                f"1 to {len(self.words)}, 0 for an unknown word and -1 for no word; pass a text instead"
+            )
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the word indices of texts, int64 ``(n, L)``, with -1 after the end of each text.

@@ -15,12 +15,14 @@ function                 compares                                        bias at
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 
-:mod:`scoresde.metrics.answers` judges the answers of a conditional model against the truth.
+:mod:`scoresde.metrics.answers` judges the answers of a conditional model against the truth, and
+:func:`kuiper` tests whether angles are uniform on the circle.
 """
 
 from __future__ import annotations
 
 from .answers import Ranks, exact_gap, gap, psnr, ranks, spread, ssim
+from .circle import kuiper
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
@@ -41,6 +43,7 @@ __all__ = [
     "gap",
     "jackknife",
     "kernel_distance",
+    "kuiper",
     "median_distance",
     "mmd",
     "nearest_line",

@@ -6,7 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,9 @@ TEST = ("x_test", "test_x", "test_images", "test_data", "test")
 LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
 TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
-# What is known about each sample: numbers, another picture, a text. With parts, the names end in _train or _test.
-KNOWN = ("c", "given", "text")
+# What is known about each sample, and the names of its arrays: numbers, another picture, a text. With parts, the names
+# end in _train or _test.
+KNOWN = {"vector": "c", "image": "given", "text": "text"}
 CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 
 COLOURS = (1, 3, 4)  # possible numbers of channels of an image
@@ -42,7 +43,8 @@ def read_numpy(path: Path, reading: Reading = AS_IS) -> Raw:
     if left_out:
         notes.append(f"the arrays {', '.join(left_out)} are left out" if left_out[1:] else
                      f"the array {left_out[0]} is left out")  # fmt: skip
-    return replace(raw_of(arrays, path, reading), notes=tuple(notes))
+    raw = raw_of(arrays, path, reading)
+    return replace(raw, notes=(*notes, *raw.notes))
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
@@ -80,8 +82,8 @@ def roles(path: Path | str, arrays: Mapping[str, Array]) -> dict[str, str]:
     found = {
         "x": named(ALL, TRAIN), "y": named(LABELS, TRAIN_LABELS), "x_test": named(TEST), "y_test": named(TEST_LABELS)
     }  # fmt: skip
-    told = {name: named((name, f"{name}_train", f"train_{name}")) for name in KNOWN}
-    told |= {f"{name}_test": named((f"{name}_test", f"test_{name}")) for name in KNOWN}
+    told = {name: named((name, f"{name}_train", f"train_{name}")) for name in KNOWN.values()}
+    told |= {f"{name}_test": named((f"{name}_test", f"test_{name}")) for name in KNOWN.values()}
     if not found["x"]:
         known = {key for keys in (*found.values(), *told.values()) for key in keys}
         found["x"] = [key for key in arrays if key not in known] or [k for keys in told.values() for k in keys]
@@ -155,10 +157,10 @@ def raw_of(arrays: dict[str, Array], path: Path | str, reading: Reading = AS_IS)
         test = _checked(path, found["x_test"], b, kind, channels_last)
         test_y = _labels(path, found["y_test"], arrays, len(test)) if "y_test" in found else None
     (train_y, test_y), classes = index_labels(path, train_y, test_y)
+    known, notes = _known(path, found, arrays, train, test, channels_last, reading)
     return Raw(
-        kind, train, test, train_y, test_y, classes, channels_last=channels_last, complete=complete,
-        train_known=_known(path, found, arrays, "", train, channels_last),
-        test_known=Known() if test is None else _known(path, found, arrays, "_test", test, channels_last),
+        kind, train, test, train_y, test_y, classes, channels_last=channels_last, notes=notes, complete=complete,
+        train_known=known[0], test_known=known[1],
     )  # fmt: skip
 
 
@@ -166,55 +168,123 @@ def _filled(x: Array) -> tuple[Array, Array | None]:
     """Return an array with NaN replaced by the mean of its column, and where values are known if any are not."""
     if x.dtype.kind != "f" or x.ndim == 0 or not np.isnan(x).any():
         return x, None
-    known = ~np.isnan(x)
-    count = known.sum(0)
-    mean = np.where(known, x, 0).sum(0) / np.maximum(count, 1)
+    known, finite = ~np.isnan(x), np.isfinite(x)
+    total = np.where(finite, x, 0).sum(0, dtype=np.float64)
+    mean = total / np.maximum(finite.sum(0), 1)
     return np.where(known, x, mean.astype(x.dtype)), known
 
 
 def _known(
-    path: Path | str, found: Mapping[str, str], arrays: Mapping[str, Array], part: str, x: Array, channels_last: bool
-) -> Known:
-    """Return what the arrays of a part (``""`` or ``"_test"``) say about each of its samples ``x``."""
-    values = {name: arrays[found[name + part]] for name in KNOWN if name + part in found}
-    for name, value in values.items():
-        if value.ndim == 0 or len(value) != len(x):
-            raise DataError(
-                f"{path}: array {found[name + part]!r} has shape {value.shape}, but there are {len(x)} samples; it "
-                "must have a row for each sample"
-            )
-    vector, image, text = (values.get(name) for name in KNOWN)
-    if vector is not None:
-        if vector.dtype.kind not in "biuf" or vector.ndim > 2:
-            raise DataError(
-                f"{path}: array {found['c' + part]!r} has dtype {vector.dtype} and shape {vector.shape}; it must hold "
-                "numbers, shape (N, K)"
-            )
-        if np.isinf(vector).any():
-            raise DataError(
-                f"{path}: array {found['c' + part]!r} has infinite values; write NaN where nothing is known"
-            )
-        vector = vector.reshape(len(x), -1).astype(np.float64)
-    if image is not None:
-        if image.dtype.kind not in "biuf":
-            raise DataError(f"{path}: array {found['given' + part]!r} has dtype {image.dtype}, not numbers")
-        if image.ndim == x.ndim - 1 and x.ndim > 2:
-            image = image[:, None]  # pictures without a channel axis
-        elif image.ndim > 2 and (channels_last or (image.shape[-1] in COLOURS and image.shape[1] not in COLOURS)):
-            image = np.moveaxis(image, -1, 1)
-        if image.ndim != x.ndim:
-            raise DataError(
-                f"{path}: array {found['given' + part]!r} has shape {image.shape}, but the samples have shape "
-                f"{x.shape}; the two need the same number of axes"
-            )
-    if text is not None and text.dtype.kind == "f" and text.ndim == 3:
-        return Known(vector, (), image, None, text)
-    if text is not None and (text.dtype.kind != "U" or text.ndim != 1):
+    path: Path | str,
+    found: Mapping[str, str],
+    arrays: Mapping[str, Array],
+    train: Array,
+    test: Array | None,
+    channels_last: bool,
+    reading: Reading,
+) -> tuple[tuple[Known, Known], tuple[str, ...]]:
+    """Return what the arrays say about each training and each test sample, and notes on arrays that are left out."""
+    parts = {"": train} if test is None else {"": train, "_test": test}
+    values: list[dict[str, Array]] = [{}, {}]
+    notes = []
+    for role, name in KNOWN.items():
+        keys = [found[name + part] for part in parts if name + part in found]
+        if not keys:
+            continue
+        try:
+            if len(keys) < len(parts):
+                have, lack = ("training", "test") if name in found else ("test", "training")
+                raise DataError(f"{path}: array {keys[0]!r} describes only the {have} samples; add one for the {lack}"
+                                " samples")  # fmt: skip
+            made = []
+            for key, x in zip(keys, parts.values(), strict=True):
+                value = arrays[key]
+                if value.ndim == 0 or len(value) != len(x):
+                    raise DataError(
+                        f"{path}: array {key!r} has shape {value.shape}, but there are {len(x)} samples; it must have "
+                        "a row for each sample"
+                    )
+                made.append(_MAKE[role](f"{path}: array {key!r}", value, x.shape[1:], channels_last, reading))
+            several = 2 if made[0][0] == "features" else 1  # texts may differ in length
+            if made[1:] and (made[0][0] != made[1][0] or made[0][1].shape[several:] != made[1][1].shape[several:]):
+                raise DataError(
+                    f"{path}: array {keys[0]!r} has shape {arrays[keys[0]].shape}, but {keys[1]!r} has shape "
+                    f"{arrays[keys[1]].shape}; both must describe the samples in the same way"
+                )
+        except DataError as error:
+            if role in reading.needs:
+                raise
+            listed = " and ".join(keys)
+            said = str(error).removeprefix(f"{path}: ")
+            notes.append(f"{listed} {'are' if keys[1:] else 'is'} not used as a condition: {said}")
+            continue
+        for store, (field, value) in zip(values, made, strict=False):
+            store[field] = value
+    train_known, test_known = (
+        Known(v.get("vector"), (), v.get("image"), v.get("text"), v.get("features")) for v in values
+    )
+    return (train_known, test_known), tuple(notes)
+
+
+def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
+    """Return the numbers that are known about each sample, float64 ``(N, K)``."""
+    if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
+        raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers, shape (N, K)")
+    if np.isinf(c).any():
+        raise DataError(f"{where} has infinite values; write NaN where nothing is known")
+    return "vector", c.reshape(len(c), -1).astype(np.float64)
+
+
+def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
+    """Return the pictures that are known about samples of the shape ``event``, channels first."""
+    ndim = len(event) + 1
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{where} has dtype {x.dtype}, not numbers")
+    if x.dtype.kind == "f":
+        if np.isinf(x).any():
+            raise DataError(f"{where} has infinite values; write NaN where nothing is known")
+        if x.size and np.isnan(x).all():
+            raise DataError(f"{where} has no values other than NaN")
+    if not x.size:
+        raise DataError(f"{where} is empty (shape {x.shape})")
+    if x.ndim == ndim - 1 and ndim > 2:
+        x = x[:, None]  # pictures without a channel axis
+    elif x.ndim == ndim > 2:
+        last = channels_last or reading.layout == "last"
+        if reading.layout == "auto":
+            # A picture usually has the proportions of the sample.
+            alike = [_proportional(x.shape[2:], event[1:]), _proportional(x.shape[1:-1], event[1:])]
+            last = alike[1] if alike[0] != alike[1] else last
+        x = np.moveaxis(x, -1, 1) if last else x
+    if x.ndim != ndim:
         raise DataError(
-            f"{path}: array {found['text' + part]!r} has dtype {text.dtype} and shape {text.shape}; it must hold "
-            "strings, shape (N,), or features of words, shape (N, L, E)"
+            f"{where} has shape {x.shape}, but each sample has {ndim - 1} axes; the two need the same number of axes"
         )
-    return Known(vector, (), image, text)
+    return "image", x
+
+
+def _proportional(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether all sides of a picture are the same multiple of the sides of another."""
+    return all(m * b[0] == n * a[0] for m, n in zip(a, b, strict=True))
+
+
+def _texts(where: str, text: Array, *_: object) -> tuple[str, Array]:
+    """Return the texts about each sample, shape ``(N,)``, or the features of their words, ``(N, L, E)``."""
+    if text.dtype.kind == "f" and text.ndim == 3 and text.size:
+        if np.isinf(text).any():
+            raise DataError(f"{where} has infinite values; write NaN where there is no word")
+        return "features", text
+    if text.dtype.kind != "U" or text.ndim != 1:
+        raise DataError(
+            f"{where} has dtype {text.dtype} and shape {text.shape}; it must hold strings, shape (N,), or features of "
+            "words, shape (N, L, E)"
+        )
+    if not any(map(str.strip, text.tolist())):
+        raise DataError(f"{where} has only empty texts")
+    return "text", text
+
+
+_MAKE: Mapping[str, Callable[..., tuple[str, Array]]] = {"vector": _numbers, "image": _picture, "text": _texts}
 
 
 def _labels(path: Path | str, key: str, arrays: dict[str, Array], n: int) -> Array:

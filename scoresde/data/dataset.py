@@ -115,7 +115,7 @@ class DataInfo:
         Raises:
             DataError: If a key is missing or unknown, or if a value is malformed.
         """
-        required = {f.name for f in fields(cls) if f.default is MISSING}
+        required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         optional = {f.name for f in fields(cls)} - required | {"transform"}  # a key of format 1
         _check_keys("data description", stored, required, optional)
         try:
@@ -249,6 +249,11 @@ class Dataset:
     test_given: Condition = field(default_factory=Condition)
     complete: Tensor | None = None
 
+    def described(self, known: CondInfo) -> Dataset:
+        """Return the data with their conditions described by ``known``, as in training, with words numbered by it."""
+        train, test = (known.translated(given, self.info.known) for given in (self.train_given, self.test_given))
+        return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
+
     @property
     def trained(self) -> Tensor:
         """The training rows without the validation rows, ``(n, *event)``."""
@@ -319,6 +324,9 @@ class Dataset:
                 images or ``(N, C, D, H, W)`` volumes.
             test: Samples to hold out (default: a fraction of ``train``).
             classes, test_classes: The class of each sample, as integers or strings, shape ``(N,)``.
+            given, test_given: What else is known about each sample, in data units: a ``vector``, an ``image``, or
+                features of words as ``tokens``.
+            text, test_text: A text about each sample.
             name: Name used in titles and folder names.
             seed, test_fraction, split: Options for the split (see :func:`load_data`).
             layout: Position of the channel axis: ``first``, ``last``, or ``auto`` to infer it from the shape.
@@ -338,7 +346,7 @@ class Dataset:
         x, held = arrays["x_train"], arrays.get("x_test")
         if held is not None and held.ndim == 1 < x.ndim and len(held) == len(x):
             raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
-        reading = Reading(layout=layout, empty="keep")
+        reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text"))
         return _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
 
 
@@ -452,6 +460,15 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         keep, test = split(len(x), how.test_fraction, how.seed)
     if complete is not None and raw.test is None:  # a row with empty cells is trained on
         whole = complete.flatten(1).all(1)
+        if not bool(whole[test].any()):
+            some = bool(whole.any())
+            what = f"{int((~whole).sum()):,} of the {len(x):,} samples have missing values"
+            raise DataError(
+                f"{source}: {what}, and no complete sample is left to hold out; add complete samples, or "
+                + ("hold out more of them" if some else "leave out columns that are rarely known"),
+                parameter="test_fraction" if some else None,
+                value=0.3 if some else None,
+            )
         keep, test = torch.cat([keep, test[~whole[test]]]), test[whole[test]]
     if raw.test is not None:
         test_x, test_y = _tensor(raw.test, units.wide), _label_tensor(raw.test_labels)
@@ -494,8 +511,8 @@ def _build(raw: Raw, name: str, source: str, how: How) -> Dataset:
         known=told,
     )
     data = Dataset(
-        info, units.codec(raw.kind, x, source, raw.names), x, test_x, y, test_y, DENSITIES.get(source), validates,
-        None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
+        info, units.codec(raw.kind, x, source, raw.names, complete), x, test_x, y, test_y, DENSITIES.get(source),
+        validates, None if parts is None else parts.identity, 0 if parts is None else parts.known_again, notes, how,
         None if raw.hashes else torch.cat([keep, test]), _files(raw, keep, test), told.condition(known),
         told.condition(held), None if complete is None or bool(complete.all()) else complete,
     )  # fmt: skip
@@ -519,13 +536,15 @@ class _Parts:
 def _by_content(raw: Raw, how: How) -> _Parts:
     """Split the rows by equation 1 of :mod:`scoresde.data.content`, but keep any test part of the source."""
     n, own_test = len(raw.train), 0 if raw.test is None else len(raw.test)
-    rows = contents(raw.train, _names(raw.train_labels, raw.classes), raw.hashes[:n])
+    # The mean that stands for an unknown value depends on the other rows.
+    x = raw.train if raw.complete is None else np.where(raw.complete, raw.train.astype(np.float64), np.nan)
+    rows = contents(x, _names(raw.train_labels, raw.classes), raw.hashes[:n])
     if raw.test is not None:
         rows += contents(raw.test, _names(raw.test_labels, raw.classes), raw.hashes[n:])
     large = sum(path.stat().st_size for path in raw.files) > LARGE
     identity = Identity.of_files(raw.files) if large else Identity.of(rows, own_test)
     # Copies of an image land on the same side even if their classes differ.
-    alike = contents(raw.train, None, raw.hashes[:n]) if raw.hashes else rows[:n]
+    alike = contents(x, None, raw.hashes[:n]) if raw.hashes else rows[:n]
     train, validates, test = held_out(
         alike, how.seed, how.test_fraction, copies_apart=not raw.hashes, test=not own_test
     )  # fmt: skip

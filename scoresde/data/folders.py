@@ -189,11 +189,11 @@ class _Search:
         return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
     def found(self, train: Classed, test: Classed) -> Found:
-        given, texts = {}, {}
+        given, texts, others_there = {}, {}, set(self.others)
         for path, _ in (*train, *test):
             if image := self.known.get(path.relative_to(self.folder).with_suffix("")):
                 given[path] = image
-            if not self.older and (text := path.with_suffix(".txt")) in self.others:
+            if not self.older and (text := path.with_suffix(".txt")) in others_there:
                 texts[path] = text
         used = set(texts.values())
         left = [path for path in self.others if path not in used]

@@ -19,6 +19,7 @@ word.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from ..core.condition import Condition
 from ..core.errors import DataError, UsageError
 from ..core.registry import closest
 from ..core.tables import OPERATORS
-from .raw import Known
+from .raw import Array, Known
 
 __all__ = ["CondInfo", "Sources"]
 
@@ -80,7 +81,11 @@ class Sources:
             if name == "class" and not rest:
                 found = replace(found, label=True)
             elif name == "vector":
-                found = replace(found, vector=True, columns=tuple(c.strip() for c in rest.split(",") if c.strip()))
+                columns = tuple(c.strip() for c in rest.split(",") if c.strip())
+                twice = [c for c in dict.fromkeys(columns) if columns.count(c) > 1]
+                if twice:
+                    raise UsageError(f"cond={cond!r} lists column {twice[0]!r} twice; list it once", parameter="cond")
+                found = replace(found, vector=True, columns=columns)
             elif name == "image" and not rest:
                 found = replace(found, image=True)
             elif name == "text" and not rest:
@@ -113,6 +118,17 @@ class Sources:
         """Whether a model is told more than the class."""
         return self.vector or self.image or self.text or bool(self.operator)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be known about each sample besides its class, as for :class:`~scoresde.data.Reading`."""
+        return tuple(name for name in ("vector", "image", "text") if getattr(self, name))
+
+    @property
+    def gaps(self) -> bool:
+        """Whether the operator hides single cells, so that a model can be trained on samples with empty cells."""
+        parts = [] if self.operator.startswith("mask:") else self.operator.split("/")
+        return any(part.partition(":")[0] == "cells" for part in parts)
+
 
 @dataclass(frozen=True)
 class CondInfo:
@@ -143,21 +159,29 @@ class CondInfo:
         found = cls()
         if known.vector is not None:
             v = known.vector.astype(np.float64)
-            with np.errstate(all="ignore"):
-                mean, std = np.nanmean(v, 0), np.nanstd(v, 0)
-            mean, std = np.where(np.isfinite(mean), mean, 0.0), np.where(std > 0, std, 1.0)
+            there = ~np.isnan(v)
+            count = np.maximum(there.sum(0), 1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean = np.where(there, v, 0).sum(0) / count
+                std = np.sqrt(np.where(there, (v - mean) ** 2, 0).sum(0) / count)
+            if not (np.isfinite(mean) & np.isfinite(std)).all():
+                raise DataError("the squares of the numbers known about the samples overflow; divide by a constant")
+            varied = np.where(there, v, np.inf).min(0) < np.where(there, v, -np.inf).max(0)
+            std = np.where(varied & (std > 0), std, 1.0)
             names = known.names or tuple(f"c{i}" for i in range(v.shape[1]))
             found = replace(found, vector=names, shift=tuple(mean.tolist()), scale=tuple(std.tolist()))
         if known.image is not None:
-            bytes_ = known.image.dtype == np.uint8
-            low, high = (0.0, 255.0) if bytes_ else (float(np.nanmin(known.image)), float(np.nanmax(known.image)))
-            high = high if high > low else low + 1
+            x = known.image
+            if x.dtype.kind == "f":
+                x = x[~np.isnan(x)]
+            low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 1.0)
+            low, high = (0.0, 255.0) if x.dtype == np.uint8 else (low, high if high > low else low + 1)
             found = replace(found, image=tuple(known.image.shape[1:]), low=low, high=high)
         if known.text is not None:
             counts = Counter(word for text in known.text.tolist() for word in _words(text))
             common = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:WORDS]]
             if not common:
-                raise DataError("the texts have no words")
+                raise DataError("none of the texts of the training samples has a word")
             found = replace(found, words=tuple(sorted(common)))
         if known.features is not None:
             found = replace(found, features=known.features.shape[2])
@@ -177,11 +201,25 @@ class CondInfo:
             parts.append(f"a text as features of size {self.features}")
         return ", ".join(parts)
 
+    def told(self, sources: Sources) -> CondInfo:
+        """Return the description of what a model is told, without what it is not told."""
+        found = self if sources.vector else replace(self, vector=(), shift=(), scale=())
+        found = found if sources.image else replace(found, image=(), low=_NOTHING.low, high=_NOTHING.high)
+        return found if sources.text else replace(found, words=(), features=0)
+
+    def translated(self, known: Condition, other: CondInfo) -> Condition:
+        """Return a condition with its words numbered by this vocabulary instead of that of ``other``."""
+        if known.tokens is None or known.tokens.ndim != 2 or self.words == other.words:
+            return known
+        index = {word: i + 1 for i, word in enumerate(self.words)}
+        table = torch.tensor([0, *(index.get(word, 0) for word in other.words), -1])  # -1 is the last entry
+        return replace(known, tokens=table[known.tokens])
+
     def condition(self, known: Known) -> Condition:
         """Convert what is known about some rows to tensors, in data units."""
         return Condition(
             vector=None if known.vector is None else torch.from_numpy(np.ascontiguousarray(known.vector, np.float64)),
-            image=None if known.image is None else torch.from_numpy(np.ascontiguousarray(known.image)),
+            image=None if known.image is None else _plain(known.image),
             tokens=self.tokens(known.text.tolist()) if known.text is not None
             else None if known.features is None else torch.from_numpy(np.ascontiguousarray(known.features, np.float32)),
         )  # fmt: skip
@@ -241,6 +279,8 @@ class CondInfo:
         Raises:
             DataError: If a key is unknown or a value is malformed.
         """
+        if not isinstance(stored, Mapping):
+            raise DataError(f"malformed description of the conditions: expected an object, got {stored!r:.40}")
         unknown = sorted(set(stored) - set(vars(_NOTHING)))
         if unknown:
             raise DataError(f"malformed description of the conditions: unknown keys {unknown}")
@@ -257,12 +297,27 @@ class CondInfo:
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"malformed description of the conditions: {error}") from error
-        if not len(found.vector) == len(found.shift) == len(found.scale) or not found.low < found.high:
+        numbers = (*found.shift, *found.scale, found.low, found.high)
+        if (
+            not len(found.vector) == len(found.shift) == len(found.scale)
+            or not all(map(math.isfinite, numbers))
+            or min((*found.scale, found.high - found.low)) <= 0
+            or min((*found.image, 1)) < 1
+            or found.features < 0
+        ):
             raise DataError("malformed description of the conditions: its parts contradict each other")
         return found
 
 
 _NOTHING = CondInfo()
+
+
+def _plain(x: Array) -> Tensor:
+    """Convert an array of numbers to a tensor: uint8, or 32-bit or 64-bit numbers."""
+    if x.dtype.kind == "f":
+        return torch.from_numpy(np.ascontiguousarray(x, np.float64 if x.dtype.itemsize > 4 else np.float32))
+    small, wide = x.dtype in (np.uint8, np.bool_), x.dtype.itemsize > 4 or x.dtype == np.uint32
+    return torch.from_numpy(np.ascontiguousarray(x, np.uint8 if small else np.int64 if wide else np.int32))
 
 
 def _words(text: str) -> list[str]:

@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +106,7 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
         problems.append(Problem("none of the training images can be read"))
     elif strangers:
         problems.append(Problem(f"the test split has classes that the training split lacks: {some(strangers, 5)}"))
-    known, faults = _known(found, [path for path, _ in (*train, *test)], folder, reading) if train else (Known(), [])
+    known, faults, left_out = _known(found, [path for path, _ in (*train, *test)], folder, reading)
     problems += faults
     if problems:
         raise Problems(folder, problems, found.notes)
@@ -115,25 +115,38 @@ def read_image_folder(folder: Path, reading: Reading = AS_IS) -> Raw:
     return Raw(
         "image", x[:n], x[n:] if test else None, _indexes(train, classes), _indexes(test, classes), classes, levels,
         hashes=tuple(pile.hashes[i] for i in kept), files=tuple(files[i][0] for i in kept),
-        notes=(*found.notes, *pile.notes(), *_copies(pile, train + test)),
+        notes=(*found.notes, *pile.notes(), *left_out, *_copies(pile, train + test)),
         train_known=known.rows(np.arange(n)), test_known=known.rows(np.arange(n, len(kept))),
     )  # fmt: skip
 
 
-def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) -> tuple[Known, list[Problem]]:
-    """Read what is known about the images: other images and texts. Also return the problems."""
-    image, text, problems = None, None, []
+def _known(
+    found: Found, paths: Sequence[Path], folder: Path, reading: Reading
+) -> tuple[Known, list[Problem], tuple[str, ...]]:
+    """Read what is known about the images: other images and texts.
+
+    Returns:
+        What is known, the problems, and notes on images and texts that are left out because of their problems.
+    """
+    if not paths:
+        return Known(), [], ()
+    image, text, notes = None, None, []
+    faults: dict[str, list[Problem]] = {"image": [], "text": []}
     if found.given:
         without = [path.relative_to(folder).as_posix() for path in paths if path not in found.given]
         if without:
-            problems.append(
+            faults["image"].append(
                 Problem(f"{_number(len(without))} have no image in {GIVEN}/ ({some(without)}); add one, or remove them")
             )
         else:
-            pile = _Pile(folder, [found.given[path] for path in paths], reading)
+            pile = _Pile(folder, [found.given[path] for path in paths], replace(reading, on_bad="stop"))
             pile.read()
-            problems += pile.problems()
-            image = None if problems else pile.pixels
+            # Skipping a file here would leave a sample without its condition.
+            faults["image"] = [
+                Problem(p.message, {name: value for name, value in p.answers.items() if name != "on_bad"})
+                for p in pile.problems()
+            ]
+            image = None if faults["image"] else pile.pixels
     if found.texts:
         texts = []
         for path in paths:
@@ -141,9 +154,20 @@ def _known(found: Found, paths: Sequence[Path], folder: Path, reading: Reading) 
                 data = read_bytes(found.texts[path], TEXT) if path in found.texts else b""
                 texts.append(" ".join(data.decode("utf-8-sig").split()))
             except (OSError, ValueError) as error:
-                problems.append(Problem(f"{found.texts[path].relative_to(folder)} cannot be read: {reason(error)}"))
-        text = np.array(texts, dtype=str)
-    return Known(image=image, text=text), problems
+                file = found.texts[path].relative_to(folder).as_posix()
+                faults["text"].append(Problem(f"{file} cannot be read: {reason(error)}"))
+        if not any(texts) and not faults["text"]:
+            faults["text"].append(Problem("the .txt files beside the images are empty"))
+        text = None if faults["text"] else np.array(texts, dtype=str)
+    problems = []
+    for name, several in faults.items():
+        if name in reading.needs:
+            problems += several
+        elif several:
+            what = f"the images in {GIVEN}/" if name == "image" else "the texts beside the images"
+            more = f" (and {len(several) - 1} more problems)" if several[1:] else ""
+            notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
+    return Known(image=image, text=text), problems, tuple(notes)
 
 
 def mask_from_file(path: str) -> Tensor:

@@ -36,6 +36,8 @@ class Reading(Checked):
         columns: Names of the columns of a table that are known about each sample, and are not part of it.
         empty: What to do with an empty cell of a table, or NaN in an array of samples: ``stop``, or ``keep`` it as
             unknown.
+        needs: Which conditions must be readable, of ``vector``, ``image`` and ``text``. Any other array or file that
+            could be a condition, but cannot be used as one, is left out with a note.
     """
 
     limits = ranges(size=SIZE)
@@ -47,6 +49,7 @@ class Reading(Checked):
     older: bool = False
     columns: tuple[str, ...] = ()
     empty: str = "stop"
+    needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -428,8 +428,12 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
     whole = all(c.whole for c in columns)
     found = [fault for c in columns if (fault := _fault(c, lines, whole))]
     empty = {str(c): at for c in columns if c.numbers is None and (at := _missing(c.cells, MISSING))}
-    if classes is not None and classes.numbers is None and (at := _missing(classes.cells, NO_CLASS)):
-        empty[str(classes)] = at
+    unknown = [] if classes is None else _missing(classes.cells, NO_CLASS if classes.numbers is None else MISSING)
+    if unknown:
+        found.append(
+            f"{len(unknown):,} empty cell{'s' * (len(unknown) > 1)}, the first in line {lines[unknown[0]]}, {classes}, "
+            "which holds the classes (write a class, or leave out these lines or the column)"
+        )
     if empty:
         name, at = min(empty.items(), key=lambda item: item[1][0])
         total = sum(map(len, empty.values()))

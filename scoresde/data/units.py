@@ -60,7 +60,9 @@ class Units:
             return int(self.high - self.low) + 1 if whole else None
         return levels.count
 
-    def codec(self, kind: str, train: Tensor, source: str, names: Sequence[str] = ()) -> Codec:
+    def codec(
+        self, kind: str, train: Tensor, source: str, names: Sequence[str] = (), complete: Tensor | None = None
+    ) -> Codec:
         """Build the map from data units to model units.
 
         Args:
@@ -68,11 +70,12 @@ class Units:
             train: Training rows in data units, ``(n, *event)``.
             source: Source of the data, for messages.
             names: Column names, for messages.
+            complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
 
         Raises:
-            DataError: If a column has the same value in all training rows.
+            DataError: If a column has the same value in all training rows, or is unknown in all of them.
         """
-        affine = self._standardised(kind, train, source, names) if self.each else self._ranged()
+        affine = self._standardised(kind, train, source, names, complete) if self.each else self._ranged()
         return affine if self.levels is None else Composed((self.levels, affine))
 
     def _ranged(self) -> Affine:
@@ -82,17 +85,29 @@ class Units:
         half = torch.tensor((top - self.low) / 2, dtype=torch.float64)
         return Affine(self.low + half, half)
 
-    def _standardised(self, kind: str, train: Tensor, source: str, names: Sequence[str]) -> Affine:
+    def _standardised(
+        self, kind: str, train: Tensor, source: str, names: Sequence[str], complete: Tensor | None
+    ) -> Affine:
         """Build the map that gives each column or channel mean 0 and standard deviation 1 over the training rows."""
         axes = axes_of(kind, train.ndim)
         std, mean = torch.std_mean(train.double(), axes, correction=0, keepdim=True)
+        lows, highs = train.amin(axes), train.amax(axes)
+        if complete is not None:
+            count = complete.sum(axes, keepdim=True)
+            mean = torch.where(complete, train, 0).sum(axes, keepdim=True, dtype=torch.float64) / count.clamp(min=1)
+            square = torch.where(complete, train - mean, 0).square()
+            std = (square.sum(axes, keepdim=True) / count.clamp(min=1)).sqrt()
+            if bool((count == 0).any()):
+                raise DataError(constant_column(kind, (count == 0).flatten(), source, names, unknown=True))
+            lows = torch.where(complete, train.double(), torch.inf).amin(axes)
+            highs = torch.where(complete, train.double(), -torch.inf).amax(axes)
         std, mean = std[0], mean[0]
         width = torch.zeros_like(std)
         if self.levels is not None:
             width = torch.as_tensor(self.levels.width, dtype=torch.float64).expand(std.shape)
         # A value of level k is spread over [k, k + w).
         mean, std = mean + width / 2, (std.square() + width.square() / 12).sqrt()
-        constant = (std == 0) | (train.amin(axes) == train.amax(axes)).reshape(std.shape) & (width == 0)
+        constant = (std == 0) | (lows == highs).reshape(std.shape) & (width == 0)
         if bool(constant.any()):
             raise DataError(constant_column(kind, constant.flatten(), source, names))
         if not bool((mean.isfinite() & std.isfinite()).all()):
@@ -148,14 +163,16 @@ def axes_of(kind: str, ndim: int) -> tuple[int, ...]:
     return (0,) if kind == "vector" else (0, *range(2, ndim))
 
 
-def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = ()) -> str:
-    """Return the error message for constant columns or channels."""
+def constant_column(kind: str, constant: Tensor, source: str, names: Sequence[str] = (), unknown: bool = False) -> str:
+    """Return the error message for columns or channels that are constant or, with ``unknown``, never known."""
     found = constant.nonzero().flatten().tolist()
     what = "feature" if kind == "vector" else "channel"
     listed = ", ".join(names[i] if names else str(i) for i in found[:10]) + (", ..." if len(found) > 10 else "")
     s = "s" if len(found) > 1 else ""
     where = f"column{s} {listed}" if names else f"{what}{s} {listed} (counted from 0)"
     it = "them" if s else "it"
+    if unknown:
+        return f"{source}: no training sample has a value in {where}; drop {it}"
     return f"{source}: every training sample has the same value in {where}; constants have no density, so drop {it}"
 
 

@@ -68,7 +68,7 @@ def prior_kl(sde: SDE, x0: Tensor) -> Tensor:
     return (sum_flat(x0.square()) * shift.to(x0.dtype) + constant.to(x0.dtype)) / 2
 
 
-def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -> Tensor:
+def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto", each: Tensor | None = None) -> Tensor:
     """Compute the divergence of equation 2 for the step from ``estimate.t`` down to ``s``, shape ``(B,)``.
 
     Args:
@@ -76,13 +76,19 @@ def step_kl(estimate: Estimate, x0: Tensor, s: Tensor, variance: str = "auto") -
         x0: The data, shape ``(B, *event)``.
         s: The time at which the step ends, shape ``()`` or ``(B,)``, below ``estimate.t``.
         variance: The variance of the step, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factor on the divergence of each element, with the same shape as ``x0``, or ``None`` for 1.
     """
     sde, frac = estimate.sde, estimate.share(variance)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(estimate.t), sde.coefficients(s)
     gain = expand((alpha_s / sigma_s).square() - (alpha_t / sigma_t).square(), x0)
     grown = frac * expand(2 * torch.log(sigma_t / sigma_s), x0)  # f log r
-    each = grown + torch.expm1(-grown) + gain * (x0 - estimate.x0).square() * torch.exp(-grown)
-    return sum_flat(each.expand(x0.shape)) / 2
+    kl = grown + torch.expm1(-grown) + gain * (x0 - estimate.x0).square() * torch.exp(-grown)
+    return sum_flat(_weighed(kl.expand(x0.shape), each)) / 2
+
+
+def _weighed(terms: Tensor, each: Tensor | None) -> Tensor:
+    """Return the terms of the elements, ``(B, *event)``, multiplied by their factors, if there are any."""
+    return terms if each is None else each * terms
 
 
 def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> Tensor:
@@ -94,7 +100,9 @@ def _decoder_log_variance(estimate: Estimate, nodes: Tensor, variance: str) -> T
     return low + estimate.share(variance) * (high - low)
 
 
-def decoder_nll(estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto") -> Tensor:
+def decoder_nll(
+    estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "auto", each: Tensor | None = None
+) -> Tensor:
     """Compute ``L_0`` for continuous data, the negative log density ``-log N(x_0; x0_hat, w I)``, shape ``(B,)``.
 
     Args:
@@ -102,9 +110,11 @@ def decoder_nll(estimate: Estimate, x0: Tensor, nodes: Tensor, variance: str = "
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
         variance: The variance of the decoder, a name in :data:`scoresde.model.estimate.VARIANCES`.
+        each: Factor on the term of each element, with the same shape as ``x0``, or ``None`` for 1.
     """
     log_w = _decoder_log_variance(estimate, nodes, variance)
-    return sum_flat((x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)) / 2
+    nll = (x0 - estimate.x0).square() * torch.exp(-log_w) + log_w + math.log(2 * math.pi)
+    return sum_flat(_weighed(nll, each)) / 2
 
 
 def discretised_nll(
@@ -215,7 +225,7 @@ def bound(
     return Bound(prior_kl(sde, x0), torch.stack(steps, 1), data, nfe)
 
 
-def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
+def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor, each: Tensor | None = None) -> Tensor:
     """Compute ``L_vlb`` of equation 3 at one node per row, in bits per dimension, with x0_hat fixed; shape ``(B,)``.
 
     The mean over uniformly drawn nodes is the bound of equation 1 without ``L_T``, which does not depend on the model.
@@ -224,6 +234,7 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
         estimate: The model's estimate at ``x_t``. The times ``estimate.t``, shape ``(B,)``, must be nodes.
         x0: The data, shape ``(B, *event)``.
         nodes: The nodes of the chain, shape ``(N,)``.
+        each: Factor on the divergence of each element, with the same shape as ``x0``, or ``None`` for 1.
     """
     estimate = replace(estimate, x0=estimate.x0.detach())
     index, nodes = nearest_node(estimate.t, nodes), nodes.to(estimate.t)
@@ -231,6 +242,6 @@ def variance_loss(estimate: Estimate, x0: Tensor, nodes: Tensor) -> Tensor:
     # A row at the lowest node has no step below it. Compute an arbitrary finite step for such a row, and replace its
     # divergence by the term of the decoder.
     stepped = replace(estimate, t=torch.where(lowest, nodes[1], estimate.t))
-    kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)])
-    nll = decoder_nll(estimate, x0, nodes)
+    kl = step_kl(stepped, x0, nodes[(index - 1).clamp(min=0)], each=each)
+    nll = decoder_nll(estimate, x0, nodes, each=each)
     return torch.where(lowest, nll, kl) * (len(nodes) / (dims(x0) * math.log(2)))

@@ -70,7 +70,7 @@ class Denoising(Objective):
 
     def ends(self, model: nn.Module, batch: Batch) -> Tensor | None:
         assert isinstance(model, ScoreModel)
-        return end_terms(model, batch.x0) if model.sde.parameters() else None
+        return end_terms(model, batch.x0, batch.weight) if model.sde.parameters() else None
 
 
 def denoising_loss(
@@ -96,7 +96,7 @@ def denoising_loss(
         cond: The condition of each row, or ``None``.
         weighting: A name in :data:`scoresde.core.tables.WEIGHTINGS`, ``module:function``, or the weighting itself (see
             :mod:`scoresde.objective.weighting`).
-        each: Factor on the squared error of each element, with the same shape as ``x0``, or ``None`` for 1.
+        each: Factor on the loss of each element, with the same shape as ``x0``, or ``None`` for 1.
         augment: Augmentation parameters of each row, as passed to the network, shape ``(B, A)``, or ``None`` for no
             augmentation.
 
@@ -114,7 +114,7 @@ def denoising_loss(
     if frac is None or model.domain.nodes is None:
         return loss
     estimate = replace(parametrization.solve(sde, x, t, output), frac=frac)
-    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.domain.nodes)
+    return loss + HYBRID_WEIGHT * variance_loss(estimate, x0, model.domain.nodes, each)
 
 
 def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
@@ -126,7 +126,7 @@ def _weighed(weight: Tensor, square: Tensor, each: Tensor | None) -> Tensor:
     return weight.to(square.dtype) * mean_flat(square)  # the same, for one weight per row
 
 
-def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
+def end_terms(model: ScoreModel, x0: Tensor, each: Tensor | None = None) -> Tensor:
     """Compute the terms that the ends of the path add to the variational bound.
 
     The middle term of the bound is equation 1 with ``lambda = g^2``. The end terms are those of Kingma et al. (2021),
@@ -137,6 +137,7 @@ def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     Args:
         model: The model in training.
         x0: Data in model units, shape ``(B, *event)``.
+        each: Factor on the terms of each element, with the same shape as ``x0``, or ``None`` for 1.
 
     Returns:
         The sum of the terms for each row, shape ``(B,)``.
@@ -146,7 +147,10 @@ def end_terms(model: ScoreModel, x0: Tensor) -> Tensor:
     (a0, a1), (s0, s1) = sde.coefficients(ends)
     # 2 KL( N(alpha x_0, sigma^2) | N(0, p^2) ) = (sigma^2 + alpha^2 x_0^2)/p^2 - 1 - log sigma^2/p^2
     square, prior = mean_flat(x0.square()), sde.prior.std**2
+    if each is not None:  # the mean over the elements with a weight
+        share = mean_flat(each)
+        square = mean_flat(each * x0.square()) / share.clamp(min=torch.finfo(share.dtype).tiny)
     latent = (s1.square() + a1.square() * square) / prior - 1 - torch.log(s1.square() / prior)
     data = 1 + torch.log(2 * math.pi * (s0 / a0).square())
     terms: Tensor = (latent + data).to(x0.dtype)
-    return terms
+    return terms if each is None else share * terms

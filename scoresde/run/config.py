@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..codec import Codec
-from ..core.condition import Condition
+from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
@@ -31,6 +32,7 @@ from ..data.augment import Augmentation
 from ..data.given import Sources
 from ..data.pictures import mask_from_file
 from ..model.parametrization import Parametrization
+from ..nn.labelled import Labelled
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
 from ..operators import Operator, parse
@@ -214,12 +216,13 @@ class TrainConfig:
         options = {**self.sde_options, "sigma_max": max(highest() / min(1.0, self.shift), 10 * lowest)}
         return dataclasses.replace(self, sde_options=options)
 
-    def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
+    def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
         """Return the configuration with the fields set to ``auto`` or 0 replaced by values that suit the data.
 
         Args:
             info: The description of the data.
             data_std: The root mean square of the data in model units.
+            operator: The operator in ``cond``, if it is already built, or ``None`` to build it as a check.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -233,6 +236,8 @@ class TrainConfig:
                 value="none",
             )
         self._check_sources(info)
+        if operator is None:
+            self.operator_for(info)
         steps, batch, lr = _BUDGET[preset]
         if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
             raise UsageError(
@@ -310,6 +315,14 @@ class TrainConfig:
                     parameter="cond",
                     value="none",
                 )
+        if sources.columns and known.vector != sources.columns:
+            raise UsageError(
+                f"cond={self.cond!r} names columns, but the numbers known about each sample of {info.name} are "
+                f"{', '.join(known.vector[:10])}; only the columns of a table can be named, so use cond='vector' for "
+                "other data",
+                parameter="cond",
+                value=self.cond.replace(f"vector:{','.join(sources.columns)}", "vector"),
+            )
         if sources.rich and self.coupling == "ot":
             raise UsageError(
                 f"coupling='ot' cannot be used with cond={self.cond!r}: noise is exchanged between rows with different "
@@ -318,7 +331,6 @@ class TrainConfig:
                 parameter="coupling",
                 value="independent",
             )
-        self.operator_for(info)
 
     def operator_for(self, info: DataInfo, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
         """Return the operator in ``cond`` for samples of these data, or ``None`` if there is none.
@@ -397,12 +409,44 @@ class TrainConfig:
             "features": known.features if sources.text and not known.words else 0,
         }
 
+    def nothing(self, info: DataInfo) -> Condition | None:
+        """Return a condition in which nothing is given besides the class, for a model that is told more than that.
+
+        It has a single row, which applies to all samples, and what a network sees if its whole condition is dropped in
+        training. For a model that is told at most the class, the result is ``None``.
+        """
+        sources, known = self.sources, info.known
+        if not sources.rich:
+            return None
+        image = info.shape if sources.operator else known.image if sources.image else ()
+        tokens = torch.full((1, 1), -1) if known.words else torch.full((1, 1, known.features), torch.nan)
+        return Condition(
+            vector=torch.full((1, len(known.vector)), torch.nan) if sources.vector else None,
+            image=torch.full((1, *image), torch.nan) if image else None,
+            tokens=tokens if sources.text else None,
+        )
+
     def check_network(self, network: nn.Module) -> None:
-        """Reject a network that does not accept the augmentation parameters as input.
+        """Reject a network that does not accept the condition, or the augmentation parameters, as input.
 
         Raises:
             UsageError: If the network does not accept them; the message says what the network needs.
         """
+        sources = self.sources
+        needs = {
+            "label": sources.label, "vector": sources.vector, "image": sources.image or bool(sources.operator),
+            "tokens": sources.text,
+        }  # fmt: skip
+        has = () if isinstance(network, Labelled) else getattr(network, "slots", SLOTS)
+        lacking = [name for name, needed in needs.items() if needed and name not in has]
+        if lacking:
+            what = " and ".join(f"cond.{name}" for name in lacking)
+            raise UsageError(
+                f"cond={self.cond!r} requires a network that uses {what}, but {type(network).__name__} does not; build "
+                "it for this condition, or, for a network of your own, write forward(self, x, c, cond=None)",
+                parameter="cond",
+                value="none",
+            )
         if self.augmentation is None:
             return
         needed, has = self.augmentation.numbers, getattr(network, "augments", 0)
@@ -477,8 +521,10 @@ class TrainConfig:
     def reading(self) -> Reading:
         """The settings for reading files."""
         sources = self.sources
-        empty = "keep" if any(part.partition(":")[0] == "cells" for part in sources.operator.split("/")) else "stop"
-        return Reading(self.size, self.fit, self.layout, self.on_bad, columns=sources.columns, empty=empty)
+        return Reading(
+            self.size, self.fit, self.layout, self.on_bad, columns=sources.columns,
+            empty="keep" if sources.gaps else "stop", needs=sources.needs,
+        )  # fmt: skip
 
     @property
     def sources(self) -> Sources:

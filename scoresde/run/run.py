@@ -33,9 +33,9 @@ from ..core.files import read_object, read_tensors
 from ..core.limits import COUNT, FRAMES, SCALE, SEED, STEPS, TIME, WHOLE, checked, enough_memory
 from ..core.noise import Noise
 from ..core.parts import Parts, digest, plain_request
-from ..core.registry import build, closest, name_of, options_of, resolve
+from ..core.registry import READ, build, closest, name_of, options_of, resolve
 from ..core.shapes import as_tensor
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, SDES, SOLVERS
+from ..core.tables import NETWORKS, OPERATORS, PARAMETRIZATIONS, SDES, SOLVERS
 from ..data import DataInfo, Dataset
 from ..data.dataset import ARRAY, old_codec
 from ..data.pictures import mask_from_file
@@ -47,7 +47,7 @@ from ..model.convert import convert
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
-from ..operators import Operator, parse
+from ..operators import OneOf, Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
 from ..solvers import Solution, Solver, sample
@@ -198,11 +198,22 @@ class Run:
                 samples of it.
         """
         if known is None and text is None:
+            if operator is not None:
+                raise UsageError(
+                    f"the operator {operator} has nothing to measure; pass the samples or the measurements, as in "
+                    "given(Condition(image=x), operator=...)",
+                    parameter="operator",
+                )
             return replace(self, condition=None, seen=None)
         condition = self._labelled(known)
         if text is not None:
             condition = replace(condition, tokens=self._tokens([text] if isinstance(text, str) else list(text)))
         seen = None
+        if operator is not None and condition.image is None:
+            raise UsageError(
+                f"the operator {operator} has nothing to measure, because the condition has no image",
+                parameter="operator",
+            )
         if condition.image is not None and (operator is not None or self.operator is not None):
             seen = self._understood(as_tensor(condition.image), operator, seed)
         return self._given(condition, seen, each)
@@ -217,16 +228,40 @@ class Run:
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
         """
+        if split not in ("test", "train"):
+            raise UsageError(f"unknown split {split!r}; choose from: test, train", parameter="split")
         x, y, known = (
             (data.test, data.test_labels, data.test_given) if split == "test"
             else (data.train, data.train_labels, data.train_given)
         )  # fmt: skip
         config = self._trained_here("a condition")
+        known = self.info.known.translated(known, data.info.known)
         condition = config.told(known.rows(index)) or Condition()
-        if config.sources.label and y is not None:
-            condition = replace(condition, label=y[index])
-        seen = None if self.operator is None else measured(x[index], self.operator, Noise.of(len(index), seed))
+        if config.sources.label:
+            if y is None:
+                raise UsageError(
+                    f"{self.folder or 'this model'} was trained with cond={config.cond!r}, but {data.info.name} has no "
+                    "labels",
+                    parameter="given",
+                )
+            condition = replace(condition, label=self._as_ours(data.info.classes)[y[index]])
+        seen = None
+        if self.operator is not None:
+            complete = None if split == "test" or data.complete is None else data.complete[index]
+            seen = measured(x[index], self.operator, Noise.of(len(index), seed), complete)
         return self._given(condition, seen, each)
+
+    def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
+        """Return, for each class of other data, the index of the class with the same name in this run, int64."""
+        ours = {name: i for i, name in enumerate(self.info.classes)}
+        strange = [name for name in classes if name not in ours]
+        if strange:
+            raise UsageError(
+                f"the data have classes that {self.folder or 'this model'} was not trained on: {_listed(strange)}; its "
+                f"classes are {_listed(self.info.classes)}",
+                parameter="label",
+            )
+        return torch.tensor([ours[name] for name in classes], dtype=torch.int64)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
         """Bind a condition in data units, and the measurements that the model is shown as its image."""
@@ -236,12 +271,12 @@ class Run:
             raise UsageError(f"each must be at least 1, got {each}", parameter="each")
         condition = self.info.known.to_model(condition if seen is None else replace(condition, image=None))
         if seen is not None:
-            image = self.codec.continuous.to_model(seen.shown.cpu().double()).float()
-            condition = replace(condition, image=image)
+            condition = replace(condition, image=self.codec.continuous.to_model(seen.shown.cpu().double()))
         self._check_told(condition)
-        condition = self.base.given(condition.to(self.device)).condition
+        condition = self.base.given(condition.to(self.device).to_dtype(self.dtype)).condition
         if condition.label is not None:
             self._check_trained(condition.label)
+        self._check_values(condition)
         if each > 1:
             index = torch.arange(len(condition) * each) // each
             condition, seen = condition.rows(index), None if seen is None else seen.rows(index)
@@ -323,6 +358,33 @@ class Run:
                 parameter="given",
             )
 
+    def _check_values(self, condition: Condition) -> None:
+        """Reject a condition, in model units, that the model cannot have learned from."""
+        who, words = self.folder or "this model", len(self.info.known.words)
+        given = [name for name in SLOTS[1:] if getattr(condition, name) is not None]
+        if given and self._dropped == 1:
+            raise UsageError(
+                f"{who} was trained with cond_drop=1, which drops every condition, so it did not learn to use "
+                f"{' and '.join(given)}; train with cond_drop=0.1",
+                parameter="cond_drop",
+                value=0.1,
+            )
+        for name in given:
+            value = getattr(condition, name)
+            if value.is_floating_point() and bool(value.isinf().any()):
+                raise UsageError(
+                    f"the {name} of the condition has infinite values; write NaN where nothing is known",
+                    parameter="given",
+                )
+        tokens = condition.tokens
+        if words and tokens is not None and tokens.ndim == 2 and not bool(((tokens >= -1) & (tokens <= words)).all()):
+            wrong = tokens[(tokens < -1) | (tokens > words)]
+            raise UsageError(
+                f"the condition has the word index {int(wrong[0])}, but {who} knows the indices 0 to {words}, and -1 "
+                "for no word; pass text= to have words numbered",
+                parameter="given",
+            )
+
     def _trained_here(self, what: str) -> TrainConfig:
         if self.config is None:
             raise UsageError(f"{what} of rows of data requires a run that was trained by this package")
@@ -361,7 +423,7 @@ class Run:
 
     def _never_without(self, what: str) -> UsageError:
         """Return the error for using a model without a label if it was trained only with labels."""
-        if not self.info.classes:
+        if not (isinstance(self.base, ScoreModel) and self.base.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
                 f"condition, and {what} is not possible; pass a condition without guidance, or train with "
@@ -390,6 +452,8 @@ class Run:
         if self._dropped != 0:
             return None
         assert isinstance(self.base, ScoreModel)
+        if not self.base.classes:
+            return None
         counts = self.info.trained if len(self.info.trained) == self.base.classes else ()
         shares = torch.tensor(counts if sum(counts) else [1] * self.base.classes, dtype=torch.float64).cumsum(0)
         # Multiples of the golden ratio, modulo 1, fill [0, 1) evenly for any n.
@@ -424,13 +488,21 @@ class Run:
         seen = None if self.seen is None else self.seen.rows(index)
         return replace(self, codec=self.codec.rows(index), condition=known, seen=seen)
 
+    @property
+    def _without(self) -> Denoiser:
+        """The model without a condition, as it was trained where the condition of a row was dropped."""
+        nothing = None if self.config is None else self.config.nothing(self.info)
+        if nothing is None or not isinstance(self.base, ScoreModel):
+            return self.base
+        return self.base.given(nothing.to(self.device).to_dtype(self.dtype))
+
     @cached_property
     def model(self) -> Denoiser:
         """The model with all bound settings applied, as it is passed to solvers and likelihoods."""
-        model = self.base
+        model = self._without
         if self.condition is not None:
-            assert isinstance(model, ScoreModel)
-            model = model.given(self.condition)
+            assert isinstance(self.base, ScoreModel)
+            model = self.base.given(self.condition)
         labelled = isinstance(self.base, ScoreModel) and self.base.classes > 0
         if self._dropped == 0 and (self.condition is None or (labelled and self.condition.label is None)):
             raise self._never_without("leaving out the label" if labelled else "leaving out the condition")
@@ -442,7 +514,7 @@ class Run:
                 )
             if self._dropped == 0:
                 raise self._never_without(f"guidance {self.scale:g}")
-            model = Guided(model, self.base, self.scale)
+            model = Guided(model, self._without, self.scale)
         return model if self.path is None else convert(model, self.path)
 
     def _bound(self, count: int) -> Denoiser:
@@ -796,7 +868,7 @@ def load(
     sde: SDE | type[SDE] | str | None = None,
     network: nn.Module | Callable[..., nn.Module] | str | None = None,
     parametrization: Parametrization | Callable[..., Parametrization] | str | None = None,
-    operator: Operator | str | None = None,
+    operator: Operator | type[Operator] | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     changed_data: bool = False,
@@ -809,7 +881,7 @@ def load(
         sde: The SDE, its class, or ``"module:Name"``, if it is not built in.
         network: The network, its class, or ``"module:Name"``, if it is not built in.
         parametrization: The parametrisation, its class, or ``"module:Name"``, if it is not built in.
-        operator: The operator in the run's ``cond``, or ``"module:Name"``, if it is not a built-in.
+        operator: The operator in the run's ``cond``, its class, or ``"module:Name"``, if it is not built in.
         device, dtype: Device and precision of the computation.
         changed_data: See :class:`Run`.
         edited: Whether to accept files of the run that were changed after they were written.
@@ -835,14 +907,39 @@ def load(
     load_weights(model.learned, read_tensors(source), source)
     model.to(device=device, dtype=dtype)
     model.eval().requires_grad_(False)
-    if operator is not None and not isinstance(operator, str):
-        made: Operator | None = operator.on(info.shape, info.low, info.high)
-    else:
-        typed = config if operator is None else replace(config, typed=(operator,))
-        made = typed.operator_for(info, partial(kept_mask, folder, config.sources.operator))
+    made = _operator(folder, config, info, operator)
     return Run(
         model, spec.codec, info, config, spec, int(state["step"]), folder, changed_data=changed_data, operator=made
     )
+
+
+def _operator(
+    folder: Path, config: TrainConfig, info: DataInfo, own: Operator | type[Operator] | str | None
+) -> Operator | None:
+    """Return the operator of a run, in which ``own`` takes the place of the part that is not built in.
+
+    Raises:
+        UsageError: If the run has no such operator.
+        CheckpointError: If the run has an operator that is not built in, and ``own`` is ``None``.
+    """
+    asked, kept = config.sources.operator, partial(kept_mask, folder, config.sources.operator)
+    if own is None:
+        return config.operator_for(info, kept)
+    name = own if isinstance(own, str) else name_of(own, OPERATORS)
+    parts = [asked] if asked.startswith("mask:") else asked.split("/")
+    if name not in parts or name in OPERATORS:
+        trained = f"with the operator {asked}" if asked else "without an operator"
+        raise UsageError(
+            f"{folder} was trained {trained}, so it cannot be loaded with the operator {name}"
+            + ("; leave it out" if all(part.partition(":")[0] in OPERATORS for part in parts) else ""),
+            parameter="operator",
+        )
+    if isinstance(own, str):
+        return replace(config, typed=(own,)).operator_for(info, kept)
+    own = own() if isinstance(own, type) else own
+    choices = tuple(own if part == name else parse(part, typed=READ, read_mask=kept) for part in parts)
+    whole = choices[0] if len(choices) == 1 else OneOf(choices)
+    return whole.on(info.shape, info.low, info.high)
 
 
 def described(folder: Path, config: TrainConfig) -> tuple[DataInfo, ModelSpec]:

@@ -1,13 +1,16 @@
 """A measurement of the samples to be drawn: how a file is understood, and how samples are made to agree with it.
 
 A conditional model is shown the measurement, but its samples agree with it only approximately. :meth:`Seen.agreeing`
-removes the rest. With a mask, known values are copied, after the samples are rounded to levels. With another linear
-operator A, each sample moves by the shortest step to agreement,
+removes the rest. With a mask or a crop, known values are copied, after the samples are rounded to levels. With another
+linear operator A, each sample moves by the shortest step to agreement,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
-with b = 0 where the operator has a closed form. Rounding to levels of width w then changes A x by at most w/2 for an
-operator that averages, and clamping to the range of the data may change it by more: such rows are counted.
+with b = 0 where the operator has a closed form. Without one, small singular values of A would magnify the rounding of
+y, so each row has the largest b of a sequence for which it agrees. The codec spreads a level of width w over a cell
+that begins at the level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the
+nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the
+data may change it by more: such rows are counted.
 """
 
 from __future__ import annotations
@@ -19,18 +22,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..codec import Codec
+from ..codec import Codec, Levels
 from ..core.errors import CheckpointError, UsageError
 from ..core.files import write_arrays
 from ..core.noise import Noise
 from ..core.opened import read_arrays, reason
-from ..core.shapes import flat
+from ..core.shapes import flat, select
 from ..data import DataInfo
-from ..operators import Blur, Linear, Mask, Masking, OneOf, Operator
+from ..operators import Blur, Crop, Linear, Mask, Masking, OneOf, Operator
 
 __all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
+TRIES = 8  # length of the sequence of b in equation 1
+STRICTER = 100.0  # ratio of two numbers of that sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Seen:
         """Return the measurements of the rows ``index``, int64 ``(B,)``."""
         index = index.to(self.y.device)
         operator = None if self.operator is None else self.operator.rows(index)
-        return type(self)(operator, self.y[index], None if self.truth is None else self.truth[index])
+        return type(self)(operator, select(self.y, index), None if self.truth is None else select(self.truth, index))
 
     @property
     def shown(self) -> Tensor:
@@ -63,7 +68,9 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Which values are unknown, bool ``(n or 1, *event)``, if the operator is a mask, otherwise ``None``."""
+        """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``."""
+        if isinstance(self.operator, Crop):
+            return self.operator.shown(self.y[:1].double()).isnan()
         if not isinstance(self.operator, Masking):
             return None
         return ~self.operator.known(tuple(self.y.shape[1:])).expand(-1, *self.y.shape[1:])
@@ -83,23 +90,39 @@ class Seen:
         operator, y = self.operator, self.y.to(x)
         if not isinstance(operator, Linear):
             return _rounded(x, codec), None
-        if isinstance(operator, Masking):
-            known = operator.known(tuple(x.shape[1:])).to(x.device)
-            x = torch.where(known, y, _rounded(x, codec))
-        else:
-            # Without a closed form, small singular values would magnify the rounding of y.
-            exact = type(operator).solve is not Linear.solve and not isinstance(operator, Blur)
-            b = 0.0 if exact else (tolerance(info) / 4) ** 2
-            moved = x + operator.transpose(operator.solve(y - operator(x), 1.0, b))
-            x = torch.where(x.isfinite(), moved, x)
-            x = _rounded(x, codec)
-        return x, flat(operator(x) - y).abs().amax(1)
+        if isinstance(operator, Masking | Crop):
+            known = ~self.hidden if self.hidden is not None else torch.ones_like(x, dtype=torch.bool)
+            x = torch.where(known.to(x.device), operator.pinv(y), _rounded(x, codec))
+            return x, flat(operator(x) - y).abs().amax(1)
+        y, half, limit = y.expand(len(x), *y.shape[1:]), _half(codec, x), tolerance(info)
+        found = _rounded(x, codec)
+        residual = flat(operator(found) - y).abs().amax(1)
+        todo = residual.isfinite().nonzero().flatten()
+        exact = type(operator).solve is not Linear.solve and not isinstance(operator, Blur)
+        for b in (0.0,) if exact else ((limit / 4) ** 2 / STRICTER**i for i in range(TRIES)):
+            if not len(todo):
+                break
+            part = operator if len(todo) == len(x) else operator.rows(todo)
+            start, goal = x[todo] - half, y[todo]
+            moved = start + part.transpose(part.solve(goal - part(start), 1.0, b)) + half
+            moved = _rounded(moved, codec)
+            off = flat(part(moved) - goal).abs().amax(1)
+            better = (off < residual[todo]) | (b == 0)
+            found[todo[better]], residual[todo[better]] = moved[better], off[better]
+            todo = todo[~(off <= limit)]
+        return found, residual
 
 
 def tolerance(info: DataInfo) -> float:
     """Return the largest difference that counts as agreement: half a level, or 1e-6 of the range of continuous data."""
     span = info.high - info.low
     return span / (info.levels - 1) / 2 if info.levels else 1e-6 * (span or 1.0)
+
+
+def _half(codec: Codec, x: Tensor) -> Tensor:
+    """Return half the width of the levels, in a shape that broadcasts to ``x``; 0 for continuous values."""
+    width = codec.levels.width if isinstance(codec.levels, Levels) else 0.0
+    return torch.as_tensor(width, dtype=x.dtype, device=x.device) / 2
 
 
 def _rounded(x: Tensor, codec: Codec) -> Tensor:
@@ -120,22 +143,33 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         noise: The random numbers of an operator that draws, one row for each row of ``image``.
 
     Raises:
-        UsageError: If the array has neither shape.
+        UsageError: If the array has neither shape, or the shape of the measurements of several operators, or if it has
+            infinite values, or NaN where the operator leaves no values out.
     """
-    event, shape = operator.event or (), tuple(image.shape[1:])
-    holes = image.is_floating_point() and bool(image.isnan().any())
-    if holes and shape == event:
+    event, shape, image = operator.event or (), tuple(image.shape[1:]), image.double()  # float64 holds any level
+    if bool(image.isinf().any()):
+        raise UsageError("the given values include infinite ones; write NaN where nothing is known", parameter="given")
+    if bool(image.isnan().any()):
         masks = any(isinstance(choice, Masking) for choice in _choices(operator))
-        if not masks:
+        if not masks or shape != event:
             raise UsageError(
-                f"the values to start from include {int(image.isnan().sum()):,} NaN, but this model was trained with "
-                f"the operator {operator}, which leaves no values out; fill them in",
+                f"the given values include {int(image.isnan().sum()):,} NaN, but "
+                + (f"only samples, of shape {event}, may have missing values, not values of shape {shape}" if masks else
+                   f"this model was trained with the operator {operator}, which leaves no values out")
+                + "; fill them in",
                 parameter="given",
-            )
+            )  # fmt: skip
         known = ~image.isnan()
         return Seen(Mask(known).on(event), torch.where(known, image, 0))
     if isinstance(operator, OneOf):
         fitting = [c for c in operator.choices if c.measured == shape != event]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"the given values have shape {shape} for each sample, which is that of the measurements of "
+                f"{' and '.join(map(str, fitting))}; name the operator that measured them",
+                parameter="operator",
+                value=str(fitting[0]),
+            )
         if fitting:
             return Seen(fitting[0], image)
         if shape == event:
@@ -146,7 +180,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     elif shape == operator.measured:
         return Seen(operator, image)
     elif shape == event:
-        return Seen(operator, operator(image.double()), image)
+        return Seen(operator, operator(image), image)
     shapes = sorted({str(c.measured) for c in _choices(operator)})
     raise UsageError(
         f"the given values have shape {shape} for each sample; the operator {operator} measures {' or '.join(shapes)}, "
@@ -155,12 +189,24 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     )
 
 
-def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
-    """Measure true samples ``image``, ``(n, *event)``; an operator that is a choice draws one for each row."""
-    drawn = operator.drawn(noise)
+def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor | None = None) -> Seen:
+    """Measure true samples; an operator that is a choice draws one for each row.
+
+    Args:
+        image: The samples, ``(n, *event)`` in data units.
+        operator: The operator of the model, for samples of this shape.
+        noise: The random numbers of the rows.
+        complete: Which values of the samples are known, bool ``(n, *event)``, or ``None`` if all are. An unknown value
+            is never measured by a mask, and never shown.
+    """
+    drawn, image = operator.drawn(noise), image.double()
     if isinstance(drawn, OneOf):
-        return Seen(None, drawn.degrade(image.double()), image)
-    return Seen(drawn, drawn(image.double()), image)
+        shown = drawn.degrade(image)
+        return Seen(None, shown if complete is None else torch.where(complete, shown, torch.nan), image)
+    if complete is not None and isinstance(drawn, Masking):
+        event = tuple(image.shape[1:])
+        drawn = Mask(drawn.known(event) & complete).on(event)
+    return Seen(drawn, drawn(image), image)
 
 
 def keep_mask(folder: Path, operator: Operator) -> None:

@@ -43,6 +43,8 @@ from ..core.signals import Interrupts, keeps
 from ..core.text import printable
 from ..data import NAMES, DataInfo, Dataset
 from ..data.batch import Batches, Rows
+from ..data.dataset import ARRAY
+from ..data.given import Sources
 from ..metrics.copies import nearest_line
 from ..metrics.rows import furthest
 from ..model.network import ScoreModel
@@ -147,6 +149,13 @@ def _fit(
         held.enter_context(_writing(folder))
     config, data = _data_for(config, data, folder, changed_data)
     config, model, spec = prepared(config, data, network, start, folder)
+    # A model keeps the units and the vocabulary of the data that it was first trained on.
+    told = data.info.known.told(config.sources)
+    if start is not None:
+        told = start.info.known
+    elif folder is not None:
+        told = DataInfo.from_dict(read_object(folder / "data.json")).known
+    data = data.described(told)
     info = _measured(data, spec.codec, model)
     warn_of_prior(model.domain, info)
     if not resume and (pairs is None) == (config.coupling == "reflow"):
@@ -159,8 +168,7 @@ def _fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    read_mask = None if folder is None else partial(kept_mask, folder, config.sources.operator)
-    operator = config.operator_for(data.info, read_mask)
+    operator = _operator(config, data, start, folder)
     train, validating = _parts(data, spec, config, config.coupling != "reflow", operator)
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
@@ -304,7 +312,7 @@ def _data_for(
     config = _split_as(config, data)
     if folder is None or stored is None:
         return config, data
-    _same_units(folder, data)
+    _same_units(folder, data, stored.sources)
     became(folder, data, changed=changed)
     return config, data
 
@@ -352,9 +360,11 @@ def prepared(
     if start is not None:
         config = _continued(config, start, network, data)
     given = config.batch
+    if data.complete is not None:
+        _check_incomplete(config, data)
     codec = data.codec if start is None else start.codec
     config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
-    config = config.resolved(data.info, data_std=_spread(data, codec))
+    config = config.resolved(data.info, _spread(data, codec), _operator(config, data, start, resumed))
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
     if start is not None:
@@ -376,6 +386,34 @@ def prepared(
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec
+
+
+def _operator(config: TrainConfig, data: Dataset, start: Run | None, resumed: Path | None) -> Operator | None:
+    """Return the operator in ``cond`` for these data: that of the run ``start``, or one with the masks of ``resumed``.
+
+    Raises:
+        UsageError: If the operator does not apply to the data.
+    """
+    if start is not None:
+        return start.operator
+    return config.operator_for(
+        data.info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator)
+    )
+
+
+def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
+    """Reject training samples with unknown values if they cannot be used for training with ``config``."""
+    assert data.complete is not None
+    missing = f"{data.info.source}: {int((~data.complete).sum()):,} values of the training samples are missing"
+    if not config.sources.gaps:
+        raise DataError(
+            f"{missing}; fill them in, leave out these samples, or train with cond='cells', which accepts samples with "
+            "missing values",
+            parameter="cond",
+            value="cells",
+        )
+    if config.augmentation is not None:
+        raise UsageError(f"{missing}, so they cannot be augmented", parameter="augment", value="none")
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
@@ -424,6 +462,8 @@ def _spread(data: Dataset, codec: Codec) -> float:
     """Return the root mean square of the training data in model units, computed from up to 4,096 rows."""
     x = data.train[:4096]
     x = codec.to_model(x, noise=torch.full(x.shape, 0.5, dtype=torch.float64 if data.info.wide else torch.float32))
+    if data.complete is not None:
+        x = x[data.complete[:4096]]
     return float(x.double().square().mean().sqrt())
 
 
@@ -523,17 +563,27 @@ def _split_as(config: TrainConfig, data: Dataset) -> TrainConfig:
             parameter="seed",
             value=how.seed,
         )
+    if how.reading.columns != config.sources.columns and data.info.source != ARRAY:
+        told = f"the columns {', '.join(how.reading.columns)}" if how.reading.columns else "no column"
+        raise UsageError(
+            f"{data.info.source} was read with {told} as known about each sample, but the run has "
+            f"cond={config.cond!r}; name the same columns in both, as in columns=('age',) and cond='vector:age'",
+            parameter="cond",
+        )
     reading = {name: getattr(how.reading, name) for name in ("size", "fit", "layout", "on_bad")}
     return replace(config, test_fraction=how.test_fraction, split=how.split, **reading)
 
 
-def _same_units(folder: Path, data: Dataset) -> None:
+def _same_units(folder: Path, data: Dataset, sources: Sources) -> None:
     """Reject data whose units differ from those of a resumed run, before anything is written."""
     known, info = DataInfo.from_dict(read_object(folder / "data.json")), data.info
     found: list[tuple[str, Any, Any]] = [(name, getattr(known, name), getattr(info, name)) for name in UNITS]
     if (folder / "rows.npz").is_file():  # an older run has one range for all columns
         kept = ModelSpec.read(folder / "model.json").codec.levels
         found.append(("levels", kept, data.codec.levels))
+    told = info.known.told(sources)
+    for name, what in (("vector", "numbers"), ("image", "a known image of shape"), ("features", "features of size")):
+        found.append((what, getattr(known.known, name), getattr(told, name)))
     for name, theirs, ours in found:
         if theirs != ours:
             raise DataError(
@@ -550,12 +600,13 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
             raise CheckpointError(
                 f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is it damaged?"
             )
-        known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
+        slots = {"label": stored.get("labels"), **{name: stored.get(name) for name in SLOTS[1:]}}
+        known = None if all(value is None for value in slots.values()) else Condition(**slots, classes=classes)
         return Pairs(stored["x0"], stored["eps"], known)
-    labels = None if pairs.condition is None else pairs.condition.label
-    if pairs.condition is not None and any(getattr(pairs.condition, name) is not None for name in SLOTS[1:]):
-        raise UsageError("a run folder can store pairs with labels, but not with other conditions; pass save=False")
-    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
+    told = pairs.condition or Condition()
+    slots = {"labels": told.label, **{name: getattr(told, name) for name in SLOTS[1:]}}
+    kept = {name: value.contiguous() for name, value in slots.items() if value is not None}
+    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | kept)
     return pairs
 
 

@@ -1,4 +1,4 @@
-# `make` lists the targets. `make demo` is the shortest way from a checkout to pictures.
+# `make` lists the targets. `make demo` is the quickest way from a checkout to pictures of samples.
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -11,9 +11,9 @@ DOCS := .venv/.docs
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(DEV)  ## make .venv with the library and the development tools in it
+venv: $(DEV)  ## create .venv with the library and the development tools
 
-# The stamps are the times of the last installation: nothing is installed twice until a requirement changes.
+# The stamp files record the time of the last installation, so that nothing is reinstalled until a requirement changes.
 $(DEV): setup.cfg pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
@@ -23,7 +23,7 @@ $(DOCS): $(DEV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
-demo: venv  ## train a small model, sample from it, measure its likelihood: pictures in demo/
+demo: venv  ## train a small model, draw samples and compute likelihoods, with pictures in demo/
 	@mkdir -p demo
 	@set -e; cd demo; PATH="$(BIN):$$PATH"; \
 	run() { printf '\n$$ %s\n' "$$*"; "$$@"; }; \
@@ -31,9 +31,9 @@ demo: venv  ## train a small model, sample from it, measure its likelihood: pict
 	else run scoresde train --sde vp; fi; \
 	run scoresde sample --solver ode --rtol 1e-5; \
 	run scoresde likelihood; \
-	printf '\nThe pictures, in demo/:\n'; find . -name '*.png' | sort | sed 's|^\./|  |'
+	printf '\nPictures in demo/:\n'; find . -name '*.png' | sort | sed 's|^\./|  |'
 
-# A process for each core, and one thread in each: without the limit they would fight for the cores.
+# One process per core, with one thread each. Without the limit, the threads of all processes would compete for cores.
 test: venv  ## run the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv/bin/python -m pytest -n auto
 
@@ -46,6 +46,6 @@ types: venv  ## check the types
 docs: $(DOCS)  ## build the manual in docs/_build/html
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
-clean:  ## remove what was made, but not .venv, demo/ or runs/
+clean:  ## remove build products and caches, but not .venv, demo/ or runs/
 	rm -rf build dist *.egg-info docs/_build docs/_gallery .pytest_cache .mypy_cache .ruff_cache
 	find scoresde tests docs experiments -name __pycache__ -type d -prune -exec rm -rf {} +

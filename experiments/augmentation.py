@@ -1,17 +1,18 @@
-"""Does augmentation help with few pictures, and does it leak into samples? Tests on 200 digits and on glyphs.
+"""Measure whether augmentation helps with few training images, and whether it leaks into the samples.
 
     python experiments/augmentation.py digits   # 25 minutes on one CPU core
-    python experiments/augmentation.py glyphs   # about fifteen minutes
+    python experiments/augmentation.py glyphs   # about 15 minutes
 
 `digits` trains the same network on 200 of the 8x8 digits with and without augmentation, three times with different
-digits and seeds. It prints the bits/dim of the same 180 held-out digits: lower is better, and differences are paired.
-`glyphs` trains with flips on letters whose mirror images are not letters. It counts the samples, out of 1,000, whose
-nearest neighbour among all letters and mirrored letters is a mirrored letter. A network without an input for the
-augmentation draws as many mirrored letters as it was shown.
+digits and seeds. It prints the bits/dim of 180 held-out digits, which are the same in all runs. Lower is better, and
+differences are paired by seed.
+`glyphs` trains with flips on letters whose mirror images are not letters. It draws 1,000 samples, and counts those
+whose nearest neighbour among all letters and mirrored letters is a mirrored letter. A network that does not receive
+the augmentation parameters as input generates mirrored letters as often as they occur in training.
 
 Observed: shifts lower the held-out bits/dim by 0.018 +- 0.006, flips lower it by 0.023 +- 0.016, and scales raise it by
-0.006 +- 0.002. None of 1,000 samples is a mirrored letter. Without the input, 503 of them are mirrored. The tables are
-in docs/results.md.
+0.006 +- 0.002. With the augmentation parameters as input, none of 1,000 samples is a mirrored letter. Without them, 503
+samples are. The tables are in docs/results.md.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ BOTH = torch.from_numpy(np.concatenate([PLACES, PLACES[:, :, ::-1]]).astype(floa
 
 
 def glyphs(count: int, seed: int) -> Tensor:
-    """Draw random letters at random positions and brightness, with levels 0 to 16, int32 ``(count, 1, 8, 8)``."""
+    """Draw random letters with random positions and brightness, in levels from 0 to 16, int32 ``(count, 1, 8, 8)``."""
     rng = np.random.default_rng(seed)
     bright = rng.integers(12, 17, (count, 1, 1))
     return torch.from_numpy((PLACES[rng.integers(len(PLACES), size=count)] * bright).astype(np.int32))[:, None]
 
 
 def judged(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Find whether the nearest letter is mirrored, and its rms distance per pixel in levels, each ``(n,)``."""
+    """Return whether the nearest letter is mirrored, and its rms distance per pixel in levels, each ``(n,)``."""
     y = x.double().flatten(1)
     size = BOTH.sum(1)
-    # |y - b m|^2 for a letter m of zeros and ones, with the best brightness b = y.m / |m|^2 in the range of the letters
+    # The distance is |y - b m|^2 for a binary letter m, with the best brightness b = y.m / |m|^2 from 12 to 16.
     inner = y @ BOTH.T
     bright = (inner / size).clamp(12, 16)
     nearest = (y.square().sum(1, keepdim=True) - 2 * bright * inner + bright.square() * size).clamp(min=0).min(1)
@@ -68,7 +69,7 @@ def judged(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Untold(nn.Module):
-    """A network that ignores the augmentation input, to show the leak that the input prevents."""
+    """A network that ignores the augmentation parameters, to show the leak that they prevent as input."""
 
     augments = 1
 
@@ -82,17 +83,17 @@ class Untold(nn.Module):
 
 
 def mirrored(steps: int, count: int, pictures: int) -> None:
-    """Print how many of ``count`` samples are mirrored: with flips and the input, with flips alone, without flips."""
+    """Print how many of ``count`` samples are mirrored after training with flips as input, with flips, or without."""
     data = Dataset.of(glyphs(pictures, 5), glyphs(100, 6), name="glyphs")
-    print("| training | mirrored | of samples within 2 levels of a letter | errors of the judge at such distances |")
+    print("| training | mirrored | mirrored, within 2 levels of a letter | misclassified at these distances |")
     print("|---|---|---|---|")
     for name, augment, network in (
-        ("flips told", "flip", None), ("flips untold", "flip", Untold()), ("no flips", "none", None),
+        ("flips as input", "flip", None), ("flips ignored", "flip", Untold()), ("no flips", "none", None),
     ):  # fmt: skip
         run = fit(replace(LETTERS, augment=augment, steps=steps), data=data, network=network, save=False, quiet=True)
         wrong_way, far = judged(run.sample(count, "heun").x)
         good = far < 2
-        # Count errors of the judge on noisy letters and mirrored letters, at the same distances as the samples.
+        # Count misclassified noisy letters and mirrored letters, at the same distances as the samples.
         fresh = torch.cat([glyphs(count, 3), glyphs(count, 4).flip(3)]).double()
         noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         taken = judged(fresh + far.repeat(2)[:, None, None, None] * noise)[0]
@@ -108,7 +109,7 @@ def held_out(steps: int, pictures: int, seeds: int, kinds: tuple[str, ...]) -> N
     """Print the bits/dim of held-out digits for each augmentation, and the difference from the first augmentation."""
     digits = load_data("digits")
     test = digits.test.int()
-    print("| augmentation | held-out bits/dim | training bits/dim | held-out, minus that of none |\n|---|---|---|---|")
+    print("| augmentation | held-out bits/dim | training bits/dim | held-out, minus the first |\n|---|---|---|---|")
     reference: list[Tensor] = []
     for augment in kinds:
         values, seen = [], []
@@ -135,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["digits", "glyphs"])
     parser.add_argument("--steps", type=int, help="training steps (default: 1,500 for digits, 16,000 for glyphs)")
-    parser.add_argument("--pictures", type=int, help="training pictures (default: 200 digits, 1,000 glyphs)")
+    parser.add_argument("--pictures", type=int, help="training images (default: 200 digits, 1,000 glyphs)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="augmentations; the first is the reference")

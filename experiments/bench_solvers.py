@@ -1,14 +1,15 @@
-"""Compare our solvers with those of other libraries on a trained network, by the distance to the converged solution.
+"""Compare the solvers of this and other libraries on a trained network, by their distance to the converged solution.
 
-    make demo && python experiments/bench_solvers.py runs/digits-vp      # some minutes on two CPU cores
+    make demo && python experiments/bench_solvers.py demo/runs/digits-vp      # a few minutes on two CPU cores
 
 All solvers use the same starting points (draws from the prior) and the same network, in float32. The distance is the
 root mean square, over samples and pixels, of the difference from the probability flow solved at rtol 1e-6, in model
-units and without a last denoising step. The solvers of other libraries (experiments/peers.py) are optional: libraries
-that are not installed are left out with a message. Their solvers run on the uniform log-SNR grid, and ours on that grid
-and on the SDE's own grid. The seconds are for the largest budget and one batch, including the network.
+units and without a final denoising step. Solvers of other libraries (experiments/peers.py) are optional. The script
+lists the libraries that are not installed, and leaves them out. Their solvers use the uniform log-SNR grid. The solvers
+of this library use both that grid and the SDE's default grid. Times are in seconds for one batch with the largest
+number of evaluations, including the network.
 
-Expected: see docs/choosing-a-solver.md.
+For the expected results, see docs/choosing-a-solver.md.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Refine the same samples with more steps, using noise on a Brownian path.
+"""Show that samples converge as the number of steps grows, if their noise comes from a Brownian path.
 
-    python experiments/brownian.py      # some minutes on one CPU core
+    python experiments/brownian.py      # a few minutes on one CPU core
 
 The problem is the mixture of experiments/few_steps.py with its 2,048 starting points, in float64. The number of steps
-is doubled from 20 to 320, and the table shows the median and the rms distance by which samples move each time. On a
-Brownian path (``Noise.of(..., brownian=True)``, ``--brownian``), more steps refine the same noise, and the samples
-converge. The rms is dominated by the few samples that end in a different mode. With plain noise, more steps use
-different noise and give a different sample.
+is repeatedly doubled, from 20 to 320. The table shows the median and the rms of the distance by which samples move at
+each doubling. With noise from a Brownian path (``Noise.of(..., brownian=True)``, or ``--brownian``), a larger number of
+steps refines the same noise, and the samples converge. The rms is dominated by the few samples that end in a different
+mode. With plain noise, a different number of steps means different noise, and therefore different samples.
 
-Expected: see docs/results.md.
+For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations

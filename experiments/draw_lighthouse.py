@@ -3,7 +3,7 @@
     python experiments/draw_lighthouse.py                     # scoresde/assets/lighthouse.png, 64 x 64
     python experiments/draw_lighthouse.py --size 512 --out lighthouse.png
 
-The picture is drawn at 1024 x 1024 pixels and then averaged down to the requested size, so that edges are smooth. It is
+The picture is drawn at 1024 x 1024 pixels and then averaged down to the requested size, to smooth the edges. It is
 dedicated to the public domain (CC0 1.0); see scoresde/assets/LIGHTHOUSE-LICENSE.md.
 """
 
@@ -46,7 +46,7 @@ def gradient(stops: list[tuple[float, tuple[int, ...]]], at: float) -> tuple[int
 
 
 def glow(image: Image.Image, draw_on, blur: float, strength: float = 1.0) -> Image.Image:
-    """Add light to an image: whatever ``draw_on`` draws on a black image, blurred."""
+    """Add to an image the light that ``draw_on`` draws on a black image, after blurring it."""
     light = Image.new("RGB", image.size)
     draw_on(ImageDraw.Draw(light))
     light = light.filter(ImageFilter.GaussianBlur(blur * CANVAS)).point(lambda v: round(v * strength))
@@ -210,7 +210,7 @@ def picture(size: int) -> Image.Image:
     cloud(draw, 0.87, 0.345, 0.36, (128, 66, 122), (226, 128, 120))
     cloud(draw, 0.57, 0.5, 0.3, (190, 88, 112), (250, 168, 116))
     sea(draw, rng, moon[0])
-    # The beam, to the right and, weaker, to the left.
+    # The beam: strong to the right, weaker to the left.
     image = glow(image, lambda d: d.polygon(p(*lamp, 1.05, 0.02, 1.05, 0.2), fill=(150, 136, 96)), 0.012, 0.8)
     image = glow(image, lambda d: d.polygon(p(*lamp, -0.05, 0.13, -0.05, 0.26), fill=(150, 136, 96)), 0.014, 0.4)
     draw = ImageDraw.Draw(image)

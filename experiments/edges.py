@@ -1,23 +1,24 @@
-"""Test methods at their numerical limits, against closed forms or solutions at much smaller tolerances.
+"""Test methods at their numerical limits, against closed forms or solutions with much smaller tolerances.
 
     python experiments/edges.py               # about three minutes on one CPU core
     python experiments/edges.py orders        # one of: langevin steep quadrature orders rough
 
-langevin: corrector steps alone at t = 1/2, starting from the marginal of N(0, 0.5^2). The table has the ratio of the
-standard deviation to the correct value, with the norms of each sample as published and as limited here, and the bound
-from scoresde/solvers/langevin.py.
-steep: VP, sub-VP and a user-defined path on which the data vanish long before t = 1. The table has the largest error of
-the adaptive flow and of the likelihood, for a Gaussian.
-quadrature: a ring of eight narrow Gaussians. The table has the largest error of the log density over the successful
+langevin: Corrector steps alone, at t = 1/2, starting from the marginal for data from N(0, 0.5^2). The table shows the
+ratio of the standard deviation to its correct value, both with the norms of each sample as published and with the norms
+as limited in this library, and the bound from scoresde/solvers/langevin.py.
+steep: VP, sub-VP, cosine and a user-defined path, on most of which the data vanish long before t = 1. The table shows
+the largest errors of the adaptive flow and of the likelihood, for a Gaussian.
+quadrature: A ring of eight narrow Gaussians. The table shows the largest error of the log density over the successful
 rows, per dimension and in units of the tolerance, and the number of evaluations of the divergence.
-orders: slopes of the median error between 128 and 256 steps and between 256 and 512 steps, on each path's own grid, and
-slopes of the error of pc's final variance between N and 2N steps.
-rough: the adaptive flow of a network with random weights. For one row, the table has the final error and the largest
-error of a single step, against the exact flow from the start of that step, both in units of the tolerance, and the
-largest factor by which the flow magnifies the error of a step until the end. The network is used with its own
+orders: The observed order from the median error, between 128 and 256 steps and between 256 and 512 steps, on the
+default grid of each path. The lines below the table show the order from the error of pc's final variance, between N and
+2N steps.
+rough: The adaptive flow of a network with random weights. For one row, the table shows the final error, the largest
+error of a single step compared with the exact flow from the start of that step, both in units of the tolerance, and the
+largest factor by which the flow magnifies the error of a step until the end. The network is used with its default
 frequencies of the noise label, which go up to 32, and with all frequencies limited to 2.
 
-Expected: see docs/design.md (Engines) and docs/choosing-a-solver.md (Order of convergence).
+For the expected results, see docs/design.md (Engines) and docs/choosing-a-solver.md (Order of convergence).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def ring(sde: SDE, std: float) -> GaussianMixture:
 
 
 def langevin() -> None:
-    print("| path | snr | D | as published | held | bound |\n|---|---|---|---|---|---|")
+    print("| path | snr | D | norms as published | limited norms | bound |\n|---|---|---|---|---|---|")
     for name, sde in (("VP", VPSDE()), ("VE", VESDE())):
         t = torch.tensor(0.5, dtype=F64)
         alpha, sigma = sde.coefficients(t)
@@ -102,7 +103,7 @@ def langevin() -> None:
 
 
 def steep() -> None:
-    print("| path | error of ode, rtol 1e-6 | of log p per dim |\n|---|---|---|")
+    print("| path | error of ode, rtol 1e-6 | error of log p per dimension |\n|---|---|---|")
     paths = [kind(0.1, b) for kind in (VPSDE, SubVPSDE) for b in (20.0, 100.0, 150.0, 200.0, 400.0, 1000.0, 5000.0)]
     for sde in [*paths, CosineSDE(), Steep(), Steep(5000.0)]:
         model, z, low = gaussian(sde, 2), normals(8, 2), sde.times("sample")[0]
@@ -118,7 +119,7 @@ def steep() -> None:
 
 
 def quadrature() -> None:
-    print("| path, width | rtol | coupled | evaluations | quadrature | evaluations | failed |")
+    print("| path, width | rtol | coupled | divergences | quadrature | divergences | failed |")
     print("|---|---|---|---|---|---|---|")
     for sde in (VPSDE(), SubVPSDE(), FlowMatching()):
         for std in (0.15, 0.03, 0.01):
@@ -138,9 +139,9 @@ def quadrature() -> None:
 
 
 def variance(solver: PredictorCorrector, model: GaussianMixture) -> float:
-    """Compute the relative error of the final variance of 1-D data, starting from the exact variance.
+    """Compute the relative error of the final variance of one-dimensional data, starting from the exact variance.
 
-    The result is exact, because each step is affine.
+    There is no sampling error, because each step is affine.
     """
     sde = model.domain.sde
     low, high = model.domain.interval("sample")
@@ -181,7 +182,7 @@ def orders() -> None:
 
 
 def rough() -> None:
-    print("| path | weights | highest frequency | rtol | steps | end | worst step | magnified by |")
+    print("| path | std of the weights | highest frequency | rtol | steps | final error | worst step | magnified by |")
     print("|---|---|---|---|---|---|---|---|")
     for sde in (VPSDE(), FlowMatching()):
         for std, top in ((0.05, 32), (0.15, 32), (0.25, 32), (0.25, 2)):

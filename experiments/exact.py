@@ -1,16 +1,16 @@
-"""Compare solvers and likelihood with exact models, without a network or training.
+"""Measure the errors of samples and likelihoods with exact models, without a network or training.
 
     python experiments/exact.py         # about a minute on one CPU core
 
-1. Sampling. For eight Gaussians on a ring (radius 1.3, std 0.15) and 1,024 latents in float64, the adaptive solver at
-   rtol 1e-3 to 1e-7 is compared with the same solver at rtol 1e-12 (which the tests compare with SciPy's DOP853). The
-   table has the evaluations per sample and the rms, median and largest error.
-2. Likelihood. The second table has the mean and the largest absolute error of log p at rtol 1e-5, against the closed
-   form with the model's prior.
-3. Offset. The second table also has the difference between the log density of the model at t_min, with its prior, and
-   the log density of the data. This offset limits the accuracy that any solver can reach, and is largest for VE.
+1. Sampling. For eight Gaussians on a ring (radius 1.3, standard deviation 0.15) and 1,024 latents in float64, the
+   adaptive solver at rtol 1e-3 to 1e-7 is compared with the same solver at rtol 1e-12 (which the tests compare with
+   SciPy's DOP853). The table shows the evaluations per sample and the rms, median and largest error.
+2. Likelihood. The second table shows the mean and the largest absolute error of log p at rtol 1e-5, compared with the
+   closed form with the model's prior.
+3. Offset. The second table also shows the log density of the model at t_min, with its prior, minus the log density of
+   the data. This offset limits the accuracy that any solver can reach, and is largest for VE.
 
-Expected: see docs/results.md.
+For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def gaussian_log_prob(model, x):
 
 
 def mixture_log_prob(model, x):
-    """Compute log p = log prior(z) + log p_low(x) - log p_high(z) for a mixture, z from the flow at rtol 1e-12."""
+    """Compute log p = log prior(z) + log p_low(x) - log p_high(z) for a mixture, where the flow maps x to z."""
     low, high = model.domain.sde.times("likelihood")
     z = ProbabilityFlow(rtol=1e-12, atol=1e-12)(model, x, t0=low, t1=high).x
     return model.domain.sde.prior.log_prob(z) + model.log_prob(x, low) - model.log_prob(z, high)

@@ -1,17 +1,17 @@
-"""Compare score matching with flow matching, and linear with cosine chains, for one data set, network and budget.
+"""Compare score matching with flow matching, and linear with cosine chains, with the same data, network and budget.
 
-    python experiments/family.py              # about fifteen minutes on two CPU cores
-    python experiments/family.py --runs runs  # keeps the four runs, and reuses existing ones
+    python experiments/family.py              # about 15 minutes on two CPU cores
+    python experiments/family.py --runs runs  # keep the four runs, or reuse them if they exist
 
-The data are the built-in digits. The U-Net and the budget are those of `make demo`. The first table compares a VP model
-trained by score matching with a model of the straight path trained by flow matching, solved by the same adaptive solver
-at two tolerances. It has the Frechet distance to the training digits in the features of a small classifier, the
-bits/dim of the held-out digits, and the numbers of evaluations. The second table compares the linear and the cosine
-schedule (Nichol and Dhariwal 2021) of discrete chains with 1,000 levels (Ho et al. 2020). Samples are drawn with 10, 50
-and all 999 ancestral steps, and with the deterministic multistep solver.
+The data are the built-in digits, and the U-Net and the training budget are those of `make demo`. The first table
+compares a VP model trained by score matching with a model on the straight path trained by flow matching, both with the
+same adaptive solver at two tolerances. It shows the Frechet distance to the training digits in the features of a small
+classifier, the bits/dim of the held-out digits, and the numbers of evaluations. The second table compares the linear
+with the cosine schedule (Nichol and Dhariwal 2021) of discrete chains with 1,000 noise levels (Ho et al. 2020). Samples
+are drawn with 10, 50 and all 999 ancestral steps, and with 10 and 50 steps of the deterministic multistep solver.
 
 The errors of the Frechet distance come from a jackknife over samples and data. The errors of bits/dim are standard
-errors of the mean over the held-out digits. Expected: see docs/results.md.
+errors of the mean over the held-out digits. For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from scoresde.study.classifier import train_classifier
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="folder in which to keep the four runs")
-    parser.add_argument("--steps", type=int, default=0, help="training steps (0: as in the preset)")
-    parser.add_argument("--n", type=int, default=1_000, help="number of samples of each model")
-    parser.add_argument("--only", choices=["matching", "chains"], help="make only this table")
+    parser.add_argument("--steps", type=int, default=0, help="training steps (0: the default of the preset)")
+    parser.add_argument("--n", type=int, default=1_000, help="number of samples from each model")
+    parser.add_argument("--only", choices=["matching", "chains"], help="print only this table")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     data = load_data("digits")
     classifier = train_classifier(data)
-    print(f"classifier: {classifier.accuracy:.1%} of {classifier.held_out} held-out digits")
+    print(f"classifier: {classifier.accuracy:.1%} correct on {classifier.held_out} held-out digits")
     with torch.no_grad():
         real, held_out = classifier.features(data.train), classifier.features(data.test)
     print(f"Frechet distance of the held-out digits to the training digits: {frechet(held_out, real)}\n")
@@ -77,11 +77,11 @@ def matching(n, trained, quality, data):
 
 
 def chains(n, trained, quality):
-    """Compare the linear with the cosine schedule."""
+    """Compare chains with the linear and with the cosine schedule."""
     print("\n| schedule | solver | 10 steps | 50 steps | all 999 |\n|---|---|---|---|---|")
     for schedule in ("linear", "cosine"):
         run = trained(f"ddpm-{schedule}", sde="ddpm", sde_options={"schedule": schedule})
-        # The deterministic solver converges long before the largest number of steps.
+        # The deterministic solver converges with far fewer than 999 steps.
         for words, solver, budgets in (("ancestral", Ancestral, (10, 50, 999)), ("multistep", Multistep, (10, 50))):
             cells = [quality(run.sample(n, solver(steps)).x) for steps in budgets]
             print(f"| {schedule} | {words} | {' | '.join(cells + ['-'] * (3 - len(cells)))} |", flush=True)

@@ -1,16 +1,16 @@
-"""Measure how accurate solvers are with few evaluations, on a mixture with a known flow.
+"""Measure the accuracy of solvers with few evaluations, on a mixture with a known flow.
 
-    python experiments/few_steps.py           # about a quarter of an hour on one CPU core
+    python experiments/few_steps.py           # about 15 minutes on one CPU core
 
-The problem is a mixture of six Gaussians in the plane with different covariances (weights 0.28 to 0.06, widths 0.05 to
-0.35), for VP from t = 1 to 1e-3, in float64, with the exact model. For deterministic solvers, the table has the rms and
-the median distance to the exact flow (the adaptive solver at rtol 1e-11) for 2,048 starting points drawn from p at
-t = 1. The rms is dominated by the few points near a boundary between modes. For stochastic solvers, the table has the
-sliced Wasserstein distance between 16,384 samples and as many exact draws from p at t = 1e-3, averaged over three
-seeds. The distance between two sets of exact draws is the floor. experiments/peers.py runs samplers of other libraries
-from the same starting points.
+The problem is a mixture of six Gaussians in the plane with different covariances (weights from 0.06 to 0.28, standard
+deviations from 0.05 to 0.35), for VP from t = 1 to 1e-3, in float64, with the exact model. For deterministic solvers,
+the table shows the rms and the median distance to the exact flow (the adaptive solver at rtol 1e-11) for 2,048 starting
+points drawn from p_t at t = 1. The rms is dominated by the few points near a boundary between modes. For stochastic
+solvers, the table shows the sliced Wasserstein distance between 16,384 samples and as many exact draws from p_t at
+t = 1e-3, averaged over three seeds. The distance between two sets of exact draws is a lower limit for what a solver can
+achieve. experiments/peers.py runs samplers of other libraries from the same starting points.
 
-Expected: see docs/choosing-a-solver.md.
+For the expected results, see docs/choosing-a-solver.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AXES = [(0.3, 0.1, 0.5), (0.12, 0.25, -0.3), (0.35, 0.08, 0.0), (0.1, 0.1, 0.0),
 BUDGETS = (5, 10, 20, 50)
 END = 1e-3
 
-# Each solver, as a function of its grid. `within` then sets as many steps as a budget allows.
+# Each solver, as a function of its grid. `within` then sets the number of steps that the budget allows.
 DETERMINISTIC: dict[str, Callable[[str], Solver]] = {
     "ddim": lambda g: DDIM(grid=g),
     "euler (velocity in t)": lambda g: RungeKutta(method="euler", frame="t", grid=g),
@@ -82,7 +82,7 @@ STOCHASTIC: dict[str, Callable[[str], Solver]] = {
 
 
 def axes() -> tuple[Tensor, Tensor]:
-    """Return the standard deviations ``(K, 2)`` along the principal axes, and the axes ``(K, 2, 2)``."""
+    """Return the standard deviations ``(K, 2)`` of K Gaussians along their axes, and the axes ``(K, 2, 2)``."""
     std1, std2, angle = torch.tensor(AXES, dtype=F64).T
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([std1, std2], 1), torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
@@ -96,7 +96,7 @@ def problem() -> GaussianMixture:
 
 
 def starts(model: GaussianMixture, count: int = 2048, seed: int = 20240) -> Tensor:
-    """Draw starting points from p at t = 1, float64 ``(count, 2)``."""
+    """Draw starting points from p_t at t = 1, float64 ``(count, 2)``."""
     std, q = axes()
     generator = torch.Generator().manual_seed(seed)
     k = torch.multinomial(torch.tensor(WEIGHTS, dtype=F64), count, replacement=True, generator=generator)
@@ -148,7 +148,7 @@ def stochastic(model: GaussianMixture, count: int = 16384, seeds: int = 3) -> No
         ]
         return f"{sum(found) / seeds:.4f}"
 
-    print(f"\ntwo exact draws: {sum(floors) / len(floors):.4f} (from {min(floors):.4f} to {max(floors):.4f})\n")
+    print(f"\ntwo sets of exact draws: {sum(floors) / len(floors):.4f} (from {min(floors):.4f} to {max(floors):.4f})\n")
     table(STOCHASTIC, distance)
     print("\n| adaptive-sde, rtol | evaluations | distance |\n|---|---|---|")
     for tolerance in (0.2, 0.05, 0.02):

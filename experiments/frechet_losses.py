@@ -1,20 +1,19 @@
 """Measure how much five mistakes that have nothing to do with the model worsen the Frechet distance.
 
-    make demo && python experiments/frechet_losses.py demo/runs/digits-vp      # some minutes on one CPU core
+    make demo && python experiments/frechet_losses.py demo/runs/digits-vp      # a few minutes on one CPU core
     python experiments/frechet_losses.py RUN --only grid        # or noise, averages, levels, count
 
-Every row compares two sets of samples of one run. They are drawn from the same starting points and differ in one
-respect only. The Frechet distance of each set to the same training pictures is measured in the features of the
-classifier that `scoresde evaluate` trains on the labels. The loss is the difference between the two distances, given as
-the mean and the standard error over seeds.
+Every row of the table compares two sets of samples from the same run. Both sets are drawn from the same starting
+points, and they differ in one respect only. The Frechet distance of each set to the same training images is measured in
+the features of the classifier that `scoresde evaluate` trains on the labels. The loss is the increase in distance
+caused by the mistake, given as the mean and the standard error over seeds.
 
-noise: the samples keep the noise of the last time instead of ending with x0_hat (`--no-denoise`), with and without
+noise: The samples keep the noise of the last time instead of ending with x0_hat (`--no-denoise`), with and without
 rounding to levels.
-grid: the grid is uniform in t instead of the path's own grid, at 10 evaluations.
-averages: the weights are those of the last step instead of their average.
-levels: the samples are not rounded to the levels of the data, or the training pictures have the uniform noise of
-dequantisation.
-count: there are only a tenth as many samples.
+grid: The grid is uniform in t instead of the default grid of the path, with 10 evaluations.
+averages: The weights are those of the last training step instead of their moving average.
+levels: The samples are not rounded to the levels of the data, or dequantisation noise is added to the training images.
+count: The number of samples is ten times smaller.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def main() -> None:
     judge = train_classifier(data)
     train = data.train[: 10 * args.n]
     real = judge.features(train)
-    print(f"classifier: {judge.accuracy:.1%} of {judge.held_out} held-out pictures; reference: {len(real):,}")
+    print(f"classifier: {judge.accuracy:.1%} correct on {judge.held_out} held-out images; reference: {len(real):,}")
 
     last = load(args.run)
     checkpoint = newest_checkpoint(last.folder)
@@ -71,18 +70,18 @@ def main() -> None:
             ("the samples keep this noise and are not rounded",
              lambda s: distance(drawn(denoise=False, rounded=False, seed=s))),
         ],
-        "grid": [("10 evaluations, uniform in t", lambda s: distance(drawn(steps=10, grid="uniform", seed=s)))],
-        "averages": [("the weights of the last step", lambda s: distance(drawn(run=last, seed=s)))],
+        "grid": [("10 evaluations, grid uniform in t", lambda s: distance(drawn(steps=10, grid="uniform", seed=s)))],
+        "averages": [("the weights are those of the last step", lambda s: distance(drawn(run=last, seed=s)))],
         "levels": [
             ("the samples are not rounded", lambda s: distance(drawn(rounded=False, seed=s))),
-            ("the reference has the noise of dequantisation", lambda s: distance(drawn(seed=s), noisy(s))),
+            ("the reference has dequantisation noise", lambda s: distance(drawn(seed=s), noisy(s))),
         ],
-        "count": [(f"{args.n // 10:,} samples", lambda s: distance(drawn(n=args.n // 10, seed=s)))],
+        "count": [(f"there are only {args.n // 10:,} samples", lambda s: distance(drawn(n=args.n // 10, seed=s)))],
     }  # fmt: skip
     few = torch.tensor([distance(drawn(steps=10, seed=s)) for s in range(args.seeds)])
     right = torch.tensor([distance(drawn(seed=s)) for s in range(args.seeds)])
-    print(f"right: {right.mean():.3f}; with 10 evaluations {few.mean():.3f}\n")
-    print("| way | what is wrong | distance | loss |\n|---|---|---|---|")
+    print(f"distance without mistakes: {right.mean():.3f}, or {few.mean():.3f} with 10 evaluations\n")
+    print("| name | mistake | distance | loss |\n|---|---|---|---|")
     for way in [args.only] if args.only else WAYS:
         for what, wrong in rows[way]:
             found = torch.tensor([wrong(s) for s in range(args.seeds)])

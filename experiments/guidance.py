@@ -1,11 +1,12 @@
-"""Check that samples show the requested class, with classifier-free guidance on the digits.
+"""Check that guided samples of the digits show the requested class.
 
     python experiments/guidance.py             # about three minutes on two CPU cores
     python experiments/guidance.py --run runs/digits-vp-class
 
-The script trains (or loads) a class-conditional model of the 8x8 digits and draws 100 samples of each class at several
-guidance scales. A small classifier, trained on the real digits, then classifies them. Guidance is that of Ho and
-Salimans (2022), arXiv:2207.12598. Expected: see docs/results.md (goal: 90 % or more at scale 2).
+The script trains (or loads) a class-conditional model of the 8x8 digits, and draws 100 samples of each class at several
+guidance scales. A small classifier trained on the real digits then classifies the samples. The guidance is
+classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598). The goal is an agreement of 90 % or more at scale 2.
+For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
 
     data = load_data("digits")
     judge = train_classifier(data)
-    print(f"classifier: {judge.accuracy:.1%} of {judge.held_out} held-out digits\n")
+    print(f"classifier: {judge.accuracy:.1%} correct on {judge.held_out} held-out digits\n")
     run = load(args.run) if args.run else fit(TrainConfig(data="digits", cond="class"), save=False)
     labels = torch.arange(10).repeat_interleave(args.each)
     real = judge.features(data.train)

@@ -1,24 +1,25 @@
-"""Measure the cost of a likelihood: its error and its standard error against evaluations and seconds.
+"""Measure the error and the standard error of likelihoods against their cost in evaluations and seconds.
 
-    python experiments/likelihood_exact.py                        # exact models: some minutes on one CPU core
-    make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # a trained network
+    python experiments/likelihood_exact.py                        # exact models: a few minutes on one CPU core
+    make demo && python experiments/likelihood_exact.py demo/runs/digits-vp        # also a trained network
 
-1. Exact models with the exact divergence, in float64: a ring of Gaussians in the plane, a Gaussian with a full
-   covariance in 16 dimensions, and a mixture in 64 dimensions centred on 203 of the built-in digits (standard deviation
-   0.4, where the digits lie in [-1, 1]). For the coupled and the quadrature method and for three tolerances, the table
-   has the root mean square error per sample, the number of evaluations, how many of them include the divergence, and
-   the seconds. The reference is the closed form at the latent found at rtol 1e-10.
-2. Probes, for the mixture of digits and for the network: the root mean square distance, per sample, to the value with
-   the exact divergence, for K = 1, 2, 4, 8, 16 probes at rtol 1e-4. The probes are either fixed along the path or
-   redrawn. The error estimated from the probes themselves is given for comparison.
-3. The network, compared with a re-creation of the scheme of the original code: drift and divergence come from two
-   separate evaluations, one probe serves the whole path, and SciPy's RK45 solves the whole batch as one system in the
-   SDE's time, with a default tolerance of 1e-5. *Error* is the distance to the converged value with the same probe.
-   *Standard error* is the distance to the value with the exact divergence. *Cost* is in forward passes of the network
-   per sample, where a pass with a vector-Jacobian product counts as 3 and a pair of evaluations for a difference counts
-   as 2.
+1. Exact models with the exact divergence, in float64. The models are a ring of Gaussians in the plane, a Gaussian with
+   a full covariance matrix in 16 dimensions, and a mixture in 64 dimensions centred on 203 of the built-in digits
+   (standard deviation 0.4, where the digits lie in [-1, 1]). For the coupled and the quadrature method and for three
+   tolerances, the table shows the root mean square error per sample, the number of evaluations, the number of
+   evaluations that include the divergence, and the time in seconds. The reference is the closed form at the latent that
+   the flow reaches at rtol 1e-10.
+2. Probes, for the mixture of digits and for the network. The table shows the root mean square distance, per sample, to
+   the value with the exact divergence, for K = 1, 2, 4, 8 and 16 probes at rtol 1e-4. The probes are either fixed along
+   the trajectory or redrawn. The error estimated from the probes themselves is given for comparison.
+3. The network, compared with a reimplementation of the scheme of the original code. In that scheme, drift and
+   divergence come from two separate evaluations, the same probe is used along the whole trajectory, and SciPy's RK45
+   solves the whole batch as one system in the time of the SDE, with a default tolerance of 1e-5. *Error* is the
+   distance to the converged value with the same probe. *Standard error* is the distance to the value with the exact
+   divergence. *Cost* is the number of forward passes of the network per sample, where a pass with a vector-Jacobian
+   product counts as 3 and a pair of evaluations for a finite difference counts as 2.
 
-All times were measured one after another, in one process on one thread. Expected: see docs/results.md.
+All times are measured one after another, in one process on one thread. For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def ring(sde):
 
 
 def full_covariance(sde, dims=16):
-    # variances from 0.01 to 1 along random axes
+    # The variances along random axes range from 0.01 to 1.
     axes = torch.linalg.qr(torch.randn(dims, dims, generator=torch.Generator().manual_seed(0), dtype=F64))[0]
     covariance = axes @ torch.diag(torch.logspace(-2, 0, dims, dtype=F64)) @ axes.T
     return GaussianMixture(sde, torch.full((1, dims), 0.3, dtype=F64), covariances=covariance[None])
@@ -113,7 +114,7 @@ def exact_models(n):
 
 
 def probes(label, model, x, best):
-    """Print the distance to ``best`` in bits/dim for each number of probes."""
+    """Print the distance to the reference ``best`` in bits/dim for each number of probes."""
     dims, noise = x[0].numel(), Noise.of(len(x), 1)
     for title, options in (
         ("coupled, fixed", {"redraw": False}),
@@ -133,7 +134,10 @@ def probes(label, model, x, best):
 
 
 def original(model, x, e, rtol):
-    """Compute log p by the original scheme, and its number of evaluations, each a plain and a differentiated pass."""
+    """Compute log p by the original scheme, and the number of evaluations.
+
+    Each evaluation is one forward pass, and one forward pass that is differentiated.
+    """
     sde, shape = model.domain.sde, x.shape
     low, high = sde.times("likelihood")
 
@@ -159,7 +163,7 @@ def original(model, x, e, rtol):
 
 def beside_the_original(run, n):
     if not run.model.domain.sde.finite_g:
-        raise SystemExit("the original scheme needs a drift that is finite up to t_max: pass a VP, sub-VP or VE run")
+        raise SystemExit("the original scheme requires a drift that is finite up to t_max; pass a VP, sub-VP or VE run")
     data, dims = run.data(), run.info.dims
     x = run.to_model(data.test[:n], Noise.of(n).uniform(run.info.shape, stream="dequantise", dtype=F64))
     double = load(run.folder, dtype=F64).model
@@ -167,11 +171,11 @@ def beside_the_original(run, n):
     e = noise.rademacher((dims,), 0, "probe", run.dtype).reshape(x.shape)
     tight = Likelihood(divergence="hutchinson", redraw=False, rtol=1e-7)
     converged = tight(double, x.double(), noise, check=False).log_prob
-    # the exact divergence needs 64 passes per node, so use the cheaper method
+    # The exact divergence needs 64 passes, so the method that evaluates it less often is used.
     exact = Likelihood(divergence="exact", method="quadrature")
     truth = exact(run.model, x, check=False).log_prob.double()
 
-    print("\n| digits' network | rtol | error (bits/dim) | standard error | evaluations | cost | seconds |")
+    print("\n| method | rtol | error (bits/dim) | standard error | evaluations | cost | seconds |")
     print("|---|---|---|---|---|---|---|")
 
     def row(name, rtol, same_probe, log_prob, nfe, cost, seconds):
@@ -208,10 +212,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run trained on the digits")
     parser.add_argument("--n", type=int, default=32, help="number of samples")
-    parser.add_argument("--only", choices=["exact", "probes", "original"], help="make only this table")
+    parser.add_argument("--only", choices=["exact", "probes", "original"], help="print only this table")
     args = parser.parse_args()
     if args.only == "original" and not args.run:
-        parser.error("--only original needs a RUN on the digits, for example demo/runs/digits-vp")
+        parser.error("--only original requires a run on the digits, for example demo/runs/digits-vp")
     torch.set_num_threads(1)
 
     if args.only in (None, "exact"):

@@ -1,15 +1,15 @@
-"""Show the effective weights of published objectives, and the benefit of importance sampling.
+"""Plot the effective weights of published objectives, and measure the benefit of importance sampling.
 
     python experiments/objectives.py                                  # the table and docs/images/objectives.png
     python experiments/objectives.py --figure "" --batches 100        # only the table, faster
 
-The table concerns the likelihood-weighted loss of an exact model of eight Gaussians (radius 2, standard deviation 0.2,
-in model units), drawn as in training. For each time sampler, it has the standard deviation of the mean loss of a batch
-of 128, divided by the expected loss. `loss-second-moment` is measured after 400 batches. The figure shows the weight
-per unit of log-SNR on the error of the predicted noise, for published recipes. Each curve is scaled to a maximum of 1
-for log-SNRs between -10 and 10.
+The table is for the likelihood-weighted loss of an exact model of eight Gaussians (radius 2, standard deviation 0.2, in
+model units), with batches drawn as in training. For each time sampler, it shows the standard deviation of the mean loss
+of a batch of 128, divided by the expected loss. `loss-second-moment` is measured after 400 batches. The figure shows,
+for published recipes, the weight of the squared error of the predicted noise per unit of log-SNR. Each curve is scaled
+to a maximum of 1 for log-SNRs between -10 and 10.
 
-Expected: see docs/objectives.md. About two minutes on one core.
+The script takes about two minutes on one CPU core. For the expected results, see docs/objectives.md.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def scatter(sde, sampler, batches: int, size: int = 128) -> float:
         index = torch.randint(len(means), (size,), generator=generator)
         x0 = means[index] + std * torch.randn(size, 2, generator=generator, dtype=torch.float64)
         eps = torch.randn(size, 2, generator=generator, dtype=torch.float64)
-        # Compute EDM's |F - target|^2 from the error of the predicted noise, which vanishes with alpha.
+        # EDM's |F - target|^2, computed from the error of the predicted noise, which vanishes with alpha.
         factor = noise_factor(sde, prediction, t)
         error = (model(sde.perturb(x0, t, eps), t).eps - eps).square().mean(1)
         loss = weighting(sde, prediction, t) / factor * error
@@ -112,7 +112,7 @@ def figure(path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=2000)
-    parser.add_argument("--figure", default="docs/images/objectives.png", help="file of the figure (empty: no figure)")
+    parser.add_argument("--figure", default="docs/images/objectives.png", help="path of the figure (empty: no figure)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"| time sampler | {' | '.join(f'`{p}`' for p in PATHS)} |\n|---|{'---|' * len(PATHS)}")

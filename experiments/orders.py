@@ -1,22 +1,23 @@
-"""Check the claimed order of every deterministic solver, by orders measured for each solver and path on a mixture.
+"""Measure the order of convergence of every deterministic solver on several paths, and compare it with the claims.
 
     python experiments/orders.py              # about a minute on one CPU core
 
-The problem is the mixture of few_steps.py with the exact model, in float64, with 256 starting points drawn from p at
-the start of the path. There are five paths: VP, sub-VP, VE, a user-defined cosine path and flow matching. Solvers run
-on a grid uniform in log-SNR, and the error is the distance to the exact flow (the adaptive solver at rtol 1e-12). The
-measured order is the log2 ratio of the median errors at 128 and 256 steps (VP, VE). It is measured at 256 and 512 steps
-if the log-SNR spans twice as much or if alpha is 0 at the start. For adaptive solvers, the measured order is the slope
-of the median error against the evaluations per sample, between rtol 1e-4 and 1e-6. The step-size control raises it.
+The problem is the mixture of few_steps.py with the exact model, in float64, with 256 starting points drawn from p_t at
+the start of the path. The paths are VP, sub-VP, VE, a user-defined cosine path and flow matching. Solvers use a grid
+that is uniform in log-SNR, and the error is the distance to the exact flow (the adaptive solver at rtol 1e-12). For VP
+and VE, the measured order is the log2 ratio of the median errors at 128 and 256 steps. For the other paths, on which
+the log-SNR spans twice as much or alpha is 0 at the start, it is measured at 256 and 512 steps. For adaptive solvers,
+the measured order is the slope of the median error against the evaluations per sample, between rtol 1e-4 and 1e-6.
 
 The table uses the median because the rms is dominated by the few points near a boundary between modes, where the
 measured order is about 0.2.
 
-The claimed order is k for k values in the polynomial, and k + 1 with a corrector. Expected: measured orders within 0.15
-of the claim, up to order 3 and for rk4. The other solvers of order 4 take their first steps with lower orders and show
-3.5 to 3.9. On VE, the error of the first step, which is h^2 times the slope of the model's values at sigma = 50,
-is visible once errors are below 1e-7 (with sigma_max = 5000, the measured orders reach 4). The measured orders of
-adaptive solvers exceed the claimed orders.
+The claimed order of a multistep solver is k for k values in the polynomial, and k + 1 with a corrector. The expected
+result is that measured orders are within 0.15 of the claim, up to order 3 and for rk4. The other solvers of order 4
+take their first steps at lower orders, and have measured orders of 3.5 to 3.9. On VE, the error of the first step,
+which is h^2 times the slope of the model's values at sigma = 50, is visible once errors are below 1e-7 (with
+sigma_max = 5000, the measured orders reach 4). The measured orders of adaptive solvers exceed the claimed orders,
+because of the step-size control.
 """
 
 from __future__ import annotations

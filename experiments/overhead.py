@@ -1,18 +1,19 @@
-"""Measure the cost of a solver without the network, using models that cost almost nothing.
+"""Measure the overhead of solvers, without a network, on models that cost almost nothing.
 
     python experiments/overhead.py            # three minutes on one CPU core
 
-Adaptive solvers: two Gaussians under VP are solved in the straight frame, at many tolerances, by our driver (with a
-step size for each row), torchdiffeq (configured as by our engine: the last step lands on the end, and the norm is that
-of the worst sample) and SciPy. The table has two times, interpolated to a given rms error: the time spent outside the
-model, which would be the total time for a model that costs nothing, and the whole time. A solver does the same work in
-every run. For each interval between two calls of the model, the script therefore takes the shortest of several measured
-times. The sum of these times excludes other activity of the machine.
-Fixed steps: the model is one Gaussian, and 100 steps are compared with the same method in a bare loop with precomputed
-coefficients. Each time is the shortest of several runs. Everything runs on one thread. The ratios are meaningful, but
-the times depend on the machine.
+Adaptive solvers: The flow of two Gaussians under VP is solved in the straight frame, at many tolerances. The solvers
+are those of this library (with one step size per row), torchdiffeq (configured as in the torchdiffeq engine of this
+library, so that the last step ends at the end time and the error norm is that of the worst sample) and SciPy. The table
+shows two times, interpolated to a given rms error. These are the time spent outside the model (*free model*), which
+would be the total time for a model that costs nothing, and the total time. A solver does the same work in every run.
+For each interval between two calls of the model, the script therefore uses the shortest of several measured times, so
+that the sum excludes other activity on the machine.
+Fixed steps: The model is one Gaussian, and 100 steps of a solver are compared with the same method in a bare loop with
+precomputed coefficients. Each time is the shortest of several runs.
+Everything runs on one thread. The times depend on the machine, but the ratios are meaningful.
 
-Expected: see docs/results.md.
+For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ TARGETS = (1e-3, 1e-5)
 
 @dataclass(frozen=True)
 class Free:
-    """The exact model of N(0, STD^2 I), which needs only two multiplications."""
+    """The exact model of data from N(0, STD^2 I), which needs only two multiplications."""
 
     sde: VPSDE
 

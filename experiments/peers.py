@@ -1,28 +1,29 @@
-"""Run samplers of other libraries on any denoiser of this library, as references for few_steps.py.
+"""Run samplers of other libraries ("peers") on any denoiser of this library, for comparison with few_steps.py.
 
-    python experiments/peers.py         # seconds on one CPU core; needs at least one of the peers
+    python experiments/peers.py         # a few seconds on one CPU core; requires at least one of these peers
 
     k-diffusion 0.1.1.post1   sample_dpmpp_2m, sample_heun, sample_lms of order 4
     azula 0.11.1              vAB, zEAB and REAB of order 3
     diffusers 0.42.1          DPM-Solver++(2M) midpoint, UniPC-bh2 of order 2, DEIS of order 2 and 3
 
 Each sampler is wrapped as ``run(model, x, n) -> x_end`` with ``n`` evaluations of the model (Heun uses n - 1 if n is
-odd). It runs on the uniform log-SNR grid, from ``x`` at the start of the model's sampling interval to the end of this
-interval. Every step is taken by the peer's own code. The code of k-diffusion works on the state x/alpha with noise
-level sigma/alpha. The code of azula and diffusers works on the state with alpha^2 + sigma^2 = 1 at the same log-SNR.
-The network is evaluated at the continuous time of the sampler's own sigma, never at a rounded time.
+odd). It uses the uniform log-SNR grid, and goes from ``x`` at the start of the model's sampling interval to the end of
+this interval. All steps are computed by the code of the peer. The code of k-diffusion works on the state x/alpha, with
+noise level sigma/alpha. The code of azula and diffusers works on the state with alpha^2 + sigma^2 = 1 at the same
+log-SNR. The network is evaluated at the continuous time that belongs to the sampler's sigma, never at a rounded time.
 
-All peers are optional: :data:`PEERS` has the peers that can be imported, and :func:`missing` lists the others with the
-reason. Of k-diffusion, only the samplers are imported. They need torchsde, torchdiffeq and SciPy, but not the
-requirements of k-diffusion's training code.
+All peers are optional. :data:`PEERS` contains the peers that can be imported, and :func:`missing` lists the others with
+the reason. From k-diffusion, only the samplers are imported. They require torchsde, torchdiffeq and SciPy, but not the
+dependencies of k-diffusion's training code.
 
-The peers are used unmodified. diffusers lowers the order of the last steps if there are fewer than 15 steps, and its
-DPM-Solver++ computes steps in float32. The float32 tables of sigmas of diffusers are replaced by our float64 sigmas.
-azula's REAB uses the wrong noise level in a factor (``sqrt(alpha_s^2 + sigma_t^2)``). REAB is therefore of first order,
-whatever its nominal order, and depends on the frame (on the state x/alpha, its rms is 1.4 to 2 times as large).
+The code of the peers is used unmodified. The samplers of diffusers lower the order of the last steps if there are fewer
+than 15 steps, and its DPM-Solver++ computes steps in float32. Its float32 tables of sigma are replaced by the float64
+values of this module. The REAB sampler of azula uses the wrong noise level in a factor (``sqrt(alpha_s^2 +
+sigma_t^2)``). It is therefore of first order, whatever its nominal order, and depends on the frame (on the state
+x/alpha, its rms error is 1.4 to 2 times as large).
 
-Run as a script, this module prints the rms and the median distance to the exact flow on the mixture of few_steps.py,
-from the same starting points.
+When run as a script, this module prints the rms and the median distance to the exact flow on the mixture of
+few_steps.py, from the same starting points.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ Peer = Callable[[Denoiser, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class VEFrame:
-    """The form of a model that the peers expect: ``frame(y, sigma)`` denoises ``y = x/alpha = x_0 + sigma eps``.
+    """A model in the form that the peers expect: ``frame(y, sigma)`` denoises ``y = x/alpha = x_0 + sigma eps``.
 
-    If alpha is 0 at the start (flow matching), x/alpha is not finite. The state is then treated as a state at log-SNR
+    If alpha is 0 at the start (flow matching), x/alpha is not finite. The state is then treated as if its log-SNR were
     -20, which causes a relative error of 5e-5.
     """
 
@@ -74,7 +75,7 @@ class VEFrame:
         return self.model.domain.sde.t_of_log_snr(-2 * torch.log(sigma.to(F64))).clamp(low, high)
 
     def alpha(self, sigma: Tensor, x: Tensor) -> Tensor:
-        """Return alpha of the model's own state at noise levels of shape ``()`` or ``(B,)``, expanded to ``x``."""
+        """Return the model's alpha at noise levels of shape ``()`` or ``(B,)``, expanded to the shape of ``x``."""
         return expand(self.model.domain.sde.coefficients(self.time(sigma))[0], x)
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
@@ -87,11 +88,11 @@ def vp_scale(sigma: Tensor) -> Tensor:
 
 
 def in_frame(steps: Callable[[VEFrame, Tensor, Tensor], Tensor], evaluations: int = 1) -> Peer:
-    """Make a peer from ``steps(frame, y, levels) -> y_end``, which uses ``evaluations`` of the model per step."""
+    """Make a peer from ``steps(frame, y, levels) -> y_end``, which needs ``evaluations`` of the model per step."""
 
     def run(model: Denoiser, x: Tensor, n: int) -> Tensor:
         if n < evaluations:
-            raise UsageError(f"{n} evaluations are not enough for one step, which needs {evaluations}")
+            raise UsageError(f"the number of evaluations must be at least {evaluations} for one step, got {n}")
         frame = VEFrame(model)
         levels = frame.levels(n // evaluations)
         # The peers may draw noise even if they multiply it by 0.
@@ -113,7 +114,7 @@ def import_sampling() -> Any:
         package = types.ModuleType("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations or [])
         sys.modules["k_diffusion"] = package
-    # The helpers of k-diffusion import torchvision to read images. An empty stub is enough, and is removed later.
+    # The helpers of k-diffusion import torchvision to read images. An empty stub is enough here, and is removed below.
     names = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
     stubs = [] if importlib.util.find_spec("torchvision") else names
     try:
@@ -152,7 +153,7 @@ def k_diffusion() -> dict[str, Peer]:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A frame as a denoiser for azula, whose time runs from 1 (first level) to 0 (last level), uniform in log sigma."""
+    """A denoiser for azula, whose time goes from 1 to 0, uniformly in log sigma from the first to the last level."""
 
     frame: VEFrame
     levels: Any
@@ -196,7 +197,7 @@ def diffusers() -> dict[str, Peer]:
             n = len(levels) - 1
             scheduler = kind(solver_order=order, prediction_type="sample", thresholding=False, **options)
             scheduler.set_timesteps(n)
-            # Replace the levels from the scheduler's table of betas by ours. The timesteps are then only labels.
+            # Replace the noise levels from the scheduler's table by ``levels``. The timesteps are then only labels.
             scheduler.sigmas, scheduler.timesteps = levels, torch.arange(n)
             scheduler.set_begin_index(0)
             scale = vp_scale(levels)
@@ -207,7 +208,7 @@ def diffusers() -> dict[str, Peer]:
 
         return in_frame(steps)
 
-    last = "sigma_min"  # end at the last given level, not at 0
+    last = "sigma_min"  # end at the last noise level, not at 0
     return {
         "diffusers DPM-Solver++(2M)": peer(
             "DPMSolver", 2, algorithm_type="dpmsolver++", solver_type="midpoint", final_sigmas_type=last
@@ -227,7 +228,7 @@ def _load() -> tuple[dict[str, Peer], list[str]]:
     for project, load in (("k-diffusion", k_diffusion), ("azula", azula), ("diffusers", diffusers)):
         try:
             found |= load()
-        except (ImportError, RuntimeError, AttributeError) as error:  # diffusers raises a RuntimeError
+        except (ImportError, RuntimeError, AttributeError) as error:  # diffusers raises RuntimeError
             lacking.append(f"{project}: {error}")
     return found, lacking
 
@@ -236,7 +237,7 @@ PEERS, _MISSING = _load()
 
 
 def missing() -> list[str]:
-    """List the projects that cannot be imported, each with the reason."""
+    """List the peers that cannot be imported, each with the reason."""
     return list(_MISSING)
 
 

@@ -3,12 +3,13 @@
     python experiments/reflow.py              # about five minutes on one CPU core
 
 The data are a checkerboard in the plane, and the path is the straight path. The script trains a flow, draws 40,000
-pairs from it, and trains it further on these pairs. For each flow and number of Euler steps, the table has the sliced
-W2 distance between 20,000 samples and as many new data points. It also has the fraction of the squared speed off the
-chord (0 for straight paths). The line above the table has the distance between two sets of data points, which is the
-floor for samples. The line below the table has the factor by which the last flow is nearer to the data than the first.
+pairs from it, and continues training on these pairs. For each flow and number of Euler steps, the table shows the
+sliced W2 distance between 20,000 samples and as many new data points. It also shows the fraction of the squared speed
+that is off the chord between the ends of a trajectory (0 for straight trajectories). The line above the table gives the
+distance between two sets of data points, which is a lower limit for samples. The line below the table gives the
+distance for the first flow divided by that for the last flow (*times nearer*).
 
-Expected: see docs/results.md. Goal: with 2 and with 4 steps, at least three times nearer to the data than before.
+The goal is a factor of at least 3 with 2 and with 4 steps. For the expected results, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
 
     data = load_data(args.data, args.seed)
     real, other = (sample_toy(args.data, args.n, 1_000 + i) for i in (0, 1))
-    print(f"two sets of {args.n} real points: {sliced_wasserstein(real, other):.4f}")
+    print(f"distance between two sets of {args.n:,} data points: {sliced_wasserstein(real, other):.4f}")
     heads = " | ".join(f"{n} step{'s' if n > 1 else ''}" for n in STEPS)
     print(f"| flow | {heads} | squared speed off the chord | seconds |\n|---|{'---|' * (len(STEPS) + 2)}", flush=True)
 

@@ -1,55 +1,58 @@
-"""Are rows that are marked ok accurate? Random paths, data, solvers and tolerances, each compared with a reference.
+"""Check on random paths, data, solvers and tolerances that rows marked ok are accurate, by comparison with references.
 
     python experiments/sweep.py --cases 1000 --seed 0     # about ten minutes on one CPU core
     python experiments/sweep.py --seed 0 --case 417       # all details of one case
 
-A case is a function of (seed, number). It has a path with its parameters (those of the table, shifted paths and four
-user-defined paths), a Gaussian or a mixture in 1 to 64 dimensions with spreads from 0.01 to 10, a solver with its
-options and its number of steps or tolerance, float32 or float64, and for deterministic solvers a direction. Data are in
-model units. Starting points are drawn from the exact p_t, so that the misfit of the prior plays no part. The allowed
-error of a row depends on the kind of solver.
+A case is determined by a seed and an index. It consists of a path with its parameters (a built-in path, a shifted path
+or one of four user-defined paths), a Gaussian or a mixture in 1 to 64 dimensions with standard deviations from 0.01 to
+10, a solver with its options and its number of steps or tolerance, a dtype (float32 or float64), and for deterministic
+solvers a direction. Data are in model units. Starting points are drawn from the exact p_t, so that a mismatch of the
+prior has no effect. The allowed error of a row depends on the kind of solver.
 
-*Adaptive solvers* (``ode``). The reference is the flow of a Gaussian in closed form along each axis,
+*Adaptive solvers* (``ode``). For a Gaussian, the reference is the flow in closed form along each axis,
 
     x(t) = m(t) + sqrt(V(t)/V(t0)) (x(t0) - m(t0)),
 
-or the flow of a mixture, solved by SciPy's DOP853 at rtol 1e-11 with separate formulas in NumPy. The allowed error is
-10 tolerances, each magnified as the flow magnifies errors. The flow carries every error to the end, and next to the
-border between two modes it magnifies errors by a factor of thousands, whatever the method. This factor is known. If u
-is the direction of the observed error, the adjoint d lambda/d phi = -J^T lambda with lambda(end) = u gives the
-contribution of an error at any time, so
+where m(t) and V(t) are the mean and the variance. For a mixture, it is the flow as solved by SciPy's DOP853 at rtol
+1e-11, with separate formulas in NumPy. The allowed error is 10 tolerances, magnified as the flow magnifies errors. The
+flow carries every error to the end, and next to the boundary between two modes it magnifies errors by a factor of
+thousands, whatever the method. This factor can be computed. If u is the direction of the observed error, the adjoint
+equation d lambda/d phi = -J^T lambda with lambda(end) = u gives the contribution of an error at any time, so that
 
     |error| <= 10 max_t |lambda(t)| sqrt(D) (atol + rtol max|y(t)|)                                         (1)
 
-in the frame in which the solver holds its local error to the tolerance. Here phi is the angle of (alpha, sigma).
-Without magnification, |lambda| is 1 and bound (1) is 10 tolerances. For engines with one norm for the whole batch, the
-bound is multiplied by the square root of the number of rows.
+in the frame in which the solver keeps its local error within the tolerance. Here D is the number of dimensions, J is
+the Jacobian of the flow's velocity, and phi is the angle of (alpha, sigma). Without magnification, |lambda| is 1, and
+the bound of equation 1 is 10 tolerances. For engines with one error norm for the whole batch, the bound is multiplied
+by the square root of the number of rows.
 
 *Fixed steps*. The allowed error is 10 times the error |x_N - x_2N| 2^p/(2^p - 1) that is predicted by halving the step
-size, where p is the order. With too few steps, neither N nor 2N steps are informative. If a row exceeds its allowed
-error, the number of steps is therefore doubled, up to 32 times the initial number. A row is *late* if its error is
-within the prediction after doublings, and a violation if it never is. A row next to a border may stay in the wrong mode
-with N and with 2N steps. It is allowed the median allowed error of all rows, magnified by the same lambda. The observed
-order is log2 of the ratio of the median errors with N and with 2N steps.
+size, where p is the order. With too few steps, the results with N and 2N steps say little about the error. If a row
+exceeds its allowed error, the number of steps is therefore doubled, up to 32 times the initial number. A case is *late*
+if its errors are within the allowed errors only after doublings, and a violation if they never are. A row next to a
+boundary may stay in the wrong mode with both N and 2N steps. Its allowed error is the median allowed error of all rows,
+magnified by lambda as above. The observed order is log2 of the ratio of the median errors with N and with 2N steps.
 
-*Stochastic solvers*, on Gaussians along the axes, where each step is affine in the state and the noise. A batch of
-impulses (one row for the starting point, and one for each draw) gives the exact mean and spread of the samples, free of
-sampling error. Mean and spread are subject to the same rule of halving, with an axis in place of a row. Correctors with
-a step of (snr sigma)^2 have a spread that is wrong by up to snr^2 for any number of steps. ``ald`` is a corrector
-alone. It lags behind the path, by an error that is not a power of the number of steps until that number is very large.
-It is therefore compared with its own recursion on a Gaussian, derived here from the published step. ``original`` goes
-on from t_sample to t = 0, and its allowed error includes the difference between the marginals at these times.
-``adaptive-sde``, ``torchsde`` and the corrector ``langevin`` are not affine. They are judged by 512 rows, with an
-allowed error of 5 standard errors plus 10 tolerances (``adaptive-sde``), the rule of halving (``torchsde``), or 0.05
-plus twice the error of the corrector ``annealed`` in place of ``langevin``, whose error need not fall.
+*Stochastic solvers*. The data are a Gaussian with a diagonal covariance, for which each step is affine in the state and
+the noise. A batch of impulses (one row for the starting point, and one for each draw) gives the exact mean and standard
+deviation of the samples, without sampling error. The rule of halving applies to them, with an axis in place of a row.
+Correctors with a step of (snr sigma)^2 have a standard deviation that is wrong by up to snr^2 for any number of steps.
+The ``ald`` solver is a corrector alone. It lags behind the path by an error that does not follow a power of the number
+of steps until that number is very large. It is therefore compared with its own recursion on a Gaussian, derived here
+from the published step. The ``original`` solver continues from t_sample to t = 0, and its allowed error includes the
+difference between the marginals at these times. The solvers ``adaptive-sde`` and ``torchsde`` and the ``langevin``
+corrector are not affine. They are judged by 512 rows. The allowed error is 5 standard errors plus 10 tolerances for
+``adaptive-sde``, or plus the error allowed by the rule of halving for ``torchsde``. For ``langevin``, whose error need
+not decrease with the number of steps, it is 5 standard errors plus 0.05 plus twice the error of the ``annealed``
+corrector.
 
-*Likelihoods*, with the exact divergence. The reference is the closed form for Gaussians. For mixtures, it is computed
+*Likelihoods*, with the exact divergence. For Gaussians, the reference is the closed form. For mixtures, it is computed
 from DOP853 and the densities at both ends. For adaptive solvers, the allowed error is 10 rtol nats per dimension, plus
-the effect of 10 tolerances of the path on log p, through the gradient of log p in y(t). For fixed steps, it is given by
-the rule of halving.
+the effect on log p of an error of 10 tolerances in the trajectory, computed from the gradient of log p with respect to
+y(t). For fixed steps, it is given by the rule of halving.
 
-Rounding adds 2e-6 max_t |lambda(t)| |y(t)| in float32, the effect of sixteen roundings at the worst time, carried to
-the end. In float64 it adds 1e-10 max_t |lambda(t)| |y(t)|, the accuracy of the reference.
+Rounding adds 2e-6 max_t |lambda(t)| |y(t)| in float32, which is the effect of sixteen roundings at the worst time,
+carried to the end. In float64, 1e-10 max_t |lambda(t)| |y(t)| is added for the accuracy of the reference.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-10}
 
 @dataclass(frozen=True)
 class OwnCosine(SDE):
-    """A path on a quarter of a circle: alpha = cos(pi t/2), sigma = sin(pi t/2)."""
+    """A path along a quarter circle: alpha = cos(pi t/2), sigma = sin(pi t/2)."""
 
     def alpha(self, t):
         return torch.cos(math.pi / 2 * t)
@@ -197,7 +200,7 @@ def path_of(rng) -> tuple[str, SDE]:
 
 @dataclass
 class Law:
-    """A mixture of Gaussians and its flow, in NumPy, on the circle (alpha = cos(phi), sigma = sin(phi)).
+    """A mixture of K Gaussians in D dimensions and its flow on the circle alpha = cos(phi), sigma = sin(phi), in NumPy.
 
     Args:
         means: Means of the components, ``(K, D)``.
@@ -225,7 +228,7 @@ class Law:
         return cls(means, stds**2, vectors, weights)
 
     def model(self, sde: SDE) -> GaussianMixture:
-        """Return the library's model of the same mixture, which shares only the parameters with this class."""
+        """Return the library's model of the same mixture. It shares only the parameters with this class."""
         means, weights = torch.from_numpy(self.means), torch.from_numpy(self.weights)
         if self.values.shape[1] == 1 and self.means.shape[1] > 1:
             return GaussianMixture(sde, means, torch.from_numpy(self.values[:, 0]).sqrt(), weights)
@@ -251,7 +254,7 @@ class Law:
         alpha, sigma = math.cos(phi), math.sin(phi)
         residual, variance, r, _ = self._parts(y, alpha, sigma)
         r = (r / r.sum(1, keepdims=True))[..., None]
-        # sum of (alpha sigma - sigma alpha l) residual/V - sigma mu over the components, where l are the eigenvalues
+        # The sum over components of (alpha sigma - sigma alpha l) residual/V - sigma mu, where l are the eigenvalues.
         moved = self._turn((1 - self.values) * residual / variance, back=True)
         return (r * (alpha * sigma * moved - sigma * self.means)).sum(1)
 
@@ -272,14 +275,14 @@ class Law:
         return alpha * (self.means[k] + z) + sigma * rng.normal(size=z.shape)
 
     def push(self, v: np.ndarray, alpha: float, sigma: float, back: float = 1.0) -> np.ndarray:
-        """Multiply ``v`` by V^(1/2) along each axis of a single Gaussian, or divide by it if ``back`` is -1."""
+        """Multiply ``v`` by the standard deviation of one Gaussian along each axis, or divide if ``back`` is -1."""
         turned = self._turn(v[:, None])
         return self._turn(turned * (alpha**2 * self.values + sigma**2) ** (back / 2), back=True)[:, 0]
 
 
 @dataclass
 class Flow:
-    """The flow of a law from one (alpha, sigma) to another for given starting points, and its effect on errors."""
+    """The flow of a mixture from one (alpha, sigma) to another, for given starting points, and its effect on errors."""
 
     law: Law
     x: np.ndarray
@@ -306,11 +309,11 @@ class Flow:
         return self.path.y[:, -1].reshape(self.x.shape) * math.hypot(*self.there)
 
     def adjoint(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return phi ``(n,)``, |lambda| ``(n, B)`` and y ``(n, B, D)`` along the path; lambda = u/|u| at the end."""
+        """Return phi ``(n,)``, |lambda| ``(n, B)`` and y ``(n, B, D)`` along the trajectory; lambda ends at u/|u|."""
         shape, knots = self.x.shape, self.path.t[::-1]
         smallest, reach = math.sqrt(self.law.values.min()), 1 + np.abs(self.law.means).max()
 
-        def pull(phi, y, lam):  # J is symmetric; differences are much shorter than any structure of p_t
+        def pull(phi, y, lam):  # J is symmetric; the finite differences are much shorter than any structure of p_t
             size = np.linalg.norm(lam, axis=1, keepdims=True).clip(1e-300)
             variance = (math.cos(phi) * smallest) ** 2 + math.sin(phi) ** 2
             h = 1e-3 * variance / reach
@@ -346,7 +349,7 @@ KINDS = (*SOLVERS, "pc-langevin", *LIKELIHOODS, *LIKELIHOODS, "ode", "ode", "ode
 
 @dataclass
 class Case:
-    """A case, in which everything is drawn from the seed and the number ``index``."""
+    """A random case, determined by ``seed`` and ``index``."""
 
     seed: int
     index: int
@@ -459,14 +462,14 @@ class Case:
         return self.affine() if self.stochastic else self.flow()
 
     def halved(self, solve, distance, truth, widen, size, most: int) -> Verdict:
-        """Apply the rule of halving.
+        """Judge a solver with fixed steps by the rule of halving (see the module docstring).
 
         Args:
-            solve: Returns the result and the solution for a number of steps.
-            distance: Returns the array of distances between two results.
+            solve: A function that returns the result and the solution for a number of steps.
+            distance: A function that returns the array of distances between two results.
             truth: The true result.
-            widen: Returns the allowed errors, including rounding, given a result, its errors and the errors that are
-                allowed so far.
+            widen: A function that returns the allowed errors, including rounding, for a result, its errors and the
+                allowed errors so far.
             size: The allowed error above which a row cannot be judged.
             most: The maximum number of steps.
         """
@@ -490,7 +493,7 @@ class Case:
         return float(np.log2(a / b)) if b > (1e-9 if self.dtype == F64 else 1e-3) and math.isfinite(a) else math.nan
 
     def flow(self) -> Verdict:
-        """Judge a deterministic solver row by row, on the circle."""
+        """Judge a deterministic solver by each row, in the units of the circle."""
         start = torch.from_numpy(self.law.start(self.rng, ROWS, *self.here)).to(self.dtype)
         flow = Flow(self.law, start.double().numpy(), self.here, self.there)
         size, dims = math.hypot(*self.there), start.shape[1]
@@ -512,7 +515,7 @@ class Case:
         y, out = solved(self.solver)
         tolerance = FACTOR * self.solver.rtol * math.sqrt(dims * (1 if self.solver.engine == "own" else ROWS))
 
-        def on_the_way(states, scale):  # bound (1) for |lambda| = 1
+        def on_the_way(states, scale):  # the bound of equation 1 for |lambda| = 1
             return tolerance * (1 / scale + np.abs(states).max(-1))
 
         error = distance(y, truth)
@@ -521,14 +524,14 @@ class Case:
         return Verdict(out.ok.numpy(), error, allowed, spread, out.failures(), 0, math.nan, [error])
 
     def frame(self, phi: float) -> float:
-        """Return the factor that turns the state on the circle at ``phi`` into the state of the solver."""
+        """Return the factor that converts the state on the circle at ``phi`` to the frame of the solver."""
         if self.solver.frame == "straight":
             return 1 / (math.cos(phi) + math.sin(phi))
         t = self.sde.t_of_log_snr(torch.tensor(2 * math.log(max(1 / math.tan(phi), 1e-300)), dtype=F64))
         return math.hypot(*self.at(float(t.clamp(self.sde.t_min, self.sde.t_max))))
 
     def widened(self, flow: Flow, off, error, allowed, on_the_way=None) -> np.ndarray:
-        """Return ``allowed``, with the magnified errors and rounding added for rows that exceed it."""
+        """Return ``allowed``, increased by magnification and rounding for the rows that exceed it."""
         bad = np.flatnonzero(error > allowed)
         if not len(bad):
             return allowed
@@ -542,7 +545,7 @@ class Case:
         return allowed
 
     def affine(self) -> Verdict:
-        """Judge the exact mean and spread of an affine solver's samples, computed with impulses."""
+        """Judge an affine solver by the exact mean and standard deviation of its samples, computed with impulses."""
         law, (alpha, sigma) = self.law, self.there
         mean, spread = alpha * law.means[0], np.sqrt(alpha**2 * law.values[0] + sigma**2)
         bias = getattr(self.solver, "snr", 0.0) ** 2 if getattr(self.solver, "corrector", "none") != "none" else 0.0
@@ -552,7 +555,7 @@ class Case:
             mean, spread = data
         lost = 1e-9 if self.dtype == F64 else 1e-6 * (np.abs(law.means).max() + 1) / np.minimum(spread, 1)
 
-        def distance(a, b):  # the larger error of mean and spread along each axis, in units of the spread
+        def distance(a, b):  # the larger of the errors of mean and standard deviation, relative to the latter
             off = np.maximum(np.abs(a[0] - b[0]), np.abs(a[1] - b[1])) / spread
             return np.where(np.isfinite(off), off, np.inf)
 
@@ -569,10 +572,10 @@ class Case:
         )  # fmt: skip
 
     def langevin(self):
-        """Return the mean and the spread that annealed Langevin dynamics has in theory.
+        """Return the theoretical mean and standard deviation of annealed Langevin dynamics.
 
-        The step at each node but the first is  x <- x + e score + sqrt(2 e) z  with e = 2 (A snr sigma)^2, where A is
-        the alpha of the previous node divided by that of the node.
+        The step at each node except the first is x <- x + e score + sqrt(2 e) z with e = 2 (A snr sigma)^2, where A is
+        the alpha of the previous node divided by that of the node, and z is the noise.
         """
         law, solver = self.law, self.solver
         times = make_grid(solver.grid, self.sde, solver.steps, self.t0, self.t1)
@@ -587,7 +590,7 @@ class Case:
         return mean, np.sqrt(variance)
 
     def moments(self, solver):
-        """Return the mean and the spread of the samples, ``(D,)`` each, and a solution with the first row's status."""
+        """Return the mean and the standard deviation of the samples, ``(D,)`` each, and a solution with the status."""
         mean = torch.from_numpy(self.here[0] * self.law.means)
         spread = torch.from_numpy(np.sqrt(self.here[0] ** 2 * self.law.values + self.here[1] ** 2))
         noise, times = Impulses.of(1), {"t0": self.t0, "t1": self.t1}
@@ -602,7 +605,7 @@ class Case:
         return found, replace(out, status=out.status[:1].expand(mean.shape[1]))
 
     def by_chance(self) -> Verdict:
-        """Judge the mean and the spread of 512 samples."""
+        """Judge a solver by the mean and the standard deviation of 512 samples."""
         rows, law, (alpha, sigma) = 512, self.law, self.there
         x = torch.from_numpy(law.start(self.rng, rows, *self.here)).to(self.dtype)
         truth = alpha * law.means[0], np.sqrt(alpha**2 * law.values[0] + sigma**2)
@@ -627,7 +630,7 @@ class Case:
         return Verdict(ok, error, allowed, 1.0, out.failures(), 0, math.nan, [now, truth])
 
     def likelihood(self) -> Verdict:
-        """Judge log p row by row, in nats per dimension."""
+        """Judge a likelihood by the log p of each row, in nats per dimension."""
         law, std = self.law, self.sde.prior_std
         x = torch.from_numpy(law.start(self.rng, ROWS // 2, *self.here)).to(self.dtype)
         flow = Flow(law, x.double().numpy(), self.here, self.there)
@@ -653,10 +656,10 @@ class Case:
         return Verdict(out.ok.numpy(), error, allowed, 1.0, out.failures(), 0, math.nan, [error])
 
     def log_widened(self, flow: Flow, error, allowed, rtol: float = 0.0) -> np.ndarray:
-        """Return ``allowed``, with the effect on log p of errors of the path and of rounding for rows that exceed it.
+        """Return ``allowed``, increased for the rows that exceed it by the effect of trajectory errors and rounding.
 
-        log p is log p_t(y(t)) + c(z) with c = log prior - log p_T. Its gradient at y(t) is therefore the score at y(t)
-        plus the gradient of c at z, carried back to t by the adjoint.
+        The result log p is log p_t(y(t)) + c(z) with c = log prior - log p_T, where z is the end of the trajectory. Its
+        gradient at y(t) is therefore the score at y(t) plus the gradient of c at z, carried back to t by the adjoint.
         """
         bad = np.flatnonzero(error > allowed)
         if not len(bad):
@@ -674,7 +677,7 @@ class Case:
         return allowed
 
     def local_errors(self) -> list[str]:
-        """Describe each step of ``ode`` for the row with the largest error, with the step's error in tolerances."""
+        """Describe each step of the ``ode`` solver for the row with the largest error, with its error in tolerances."""
         start = torch.from_numpy(Case(self.seed, self.index)._start()).to(self.dtype)
         flow = Flow(self.law, start.double().numpy(), self.here, self.there)
         out = self.solver(self.model, start, t0=self.t0, t1=self.t1)
@@ -699,7 +702,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Impulses(Noise):
-    """Noise that is 1 in row k + 2 of draw k, and 0 elsewhere. Draws are numbered as they are made."""
+    """Noise that is 1 in row k + 2 of draw k and 0 elsewhere. Draws are numbered in the order of the calls."""
 
     order: dict = field(default_factory=dict)
 
@@ -717,11 +720,11 @@ class Verdict:
     Attributes:
         ok: Whether the solver marked each row as ok.
         error, allowed: The error and the allowed error of each row, at the last number of steps.
-        size: The size of the data, in the unit of the errors.
+        size: The size of the data, in the units of the errors.
         failures: The solver's messages about failed rows.
-        doublings: Number of times that the steps were doubled before the rows were within their allowed errors.
-        seen: The observed order at the first doubling, or NaN if rounding hides it.
-        story: Further details to print.
+        doublings: How often the number of steps was doubled before all errors were within the allowed errors.
+        seen: The observed order at the first doubling, or NaN if it is hidden by rounding.
+        story: Additional details to print.
     """
 
     ok: np.ndarray
@@ -746,7 +749,7 @@ class Verdict:
 
 
 def attempt(seed: int, index: int) -> tuple[Case | None, Verdict | None, str]:
-    """Run a case, and return the case, its verdict and a text about any error that was raised."""
+    """Run a case, and return the case, its verdict, and a description of any error that was raised."""
     case = None
     try:
         case = Case(seed, index)
@@ -754,7 +757,7 @@ def attempt(seed: int, index: int) -> tuple[Case | None, Verdict | None, str]:
             warnings.simplefilter("ignore")
             return case, case.run(), ""
     except UsageError as error:
-        return case, None, f"refused: {error}"
+        return case, None, f"rejected: {error}"
     except NumericalError as error:
         return case, None, f"gave up: {error}"
     except Exception:
@@ -767,7 +770,7 @@ def one(seed: int, index: int) -> None:
     case, verdict, raised = attempt(seed, index)
     print(case, raised, sep="\n")
     if verdict is not None:
-        print(f"worst {verdict.worst:.3g} x allowed, {verdict.doublings} doublings, order seen {verdict.seen:.2f}")
+        print(f"worst {verdict.worst:.3g} x allowed, {verdict.doublings} doublings, observed order {verdict.seen:.2f}")
         print("error  ", verdict.error, "\nallowed", verdict.allowed, "\nok     ", verdict.ok)
         print(*verdict.failures, *verdict.story, sep="\n")
         if case.name == "ode" and case.solver.engine == "own":
@@ -780,7 +783,7 @@ def report(found: list, raised: list) -> None:
     for case, verdict in found:
         groups[case.name].append((case, verdict))
         groups[f"path {case.path}"].append((case, verdict))
-    print("\n| | cases | rows ok | failed | blunt | late cases | order seen | worst, float64 | worst, float32 |")
+    print("\n| | cases | rows ok | failed | not judged | late | observed order | worst, float64 | worst, float32 |")
     print("|---|---|---|---|---|---|---|---|---|")
     for key in sorted(groups, key=lambda k: (k.startswith("path"), k)):
         verdicts = [v for _, v in groups[key]]
@@ -796,7 +799,7 @@ def report(found: list, raised: list) -> None:
     for case, verdict in found:
         for line in verdict.failures:
             print(f"  case {case.index}, {case.name} on {case.path}, {str(case.dtype)[6:]}: {line}")
-    print("\nCases that were refused, gave up or raised an exception:")
+    print("\nCases that were rejected, gave up or raised an exception:")
     for index, case, why in raised:
         print(f"  case {index}: {case.name if case else '?'} {why if why.startswith('EXC') else why[:160]}")
 
@@ -805,8 +808,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--case", type=int, help="run only this case, and print all its details")
+    parser.add_argument("--first", type=int, default=0, help="index of the first case")
+    parser.add_argument("--case", type=int, help="run only the case with this index, and print all its details")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.case is not None:
@@ -816,7 +819,7 @@ def main() -> None:
         at = time.perf_counter()
         try:
             case, verdict, why = attempt(args.seed, index)
-        except KeyboardInterrupt:  # then report the cases that are done
+        except KeyboardInterrupt:  # report the cases that are done
             break
         took.append((time.perf_counter() - at, index))
         if verdict is None:
@@ -828,7 +831,7 @@ def main() -> None:
     report(found, raised)
     wrong = [c.index for c, v in found if v.worst > 1]
     slow = ", ".join(f"{index} ({seconds:.0f} s)" for seconds, index in sorted(took)[-5:])
-    print(f"\n{len(took)} cases of seed {args.seed} in {time.perf_counter() - began:.0f} s, the slowest {slow}")
+    print(f"\n{len(took)} cases of seed {args.seed} in {time.perf_counter() - began:.0f} s; the slowest were {slow}")
     print(f"{len(wrong)} violations: {wrong}; {sum(w.startswith('EXC') for *_, w in raised)} exceptions")
     print(f"late: {[c.index for c, v in found if v.doublings and v.worst <= 1]}")
 

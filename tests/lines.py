@@ -17,7 +17,7 @@ from scoresde.cli import cli
 from scoresde.cli.command import Command
 from scoresde.cli.list import KINDS
 from scoresde.core.registry import fields_of, is_flag, resolve
-from scoresde.core.tables import GRIDS, METRICS, PARAMETRIZATIONS, SDES, SOLVERS, TIME_SAMPLERS, WEIGHTINGS
+from scoresde.core.tables import ANSWERS, GRIDS, METRICS, PARAMETRIZATIONS, SDES, SOLVERS, TIME_SAMPLERS, WEIGHTINGS
 
 __all__ = ["commands", "random_line", "shortened", "words_of"]
 
@@ -66,12 +66,13 @@ PLAUSIBLE: dict[str, tuple[str, ...]] = {
     "solver": tuple(SOLVERS), "solvers": ("euler", "ddim,heun", "em", "multistep"), "sde": tuple(SDES),
     "sdes": ("vp,ve", "flow", *SDES), "predict": ("auto", *PARAMETRIZATIONS), "weighting": ("auto", *WEIGHTINGS),
     "t_sampler": ("auto", *TIME_SAMPLERS), "preset": ("auto", "mlp", "tiny", "small"), "grid": ("auto", *GRIDS),
-    "metrics": (*METRICS, "copies", "kernel,mmd"), "features": ("pixels",), "copies_by": ("pixels",),
+    "metrics": (*METRICS, *ANSWERS, "copies", "kernel,mmd"), "features": ("pixels",), "copies_by": ("pixels",),
     "save": ("png", "npz", "csv", "gif", "path", "png,npz"), "units": ("auto", "data", "model", "0,1", "-1,1"),
     "label": ("cat", "dog", "0", "1"), "times": ("0.1,0.5", "0.9"), "nfe": ("2", "2,3"), "kind": (*KINDS, "data"),
     "augment": ("none", "flip", "all", "shift,scale"), "samples": ("points.npy", "labelled.npz", "photos"),
     "reference": ("reference.npz", "labelled.npz"), "save_reference": ("kept.npz",), "device": ("auto", "cpu"),
     "threads": ("1",), "file": ("photos/cat/0.png",), "rtol": ("0.1", "0.01"), "guidance": ("0", "1.5", "3"),
+    "given": ("test", "train"), "operator": ("half", "pool:2"),
     "dtype": ("float32", "float64"), "lr": ("0.001", "1"), "size": ("8", "12"), "seed": ("0", "7"),
 }  # fmt: skip
 

@@ -298,9 +298,7 @@ def test_own_network_and_prediction(shell: Shell, moons: str) -> None:
     shell.refuses("train --data moons --network parts:Wide --set network.blocks=2", 2, "no option 'blocks'")
     shell.refuses("train --data moons --network parts:Half", 2, "not a Module")
     for own in ("", "--network parts:Wide"):
-        shell.refuses(
-            f"train --data moons {own} --set network.dims=3", 2, "the option dims of the network follows from"
-        )
+        shell.refuses(f"train --data moons {own} --set network.dims=3", 2, "the network option 'dims' is determined by")
     assert "network      parts:Wide {'width': 6}" in shell("info r")
 
 

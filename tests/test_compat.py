@@ -153,7 +153,7 @@ def test_it_is_named_on_the_command_line_and_trains():
 
 
 def test_what_has_no_table_is_refused():
-    with pytest.raises(UsageError, match="but not for FlowMatching; use OriginalEps, or the SDE ddpm"):
+    with pytest.raises(UsageError, match="not FlowMatching; use OriginalEps, or the 'ddpm' SDE"):
         ScoreModel(Spy(), FlowMatching(), OriginalLevelEps())
     with pytest.raises(UsageError, match=r"unknown reduction 'sum'; .*half-sum, mean"):
         original_loss(ring(VPSDE()), normals(2, 2), torch.tensor([0.1, 0.2]), normals(2, 2), reduce="sum")

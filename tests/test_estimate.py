@@ -220,7 +220,7 @@ def test_a_path_down_to_no_noise_is_finite_whatever_is_predicted(sde, predict):
     for how in (Likelihood(steps=4), Likelihood(steps=4, divergence="difference")):
         assert bool(how(model, x, check=False).log_prob.isfinite().all())
     if low == 0:
-        with pytest.raises(UsageError, match=r"at t = 0 .* has no noise; use a larger t_min"):
+        with pytest.raises(UsageError, match=r"has no noise at t = 0; use a larger t_min"):
             elbo(model, x)
     assert bool(elbo(model, x, t_min=max(low, 1e-5)).log_prob.isfinite().all())
 

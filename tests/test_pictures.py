@@ -169,6 +169,6 @@ def test_what_is_not_finite_is_not_drawn(trained: Path, tmp_path: Path):
     run = load(trained / "moons")
     x = torch.zeros(3, 4, 2)
     x[1, 2, 0] = torch.nan
-    with pytest.raises(NumericalError, match="1 of the samples"):
+    with pytest.raises(NumericalError, match="contains 1 sample with values that are not finite"):
         write_reverse(run, Undone(torch.tensor([1.0, 0.5, 0.1]), x, x, 1.0), tmp_path / "r.png", 3)
     assert list(tmp_path.iterdir()) == []

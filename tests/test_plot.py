@@ -503,3 +503,47 @@ def test_histograms_that_cannot_be_drawn():
         plot.likelihood_histogram({str(i): [1.0] for i in range(8)}, "nats")
     with pytest.raises(UsageError, match="non-finite values"):
         plot.likelihood_histogram({"a": [1.0, math.nan]}, "nats")
+
+
+# --- calibration --------------------------------------------------------------------------------------------
+
+
+def test_ranks_and_coverage_are_drawn_as_they_are():
+    counts, errors, levels = [0.5, 1.0, 1.5, 1.0], [0.1, math.nan, 0.2, 0.1], [0.2, 0.5, 0.9]
+    figure = plot.calibration({"a": (counts, errors)}, {"a": ([0.1, 0.4, 0.95], [0.01, 0.02, math.nan])}, levels)
+    left, right = figure.axes
+    assert [bar.get_height() for bar in left.containers[0]] == counts
+    bars = [segment for c in left.collections for segment in c.get_segments()]
+    ends = {(round(float(s[0, 0]), 6), round(float(s[0, 1]), 6), round(float(s[1, 1]), 6)) for s in bars}
+    assert ends == {(0.125, 0.3, 0.7), (0.625, 1.1, 1.9), (0.875, 0.8, 1.2)}  # two standard errors, where known
+    diagonal, curve = right.lines[:2]
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert list(curve.get_xdata()) == levels and list(curve.get_ydata()) == [0.1, 0.4, 0.95]
+    assert left.get_ylim()[1] > 1.9 and left.get_legend() is None
+    figure.canvas.draw()
+
+
+@pytest.mark.filterwarnings("error")
+def test_several_columns_share_a_legend_and_their_bars_stand_apart():
+    ranks = {name: ([1.0, 1.0], [0.1, 0.1]) for name in ("_age", "$dose$", "c")}
+    figure = plot.calibration(ranks, {name: ([0.5], [0.1]) for name in ranks}, [0.5])
+    figure.canvas.draw()
+    left = figure.axes[0]
+    assert len(left.get_legend().get_texts()) == 3
+    places = [round(float(segment[0, 0]), 6) for c in left.collections for segment in c.get_segments()]
+    assert len(set(places)) == 6 and all(0 < place < 1 for place in places)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "coverage", "message"),
+    [
+        ({}, {}, "1 to 7 sets"),
+        ({"a": ([1.0], [0.0])}, {"b": ([0.5], [0.1])}, r"ranks of \['a'\] and coverage of \['b'\]"),
+        ({"a": ([1.0, 1.0], [0.0])}, {"a": ([0.5], [0.1])}, "one standard error for each value"),
+        ({"a": ([1.0], [0.0])}, {"a": ([0.5, 0.6], [0.1, 0.1])}, "has 2 values for 1 levels"),
+        ({"a": ([math.nan], [0.0])}, {"a": ([0.5], [0.1])}, "non-finite values"),
+    ],
+)
+def test_calibration_that_cannot_be_drawn(ranks, coverage, message):
+    with pytest.raises(UsageError, match=message):
+        plot.calibration(ranks, coverage, [0.5])

@@ -166,7 +166,7 @@ def test_a_codec_that_could_not_be_read_again_is_refused_before_there_is_a_folde
 def test_data_that_were_an_array_are_asked_for_again(tmp_path: Path) -> None:
     data = Dataset.of(np.random.default_rng(0).normal(size=(30, 2)), name="mine")
     run = fit(TrainConfig(steps=1, batch=8, network_options=SMALL), data=data, save=False, quiet=True)
-    with pytest.raises(DataError, match=r"trained on an array, which .*pass the array again"):
+    with pytest.raises(DataError, match=r"trained on an array, which .*save the array as an .npy file"):
         run.data()
 
 

@@ -79,7 +79,7 @@ def test_learned_ends_are_trained_averaged_saved_and_loaded(tmp_path):
 def test_the_ends_are_learned_by_the_bound_or_not_at_all():
     data = load_data("moons")
     assert prepared(TINY, data)[0].weighting == "likelihood"
-    with pytest.raises(UsageError, match="only the weighting likelihood"):
+    with pytest.raises(UsageError, match="only the 'likelihood' weighting"):
         prepared(TrainConfig(data="moons", sde="vdm", sde_options={"learn": True}, weighting="eps"), data)
     plain = prepared(TrainConfig(data="moons", sde="vdm"), data)
     assert plain[0].weighting == "native" and not plain[1].sde.parameters()

@@ -318,7 +318,7 @@ class Command(click.Command):
     def _format_fields(
         self, ctx: click.Context, formatter: click.HelpFormatter, fields: Fields, name: str | None
     ) -> None:
-        """Write one row for each field of the named object, and then one row with all fields of each other object."""
+        """Write one row for each field of the named object, and one row for each other object, listing its fields."""
         factory = fields.factory(name)
         taken = self._known(ctx)
         if factory is not None:

@@ -14,7 +14,7 @@ import click
 from ..core.errors import DataError, NumericalError, UsageError
 from ..core.limits import COUNT, SEVERAL, WHOLE
 from ..core.registry import options_of
-from ..core.tables import METRICS
+from ..core.tables import ANSWERS, METRICS
 from .command import Whole, option, verb
 from .common import Session, SolverChoice, counted, in_list, out_option, reading_options, session, solver_options
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import Dataset, Reading
-    from ..solvers import Solver
+    from ..solvers import Solution, Solver
+    from ..study.answers import Judgement
     from ..study.features import Extractor
 
 __all__ = ["evaluate"]
@@ -34,7 +35,8 @@ ALL = ",".join((*METRICS, "copies"))
     short_help="Compare samples with data.",
     epilog="Examples:\n  scoresde evaluate runs/digits-vp\n"
     "  scoresde evaluate runs/photos --features inception --against train --n 50000 --limit 0\n"
-    "  scoresde evaluate --samples theirs.npz --data photos/ --metrics frechet,copies",
+    "  scoresde evaluate --samples theirs.npz --data photos/ --metrics frechet,copies\n"
+    "  scoresde evaluate runs/photos-pool --given test --each 8",
 )
 @option("--samples", under="Data", first=True, type=click.Path(path_type=Path),
         help="Use samples from a file (npz, npy, csv) or a folder, instead of drawing them.")  # fmt: skip
@@ -43,33 +45,53 @@ ALL = ",".join((*METRICS, "copies"))
              "and the highest value in the data.")  # fmt: skip
 @option("--data", under="Data", first=True, help="Data to compare with.  [default: the run's own data]")
 @reading_options()
-@option("--against", under="Data", type=click.Choice(["test", "train"]), default="test",
-        help="Split of the data to compare with.")  # fmt: skip
+@option("--against", under="Data", type=click.Choice(["test", "train"]),
+        help="Split of the data to compare with.  [default: that of --given, or test]")  # fmt: skip
 @option("--limit", under="Data", type=Whole(WHOLE), default=10_000,
         help="Maximum number of data rows to compare with (0: all).")  # fmt: skip
 @option("--features", under="Metrics", first=True, default="auto",
         help="Features to compare: auto, pixels, classifier[:FOLDER], inception[:FILE], module:function, or an .npz "
              "file of features.")  # fmt: skip
-@option("--metrics", under="Metrics", first=True, default=ALL,
-        help="Metrics to compute: any of the default ones, or module:function.")  # fmt: skip
+@option("--metrics", under="Metrics", first=True,
+        help=f"Metrics to compute: any of {ALL}, or module:function; with --given, also any of {','.join(ANSWERS)}.  "
+             "[default: all; with --given, those of the answers]")  # fmt: skip
 @option("--copies-by", under="Metrics", default="pixels", help="Features for the check for copies.")
+@option(
+    "--given",
+    under="Conditioning",
+    first=True,
+    metavar="SPLIT",
+    help="Ask a conditional run about rows of this split, test or train, and compare its answers with the rows.",
+)
+@option(
+    "--each",
+    under="Conditioning",
+    type=Whole(COUNT),
+    help="Number of answers to each question; there are n/each questions.  [default: 8]",
+)
+@option("--operator", under="Conditioning", metavar="NAME",
+        help="Operator by which the rows are measured.  [default: that of the run]")  # fmt: skip
 @option("--n", under="Samples", first=True, type=Whole(SEVERAL), default=500, help="Number of samples to draw.")
 @option("--batch", under="Samples", type=Whole(COUNT), default=256, help="Maximum number of samples per batch.")
-@solver_options("multistep", "steps", "rtol", first=("solver", "steps"), unless={"multistep": {"steps": 30}})
+@solver_options("multistep", "steps", "rtol", first=("solver",), unless={"multistep": {"steps": 30}})
 @option("--reference", under="Files", type=click.Path(path_type=Path), help="Compare with the statistics in this file.")
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
         help="Save the statistics of the data to this file.")  # fmt: skip
 @out_option("RUN/evaluation")
 @session(run=True, first=())
 def evaluate(
-    samples: Path | None, units: str, data: str | None, reading: Reading, against: str, limit: int, features: str,
-    metrics: str, copies_by: str, n: int, batch: int, solver: SolverChoice, reference: Path | None,
-    save_reference: Path | None, out: Path | None, session: Session,
+    samples: Path | None, units: str, data: str | None, reading: Reading, against: str | None, limit: int,
+    features: str, metrics: str | None, copies_by: str, given: str | None, each: int | None, operator: str | None,
+    n: int, batch: int, solver: SolverChoice, reference: Path | None, save_reference: Path | None, out: Path | None,
+    session: Session,
 ) -> None:  # fmt: skip
     """Measure the quality of samples from a trained RUN (default: the newest).
 
     The command prints each metric with its standard error, next to the value for real data. It also reports whether
     samples are copies of training data.
+
+    With --given, a conditional run is told what it was trained to be told about rows of the data, and several answers
+    to each are compared with the row itself.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
@@ -77,19 +99,38 @@ def evaluate(
     read_units(units)
     if units != "auto" and samples is None and data is None:
         raise UsageError(f"--units {units} requires --samples or --data; the units of a run's own samples are known")
-    names = in_list(metrics)
+    asks = None if given is None else _Asks(given, 8 if each is None else each, operator, limit)
+    usual = ",".join(ANSWERS) if asks is not None else ALL
+    names = in_list(usual if metrics is None else metrics)
     if not names:
-        raise UsageError(f"--metrics is empty; choose from: {ALL}")
+        raise UsageError(f"--metrics is empty; choose from: {usual}")
+    if asks is None:
+        for flag, value in (("--each", each), ("--operator", operator)):
+            if value is not None:
+                raise UsageError(f"{flag} {value} is only for the answers of a conditional run; use --given test too")
+    else:
+        asks.check(names, n, samples, features)
+    of_answers = [name for name in names if name in ANSWERS]
+    if asks is None and of_answers:
+        raise UsageError(
+            f"the metric {of_answers[0]!r} compares the answers of a conditional run with the truth; use --given test "
+            "too, or leave out the metric",
+            parameter="given",
+            value="test",
+        )
+    names = [name for name in names if name not in ANSWERS]
     began = time.monotonic()
     chosen = session.on
     facts: dict[str, Any]
     from ..core.files import new_folder
+    from ..study.answers import answers_table, described_answers, write_calibration
     from ..study.evaluate import described, evaluate_features, evaluation_table, metrics_by_name, write_evaluation
     from ..study.evaluate import evaluate as measure
     from ..study.features import Reference, extractor_by_name
 
     wanted, copies = metrics_by_name([name for name in names if name != "copies"]), "copies" in names
     known = None if reference is None else Reference.load(reference)  # before drawing samples, which takes a long time
+    found, judged, pictures, facts = None, None, None, {}
     with ExitStack() as stack:  # an error or a signal deletes the folder if it is empty
         if Path(features).suffix == ".npz":
             if session.run or samples or data or reference or save_reference:
@@ -98,7 +139,7 @@ def evaluate(
                     "--reference and --save-reference"
                 )
             folder = stack.enter_context(new_folder(out or Path("evaluation")))
-            found, facts, pictures = evaluate_features(Path(features), wanted, copies=copies), {"file": features}, None
+            found, facts = evaluate_features(Path(features), wanted, copies=copies), {"file": features}
         else:
             source = _source(session, samples, units, data, reading)
 
@@ -108,34 +149,115 @@ def evaluate(
                 )
 
             folder = stack.enter_context(new_folder(out or source.home / "evaluation"))
-            by = extractor(features)
-            if known is not None:
+            by = extractor(features) if names else None
+            if known is not None and by is not None:
                 known.check(by)
             x, facts = source.samples, {"samples": str(samples), "units": units}
-            if x is None:
-                x, facts = _draw(session, n, built, solver, batch)
-                known_as = session.loaded.config.data if session.loaded.config is not None else None
-                if data not in (None, known_as):
+            if asks is not None:
+                x, facts, judged = asks.answered(
+                    session, source.data, n, built, solver, batch, of_answers if metrics is not None else None
+                )
+            elif x is None:
+                x, facts = _draw(session, source.data, n, built, solver, batch)
+            if by is not None:
+                known_as = None
+                if samples is None and session.loaded.config is not None:
+                    known_as = session.loaded.config.data
+                if samples is None and data not in (None, known_as):
                     x = in_data_units(x, source.data, units, f"the samples of {session.folder}")
-            session.say(f"comparing {len(x):,} samples with {source.data.info.name}")
-            found = measure(
-                x, source.data, by, wanted, against=against, reference=known,
-                copies=(by if copies_by == features else extractor(copies_by)) if copies else None,
-                limit=limit, seed=session.seed, check=False,
-                on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
-            )  # fmt: skip
-            pictures = (source.data.info, x, source.data.train)
-            facts |= {"data": source.data.info.source, "against": found.reference.split, "limit": limit}
-            facts["seed"] = session.seed
-        if save_reference is not None:
+                session.say(f"comparing {len(x):,} samples with {source.data.info.name}")
+                found = measure(
+                    x, source.data, by, wanted, against=against or given or "test", reference=known,
+                    copies=(by if copies_by == features else extractor(copies_by)) if copies else None,
+                    limit=limit, seed=session.seed, check=False,
+                    on_metric=lambda row: session.say(f"{row.metric:10} {row.samples}"),
+                )  # fmt: skip
+                pictures = (source.data.info, x, source.data.train)
+                facts |= {"against": found.reference.split}
+            facts |= {"data": source.data.info.source, "limit": limit, "seed": session.seed}
+        if save_reference is not None and found is not None:
             found.reference.save(save_reference)
         facts["seconds"] = round(time.monotonic() - began, 1)
-        files = write_evaluation(folder, found, facts, pictures)
-    labels = f"\nlabels: {facts['labels']}" if facts.get("labels") else ""
+        told = {} if judged is None else {"answers": described_answers(judged)}
+        files = [] if found is None else write_evaluation(folder, found, {**facts, **told}, pictures)
+        told |= {} if found is None else described(found)
+        if judged is not None:
+            files = [*write_calibration(folder, judged, {**facts, **told}), *files[:-1]]
+    labels = "".join(f"\n{key}: {facts[key]}" for key in ("labels", "conditions") if facts.get(key))
+    tables = [] if judged is None else [answers_table(judged)]
+    tables += [] if found is None else [f"{evaluation_table(found)}{labels}"]
     session.print(
-        {**facts, **described(found), "files": [str(f) for f in files]},
-        f"{evaluation_table(found)}{labels}\n\n{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}",
+        {**facts, **told, "files": [str(f) for f in files]},
+        "\n\n".join([*tables, f"{files[0]}  {facts['seconds']:.1f} s  seed {session.seed}"]),
     )
+
+
+@dataclass(frozen=True)
+class _Asks:
+    """The questions of --given.
+
+    Args:
+        split: The split of the rows that are asked about.
+        each: Number of answers to each question.
+        operator: The operator by which the rows are measured, or ``None`` for that of the run.
+        limit: Maximum number of questions, or 0.
+    """
+
+    split: str
+    each: int
+    operator: str | None
+    limit: int
+
+    def check(self, names: list[str], n: int, samples: Path | None, features: str) -> None:
+        """Reject options that do not go together, before anything is loaded."""
+        from ..study.answers import check_metrics
+
+        if self.split not in ("test", "train"):
+            raise UsageError(
+                f"--given must be test or train, got {self.split!r}; to ask about the rows of a file, use --data FILE "
+                "--given test"
+            )
+        for flag, value in (("--samples", samples), ("--features", features if features.endswith(".npz") else None)):
+            if value is not None:
+                raise UsageError(f"{flag} {value} provides the samples, but --given draws them; use one of the two")
+        check_metrics([name for name in names if name in ANSWERS], self.each)
+        if n < self.each:
+            raise UsageError(f"--n {n} samples are not enough for --each {self.each}; use --n {100 * self.each}")
+
+    def answered(
+        self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
+        metrics: list[str] | None,
+    ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
+        """Draw the answers and judge them; ``metrics`` is ``None`` for all metrics of answers that can be computed.
+
+        Returns:
+            The answers ``(N, *event)`` in data units, a record of how they were drawn, and the judgement, or ``None``
+            if no metric of answers was asked for.
+        """
+        from ..core.progress import Progress
+        from ..study.answers import ask, judge, questions, training_rows
+
+        run, seed = session.loaded, session.seed
+        most = n // self.each
+        rows = questions(data, self.split, min(most, self.limit or most), seed)
+        count = len(rows) * self.each
+        session.say(
+            f"asking {session.whence} about {len(rows):,} rows of {data.info.name} ({self.split}), {self.each} "
+            f"answer{'s' * (self.each > 1)} each, with the {solver.name} solver"
+        )
+        with Progress(count, "answer", quiet=session.quiet) as progress:
+            found = ask(
+                run, data, rows, split=self.split, each=self.each, solver=built, operator=self.operator, seed=seed,
+                batch=batch, watch=counted(progress, batch),
+            )  # fmt: skip
+        judged = None
+        if metrics is None or metrics:
+            judged = judge(found, metrics, training=training_rows(data), seed=seed)
+        assert found.solution is not None
+        shown = None if found.seen is None else str(found.seen.operator or self.operator or run.operator)
+        facts = _facts(session, built, solver, found.solution)
+        facts |= {"given": self.split, "each": self.each, "operator": shown, "questions_failed": found.failed}
+        return found.x.flatten(0, 1), facts, judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +309,22 @@ def _source(session: Session, samples: Path | None, units: str, data: str | None
     return _Source(dataset, folder, folder / "classifier" if data is None else None, given)
 
 
-def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: int) -> tuple[Tensor, dict[str, Any]]:
-    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn."""
+def _draw(
+    session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn.
+
+    A run that is told more than the class is told the conditions of held-out rows, so that its samples are distributed
+    like the data.
+    """
+    import torch
+
     from ..core.progress import Progress
-    from ..study.evaluate import resolved_options
 
     run = session.loaded
-    labels = run.example_labels(n)
-    asked = run.given(labels)
+    rich = run.config is not None and run.config.sources.rich
+    labels = None if rich else run.example_labels(n)
+    asked = run.given_rows(data, torch.arange(n) % len(data.test), seed=session.seed) if rich else run.given(labels)
     session.say(f"drawing {n} samples from {session.whence} with the {solver.name} solver")
     with Progress(n, "sample", quiet=session.quiet) as progress:
         drawn = asked.sample(n, built, seed=session.seed, batch=batch, watch=counted(progress, batch))
@@ -202,14 +332,25 @@ def _draw(session: Session, n: int, built: Solver, solver: SolverChoice, batch: 
     if int(ok.sum()) < 2:
         raise NumericalError("; ".join(drawn.solution.failures()))
     if not bool(ok.all()):
-        reason = drawn.solution.failures()[0]
-        warnings.warn(f"{int((~ok).sum())} of {n} samples failed and were left out: {reason}", stacklevel=1)
-    nfe, by_class = drawn.solution.nfe, run.config is not None and run.config.cond == "class"
+        warnings.warn(f"{'; '.join(drawn.solution.failures())}; failed samples are left out", stacklevel=1)
+    by_class = run.config is not None and run.config.cond == "class"
     unlabelled = "none, so the samples are those of the model without labels" if by_class else None
     return drawn.x[ok], {
-        "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
-        "resolved": resolved_options(built, asked.model), "denoise": True,
-        "nfe_mean": round(float(nfe.double().mean()), 2), "nfe_max": int(nfe.max()), "failed": int((~ok).sum()),
+        **_facts(session, built, solver, drawn.solution),
         "labels": unlabelled if labels is None else "in the proportions of the training data",
-        "dtype": session.dtype, "device": str(run.device), "weights": run.request({})["weights"],
+        **({"conditions": "those of held-out rows"} if rich else {}),
+    }
+
+
+def _facts(session: Session, built: Solver, solver: SolverChoice, solution: Solution) -> dict[str, Any]:
+    """Return a record of how samples were drawn."""
+    from ..study.evaluate import resolved_options
+
+    run, nfe = session.loaded, solution.nfe
+    return {
+        "run": str(run.folder), "step": run.step, "solver": solver.name, "options": options_of(built),
+        "resolved": resolved_options(built, run.base), "denoise": True,
+        "nfe_mean": round(float(nfe.double().mean()), 2), "nfe_max": int(nfe.max()),
+        "failed": int((~solution.ok).sum()), "dtype": session.dtype, "device": str(run.device),
+        "weights": run.request({})["weights"],
     }  # fmt: skip

@@ -22,7 +22,7 @@ from .common import Session, session
 __all__ = ["list_names"]
 
 # Tables that have different names on the command line.
-_CALLED = {"PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
+_CALLED = {"ANSWERS": "metrics-of-answers", "PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
 OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # kinds whose entries have options
 _short = reprlib.Repr()  # shortens long values, such as a table of a thousand betas

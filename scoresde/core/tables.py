@@ -8,7 +8,7 @@ one line here. A class that is not in a table is given as ``mymodule:MySDE`` (se
 from __future__ import annotations
 
 __all__ = [
-    "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS",
+    "ANSWERS", "CODECS", "GRIDS", "METRICS", "NETWORKS", "OPERATORS", "PARAMETRIZATIONS", "PRESETS", "SDES", "SOLVERS",
     "TIME_SAMPLERS", "WEIGHTINGS",
 ]  # fmt: skip
 
@@ -130,6 +130,15 @@ METRICS = {
     "mmd": "scoresde.metrics:mmd",
     "sliced": "scoresde.metrics:sliced",
     "prdc": "scoresde.metrics:neighbourhoods",
+}
+
+# Metrics that compare the answers of a conditional model with the truth.
+ANSWERS = {
+    "psnr": "scoresde.metrics.answers:psnr",
+    "ssim": "scoresde.metrics.answers:ssim",
+    "seen": "scoresde.metrics.answers:seen",
+    "ranks": "scoresde.metrics.answers:ranks",
+    "spread": "scoresde.metrics.answers:spread",
 }
 
 # Presets for the two networks. `auto` chooses a preset for the data: `mlp` for vectors, `tiny` for events of up to 12

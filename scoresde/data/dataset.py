@@ -48,7 +48,7 @@ ARRAY = "(array)"  # the source of data that do not come from a file
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The description of a data set, saved as ``data.json``, which is all that sampling and likelihood evaluation need.
+    """The description of a data set, saved with a run as ``data.json``, so that sampling does not need the data.
 
     Attributes:
         name: Short name used in titles and file names.

@@ -231,11 +231,11 @@ class CondInfo:
             UsageError: If the condition does not have the shapes of the training data.
         """
         vector, image = known.vector, known.image
-        if vector is not None:
+        if vector is not None and self.vector:
             if vector.ndim != 2 or vector.shape[1] != len(self.vector):
                 raise UsageError(
                     f"the condition has numbers of shape {tuple(vector.shape)}, but the model was trained on "
-                    f"{len(self.vector)} numbers for each sample: {', '.join(self.vector[:10]) or '(none)'}; pass an "
+                    f"{len(self.vector)} numbers for each sample: {', '.join(self.vector[:10])}; pass an "
                     f"array of shape (n, {len(self.vector)})"
                 )
             shift, scale = (vector.new_tensor(v, dtype=torch.float64) for v in (self.shift, self.scale))

@@ -105,7 +105,7 @@ class Elbo:
 
 
 def whose(model: Denoiser, process: str = "reverse SDE") -> str:
-    """Describe in words to what a bound of ``model`` applies: to ``process``, or to ``process`` of the guided model."""
+    """Return what a bound applies to: ``process``, with "of the guided model" added if ``model`` is guided."""
     return process if model.domain.consistent else f"{process} of the guided model"
 
 
@@ -137,7 +137,10 @@ def elbo(
     """
     x = as_states(x)
     if not model.domain.has_score:
-        raise UsageError("a model trained on coupled (data, noise) pairs has no score, so it has no variational bound")
+        raise UsageError(
+            "a model trained on coupled (data, noise) pairs has no score, so it has no variational bound; compute its "
+            "likelihood under the probability flow instead"
+        )
     if x.ndim == 0 or not x.numel():
         raise UsageError(f"the data must have shape (B, *event) and must not be empty, got shape {tuple(x.shape)}")
     # Four 8-byte numbers per stratum: its index, its index within the row, its value, and a copy of the value when all

@@ -93,7 +93,10 @@ class Problem:
 
     @property
     def unit(self) -> float:
-        """The unit of ``x``: ``data_scale`` if the trajectory begins where the model's domain does, and 1 otherwise."""
+        """The factor on ``x`` that gives states of the path at ``t0``.
+
+        This is ``data_scale`` if the trajectory begins where the model's domain does, and 1 otherwise.
+        """
         return self.model.domain.sde.data_scale if self.ends[0] == self.model.domain.interval("likelihood")[0] else 1.0
 
     def field(self, y: Tensor, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,9 @@ from .result import LogLikelihood, settled
 __all__ = ["by_quadrature", "clenshaw_curtis"]
 
 FEWEST, MOST = 16, 1024  # smallest and largest n, both doubled for a convergence check
-FACTOR, WORST = 3, 10  # limits in tolerances: on equations 2 and 3 to stop, and on equation 2 to succeed
+# In units of the tolerance: n is doubled until equations 2 and 3 are below FACTOR, and a row fails if its residual
+# (equation 2) exceeds WORST.
+FACTOR, WORST = 3, 10
 PLACED = 256  # up to this n, a node has the same probes in every rule that contains it
 HELD = 2**27  # largest number of slope values at nodes that are kept at once
 

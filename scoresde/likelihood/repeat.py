@@ -48,7 +48,10 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def repeated(step: Step, state: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Apply ``step`` to ``state``, shape ``(B, N)``, with gradients for ``state`` and ``parameters``."""
+    """Apply ``step`` to ``state``, shape ``(B, N)``, and recompute it in the backward pass.
+
+    Gradients reach ``state`` and ``parameters``, the leaves on which the step depends (see :func:`leaves`).
+    """
     out: Tensor = _Repeated.apply(step, state, *parameters)  # type: ignore[no-untyped-call]
     return out
 

@@ -73,7 +73,7 @@ def bits_per_dim(log_prob: Tensor, dims: int | Tensor, log_cell: float = 0.0) ->
 
     Args:
         log_prob: Log density in nats, or log probability if ``log_cell`` is 0; shape ``(B,)``.
-        dims: Number of dimensions D of all rows, or of each row, shape ``(B,)``.
+        dims: Number of dimensions D, either one number for all rows, or one for each row, shape ``(B,)``.
         log_cell: The log volume of a cell in model units, ``sum_d log(b / scale_d)``.
 
     >>> round(float(bits_per_dim(torch.tensor([-2 * math.log(2.0)]), 2, 2 * math.log(2 / 256))), 6)

@@ -21,7 +21,7 @@ function                 compares                                        bias at
 
 from __future__ import annotations
 
-from .answers import Ranks, exact_gap, gap, psnr, ranks, spread, ssim
+from .answers import Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
 from .circle import kuiper
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
@@ -36,6 +36,7 @@ __all__ = [
     "Moments",
     "Neighbourhoods",
     "Ranks",
+    "coverage",
     "exact_gap",
     "find_copies",
     "frechet",
@@ -50,6 +51,7 @@ __all__ = [
     "neighbourhoods",
     "psnr",
     "ranks",
+    "seen",
     "sliced",
     "sliced_wasserstein",
     "spread",

@@ -12,6 +12,11 @@ the truth among its answers is uniform on 0, ..., K. An overconfident model show
 at the ends; an underconfident model shows the opposite. Draws from the prior satisfy both identities as well, so the
 PSNR itself must be reported beside them.
 
+Values such as the black pixels of a picture, where the truth and all its answers are equal, have no rank. They are left
+out. This rule treats the truth and its answers alike, so the ranks of the other values are still exactly uniform. (If
+values were left out because the *answers* are equal, a rare bright pixel of the truth would be left out too, but a rare
+bright pixel of an answer would not, and the highest rank would be too rare.)
+
 Standard errors come from a jackknife over the questions (:mod:`scoresde.metrics.measurement`).
 
 References:
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +41,10 @@ from ..core.errors import UsageError
 from ..core.noise import Noise
 from .measurement import Measurement, jackknife
 
-__all__ = ["Ranks", "exact_gap", "gap", "psnr", "ranks", "spread", "ssim"]
+__all__ = ["Ranks", "bins_of", "coverage", "exact_gap", "gap", "psnr", "ranks", "seen", "spread", "ssim"]
 
 BINS = 20
+FEWEST = 5  # expected values in a bin, below which the chi-square test is not reliable
 
 
 def psnr(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
@@ -92,7 +99,7 @@ def spread(truth: Tensor, answers: Tensor, hidden: Tensor | None = None) -> Meas
     if several < 2:
         raise UsageError("the spread of the answers needs at least two answers to each question", parameter="each")
     mean, _ = _squares(truth, answers.double().mean(1), hidden)
-    mask = torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
+    mask = _mask(truth, hidden)
     inside = (answers.double().var(1) * mask).flatten(1).sum(1)
     factor = 1 + 1 / several
     return jackknife(lambda s, e: math.sqrt(factor * float(s.sum() / e.sum())), inside, mean)
@@ -106,69 +113,152 @@ class Ranks:
         counts: Number of values in each bin of ranks, int64 ``(bins,)``. For exact answers, all bins are equally
             likely.
         answers: Number of answers to each question, K; ranks are from 0 to K.
-        left_out: Number of values that were left out because all answers to them are equal.
+        left_out: Number of values that were left out because the truth and all answers to it are equal.
+        stderr: Standard error of :attr:`relative`, ``(bins,)``, from a jackknife over the questions.
+        most: Largest number of ranked values in one question.
     """
 
     counts: npt.NDArray[np.int64]
     answers: int
-    left_out: int = 0
+    left_out: int
+    stderr: npt.NDArray[np.float64]
+    most: int
+
+    @property
+    def relative(self) -> npt.NDArray[np.float64]:
+        """The counts relative to uniform ranks, ``(bins,)``; 1 for uniform ranks."""
+        return _relative(self.counts)
 
     @property
     def deviation(self) -> float:
         """Largest relative deviation of a bin from its expected count; 0 for uniform ranks."""
-        expected = self.counts.sum() / len(self.counts)
-        return float(np.abs(self.counts / expected - 1).max()) if expected else math.nan
+        return float(np.abs(self.relative - 1).max())
+
+    @property
+    def measured(self) -> Measurement:
+        """The :attr:`deviation`, with the standard error of the count of that bin."""
+        worst = np.abs(self.relative - 1)
+        if np.isnan(worst).any():
+            return Measurement(math.nan)
+        return Measurement(float(worst.max()), float(self.stderr[worst.argmax()]))
+
+    @property
+    def band(self) -> float:
+        """The :attr:`deviation` that 95 of 100 exact models would not exceed, if errors are normally distributed."""
+        sure = 0.95 ** (1 / len(self.counts))  # of each bin
+        return float(NormalDist().inv_cdf((1 + sure) / 2) * self.stderr.mean())
 
     @property
     def p_value(self) -> float:
-        """P-value of a chi-square test of uniform ranks. It is valid for one value per question."""
+        """P-value of a chi-square test of uniform ranks. It is valid if :attr:`doubt` is empty."""
         from scipy.stats import chisquare
 
         return float(chisquare(self.counts).pvalue) if self.counts.sum() else math.nan
+
+    @property
+    def doubt(self) -> str:
+        """The reason why the :attr:`p_value` is not valid, or an empty string if it is."""
+        expected = self.counts.sum() / len(self.counts)
+        if self.most > 1:
+            return f"up to {self.most:,} values of the same question are ranked, and they are not independent"
+        if len(self.counts) < 2 or expected < FEWEST:
+            return f"there are too few values ({self.counts.sum():,}) for {len(self.counts)} bins of ranks"
+        return ""
 
 
 def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: int = 0, seed: int = 0) -> Ranks:
     """Compute the rank of each true value among its answers, with ties broken at random.
 
-    Values whose answers are all equal carry no information and are left out.
+    Values for which the truth and all answers are equal carry no information and are left out.
 
     Args:
         truth, hidden: As for :func:`psnr`.
         answers: The answers, ``(N, K, *event)``.
-        bins: Number of bins of equal size for the K + 1 ranks; 0 uses the largest divisor of K + 1 that is at most 20.
+        bins: Number of bins of equal size for the K + 1 ranks; 0 uses :func:`bins_of`.
         seed: Seed for breaking ties.
 
     Raises:
         UsageError: If ``bins`` does not divide K + 1.
     """
     several = answers.shape[1]
-    bins = bins or max(n for n in range(1, BINS + 1) if (several + 1) % n == 0)
+    bins = bins or bins_of(several)
     if (several + 1) % bins:
         raise UsageError(
             f"the {several + 1} ranks among {several} answers cannot be divided into {bins} bins of equal size; use "
             f"{bins - 1} or {2 * bins - 1} answers, or other bins",
             parameter="each",
         )
-    x = truth.unsqueeze(1)
-    below, equal = (answers < x).sum(1), (answers == x).sum(1)
+    below, equal, counted = _ranked(truth, answers, hidden)
     u = Noise.of(len(truth), seed).uniform(tuple(truth.shape[1:]), stream="user", dtype=torch.float64).to(below.device)
     rank = below + (u * (equal + 1)).floor().long()
-    varied = (answers != answers[:, :1]).any(1)
-    mask = torch.ones_like(varied) if hidden is None else hidden.expand(varied.shape).to(varied.device)
-    counts = torch.bincount(rank[varied & mask] * bins // (several + 1), minlength=bins)
-    return Ranks(counts.cpu().numpy(), several, int((mask & ~varied).sum()))
+    place = (rank * bins // (several + 1)).flatten(1)
+    table = torch.zeros(len(truth), bins, dtype=torch.int64, device=below.device)
+    table.scatter_add_(1, place, counted.flatten(1).long())  # the bins of each question
+    errors = [jackknife(lambda t, b=b: float(_relative(t.sum(0).numpy())[b]), table.cpu()).stderr for b in range(bins)]
+    left = int((_mask(truth, hidden).to(below.device) & ~counted).sum())
+    return Ranks(table.sum(0).cpu().numpy(), several, left, np.array(errors), int(table.sum(1).max()))
 
 
-def ssim(truth: Tensor, estimate: Tensor, span: float) -> Measurement:
+def bins_of(answers: int, values: float = math.inf) -> int:
+    """Return into how many bins of equal size the ranks among K answers are divided.
+
+    This is the largest divisor of K + 1 that is at most 20 and leaves at least five values to a bin. A divisor below 5
+    is used only if there is no larger one.
+
+    >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
+    (20, 17, 23, 10)
+    """
+    divisors = [n for n in range(2, answers + 2) if (answers + 1) % n == 0]
+    usual = max((n for n in divisors if n <= BINS), default=0)
+    usual = usual if usual >= FEWEST else min((n for n in divisors if n > BINS), default=usual)
+    return max((n for n in divisors if n <= usual and values >= FEWEST * n), default=usual or 1)
+
+
+def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None = None) -> Measurement:
+    """Compute how often a central interval of the answers contains the truth.
+
+    The K answers divide the line into K + 1 cells, which are equally probable for exact answers. A truth in a cell that
+    is only partly inside the interval counts with the corresponding fraction, so the expected value for exact answers
+    is ``level`` for any K. As for :func:`ranks`, values for which the truth and all answers are equal are left out.
+
+    Args:
+        truth, hidden: As for :func:`psnr`.
+        answers: The answers, ``(N, K, *event)``.
+        level: Probability of the interval, between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"the level of an interval must be between 0 and 1, got {level:g}")
+    below, equal, counted = _ranked(truth, answers, hidden)
+    cells = answers.shape[1] + 1
+    low, high = below / cells, (below + equal + 1) / cells
+    part = (high.clamp(max=(1 + level) / 2) - low.clamp(min=(1 - level) / 2)).clamp(min=0) / (high - low)
+    inside = torch.where(counted, part.double(), 0).flatten(1).sum(1)
+    count = counted.flatten(1).sum(1).double()
+    return jackknife(lambda s, n: float(s.sum() / n.sum()), inside, count)
+
+
+def seen(residual: Tensor, tolerance: float) -> Measurement:
+    """Compute the share of answers that agree with what was measured.
+
+    Args:
+        residual: The largest difference between the measurements of each answer and those that were given, ``(N, K)``.
+        tolerance: The largest difference that counts as agreement.
+    """
+    agree = (residual <= tolerance * (1 + 1e-9)).double()  # a sum of rounded values may be half a level, and an ulp
+    return jackknife(lambda s: float(s.mean()), agree)
+
+
+def ssim(truth: Tensor, estimate: Tensor, span: float, hidden: Tensor | None = None) -> Measurement:
     """Compute the mean structural similarity of pictures, with Gaussian windows of standard deviation 1.5.
 
-    The windows have 11 pixels, or as many as fit into a smaller picture (an odd number). Only windows that lie inside
-    the picture count, as in the authors' implementation.
+    The windows are 11 pixels wide along each axis or, for a smaller picture, as wide as the largest odd number of
+    pixels that fits. Only windows that lie inside the picture count, as in the authors' implementation.
 
     Args:
         truth: The true pictures, ``(N, C, H, W)``; a signal or a volume has one or three axes after its channels.
-        estimate: One estimate of each, with the same shape.
+        estimate: One estimate of each, with the same shape, or several, ``(N, K, C, H, W)``, which are averaged over.
         span: The largest possible difference of two values.
+        hidden: The pixels at which a window may be centred, bool, broadcastable to ``(N, C, H, W)``; all if ``None``.
     """
     dims = truth.ndim - 2
     if dims < 1:
@@ -188,25 +278,64 @@ def ssim(truth: Tensor, estimate: Tensor, span: float) -> Measurement:
     def flat(x: Tensor) -> Tensor:
         return x.double().flatten(0, 1).unsqueeze(1)
 
-    a, b = flat(truth), flat(estimate)
-    mean_a, mean_b = local(a), local(b)
-    var_a, var_b = local(a * a) - mean_a**2, local(b * b) - mean_b**2
-    both = local(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
-    found = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    each = found.flatten(1).mean(1).reshape(len(truth), -1).mean(1)
-    return jackknife(lambda s: float(s.mean()), each)
+    a = flat(truth)
+    mean_a = local(a)
+    var_a = local(a * a) - mean_a**2
+
+    def similarity(x: Tensor) -> Tensor:
+        b = flat(x)
+        mean_b = local(b)
+        var_b, both = local(b * b) - mean_b**2, local(a * b) - mean_a * mean_b
+        found = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        return found.reshape(*truth.shape[:2], *found.shape[2:])
+
+    middle = tuple(slice(size // 2, side - size // 2) for side in truth.shape[2:])
+    mask = _mask(truth, hidden)[(slice(None), slice(None), *middle)].to(truth.device)
+    several = _several(truth, estimate)
+    total = sum(torch.where(mask, similarity(x), 0).flatten(1).sum(1) for x in several.unbind(1)) / several.shape[1]
+    assert isinstance(total, Tensor)
+    return jackknife(lambda s, n: float(s.sum() / n.sum()), total, mask.flatten(1).sum(1).double())
 
 
-def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the summed squared error of each question, averaged over answers, and the number of values compared."""
+def _several(truth: Tensor, estimate: Tensor) -> Tensor:
+    """Return estimates ``(N, *event)`` or ``(N, K, *event)`` as ``(N, K, *event)``, after checking their shape."""
     several = estimate if estimate.ndim > truth.ndim else estimate.unsqueeze(1)
     if several.shape[2:] != truth.shape[1:] or len(several) != len(truth):
         raise UsageError(
             f"the answers have shape {tuple(estimate.shape)}, but the truth has shape {tuple(truth.shape)}; pass "
             "(N, *event) or (N, K, *event)"
         )
-    mask = torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
+    return several
+
+
+def _mask(truth: Tensor, hidden: Tensor | None) -> Tensor:
+    """Return which values count, bool, with the shape of ``truth``."""
+    return torch.ones_like(truth, dtype=torch.bool) if hidden is None else hidden.expand(truth.shape)
+
+
+def _ranked(truth: Tensor, answers: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare each true value with its answers.
+
+    Returns:
+        The number of answers below the truth and the number equal to it, int64 ``(N, *event)``, and which values have a
+        rank, bool ``(N, *event)``.
+    """
+    x = truth.unsqueeze(1)
+    below, equal = (answers < x).sum(1), (answers == x).sum(1)
+    return below, equal, _mask(truth, hidden).to(below.device) & (equal < answers.shape[1])
+
+
+def _relative(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return counts relative to their mean, or NaN if there are none."""
+    total = counts.sum()
+    return counts * (len(counts) / total) if total else np.full(len(counts), np.nan)
+
+
+def _squares(truth: Tensor, estimate: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the summed squared error of each question, averaged over answers, and the number of values compared."""
+    several = _several(truth, estimate)
+    mask = _mask(truth, hidden)
     square = (several.double() - truth.double().unsqueeze(1)).square().mean(1)
     return torch.where(mask, square, 0).flatten(1).sum(1), mask.flatten(1).sum(1).double()
 

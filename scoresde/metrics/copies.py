@@ -53,8 +53,8 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..core.limits import COUNT, SHARE, checked
 from .measurement import Measurement, jackknife
-from .ranks import share_above
 from .rows import as_rows, nearest, squared_distances
+from .shares import share_above
 
 __all__ = ["HELD_OUT", "Copies", "find_copies", "nearest_line"]
 

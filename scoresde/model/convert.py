@@ -60,7 +60,7 @@ class Converted(Wrapped):
         at = theirs.sde.t_of_log_snr(self.sde.log_snr(t)).clamp(theirs.t_min, theirs.t_max)
         # x_t = s(t) x'_t' / s'(t'), equation (1)
         estimate = self.model(expand(theirs.sde.scale(at) / self.sde.scale(t), x) * x, at)
-        # A learned variance is dropped, because it interpolates between two variances that differ on this path.
+        # A learned variance is dropped, because its two bounds are different on this path.
         return replace(estimate, x=x, t=t, sde=self.sde, frac=None)
 
 

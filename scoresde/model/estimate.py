@@ -132,8 +132,8 @@ class Domain:
         inside = self.nodes[(self.nodes > low - 1e-9) & (self.nodes < high + 1e-9)].tolist()
         if len(inside) < 2:
             raise UsageError(
-                f"sampling requires at least two nodes, but the number of nodes of the model between t = {low:g} and "
-                f"t = {high:g} is {len(inside)}"
+                f"sampling requires at least two nodes, but between t = {low:g} and t = {high:g}, the model has only "
+                f"{len(inside)}; use a wider interval, or a chain with more nodes"
             )
         return max(low, inside[0]), min(high, inside[-1])
 

@@ -40,8 +40,8 @@ class ScoreModel(nn.Module):
             node.
         parametrization: The meaning of the network's output.
         classes: The number of classes with which the network was trained. The label ``classes`` means "no label".
-        coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow is then
-            correct, but the model has no score.
+        coupled: Whether data and noise were paired in training (:mod:`scoresde.objective.coupling`). The flow of such a
+            model is correct, but the model has no score.
         codec: The map from data units to model units. The input of the network, ``codec.show(x)``, and the output of
             the network have the shape of the data. Without a codec, data units and model units are the same.
         learn_variance: Whether the network returns twice as many channels, ``(B, 2 C, ...)``. The second half, v,
@@ -100,7 +100,7 @@ class ScoreModel(nn.Module):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The fields of a condition that the network uses: its attribute ``slots``, or all fields without one."""
+        """The fields of a condition that the network lists in its attribute ``slots``, or all fields if it has none."""
         return tuple(getattr(self.network, "slots", SLOTS))
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
@@ -188,7 +188,7 @@ class ScoreModel(nn.Module):
         for slot, source in (("vector", "vector"), ("image", "image"), ("tokens", "text")):
             if getattr(condition, slot) is not None and slot not in self.slots:
                 raise UsageError(
-                    f"this model was trained without {slot}; to use the field {slot} of a condition, train with "
+                    f"this model was not trained to use the field {slot!r} of a condition; to use it, train with "
                     f"cond='{source}'" + (" or with an operator, such as cond='pool:2'" if slot == "image" else ""),
                     parameter="cond",
                     value=source,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.condition import Condition
-from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WHOLE, WIDTH, Range, checked, enough_for_network
+from ..core.limits import CLASSES, COUNT, DEPTH, FRACTION, TOLD, WIDTH, Range, checked, enough_for_network
 from .doors import CrossAttention, TextEncoder, beside, slots
 from .dropout import Dropout
 from .embedding import NoiseEmbedding, zero
@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
     @checked(
         dims=COUNT, width=WIDTH, blocks=DEPTH, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD,
-        vector=WHOLE, given=WHOLE, words=WHOLE, features=WHOLE,
+        vector=CLASSES, given=CLASSES, words=CLASSES, features=CLASSES,
     )  # fmt: skip
     def __init__(
         self,

@@ -129,8 +129,8 @@ class UNet(nn.Module):
 
     @checked(
         channels_in=COUNT, dims=Range(1, 3), channels=WIDTH, multipliers=Range(1, 1000), blocks=_BLOCKS,
-        attention=WHOLE, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD, vector=WHOLE,
-        given=WHOLE, words=WHOLE, features=WHOLE,
+        attention=WHOLE, dropout=FRACTION, classes=CLASSES, outputs=Range(1, 2), augments=TOLD, vector=CLASSES,
+        given=CLASSES, words=CLASSES, features=CLASSES,
     )  # fmt: skip
     def __init__(
         self,

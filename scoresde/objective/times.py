@@ -254,7 +254,10 @@ class LogitNormal(TimeSampler):
         super().check(setting)
         if not 0 <= setting.low < setting.high <= 1:
             low, high = setting.low, setting.high
-            raise UsageError(f"logit-normal times lie between 0 and 1, but the time interval is {low:g} to {high:g}")
+            raise UsageError(
+                f"logit-normal times lie between 0 and 1, but the time interval is {low:g} to {high:g}; use another "
+                "time sampler, such as 'lognormal'"
+            )
         _reach(self, self._ends(setting), setting)
 
     def _ends(self, setting: Setting) -> Tensor:
@@ -341,7 +344,10 @@ class _Tabulated(Times):
         self._check(t, speed)
 
     def density(self, t: Tensor) -> Tensor:
-        """Return p times ``total``, the weight on the error of the output ``error``, with the same shape as ``t``."""
+        """Return the unnormalised density, p times ``total``, with the same shape as ``t``.
+
+        This is the weight of the loss on the squared error of the output that the option ``error`` names.
+        """
         sde, own = self.setting.sde, self.setting.parametrization
         factor = noise_factor(sde, own, t) / noise_factor(sde, self.error, t)
         return self.setting.weighting(sde, own, t) / factor
@@ -474,7 +480,7 @@ def _cut_normal(u: Tensor, ends: Tensor) -> Tensor:
 
 
 def _reach(sampler: TimeSampler, ends: Tensor, setting: Setting) -> None:
-    """Raise an error if only the far tail of a normal distribution lies between ``ends``, in standard deviations."""
+    """Raise an error if only the far tail of a standard normal distribution lies in the interval ``ends``."""
     outside = max(float(ends[0]), -float(ends[1]))
     if outside > 3:
         raise UsageError(

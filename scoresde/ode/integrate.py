@@ -20,7 +20,7 @@ The second estimate is needed because e can be near 0 although the error is larg
 in several hundred had an error of more than ten tolerances (``experiments/estimates.py``), because the sample turned
 towards one of several modes within the step. Since e' decreases like h^4, and its power 3/2 like h^6, only e matters
 when steps are small. The second estimate applies only to the first part of the state, because the other parts are
-integrals along the trajectory, to which this does not happen. DOP853 combines two estimates for the same purpose
+integrals along the trajectory, for which e alone is reliable. DOP853 combines two estimates for the same purpose
 (Hairer et al., II.10).
 
 The step control needs only a few numbers per row. These numbers stay on the host, in NumPy (:class:`_Rows`), because a
@@ -79,8 +79,8 @@ OK, FAILED_NONFINITE, FAILED_UNDERFLOW, FAILED_LIMIT, FAILED_PATH, FAILED_QUADRA
 STATUS = {
     OK: "ok",
     FAILED_NONFINITE: "the model returned NaN or infinity",
-    FAILED_UNDERFLOW: "the step size became too small (the problem is too stiff for this tolerance)",
-    FAILED_LIMIT: "the limit on evaluations was reached",
+    FAILED_UNDERFLOW: "the step size became too small (the problem is too stiff for this tolerance); use a larger rtol",
+    FAILED_LIMIT: "the limit on evaluations was reached; raise max_nfe, or use a larger rtol",
     FAILED_PATH: "the path, not the model, is NaN or infinite; check alpha, sigma and the inverse of their ratio",
     FAILED_QUADRATURE: "the quadrature does not resolve the divergence to the tolerance; use the 'coupled' method",
 }
@@ -231,7 +231,7 @@ def _check(y: Tensor, rtol: float, atol: float, method: str) -> None:
 
 @lru_cache
 def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each stage, its weights in the n sums of :class:`_Attempt` that use it, shape ``(n, 1, ..., 1)``."""
+    """Return the weights of each stage in those n sums of :class:`_Attempt` that use it, each ``(n, 1, ..., 1)``."""
     tableau = TABLEAUS[method]
     count = len(tableau.c)
     sums = [*tableau.a[1:], tableau.e, *([tableau.g] if tableau.g else [])]
@@ -241,7 +241,7 @@ def _columns(method: str, ndim: int, dtype: torch.dtype, device: torch.device) -
 
 
 class _Attempt:
-    """One attempted step for each row, which is the part of the work that runs on the device.
+    """The part of a round that runs on the device: one attempted step for each active row.
 
     The sums  s_i = sum_j a_ij k_j  of all stages, followed by the sums for the error estimates, are accumulated
     together. One element-wise operation adds a slope to all sums that use it, and the slope is then discarded. (A

@@ -1,4 +1,4 @@
-"""Operators: what can be measured of a sample (see :mod:`scoresde.operators.base`)."""
+"""Operators: measurements of a sample (see :mod:`scoresde.operators.base`)."""
 
 from .base import Linear, Operator, conjugate_gradients
 from .blur import Blur

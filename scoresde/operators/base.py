@@ -1,4 +1,4 @@
-"""Operators: what can be measured of a sample x, in data units.
+"""Operators: measurements of a sample x, in data units.
 
 A linear operator A has four methods. ``__call__`` computes the measurement,
 
@@ -18,9 +18,9 @@ To write an operator, subclass :class:`Linear` as a frozen dataclass and impleme
 transpose from automatic differentiation, equations 2 and 3 from conjugate gradients. An operator with a closed form
 overrides ``solve``.
 
-The same object degrades the training data of a conditional model, is the measurement of a posterior sampler, checks the
-answers, and gives a figure its title. A network is always shown ``A^+ y``, which has the shape of the data, so it never
-needs to know the operator.
+The same object is used to degrade the training data of a conditional model, to define the measurement for a posterior
+sampler, to check that samples agree with the measurement, and to title figures. A network is always shown ``A^+ y``,
+which has the shape of the data, so it never needs to know the operator.
 
 References:
     Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems, J. Res. NBS 49: equation 2,

@@ -6,7 +6,8 @@ on these axes and return their figure. ``pyplot`` is never imported. Images and 
     samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
     trajectories  :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
-    other         :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`
+    other         :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`,
+                  :mod:`.calibration`
 
 The module :mod:`.base` defines the style.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from .animation import animate, animate_pair, save_gif
 from .base import save_figure
+from .calibration import calibration
 from .compass import compass
 from .fields import score_field, score_fields
 from .images import image_grid, save_image_grid, save_images
@@ -31,6 +33,7 @@ __all__ = [
     "Schedule",
     "animate",
     "animate_pair",
+    "calibration",
     "compass",
     "image_grid",
     "likelihood_histogram",

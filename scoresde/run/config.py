@@ -296,7 +296,7 @@ class TrainConfig:
         )
 
     def _check_sources(self, info: DataInfo) -> None:
-        """Reject a condition that the data do not have, or that goes with no coupling of data and noise."""
+        """Reject a condition that the data lack, or that cannot be used with the coupling of data and noise."""
         sources, known = self.sources, info.known
         lacking = {
             "vector": (sources.vector and not known.vector, "an array c in an .npz file, or columns of a table, as in "
@@ -348,7 +348,7 @@ class TrainConfig:
         return made.on(info.shape, info.low, info.high)
 
     def told(self, given: Condition) -> Condition | None:
-        """Return what the model is told of what is known about some samples, besides their classes, or ``None``."""
+        """Select the parts of ``given`` that are listed in ``cond``, or return ``None`` if none of them is."""
         sources = self.sources
         if not (sources.vector or sources.image or sources.text):
             return None
@@ -399,7 +399,7 @@ class TrainConfig:
         return Part(name, {**{k: v for k, v in from_data.items() if k in fields}, **options})
 
     def _doors(self, info: DataInfo, channels: bool) -> dict[str, int]:
-        """Return the sizes of the inputs for a condition; ``channels`` says whether a network counts channels."""
+        """Return the sizes of the inputs for a condition; for an image, its number of channels or of elements."""
         sources, known = self.sources, info.known
         image = info.shape if sources.operator else known.image if sources.image else ()
         return {
@@ -543,7 +543,7 @@ class TrainConfig:
         return value if isinstance(value, str) else name_of(value, _TABLES[field])
 
     def named(self, **given: Any) -> TrainConfig:
-        """Return a copy with some of the fields of :meth:`name` set to names typed by a person, or to objects.
+        """Return a copy with ``sde``, ``predict``, ``weighting`` or ``t_sampler`` set to a typed name or to an object.
 
         A field whose name does not change keeps its options; otherwise its options are reset to the defaults. The
         network cannot be changed, so ``network`` may only repeat the current name.

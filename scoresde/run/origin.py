@@ -146,7 +146,7 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
 
 
 def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = False) -> str:
-    """Compare the data of a run with the data that it was trained on, and report a change with a warning or an error.
+    """Compare ``data`` with the data that a run was trained on, and report differences by a warning or an error.
 
     Args:
         folder: The run folder.
@@ -159,7 +159,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
         chosen data is ``unknown``.
 
     Raises:
-        DataError: If rows are missing or the data are different, and they were not chosen explicitly.
+        DataError: If rows are missing or the data are different, unless ``changed`` or ``named`` is set.
     """
     known, info = kept_identity(folder), DataInfo.from_dict(read_object(folder / "data.json"))
     if known is None:
@@ -191,7 +191,7 @@ def became(folder: Path, data: Dataset, *, changed: bool = False, named: bool = 
 
 
 def _by_description(folder: Path, known: DataInfo, now: DataInfo, *, changed: bool, named: bool) -> str:
-    """Compare the data of a run without hashes with the current data, using only their descriptions."""
+    """Compare the descriptions ``known`` and ``now`` of a run's data, for a run that kept no hashes of its rows."""
     if named:
         return "unknown"
     for name in ("n_train", "n_test", "low", "high", *UNITS):

@@ -218,15 +218,29 @@ class Run:
             seen = self._understood(as_tensor(condition.image), operator, seed)
         return self._given(condition, seen, each)
 
-    def given_rows(self, data: Dataset, index: Tensor, *, split: str = "test", each: int = 1, seed: int = 0) -> Run:
-        """Return the run with everything that it was trained to be told about rows of a data set.
+    def given_rows(
+        self,
+        data: Dataset,
+        index: Tensor,
+        *,
+        split: str = "test",
+        operator: str | Operator | None = None,
+        each: int = 1,
+        seed: int = 0,
+    ) -> Run:
+        """Return the run conditioned on rows of a data set, with every kind of condition that its model was trained on.
 
         Args:
-            data: The data set.
+            data: The data set. Its classes and the words of its texts are recognised by their names.
             index: The rows, int64 ``(n,)``.
             split: The part that the rows belong to, ``test`` or ``train``.
+            operator: The operator by which to measure the rows, instead of the run's operator, for example one of the
+                operators of a run that was trained with several.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
+
+        Raises:
+            UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
         """
         if split not in ("test", "train"):
             raise UsageError(f"unknown split {split!r}; choose from: test, train", parameter="split")
@@ -235,6 +249,13 @@ class Run:
             else (data.train, data.train_labels, data.train_given)
         )  # fmt: skip
         config = self._trained_here("a condition")
+        if config.cond == "none":
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without conditions, so it cannot be told anything about "
+                "rows of data; train with cond='class', or with another condition",
+                parameter="cond",
+                value="class",
+            )
         known = self.info.known.translated(known, data.info.known)
         condition = config.told(known.rows(index)) or Condition()
         if config.sources.label:
@@ -245,11 +266,22 @@ class Run:
                     parameter="given",
                 )
             condition = replace(condition, label=self._as_ours(data.info.classes)[y[index]])
-        seen = None
-        if self.operator is not None:
+        seen, chosen = None, self.operator if operator is None else self._other(operator)
+        if chosen is not None:
             complete = None if split == "test" or data.complete is None else data.complete[index]
-            seen = measured(x[index], self.operator, Noise.of(len(index), seed), complete)
+            seen = measured(x[index], chosen, Noise.of(len(index), seed), complete)
         return self._given(condition, seen, each)
+
+    def _other(self, operator: str | Operator) -> Operator:
+        """Return an operator for samples of these data, to be used instead of the run's operator."""
+        if self.operator is None:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
+                f"{operator}; train with cond='{operator}'",
+                parameter="cond",
+            )
+        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
+        return own.on(self.info.shape, self.info.low, self.info.high)
 
     def _as_ours(self, classes: tuple[str, ...]) -> Tensor:
         """Return, for each class of other data, the index of the class with the same name in this run, int64."""
@@ -264,7 +296,7 @@ class Run:
         return torch.tensor([ours[name] for name in classes], dtype=torch.int64)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
-        """Bind a condition in data units, and the measurements that the model is shown as its image."""
+        """Bind a condition in data units. If there are measurements, they replace its image."""
         if not isinstance(self.base, ScoreModel):
             raise UsageError(f"{type(self.base).__name__} is not a ScoreModel, so it does not accept a condition")
         if each < 1:
@@ -327,21 +359,12 @@ class Run:
 
     def _understood(self, image: Tensor, operator: str | Operator | None, seed: int) -> Seen:
         """Decide whether the images of a condition are measurements or samples to measure."""
-        made, noise = self.operator, Noise.of(len(image), seed)
-        if made is None:
-            raise UsageError(
-                f"{self.folder or 'this model'} was trained without an operator, so it cannot use a measurement by "
-                f"{operator}; train with cond='{operator}'",
-                parameter="cond",
-            )
-        if operator is None:
-            return understood(image, made, noise)
-        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
-        own = own.on(self.info.shape, self.info.low, self.info.high)
-        return understood(image, own, noise)
+        made = self.operator if operator is None else self._other(operator)
+        assert made is not None
+        return understood(image, made, Noise.of(len(image), seed))
 
     def _check_told(self, condition: Condition) -> None:
-        """Reject a condition that lacks a part that was always given together with the others in training."""
+        """Reject a condition that lacks one of the parts listed in the ``cond`` of the run."""
         if self.config is None or not self.config.sources.rich:
             return
         sources = self.config.sources
@@ -591,7 +614,10 @@ class Run:
         if self.folder is not None:
             return data_of(self.folder, self.config, place, changed=self.changed_data)
         if place is None and self.config.data == ARRAY:
-            raise DataError("this run was trained on an array, which is not stored with the run; pass the array again")
+            raise DataError(
+                "this run was trained on an array, which is not stored with the run; save the array as an .npy file, "
+                "and pass its path"
+            )
         return self.config.load_data(place)
 
     def to_model(self, x: Tensor | npt.ArrayLike, u: Tensor | None = None) -> Tensor:

@@ -40,10 +40,10 @@ STRICTER = 100.0  # ratio of two numbers of that sequence
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is measured of each sample.
+    """The measurement of each sample.
 
     Attributes:
-        operator: The operator, or ``None`` if only the picture that the network is shown is known.
+        operator: The operator, or ``None`` if it is unknown, and ``y`` holds the pictures that the network is shown.
         y: The measurements, ``(n, *measured)`` in data units, or the pictures that the network is shown.
         truth: The samples that were measured, ``(n, *event)``, if they are known.
     """
@@ -68,7 +68,15 @@ class Seen:
 
     @property
     def hidden(self) -> Tensor | None:
-        """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``."""
+        """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``.
+
+        If the operator is not known, the values are unknown that are missing from the picture that the network is
+        shown, or all of them in a row without missing values.
+        """
+        if self.operator is None:
+            missing = self.y.isnan()
+            rows = missing.flatten(1).any(1)
+            return missing | ~rows.reshape(-1, *[1] * (missing.ndim - 1)) if bool(rows.any()) else None
         if isinstance(self.operator, Crop):
             return self.operator.shown(self.y[:1].double()).isnan()
         if not isinstance(self.operator, Masking):

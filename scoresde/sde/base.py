@@ -93,7 +93,8 @@ class SDE(Checked, ABC):
         t_min, t_max: The valid range of t. Training draws t from this range, and the likelihood computation integrates
             over it.
         t_sample: The time at which sampling stops (default: ``t_min``).
-        data_scale: The size of one data unit at ``t_min``. It differs from 1 only on the path of a converted model.
+        data_scale: The factor by which data in model units are multiplied to give states at ``t_min``. It differs from
+            1 only on the path of a converted model.
         more_noise: The name of the field that controls the amount of noise at ``t_max``, and a value of this field that
             gives enough noise. Messages that suggest adding noise quote both (:mod:`scoresde.sde.reach`).
         smooth: Whether ``alpha`` and ``sigma`` have continuous derivatives. If not, step sizes in t cannot be chosen
@@ -336,7 +337,7 @@ class SDE(Checked, ABC):
         if 0 < sigma < alpha / _LARGEST:
             raise UsageError(
                 f"{name}: sigma is {sigma:.3g} at t_min = {self.t_min:g}, which is too small to distinguish from zero; "
-                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero there (t_min is a class attribute)"
+                "set t_min = 1e-5, or t_min = 0 if sigma is exactly zero at t = 0 (t_min is a class attribute)"
             )
         snr = self.log_snr(t)
         gone = torch.isneginf(snr[1:]) & torch.isneginf(snr[:-1])  # no signal is left on a steep path, which is valid

@@ -82,7 +82,8 @@ class DDPM(_Chain):
             1000/N, so that chains of different lengths approximate the same SDE.
         zero_snr: Whether to rescale the chain so that no signal is left at its last node. Alpha is shifted and scaled
             so that its first value is unchanged and its last value is 0 (Lin et al. 2024, arXiv:2305.08891, alg. 1).
-            The network must then predict v, x0, velocity or edm, not the noise. A last beta of 1 also leaves no signal.
+            The network must then predict v, x0, velocity or edm, not eps or the score. A last beta of 1 also leaves no
+            signal.
 
     Example:
         >>> chain = DDPM()
@@ -130,8 +131,9 @@ class DDPM(_Chain):
             i = wrong[0]
             raise UsageError(
                 f"DDPM: beta is {float(self.beta[i]):g} at step {i + 1} of {self.steps}, but must lie between 0 and 1 "
-                "(if betas are given, the last of them may equal 1). The default betas of the linear schedules are "
-                "proportional to 1/steps, so use more than 20 steps, a smaller end, or the 'cosine' schedule"
+                "(the last of the given betas may equal 1). Correct the given betas or, if none are given, use more "
+                "than 20 steps, a smaller end, or the 'cosine' schedule; the default betas of the linear schedules are "
+                "proportional to 1/steps"
             )
         super().check()
 

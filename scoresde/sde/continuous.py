@@ -238,7 +238,7 @@ class CosineSDE(SDE):
     """The variance-preserving cosine path: ``alpha = cos(u)/cos(u_0)`` with ``u = (t + offset)/(1 + offset) pi/2``.
 
     The path follows the schedule of Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17, in continuous time and
-    without their clipping; ``u_0`` is the value of u at t = 0. With ``offset = 0``, it is the trigonometric path
+    without their clipping; ``u_0`` is the value of u at t = 0. With ``offset = 0``, the path is trigonometric,
     ``alpha = cos(pi t/2)``, ``sigma = sin(pi t/2)`` (Albergo and Vanden-Eijnden 2023, arXiv:2209.15571). No signal is
     left at t = 1, so g is infinite there.
 

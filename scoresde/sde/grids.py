@@ -87,7 +87,7 @@ def _ends(sde: SDE, t0: float, t1: float) -> Tensor:
 
 
 def leaps(sde: SDE, times: Tensor) -> tuple[bool, ...]:
-    """Return, for each of the n steps of a grid ``times: (n + 1,)``, whether it lies where hardly any signal is left.
+    """Return which of the n steps of a grid, ``times: (n + 1,)``, lie where hardly any signal is left.
 
     Such a step starts where no signal is left and ends at a log-SNR below -18. Grids that are uniform in a function of
     the noise level cross this region in a single step, however many steps they have. Euler and Heun steps in t would
@@ -217,7 +217,7 @@ class GivenGrid(Grid):
         if abs(times[0] - t0) > 1e-9 or abs(times[-1] - t1) > 1e-9:
             raise UsageError(
                 f"the given time grid goes from t = {self.times[0]:g} to {self.times[-1]:g}, but the solver goes "
-                f"from t = {t0:g} to {t1:g}; give a grid with these ends, or change t0 and t1"
+                f"from t = {t0:g} to {t1:g}; give a grid with the same ends as the solver, or change t0 and t1"
             )
         return times
 

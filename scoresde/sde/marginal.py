@@ -27,7 +27,10 @@ __all__ = ["forward_step", "posterior"]
 
 
 def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``A`` and ``S^2`` of the forward step from ``s`` to ``t``, equation (1), with the same shape as ``t``."""
+    """Return the factor ``A`` and the noise variance ``S^2`` of the forward step from ``s`` to ``t``, equation (1).
+
+    Both have the same shape as ``t``.
+    """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.coefficients(t), sde.coefficients(s)
     # If no signal is left at either time, as on a steep path, the ratio is 0/0. Then x_t is pure noise for any x_s.
     a = torch.where(alpha_s == 0, 0.0, alpha_t / alpha_s)
@@ -35,7 +38,9 @@ def forward_step(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def posterior(sde: SDE, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``a``, ``b``, ``v`` of the reverse step from ``t`` to ``s``, equation (2), with the same shape as ``t``.
+    """Return the weights ``a`` and ``b`` and the variance ``v`` of the reverse step from ``t`` to ``s``, equation (2).
+
+    All of them have the same shape as ``t``.
 
     >>> import torch
     >>> from scoresde import DDPM

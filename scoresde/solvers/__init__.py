@@ -1,7 +1,8 @@
 """Interchangeable solvers, which move samples from the prior to the data and back.
 
-In this table, *the flow* is the probability flow, and a solver *on x0* or *on eps* approximates this estimate by a
-polynomial. The last column is the number of model evaluations with the default options.
+In this table, *the flow* is the probability flow. A solver *on x0* approximates the model's estimate of the data by a
+polynomial, and a solver *on eps* the estimate of the noise. The last column is the number of model evaluations with the
+default options.
 
 ========================  ====================  ===============================================  ===================
 name                      class                 what it integrates                               evaluations

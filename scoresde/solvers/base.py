@@ -47,8 +47,8 @@ class Solution:
 
     Attributes:
         x: The final states, shape ``(B, *event)``.
-        nfe: Number of network evaluations per row, shape ``(B,)``, which is the sum of :attr:`~scoresde.Estimate.calls`
-            over all evaluations of the model.
+        nfe: Number of network evaluations per row, shape ``(B,)``, that is, the sum of
+            :attr:`~scoresde.Estimate.calls` over all evaluations of the model.
         accepted, rejected: Numbers of accepted and rejected steps per row, shape ``(B,)``. A fixed-step solver never
             rejects a step.
         status: Status code of each row, shape ``(B,)``, as a key of :data:`scoresde.ode.integrate.STATUS`. The code 0
@@ -272,7 +272,10 @@ def grid_of(grid: str | Grid | tuple[float, ...], model: Denoiser, steps: int, t
 
 
 def fixed_solution(x: Tensor, nfe: int | Tensor, steps: int) -> Solution:
-    """Return the solution of a fixed-step solver that took ``steps`` steps. Rows with non-finite values have failed."""
+    """Return the solution of a fixed-step solver that took ``steps`` steps.
+
+    Rows of ``x`` with non-finite values are marked as failed.
+    """
 
     def each(count: int | Tensor) -> Tensor:
         return torch.as_tensor(count, dtype=torch.int64, device=x.device).expand(len(x)).clone()

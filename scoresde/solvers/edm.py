@@ -68,7 +68,7 @@ class EDMHeun(FixedStep):
 
     @property
     def needs_score(self) -> bool:  # type: ignore[override]
-        """Whether the score is needed, as it is with churn, because added noise assumes a Gaussian path."""
+        """Whether the score is needed. It is needed only with churn, because adding noise assumes a Gaussian path."""
         return self.churn > 0
 
     @property

@@ -161,7 +161,7 @@ VARIABLES = {
 
 
 def log_ratio(alpha: float, sigma: float) -> float:
-    """Return ``l = log(alpha/sigma)``, which is ``-inf`` if no data are left and ``inf`` if there is no noise."""
+    """Return ``l = log(alpha/sigma)``, which is ``-inf`` if no signal is left and ``inf`` if there is no noise."""
     if not informative(alpha, sigma):
         return -math.inf
     return math.log(alpha / sigma) if sigma > 0 else math.inf
@@ -383,7 +383,7 @@ class MultistepSDE(_Exponential):
             gives the probability flow.
         level: The noise level: ``auto``, ``g``, ``sigma``, ``er`` or a function (see :mod:`scoresde.solvers.level`).
             The default, ``g``, is integrated exactly, even where it is infinite. Any other level is approximated on
-            each step by a constant multiple of g, which matches the level at the midpoint of the step.
+            each step by the constant multiple of g that equals the level at the midpoint of the step.
         grid: See :class:`~scoresde.solvers.base.FixedStep`.
     """
 

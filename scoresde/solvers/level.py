@@ -33,7 +33,7 @@ Level = str | Callable[[SDE, Tensor], Tensor]
 
 def _g(sde: SDE, t: Tensor) -> Tensor:
     alpha, sigma = sde.coefficients(t)
-    # Where no data are left, g is infinite, but alpha may be a rounding error: cos(pi/2) evaluates to 6e-17.
+    # Where no signal is left, g is infinite, but alpha may be a rounding error: cos(pi/2) evaluates to 6e-17.
     return torch.where(informative(alpha, sigma), sde.diffusion(t), torch.inf)
 
 

@@ -1,9 +1,9 @@
 """Exponential Runge-Kutta ("singlestep") solvers, with k evaluations per step for order k.
 
-A multistep solver of order k (:mod:`scoresde.solvers.exponential`) reuses the values of q at k nodes. The solvers in
-this module compute k values within each step instead, at stages that divide the step into equal parts in the argument
-of the polynomials (l or the clock). With x_i and q_i as the state and the value of q at the fraction u_i of a step from
-t to s, a step is
+A multistep solver of order k (:mod:`scoresde.solvers.exponential`) approximates a quantity q by a polynomial through
+its last k values. The solvers in this module instead compute k values within each step, at stages that divide the step
+into equal parts in the argument of the polynomials (l or the clock). With x_i and q_i as the state and the value of q
+at the fraction u_i of a step from t to s, a step is
 
     order 2:  x_1 from q_t;   then x_s from (q_1, q_t)                                 u_1 = 1/2
     order 3:  x_1 from q_t;   x_2 from (q_1, q_t);   then x_s from (q_2, q_t)          u_1, u_2 = 1/3, 2/3
@@ -13,7 +13,7 @@ DPM-Solver-2 and DPM-Solver-3, and with ``x0``, they are DPM-Solver++ 2S and 3S.
 classical midpoint method and Heun's third-order method. No values are carried over from one step to the next, so an
 abrupt change in the model's output in one step (for example, due to guidance) does not affect the next step.
 
-If a path starts at alpha = 0 and the grid is uniform in t, as it is by default on the straight path, the first steps
+If sampling starts at alpha = 0 and the grid is uniform in t, as it is by default on the straight path, the first steps
 are long in log-SNR, however many steps there are. With ``eps`` and ``x0``, the measured order of the third-order
 solvers is then 2.0 to 2.3 (docs/choosing-a-solver.md). With ``straight`` or ``v``, or with the ``logsnr`` grid, the
 measured order is 3.

@@ -65,8 +65,8 @@ class TorchSDE(Solver):
 
         if noise.brownian:
             raise UsageError(
-                "TorchSDE cannot use Brownian noise, because torchsde draws one Brownian motion for the whole batch, "
-                "not one for each sample; use the 'sde' or 'em' solver"
+                "TorchSDE cannot use noise with brownian=True, because torchsde draws its own Brownian motion for the "
+                "whole batch, not one for each sample; use the 'sde' or 'em' solver"
             )
         sde, shape = model.domain.sde, x.shape
         make_grid("uniform", sde, self.steps, t0, t1)  # rejects an invalid grid; torchsde does not support nodes

@@ -55,6 +55,7 @@ __all__ = [
     "evaluate_features",
     "evaluation_table",
     "metrics_by_name",
+    "plain_of",
     "resolved_options",
     "write_evaluation",
 ]  # fmt: skip
@@ -402,7 +403,7 @@ def described(found: Evaluation) -> dict[str, Any]:
     reference, copies = found.reference, found.copies
     facts: dict[str, Any] = {
         "metrics": {
-            row.metric: {"samples": _plain(row.samples), "real": None if row.real is None else _plain(row.real)}
+            row.metric: {"samples": plain_of(row.samples), "real": None if row.real is None else plain_of(row.real)}
             for row in found.rows
         },
         "n": found.n,
@@ -417,8 +418,9 @@ def described(found: Evaluation) -> dict[str, Any]:
         suspects = copies.suspects[:SUSPECTS].tolist()
         facts["copies"] = {
             "features": None if found.copies_by is None else dict(zip(("name", "hash"), found.copies_by, strict=True)),
-            "level": copies.level, "flagged": copies.flagged.tolist(), "closer": _plain(copies.closer),
-            "authenticity": _plain(copies.authenticity), "authenticity_held_out": _plain(copies.authenticity_held_out),
+            "level": copies.level, "flagged": copies.flagged.tolist(), "closer": plain_of(copies.closer),
+            "authenticity": plain_of(copies.authenticity),
+            "authenticity_held_out": plain_of(copies.authenticity_held_out),
             "exact": copies.exact, "exact_held_out": copies.exact_held_out,
             "suspects": [
                 {
@@ -447,5 +449,6 @@ def resolved_options(solver: Solver, model: Denoiser) -> dict[str, Any]:
     return found
 
 
-def _plain(measured: Measurement) -> dict[str, float | None]:
+def plain_of(measured: Measurement) -> dict[str, float | None]:
+    """Return a measurement as JSON-serialisable values, with ``None`` for numbers that are not finite."""
     return {name: value if np.isfinite(value) else None for name, value in asdict(measured).items()}

@@ -48,7 +48,7 @@ from ..core.shared import silence
 from ..core.text import one_line
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
-from ..metrics.ranks import share_above
+from ..metrics.shares import share_above
 from ..run.run import Run
 
 __all__ = [
@@ -433,7 +433,7 @@ class Scored:
 
 
 def how_told(summary: Mapping[str, Any]) -> str:
-    """Describe the settings behind the result in a summary, in the same way as :meth:`scoresde.Scores.depends_on`."""
+    """Describe the likelihood settings stored in ``summary``, in the form of :meth:`scoresde.Scores.depends_on`."""
     how = Likelihood(**{f.name: summary[f.name] for f in fields(Likelihood)} | {"probes": max(1, summary["probes"])})
     return f"{how}, data scale {summary['scale']:g}"
 

@@ -101,7 +101,10 @@ class TrainState:
             self.average.state = {name: value.to(kept[name].device) for name, value in found.items()}
             updates = state.get("ema_updates")
             if type(updates) is not int or updates < 0:
-                raise CheckpointError(f"{checkpoint / 'state.json'} has ema_updates = {updates!r}; is it damaged?")
+                raise CheckpointError(
+                    f"{checkpoint / 'state.json'}: ema_updates must be a non-negative integer, got {updates!r}; is the "
+                    "file damaged?"
+                )
             self.average.updates = updates
         if self.draw.state():
             self.draw.load(read_tensors(checkpoint / "times.safetensors"))

@@ -1,0 +1,96 @@
+"""Plots of the calibration of a conditional model: the ranks of the truth among its answers, and the coverage.
+
+The left panel shows how many values have each rank, relative to uniform ranks. The right panel shows how often a
+central interval of the answers contains the truth, against the level of the interval. For exact answers, both are on
+the dashed line, up to the error bars, which are two standard errors. Ranks that pile up at both ends, and a curve below
+the diagonal, belong to answers that differ too little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.errors import UsageError
+from .base import COLOURS, GREY, INK, Array, Floats, finite, legend_above, literal, new_figure, plain, set_title, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["calibration"]
+
+
+def calibration(
+    ranks: Mapping[str, tuple[Array, Array]],
+    coverage: Mapping[str, tuple[Array, Array]],
+    levels: Array,
+) -> Figure:
+    """Plot the ranks of the truth and the coverage of central intervals, for one or several sets of values.
+
+    Args:
+        ranks: The number of values in each bin of ranks, relative to uniform ranks, and its standard error, each
+            ``(bins,)``, keyed by the name of the set. There are at most seven sets. An unknown error is NaN.
+        coverage: The share of values inside the interval of each level, and its standard error, each ``(L,)``, keyed by
+            the same names.
+        levels: The levels of the intervals, ``(L,)``, between 0 and 1.
+    """
+    known = finite(levels, "levels", 1)
+    if not 1 <= len(ranks) <= len(COLOURS) or list(ranks) != list(coverage):
+        raise UsageError(
+            f"a figure needs the ranks and the coverage of the same 1 to {len(COLOURS)} sets, got ranks of "
+            f"{list(ranks)} and coverage of {list(coverage)}"
+        )
+    figure = new_figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for ax in (left, right):
+        tidy(ax)
+    left.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", zorder=0)
+    right.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle="--", zorder=0)
+    highest = 1.5
+    for i, (colour, name) in enumerate(zip(COLOURS, ranks, strict=False)):
+        counts, errors = _pair(ranks[name], f"the ranks of {name}")
+        edges = np.linspace(0, 1, len(counts) + 1)
+        label = literal(name, 24)
+        if len(ranks) == 1:
+            left.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colour, alpha=0.35)
+        left.stairs(counts, edges, baseline=None, color=colour, linewidth=1.3, label=label)
+        # Bars of several sets stand side by side.
+        place = (edges[:-1] + edges[1:]) / 2 + (i - (len(ranks) - 1) / 2) * 0.5 / len(ranks) * np.diff(edges)
+        _bars(left, place, counts, errors, colour)
+        highest = max(highest, float((counts + 2 * np.nan_to_num(errors)).max()))
+        share, errors = _pair(coverage[name], f"the coverage of {name}")
+        if len(share) != len(known):
+            raise UsageError(f"the coverage of {name} has {len(share)} values for {len(known)} levels")
+        right.plot(known, share, color=colour, linewidth=1.3, marker="o", markersize=3, label=label)
+        _bars(right, known, share, errors, colour)
+    left.set_xlim(0, 1)
+    left.set_ylim(0, 1.05 * highest)
+    left.set_xlabel("rank of the truth among the answers, from lowest to highest", fontsize=9, color=INK)
+    set_title(left, "frequency of each rank, relative to uniform ranks" if len(ranks) == 1 else None)
+    right.set_xlim(0, 1)
+    right.set_ylim(0, 1)
+    right.set_aspect("equal")
+    right.set_xlabel("level of the central interval", fontsize=9, color=INK)
+    right.set_ylabel("truth inside", fontsize=9, color=INK)
+    if len(ranks) > 1:
+        left.set_ylabel("frequency of each rank", fontsize=9, color=INK)
+        legend_above(left, ncols=min(len(ranks), 4))
+    return figure
+
+
+def _pair(values: tuple[Array, Array], name: str) -> tuple[Floats, Floats]:
+    """Check values and their standard errors, each ``(n,)``."""
+    first, errors = finite(values[0], name, 1), np.asarray(plain(values[1]), dtype=np.float64)
+    if errors.shape != first.shape or not len(first):
+        raise UsageError(f"{name} need one standard error for each value, got shapes {first.shape} and {errors.shape}")
+    return first, errors
+
+
+def _bars(ax: Axes, x: Floats, y: Floats, errors: Floats, colour: str) -> None:
+    """Draw error bars of two standard errors where the error is known."""
+    there = np.isfinite(errors)
+    if there.any():
+        ax.errorbar(x[there], y[there], 2 * errors[there], fmt="none", ecolor=colour, elinewidth=0.8)

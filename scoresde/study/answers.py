@@ -1,0 +1,525 @@
+"""Several answers of a conditional model to each of some questions, compared with the truth.
+
+A question is what the model is told about a row of the data: a class, numbers, a low-resolution picture, the known
+cells of a row. The row itself is the truth. For each question, K answers are drawn and compared with the truth by the
+metrics of :mod:`scoresde.metrics.answers`, whose equation 1 says what exact answers would show. If a mask says which
+values are missing, only these are compared.
+
+Pictures are compared in their own range. Columns of a table and channels of a signal, which have units of their own,
+are divided by their standard deviations, so that a PSNR of 0 dB means an error as large as the standard deviation.
+
+Beside the PSNR of the answers stands that of *training rows*, drawn at random for each question. These are answers that
+ignore the question. They are draws from the prior, so they pass all tests of calibration, and are of no use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codec import Affine, Codec
+from ..core.errors import NumericalError, UsageError
+from ..core.files import write_json
+from ..core.limits import COUNT, SEED, WHOLE, checked
+from ..core.optional import optional
+from ..core.registry import closest
+from ..core.shapes import flat
+from ..core.tables import ANSWERS
+from ..core.text import one_line
+from ..data import DataInfo, Dataset
+from ..metrics import Measurement, Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
+from ..metrics.answers import bins_of
+from ..operators import Linear, Operator
+from ..run.plausible import warn_of_units
+from ..run.run import Run
+from ..run.seen import Seen, tolerance
+from ..solvers import Multistep, Solution, Solver
+from ..solvers.base import Watch
+from .evaluate import plain_of
+
+__all__ = [
+    "Answers",
+    "Column",
+    "Judgement",
+    "answers_table",
+    "ask",
+    "check_metrics",
+    "described_answers",
+    "evaluate_answers",
+    "judge",
+    "questions",
+    "training_rows",
+    "write_calibration",
+]
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SHOWN = (0.5, 0.8, 0.95)  # the levels in the table
+COLUMNS = 50  # the largest number of columns that are judged one by one
+LINES = 20  # the largest number of columns in the table
+CURVES = 6  # the largest number of columns in the figure
+PAIRED = ("ranks", "spread")  # metrics that need two answers to each question
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Several answers to each of some questions, and the truth.
+
+    Attributes:
+        truth: The truth, ``(N, *event)`` in data units.
+        x: The answers, ``(N, K, *event)`` in data units.
+        info: Description of the data.
+        codec: The map from data units to model units. Its scales are used to compare values with different units.
+        seen: What was measured of the truth, or ``None`` if nothing was.
+        rows: The row of each question in its split, int64 ``(N,)``.
+        split: The split of the questions.
+        failed: Number of questions that were left out because an answer to them failed.
+        solution: The result of the solver for all answers, those left out included, or ``None``.
+    """
+
+    truth: Tensor
+    x: Tensor
+    info: DataInfo
+    codec: Codec
+    seen: Seen | None = None
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    split: str = "test"
+    failed: int = 0
+    solution: Solution | None = None
+
+    @property
+    def each(self) -> int:
+        """Number of answers to each question, K."""
+        return self.x.shape[1]
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The scale of each value, if columns or channels have units of their own, or ``None`` for a common range."""
+        affine = self.codec.continuous
+        own = self.info.kind in ("vector", "signal")
+        return affine.scale if isinstance(affine, Affine) and (own or affine.scale.numel() > 1) else None
+
+    def reason_against(self, metric: str) -> str:
+        """Return why a metric of :data:`scoresde.core.tables.ANSWERS` cannot be computed, or an empty string."""
+        if metric in PAIRED and self.each < 2:
+            return "it requires at least two answers to each question"
+        if metric == "ssim":
+            if self.info.kind not in ("image", "volume"):
+                return f"it compares pictures, but {self.info.name} holds {self.info.kind}s"
+            if self.scale is not None:
+                return f"the channels of {self.info.name} have different units"
+        if metric == "seen":
+            if self.seen is None:
+                return "the model is not shown a measurement of the sample; it requires a linear operator, as in pool:2"
+            if self.seen.operator is None:
+                return "each question was measured by one of several operators; choose one of them with operator"
+            if not isinstance(self.seen.operator, Linear):
+                return f"it requires a linear operator, but {self.seen.operator} is not linear"
+        return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """The calibration of one column of a table, or of one parameter.
+
+    Attributes:
+        name: The name of the column.
+        ranks: The ranks of the truth among its answers.
+        coverage: How often a central interval contains the truth, keyed by the level of the interval.
+    """
+
+    name: str
+    ranks: Ranks
+    coverage: Mapping[float, Measurement]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """How good the answers to some questions are. What was not computed is ``None``.
+
+    Attributes:
+        questions: Number of questions.
+        each: Number of answers to each question, K.
+        hidden: Whether a mask selects the values that are compared.
+        unit: The unit in which values are compared, in words.
+        psnr_one, psnr_mean: The PSNR of one answer, and of the mean of the answers, which is not rounded to levels.
+        gap: The difference of the two, which is :attr:`exact_gap` for exact answers.
+        ssim_one, ssim_mean: The structural similarity of one answer and of the mean.
+        seen: The share of answers that agree with the measurement.
+        largest: The largest difference between the measurement of an answer and the one that was given.
+        ranks: The ranks of the truth among its answers, over all values.
+        coverage: How often a central interval contains the truth, keyed by the level of the interval.
+        columns: The calibration of each column of a table.
+        spread: The standard deviation of the answers relative to the error of their mean; 1 for exact answers.
+        ignorant: The PSNR and the structural similarity of training rows, which ignore the question, keyed by the name
+            of the field.
+        skipped: The metrics that could not be computed, each with the reason.
+    """
+
+    questions: int
+    each: int
+    hidden: bool
+    unit: str
+    psnr_one: Measurement | None = None
+    psnr_mean: Measurement | None = None
+    gap: Measurement | None = None
+    ssim_one: Measurement | None = None
+    ssim_mean: Measurement | None = None
+    seen: Measurement | None = None
+    largest: float | None = None
+    ranks: Ranks | None = None
+    coverage: Mapping[float, Measurement] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
+    spread: Measurement | None = None
+    ignorant: Mapping[str, Measurement] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def exact_gap(self) -> float:
+        """The :attr:`gap` of exact answers, in decibels."""
+        return exact_gap(self.each)
+
+
+@checked(limit=WHOLE, seed=SEED)
+def questions(data: Dataset, split: str = "test", limit: int = 0, seed: int = 0) -> Tensor:
+    """Choose rows of a data set as questions, int64 ``(n,)``.
+
+    In the training split, rows that are only used to choose between checkpoints and rows with empty cells are left out.
+
+    Args:
+        data: The data set.
+        split: ``test`` or ``train``.
+        limit: Maximum number of rows, drawn at random, or 0 for all rows. The rows for a smaller limit are the first of
+            those for a larger limit.
+        seed: Seed for choosing the rows.
+    """
+    if split not in ("test", "train"):
+        raise UsageError(f"unknown split {split!r}; choose from: test, train", parameter="given", value="test")
+    allowed = torch.arange(len(data.test))
+    if split == "train":
+        allowed = _usable(data).nonzero().flatten()
+    order = torch.randperm(len(allowed), generator=torch.Generator().manual_seed(seed))
+    return allowed[order[: limit or len(order)]]
+
+
+def training_rows(data: Dataset) -> Tensor:
+    """Return the complete rows that are trained on, ``(n, *event)``."""
+    return data.train[_usable(data)]
+
+
+def _usable(data: Dataset) -> Tensor:
+    """Return which training rows are complete and trained on, bool ``(n_train,)``."""
+    return data.trains if data.complete is None else data.trains & data.complete.flatten(1).all(1)
+
+
+@checked(each=COUNT, seed=SEED, batch=COUNT)
+def ask(
+    run: Run,
+    data: Dataset,
+    rows: Tensor,
+    *,
+    split: str = "test",
+    each: int = 8,
+    solver: str | Solver | None = None,
+    operator: str | Operator | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    watch: Watch | None = None,
+) -> Answers:
+    """Tell a model what it was trained to be told about some rows of a data set, and draw several answers to each.
+
+    Args:
+        run: A conditional run. Guidance and path are those of the run.
+        data: The data set.
+        rows: The rows that are asked about, int64 ``(N,)``, as from :func:`questions`.
+        split: The split that the rows belong to.
+        each: Number of answers to each question, K.
+        solver: The solver, or its name (default: ``multistep`` with 30 steps).
+        operator: The operator by which the rows are measured (default: the run's own).
+        seed: Seed of all random numbers.
+        batch: Maximum number of answers per batch.
+        watch: Called after each step of each batch.
+
+    Raises:
+        UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
+        NumericalError: If there are no questions to which all answers succeeded.
+    """
+    if not len(rows):
+        raise UsageError("there are no questions; choose at least one row")
+    truth = (data.test if split == "test" else data.train)[rows]
+    warn_of_units(truth, run.codec, run.info, stacklevel=5)
+    asked = run.given_rows(data, rows, split=split, operator=operator, each=each, seed=seed)
+    drawn = asked.sample(len(rows) * each, solver or Multistep(steps=30), seed=seed, batch=batch, watch=watch)
+    fine = drawn.solution.ok.cpu().reshape(-1, each).all(1)
+    if not bool(fine.any()):
+        raise NumericalError("; ".join(drawn.solution.failures()))
+    if not bool(fine.all()):
+        warnings.warn(
+            f"{int((~fine).sum())} of {len(rows):,} questions were left out, because an answer to them failed: "
+            f"{drawn.solution.failures()[0]}",
+            stacklevel=4,
+        )
+    kept = fine.nonzero().flatten()
+    x = drawn.x.reshape(len(rows), each, *truth.shape[1:])[kept]
+    measured = None if asked.seen is None else asked.seen.rows(kept * each)
+    return Answers(
+        truth[kept], x, run.info, run.codec, measured, rows[kept], split, len(rows) - len(kept), drawn.solution
+    )
+
+
+def evaluate_answers(
+    run: Run,
+    data: Dataset,
+    rows: Tensor,
+    *,
+    split: str = "test",
+    each: int = 8,
+    solver: str | Solver | None = None,
+    operator: str | Operator | None = None,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    watch: Watch | None = None,
+) -> Judgement:
+    """Draw several answers to questions about rows of a data set, and compare them with the truth.
+
+    Args:
+        run, data, rows, split, each, solver, operator, seed, batch, watch: As for :func:`ask`.
+        metrics: As for :func:`judge`.
+    """
+    check_metrics(metrics or (), each)
+    found = ask(
+        run, data, rows, split=split, each=each, solver=solver, operator=operator, seed=seed, batch=batch, watch=watch
+    )
+    return judge(found, metrics, training=training_rows(data), seed=seed)
+
+
+def check_metrics(metrics: Sequence[str], each: int) -> None:
+    """Reject an unknown metric, and a metric that requires more answers, before answers are drawn.
+
+    Raises:
+        UsageError: If a metric is unknown or requires more than ``each`` answers to a question.
+    """
+    for name in metrics:
+        if name not in ANSWERS:
+            raise UsageError(f"unknown metric {name!r}; {closest(name, ANSWERS)}", parameter="metrics")
+        if name in PAIRED and each < 2:
+            raise UsageError(
+                f"the metric {name!r} requires at least two answers to each question, got each={each}",
+                parameter="each",
+                value=8,
+            )
+
+
+@checked(seed=SEED)
+def judge(
+    answers: Answers, metrics: Sequence[str] | None = None, *, training: Tensor | None = None, seed: int = 0
+) -> Judgement:
+    """Compare answers with the truth.
+
+    Args:
+        answers: The answers and the truth.
+        metrics: Names in :data:`scoresde.core.tables.ANSWERS`, or ``None`` for all that can be computed.
+        training: Training rows ``(T, *event)``, to compare with answers that ignore the question.
+        seed: Seed for breaking ties of ranks, and for choosing training rows.
+
+    Raises:
+        UsageError: If a metric is unknown, or cannot be computed for these answers.
+    """
+    check_metrics(metrics or (), answers.each)
+    reasons = {name: reason for name in metrics or ANSWERS if (reason := answers.reason_against(name))}
+    if reasons and metrics is not None:
+        name, reason = next(iter(reasons.items()))
+        raise UsageError(f"the metric {name!r} cannot be computed: {reason}", parameter="metrics")
+    wanted = [name for name in metrics or ANSWERS if name not in reasons]
+    info, scale, several = answers.info, answers.scale, answers.each
+    truth, x = answers.truth.double(), answers.x.double()
+    hidden = None if answers.seen is None else answers.seen.hidden
+    hidden = None if hidden is None else hidden.cpu().expand(truth.shape)
+    unit = (
+        "the standard deviation of each column" if info.kind == "vector" else "the standard deviation of each channel"
+    )
+    if scale is None:
+        span, unit = info.high - info.low or 1.0, f"the range of the data ({info.low:g} to {info.high:g})"
+    else:
+        span, truth, x = 1.0, truth / scale, x / scale
+    others = None if training is None else _ignorant(training, len(truth), several, seed)
+    if others is not None and scale is not None:
+        others = others / scale
+    found: dict[str, Any] = {}
+    ignorant: dict[str, Measurement] = {}
+    for name, measure in (("psnr", psnr), ("ssim", ssim)):
+        if name in wanted:
+            compare = partial(measure, truth, span=span, hidden=hidden)
+            for values, into in ((x, found), (others, ignorant)):
+                if values is not None:
+                    into[f"{name}_one"], into[f"{name}_mean"] = compare(values), compare(values.mean(1))
+    if "psnr" in wanted and several > 1:
+        found["gap"] = gap(truth, x, span, hidden)
+    if "seen" in wanted:
+        residual = _residual(answers)
+        found |= {"seen": seen(residual, tolerance(info)), "largest": float(residual.max())}
+    if "spread" in wanted:
+        found["spread"] = spread(truth, x, hidden)
+    if "ranks" in wanted:
+        found |= {"ranks": _ranks(truth, x, hidden, seed), "coverage": _coverage(truth, x, hidden)}
+        if info.kind == "vector" and info.dims <= COLUMNS:
+            found["columns"] = tuple(_column(info, truth, x, hidden, seed, i) for i in range(info.dims))
+    return Judgement(len(truth), several, hidden is not None, unit, ignorant=ignorant, skipped=reasons, **found)
+
+
+def _ignorant(training: Tensor, count: int, each: int, seed: int) -> Tensor | None:
+    """Return ``each`` different training rows for each of ``count`` questions, or ``None`` if there are too few."""
+    if len(training) < max(2, each):
+        return None
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
+    place = torch.arange(count * each).reshape(count, each) % len(order)
+    return training[order[place]].double()
+
+
+def _residual(answers: Answers) -> Tensor:
+    """Return the largest difference between the measurements of each answer and those that were given, ``(N, K)``."""
+    assert answers.seen is not None and isinstance(answers.seen.operator, Linear)
+    operator, y = answers.seen.operator, answers.seen.y.cpu().double()
+    found = [flat(operator(x) - y).abs().amax(1) for x in answers.x.double().unbind(1)]
+    return torch.stack(found, 1)
+
+
+def _ranks(truth: Tensor, x: Tensor, hidden: Tensor | None, seed: int) -> Ranks:
+    return ranks(truth, x, hidden, bins_of(x.shape[1], len(truth)), seed)
+
+
+def _coverage(truth: Tensor, x: Tensor, hidden: Tensor | None) -> dict[float, Measurement]:
+    return {level: coverage(truth, x, level, hidden) for level in LEVELS}
+
+
+def _column(info: DataInfo, truth: Tensor, x: Tensor, hidden: Tensor | None, seed: int, i: int) -> Column:
+    """Judge the calibration of column ``i`` of a table."""
+    part = (truth[:, i : i + 1], x[:, :, i : i + 1], None if hidden is None else hidden[:, i : i + 1])
+    count = len(truth) if hidden is None else int(hidden[:, i].sum())
+    counted = ranks(*part, bins_of(x.shape[1], count), seed + i + 1)
+    return Column(info.names[i] if info.names else f"x{i}", counted, _coverage(*part))
+
+
+# ----------------------------------------------------------------------------------------------------------- reports
+
+
+def answers_table(found: Judgement) -> str:
+    """Format a judgement as text: a line for each figure, beside its value for exact answers and for training rows."""
+    exact = {"gap": f"{found.exact_gap:.2f}", "seen": "1", "spread": "1"}
+    names = {
+        "psnr_one": "psnr of one", "psnr_mean": "psnr of mean", "gap": "  gap", "ssim_one": "ssim of one",
+        "ssim_mean": "ssim of mean", "seen": "seen", "spread": "spread",
+    }  # fmt: skip
+    lines: list[tuple[str, ...]] = [("", "answers", "exact", "training rows" if found.ignorant else "")]
+    for key, name in names.items():
+        value = getattr(found, key)
+        if value is not None:
+            other = found.ignorant.get(key)
+            lines.append((name, str(value), exact.get(key, "-"), "" if other is None else str(other)))
+    if found.ranks is not None:
+        lines.append(("ranks", str(found.ranks.measured), f"below {found.ranks.band:.2g}", ""))
+        lines += [(f"within {level:.0%}", str(found.coverage[level]), f"{level:g}", "") for level in SHOWN]
+    text = _aligned(lines)
+    if len(found.columns) > 1:
+        lines = [("", "ranks", "p", *(f"within {level:.0%}" for level in SHOWN))]
+        for column in found.columns[:LINES]:
+            p = "-" if column.ranks.doubt else f"{column.ranks.p_value:.2g}"
+            within = (str(column.coverage[level]) for level in SHOWN)
+            lines.append((one_line(column.name), str(column.ranks.measured), p, *within))
+        text += ["", *_aligned(lines)]
+        if len(found.columns) > LINES:
+            text.append(f"... and {len(found.columns) - LINES} more columns")
+    s = "s" if found.each > 1 else ""
+    what = "; only the hidden values are compared" if found.hidden else ""
+    text += ["", f"{found.each} answer{s} to each of {found.questions:,} questions{what}"]
+    if found.psnr_one is not None:
+        text.append(f"psnr in decibels, relative to {found.unit}")
+    if found.largest is not None:
+        text.append(f"largest difference from a measurement: {found.largest:.3g}")
+    if found.ranks is not None:
+        text.append(_told_of_ranks(found.ranks))
+    text += [f"not computed: {name}, because {reason}" for name, reason in found.skipped.items()]
+    return "\n".join(text)
+
+
+def _told_of_ranks(found: Ranks) -> str:
+    """Summarise the ranks in one line."""
+    left = f", without {found.left_out:,} for which the truth and all answers are equal" if found.left_out else ""
+    p = f"no p-value, because {found.doubt}" if found.doubt else f"p = {found.p_value:.2g} (chi-square)"
+    return f"ranks of {found.counts.sum():,} values in {len(found.counts)} bins{left}: {p}"
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Format rows of a table, with its columns aligned on the left."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return ["  ".join(f"{cell:<{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def described_answers(found: Judgement) -> dict[str, Any]:
+    """Return a judgement as JSON-serialisable values, with ``None`` for what was not computed."""
+    singles = ("psnr_one", "psnr_mean", "gap", "ssim_one", "ssim_mean", "seen", "spread")
+    return {
+        "questions": found.questions, "each": found.each, "only_hidden": found.hidden, "unit": found.unit,
+        **{name: None if (value := getattr(found, name)) is None else plain_of(value) for name in singles},
+        "exact_gap": found.exact_gap if found.gap is not None else None,
+        "largest_difference": found.largest,
+        "ranks": None if found.ranks is None else _plain_ranks(found.ranks),
+        "coverage": _plain_coverage(found.coverage),
+        "columns": {c.name: {**_plain_ranks(c.ranks), "coverage": _plain_coverage(c.coverage)} for c in found.columns},
+        "training_rows": {name: plain_of(value) for name, value in found.ignorant.items()},
+        "skipped": dict(found.skipped),
+    }  # fmt: skip
+
+
+def _plain_ranks(found: Ranks) -> dict[str, Any]:
+    return {
+        "counts": found.counts.tolist(), "stderr": [None if e != e else e for e in found.stderr.tolist()],
+        "deviation": plain_of(found.measured), "exact_below": None if found.band != found.band else found.band,
+        "left_out": found.left_out, "p_value": None if found.doubt else found.p_value,
+        "no_p_value_because": found.doubt or None,
+    }  # fmt: skip
+
+
+def _plain_coverage(found: Mapping[float, Measurement]) -> dict[str, Any]:
+    return {f"{level:g}": plain_of(value) for level, value in found.items()}
+
+
+def write_calibration(folder: Path, found: Judgement, facts: Mapping[str, Any]) -> list[Path]:
+    """Write ``evaluation.json`` and, if there are ranks, ``calibration.png``.
+
+    The picture shows the ranks and the coverage: of each column of a table with at most six columns, or of all values
+    together. If it cannot be drawn, a warning is issued.
+
+    Args:
+        folder: Folder to write to.
+        found: The judgement.
+        facts: All facts to store, as JSON-serialisable values.
+
+    Returns:
+        The paths of the files, starting with the picture.
+    """
+    files = [write_json(folder / "evaluation.json", dict(facts))]
+    if found.ranks is None or not found.ranks.counts.sum():
+        return files
+    picture = folder / "calibration.png"
+    with optional(str(picture), f"the numbers are in {files[0]}"):
+        from ..plot import calibration, save_figure
+
+        all_values = Column("all values", found.ranks, found.coverage)
+        shown = found.columns if 1 < len(found.columns) <= CURVES else (all_values,)
+        shown = tuple(column for column in shown if column.ranks.counts.sum())
+        figure = calibration(
+            {c.name: (c.ranks.relative, c.ranks.stderr) for c in shown},
+            {c.name: ([v.value for v in c.coverage.values()], [v.stderr for v in c.coverage.values()]) for c in shown},
+            LEVELS,
+        )
+        save_figure(picture, figure)
+        files.insert(0, picture)
+    return files

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import assert_same, contents, edit
+from shell import Shell
 from torch import Tensor, nn
 
 from scoresde import VPSDE, Dataset, Eps, Likelihood, Run, ScoreModel, TrainConfig, fit, load, load_data
@@ -29,7 +30,8 @@ from scoresde.data.batch import Batch, Batches, Rows
 from scoresde.likelihood.chain import variance_loss
 from scoresde.nn import Labelled
 from scoresde.objective.draw import PathDraw
-from scoresde.objective.loss import denoising_loss, end_terms
+from scoresde.objective.loss import Denoising, denoising_loss, end_terms
+from scoresde.objective.weighting import Native
 from scoresde.operators import Blur, Cells, Crop, Grey, Half, Hole, Linear, Mask, Operator, Pool, parse
 from scoresde.run.seen import Seen, tolerance, understood
 from scoresde.solvers import Ancestral, ProbabilityFlow, RungeKutta, sample
@@ -173,8 +175,13 @@ def test_a_condition_must_have_every_part_of_cond() -> None:
         run.given(replace(full, tokens=torch.tensor([[99]])))
     with pytest.raises(UsageError, match="label 7 is not one of the 3 classes"):
         run.given(replace(full, label=torch.tensor([7])))
-    with pytest.raises(UsageError, match="trained without labels"):
-        trained("vector", data).given("cat")
+    for known in ("cat", torch.zeros(4, 2), [0, 1]):
+        with pytest.raises(UsageError, match="without labels; name what is known, as in given"):
+            trained("vector", data).given(known)
+    with pytest.raises(UsageError, match=r"must hold integers, shape \(B,\); got dtype torch.float32"):
+        run.given(replace(full, label=torch.tensor([1.0])))
+    arrays = Condition(label=np.array([1]), vector=np.zeros((1, 2)), tokens=np.zeros((1, 1), int))  # type: ignore[arg-type]
+    assert torch.equal(run.given(arrays).sample(2, HEUN).x, run.given(full).sample(2, HEUN).x)
     with pytest.raises(UsageError, match="trained without texts"):
         trained("vector", data).given(Condition(vector=torch.zeros(1, 2)), text="red")
     with pytest.raises(UsageError, match="trained without an operator"):
@@ -243,6 +250,7 @@ def test_a_network_of_ones_own_uses_the_fields_of_the_condition() -> None:
         run.sample(2, HEUN)
         asked.guided(2.0).sample(3, HEUN)
         assert run.base.network.seen and None not in run.base.network.seen
+        assert {c.image.dtype for c in run.base.network.seen} == {dtype}
         nothing = [c for c in run.base.network.seen if bool(c.image.isnan().all())]
         assert {len(c) for c in nothing} == {2, 3} and all(bool((c.label == 3).all()) for c in nothing)
 
@@ -490,6 +498,10 @@ def test_a_table_with_levels_in_some_columns(tmp_path: Path) -> None:
     x, hidden = drawn.sample(20, HEUN).x, drawn.seen.hidden
     truth = data.test[:4].repeat_interleave(5, 0)
     assert torch.equal(x[~hidden], truth[~hidden])
+    between = data.test[:2].clone()
+    between[:, 0] += 0.25  # no level of the column, but what is known is known
+    kept = run.given(Condition(image=between), operator=Mask(torch.tensor([True, False, True])))
+    assert torch.equal(kept.sample(2, HEUN).x[:, [0, 2]], between[:, [0, 2]])
     whole = x[:, [0, 2]]
     assert torch.equal(whole, whole.round()) and bool((x[:, 0] >= 0).all() & (x[:, 0] <= 4).all())
     assert not torch.equal(x[:, 1], x[:, 1].round())
@@ -626,6 +638,9 @@ def test_empty_cells_of_training_rows_are_never_shown_as_known() -> None:
         batch = batches.at(3, torch.Generator().manual_seed(0), F64)
         assert not bool((~batch.condition.image.isnan() & (batch.weight == 0)).any())
         assert torch.equal(batch.weight, data.complete[batches.index(3)].double())
+    # The scale of the data is that of their known values.
+    config, *_ = prepared(TrainConfig(cond="cells", steps=1), data)
+    assert config.predict_options["data_std"] == pytest.approx(1, abs=0.01)
     # A model that is not told what is missing would learn the means that stand for empty cells.
     for other in ("none", "vector"):
         with pytest.raises(DataError, match=r"values of the training samples are missing.*cond='cells'"):
@@ -660,6 +675,8 @@ def test_an_element_without_weight_adds_nothing_to_any_loss() -> None:
             parts = torch.stack([end_terms(model, x0, torch.eye(4, dtype=F64)[k].expand(16, 4)) for k in range(4)])
             torch.testing.assert_close(parts.sum(0), end_terms(model, x0))
             torch.testing.assert_close((parts * weight.T).sum(0), end_terms(model, x0, weight))
+            ends = Denoising(Native()).ends(model, Batch(x0, weight=weight))
+            assert torch.equal(ends, end_terms(model, x0, weight))
             none = end_terms(model, x0, torch.zeros(16, 4, dtype=F64))
             assert none.tolist() == [0.0] * 16
 
@@ -775,6 +792,9 @@ def test_a_run_is_the_same_after_saving_loading_and_resuming(
     for other in draws[1:]:
         assert torch.equal(draws[0].x, other.x) and bool(draws[0].x.isfinite().all())
     assert str(again.operator) == str(whole.operator)
+    if own is not None or "mask" in cond:
+        straight = reflow(again, pairs=12, steps=1, data=data, save=False, quiet=True, solver=RungeKutta(steps=1))
+        assert straight.operator is again.operator and straight.info.known == again.info.known
     if "mask" in cond:
         assert torch.equal(again.operator.mask, whole.operator.mask) and int((~again.operator.mask).sum()) == 15
 
@@ -881,6 +901,16 @@ def test_reflow_pairs_every_sample_with_its_condition(cond: str, tmp_path: Path)
     assert again.step == 4
     if cond not in ("none", "class"):
         assert made.given_rows(data, torch.arange(2)).sample(2, HEUN).x.shape == (2, 3)
+
+
+def test_the_command_measures_straightness_with_conditions(shell: Shell) -> None:
+    x = rng().normal(size=(90, 3))
+    np.savez("data.npz", x=x, c=x[:, :1])
+    config = TrainConfig(data="data.npz", cond="vector", cond_drop=0.0, steps=2, batch=8, network_options=MLP)
+    fit(config, out="run", quiet=True)
+    found = shell.json("reflow run --pairs 20 --steps 1 --solver heun --set solver.steps=2")
+    assert 0 < float(str(found["straightness"])) < 1.5
+    assert load(str(found["run"])).info.known.vector == ("c0",)
 
 
 # ---------------------------------------------------------------------------------------------- runs without conditions

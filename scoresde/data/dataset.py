@@ -255,6 +255,12 @@ class Dataset:
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 
     @property
+    def whole(self) -> Tensor:
+        """The training rows whose values are all known, ``(n, *event)``, or all training rows if there are none."""
+        found = self.train if self.complete is None else self.train[self.complete.flatten(1).all(1)]
+        return found if len(found) else self.train
+
+    @property
     def trained(self) -> Tensor:
         """The training rows without the validation rows, ``(n, *event)``."""
         return self.train[self.trains]

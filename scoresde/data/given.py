@@ -34,6 +34,7 @@ from ..core.condition import Condition
 from ..core.errors import DataError, UsageError
 from ..core.registry import closest
 from ..core.tables import OPERATORS
+from ..core.text import one_line
 from .raw import Array, Known
 
 __all__ = ["CondInfo", "Sources"]
@@ -192,7 +193,7 @@ class CondInfo:
         parts = []
         if self.vector:
             more = ", ..." if len(self.vector) > 10 else ""
-            parts.append(f"{len(self.vector)} numbers ({', '.join(self.vector[:10])}{more})")
+            parts.append(f"{len(self.vector)} numbers ({', '.join(map(one_line, self.vector[:10]))}{more})")
         if self.image:
             parts.append(f"a picture of shape {' x '.join(map(str, self.image))}")
         if self.words:

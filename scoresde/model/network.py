@@ -178,6 +178,11 @@ class ScoreModel(nn.Module):
                 )
             condition = Condition(label=label.to(torch.int64).reshape(-1))
         if condition.label is not None:
+            if condition.label.is_floating_point() or condition.label.ndim != 1:
+                raise UsageError(
+                    f"the label of a condition must hold integers, shape (B,); got dtype {condition.label.dtype} and "
+                    f"shape {tuple(condition.label.shape)}"
+                )
             if not self.classes:
                 raise UsageError("this model was trained without classes; train with cond='class' to use labels")
             wrong = condition.label[(condition.label < 0) | (condition.label > self.classes)]

@@ -319,10 +319,20 @@ class Run:
     ) -> Condition:
         """Return a condition, with labels as indexes."""
         trained = isinstance(self.base, ScoreModel) and bool(self.base.classes)
+        if isinstance(known, Condition):
+            values = (known.label, known.vector, known.image, known.tokens)
+            label, vector, image, tokens = (None if value is None else as_tensor(value) for value in values)
+            known = Condition(label, vector, image, tokens, known.classes)
         if known is None or (isinstance(known, Condition) and known.label is None):
             return known or Condition()
         if not trained:
             what = f"label {known!r}" if isinstance(known, str | int) else "a label for each sample"
+            if self.config is not None and self.config.sources.rich and not isinstance(known, Condition):
+                raise UsageError(
+                    f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, without labels; "
+                    "name what is known, as in given(Condition(image=x)) or given(text=...)",
+                    parameter="given",
+                )
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without labels; to use {what}, train with cond='class'",
                 parameter="cond",

@@ -285,7 +285,7 @@ def _fit(
     if not quiet:
         with optional("the check for copies"):
             x = _few_samples(run, data) if shown_samples is None else shown_samples
-            lines.append(nearest_line(x, data.train, data.test, spec.codec.continuous.to_model))
+            lines.append(nearest_line(x, data.whole, data.test, spec.codec.continuous.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     return run
 
@@ -634,7 +634,7 @@ def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
     if info.kind in ("image", "volume"):
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:
-        behind = data.train[: max(8, len(x))]
+        behind = data.whole[: max(8, len(x))]
         save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
     return x
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import pickle
 import struct
 import zlib
@@ -20,7 +21,9 @@ from scoresde.core.errors import DataError, UsageError
 from scoresde.data import NAMES, DataInfo, Reading, eight_gaussians, split
 from scoresde.data import load_data as by_content
 from scoresde.data.dataset import old_codec
+from scoresde.data.tinted import hue, tinted
 from scoresde.data.toys import DENSITIES, TOYS, sample_toy
+from scoresde.metrics import kuiper
 
 # What a file holds: of a few rows, a split by content may hold out none.
 load_data = partial(by_content, split="rows")
@@ -112,6 +115,37 @@ def test_digits_are_the_published_ones() -> None:
     train, test = split(1797, 0.1, 0)
     assert np.array_equal(d.train[:, 0].numpy(), truth.images[train])
     assert d.test_labels is not None and np.array_equal(d.test_labels.numpy(), truth.target[test])
+
+
+def test_tinted_digits_have_the_greys_of_the_digits_and_uniform_hues() -> None:
+    d, digits = load_data("tinted", seed=1), load_data("digits", seed=1)
+    assert d.train.dtype == torch.float32 and d.train.shape == (1617, 3, 8, 8) and d.test.shape == (180, 3, 8, 8)
+    assert d.info.levels is None and d.info.kind == "image" and d.info.low == 0 and 0.85 < d.info.high < 1
+    assert d.train_labels is not None and torch.equal(d.train_labels, digits.train_labels)
+    # The grey picture is that of the digit, whatever the hue, and every pixel has the same hue.
+    w = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    grey = (w[:, None, None] * d.train.double()).sum(1, keepdim=True)
+    torch.testing.assert_close(grey, digits.train * (0.75 / 16), atol=1e-7, rtol=0, check_dtype=False)
+    bright = (d.train.double() / grey - 1)[grey.expand_as(d.train) > 0].reshape(-1)
+    tint = (d.train.double() / grey - 1).nanmean((2, 3))
+    assert bright.abs().max() < 0.3
+    torch.testing.assert_close(tint @ w, torch.zeros(1617, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(tint.norm(dim=1), torch.full((1617,), 0.3, dtype=torch.float64), atol=1e-6, rtol=0)
+    hues = torch.cat([hue(d.train), hue(d.test)])
+    assert kuiper(hues)[1] > 0.05
+    # They have nothing to do with the digits: the same hues with another seed of the split, in another order.
+    again = load_data("tinted", seed=2)
+    assert not torch.equal(again.train, d.train)
+    torch.testing.assert_close(torch.cat([hue(again.train), hue(again.test)]).sort().values, hues.sort().values)
+    for k in range(10):
+        assert kuiper(hue(d.train[d.train_labels == k]))[1] > 1e-3
+
+
+def test_the_hue_of_a_picture_is_read_back() -> None:
+    grey = load_data("digits").train[:50].double() / 16
+    told = 2 * math.pi * torch.rand(50, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - math.pi
+    torch.testing.assert_close(hue(tinted(grey, told)), told, atol=1e-9, rtol=0)
+    assert kuiper(hue(tinted(grey, told / 2)))[1] < 1e-6
 
 
 @pytest.mark.parametrize("name", TOYS)

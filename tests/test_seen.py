@@ -569,9 +569,45 @@ def test_rows_beyond_the_range_are_those_that_disagree() -> None:
     x = torch.full((2, *event), 128.0, dtype=F64)
     x[1, 0, 0, 0] = 255.9
     y = torch.full((2, 1, 2, 2), 128.0, dtype=F64)
-    y[1, 0, 0, 0] = 250
-    residual = Seen(a, y).agreeing(x, codec, info)[1]
+    y[1, 0, 0, 0] = 256.5  # no picture has this mean
+    found, residual = Seen(a, y).agreeing(x, codec, info)
     assert (residual > tolerance(info)).tolist() == [False, True]
+    assert residual[1] == 1.5 and bool((found[1, 0, :2, :2] == 255).all())
+
+
+@pytest.mark.parametrize(("operator", "event"), [(Pool(2), (1, 8, 8)), (Pool(4), (1, 8, 8)), (Grey(), (3, 8, 8))])
+def test_samples_agree_within_the_range_too(operator: Linear, event: tuple[int, ...]) -> None:
+    a = operator.on(event)
+    info = DataInfo("a", "a", "image", event, 0, 255, 256, (), 9, 9)
+    codec = Composed((Levels(0, 255, 256), Affine(128.0, 128.0)))
+    r = rng()
+    # Most pixels are at the ends of the range, as in pictures of clothes on black.
+    truth = torch.from_numpy(r.integers(-300, 500, (60, *event)).clip(0, 255)).double()
+    truth[:20] = 0
+    x = truth + torch.from_numpy(r.normal(0, 20, (60, *event)))
+    found, residual = Seen(a, a(truth), truth).agreeing(x, codec, info)
+    assert torch.equal(found, found.round()) and bool(((found >= 0) & (found <= 255)).all())
+    torch.testing.assert_close(residual, (a(found) - a(truth)).abs().flatten(1).amax(1))
+    assert float(residual.max()) <= 0.5 + 1e-3
+    assert float(found[:20].max()) == 0, "only a black picture has a black measurement"
+    assert float((found - truth).square().mean()) < float((x - truth).square().mean())
+    # No row affects another.
+    alone = Seen(a, a(truth[30:31]), truth[30:31]).agreeing(x[30:31], codec, info)[0]
+    assert torch.equal(alone, found[30:31])
+
+
+def test_columns_without_levels_have_no_range() -> None:
+    event = (2, 8)
+    a = Pool(2).on(event)
+    info = DataInfo("a", "a", "signal", event, 0, 9, None, (), 9, 9)
+    levels = Levels(torch.zeros(2, 1), torch.tensor([[9.0], [0.0]]), torch.tensor([[10], [0]]))
+    truth = torch.zeros(1, *event, dtype=F64)
+    truth[:, 1] = 50
+    x = truth + Noise.of(1, 3).normal(event, dtype=F64)
+    found, _ = Seen(a, a(truth), truth).agreeing(x, Composed((levels, Affine(0.0, 1.0))), info)
+    assert float(found[:, 0].abs().max()) == 0
+    torch.testing.assert_close(a(found)[:, 1], a(truth)[:, 1])
+    assert not torch.equal(found[:, 1], truth[:, 1])
 
 
 def test_a_run_that_is_shown_a_measurement(tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ from .content import LARGE, Identity, contents, held_out, known_again
 from .given import CondInfo
 from .raw import AS_IS, Array, Raw, Reading
 from .readers import READABLE, read_digits, read_path
+from .tinted import read_tinted
 from .toys import DENSITIES, TOYS, sample_toy
 from .units import units_of
 
 __all__ = ["NAMES", "DataInfo", "Dataset", "load_data", "old_codec", "split"]
 
-NAMES = (*TOYS, "digits", "captions")
+NAMES = (*TOYS, "digits", "tinted", "captions")
 TOY_POINTS = 20_000
 KINDS = ("image", "volume", "signal", "vector")
 ARRAY = "(array)"  # the source of data that do not come from a file
@@ -397,8 +398,8 @@ def load_data(
         test_fraction: Fraction of the samples to hold out, in (0, 1). Ignored if the source has a test part.
         reading: Options for files that can be read in more than one way.
         split: ``content`` holds out samples by their content, so that adding or reordering data never moves a sample
-            between training and test; ``rows`` uses a random permutation of the rows. Toys and the digits are always
-            split by rows, and the captions have a test part of their own.
+            between training and test; ``rows`` uses a random permutation of the rows. Toys and digits are always split
+            by rows, and the captions have a test part of their own.
 
     Raises:
         DataError: If ``spec`` is neither a name nor a path, or if the data are unreadable or inconsistent.
@@ -416,8 +417,9 @@ def load_data(
     if spec in TOYS:
         raw = Raw("vector", sample_toy(spec, TOY_POINTS, seed).numpy())
         return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
-    if spec == "digits":
-        return _build(read_digits(), spec, spec, How(seed, test_fraction, "rows"))
+    if spec in ("digits", "tinted"):
+        raw = read_digits() if spec == "digits" else read_tinted()
+        return _build(raw, spec, spec, How(seed, test_fraction, "rows"))
     if spec == "captions":
         return _build(_captions(), spec, spec, How(seed, test_fraction, "rows"))
     path = Path(os.path.expanduser(spec))

@@ -15,12 +15,14 @@ function                 compares                                        bias at
 :func:`find_copies`      samples and their nearest training rows         none
 =======================  ==============================================  ==================
 
-The functions in :mod:`scoresde.metrics.answers` compare the answers of a conditional model with the truth.
+The functions in :mod:`scoresde.metrics.answers` compare the answers of a conditional model with the truth, and
+:func:`kuiper` tests whether angles are uniform on the circle.
 """
 
 from __future__ import annotations
 
 from .answers import Ranks, coverage, exact_gap, gap, psnr, ranks, seen, spread, ssim
+from .circle import kuiper
 from .copies import Copies, find_copies, nearest_line
 from .gaussian import Moments, frechet, frechet_distance
 from .kernel import kernel_distance, median_distance, mmd
@@ -42,6 +44,7 @@ __all__ = [
     "gap",
     "jackknife",
     "kernel_distance",
+    "kuiper",
     "median_distance",
     "mmd",
     "nearest_line",

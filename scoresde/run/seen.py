@@ -10,7 +10,12 @@ with b = 0 where the operator has a closed form. Without one, small singular val
 y, so each row has the largest b of a sequence for which it agrees. The codec spreads a level of width w over a cell
 that begins at the level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the
 nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the
-data may change it by more: such rows are counted.
+data may change it by more. If the operator has a closed form, such a row is moved again from its clamped values x',
+
+    x <- x' + D A^T (A D A^T)^-1 (y - A x'),                                                                 (2)
+
+where D is diagonal, 1 for values inside the range and small for values at its ends, which would only be clamped again.
+Rows that do not agree after this are counted.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ __all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understoo
 MASKS = "masks.npz"
 TRIES = 8  # length of the sequence of b in equation 1
 STRICTER = 100.0  # ratio of two numbers of that sequence
+TURNS = 20  # largest number of steps to agreement within the range of the data
+FIXED = 1e-3  # D of equation 2 for values at the ends of the range
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +126,12 @@ class Seen:
             better = (off < residual[todo]) | (b == 0)
             found[todo[better]], residual[todo[better]] = moved[better], off[better]
             todo = todo[~(off <= limit)]
+        if exact and len(todo) and isinstance(codec.levels, Levels):
+            part = operator if len(todo) == len(x) else operator.rows(todo)
+            moved = _rounded(_within(part, x[todo] - half, y[todo], codec.levels) + half, codec)
+            off = flat(part(moved) - y[todo]).abs().amax(1)
+            better = off < residual[todo]
+            found[todo[better]], residual[todo[better]] = moved[better], off[better]
         return found, residual
 
 
@@ -126,6 +139,26 @@ def tolerance(info: DataInfo) -> float:
     """Return the largest difference that counts as agreement: half a level, or 1e-6 of the range of continuous data."""
     span = info.high - info.low
     return span / (info.levels - 1) / 2 if info.levels else 1e-6 * (span or 1.0)
+
+
+def _within(operator: Linear, x: Tensor, y: Tensor, levels: Levels) -> Tensor:
+    """Return values near ``x`` within the range of the levels, whose measurements are as near to ``y`` as possible.
+
+    Args:
+        operator: The operator, for these rows.
+        x: The values, ``(n, *event)``.
+        y: The measurements, ``(n, *measured)``.
+        levels: The levels. Columns without levels have no range.
+    """
+    count = torch.as_tensor(levels.count, device=x.device)
+    low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (levels.low, levels.high))
+    low, high = torch.where(count > 0, low, -torch.inf), torch.where(count > 0, high, torch.inf)
+    scale: Tensor | float = 1.0
+    for _ in range(TURNS):
+        x = x + scale * operator.transpose(operator.solve(y - operator(x), scale))
+        free = (x > low) & (x < high)
+        x, scale = torch.minimum(torch.maximum(x, low), high), torch.where(free, 1.0, FIXED).to(x.dtype)
+    return x
 
 
 def _half(codec: Codec, x: Tensor) -> Tensor:

@@ -1,0 +1,63 @@
+"""Kuiper's test of whether angles are uniform on the circle.
+
+For N angles, let F be their empirical distribution function, measured in turns from any starting point. The statistic
+
+    V = max_u (F(u) - u) + max_u (u - F(u))                                                                  (1)
+
+does not depend on the starting point. If the angles are independent and uniform, then, with
+``z = (sqrt(N) + 0.155 + 0.24/sqrt(N)) V``,
+
+    P(V' > V) = 2 sum_{j >= 1} (4 j^2 z^2 - 1) exp(-2 j^2 z^2),                                              (2)
+
+which is asymptotic in N, and with Stephens' z accurate to a few percent of the p-value from N = 8 on.
+
+References:
+    Kuiper (1960), Tests concerning random points on a circle, Indagationes Mathematicae 63.
+    Stephens (1965), The goodness-of-fit statistic V_N, Biometrika 52; and (1970), J. R. Stat. Soc. B 32: equation 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UsageError
+
+__all__ = ["kuiper"]
+
+TERMS = 100  # of equation 2
+LEAST = 0.4  # below this z, the p-value is 1 to 12 digits, and the series converges slowly
+
+
+def kuiper(angles: Tensor) -> tuple[float, float]:
+    """Test whether independent angles are uniform on the circle.
+
+    Args:
+        angles: The angles in radians, ``(N,)``. Multiples of a full turn make no difference.
+
+    Returns:
+        The statistic V (equation 1) and its p-value (equation 2).
+
+    Raises:
+        UsageError: If there are no angles, or some are not finite.
+
+    >>> statistic, p = kuiper(torch.arange(100) * (2 * math.pi / 100))
+    >>> round(statistic, 3), round(p, 3)
+    (0.01, 1.0)
+    """
+    if angles.ndim != 1 or not len(angles) or not bool(angles.isfinite().all()):
+        raise UsageError(
+            f"Kuiper's test needs finite angles of shape (N,), got shape {tuple(angles.shape)}"
+            + ("" if bool(angles.isfinite().all()) else " with values that are not finite")
+        )
+    turns = (angles.double() / (2 * math.pi)).remainder(1).sort().values
+    n = len(turns)
+    steps = torch.arange(n + 1, dtype=torch.float64, device=turns.device) / n
+    statistic = float((steps[1:] - turns).max() + (turns - steps[:-1]).max())
+    z = (math.sqrt(n) + 0.155 + 0.24 / math.sqrt(n)) * statistic
+    if z < LEAST:
+        return statistic, 1.0
+    squares = [(j * z) ** 2 for j in range(1, TERMS + 1)]
+    return statistic, min(1.0, 2 * sum((4 * s - 1) * math.exp(-2 * s) for s in squares))

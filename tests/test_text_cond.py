@@ -143,7 +143,7 @@ def test_a_text_of_any_length_is_read_to_its_end(folder: Path) -> None:
 
 def test_unknown_words_are_named_with_a_hint(folder: Path) -> None:
     run = load(folder)
-    with pytest.warns(UserWarning, match=r"2 of the words did not occur in the training texts.*'gren' \(did you mean "
+    with pytest.warns(UserWarning, match=r"2 words that did not occur in the training texts: .*'gren' \(did you mean "
                       r"'green' or 'red'\), 'xylophone'$"):  # fmt: skip
         bound = run.given(text=["red before gren", "Red xylophone green"])
     words = run.info.known.words

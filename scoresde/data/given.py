@@ -96,7 +96,8 @@ class Sources:
                 found = replace(found, operator=part.strip())
             else:
                 raise UsageError(
-                    f"unknown cond {part!r}; {closest(part, ('none', 'class', 'vector', 'image', 'text', *OPERATORS))}"
+                    f"unknown cond {part!r}; {closest(part, ('none', 'class', 'vector', 'image', 'text', *OPERATORS))}",
+                    parameter="cond",
                 )
             if found == before:
                 raise UsageError(f"cond={cond!r} lists {part!r} twice; list it once", parameter="cond")
@@ -210,6 +211,15 @@ class CondInfo:
                 )
             image = ((image.double() - self.low) * (2 / (self.high - self.low)) - 1).float()
         return replace(known, vector=vector, image=image)
+
+    def again(self, tokens: Tensor, theirs: CondInfo) -> Tensor:
+        """Return word indices ``(n, L)`` in the vocabulary ``theirs`` as indices in this vocabulary."""
+        if theirs.words == self.words or tokens.is_floating_point():
+            return tokens
+        index = {word: i + 1 for i, word in enumerate(self.words)}
+        # The last entry is the index -1, which means that there is no word.
+        moved = torch.tensor([0, *(index.get(word, 0) for word in theirs.words), -1], dtype=torch.int64)
+        return moved.to(tokens.device)[tokens]
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the word indices of texts, int64 ``(n, L)``, with -1 after the end of each text.

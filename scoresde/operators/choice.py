@@ -20,7 +20,7 @@ from ..core.tables import OPERATORS
 from .base import Operator
 from .masks import Mask
 
-__all__ = ["OneOf", "parse"]
+__all__ = ["OneOf", "choices", "parse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,11 @@ class OneOf(Operator):
 
     def __str__(self) -> str:
         return "/".join(map(str, self.choices))
+
+
+def choices(operator: Operator) -> tuple[Operator, ...]:
+    """Return the operators of a choice, or the operator itself."""
+    return operator.choices if isinstance(operator, OneOf) else (operator,)
 
 
 def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] | None = None) -> Operator:

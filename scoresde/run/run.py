@@ -47,7 +47,7 @@ from ..model.convert import convert
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
-from ..operators import Operator, parse
+from ..operators import Mask, Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
 from ..solvers import Solution, Solver, sample
@@ -56,7 +56,7 @@ from .config import TrainConfig
 from .files import chosen_checkpoint, find_run, load_weights, read_config
 from .origin import data_of
 from .plausible import warn_of_units
-from .seen import Seen, kept_mask, measured, understood
+from .seen import Seen, covers, kept_mask, measured, understood
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
@@ -199,6 +199,10 @@ class Run:
         """
         if known is None and text is None:
             return replace(self, condition=None, seen=None)
+        if isinstance(known, Condition) and known.image is None and operator is not None:
+            raise UsageError(
+                f"the operator {operator} measures samples, but the condition has no image", parameter="operator"
+            )
         condition = self._labelled(known)
         if text is not None:
             condition = replace(condition, tokens=self._tokens([text] if isinstance(text, str) else list(text)))
@@ -213,20 +217,41 @@ class Run:
         Args:
             data: The data set.
             index: The rows, int64 ``(n,)``.
-            split: The part that the rows belong to, ``test`` or ``train``.
+            split: The part that the rows belong to: ``test``, ``train``, or ``all`` for rows that are counted through
+                the training samples and then through the test samples.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
             seed: Seed for operators that draw random numbers.
         """
-        x, y, known = (
-            (data.test, data.test_labels, data.test_given) if split == "test"
-            else (data.train, data.train_labels, data.train_given)
-        )  # fmt: skip
+        data = data.told_as(self.info.known)
+        x, y, known = {
+            "test": (data.test, data.test_labels, data.test_given),
+            "train": (data.train, data.train_labels, data.train_given),
+        }.get(split) or data.every()  # fmt: skip
         config = self._trained_here("a condition")
         condition = config.told(known.rows(index)) or Condition()
         if config.sources.label and y is not None:
             condition = replace(condition, label=y[index])
         seen = None if self.operator is None else measured(x[index], self.operator, Noise.of(len(index), seed))
         return self._given(condition, seen, each)
+
+    def typical(self, n: int, seed: int = 0) -> Run:
+        """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
+
+        These are the conditions of held-out rows, in their order and from the start again if there are more samples
+        than rows. A run that is told only the class gets classes in the proportions of the training data, but only if
+        it cannot be used without a class. Any other run is returned unchanged.
+
+        Args:
+            n: Number of samples.
+            seed: Seed for operators that draw random numbers.
+
+        Raises:
+            DataError: If the data of the run are missing or unreadable.
+        """
+        if self.config is None or not self.config.sources.rich:
+            return self.given(self.example_labels(n))
+        data = self.data()
+        return self.given_rows(data, torch.arange(n) % len(data.test), seed=seed)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
         """Bind a condition in data units, and the measurements that the model is shown as its image."""
@@ -266,13 +291,19 @@ class Run:
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
-            known = [self._number(one) if isinstance(one, str) else one for one in known]
+            known = [self.class_index(one) if isinstance(one, str) else one for one in known]
         assert isinstance(self.base, ScoreModel)
         return self.base.given(known).condition
 
     def _tokens(self, texts: list[str]) -> Tensor:
         """Return the word indices of texts, and warn about words that did not occur in training."""
         told = self.info.known
+        if told.features:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained on features of texts, shape (L, {told.features}), made by "
+                "another encoder; pass the features of the text as tokens",
+                parameter="given",
+            )
         if not told.words:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without texts; train with cond='text' to use a text",
@@ -299,11 +330,18 @@ class Run:
                 f"{operator}; train with cond='{operator}'",
                 parameter="cond",
             )
-        if operator is None:
-            return understood(image, made, noise)
-        own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
-        own = own.on(self.info.shape, self.info.low, self.info.high)
-        return understood(image, own, noise)
+        own = made
+        if operator is not None:
+            own = parse(operator, read_mask=mask_from_file) if isinstance(operator, str) else operator
+            own = own.on(self.info.shape, self.info.low, self.info.high)
+        seen = understood(image, own, noise)
+        if seen.operator is not None and not covers(made, seen.operator):
+            what = "this mask" if isinstance(seen.operator, Mask) else str(own)
+            warnings.warn(
+                f"{self.folder or 'this model'} was trained to undo {made}, not {what}, so its samples may be poor",
+                stacklevel=3,
+            )
+        return seen
 
     def _check_told(self, condition: Condition) -> None:
         """Reject a condition that lacks a part that was always given together with the others in training."""
@@ -316,11 +354,12 @@ class Run:
         }  # fmt: skip
         lacking = [name for name, needs in needed.items() if needs and getattr(condition, name) is None]
         if lacking:
+            option = {"label": "label", "tokens": "given" if self.info.known.features else "text"}
             raise UsageError(
                 f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, so a condition needs the "
                 f"fields {', '.join(name for name, needs in needed.items() if needs)}, but it lacks "
                 f"{' and '.join(lacking)}",
-                parameter="given",
+                parameter=option.get(lacking[0], "given"),
             )
 
     def _trained_here(self, what: str) -> TrainConfig:
@@ -387,16 +426,20 @@ class Run:
         Returns:
             Class indices, int64 ``(n,)``.
         """
-        if self._dropped != 0:
+        if self._dropped != 0 or not isinstance(self.base, ScoreModel) or not self.base.classes:
             return None
-        assert isinstance(self.base, ScoreModel)
         counts = self.info.trained if len(self.info.trained) == self.base.classes else ()
         shares = torch.tensor(counts if sum(counts) else [1] * self.base.classes, dtype=torch.float64).cumsum(0)
         # Multiples of the golden ratio, modulo 1, fill [0, 1) evenly for any n.
         u = ((torch.arange(n, dtype=torch.float64) + 0.5) * (math.sqrt(5) - 1) / 2) % 1
         return torch.searchsorted(shares, u * shares[-1], right=True)
 
-    def _number(self, name: str) -> int:
+    def class_index(self, name: str) -> int:
+        """Return the index of a class, given by its name or index.
+
+        Raises:
+            UsageError: If there is no such class.
+        """
         names = list(self.info.classes)
         if name in names:
             return names.index(name)

@@ -26,9 +26,9 @@ from ..core.noise import Noise
 from ..core.opened import read_arrays, reason
 from ..core.shapes import flat
 from ..data import DataInfo
-from ..operators import Blur, Linear, Mask, Masking, OneOf, Operator
+from ..operators import Blur, Cells, Linear, Mask, Masking, OneOf, Operator, choices
 
-__all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
+__all__ = ["Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
 
@@ -125,7 +125,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
     event, shape = operator.event or (), tuple(image.shape[1:])
     holes = image.is_floating_point() and bool(image.isnan().any())
     if holes and shape == event:
-        masks = any(isinstance(choice, Masking) for choice in _choices(operator))
+        masks = any(isinstance(choice, Masking) for choice in choices(operator))
         if not masks:
             raise UsageError(
                 f"the values to start from include {int(image.isnan().sum()):,} NaN, but this model was trained with "
@@ -147,7 +147,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         return Seen(operator, image)
     elif shape == event:
         return Seen(operator, operator(image.double()), image)
-    shapes = sorted({str(c.measured) for c in _choices(operator)})
+    shapes = sorted({str(c.measured) for c in choices(operator)})
     raise UsageError(
         f"the given values have shape {shape} for each sample; the operator {operator} measures {' or '.join(shapes)}, "
         f"and samples have shape {event}",
@@ -165,7 +165,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise) -> Seen:
 
 def keep_mask(folder: Path, operator: Operator) -> None:
     """Write the masks of an operator that were read from files to a run folder, which then needs no other file."""
-    masks = {choice.file: choice.mask.numpy() for choice in _choices(operator) if isinstance(choice, Mask)}
+    masks = {choice.file: choice.mask.numpy() for choice in choices(operator) if isinstance(choice, Mask)}
     if masks:
         write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})
 
@@ -190,5 +190,18 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}; restore it") from error
 
 
-def _choices(operator: Operator) -> tuple[Operator, ...]:
-    return operator.choices if isinstance(operator, OneOf) else (operator,)
+def covers(trained: Operator, other: Operator) -> bool:
+    """Whether a model that was trained with an operator has seen measurements by another operator.
+
+    A model that was trained with random cells has seen any mask.
+    """
+    return all(any(_same(mine, c) for mine in choices(trained)) for c in choices(other))
+
+
+def _same(trained: Operator, other: Operator) -> bool:
+    if isinstance(trained, Cells) and isinstance(other, Masking):
+        return True
+    if isinstance(trained, Masking) and isinstance(other, Masking) and other.event is not None:
+        masks = [operator.known(other.event) for operator in (trained, other)]
+        return bool((masks[0] == masks[1]).all())
+    return str(trained) == str(other)

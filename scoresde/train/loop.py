@@ -306,7 +306,7 @@ def _data_for(
         return config, data
     _same_units(folder, data)
     became(folder, data, changed=changed)
-    return config, data
+    return config, data.told_as(DataInfo.from_dict(read_object(folder / "data.json")).known)
 
 
 def previews(total: int, every: int = 0) -> set[int]:

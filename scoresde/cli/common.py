@@ -420,13 +420,21 @@ class Conditioning:
         label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample is conditioned on its own class.
+        given: Whether each sample is conditioned on everything that is known about it.
     """
 
     label: str | None
     guidance: float
     labels: bool = False
+    given: bool = False
 
     def __post_init__(self) -> None:
+        if self.given and (self.labels or self.label is not None):
+            other = "--labels" if self.labels else "--label"
+            raise UsageError(
+                f"--given conditions each sample on everything that is known about it, its class included; leave out "
+                f"{other}"
+            )
         if self.labels and self.label is not None:
             raise UsageError(
                 "--labels conditions each sample on its own class, but --label conditions all samples on the same "
@@ -435,7 +443,7 @@ class Conditioning:
 
     def of(self, run: Run) -> Run:
         """Return the run conditioned on the class, with guidance unless each sample has its own class."""
-        return run.given(self.label).guided(1.0 if self.labels else self.guidance)
+        return run.given(self.label).guided(1.0 if self.labels or self.given else self.guidance)
 
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
@@ -458,7 +466,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     """Add the options for conditioning, and pass their values to the command as ``condition``.
 
     Args:
-        labels: Whether to add ``--labels``, for a command that reads labelled data.
+        labels: Whether to add ``--labels`` and ``--given``, for a command that reads what is known about the data.
         first: Whether the short help shows ``--label``.
     """
     options = [
@@ -468,9 +476,12 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
                help="Scale of classifier-free guidance."),
     ]  # fmt: skip
     if labels:
-        options.append(
-            option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class.")
-        )
+        options += [
+            option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class."),
+            option("--given", under="Conditioning", is_flag=True,
+                   help="Condition each sample on everything that the run is told about it (train --cond), and compare "
+                        "with the likelihood without it."),
+        ]  # fmt: skip
     return together("condition", Conditioning, *options)
 
 

@@ -169,7 +169,8 @@ class CondInfo:
         parts = []
         if self.vector:
             more = ", ..." if len(self.vector) > 10 else ""
-            parts.append(f"{len(self.vector)} numbers ({', '.join(self.vector[:10])}{more})")
+            some = "a number" if len(self.vector) == 1 else f"{len(self.vector)} numbers"
+            parts.append(f"{some} ({', '.join(self.vector[:10])}{more})")
         if self.image:
             parts.append(f"a picture of shape {' x '.join(map(str, self.image))}")
         if self.words:

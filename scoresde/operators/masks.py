@@ -61,7 +61,7 @@ class Masking(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Masking):
-    """A given mask.
+    """Values are missing where a mask in a file says so.
 
     Args:
         mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis

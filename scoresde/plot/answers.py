@@ -261,7 +261,8 @@ def _signals(
                 centre = (np.arange(blocks) + 0.5) * length / blocks - 0.5
                 ax.plot(centre, given[r, c], ".", color=VERMILION, markersize=4.5, label="given")
             if c == 0:
-                ax.set_ylabel(labels[r], fontsize=8, color=INK)
+                label = f"question {r}" if labels[r] == str(r) else labels[r]
+                ax.set_ylabel(label, fontsize=8, color=INK)
             if r == 0 and (channels > 1 or len(names) == x.shape[2]):
                 set_title(ax, columns[c])
             if r == rows - 1:

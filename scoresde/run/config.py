@@ -330,10 +330,24 @@ class TrainConfig:
         Raises:
             UsageError: If the operator does not apply to the data.
         """
+        made = self.operator(read_mask)
+        return None if made is None else made.on(info.shape, info.low, info.high)
+
+    def operator(self, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
+        """Return the operator in ``cond`` for samples of any shape (see :meth:`operator_for`).
+
+        Raises:
+            UsageError: If an operator is unknown, or has an invalid option.
+        """
         if not self.sources.operator:
             return None
-        made = parse(self.sources.operator, typed=self.typed, read_mask=read_mask or mask_from_file)
-        return made.on(info.shape, info.low, info.high)
+        try:
+            return parse(self.sources.operator, typed=self.typed, read_mask=read_mask or mask_from_file)
+        except UsageError as error:
+            error.parameter = error.value = None
+            if not isinstance(error, CheckpointError):
+                error.parameter = "cond"
+            raise
 
     @property
     def own_operators(self) -> list[str]:

@@ -127,6 +127,7 @@ def understanding(run: Run, questions: Questions) -> str:
     title = seen.operator.title
     if seen.truth is not None:
         have = "have the shape of samples" if several else "has the shape of a sample"
+        have = ("have" if several else "has") + " no empty cells" if questions.table is not None else have
         return f"{what}, which {have}, so {they} taken for the truth and degraded here ({title})"
     if isinstance(seen.operator, Mask) and seen.hidden is not None:
         hidden = seen.hidden.expand(len(seen), *seen.hidden.shape[1:]).flatten(1)[:: len(seen) // len(questions)]
@@ -316,16 +317,21 @@ def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, 
             text = tuple(map(str, words.reshape(-1)))
         else:
             condition = replace(condition, tokens=torch.from_numpy(words.astype(np.float32)))
-    if not sources.operator and "x" in lower:
+    if not sources.operator and "x" in lower and only is None:
         x = _arranged(lower["x"], run.info.shape)
-        truth = None if x is None or x.dtype.kind not in "biuf" else torch.from_numpy(x.astype(np.float64))
+        truth = None if x is None else torch.from_numpy(x.astype(np.float64))
     n = max(len(condition), len(text))
     if truth is not None and len(truth) != n:
         truth = None
-    rows = f"{n} row{'s' * (n > 1)}"
+    labels: tuple[str, ...] = text
+    if condition.vector is not None and len(run.info.known.vector) <= 4:
+        labels = tuple(
+            ", ".join(f"{name} {value:.3g}" for name, value in zip(run.info.known.vector, row, strict=True))
+            for row in condition.vector.expand(n, -1).tolist()
+        )
     return Questions(
         condition, tuple(f"{path.stem}-{i}" if n > 1 else path.stem for i in range(n)),
-        one_line(f"{rows} of {' and '.join(told) or 'texts'} from {path}"), tuple(map(str, range(n))), truth, text,
+        one_line(f"{n:,} row{'s' * (n > 1)} of {' and '.join(told) or 'texts'} from {path}"), labels, truth, text,
     )  # fmt: skip
 
 
@@ -376,7 +382,7 @@ def _table(run: Run, sources: Sources, path: Path) -> Questions:
             f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; use an image or an .npy file",
             parameter="given",
         )
-    condition, truth, labels = Condition(), None, [str(i) for i in range(len(sheet.rows))]
+    condition, truth, labels = Condition(), None, []
     others = _columns_of(sheet, sources, run) if sources.vector else []
     places = _places(sheet, run, others)
     if sources.operator:

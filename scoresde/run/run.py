@@ -526,6 +526,11 @@ class Run:
         """Return everything that likelihoods depend on, as in :meth:`request`."""
         return self.request({**asdict(likelihood), **asked})
 
+    @property
+    def told_digest(self) -> str | None:
+        """A digest of the bound condition of all rows, or ``None`` without a condition."""
+        return None if self.condition is None else digest(*_tensors(self.condition))
+
     def _known_of(self, index: Tensor) -> list[Tensor]:
         """Return the tensors bound to the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share a condition."""
         return [] if self.condition is None or len(self.condition) == 1 else _tensors(self.condition.rows(index))

@@ -188,6 +188,9 @@ def sample(
     count, each = asking.counts(n, questions)
     asked = _bound(run, asking, condition, questions, each, session).on(path)
     asked.model  # noqa: B018  # report an invalid condition before anything else
+    if run.config is not None and run.config.sources.rich and asked.condition is None:
+        ways = [way for way, there in (("--text", run.info.known.words), ("--given", True)) if there]
+        session.say(f"no condition is given, so these are samples of the unconditional model; see {' and '.join(ways)}")
     if save is None and questions is not None and questions.table is not None and run.info.kind == "vector":
         kinds = tuple(dict.fromkeys((*kinds, "csv")))
     record = bool({"gif", "path"} & set(kinds))
@@ -252,9 +255,6 @@ def _bound(
         if asked.seen is not None and asked.seen.operator is None:
             told += "; use --operator to degrade it first, or to say which of them it is"
         session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
-    elif run.config is not None and run.config.sources.rich and asked.condition is None:
-        ways = [way for way, there in (("--text", run.info.known.words), ("--given", True)) if there]
-        session.say(f"no condition is given, so these are samples of the unconditional model; see {' and '.join(ways)}")
     return asked.guided(condition.guidance)
 
 

@@ -261,6 +261,13 @@ class Dataset:
             mask[self.validates] = False
         return mask
 
+    @property
+    def whole(self) -> Tensor:
+        """Mask of the training rows in which every value is known, bool ``(n_train,)``."""
+        if self.complete is None:
+            return torch.ones(len(self.train), dtype=torch.bool)
+        return self.complete.flatten(1).all(1)
+
     def every(self) -> tuple[Tensor, Tensor | None, Condition]:
         """Return all samples, their labels, and what else is known about them: first the training part, then the test.
 

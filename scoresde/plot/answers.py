@@ -71,8 +71,8 @@ def answers_figure(
             is not finite is missing, and is left out of the mean and the deviation.
         kind: ``"image"``, ``"volume"``, ``"signal"`` or ``"vector"``.
         low, high: The image values to draw as black and as white.
-        given: What was known about each sample, ``(Q, *shape)`` in data units, with NaN where nothing was. Any shape is
-            drawn for images; signals and vectors must have the shape of the answers, or blocks of it.
+        given: What was known about each sample, ``(Q, *shape)`` in data units, with NaN where nothing was. The shape
+            has as many axes as that of a sample. Images and signals may have other sizes, and images other channels.
         truth: The true samples, ``(Q, *event)``, with NaN in the rows where they are unknown.
         labels: A short text for each question.
         title: What the questions are, such as "pooled by 2".
@@ -90,6 +90,8 @@ def answers_figure(
     for name, value, shape in (("given", told, None), ("truth", true, x.shape[2:])):
         if value is not None and (len(value) != len(x) or shape not in (None, value.shape[1:])):
             raise UsageError(f"{name} has shape {value.shape}, but answers has shape {x.shape}")
+    if told is not None and (told.ndim != x.ndim - 1 or (kind == "vector" and told.shape[1:] != x.shape[2:])):
+        raise UsageError(f"given has shape {told.shape}, but answers has shape {x.shape}")
     texts = [literal(label, 32) for label in labels] if len(labels) == len(x) else [str(i) for i in range(len(x))]
     bad = np.isnan(np.where(np.isfinite(x), 0.0, np.nan).reshape(*x.shape[:2], -1).sum(axis=2))
     x[bad] = np.nan
@@ -256,7 +258,7 @@ def _signals(
                 ax.plot(place, x[r, k, c], color=BLUE, linewidth=0.7, alpha=0.55, label="answers" if k == 0 else None)
             if x.shape[1] > 1:
                 ax.plot(place, mean[r, c], color=INK, linewidth=1.1, label=f"mean of {x.shape[1]:,}")
-            if given is not None and given.ndim == x.ndim - 1 and c < given.shape[1]:
+            if given is not None and c < given.shape[1]:
                 blocks = given.shape[2]
                 centre = (np.arange(blocks) + 0.5) * length / blocks - 0.5
                 ax.plot(centre, given[r, c], ".", color=VERMILION, markersize=4.5, label="given")

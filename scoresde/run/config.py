@@ -214,12 +214,13 @@ class TrainConfig:
         options = {**self.sde_options, "sigma_max": max(highest() / min(1.0, self.shift), 10 * lowest)}
         return dataclasses.replace(self, sde_options=options)
 
-    def resolved(self, info: DataInfo, data_std: float = 1.0) -> TrainConfig:
+    def resolved(self, info: DataInfo, data_std: float = 1.0, operator: Operator | None = None) -> TrainConfig:
         """Return the configuration with the fields set to ``auto`` or 0 replaced by values that suit the data.
 
         Args:
             info: The description of the data.
             data_std: The root mean square of the data in model units.
+            operator: The operator in ``cond``, if it has already been built for these data.
 
         Raises:
             UsageError: If the configuration does not suit the data.
@@ -233,6 +234,8 @@ class TrainConfig:
                 value="none",
             )
         self._check_sources(info)
+        if operator is None:
+            self.operator_for(info)
         steps, batch, lr = _BUDGET[preset]
         if self.sample_every and (pictures := (self.steps or steps) // self.sample_every) > _PICTURES:
             raise UsageError(
@@ -318,7 +321,6 @@ class TrainConfig:
                 parameter="coupling",
                 value="independent",
             )
-        self.operator_for(info)
 
     def operator_for(self, info: DataInfo, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
         """Return the operator in ``cond`` for samples of these data, or ``None`` if there is none.

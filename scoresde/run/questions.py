@@ -526,8 +526,9 @@ class Asked:
         """What was given, as it is drawn, ``(Q, *shape)`` in data units, with NaN where nothing was."""
         seen, image = self._first, self.questions.condition.image
         if seen is not None:
+            # Anything but a picture of fewer pixels or channels is drawn as the network is shown it.
             whole = isinstance(seen.operator, Masking | Crop) or self.info.kind == "vector"
-            return seen.shown if whole else seen.y
+            return seen.shown if whole or seen.y.ndim != len(self.info.shape) + 1 else seen.y
         if image is None or len(image.shape) != len(self.info.shape) + 1:
             return None
         known, info = self.info.known, self.info

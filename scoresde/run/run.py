@@ -399,8 +399,8 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for using a model without a label if it was trained only with labels."""
-        if not self.info.classes:
+        """Return the error for using a model without a condition if it was trained only with conditions."""
+        if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
                 f"condition, and {what} is not possible; pass a condition without guidance, or train with "

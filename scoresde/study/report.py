@@ -210,9 +210,8 @@ def choose(
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
     # The split "train" contains only the rows used for training. The validation rows are only in the split "all".
-    rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
-    if dataset.complete is not None:  # a row with empty cells has no likelihood
-        rows = rows & dataset.complete.flatten(1).all(1)
+    # A row with empty cells has no likelihood.
+    rows = dataset.trains & dataset.whole if split == "train" else dataset.whole
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
     pieces = [] if split == "test" else [(dataset.train[rows], known)]
     pieces += [] if split == "train" else [(dataset.test, dataset.test_labels)]

@@ -159,8 +159,7 @@ def _fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    read_mask = None if folder is None else partial(kept_mask, folder, config.sources.operator)
-    operator = config.operator_for(data.info, read_mask)
+    operator = _operator(config, data.info, start, folder)
     train, validating = _parts(data, spec, config, config.coupling != "reflow", operator)
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
@@ -196,7 +195,7 @@ def _fit(
         if new and operator is not None:
             keep_mask(folder, operator)
         if config.coupling == "reflow":
-            pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
+            pairs = _kept(folder / "pairs.safetensors", pairs, spec.classes)
         metrics = folder / "metrics.jsonl"  # drop the lines of steps that are repeated
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
@@ -354,7 +353,8 @@ def prepared(
     given = config.batch
     codec = data.codec if start is None else start.codec
     config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
-    config = config.resolved(data.info, data_std=_spread(data, codec))
+    operator = _operator(config, data.info, start, resumed)
+    config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
     if start is not None:
@@ -376,6 +376,13 @@ def prepared(
     config.check_network(model.network)
     _objective(config, model)  # rejects invalid names and combinations before a folder is created
     return config, model, spec
+
+
+def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
+    """Return the operator of the condition. A run folder keeps its masks, so their files are not needed again."""
+    if start is not None:
+        return start.operator
+    return config.operator_for(info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator))
 
 
 def _continued(config: TrainConfig, start: Run, network: nn.Module | None, data: Dataset) -> TrainConfig:
@@ -550,13 +557,19 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
             raise CheckpointError(
                 f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is it damaged?"
             )
-        known = Condition(label=stored["labels"], classes=classes) if "labels" in stored else None
+        label, vector, image, tokens = (stored.get(_STORED.get(name, name)) for name in SLOTS)
+        known: Condition | None = Condition(label, vector, image, tokens, classes)
+        if all(slot is None for slot in (label, vector, image, tokens)):
+            known = None
         return Pairs(stored["x0"], stored["eps"], known)
-    labels = None if pairs.condition is None else pairs.condition.label
-    if pairs.condition is not None and any(getattr(pairs.condition, name) is not None for name in SLOTS[1:]):
-        raise UsageError("a run folder can store pairs with labels, but not with other conditions; pass save=False")
-    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | ({} if labels is None else {"labels": labels}))
+    given = {} if pairs.condition is None else {
+        _STORED.get(name, name): value for name in SLOTS if (value := getattr(pairs.condition, name)) is not None
+    }  # fmt: skip
+    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps, **given})
     return pairs
+
+
+_STORED = {"label": "labels"}  # names of the slots of a condition in a file of pairs, where they differ
 
 
 def _few_samples(run: Run, data: Dataset) -> Tensor:

@@ -119,7 +119,7 @@ def reflow(
         weighting, t_sampler: Weighting and time sampler for the training, by name or as objects. ``None`` means those
             of the run, if they are built in. A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only its labels are used, because
+        data: The run's data set, if ``load_data`` cannot find it. Only its labels and conditions are used, because
             training uses the samples of the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
@@ -136,7 +136,10 @@ def reflow(
         raise UsageError("reflow continues the training of a run, but this run has no training configuration")
     data = run.data() if data is None else data
     asked = run
-    if run.config.cond == "class" and run.config.cond_drop < 1 and data.train_labels is not None:
+    if run.config.sources.rich:
+        rows = data.whole.nonzero().flatten()
+        asked = run.given_rows(data, rows[torch.arange(pairs) % len(rows)], split="train", seed=seed)
+    elif run.config.sources.label and run.config.cond_drop < 1 and data.train_labels is not None:
         asked = run.given(data.train_labels[torch.arange(pairs) % len(data.train_labels)])  # in the data's proportions
     named = {"weighting": weighting, "t_sampler": t_sampler}
     config = run.config.named(**{field: value for field, value in named.items() if value is not None})

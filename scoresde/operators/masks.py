@@ -65,7 +65,7 @@ class Mask(Masking):
 
     Args:
         mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
-            applies to all samples.
+            applies to all samples, and one without an axis of channels to all channels.
         file: The file that the mask was read from, if any.
 
     >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]
@@ -81,7 +81,8 @@ class Mask(Masking):
             raise UsageError("a mask must be a tensor of booleans, which are true where values are known")
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
-        mask = self.mask if self.mask.ndim > len(event) else self.mask[None]
+        mask = self.mask[None] if 0 < self.mask.ndim == len(event) - 1 else self.mask  # the same for all channels
+        mask = mask if mask.ndim > len(event) else mask[None]
         if mask.ndim != len(event) + 1 or any(n not in (1, m) for n, m in zip(mask.shape[1:], event, strict=True)):
             raise UsageError(
                 f"the mask has shape {tuple(self.mask.shape)}, but the samples have shape {tuple(event)}; use a mask "

@@ -226,7 +226,7 @@ def _sheet(groups: Sequence[Pixels]) -> tuple[Pixels, list[float]]:
             for r in range(rows):
                 top = 1 + r * (height + 1)
                 sheet[top : top + height, left + 1 : left + 1 + width] = group[r, k]
-            centres.append(left + width / 2)
+            centres.append(left + (width + 1) / 2)
             left += width + 1
         left += wide
     return sheet, centres

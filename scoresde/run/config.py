@@ -367,7 +367,7 @@ class TrainConfig:
         parts = [f"the class ({len(info.classes)} classes)"] if sources.label else []
         if sources.vector:
             names = ", ".join(known.vector[:10]) + (", ..." if known.vector[10:] else "")
-            parts.append(f"{len(known.vector)} number{'s' * (len(known.vector) > 1)} ({names})")
+            parts.append(f"{len(known.vector)} numbers ({names})" if known.vector[1:] else f"a number ({names})")
         if sources.image:
             parts.append(f"an image of shape {' x '.join(map(str, known.image))}")
         if sources.text:

@@ -24,11 +24,12 @@ from scoresde import plot as plots
 from scoresde.cli import main
 from scoresde.core import parts
 from scoresde.core.files import read_tensors
+from scoresde.run import seen
 from scoresde.train.reflow import reflow
 
 SMALL: dict[str, Any] = {"steps": 3, "batch": 16}
 UNET: dict[str, Any] = {**SMALL, "network_options": {"channels": 4}}
-MLP: dict[str, Any] = {**SMALL, "network_options": {"width": 8, "blocks": 1}}
+MLP: dict[str, Any] = {**SMALL, "steps": 30, "lr": 0.02, "ema": 0.0, "network_options": {"width": 8, "blocks": 1}}
 ASK = "--solver heun --steps 2"
 
 
@@ -151,11 +152,14 @@ def test_low_resolution_images_are_answered_and_named(
 
     (figure,) = drawn
     assert figure["title"] == "pooled by 2" and figure["truth"] is None and figure["labels"] == ("b", "deep/a")
-    assert (figure["given"] - low).abs().max() < 16 / 255, "as many levels as a PNG has"
+    bytes_ = np.stack([np.asarray(Image.open(f"small/{name}.png")) for name in ("b", "deep/a")])[:, None]
+    assert np.allclose(figure["given"], bytes_ / 255 * 16, rtol=0, atol=1e-12), "255 is the highest level"
     assert (figure["answers"].numpy().reshape(6, 1, 8, 8) == found["x"]).all() and figure["answers"].shape[:2] == (2, 3)
 
 
-def test_answers_that_differ_after_clamping_are_counted_and_named(shell: Shell, of: Callable[[str], str]) -> None:
+def test_answers_that_differ_after_clamping_are_counted_and_named(
+    shell: Shell, of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, low = of("low"), pooled(digits())
     np.save("low.npy", low.numpy())
     facts: Any = shell.json(f"sample {run} --given low.npy --each 4 {ASK} --save npz")
@@ -169,6 +173,10 @@ def test_answers_that_differ_after_clamping_are_counted_and_named(shell: Shell, 
         in shell.err
     )
     assert f"low-{first // 4} answer {first % 4} (by {off[first]:.3g})" in shell.err
+    middle = float(off.median())
+    monkeypatch.setattr(seen, "tolerance", lambda info: middle)
+    facts = shell.json(f"sample {run} --given low.npy --each 4 {ASK} --save npz")
+    assert facts["differing"] == (off > middle).nonzero().flatten().tolist() and 0 < len(facts["differing"]) < 8
 
 
 def test_a_file_of_the_shape_of_a_sample_is_the_truth(
@@ -540,6 +548,9 @@ def test_likelihood_given_and_its_gain(shell: Shell, of: Callable[[str], str]) -
     how = Likelihood(rtol=1e-4)
     told = loaded.given(Condition(vector=c[index])).log_likelihood(x[index], how, check=False)
     assert np.abs(told.log_prob.numpy() - with_).max() < 1e-4, "each row has its own condition"
+    assert np.abs(with_ - without).max() > 0.01
+    other = loaded.given(Condition(vector=c[index].flip(0))).log_likelihood(x[index], how, check=False)
+    assert np.abs(other.log_prob.numpy() - with_).max() > 0.01, "the condition matters"
     plain = loaded.log_likelihood(x[index], how, check=False)
     assert np.abs(plain.log_prob.numpy() - without).max() < 1e-4
 

@@ -56,7 +56,7 @@ def bench(
     from ..core.files import new_folder
     from ..core.progress import Progress
 
-    asked = condition.all_of(run, n)
+    asked = condition.all_of(run, n, session.seed)
     asked.model  # noqa: B018  # report an invalid condition before reading the data
     try:
         data = run.data()

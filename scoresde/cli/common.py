@@ -90,8 +90,8 @@ class Session:
         json: Whether to print the result as one JSON object.
         quiet: Whether to suppress messages about data and progress.
         run: Name of the run, or ``None`` for the newest run.
-        sde, network, predict: Names of the run's SDE, network and prediction classes, as ``module:Class``, if they are
-            not built in.
+        sde, network, predict, operator: Names of the run's SDE, network, prediction and operator classes, as
+            ``module:Class``, if they are not built in.
         changed_data: Whether to accept the run's data even if they have changed.
         edited: Whether to accept the run's files even if they have been edited.
         others: Names of further runs, for a command that compares runs.
@@ -107,6 +107,7 @@ class Session:
     sde: str | None = None
     network: str | None = None
     predict: str | None = None
+    operator: str | None = None
     changed_data: bool = False
     edited: bool = False
     others: tuple[str, ...] = ()
@@ -158,8 +159,9 @@ class Session:
             # A network that was passed as an object has no name.
             given = {name: value for name, value in given.items() if (part := parts[name]) is None or ":" in part.name}
         return load(
-            name, **given, device=self.on, dtype=self.precision, changed_data=self.changed_data, edited=self.edited
-        )
+            name, **given, operator=self.operator, device=self.on, dtype=self.precision,
+            changed_data=self.changed_data, edited=self.edited,
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -183,13 +185,15 @@ class Session:
 
 
 def session(
-    run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False
+    run: bool = False, first: tuple[str, ...] = ("seed", "device"), only: tuple[str, ...] = (), several: bool = False,
+    operator: bool = True,
 ) -> Decorator:  # fmt: skip
     """Add the options that all commands share, and pass their values to the command as ``session``.
 
     Args:
         run: Whether the command takes a run.
         several: Whether the command takes any number of runs.
+        operator: Whether to add ``--operator`` for a command that takes a run.
         first: The options that the short help shows.
         only: The options to add, or an empty tuple to add all options.
     """
@@ -212,7 +216,8 @@ def session(
     chosen = [o for name, o in options.items() if not only or name in only]
     if run:
         argument = click.argument("run", nargs=-1 if several else 1, required=False)
-        chosen = [argument, *_own_parts, _changed_data, edited_option, *chosen]
+        parts = _own_parts if operator else _own_parts[:-1]
+        chosen = [argument, *parts, _changed_data, edited_option, *chosen]
 
     def make(**given: Any) -> Session:
         if several:
@@ -234,7 +239,12 @@ def sde_option(command: F) -> F:
 
 _own_parts = [
     option(name, under=EVERYWHERE, metavar="NAME", help=f"{what} class of the run, as module:Class, if not built in.")
-    for name, what in (("--sde", "SDE"), ("--network", "Network"), ("--predict", "Prediction"))
+    for name, what in (
+        ("--sde", "SDE"),
+        ("--network", "Network"),
+        ("--predict", "Prediction"),
+        ("--operator", "Operator"),
+    )
 ]
 
 _changed_data = option(
@@ -295,14 +305,15 @@ def solver_options(
     default: str, *typed: str, first: tuple[str, ...] = ("solver", "steps", "rtol"), steps: int | None = None,
     unless: Mapping[str, Mapping[str, Any]] | None = None,
     what: str = f"Solver: {', '.join(SOLVERS)}, or module:Class.",
-    rtol: str = "Relative tolerance of an adaptive solver.",
+    rtol: str = "Relative tolerance of an adaptive solver.", set_first: bool = True,
 ) -> Decorator:  # fmt: skip
     """Add the options of the solver, and pass them to the command as ``solver``, a :class:`SolverChoice`.
 
     Args:
         default: The name of the default solver.
         typed: Further options to add to the command, from ``steps`` and ``rtol``.
-        first: The options that the short help shows in addition to ``--set``.
+        first: The options that the short help shows.
+        set_first: Whether it also shows ``--set``.
         steps: The default value of ``--steps``.
         unless: Default options of individual solvers in this command, keyed by the name of the solver.
         what, rtol: The help texts of ``--solver`` and ``--rtol``.
@@ -341,7 +352,7 @@ def solver_options(
         "solver", make,
         option("--solver", under="Solver", first=True, default=default, metavar="NAME", help=what),
         *(numbers[name] for name in typed),
-        set_option("solver.NAME=VALUE", "Any other option of the solver.", "Solver"),
+        set_option("solver.NAME=VALUE", "Any other option of the solver.", "Solver", set_first),
         fields=(SOLVER,),
     )  # fmt: skip
 
@@ -409,13 +420,21 @@ class Conditioning:
         label: The class of all samples, by name or index.
         guidance: Scale of classifier-free guidance.
         labels: Whether each sample is conditioned on its own class.
+        given: Whether each sample is conditioned on everything that is known about it.
     """
 
     label: str | None
     guidance: float
     labels: bool = False
+    given: bool = False
 
     def __post_init__(self) -> None:
+        if self.given and (self.labels or self.label is not None):
+            other = "--labels" if self.labels else "--label"
+            raise UsageError(
+                f"--given conditions each sample on everything that is known about it, its class included; leave out "
+                f"{other}"
+            )
         if self.labels and self.label is not None:
             raise UsageError(
                 "--labels conditions each sample on its own class, but --label conditions all samples on the same "
@@ -424,14 +443,15 @@ class Conditioning:
 
     def of(self, run: Run) -> Run:
         """Return the run conditioned on the class, with guidance unless each sample has its own class."""
-        return run.given(self.label).guided(1.0 if self.labels else self.guidance)
+        return run.given(self.label).guided(1.0 if self.labels or self.given else self.guidance)
 
-    def all_of(self, run: Run, n: int) -> Run:
+    def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
 
-        If no class was given but the run needs classes, each sample gets its own class.
+        If no class was given but the run needs classes, each sample gets its own class. If the run is told more than
+        the class, each sample gets the condition of a held-out row.
         """
-        return self.of(run) if self.label is not None else self.each(run, run.example_labels(n))
+        return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
     def each(self, run: Run, known: Any) -> Run:
         """Return the run with each sample conditioned on its own class, with guidance."""
@@ -446,7 +466,7 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
     """Add the options for conditioning, and pass their values to the command as ``condition``.
 
     Args:
-        labels: Whether to add ``--labels``, for a command that reads labelled data.
+        labels: Whether to add ``--labels`` and ``--given``, for a command that reads what is known about the data.
         first: Whether the short help shows ``--label``.
     """
     options = [
@@ -456,18 +476,21 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
                help="Scale of classifier-free guidance."),
     ]  # fmt: skip
     if labels:
-        options.append(
-            option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class.")
-        )
+        options += [
+            option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class."),
+            option("--given", under="Conditioning", is_flag=True,
+                   help="Condition each sample on everything that the run is told about it (train --cond), and compare "
+                        "with the likelihood without it."),
+        ]  # fmt: skip
     return together("condition", Conditioning, *options)
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
 
 
-def set_option(metavar: str, help: str, under: str) -> Decorator:
+def set_option(metavar: str, help: str, under: str, first: bool = True) -> Decorator:
     """Add ``--set NAME=VALUE``, which may be repeated."""
-    return option("--set", "assignments", under=under, first=True, multiple=True, metavar=metavar, help=help)
+    return option("--set", "assignments", under=under, first=first, multiple=True, metavar=metavar, help=help)
 
 
 def out_option(default: str, what: str = "Folder to write to.") -> Decorator:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.text import one_line
-from .command import Group, flags
+from .command import Group, flags, option
 from .common import Session, reading_options, session
 
 if TYPE_CHECKING:
     from ..data import DataInfo, Look, Reading
+    from ..data.given import Sources
 
 __all__ = ["data"]
 
@@ -32,9 +34,12 @@ def data() -> None:
     epilog="\b\nExamples:\n  scoresde data inspect photos/\n  scoresde data inspect photos/ --size 64 --fit crop",
 )
 @click.argument("path")
+@option("--cond", under="Data", first=True, default="none", metavar="TEXT",
+        help="What the model will be told about each sample, as in `scoresde train`: it says which columns of a table "
+             "are data, and whether cells may be empty.")  # fmt: skip
 @reading_options(first=True)
 @session(first=("json",), only=("json",))
-def inspect(path: str, reading: Reading, session: Session) -> None:
+def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:
     """Read the data at PATH as `scoresde train` would, without writing anything.
 
     PATH is a folder of images, or anything else that `scoresde train --data` accepts. The command prints all problems
@@ -44,16 +49,18 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
     The exit code is 0 if `scoresde train` accepts the data with these options, and 3 otherwise.
     """
     from ..data import look
+    from ..run.config import TrainConfig
 
     context = click.get_current_context()
-    found = look(path, reading=reading)
+    config = TrainConfig(cond=cond)
+    found = look(path, reading=replace(reading, columns=config.reading.columns, empty=config.reading.empty))
     problems: list[dict[str, Any]] = [
         {"message": p.message, "answers": dict(p.answers), "options": flags(context, p.answers)} for p in found.problems
     ]
-    answered = None if found.answers is None else _command(context, path, reading, found.answers)
+    answered = None if found.answers is None else _command(context, path, cond, reading, found.answers)
     lines = [_listed(path, problems), *found.notes] if problems else _described(found)
     if found.dataset is not None:
-        lines += [f"note: {advice}" for advice in _advised(found.dataset.info)]
+        lines += [f"note: {advice}" for advice in _advised(found.dataset.info, config.sources)]
     if answered or os.path.exists(path):
         lines.append(
             f"train with: {answered}" if answered else "change the data to fix the problems that no option solves"
@@ -66,10 +73,12 @@ def inspect(path: str, reading: Reading, session: Session) -> None:
         context.exit(3)
 
 
-def _command(context: click.Context, path: str, reading: Reading, answers: Any) -> str:
+def _command(context: click.Context, path: str, cond: str, reading: Reading, answers: Any) -> str:
     """Return the command line that trains on these data."""
-    typed = {"size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad}
-    chosen = {k: v for k, v in typed.items() if v not in (0, "", "auto", "stop")} | dict(answers)
+    typed = {
+        "cond": cond, "size": reading.size, "fit": reading.fit, "layout": reading.layout, "on_bad": reading.on_bad,
+    }  # fmt: skip
+    chosen = {k: v for k, v in typed.items() if v not in (0, "", "auto", "stop", "none")} | dict(answers)
     options = flags(context, chosen).replace("scoresde train ", "")
     return f"scoresde train --data {shlex.quote(path)} {options}".rstrip()
 
@@ -92,10 +101,21 @@ def _described(found: Look) -> list[str]:
     return lines
 
 
-def _advised(info: DataInfo) -> list[str]:
-    """Suggest options for data with classes, for small sets of images, and for large images."""
+def _advised(info: DataInfo, sources: Sources) -> list[str]:
+    """Suggest options for data with classes and conditions, for small sets of images, and for large images."""
     advice = []
-    if info.classes:
+    known = {
+        "vector": ("the numbers", info.known.vector and not sources.vector),
+        "image": ("the other images", info.known.image and not sources.image),
+        "text": ("the texts", (info.known.words or info.known.features) and not sources.text),
+    }
+    for name, (what, unused) in known.items():
+        if unused:
+            advice.append(
+                f"scoresde train uses {what} only with --cond {name}; scoresde sample can then draw samples that go "
+                "with them"
+            )
+    if info.classes and not sources.label:
         advice.append(
             "scoresde train uses the classes only with --cond class; scoresde sample --label can then draw samples of "
             "one class"

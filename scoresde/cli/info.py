@@ -30,8 +30,9 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     from ..data import DataInfo
     from ..run.config import TrainConfig
 
-    config, data = TrainConfig.from_dict(read_config(folder)).to_dict(), read_object(folder / "data.json")
-    described = DataInfo.from_dict(data).describe()
+    trained, data = TrainConfig.from_dict(read_config(folder)), read_object(folder / "data.json")
+    config, about = trained.to_dict(), DataInfo.from_dict(data)
+    described, words = about.describe(), trained.told_in_words(about)
     begun = bool(checkpoints(folder))
     checkpoint = newest_checkpoint(folder, edited=edited) if begun else None
     used = chosen_checkpoint(folder, edited=edited) if begun else None
@@ -67,7 +68,9 @@ def info(run: str | None, edited: bool, session: Session) -> None:
     named = options.pop("network", config["preset"])
     told.append(f"{'network':12} {named} {options or ''}".rstrip())
     shown = ("shift", "coupling", "cond", "augment", "steps", "batch", "lr", "seed")
-    told += [f"{key:12} {config[key]}" for key in shown]
+    for key in shown:
+        told.append(f"{key:12} {config[key]}")
+        told += [f"{'told':12} {words}"] if key == "cond" and words else []
     usual = {"size": 0, "fit": "", "layout": "auto", "on_bad": "stop"}
     reading = [f"{key} {config[key]}" for key, value in usual.items() if config[key] != value]
     told += [f"{'read with':12} {', '.join(reading)}"] if reading else []

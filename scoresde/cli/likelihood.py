@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..likelihood import Likelihood, Scores
+    from ..run.run import Run
+    from ..study.report import Chosen
 
 __all__ = ["likelihood"]
 
@@ -102,28 +104,37 @@ def likelihood(
     first = runs[0]
     for run in runs:
         check_comparable(run, first, by_class=condition.labels)
-        if not condition.labels:
+        if not (condition.labels or condition.given):
             condition.of(run).model  # noqa: B018  # report an invalid condition before reading the data
     chosen = [
         choose(first, name, split, limit, seed, by_class=condition.labels, dequantise=how.dequantisation != "none")
         for name in data or (None,)
     ]
-    asked = [
-        (run, part, condition.of(run) if part.label is None else condition.each(run, part.label))
-        for part in chosen for run in runs
-    ]  # fmt: skip
+
+    def bind(run: Run, part: Chosen) -> Run:
+        if condition.given:
+            return part.given(run, seed).guided(condition.guidance)
+        return condition.of(run) if part.label is None else condition.each(run, part.label)
+
+    asked = [(run, part, bind(run, part)) for part in chosen for run in runs]
+    # The likelihood without a condition exists if some of the conditions were dropped in training.
+    plain = {id(run): condition.given and run.config is not None and run.config.cond_drop > 0 for run in runs}
+    for run in runs if condition.given else ():
+        if not plain[id(run)]:
+            session.say(f"the gain over log p(x) is unknown, because {run.folder} was trained with cond_drop=0")
     for run, part, bound in asked:
         bound.model  # noqa: B018
         reason = unfair(run, first, part)
         if reason is not None:
             warnings.warn(reason, stacklevel=1)
-    n, total = len(runs), sum(len(part.x) for _, part, _ in asked)
+    n, total = len(runs), sum(len(part.x) * (1 + plain[id(run)]) for run, part, _ in asked)
 
     def requests() -> list[dict[str, Any]]:
         return [
-            {**part.identity, **bound.score_request(how, seed=seed), "strata": strata if elbo else 0, "check": check}
+            {**part.identity, **bound.score_request(how, seed=seed), "strata": strata if elbo else 0, "check": check,
+             **({"given": bound.told_digest} if condition.given else {})}
             for _, part, bound in asked
-        ]
+        ]  # fmt: skip
 
     default = session.folder / "likelihood"
     with work_in(session, out, default, resume, total, "scores", "likelihood.json", requests) as work:
@@ -164,7 +175,7 @@ def likelihood(
                 scored = part.scored(
                     bound, how, seed=seed, batch=batch, check=check, strata=strata if elbo else 0,
                     memory=default_budget(run.device) if memory is None else memory * 2**20, watch=watch,
-                    keep=work.parts / str(k),
+                    keep=work.parts / str(k), without=run if plain[id(run)] else None,
                 )  # fmt: skip
                 sets.append(replace(scored, run=str(run.folder) if n > 1 else None))
         for text in dict.fromkeys(warned(w.message) for w in caught):  # print each warning once, below the progress bar
@@ -172,7 +183,8 @@ def likelihood(
         summaries = [s.summary(sets[i % n], sets[i - i % n]) for i, s in enumerate(sets)]
         facts = {
             "run": str(session.folder), "step": first.step, "sets": summaries,
-            "condition": "labels" if condition.labels else condition.label, "guidance": condition.guidance,
+            "condition": "given" if condition.given else "labels" if condition.labels else condition.label,
+            "guidance": condition.guidance,
             "seed": seed, "dtype": session.dtype, "device": str(first.device), "columns": units(sets),
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
@@ -191,7 +203,7 @@ def _report(session: Session, facts: dict[str, Any], files: list[Path], how: lis
     depends = dict(zip(reversed(how), (found.get("run") for found in reversed(sets[: len(how)])), strict=True))
     session.print(
         {**facts, "files": [str(f) for f in files]},
-        *(_lines(found, len(sets) > len(how)) for found in sets),
+        *(_lines(found, len(sets) > len(how), facts["condition"] == "given") for found in sets),
         *_checks(sets, len(sets) > len(how)),
         *(text if len(depends) == 1 else f"{run}: {text}" for text, run in reversed(depends.items())),
         f"{files[0]}  {facts['seconds']:.1f} s  seed {facts['seed']}",
@@ -223,10 +235,11 @@ def _check(found: dict[str, Any]) -> str:
     return f"check {result}: solving {told} again changes them by at most {found['change']:.2g} {found['unit']}"
 
 
-def _lines(found: dict[str, Any], several: bool) -> str:
-    """Format the result of a data set."""
+def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
+    """Format the result of a data set; ``given`` says whether it is that of log p(x | c)."""
     name = _name(found, several)
-    text = f"{name}{_figure(found)}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
+    told = " given the conditions" if given else ""
+    text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"
     if found["stderr_probes"]:
         text += f", ± {found['stderr_probes']:.4f} each from the probes"
     text += f", NFE mean {found['nfe_mean']:g} max {found['nfe_max']}"
@@ -237,6 +250,11 @@ def _lines(found: dict[str, Any], several: bool) -> str:
         change = found["change"]
         text += "  NOT CONVERGED: "
         text += "solving a sample again failed" if change is None else f"the results change by up to {change:.3g}"
+    if "gain" in found:
+        gain = {"unit": found["unit"], "mean": found["gain"]["mean"], "stderr_mean": found["gain"]["stderr"]}
+        text += f"\n{name}{_figure(gain, '+')} gained over log p(x), sample by sample"
+        if found["gain"]["mean_without"] is not None:
+            text += f"  (without the conditions: {found['gain']['mean_without']:.4f} {found['unit']})"
     if "elbo" in found:
         bound = found["elbo"]
         terms = ", ".join(f"{term} {bound[term]:.4f}" for term in ("prior", "diffusion", "reconstruction"))

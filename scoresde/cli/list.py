@@ -24,7 +24,8 @@ __all__ = ["list_names"]
 # Tables that have different names on the command line.
 _CALLED = {"ANSWERS": "metrics-of-answers", "PARAMETRIZATIONS": "predictions", "TIME_SAMPLERS": "t-samplers"}
 KINDS = {_CALLED.get(name, name.lower().replace("_", "-")): getattr(tables, name) for name in tables.__all__}
-OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks")  # kinds whose entries have options
+# Kinds whose entries have options.
+OPTIONS = ("sdes", "solvers", "predictions", "weightings", "t-samplers", "networks", "operators")
 _short = reprlib.Repr()  # shortens long values, such as a table of a thousand betas
 
 
@@ -32,7 +33,7 @@ _short = reprlib.Repr()  # shortens long values, such as a table of a thousand b
     "list",
     short_help="List the names that options accept.",
     epilog="Set the options of an entry with --set, as in --set sde.beta_max=18. The data determine options that are "
-    "listed without a value.",
+    "listed without a value. The option of an operator follows a colon, as in --cond pool:2.",
 )
 @click.argument("kind", required=False)
 @session(first=("json",), only=("json",))
@@ -51,7 +52,8 @@ def list_names(kind: str | None, session: Session) -> None:
     lines = {}
     for name, entry in entries.items():
         options = [*entry.get("needs", ()), *(f"{k}={_short.repr(v)}" for k, v in entry.get("options", {}).items())]
-        lines[name] = "\n".join(filter(None, (entry["what"], "  ".join(options).replace("'", ""))))
+        shown = entry.get("typed", name)
+        lines[shown] = "\n".join(filter(None, (entry["what"], "  ".join(options).replace("'", ""))))
     told = {"kind": kind, "entries": [{"name": name, **entry} for name, entry in entries.items()]}
     session.print(told, *_columns(lines))
 
@@ -66,6 +68,14 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"what": first_line(found)}
     if kind in OPTIONS:
         options = {k: p.default for k, p in fields_of(found).items()}
+        if kind == "operators":
+            from ..operators.choice import options_typed
+
+            # The mask of an operator comes from a file, and its option follows a colon.
+            names = options_typed(found)
+            options = {k: v for k, v in options.items() if k in names and k != "file"}
+            first = names[0].upper() if names else ""
+            entry["typed"] = f"{name}:{first}" if name == "mask" else f"{name}[:{first}]" if first else name
         entry["needs"] = [k for k, v in options.items() if v is inspect.Parameter.empty]
         entry["options"] = {k: v for k, v in options.items() if k not in entry["needs"]}
     return entry

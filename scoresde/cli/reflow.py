@@ -47,27 +47,20 @@ def reflow(
     """
     built = solver.build()
     run = session.loaded
-    import torch
 
     from ..core.noise import Noise
     from ..train.reflow import reflow as straighten
     from ..train.reflow import straightness
 
-    data = run.data()
-
     def bent(of: Any) -> float:
         noise = Noise.of(256, session.seed, device=of.device)
-        if of.config.sources.rich:
-            asked = of.given_rows(data, torch.arange(256) % len(data.test))
-        else:
-            asked = of.given(of.example_labels(256))
-        return round(straightness(asked.model, noise, of.info.shape, dtype=of.dtype), 4)
+        return round(straightness(of.typical(256, session.seed).model, noise, of.info.shape, dtype=of.dtype), 4)
 
     session.say(f"drawing {pairs:,} pairs from {session.whence} with the {solver.name} solver")
     began = time.monotonic()
     made = straighten(
         run, pairs=pairs, steps=steps or 0, lr=lr or 0.0, weighting=weighting, t_sampler=t_sampler, solver=built,
-        seed=session.seed, data=data, out=out, device=run.device, quiet=session.quiet,
+        seed=session.seed, out=out, device=run.device, quiet=session.quiet,
     )  # fmt: skip
     facts = {
         "run": str(made.folder), "from": str(session.folder), "pairs": pairs, "solver": solver.name,

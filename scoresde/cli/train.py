@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +39,19 @@ PARTS = (
 
 @verb(
     short_help="Train a model.",
-    epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n  scoresde train --sde mymodule:MySDE",
+    epilog="Examples:\n  scoresde train --data photos/ --out runs/photos\n"
+    "  scoresde train --data photos/ --cond hole/pool:4\n  scoresde train --sde mymodule:MySDE",
 )
 @option("--data", under="Data", first=True, default="digits",
         help="Training data: digits, tinted, captions, a 2-D toy set, or the path of images, csv, npy or IDX "
              "files.")  # fmt: skip
 @option("--augment", under="Data", default="none", metavar="KINDS",
-        help="Augment images, and condition the network on the augmentation: none, all, or any of flip, vflip, scale, "
-             "shift.")  # fmt: skip
-@option("--cond", under="Data", first=True, type=click.Choice(["none", "class"]), default="none",
-        help="Condition the model on class labels.")  # fmt: skip
+        help="Augment images, and tell the network how: none, all, or any of flip, vflip, scale, shift.")  # fmt: skip
+@option("--cond", under="Data", first=True, default="none", metavar="TEXT",
+        help="What the model is told about each sample, joined by +: class, vector (numbers; vector:age,dose for "
+             "columns of a table), image (another image), text, or what an operator leaves of the sample: cells "
+             "(random values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, "
+             "jpeg:Q or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,
@@ -126,6 +129,7 @@ def train(
             }
         )  # fmt: skip
         # Report misspelt names before reading the data.
+        config.operator()
         build_sde(config)
         if config.predict != "auto":
             build(
@@ -184,7 +188,7 @@ def _refuse_unknown(names: Iterable[str], sde: str) -> None:
 
 def _refuse_new_settings(run: str) -> None:
     """Reject options that would have no effect because a resumed run keeps its settings."""
-    named = ("sde", "network", "predict", "weighting", "t_sampler")
+    named = ("sde", "network", "predict", "weighting", "t_sampler", "cond")
     everywhere = ("device", "dtype", "threads", "json", "quiet")
     allowed = {*named, *everywhere, "data", "changed_data", "edited", "resume", "steps", "dry_run"}
     for param in click.get_current_context().command.params:
@@ -200,11 +204,26 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
     Also return the network itself if the run has no name for it, because it was passed as an object when the run was
     made.
     """
+    from dataclasses import replace
+
     from ..run.run import described
 
     typed, own = {}, None
     if _typed("network") is not None and described(folder, config)[1].network is None:
         own = build(_typed("network"), NETWORKS, "network", typed=True)
+    own_operators = tuple(config.own_operators)
+    if (cond := _typed("cond")) not in (None, config.cond):
+        raise UsageError(
+            f"--cond {cond} cannot be used because {run} was trained with {config.cond}, which cannot be changed when "
+            "a run is resumed"
+        )
+    if cond is None and own_operators:
+        raise UsageError(
+            f"{run} was trained with the operator {own_operators[0]}, which is not a built-in; for safety, names read "
+            "from files are never imported, so name it again",
+            parameter="cond",
+            value=config.cond,
+        )
     for field in ("sde", "network", "predict", "weighting", "t_sampler"):
         name, its = _typed(field), config.network if field == "network" else config.name(field)
         if field == "network" and own is not None:
@@ -216,7 +235,9 @@ def _named_again(config: TrainConfig, run: str, folder: Path) -> tuple[TrainConf
             )
         if name is not None:
             typed[field] = name
-    return config.named(**typed), own
+    config = config.named(**typed)
+    known = config.typed if isinstance(config.typed, Collection) else ()
+    return replace(config, typed=(*known, *own_operators)), own
 
 
 def _typed(option: str) -> Any:
@@ -240,8 +261,10 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
         fit(replace(resolved, steps=4, warmup=1), data=dataset, save=False, device=session.on, quiet=True)
     seconds = (time.monotonic() - began) / 4
     size = sum(p.numel() for p in model.parameters())
+    told = resolved.told_in_words(dataset.info)
     facts = {
         "config": resolved.to_dict(),
+        "told": told,
         "network": None if spec.network is None else {"name": spec.network.name, **spec.network.options},
         "parameters": size,
         "seconds_per_step": round(seconds, 4),
@@ -251,6 +274,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
         facts,
         *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
         f"{'network':16} {spec.network.name} {dict(spec.network.options)}" if spec.network else "",
+        *([f"{'told':16} {told}"] if told else []),
         f"{'parameters':16} {size:,}",
         f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms per step on {session.on})",
     )

@@ -451,14 +451,15 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------- tables and arrays
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """Write a table to a CSV file."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], separator: str = ",") -> Path:
+    """Write a table to a CSV file. An empty ``header`` leaves out the line of column names."""
     with (
         atomic(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer = csv.writer(file, delimiter=separator, lineterminator="\n")
+        if header:
+            writer.writerow(header)
         writer.writerows(rows)
     return path
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..codec import Affine, Codec, Composed, Levels
-from ..core.condition import Condition
+from ..core.condition import SLOTS, Condition
 from ..core.errors import DataError, UsageError
 from ..core.limits import SEED, SHARE, checked
 from ..core.text import one_line
@@ -259,9 +259,9 @@ class Dataset:
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 
     @property
-    def whole(self) -> Tensor:
+    def filled(self) -> Tensor:
         """The training rows whose values are all known, ``(n, *event)``, or all training rows if there are none."""
-        found = self.train if self.complete is None else self.train[self.complete.flatten(1).all(1)]
+        found = self.train[self.whole]
         return found if len(found) else self.train
 
     @property
@@ -277,6 +277,30 @@ class Dataset:
             mask[self.validates] = False
         return mask
 
+    @property
+    def whole(self) -> Tensor:
+        """Mask of the training rows in which every value is known, bool ``(n_train,)``."""
+        if self.complete is None:
+            return torch.ones(len(self.train), dtype=torch.bool)
+        return self.complete.flatten(1).all(1)
+
+    def every(self) -> tuple[Tensor, Tensor | None, Condition]:
+        """Return all samples, their labels, and what else is known about them: first the training part, then the test.
+
+        What is known about the samples of only one part is left out.
+        """
+        theirs, ours = (
+            (x, y, *(getattr(given, name) for name in SLOTS))
+            for x, y, given in (
+                (self.train, self.train_labels, self.train_given), (self.test, self.test_labels, self.test_given)
+            )
+        )  # fmt: skip
+        x, y, label, vector, image, tokens = (
+            None if a is None or b is None else _joined(a, b) for a, b in zip(theirs, ours, strict=True)
+        )
+        assert x is not None
+        return x, y, Condition(label, vector, image, tokens, self.train_given.classes)
+
     def origin(self, index: int) -> int | Path:
         """The file of a sample, or its position in the source if samples do not have a file each.
 
@@ -286,6 +310,23 @@ class Dataset:
         if self.files:
             return self.files[index]
         return index if self.rows is None else int(self.rows[index])
+
+    def told_as(self, known: CondInfo) -> Dataset:
+        """Return the data with their conditions as a model knows them: in its vocabulary, with its standardisation.
+
+        Args:
+            known: The description of the conditions that is stored with the model.
+        """
+        theirs = self.info.known
+        absent: dict[str, Any] = {} if theirs.vector else {"vector": (), "shift": (), "scale": ()}
+        absent |= {} if theirs.image else {"image": ()}
+        absent |= {} if theirs.words else {"words": ()}
+        absent |= {} if theirs.features else {"features": 0}
+        known = replace(known, **absent)  # what these data do not hold
+        if theirs == known:
+            return self
+        both = [known.translated(given, theirs) for given in (self.train_given, self.test_given)]
+        return replace(self, info=replace(self.info, known=known), train_given=both[0], test_given=both[1])
 
     def describe(self) -> str:
         """Describe the data in a few lines, including the split and the notes from the reader."""
@@ -358,6 +399,16 @@ class Dataset:
             raise UsageError("test must hold samples, not labels; pass labels as the argument classes")
         reading = Reading(layout=layout, empty="keep", needs=("vector", "image", "text"))
         return _build(raw_of(arrays, name, reading), name, ARRAY, How(seed, test_fraction, split, reading))
+
+
+def _joined(a: Tensor, b: Tensor) -> Tensor:
+    """Join the rows of two tensors. Texts of different lengths are filled with -1, or NaN for features."""
+    if a.ndim < 2 or a.shape[1:] == b.shape[1:] or a.shape[2:] != b.shape[2:]:
+        return torch.cat([a, b])
+    length, nothing = max(a.shape[1], b.shape[1]), torch.nan if a.is_floating_point() else -1
+    return torch.cat(
+        [torch.cat([v, v.new_full((len(v), length - v.shape[1], *v.shape[2:]), nothing)], 1) for v in (a, b)]
+    )
 
 
 def _parts_of(part: str, given: Condition | None, text: Sequence[str] | None) -> dict[str, Any]:

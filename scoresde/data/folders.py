@@ -21,7 +21,7 @@ import numpy as np
 from ..core.errors import Problem
 from ..core.text import one_line
 
-__all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "some"]
+__all__ = ["IMAGE_SUFFIXES", "Found", "find_pictures", "pictures_in", "some"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -88,6 +88,11 @@ def find_pictures(folder: Path, older: bool = False) -> Found:
     return search.found(train, test)
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Return all images in and below a folder, sorted by path, without regard to parts, classes and conditions."""
+    return [path for path in _Search(folder, older=False, alone=False).walk(folder) if _is_picture(path)]
+
+
 def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
     """Choose the test folder, or the validation folder if there are no test images."""
     folders = [parts[part][0] for part in ("test", "validation") if part in parts]
@@ -103,14 +108,20 @@ def _held_out(search: _Search, parts: dict[str, list[Path]]) -> Path | None:
 
 
 class _Search:
-    """A search of a folder for images, which also collects problems, notes and other files."""
+    """A search of a folder for images, which also collects problems, notes and other files.
 
-    def __init__(self, folder: Path, older: bool) -> None:
+    Args:
+        folder: The folder.
+        older: See :class:`~scoresde.data.Reading`.
+        alone: Whether images in a folder ``given`` are set apart from the others.
+    """
+
+    def __init__(self, folder: Path, older: bool, alone: bool = True) -> None:
         self.folder, self.older = folder, older
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.others: list[Path] = []
-        self.known = {} if older else self._known()
+        self.known = self._known() if alone and not older else {}
 
     def _known(self) -> dict[Path, Path]:
         """Find the images below ``given``, keyed by the path (without suffix) of the image that each belongs to."""

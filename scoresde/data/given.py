@@ -102,7 +102,8 @@ class Sources:
                 found = replace(found, operator=part.strip())
             else:
                 raise UsageError(
-                    f"unknown cond {part!r}; {closest(part, ('none', 'class', 'vector', 'image', 'text', *OPERATORS))}"
+                    f"unknown cond {part!r}; {closest(part, ('none', 'class', 'vector', 'image', 'text', *OPERATORS))}",
+                    parameter="cond",
                 )
             if found == before:
                 raise UsageError(f"cond={cond!r} lists {part!r} twice; list it once", parameter="cond")
@@ -193,7 +194,8 @@ class CondInfo:
         parts = []
         if self.vector:
             more = ", ..." if len(self.vector) > 10 else ""
-            parts.append(f"{len(self.vector)} numbers ({', '.join(map(one_line, self.vector[:10]))}{more})")
+            some = "a number" if len(self.vector) == 1 else f"{len(self.vector)} numbers"
+            parts.append(f"{some} ({', '.join(map(one_line, self.vector[:10]))}{more})")
         if self.image:
             parts.append(f"a picture of shape {' x '.join(map(str, self.image))}")
         if self.words:

@@ -42,7 +42,7 @@ from .raw import AS_IS, Array, Known, Raw, Reading
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["mask_from_file", "read_image_folder"]
+__all__ = ["mask_from_file", "read_image_folder", "read_pictures"]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # PIL's modes and the mode that each is converted to; 16-bit greys are handled separately.
@@ -168,6 +168,28 @@ def _known(
             more = f" (and {len(several) - 1} more problems)" if several[1:] else ""
             notes.append(f"{what} are not used as a condition: {several[0].message}{more}")
     return Known(image=image, text=text), problems, tuple(notes)
+
+
+def read_pictures(folder: Path, paths: Sequence[Path], reading: Reading = AS_IS) -> tuple[Array, tuple[int, int]]:
+    """Read some images, in their order.
+
+    Args:
+        folder: The folder that file names in messages are relative to.
+        paths: The files.
+        reading: The options for files.
+
+    Returns:
+        The pixels ``(N, C, H, W)``, uint8 or uint16, and the smallest width and height in the files, before resizing.
+
+    Raises:
+        Problems: If an image cannot be read, or if the images differ in size.
+    """
+    pile = _Pile(folder, paths, reading)
+    pile.read()
+    if problems := pile.problems():
+        raise Problems(folder, problems)
+    widths, heights = zip(*pile.main.sizes, strict=True)
+    return pile.pixels, (min(widths), min(heights))
 
 
 def mask_from_file(path: str) -> Tensor:

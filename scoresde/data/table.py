@@ -17,10 +17,11 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from ..core.opened import gunzipped, read_bytes, reason
 from ..core.registry import closest
 from .raw import AS_IS, Array, Known, Raw, Reading, index_labels
 
-__all__ = ["TABLE_SUFFIXES", "is_table", "read_table"]
+__all__ = ["TABLE_SUFFIXES", "Sheet", "is_table", "read_sheet", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS = ("y", "label", "labels", "class", "target")
@@ -166,6 +167,78 @@ def read_table(path: Path, reading: Reading = AS_IS, keep: Collection[str] = ())
         complete=_complete(columns),
         train_known=Known(_vector(given), tuple(told)) if told else Known(),
     )
+
+
+# ------------------------------------------------------------------------------------------------ cells as they are
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """The cells of a table as they were typed, so that a table with empty cells can be filled and written again.
+
+    Attributes:
+        path: The file.
+        names: Names of the columns. Empty strings if the table has no header.
+        rows: The cells, without the header.
+        lines: The line of the file on which each row ends.
+        separator: The character between two cells.
+        commas: Whether the numbers have decimal commas.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+    separator: str = ","
+    commas: bool = False
+
+    def column(self, place: int) -> list[str]:
+        """Return the cells of the column ``place``, without the spaces around them and with decimal points."""
+        cells = [row[place].strip() for row in self.rows]
+        return [cell.replace(",", ".") if self.commas and COMMA.fullmatch(cell) else cell for cell in cells]
+
+    def empty(self, place: int) -> list[bool]:
+        """Return which cells of the column ``place`` are empty."""
+        return [cell.lower() in MISSING for cell in self.column(place)]
+
+    def numbers(self, places: Iterable[int]) -> Array:
+        """Return the numbers of some columns, float64 ``(N, K)``, with NaN in empty cells.
+
+        Raises:
+            DataError: If a cell is neither empty nor a number. The message names the line and column of the cell.
+        """
+        found, faults = [], []
+        for place in places:
+            column, gaps = _Column(self.names[place], place + 1, self.column(place)), self.empty(place)
+            try:
+                values = [float("nan") if gap else _number(cell) for cell, gap in zip(column.cells, gaps, strict=True)]
+                found.append(np.array(values))
+            except ValueError:
+                faults.append(_fault(column, self.lines, False) or f"{column} has a number that is not finite")
+        if faults:
+            raise DataError(f"{self.path}: " + "; ".join(faults))
+        return np.stack(found, 1) if found else np.empty((len(self.rows), 0))
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read the cells of a table as they were typed, gzipped or not, in the formats that :func:`read_table` reads.
+
+    Raises:
+        DataError: If the file is not a table.
+    """
+    text = _text(path)
+    separator = _separator(text)
+    names, rows, lines = _rows(path, text, separator)
+    notes: list[str] = []
+    if separator != "," and "," in text:
+        _decimal_commas(path, [[cell.strip() for cell in column] for column in zip(*rows, strict=True)], lines, notes)
+    return Sheet(path, tuple(names), tuple(map(tuple, rows)), tuple(lines), separator, bool(notes))
+
+
+def _number(cell: str) -> float:
+    if not NUMBER.fullmatch(cell) or not np.isfinite(value := float(cell)):
+        raise ValueError(cell)
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------ text to cells
@@ -449,7 +522,10 @@ def _check(path: Path, columns: Sequence[_Column], classes: _Column | None, line
         )
     if found:
         others = [f"and {len(found) - 8} more columns"] if len(found) > 8 else []
-        raise DataError(f"{path}: " + "; ".join([*found[:8], *others]))
+        # Only empty cells, and only in columns of numbers, can be trained on as they are.
+        only = len(found) == 1 and bool(empty) and (classes is None or str(classes) not in empty)
+        advice: dict[str, Any] = {"parameter": "cond", "value": "cells"} if only else {}
+        raise DataError(f"{path}: " + "; ".join([*found[:8], *others]), **advice)
 
 
 def _missing(cells: Sequence[str], marks: Collection[str]) -> list[int]:

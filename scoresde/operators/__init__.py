@@ -2,7 +2,7 @@
 
 from .base import Linear, Operator, conjugate_gradients
 from .blur import Blur
-from .choice import OneOf, parse
+from .choice import OneOf, choices, parse
 from .crop import Crop
 from .grey import Grey
 from .jpeg import JPEG
@@ -12,5 +12,5 @@ from .pool import Pool
 
 __all__ = [
     "JPEG", "AddedNoise", "Blur", "Cells", "Crop", "Grey", "Half", "Hole", "Linear", "Mask", "Masking", "OneOf",
-    "Operator", "Pool", "conjugate_gradients", "parse",
+    "Operator", "Pool", "choices", "conjugate_gradients", "parse",
 ]  # fmt: skip

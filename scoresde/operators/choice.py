@@ -7,7 +7,8 @@ Saharia et al. 2022, arXiv:2111.05826, sec. 4.7). It is not told which operator 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Self
 
 import torch
@@ -20,7 +21,7 @@ from ..core.tables import OPERATORS
 from .base import Operator
 from .masks import Mask
 
-__all__ = ["OneOf", "parse"]
+__all__ = ["OneOf", "choices", "options_typed", "parse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,22 @@ class OneOf(Operator):
         return "/".join(map(str, self.choices))
 
 
+def choices(operator: Operator) -> tuple[Operator, ...]:
+    """Return the operators of a choice, or the operator itself."""
+    return operator.choices if isinstance(operator, OneOf) else (operator,)
+
+
+def options_typed(factory: Callable[..., Operator]) -> list[str]:
+    """Return the options of an operator that a person can type. The first of them follows the colon.
+
+    >>> from scoresde.operators import Half, Pool
+    >>> options_typed(Pool), options_typed(Half)
+    (['size'], ['which'])
+    """
+    inner = {f.name for f in dataclass_fields(factory) if not f.repr} if is_dataclass(factory) else set()
+    return [name for name in fields_of(factory) if name != "event" and name not in inner]
+
+
 def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] | None = None) -> Operator:
     """Build an operator from text, such as ``pool:2``, ``cells``, ``module:Class`` or ``grey/hole/pool:4``.
 
@@ -109,7 +126,7 @@ def parse(text: str, *, typed: Typed = True, read_mask: Callable[[str], Tensor] 
     factory: Callable[..., Operator] = resolve(head, OPERATORS, "operator", typed=typed)
     if not colon:
         return factory()
-    names = [name for name in fields_of(factory) if name not in ("event", "mask", "z")]
+    names = options_typed(factory)
     if not names:
         raise UsageError(f"operator {head!r} has no options, but {text!r} sets one; use {head}", parameter="cond")
     return factory(**read_options(factory, "operator", head, {names[0]: rest}))

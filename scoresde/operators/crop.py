@@ -17,7 +17,7 @@ __all__ = ["Crop"]
 
 @dataclass(frozen=True, eq=False)
 class Crop(Linear):
-    """The central window of a picture, signal or volume.
+    """Only the central window of a picture, signal or volume is known.
 
     Args:
         size: Side of the window in pixels; 0 means half of each side.

@@ -23,7 +23,7 @@ WEIGHTS = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, eq=False)
 class Grey(Linear):
-    """The luminance of a picture with three channels, ``0.299 R + 0.587 G + 0.114 B``, as one channel."""
+    """A colour picture becomes grey: one channel, ``0.299 R + 0.587 G + 0.114 B``."""
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
         self._space(event)

@@ -19,7 +19,9 @@ __all__ = ["JPEG"]
 
 @dataclass(frozen=True, eq=False)
 class JPEG(Operator):
-    """JPEG compression and decompression by Pillow, with the values rounded to 256 levels from ``low`` to ``high``.
+    """Compression by JPEG.
+
+    Pillow compresses the pictures, in 256 levels from ``low`` to ``high``.
 
     Args:
         quality: The quality, from 1 to 100.

@@ -61,11 +61,11 @@ class Masking(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Masking):
-    """A mask that is given as a tensor.
+    """A mask that is given as a tensor, or in a file.
 
     Args:
-        mask: The mask, bool, which is true where values are known. Its shape broadcasts to ``(B, *event)``. A mask
-            without a batch axis applies to all samples.
+        mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
+            applies to all samples, and one without an axis of channels to all channels.
         file: The file that the mask was read from, if any.
 
     >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]
@@ -84,7 +84,8 @@ class Mask(Masking):
             )
 
     def on(self, event: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Self:
-        mask = self.mask if self.mask.ndim > len(event) else self.mask[None]
+        mask = self.mask[None] if 0 < self.mask.ndim == len(event) - 1 else self.mask  # the same for all channels
+        mask = mask if mask.ndim > len(event) else mask[None]
         if mask.ndim != len(event) + 1 or any(n not in (1, m) for n, m in zip(mask.shape[1:], event, strict=True)):
             raise UsageError(
                 f"the mask has shape {tuple(self.mask.shape)}, but the samples have shape {tuple(event)}; use a mask "

@@ -24,10 +24,10 @@ __all__ = ["Pool"]
 
 @dataclass(frozen=True, eq=False)
 class Pool(Linear):
-    """The mean over blocks of ``size`` pixels along each spatial axis.
+    """A lower resolution: the mean over blocks of pixels.
 
     Args:
-        size: Side of a block, in pixels.
+        size: Side of a block along each spatial axis, in pixels.
 
     >>> import torch
     >>> Pool(2)(torch.arange(4.0).reshape(1, 1, 4))

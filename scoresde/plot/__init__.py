@@ -3,7 +3,7 @@
 Functions that draw a plot return a :class:`matplotlib.figure.Figure` without showing it. If ``ax`` is given, they draw
 on these axes and return their figure. ``pyplot`` is never imported. Images and points are in data units.
 
-    samples       :mod:`.samples`, :mod:`.images`, :mod:`.animation`, :mod:`.neighbours`
+    samples       :mod:`.samples`, :mod:`.images`, :mod:`.answers`, :mod:`.animation`, :mod:`.neighbours`
     trajectories  :mod:`.strips`, :mod:`.paths`
     scores        :mod:`.fields`, :mod:`.compass`
     other         :mod:`.schedules`, :mod:`.training`, :mod:`.precision`, :mod:`.likelihoods`,
@@ -15,6 +15,7 @@ The module :mod:`.base` defines the style.
 from __future__ import annotations
 
 from .animation import animate, animate_pair, save_gif
+from .answers import answers_figure
 from .base import save_figure
 from .calibration import calibration
 from .compass import compass
@@ -33,6 +34,7 @@ __all__ = [
     "Schedule",
     "animate",
     "animate_pair",
+    "answers_figure",
     "calibration",
     "compass",
     "image_grid",

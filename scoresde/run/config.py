@@ -26,7 +26,7 @@ from ..core.condition import SLOTS, Condition
 from ..core.errors import CheckpointError, UsageError
 from ..core.limits import COUNT, FRACTION, LR, SEED, SHARE, TRAINED, Range, check_fields, ranges
 from ..core.registry import READ, Typed, closest, construct, fields_of, moved, name_of, options_of, resolve
-from ..core.tables import NETWORKS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
+from ..core.tables import NETWORKS, OPERATORS, PARAMETRIZATIONS, PRESETS, SDES, TIME_SAMPLERS, WEIGHTINGS
 from ..data import DataInfo, Dataset, Reading, load_data
 from ..data.augment import Augmentation
 from ..data.given import Sources
@@ -35,7 +35,7 @@ from ..model.parametrization import Parametrization
 from ..nn.labelled import Labelled
 from ..objective.coupling import check_coupling
 from ..objective.times import TimeSampler
-from ..operators import Operator, parse
+from ..operators import Operator, choices, parse
 from ..sde.base import SDE
 from ..sde.continuous import Exploding
 from ..sde.grids import default_grid
@@ -197,9 +197,9 @@ class TrainConfig:
         self.reading  # noqa: B018  # this rejects invalid values
         self.sources  # noqa: B018  # this rejects invalid values
         choices_of = {"decay": ("cosine", "none"), "split": ("content", "rows")}
-        for name, choices in choices_of.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), choices)}")
+        for name, valid in choices_of.items():
+            if getattr(self, name) not in valid:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; {closest(getattr(self, name), valid)}")
         if self.preset != "auto" and self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; {closest(self.preset, ['auto', *PRESETS])}")
 
@@ -342,10 +342,60 @@ class TrainConfig:
         Raises:
             UsageError: If the operator does not apply to the data.
         """
+        made = self.operator(read_mask)
+        return None if made is None else made.on(info.shape, info.low, info.high)
+
+    def operator(self, read_mask: Callable[[str], Tensor] | None = None) -> Operator | None:
+        """Return the operator in ``cond`` for samples of any shape (see :meth:`operator_for`).
+
+        Raises:
+            UsageError: If an operator is unknown, or has an invalid option.
+        """
         if not self.sources.operator:
             return None
-        made = parse(self.sources.operator, typed=self.typed, read_mask=read_mask or mask_from_file)
-        return made.on(info.shape, info.low, info.high)
+        try:
+            return parse(self.sources.operator, typed=self.typed, read_mask=read_mask or mask_from_file)
+        except UsageError as error:
+            error.parameter = error.value = None
+            if not isinstance(error, CheckpointError):
+                error.parameter = "cond"
+            raise
+
+    @property
+    def own_operators(self) -> list[str]:
+        """The operators in ``cond`` that are not built in, as ``module:Class``."""
+        parts = [] if self.sources.operator.startswith("mask:") else self.sources.operator.split("/")
+        return [part for part in parts if part and part.partition(":")[0] not in OPERATORS]
+
+    def told_in_words(self, info: DataInfo) -> str:
+        """Say in words what the model is told about each sample, or return "" if it is told nothing.
+
+        Args:
+            info: The description of the data.
+        """
+        sources, known = self.sources, info.known
+        parts = [f"the class ({len(info.classes)} classes)"] if sources.label else []
+        if sources.vector:
+            names = ", ".join(known.vector[:10]) + (", ..." if known.vector[10:] else "")
+            parts.append(f"{len(known.vector)} numbers ({names})" if known.vector[1:] else f"a number ({names})")
+        if sources.image:
+            parts.append(f"an image of shape {' x '.join(map(str, known.image))}")
+        if sources.text:
+            parts.append(f"a text ({len(known.words):,} different words)" if known.words else "the features of a text")
+        if sources.operator:
+            typed = self.typed is True or set(self.own_operators) <= set(self.typed or ())
+            titles = sources.operator
+            if typed and not titles.startswith("mask:") and "/mask:" not in titles:  # the file may be gone
+                made = self.operator_for(info)
+                titles = titles if made is None else " or ".join(choice.title for choice in choices(made))
+            parts.append(f"what is left of it ({titles})")
+        if not parts:
+            return ""
+        return (
+            f"{', '.join(parts)}; nothing for {self.cond_drop:.3g} of the samples"
+            if self.cond_drop
+            else ", ".join(parts)
+        )
 
     def told(self, given: Condition) -> Condition | None:
         """Return the vector, image and text in ``given`` that ``cond`` lists, or ``None`` if it lists none of them."""

@@ -113,9 +113,16 @@ def data_of(folder: Path, config: TrainConfig, data: str | None = None, *, chang
 def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Dataset:
     """Read the data of a run, or other data given by name or path, with the run's settings. Changes are not reported.
 
+    Conditions are described as they were in training: the words of a text are numbered by the vocabulary of the run.
+
     A run without hashes may predate the current rules for detecting axes and finding pictures. If the current rules do
     not reproduce the shape and the number of rows that such a run recorded, its data are read by the older rules.
     """
+    known = DataInfo.from_dict(read_object(folder / "data.json"))
+    return _read_again(folder, config, data, known).told_as(known.known)
+
+
+def _read_again(folder: Path, config: TrainConfig, data: str | None, known: DataInfo) -> Dataset:
     source = data or found(folder, config)
     if data is None and source not in NAMES and not there(Path(source)):
         if source == ARRAY:
@@ -131,7 +138,6 @@ def read_again(folder: Path, config: TrainConfig, data: str | None = None) -> Da
         )
     if (folder / FILE).is_file() or source in NAMES:
         return config.load_data(source)
-    known = DataInfo.from_dict(read_object(folder / "data.json"))
     layout = config.layout if config.layout != "auto" else "last" if known.channels_last else "first"
     reading = replace(config.reading, layout=layout, older=True)
     try:

@@ -47,7 +47,7 @@ from ..model.convert import convert
 from ..model.estimate import Denoiser, Domain
 from ..model.network import ScoreModel
 from ..model.parametrization import Parametrization
-from ..operators import OneOf, Operator, parse
+from ..operators import Mask, OneOf, Operator, parse
 from ..sde.base import SDE
 from ..sde.reach import Reach
 from ..solvers import Solution, Solver, sample
@@ -56,7 +56,7 @@ from .config import TrainConfig
 from .files import chosen_checkpoint, find_run, load_weights, read_config
 from .origin import data_of
 from .plausible import warn_of_units
-from .seen import Seen, kept_mask, measured, understood
+from .seen import Seen, covers, kept_mask, measured, understood
 from .spec import ModelSpec
 
 __all__ = ["Run", "Samples", "described", "load", "reach", "warn_of_prior"]
@@ -206,6 +206,10 @@ class Run:
                     parameter="operator",
                 )
             return replace(self, condition=None, seen=None)
+        if isinstance(known, Condition) and known.image is None and operator is not None:
+            raise UsageError(
+                f"the operator {operator} measures samples, but the condition has no image", parameter="operator"
+            )
         condition = self._labelled(known)
         if text is not None:
             condition = replace(condition, tokens=self._tokens([text] if isinstance(text, str) else list(text)))
@@ -234,7 +238,8 @@ class Run:
         Args:
             data: The data set. Its classes and the words of its texts are recognised by their names.
             index: The rows, int64 ``(n,)``.
-            split: The part that the rows belong to, ``test`` or ``train``.
+            split: The part that the rows belong to: ``test``, ``train``, or ``all`` for rows that are counted through
+                the training samples and then through the test samples.
             operator: The operator by which to measure the rows, instead of the run's operator, for example one of the
                 operators of a run that was trained with several.
             each: Number of samples for each row. Sample i belongs to row ``i // each``.
@@ -243,12 +248,13 @@ class Run:
         Raises:
             UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
         """
-        if split not in ("test", "train"):
-            raise UsageError(f"unknown split {split!r}; choose from: test, train", parameter="split")
-        x, y, known = (
-            (data.test, data.test_labels, data.test_given) if split == "test"
-            else (data.train, data.train_labels, data.train_given)
-        )  # fmt: skip
+        parts = {
+            "test": (data.test, data.test_labels, data.test_given),
+            "train": (data.train, data.train_labels, data.train_given),
+        }  # fmt: skip
+        if split not in (*parts, "all"):
+            raise UsageError(f"unknown split {split!r}; choose from: test, train, all", parameter="split")
+        x, y, known = parts.get(split) or data.every()
         config = self._trained_here("a condition")
         if config.cond == "none":
             raise UsageError(
@@ -269,7 +275,10 @@ class Run:
             condition = replace(condition, label=self._as_ours(data.info.classes)[y[index]])
         seen, chosen = None, self.operator if operator is None else self._other(operator)
         if chosen is not None:
-            complete = None if split == "test" or data.complete is None else data.complete[index]
+            complete = None
+            if data.complete is not None and split != "test":
+                rest = torch.ones_like(data.test, dtype=torch.bool)
+                complete = torch.cat([data.complete, rest])[index]
             seen = measured(x[index], chosen, Noise.of(len(index), seed), complete)
         return self._given(condition, seen, each)
 
@@ -295,6 +304,25 @@ class Run:
                 parameter="label",
             )
         return torch.tensor([ours[name] for name in classes], dtype=torch.int64)
+
+    def typical(self, n: int, seed: int = 0) -> Run:
+        """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
+
+        These are the conditions of held-out rows, in their order and from the start again if there are more samples
+        than rows. A run that is told only the class gets classes in the proportions of the training data, but only if
+        it cannot be used without a class. Any other run is returned unchanged.
+
+        Args:
+            n: Number of samples.
+            seed: Seed for operators that draw random numbers.
+
+        Raises:
+            DataError: If the data of the run are missing or unreadable.
+        """
+        if self.config is None or not self.config.sources.rich:
+            return self.given(self.example_labels(n))
+        data = self.data()
+        return self.given_rows(data, torch.arange(n) % len(data.test), seed=seed)
 
     def _given(self, condition: Condition, seen: Seen | None, each: int) -> Run:
         """Bind a condition in data units. If there are measurements, they replace its image."""
@@ -344,13 +372,19 @@ class Run:
         if isinstance(known, str):
             known = [known]
         if isinstance(known, Sequence):
-            known = [self._number(one) if isinstance(one, str) else one for one in known]
+            known = [self.class_index(one) if isinstance(one, str) else one for one in known]
         assert isinstance(self.base, ScoreModel)
         return self.base.given(known).condition
 
     def _tokens(self, texts: list[str]) -> Tensor:
         """Return the word indices of texts, and warn about words that did not occur in training."""
         told = self.info.known
+        if told.features:
+            raise UsageError(
+                f"{self.folder or 'this model'} was trained on features of texts, shape (L, {told.features}), made by "
+                "another encoder; pass the features of the text as tokens",
+                parameter="given",
+            )
         if not told.words:
             raise UsageError(
                 f"{self.folder or 'this model'} was trained without texts; train with cond='text' to use a text",
@@ -372,7 +406,15 @@ class Run:
         """Decide whether the images of a condition are measurements or samples to measure."""
         made = self.operator if operator is None else self._other(operator)
         assert made is not None
-        return understood(image, made, Noise.of(len(image), seed))
+        seen = understood(image, made, Noise.of(len(image), seed))
+        if self.operator is not None and seen.operator is not None and not covers(self.operator, seen.operator):
+            what = "this mask" if isinstance(seen.operator, Mask) else str(made)
+            warnings.warn(
+                f"{self.folder or 'this model'} was trained to undo {self.operator}, not {what}, so its samples may be "
+                "poor",
+                stacklevel=3,
+            )
+        return seen
 
     def _check_told(self, condition: Condition) -> None:
         """Reject a condition that lacks one of the parts listed in the ``cond`` of the run."""
@@ -385,11 +427,12 @@ class Run:
         }  # fmt: skip
         lacking = [name for name, needs in needed.items() if needs and getattr(condition, name) is None]
         if lacking:
+            option = {"label": "label", "tokens": "given" if self.info.known.features else "text"}
             raise UsageError(
                 f"{self.folder or 'this model'} was trained with cond={self.config.cond!r}, so a condition needs the "
                 f"fields {', '.join(name for name, needs in needed.items() if needs)}, but it lacks "
                 f"{' and '.join(lacking)}",
-                parameter="given",
+                parameter=option.get(lacking[0], "given"),
             )
 
     def _check_values(self, condition: Condition) -> None:
@@ -457,8 +500,8 @@ class Run:
                 )
 
     def _never_without(self, what: str) -> UsageError:
-        """Return the error for using a model without a label if it was trained only with labels."""
-        if not (isinstance(self.base, ScoreModel) and self.base.classes):
+        """Return the error for using a model without a condition if it was trained only with conditions."""
+        if not (isinstance(self.base, ScoreModel) and self.base.classes and self.info.classes):
             return UsageError(
                 f"{self.folder or 'this model'} was trained with cond_drop=0, so every training sample had its "
                 f"condition, and {what} is not possible; pass a condition without guidance, or train with "
@@ -484,10 +527,7 @@ class Run:
         Returns:
             Class indices, int64 ``(n,)``.
         """
-        if self._dropped != 0:
-            return None
-        assert isinstance(self.base, ScoreModel)
-        if not self.base.classes:
+        if self._dropped != 0 or not isinstance(self.base, ScoreModel) or not self.base.classes:
             return None
         counts = self.info.trained if len(self.info.trained) == self.base.classes else ()
         shares = torch.tensor(counts if sum(counts) else [1] * self.base.classes, dtype=torch.float64).cumsum(0)
@@ -495,7 +535,12 @@ class Run:
         u = ((torch.arange(n, dtype=torch.float64) + 0.5) * (math.sqrt(5) - 1) / 2) % 1
         return torch.searchsorted(shares, u * shares[-1], right=True)
 
-    def _number(self, name: str) -> int:
+    def class_index(self, name: str) -> int:
+        """Return the index of a class, given by its name or index.
+
+        Raises:
+            UsageError: If there is no such class.
+        """
         names = list(self.info.classes)
         if name in names:
             return names.index(name)
@@ -589,6 +634,11 @@ class Run:
     def score_request(self, likelihood: Likelihood, **asked: Any) -> dict[str, Any]:
         """Return everything that likelihoods depend on, as in :meth:`request`."""
         return self.request({**asdict(likelihood), **asked})
+
+    @property
+    def told_digest(self) -> str | None:
+        """A digest of the bound condition of all rows, or ``None`` without a condition."""
+        return None if self.condition is None else digest(*_tensors(self.condition))
 
     def _known_of(self, index: Tensor) -> list[Tensor]:
         """Return the tensors bound to the rows ``index``, int64 ``(b,)``, or ``[]`` if all rows share a condition."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ from ..data.arrays import load_arrays, roles
 from ..data.readers import read_path
 from ..data.table import is_table, read_table
 from .plausible import Units, in_data_units
+from .questions import Asked, write_filled
 from .run import Samples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["KINDS", "kinds_of", "read_samples", "write_samples"]
 
@@ -59,11 +63,16 @@ def write_samples(
     frames: tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]] | None = None,
     reference: Tensor | Callable[[], Tensor | None] | None = None,
     codec: Codec | None = None,
+    asked: Asked | None = None,
 ) -> list[Path]:
     """Write the samples that did not fail, in data units.
 
     Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
     error.
+
+    Samples that answer questions are written as answers: the array ``given`` holds the question of each sample,
+    ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows what was given
+    beside the answers, and the image files are named by the questions.
 
     Args:
         folder: The folder to write to.
@@ -80,6 +89,7 @@ def write_samples(
         reference: Data ``(m, *event)`` to show with the samples in a figure of points, tables or signals, or a function
             that returns them.
         codec: The codec of the run, which determines the columns that are stored as levels.
+        asked: The questions that the samples answer, or ``None``.
 
     Returns:
         The paths of the written files, with pictures first.
@@ -87,20 +97,35 @@ def write_samples(
     kinds = kinds_of(info, kinds)
     ok = samples.solution.ok.cpu()
     x = samples.x[ok]
-    if info.levels is not None and info.low >= 0 and info.high <= 255:
+    # What was given is kept exactly, even if it is not a level.
+    whole = samples.residual is None or bool((x == x.round()).all())
+    if info.levels is not None and info.low >= 0 and info.high <= 255 and whole:
         x = x.to(torch.uint8)
     files, pictures = [], []
     index = ok.nonzero().flatten().numpy()
     if "npz" in kinds:
-        files.append(write_arrays(folder / "samples.npz", {"x": x.numpy(), "index": index}))
+        arrays = {"x": x.numpy(), "index": index}
+        arrays |= {} if asked is None else {"given": index // asked.each}
+        files.append(write_arrays(folder / "samples.npz", arrays))
     if "csv" in kinds:
         names = info.names or tuple(f"x{i}" for i in range(x.shape[1]))
-        files.append(write_csv(folder / "samples.csv", names, _lines(x, codec)))
+        if asked is not None and asked.questions.table is not None:
+            filled, lines = folder / "filled.csv", _lines(x, codec)
+            files.append(write_filled(filled, asked.questions, lines, index, asked.each, asked.cells, names))
+        else:
+            files.append(write_csv(folder / "samples.csv", names, _lines(x, codec)))
     write_json(folder / "samples.json", dict(made))
     kept = f"the samples are in {files[0]}" if files else ""
     if not len(x):
         return files
-    if "png" in kinds:
+    if "png" in kinds and asked is not None:
+        path = folder / "answers.png"
+        with optional(str(path), kept):
+            from ..plot import save_figure
+
+            save_figure(path, _answers(samples, info, asked))
+            pictures.append(path)
+    elif "png" in kinds:
         path = folder / ("grid.png" if info.kind in ("image", "volume") else "samples.png")
         with optional(str(path), kept):
             from ..plot import samples_figure, save_figure, save_image_grid
@@ -117,6 +142,8 @@ def write_samples(
 
             first = int(made.get("start", 0))
             titles = [f"{first + i:06d}.png" for i in index]
+            if asked is not None:
+                titles = [f"{asked.questions.names[i // asked.each]}-{i % asked.each}.png" for i in index]
             pictures.append(save_images(folder / "files", x.numpy(), titles, info.low, info.high))
     if frames is not None and {"gif", "path"} & set(kinds):
         with optional("the trajectory of the samples", kept):
@@ -132,6 +159,19 @@ def write_samples(
                 save_gif(path, animate(states, info.kind, info.low, info.high, info.names))
                 pictures.append(path)
     return [*pictures, *files]
+
+
+def _answers(samples: Samples, info: DataInfo, asked: Asked) -> Figure:
+    """Draw the answers beside what was given."""
+    from ..plot import answers_figure
+
+    ok, n = samples.solution.ok.cpu(), len(asked.questions)
+    x = samples.x.double()
+    x[~ok] = torch.nan
+    return answers_figure(
+        x.reshape(n, asked.each, *x.shape[1:]), info.kind, info.low, info.high, given=asked.given, truth=asked.truth,
+        labels=asked.questions.labels, title=asked.title, names=info.names,
+    )  # fmt: skip
 
 
 def _lines(x: Tensor, codec: Codec | None) -> Iterable[tuple[str, ...]]:

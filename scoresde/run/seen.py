@@ -34,9 +34,9 @@ from ..core.noise import Noise
 from ..core.opened import read_arrays, reason
 from ..core.shapes import flat, select
 from ..data import DataInfo
-from ..operators import Blur, Crop, Linear, Mask, Masking, OneOf, Operator
+from ..operators import Blur, Cells, Crop, Linear, Mask, Masking, OneOf, Operator, choices
 
-__all__ = ["Seen", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
+__all__ = ["Seen", "covers", "keep_mask", "kept_mask", "measured", "tolerance", "understood"]
 
 MASKS = "masks.npz"
 TRIES = 8  # length of the sequence of b in equation 1
@@ -195,7 +195,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
             parameter="given",
         )
     if bool(image.isnan().any()):
-        masks = any(isinstance(choice, Masking) for choice in _choices(operator))
+        masks = any(isinstance(choice, Masking) for choice in choices(operator))
         if not masks or shape != event:
             raise UsageError(
                 f"the given values include {int(image.isnan().sum()):,} NaN, but "
@@ -226,7 +226,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
         return Seen(operator, image)
     elif shape == event:
         return Seen(operator, operator(image), image)
-    shapes = sorted({str(c.measured) for c in _choices(operator)})
+    shapes = sorted({str(c.measured) for c in choices(operator)})
     raise UsageError(
         f"the given values have shape {shape} for each sample, but they must have the shape of a measurement by the "
         f"operator {operator}, {' or '.join(shapes)}, or of a sample, {event}",
@@ -256,7 +256,7 @@ def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor |
 
 def keep_mask(folder: Path, operator: Operator) -> None:
     """Copy the masks that an operator read from files to a run folder, so that the run does not need these files."""
-    masks = {choice.file: choice.mask.numpy() for choice in _choices(operator) if isinstance(choice, Mask)}
+    masks = {choice.file: choice.mask.numpy() for choice in choices(operator) if isinstance(choice, Mask)}
     if masks:
         write_arrays(folder / MASKS, {str(i): mask for i, mask in enumerate(masks.values())})
 
@@ -281,5 +281,18 @@ def kept_mask(folder: Path, operators: str, file: str) -> Tensor:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}; restore the file") from error
 
 
-def _choices(operator: Operator) -> tuple[Operator, ...]:
-    return operator.choices if isinstance(operator, OneOf) else (operator,)
+def covers(trained: Operator, other: Operator) -> bool:
+    """Whether a model that was trained with an operator has seen measurements by another operator.
+
+    A model that was trained with random cells has seen any mask.
+    """
+    return all(any(_same(mine, c) for mine in choices(trained)) for c in choices(other))
+
+
+def _same(trained: Operator, other: Operator) -> bool:
+    if isinstance(trained, Cells) and isinstance(other, Masking):
+        return True
+    if isinstance(trained, Masking) and isinstance(other, Masking) and other.event is not None:
+        masks = [operator.known(other.event) for operator in (trained, other)]
+        return bool((masks[0] == masks[1]).all())
+    return str(trained) == str(other)

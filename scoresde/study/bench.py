@@ -306,7 +306,9 @@ def _real(run: Run, data: Dataset, n: int, seed: int) -> tuple[Tensor, Floor]:
         return run.codec.to_model(x.to(u.dtype), noise=u)
 
     held_out = choose(data.test, data.test_labels, 0)
-    draws = [choose(data.train, data.train_labels, 1 + k) for k in range(DRAWS)]
+    whole = data.whole
+    labels = None if data.train_labels is None else data.train_labels[whole]
+    draws = [choose(data.train[whole], labels, 1 + k) for k in range(DRAWS)]
     values = [sliced_wasserstein(draw, held_out) for draw in draws]
     mean = sum(values) / len(values)
     return held_out, Floor(mean, min(values), max(values), samples=len(draws[0]), held_out=len(held_out))

@@ -115,11 +115,12 @@ def measure(run: Run, data: Dataset, *, n: int = 256, levels: int = 25, seed: in
     if not run.model.domain.has_score:
         raise UsageError(f"{run.folder} was trained on coupled (data, noise) pairs, so it has no score to compare")
     sde, info = run.model.domain.sde, run.info
-    train, rows = data.trained, data.test
+    train, rows = data.train[data.trains & data.whole], data.test
     label = None if run.condition is None else run.condition.label
     only = label.cpu() if label is not None and len(label) == 1 and int(label) < len(info.classes) else None
     if only is not None and data.train_labels is not None and data.test_labels is not None:
-        train, rows = data.train[data.trains & (data.train_labels == only)], rows[data.test_labels == only]
+        mine = data.trains & data.whole & (data.train_labels == only)
+        train, rows = data.train[mine], rows[data.test_labels == only]
         if not len(train) or not len(rows):
             raise DataError(
                 f"the comparison requires training and held-out samples of the given class, but {info.name} has "

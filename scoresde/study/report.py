@@ -46,9 +46,12 @@ from ..core.optional import optional
 from ..core.parts import digest
 from ..core.shared import silence
 from ..core.text import one_line
+from ..data import Dataset
+from ..data.given import Sources
 from ..likelihood import Elbo, Likelihood, Scores
 from ..metrics.measurement import Measurement
 from ..metrics.shares import share_above
+from ..operators import choices
 from ..run.run import Run
 
 __all__ = [
@@ -57,7 +60,10 @@ __all__ = [
 ]  # fmt: skip
 
 KINDS = ("png", "csv", "npz")
-UNITS = {"log_prob": "nats", "bits_per_dim": "bits/dim", "stderr_probes": "nats", "elbo": "nats", "change": "nats"}
+UNITS = {
+    "log_prob": "nats", "bits_per_dim": "bits/dim", "stderr_probes": "nats", "elbo": "nats", "change": "nats",
+    "log_prob_without": "nats",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,8 @@ class Chosen:
             positions are unknown.
         files: File of each sample, or an empty tuple if the samples do not have files of their own.
         left: Number of samples of the data set that are not in the split.
+        source: The data set, and the index of each sample in it, counted through the training samples and then through
+            the test samples, int64 ``(n,)``.
     """
 
     name: str
@@ -86,6 +94,35 @@ class Chosen:
     row: Tensor | None = None
     files: tuple[Path, ...] = ()
     left: int = 0
+    source: tuple[Dataset, Tensor] | None = None
+
+    def given(self, run: Run, seed: int = 0) -> Run:
+        """Return a run with everything that it was trained to be told about these samples.
+
+        Args:
+            run: The run.
+            seed: Seed for operators that draw random numbers.
+
+        Raises:
+            UsageError: If the run is told nothing, or if what it is told fixes part of a continuous sample, which has
+                no density then.
+        """
+        assert self.source is not None
+        sources = Sources() if run.config is None else run.config.sources
+        if not (sources.rich or sources.label):
+            raise UsageError(
+                f"{run.folder} was trained without a condition, so there is no likelihood given one; train with a cond "
+                "such as class or vector",
+                parameter="cond",
+            )
+        linear = [] if run.operator is None else [c for c in choices(run.operator) if c.linear]
+        codec = run.codec.levels
+        if linear and (codec is None or not bool((torch.as_tensor(getattr(codec, "count", 1)) > 0).all())):
+            raise UsageError(
+                f"a sample of {self.name} has no density given what {linear[0]} leaves of it, because that fixes some "
+                "of its values, which are continuous; use data with levels, or the likelihood without conditions"
+            )
+        return run.given_rows(*self.source, split="all", seed=seed)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,6 +145,7 @@ class Chosen:
         check: bool = True,
         watch: Callable[[Scores], object] | None = None,
         keep: Path | None = None,
+        without: Run | None = None,
     ) -> Scored:
         """Compute the likelihoods of the samples.
 
@@ -119,6 +157,8 @@ class Chosen:
             batch, memory, check, watch: See :class:`scoresde.Likelihood`.
             keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
                 ``elbo``.
+            without: The run without conditions, whose likelihoods are also computed, or ``None``. They are not checked
+                for convergence.
         """
         bound, begins = None, likelihood.t_min
         domain = run.model.domain
@@ -135,9 +175,16 @@ class Chosen:
         scores = run.log_likelihood(
             self.x, likelihood, seed=seed, batch=batch, memory=memory, check=check, watch=watch, keep=keep
         )
+        plain = None
+        if without is not None:
+            plain = without.log_likelihood(
+                self.x, likelihood, seed=seed, batch=batch, memory=memory, check=False, watch=watch,
+                keep=None if keep is None else keep / "without",
+            )  # fmt: skip
         return Scored(
-            self.name, self.split, self.total, self.index, scores, bound, begins, row=self.row, files=self.files
-        )
+            self.name, self.split, self.total, self.index, scores, bound, begins, row=self.row, files=self.files,
+            plain=plain,
+        )  # fmt: skip
 
 
 def choose(
@@ -163,7 +210,8 @@ def choose(
     dataset = run.data(data)
     theirs, ours = dataset.info, run.info
     # The split "train" contains only the rows used for training. The validation rows are only in the split "all".
-    rows = dataset.trains if split == "train" else torch.ones(len(dataset.train), dtype=torch.bool)
+    # A row with empty cells has no likelihood.
+    rows = dataset.trains & dataset.whole if split == "train" else dataset.whole
     known = None if dataset.train_labels is None else dataset.train_labels[rows]
     pieces = [] if split == "test" else [(dataset.train[rows], known)]
     pieces += [] if split == "train" else [(dataset.test, dataset.test_labels)]
@@ -188,7 +236,7 @@ def choose(
         theirs.name, split, total, index, x, y[index] if by_class and y is not None else None,
         None if dataset.rows is None else dataset.rows[which],
         tuple(dataset.files[i] for i in which.tolist()) if dataset.files else (),
-        len(dataset.train) + len(dataset.test) - total,
+        len(dataset.train) + len(dataset.test) - total, (dataset, which),
     )  # fmt: skip
 
 
@@ -329,6 +377,7 @@ class Scored:
         run: Folder of the run that computed the likelihoods, or ``None`` if there is only one run.
         row, files: Position of each sample in its source, int64 ``(n,)``, and the file of each sample (see
             :class:`Chosen`).
+        plain: Likelihoods without conditions, or ``None`` if they were not requested.
     """
 
     name: str
@@ -341,6 +390,18 @@ class Scored:
     run: str | None = None
     row: Tensor | None = None
     files: tuple[Path, ...] = ()
+    plain: Scores | None = None
+
+    @property
+    def gain(self) -> Measurement | None:
+        """The mean of log p(x | c) - log p(x), in nats or bits/dim, whichever is the unit of the scores; or ``None``.
+
+        A positive value means that what is known about the samples tells something about them.
+        """
+        if self.plain is None:
+            return None
+        both = [torch.where(s.model.ok, s.log_prob.double(), torch.nan) for s in (self.scores, self.plain)]
+        return paired(*(log_prob / self.scores.nats_per_unit.abs() for log_prob in both))
 
     @property
     def bound(self) -> Tensor | None:
@@ -399,6 +460,11 @@ class Scored:
             facts["probes"] = 0
         if self.elbo is not None:
             facts["elbo"] = self._elbo(self.elbo)
+        if self.gain is not None and self.plain is not None:
+            facts["gain"] = {
+                "mean": _number(self.gain.value), "stderr": _number(self.gain.stderr),
+                "mean_without": _number(self.plain.mean()),
+            }  # fmt: skip
         if self.run is not None:
             facts = {"run": self.run, **facts}
         if self is not first:
@@ -503,6 +569,7 @@ def units(sets: Sequence[Scored]) -> dict[str, str]:
     there = {
         "bits_per_dim": any(s.scores.bits_per_dim is not None for s in sets),
         "elbo": any(s.elbo is not None for s in sets),
+        "log_prob_without": any(s.plain is not None for s in sets),
     }
     return {name: unit for name, unit in UNITS.items() if there.get(name, True)}
 
@@ -533,6 +600,7 @@ def _columns(sets: Sequence[Scored]) -> dict[str, np.ndarray]:
             "bits_per_dim": scores.bits_per_dim,
             "stderr_probes": scores.stderr_probes,
             "elbo": None if scored.elbo is None else scored.elbo.log_prob,
+            "log_prob_without": None if scored.plain is None else scored.plain.log_prob,
             "nfe": model.nfe,
             "change": model.change,
             "status": model.status,

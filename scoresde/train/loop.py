@@ -168,7 +168,7 @@ def _fit(
     draw = PathDraw(times, model.domain.nodes, config.coupling == "ot", config.cond_drop)
     state = TrainState(model, optimiser, draw, EMA(model.learned, config.ema))
     objective = Denoising(weighting)
-    operator = _operator(config, data, start, folder)
+    operator = _operator(config, data.info, start, folder)
     train, validating = _parts(data, spec, config, config.coupling != "reflow", operator)
     validation = Validation(validating, draw, objective, config.seed, dtype) if validating is not None else None
 
@@ -204,7 +204,7 @@ def _fit(
         if new and operator is not None:
             keep_mask(folder, operator)
         if config.coupling == "reflow":
-            pairs = _kept(folder / "pairs.safetensors", pairs, len(info.classes))
+            pairs = _kept(folder / "pairs.safetensors", pairs, spec.classes)
         metrics = folder / "metrics.jsonl"  # drop the lines of steps that are repeated
         write_lines(metrics, (line for line in read_lines(metrics) if line["step"] <= state.step))
         write_json(folder / "config.json", facts, signed=True)  # last, because it makes the folder a run
@@ -285,7 +285,7 @@ def _fit(
     if not quiet:
         with optional("the check for copies"):
             x = _few_samples(run, data) if shown_samples is None else shown_samples
-            lines.append(nearest_line(x, data.whole, data.test, spec.codec.continuous.to_model))
+            lines.append(nearest_line(x, data.filled, data.test, spec.codec.continuous.to_model))
         print(printable("\n".join(lines)), file=sys.stderr)
     return run
 
@@ -314,7 +314,7 @@ def _data_for(
         return config, data
     _same_units(folder, data, stored.sources)
     became(folder, data, changed=changed)
-    return config, data
+    return config, data.told_as(DataInfo.from_dict(read_object(folder / "data.json")).known)
 
 
 def previews(total: int, every: int = 0) -> set[int]:
@@ -364,7 +364,8 @@ def prepared(
         _check_incomplete(config, data)
     codec = data.codec if start is None else start.codec
     config = config.fitted(lambda: sigma_for(furthest(_model_units(data, codec)), _spread(data, codec)))
-    config = config.resolved(data.info, _spread(data, codec), _operator(config, data, start, resumed))
+    operator = _operator(config, data.info, start, resumed)
+    config = config.resolved(data.info, data_std=_spread(data, codec), operator=operator)
     if resumed is not None:
         config = replace(config, batch=given)  # even if the number of rows has changed
     if start is not None:
@@ -388,17 +389,11 @@ def prepared(
     return config, model, spec
 
 
-def _operator(config: TrainConfig, data: Dataset, start: Run | None, resumed: Path | None) -> Operator | None:
-    """Return the operator in ``cond`` for these data: that of the run ``start``, or one with the masks of ``resumed``.
-
-    Raises:
-        UsageError: If the operator does not apply to the data.
-    """
+def _operator(config: TrainConfig, info: DataInfo, start: Run | None, resumed: Path | None) -> Operator | None:
+    """Return the operator of the condition. A run folder keeps its masks, so their files are not needed again."""
     if start is not None:
         return start.operator
-    return config.operator_for(
-        data.info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator)
-    )
+    return config.operator_for(info, None if resumed is None else partial(kept_mask, resumed, config.sources.operator))
 
 
 def _check_incomplete(config: TrainConfig, data: Dataset) -> None:
@@ -601,14 +596,19 @@ def _kept(path: Path, pairs: Pairs | None, classes: int) -> Pairs:
             raise CheckpointError(
                 f"{path} has the arrays {', '.join(sorted(stored))}, but must have x0 and eps; is the file damaged?"
             )
-        slots = {"label": stored.get("labels"), **{name: stored.get(name) for name in SLOTS[1:]}}
-        known = None if all(value is None for value in slots.values()) else Condition(**slots, classes=classes)
+        label, vector, image, tokens = (stored.get(_STORED.get(name, name)) for name in SLOTS)
+        known: Condition | None = Condition(label, vector, image, tokens, classes)
+        if all(slot is None for slot in (label, vector, image, tokens)):
+            known = None
         return Pairs(stored["x0"], stored["eps"], known)
-    told = pairs.condition or Condition()
-    slots = {"labels": told.label, **{name: getattr(told, name) for name in SLOTS[1:]}}
-    kept = {name: value.contiguous() for name, value in slots.items() if value is not None}
-    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps} | kept)
+    given = {} if pairs.condition is None else {
+        _STORED.get(name, name): value for name in SLOTS if (value := getattr(pairs.condition, name)) is not None
+    }  # fmt: skip
+    write_tensors(path, {"x0": pairs.x0, "eps": pairs.eps, **given})
     return pairs
+
+
+_STORED = {"label": "labels"}  # names of the slots of a condition in a file of pairs, where they differ
 
 
 def _few_samples(run: Run, data: Dataset) -> Tensor:
@@ -635,7 +635,7 @@ def _sample_sheet(folder: Path, run: Run, data: Dataset) -> Tensor:
     if info.kind in ("image", "volume"):
         save_image_grid(path, x.numpy(), info.low, info.high)
     else:
-        behind = data.whole[: max(8, len(x))]
+        behind = data.filled[: max(8, len(x))]
         save_figure(path, samples_figure(x, info.kind, info.low, info.high, behind, info.names))
     return x
 

@@ -118,8 +118,8 @@ def reflow(
         weighting, t_sampler: Weighting and time sampler for the training, by name or as objects (default: those of the
             run, if they are built in). A name that appears only in the run's files is never imported.
         solver, seed: See :func:`draw_pairs`.
-        data: The run's data set, if ``load_data`` cannot find it. Only the conditions of its training samples are used,
-            because training uses the samples of the pairs.
+        data: The run's data set, if ``load_data`` cannot find it. Only its labels and conditions are used, because
+            training uses the samples of the pairs.
         out: The run folder (default: ``runs/NAME-reflow``, with a number appended if that name is taken).
         save: Whether to write a run folder.
         device: The device to train on.
@@ -136,12 +136,12 @@ def reflow(
             "reflow needs a run that was trained by this package, but this run has no training configuration"
         )
     data = run.data() if data is None else data
-    asked, sources = run, run.config.sources
-    index = torch.arange(pairs) % len(data.train)  # in the data's proportions
-    if sources.rich and run.config.cond_drop < 1:
-        asked = run.given_rows(data, index, split="train")
-    elif sources.label and run.config.cond_drop < 1 and data.train_labels is not None:
-        asked = run.given(data.train_labels[index])
+    asked = run
+    if run.config.sources.rich:
+        rows = data.whole.nonzero().flatten()
+        asked = run.given_rows(data, rows[torch.arange(pairs) % len(rows)], split="train", seed=seed)
+    elif run.config.sources.label and run.config.cond_drop < 1 and data.train_labels is not None:
+        asked = run.given(data.train_labels[torch.arange(pairs) % len(data.train_labels)])  # in the data's proportions
     named = {"weighting": weighting, "t_sampler": t_sampler}
     config = run.config.named(**{field: value for field, value in named.items() if value is not None})
     config = replace(

@@ -52,7 +52,8 @@ def reverse(
     count = n or (1000 if loaded.info.kind == "vector" else 4)
     session.say(f"drawing {count} sample{'s' * (count > 1)} from {session.whence} with the {solver.name} solver")
     times = frames_between(columns, frames if gif else columns)
-    asked = condition.of(loaded)
+    rich = loaded.config is not None and loaded.config.sources.rich
+    asked = condition.all_of(loaded, count, session.seed) if rich else condition.of(loaded)
     found = undo(asked, count, built, times, seed=session.seed)
     files = write_reverse(asked, found, file, columns, gif)
     facts = {
@@ -140,7 +141,7 @@ def trajectories(solver: SolverChoice, n: int | None, lines: int, out: Path | No
     axis, what = projection(loaded, data.train)
     n = n or (1000 if loaded.info.kind == "vector" else 200)
     session.say(f"drawing {n} samples from {session.whence} with each of the two solvers")
-    asked = loaded.given(loaded.example_labels(n))
+    asked = loaded.typical(n, session.seed)
     found = paths(asked, n, build("heun", SOLVERS, "solver"), noisy, axis, seed=session.seed)
     real = loaded.codec.continuous.to_model(data.test.double()).flatten(1) @ axis
     ends = {"flow": found.flow[-1], "sde": found.sde[-1]}

@@ -1,0 +1,588 @@
+"""Questions: files that say what is known about samples to be drawn, read in the units of a run.
+
+A file or folder holds one or more questions, and a run answers each of them with one or more samples:
+
+    =======================  ==========================================================================================
+    an image                 one question; a folder of images holds one for each image
+    an .npy or .npz file     one for each row of its arrays: `given` (or `x`), `c`, `y` and `text`, as in training data
+    a table                  one for each line: the numbers and the class in their columns, and cells to be filled
+    =======================  ==========================================================================================
+
+What is read depends on what the run was trained to be told (``cond``). An array with the shape of a measurement is a
+measurement, and an array with the shape of a sample is the truth, which is degraded by the operator of the run
+(:mod:`scoresde.run.seen`). The bytes of an image file are mapped to the range of the data, as in a folder of images
+that is read for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.condition import Condition
+from ..core.errors import DataError, Problems, UsageError
+from ..core.files import write_csv
+from ..core.text import one_line
+from ..data import DataInfo
+from ..data.arrays import load_arrays
+from ..data.folders import IMAGE_SUFFIXES, pictures_in
+from ..data.given import Sources
+from ..data.pictures import mask_from_file, read_pictures
+from ..data.raw import AS_IS, Array, Reading
+from ..data.table import LABELS, Sheet, is_table, read_sheet
+from ..operators import Crop, Mask, Masking, Operator, choices, parse
+from .run import Run
+from .seen import Seen
+
+__all__ = ["Asked", "Questions", "ask", "read_questions", "understanding", "write_filled"]
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What is known about the samples to be drawn.
+
+    Attributes:
+        condition: What is known, in data units, with one row for each question.
+        names: The name of each question: the path of its image without the suffix, or the name of the file and a row.
+        what: What was read, as a noun phrase, such as "3 images of 14 x 14 from low".
+        labels: A short text for each question, for figures, or an empty tuple.
+        truth: The samples that the questions are about, ``(n, *event)``, if they are known, apart from those that the
+            condition itself holds.
+        text: The text of each question, or an empty tuple.
+        table: The table that the questions were read from, if they were.
+        places: For each value of a sample, its column in the table, or ``None`` if the table does not have it.
+        files: The files that were read.
+    """
+
+    condition: Condition
+    names: tuple[str, ...]
+    what: str
+    labels: tuple[str, ...] = ()
+    truth: Tensor | None = None
+    text: tuple[str, ...] = ()
+    table: Sheet | None = None
+    places: tuple[int | None, ...] = field(default=(), repr=False)
+    files: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def ask(
+    run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
+    operator: str | None = None, each: int = 1, seed: int = 0,
+) -> Run:  # fmt: skip
+    """Return the run with what is known about its samples.
+
+    Args:
+        run: The run.
+        questions: The questions that were read from a file, or ``None``.
+        text: A text for all questions, or one for each.
+        label: The class of all samples.
+        operator: The operator by which to measure samples, instead of the run's operator.
+        each: Number of samples for each question.
+        seed: Seed for operators that draw random numbers.
+
+    Raises:
+        UsageError: If the run needs to be told more, or cannot be told some of it.
+    """
+    if questions is None and not text:
+        return run.given(label)
+    known = Condition() if questions is None else questions.condition
+    texts = [*text] or ([] if questions is None else [*questions.text])
+    if questions is not None and len(texts) not in (0, 1, len(questions)):
+        raise UsageError(
+            f"there are {len(texts)} texts for {len(questions)} questions; pass one text for all of them, or one for "
+            "each",
+            parameter="text",
+        )
+    if label is not None:
+        if known.label is not None:
+            raise UsageError(
+                f"the class is given twice, as {label!r} and in {questions.what if questions else 'the condition'}; "
+                "leave out one of them",
+                parameter="label",
+            )
+        if not run.info.classes:
+            return run.given(label)  # raises the error
+        known = replace(known, label=torch.tensor([run.class_index(label)]))
+    return run.given(known, text=texts or None, operator=operator, each=each, seed=seed)
+
+
+def understanding(run: Run, questions: Questions) -> str:
+    """Say in a sentence how the questions were understood, once they are bound to a run."""
+    seen, what = run.seen, questions.what
+    if seen is None:
+        return what
+    several = len(questions) > 1
+    they = "they are" if several else "it is"
+    if seen.operator is None:
+        trained = "" if run.operator is None else f", because the run was trained on several operators ({run.operator})"
+        return f"{what}, shown to the model as {they}{trained}"
+    title = seen.operator.title
+    if seen.truth is not None:
+        have = "have the shape of samples" if several else "has the shape of a sample"
+        have = ("have" if several else "has") + " no empty cells" if questions.table is not None else have
+        return f"{what}, which {have}, so {they} taken for the truth and degraded here ({title})"
+    if isinstance(seen.operator, Mask) and seen.hidden is not None:
+        hidden = seen.hidden.expand(len(seen), *seen.hidden.shape[1:]).flatten(1)[:: len(seen) // len(questions)]
+        noun = "cells" if run.info.kind == "vector" else "values"
+        return f"{what}, with {int(hidden.sum()):,} of {hidden.numel():,} {noun} to fill"
+    return f"{what}, taken for measurements ({title})" if several else f"{what}, taken for a measurement ({title})"
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: str | None = None) -> Questions:
+    """Read what is known about samples from a file or folder.
+
+    Args:
+        run: The run that is to answer the questions.
+        path: The file or folder.
+        mask: A file that says which values of the samples are missing (:func:`scoresde.data.pictures.mask_from_file`).
+        operator: The operator by which samples are measured, instead of the run's operator.
+
+    Raises:
+        UsageError: If the run was not trained to be told what a file can hold.
+        DataError: If the file cannot be read, or has none of the shapes that the run expects.
+    """
+    sources = _sources(run)
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}", parameter="given")
+    made = _operator(run, operator)
+    shapes = _shapes(run, sources, made)
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        found = _pictures(run, sources, path, shapes)
+    elif is_table(path):
+        found = _table(run, sources, path)
+    elif path.suffix.lower() in (".npy", ".npz"):
+        found = _arrays(run, sources, path, shapes)
+    else:
+        raise DataError(
+            f"{path} is not a file that a condition can be read from; use an image ({', '.join(IMAGE_SUFFIXES)}), a "
+            "folder of images, a .npy or .npz file, or a .csv or .tsv table",
+            parameter="given",
+        )
+    found = found if found.files else replace(found, files=(path,))
+    return found if mask is None else _masked(run, found, mask)
+
+
+def _sources(run: Run) -> Sources:
+    sources = Sources() if run.config is None else run.config.sources
+    if not sources.rich:
+        only = "only with the class of each sample" if sources.label else "without a condition"
+        raise UsageError(
+            f"{run.folder or 'this model'} was trained {only}, so it cannot be told what a file holds; train with a "
+            "cond such as pool:2, hole, cells, image or vector",
+            parameter="cond",
+        )
+    return sources
+
+
+def _operator(run: Run, operator: str | None) -> Operator | None:
+    if operator is None or run.operator is None:
+        return run.operator
+    return parse(operator, read_mask=mask_from_file).on(run.info.shape, run.info.low, run.info.high)
+
+
+def _shapes(run: Run, sources: Sources, operator: Operator | None) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes that a picture may have: those of measurements, then that of a sample."""
+    if operator is not None:
+        return tuple(dict.fromkeys([*(choice.measured for choice in choices(operator)), run.info.shape]))
+    return (run.info.known.image,) if sources.image else ()
+
+
+def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
+    told = [name for name in ("vector", "text") if getattr(sources, name)]
+    where = {"vector": "numbers (a table, or an array c)", "text": "a text"}
+    return UsageError(
+        f"{path} holds images, but {run.folder or 'this model'} is told {' and '.join(where[name] for name in told)}",
+        parameter="given",
+    )
+
+
+def _pictures(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, ...]]) -> Questions:
+    """Read one question from each image."""
+    if not shapes:
+        raise _no_picture(run, path, sources)
+    if all(len(shape) != 3 for shape in shapes):
+        raise DataError(
+            f"{path} holds images, but {run.info.name} has {run.info.kind}s of shape {run.info.shape}; use an .npy "
+            f"file{' or a table' if run.info.kind == 'vector' else ''}",
+            parameter="given",
+        )
+    folder, paths = (path, pictures_in(path)) if path.is_dir() else (path.parent, [path])
+    if not paths:
+        raise DataError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})", parameter="given")
+    pixels, fault = None, None
+    try:
+        pixels = _channels(read_pictures(folder, paths)[0], shapes)
+    except Problems as error:
+        fault = error
+    how, reading = "", AS_IS if run.config is None else run.config.reading
+    if pixels is None and sources.operator and reading.size:
+        pixels = _resized(folder, paths, reading, shapes)
+        how = f", resized to {reading.size} x {reading.size} as in training,"
+    if pixels is None:
+        if fault is not None:
+            raise fault
+        found = read_pictures(folder, paths)[0].shape[1:]
+        raise DataError(
+            f"{path}: the image{'s have' if len(paths) > 1 else ' has'} {_size(found)}, but the run expects "
+            f"{' or '.join(dict.fromkeys(map(_size, shapes)))}",
+            parameter="given",
+        )
+    top = 65535.0 if pixels.dtype == np.uint16 else 255.0
+    low, high = (run.info.known.low, run.info.known.high) if sources.image else (run.info.low, run.info.high)
+    image = torch.from_numpy(pixels.astype(np.float64))
+    if (low, high) != (0.0, top):
+        image = low + image * ((high - low) / top)
+        if run.info.levels and tuple(image.shape[1:]) == run.info.shape and not sources.image:
+            width = (high - low) / (run.info.levels - 1)
+            image = low + width * ((image - low) / width).round()
+    count = f"{len(paths)} images" if len(paths) > 1 else "the image"
+    names = [p.relative_to(folder).with_suffix("").as_posix() for p in paths]
+    twice = {name for name in names if names.count(name) > 1}
+    names = [p.relative_to(folder).as_posix() if n in twice else n for n, p in zip(names, paths, strict=True)]
+    where = f"from {path}" if path.is_dir() else str(path)
+    what = f"{count} {where}{how} of {_side(image.shape[1:])}" if len(paths) == 1 else (
+        f"{count} of {_side(image.shape[1:])} {where}{how}"
+    )  # fmt: skip
+    return Questions(Condition(image=image), tuple(names), one_line(what), labels=tuple(names), files=tuple(paths))
+
+
+def _size(shape: Sequence[int]) -> str:
+    channels = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}
+    kind = f" in {channels.get(shape[0], f'{shape[0]} channels')}" if len(shape) == 3 else ""
+    return f"{_side(shape)} pixels{kind}"
+
+
+def _side(shape: Sequence[int]) -> str:
+    """Return the size of a picture as width and height, or that of anything else as its shape."""
+    return f"{shape[-1]} x {shape[-2]}" if len(shape) == 3 else " x ".join(map(str, shape))
+
+
+def _channels(pixels: Array, shapes: Sequence[tuple[int, ...]]) -> Array | None:
+    """Return images ``(N, C, H, W)`` with the channels of one of the shapes, or ``None`` if they have none of them."""
+    shape = pixels.shape[1:]
+    if shape in shapes:
+        return pixels
+    if shape[0] == 1 and (3, *shape[1:]) in shapes:
+        return pixels.repeat(3, 1)
+    grey = shape[0] == 3 and bool((pixels == pixels[:, :1]).all())
+    return pixels[:, :1] if grey and (1, *shape[1:]) in shapes else None
+
+
+def _resized(
+    folder: Path, paths: Sequence[Path], reading: Reading, shapes: Sequence[tuple[int, ...]]
+) -> Array | None:  # fmt: skip
+    """Read images as in training, which resizes them. Return ``None`` if one of them is too small for that."""
+    pixels, smallest = read_pictures(folder, paths, Reading(size=reading.size, fit=reading.fit))
+    return _channels(pixels, shapes) if min(smallest) >= reading.size else None
+
+
+def _arrays(run: Run, sources: Sources, path: Path, shapes: Sequence[tuple[int, ...]]) -> Questions:
+    """Read one question from each row of the arrays in a NumPy file."""
+    arrays = load_arrays(path)
+    lower = {key.lower(): array for key, array in arrays.items()}
+    only = next(iter(arrays.values())) if len(arrays) == 1 else None
+    condition, truth, told = Condition(), None, []
+    text: tuple[str, ...] = ()
+    if shapes:
+        image = _first(_arranged(a, s) for a in (lower.get("given"), lower.get("x"), only) for s in shapes)
+        if image is None:
+            raise _misses(run, path, arrays, f"an array given or x of samples of shape {' or '.join(map(str, shapes))}")
+        condition = replace(condition, image=_finite(path, image))
+        told.append(f"shape {_side(image.shape[1:])}")
+    if sources.vector:
+        count = len(run.info.known.vector)
+        vector = _first(_arranged(a, (count,)) for a in (lower.get("c"), None if shapes else lower.get("x"), only))
+        if vector is None:
+            names = ", ".join(run.info.known.vector[:10])
+            raise _misses(run, path, arrays, f"an array c of shape (n, {count}) ({names})")
+        condition = replace(condition, vector=_finite(path, vector))
+        told.append(f"{count} number{'s' * (count > 1)}")
+    if sources.label and "y" in lower:
+        label = [run.class_index(str(v)) for v in lower["y"].reshape(-1).tolist()]
+        condition = replace(condition, label=torch.tensor(label))
+    if sources.text and "text" in lower:
+        words = lower["text"]
+        if words.dtype.kind == "U":
+            text = tuple(map(str, words.reshape(-1)))
+        else:
+            condition = replace(condition, tokens=torch.from_numpy(words.astype(np.float32)))
+    if not sources.operator and "x" in lower and only is None:
+        x = _arranged(lower["x"], run.info.shape)
+        truth = None if x is None else torch.from_numpy(x.astype(np.float64))
+    n = max(len(condition), len(text))
+    if truth is not None and len(truth) != n:
+        truth = None
+    labels: tuple[str, ...] = text
+    if condition.vector is not None and len(run.info.known.vector) <= 4:
+        labels = tuple(
+            ", ".join(f"{name} {value:.3g}" for name, value in zip(run.info.known.vector, row, strict=True))
+            for row in condition.vector.expand(n, -1).tolist()
+        )
+    return Questions(
+        condition, tuple(f"{path.stem}-{i}" if n > 1 else path.stem for i in range(n)),
+        one_line(f"{n:,} row{'s' * (n > 1)} of {' and '.join(told) or 'texts'} from {path}"), labels, truth, text,
+    )  # fmt: skip
+
+
+def _first(found: Iterable[Array | None]) -> Array | None:
+    return next((array for array in found if array is not None), None)
+
+
+def _misses(run: Run, path: Path, arrays: dict[str, Array], needed: str) -> DataError:
+    held = ", ".join(f"{one_line(name)} {array.shape}" for name, array in arrays.items()) or "nothing"
+    return DataError(f"{path} holds {held}, but {run.folder or 'this model'} needs {needed}", parameter="given")
+
+
+def _arranged(x: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Return an array as rows of a shape, ``(N, *shape)``, or ``None`` if it does not fit.
+
+    A single row may lack the first axis, a single channel may lack its axis, and channels may come last.
+    """
+    if x is None or x.dtype.kind not in "biuf":
+        return None
+    if x.shape[1:] == shape and x.ndim:
+        return x
+    if x.shape == shape:
+        return x[None]
+    if shape[0] == 1 and x.ndim and x.shape[1:] == shape[1:]:
+        return x[:, None]
+    if shape[0] == 1 and x.shape == shape[1:]:
+        return x[None, None]
+    if len(shape) > 1 and x.ndim == len(shape) + 1 and (x.shape[-1], *x.shape[1:-1]) == shape:
+        return np.moveaxis(x, -1, 1)
+    if len(shape) > 1 and x.ndim == len(shape) and (x.shape[-1], *x.shape[:-1]) == shape:
+        return np.moveaxis(x, -1, 0)[None]
+    return None
+
+
+def _finite(path: Path, values: Array) -> Tensor:
+    """Return numbers as float64. NaN means that a value is not known."""
+    found = torch.from_numpy(np.ascontiguousarray(values, np.float64))
+    if bool(found.isinf().any()):
+        raise DataError(f"{path} has infinite values; write NaN where nothing is known", parameter="given")
+    return found
+
+
+def _table(run: Run, sources: Sources, path: Path) -> Questions:
+    """Read one question from each line of a table."""
+    sheet, info, told = read_sheet(path), run.info, []
+    if info.kind != "vector" and not sources.vector:
+        raise DataError(
+            f"{path} is a table, but {info.name} has {info.kind}s of shape {info.shape}; use an image or an .npy file",
+            parameter="given",
+        )
+    condition, truth, labels = Condition(), None, []
+    others = _columns_of(sheet, sources, run) if sources.vector else []
+    places = _places(sheet, run, others)
+    if sources.operator:
+        missing = [name for name, place in zip(_data_names(run), places, strict=True) if place is None]
+        if missing:
+            raise DataError(
+                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(one_line, missing[:10]))}; add "
+                f"{'them' if missing[1:] else 'it'} with empty cells, which are then filled",
+                parameter="given",
+            )
+        condition = replace(condition, image=torch.from_numpy(sheet.numbers(p for p in places if p is not None)))
+    elif None not in places:
+        x = sheet.numbers(p for p in places if p is not None)
+        truth = None if np.isnan(x).any() else torch.from_numpy(x)
+    if sources.vector:
+        condition = replace(condition, vector=torch.from_numpy(sheet.numbers(others)))
+        names = [sheet.names[place] for place in others]
+        told = [name for name in names if name]
+        labels = [
+            ", ".join(f"{n} {row[p].strip() or '?'}".strip() for n, p in zip(names, others, strict=True))
+            for row in sheet.rows
+        ]
+    if sources.label:
+        used = {*others, *(p for p in places if p is not None)}
+        place = next((i for i, n in enumerate(sheet.names) if n.lower() in LABELS and i not in used), None)
+        if place is not None:
+            cells, gaps = sheet.column(place), sheet.empty(place)
+            index = [len(info.classes) if gap else run.class_index(c) for c, gap in zip(cells, gaps, strict=True)]
+            condition, told = replace(condition, label=torch.tensor(index)), [*told, sheet.names[place]]
+    n = len(sheet.rows)
+    about = f" (known: {', '.join(map(one_line, told[:10]))})" if told else ""
+    what = f"{n:,} row{'s' * (n > 1)} of {path}{about}"
+    names_of = tuple(f"{path.name.partition('.')[0]}-{i}" for i in range(n))
+    return Questions(condition, names_of, one_line(what), tuple(labels), truth, (), sheet, tuple(places))
+
+
+def _data_names(run: Run) -> tuple[str, ...]:
+    return run.info.names or tuple(f"x{i}" for i in range(run.info.dims))
+
+
+def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
+    """Return the columns that hold the numbers of the condition."""
+    wanted, count = run.info.known.vector, len(run.info.known.vector)
+    if all(name in sheet.names for name in wanted):
+        return [sheet.names.index(name) for name in wanted]
+    if not sources.columns and len(sheet.names) == count:  # numbers without names in training
+        return list(range(count))
+    lacking = [name for name in wanted if name not in sheet.names]
+    raise DataError(
+        f"{sheet.path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(one_line, lacking[:10]))}, which the "
+        f"run is told; its columns are {', '.join(map(one_line, sheet.names[:20])) or 'without names'}",
+        parameter="given",
+    )
+
+
+def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
+    """Return the column of each value of a sample, or ``None`` where the table has no such column."""
+    names, count = _data_names(run), run.info.dims
+    if run.info.kind != "vector":
+        return []
+    if not any(sheet.names) or (not run.info.names and not set(names) & set(sheet.names)):
+        free = [i for i in range(len(sheet.names)) if i not in taken]
+        return list(free) if len(free) == count else [None] * count
+    return [sheet.names.index(name) if name in sheet.names else None for name in names]
+
+
+def _masked(run: Run, questions: Questions, file: Path) -> Questions:
+    """Return questions about samples with values that a mask says are missing."""
+    image = questions.condition.image
+    if image is None or tuple(image.shape[1:]) != run.info.shape:
+        shape = "no picture" if image is None else f"pictures of shape {tuple(image.shape[1:])}"
+        raise UsageError(
+            f"the mask {file} says which values of a sample are missing, but {questions.what} gives {shape}; give "
+            f"samples of shape {run.info.shape}",
+            parameter="given",
+        )
+    operator = Mask(mask_from_file(str(file)), str(file)).on(run.info.shape)
+    known = operator.known(run.info.shape)
+    if len(known) not in (1, len(image)):
+        raise UsageError(
+            f"the mask {file} has {len(known)} rows for {len(image)} samples; use one mask for all of them, or one for "
+            "each",
+            parameter="mask",
+        )
+    if bool(known.all()):
+        raise UsageError(
+            f"the mask {file} hides nothing; in an image, white pixels are missing, and in an array, values other than "
+            "0 are",
+            parameter="mask",
+        )
+    told = f"{questions.what} under the mask {file}"
+    return replace(
+        questions, condition=replace(questions.condition, image=torch.where(known, image, torch.nan)), what=told
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Questions that are bound to a run, and the number of answers to each of them.
+
+    Attributes:
+        questions: The questions.
+        each: Number of answers for each question. Sample i answers question ``i // each``.
+        seen: The measurements that are bound to the run, with a row for each sample or a single row for all, or
+            ``None`` if the run was not trained with an operator.
+        info: The description of the data of the run.
+    """
+
+    questions: Questions
+    each: int
+    seen: Seen | None
+    info: DataInfo
+
+    @property
+    def _first(self) -> Seen | None:
+        """The measurements, with a row for each question."""
+        count = len(self.questions)
+        if self.seen is None or len(self.seen) == count:
+            return self.seen
+        return self.seen.rows(torch.arange(count) * self.each)
+
+    @property
+    def cells(self) -> Tensor | None:
+        """Which values of a sample each question gives, bool ``(Q, *event)``, or ``None`` if it gives none."""
+        seen = self._first
+        if seen is None or (hidden := seen.hidden) is None:
+            return None
+        return ~hidden.expand(len(seen), *hidden.shape[1:])
+
+    @property
+    def truth(self) -> Tensor | None:
+        """The samples that the questions are about, ``(Q, *event)``, if they are known."""
+        seen = self._first
+        return self.questions.truth if seen is None or seen.truth is None else seen.truth
+
+    @property
+    def given(self) -> Tensor | None:
+        """What was given, as it is drawn, ``(Q, *shape)`` in data units, with NaN where nothing was."""
+        seen, image = self._first, self.questions.condition.image
+        if seen is not None:
+            # Anything but a picture of fewer pixels or channels is drawn as the network is shown it.
+            whole = isinstance(seen.operator, Masking | Crop) or self.info.kind == "vector"
+            return seen.shown if whole or seen.y.ndim != len(self.info.shape) + 1 else seen.y
+        if image is None or len(image.shape) != len(self.info.shape) + 1:
+            return None
+        known, info = self.info.known, self.info
+        return info.low + (image - known.low) * ((info.high - info.low) / (known.high - known.low))
+
+    @property
+    def title(self) -> str:
+        """What the questions are, for figures."""
+        if self.seen is None or self.seen.operator is None:
+            return ""
+        cells = isinstance(self.seen.operator, Mask) and self.info.kind == "vector"
+        return "cells missing" if cells else self.seen.operator.title
+
+
+def write_filled(
+    path: Path, questions: Questions, lines: Iterable[Sequence[str]], index: Array, each: int, known: Tensor | None,
+    names: Sequence[str],
+) -> Path:  # fmt: skip
+    """Write a table in which the cells that were not given are filled, with a row for each answer.
+
+    Cells that were given are written exactly as they were typed, and so are columns that the model does not know. If
+    there is not exactly one answer for each line of the table, two columns number the questions and their answers.
+
+    Args:
+        path: The file.
+        questions: The questions, which were read from a table.
+        lines: The values of each answer as text.
+        index: The position of each answer among all answers, those that failed included, int64 ``(m,)``.
+        each: Number of answers for each question.
+        known: Which values each question gives, bool ``(Q, D)``, or ``None`` if it gives none.
+        names: Names of the values, for those that the table does not have.
+    """
+    sheet, n = questions.table, len(questions)
+    assert sheet is not None
+    numbered = each > 1 or len(index) < n
+    more = [i for i, place in enumerate(questions.places) if place is None]
+    rows = []
+    for answer, line in zip(index.tolist(), lines, strict=True):
+        question = answer // each
+        cells = list(sheet.rows[question])
+        for i, place in enumerate(questions.places):
+            if place is not None and (known is None or not bool(known[question, i])):
+                cells[place] = line[i].replace(".", ",") if sheet.commas else line[i]
+        cells += [line[i].replace(".", ",") if sheet.commas else line[i] for i in more]
+        rows.append([str(question), str(answer % each), *cells] if numbered else cells)
+    header: list[str] = []
+    if any(sheet.names):
+        header = [*sheet.names, *(names[i] for i in more)]
+        taken = set(header)
+        header = [*(_free(name, taken) for name in ("question", "answer")), *header] if numbered else header
+    return write_csv(path, header, rows, sheet.separator)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

@@ -78,7 +78,7 @@ ALL = ",".join((*METRICS, "copies"))
 @option("--save-reference", under="Files", type=click.Path(path_type=Path),
         help="Save the statistics of the data to this file.")  # fmt: skip
 @out_option("RUN/evaluation")
-@session(run=True, first=())
+@session(run=True, first=(), operator=False)
 def evaluate(
     samples: Path | None, units: str, data: str | None, reading: Reading, against: str | None, limit: int,
     features: str, metrics: str | None, copies_by: str, given: str | None, each: int | None, operator: str | None,

@@ -29,7 +29,9 @@ from scoresde.train.reflow import reflow
 
 SMALL: dict[str, Any] = {"steps": 3, "batch": 16}
 UNET: dict[str, Any] = {**SMALL, "network_options": {"channels": 4}}
-MLP: dict[str, Any] = {**SMALL, "steps": 60, "lr": 5e-3, "ema": 0.9, "network_options": {"width": 8, "blocks": 1}}
+MLP: dict[str, Any] = {
+    **SMALL, "steps": 100, "batch": 48, "lr": 5e-3, "ema": 0.9, "network_options": {"width": 8, "blocks": 1},
+}  # fmt: skip
 ASK = "--solver heun --steps 2"
 
 
@@ -165,18 +167,16 @@ def test_answers_that_differ_after_clamping_are_counted_and_named(
     facts: Any = shell.json(f"sample {run} --given low.npy --each 4 {ASK} --save npz")
     x = torch.from_numpy(samples(facts)["x"]).double()
     off = (pooled(x) - low.repeat_interleave(4, 0)).abs().flatten(1).amax(1)
-    assert facts["differing"] == (off > 0.5).nonzero().flatten().tolist() and 0 < len(facts["differing"])
+    assert facts["differing"] == (off > 0.5).nonzero().flatten().tolist()
     assert facts["residual_max"] == pytest.approx(float(off.max()))
-    first = facts["differing"][0]
-    assert (
-        f"{len(facts['differing'])} of 8 answers differ from what was given by more than 0.5 (half a level)"
-        in shell.err
-    )
-    assert f"low-{first // 4} answer {first % 4} (by {off[first]:.3g})" in shell.err
-    middle = float(off.median())
-    monkeypatch.setattr(seen, "tolerance", lambda info: middle)
+    most = float(off.max()) - 1e-6 if float(off.max()) else -1.0
+    monkeypatch.setattr(seen, "tolerance", lambda info: most)
     facts = shell.json(f"sample {run} --given low.npy --each 4 {ASK} --save npz")
-    assert facts["differing"] == (off > middle).nonzero().flatten().tolist() and 0 < len(facts["differing"]) < 8
+    assert facts["differing"] == (off > most).nonzero().flatten().tolist() != []
+    first = facts["differing"][0]
+    told = f"{len(facts['differing'])} of 8 answers differ from what was given by more than {most:.3g} (half a level)"
+    assert told in shell.err
+    assert f"low-{first // 4} answer {first % 4} (by {off[first]:.3g})" in shell.err
 
 
 def test_a_file_of_the_shape_of_a_sample_is_the_truth(
@@ -420,8 +420,7 @@ def test_texts(shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any
     facts = shell.json(f"sample {run} --text red --text blew --each 2 {ASK}")
     assert facts["n"] == 4 and samples(facts)["given"].tolist() == [0, 0, 1, 1]
     assert (
-        "1 of the words did not occur in the training texts" in shell.err
-        and "'blew' (did you mean 'blue')" in shell.err
+        "1 word that did not occur in the training texts" in shell.err and "'blew' (did you mean 'blue')" in shell.err
     )
     assert drawn[0]["labels"] == ("red", "blew") and drawn[0]["given"] is None
     np.savez("q.npz", text=np.array(["a red thing", "a green thing"]))
@@ -671,7 +670,7 @@ def test_cond_is_named_by_every_error(shell: Shell) -> None:
         "class+class": ["twice", "(here: --cond)"],
         "grey": ["3 channels, but the samples have 1", "(here: --cond)"],
         "pool:3": ["divisible by 3", "(here: --cond)"],
-        "vector": ["requires numbers", "digits has nothing", "(here: --cond none)"],
+        "vector": ["requires a vector", "digits has none", "(here: --cond none)"],
         "no:Such": ["no module 'no'", "(here: --cond)"],
     }.items():
         shell.refuses(f"train --cond {cond} --steps 2", 2, *words)

@@ -21,7 +21,7 @@ import click
 from ..core.errors import UsageError
 from ..core.limits import COUNT, RTOL, SCALE, SIZE, STEPS, Range, check_number
 from ..core.registry import build, resolve
-from ..core.tables import SDES, SOLVERS
+from ..core.tables import OPERATORS, SDES, SOLVERS
 from .command import EVERYWHERE, Fields, Real, Whole, echo, option, settings
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ def builds(*fields: Fields) -> Callable[[F], F]:
         return command
 
     return decorate
+
+
+def own_class(operator: str | None) -> str | None:
+    """Return an operator that was typed, if it is the user's own class, which may be the operator of the run."""
+    typed = operator or ""
+    return operator if ":" in typed and typed.partition(":")[0] not in OPERATORS else None
 
 
 # ------------------------------------------------------------------------------------------------------------- session

@@ -120,12 +120,6 @@ def _advised(info: DataInfo, sources: Sources) -> list[str]:
             "scoresde train uses the classes only with --cond class; scoresde sample --label can then draw samples of "
             "one class"
         )
-    told = [name for name, there in (("vector", info.known.vector), ("image", info.known.image),
-                                     ("text", info.known.words or info.known.features)) if there]  # fmt: skip
-    if told:
-        advice.append(
-            f"scoresde train uses what is known about each sample only with --cond {'+'.join(told)}, or a part of it"
-        )
     if info.kind != "image":
         return advice
     if info.n_train + info.n_test < FEW:

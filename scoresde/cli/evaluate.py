@@ -16,7 +16,17 @@ from ..core.limits import COUNT, SEVERAL, WHOLE
 from ..core.registry import options_of
 from ..core.tables import ANSWERS, METRICS
 from .command import Whole, option, verb
-from .common import Session, SolverChoice, counted, in_list, out_option, reading_options, session, solver_options
+from .common import (
+    Session,
+    SolverChoice,
+    counted,
+    in_list,
+    out_option,
+    own_class,
+    reading_options,
+    session,
+    solver_options,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +110,7 @@ def evaluate(
     if units != "auto" and samples is None and data is None:
         raise UsageError(f"--units {units} requires --samples or --data; the units of a run's own samples are known")
     asks = None if given is None else _Asks(given, 8 if each is None else each, operator, limit)
+    session = replace(session, operator=own_class(operator))
     usual = ",".join(ANSWERS) if asks is not None else ALL
     names = in_list(usual if metrics is None else metrics)
     if not names:

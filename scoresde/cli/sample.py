@@ -14,7 +14,7 @@ import click
 from ..core.errors import NumericalError, UsageError
 from ..core.limits import COUNT, FRAMES, WHOLE
 from ..core.registry import options_of
-from ..core.tables import OPERATORS, SDES
+from ..core.tables import SDES
 from .command import Whole, option, verb
 from .common import (
     Conditioning,
@@ -25,6 +25,7 @@ from .common import (
     counted,
     in_list,
     out_option,
+    own_class,
     session,
     solver_options,
     together,
@@ -68,8 +69,7 @@ class Asking:
     @property
     def own(self) -> str | None:
         """The operator, if it is the user's own class, which may be the operator of the run."""
-        operator = self.operator or ""
-        return self.operator if ":" in operator and operator.partition(":")[0] not in OPERATORS else None
+        return own_class(self.operator)
 
     def questions(self, run: Run) -> Questions | None:
         """Read the questions, or return ``None`` if there are none, or a single text."""

@@ -29,7 +29,14 @@ from scoresde.train.reflow import reflow
 
 SMALL: dict[str, Any] = {"steps": 3, "batch": 16}
 UNET: dict[str, Any] = {**SMALL, "network_options": {"channels": 4}}
-MLP: dict[str, Any] = {**SMALL, "steps": 60, "lr": 5e-3, "ema": 0.9, "network_options": {"width": 8, "blocks": 1}}
+MLP: dict[str, Any] = {
+    **SMALL,
+    "steps": 100,
+    "batch": 48,
+    "lr": 5e-3,
+    "ema": 0.9,
+    "network_options": {"width": 8, "blocks": 1},
+}
 ASK = "--solver heun --steps 2"
 
 

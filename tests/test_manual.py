@@ -58,9 +58,9 @@ def commands(page: Path) -> list[str]:
 # By verb: what an option is set to where a command has it, and what is added where it does not.
 SMALL = {
     "train": {"--steps": 2, "--batch": 8, "--size": 8},
-    "sample": {"--n": 4, "--steps": 5, "--frames": 3},
+    "sample": {"--n": 4, "--steps": 5, "--frames": 3, "--each": 2},
     "likelihood": {"--limit": 3, "--probes": 2, "--importance": 2},
-    "evaluate": {"--n": 30, "--limit": 30, "--steps": 2},
+    "evaluate": {"--n": 30, "--limit": 30, "--steps": 2, "--each": 3},
     "bench": {"--nfe": "2,3"},
     "plot": {"--n": 20},
 }
@@ -84,7 +84,13 @@ def small(line: str) -> list[str]:
         if option in words:
             words[words.index(option) + 1] = str(4 if resumed else most)
     for option, value in ADDED.get(words[0], {}).items():
-        if option not in words and not resumed and not (option == "--features" and "--save-reference" in words):
+        asks = option == "--n" and words[0] == "sample" and {"--given", "--text"} & set(words)
+        if (
+            option not in words
+            and not resumed
+            and not asks
+            and not (option == "--features" and "--save-reference" in words)
+        ):
             words += [option, str(value)]
     return words
 
@@ -99,6 +105,19 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = folder / place / ("cats", "dogs")[i % 2] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    for place in ("captioned", "pairs", "pairs/given"):
+        (folder / place).mkdir()
+        for i in range(60):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / place / f"{i}.png")
+    for i in range(60):
+        (folder / "captioned" / f"{i}.txt").write_text(("a black cat", "a white dog")[i % 2])
+    for name, size in (("sketch", (8, 8, 3)), ("photo", (8, 8, 3)), ("low", (4, 4, 3)), ("hole", (8, 8))):
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
+    np.savez(folder / "simulations.npz", x=rng.normal(size=(300, 2)), c=rng.normal(size=(300, 2)))
+    np.savez(folder / "measured.npz", c=np.array([[0.5, -1.0]]))
+    rows = [f"{a:.3f},{b:.3f},{a + b:.3f}" for a, b in rng.normal(size=(200, 2))]
+    (folder / "sensors.csv").write_text("\n".join(["inlet,outlet,total", *rows]))
+    (folder / "sensors_holes.csv").write_text("inlet,outlet,total\n0.5,,1.5\n,-1.0,\n")
     (folder / "mymodule.py").write_text(mymodule())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -389,7 +389,7 @@ def test_questions_with_a_failed_answer_are_left_out(table: Dataset, monkeypatch
 
 def test_refusals(table: Dataset, simulations: Dataset) -> None:
     plain = replace(cells_run(table), config=TrainConfig(cond="none"), operator=None)
-    with pytest.raises(UsageError, match="was trained without conditions, so it cannot be told anything") as error:
+    with pytest.raises(UsageError, match="without conditions, so it cannot be conditioned on rows of data") as error:
         ask(plain, table, torch.arange(3))
     assert error.value.parameter == "cond"
     with pytest.raises(UsageError, match="there are no questions"):

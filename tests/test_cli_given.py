@@ -204,7 +204,7 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     save(pooled(x)[0], "low.png")
     shell(f"sample {run} --given full.png {ASK}")
     assert "shown to the model as it is, because the run was trained on several operators" in shell.err
-    assert "use --operator to degrade it first" in shell.err and drawn[0]["truth"] is None
+    assert "use --operator to degrade samples first" in shell.err and drawn[0]["truth"] is None
     facts: Any = shell.json(f"sample {run} --given full.png {ASK} --operator half --each 2")
     assert (
         "taken for the truth and degraded here (lower half missing)" in shell.err and facts["operator"] == "half:lower"
@@ -439,7 +439,7 @@ def test_how_many_samples(shell: Shell, of: Callable[[str], str]) -> None:
     for options, n in (("", 3), ("--each 2", 6), ("--n 12", 12), ("--n 6 --each 2", 6)):
         assert shell.json(f"sample {run} --given low.npy {options} {ASK} --save npz")["n"] == n
     for options, words in {
-        "--n 4": ["--n 4 contradicts 3 questions", "make 3 samples", "--each"],
+        "--n 4": ["--n 4 is not a multiple", "3 questions", "make 3 samples", "--each"],
         "--n 5 --each 2": ["--n 5 contradicts --each 2", "3 questions with 2 answers each make 6 samples"],
     }.items():
         shell.refuses(f"sample {run} --given low.npy {options}", 2, *words)

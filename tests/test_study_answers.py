@@ -291,7 +291,7 @@ def test_answers_that_do_not_agree_with_the_measurement_are_counted() -> None:
         judge(replace(answers, seen=Seen(JPEG(10).on((1, 8, 8)), answers.truth)), ["seen"])
     with pytest.raises(UsageError, match="'seen' cannot be computed: the model is not shown a measurement"):
         judge(replace(answers, seen=None), ["psnr", "seen"])
-    with pytest.raises(UsageError, match="one of several operators; choose one"):
+    with pytest.raises(UsageError, match="one of several operators; name one"):
         judge(replace(answers, seen=Seen(None, answers.truth)), ["seen"])
     assert "seen" in judge(replace(answers, seen=None)).skipped
 

@@ -50,8 +50,8 @@ PARTS = (
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
         help="Condition of each sample, joined by +: class, vector (numbers; vector:age,dose for columns of a "
              "table), image (another image), text, or the measurement of the sample by an operator: cells (random "
-             "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q or "
-             "module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
+             "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
+             "or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,

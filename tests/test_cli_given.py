@@ -204,7 +204,7 @@ def test_a_model_of_several_tasks_is_shown_a_picture_as_it_is_unless_one_is_name
     save(pooled(x)[0], "low.png")
     shell(f"sample {run} --given full.png {ASK}")
     assert "shown to the model as it is, because the run was trained on several operators" in shell.err
-    assert "use --operator to degrade it first" in shell.err and drawn[0]["truth"] is None
+    assert "use --operator to degrade samples first" in shell.err and drawn[0]["truth"] is None
     facts: Any = shell.json(f"sample {run} --given full.png {ASK} --operator half --each 2")
     assert (
         "taken for the truth and degraded here (lower half missing)" in shell.err and facts["operator"] == "half:lower"
@@ -393,7 +393,7 @@ def test_named_columns_are_the_numbers(
     alike = load(run).given(torch_condition(c[:1]), each=40).sample(40, solver(), seed=0).x.numpy()
     assert np.abs(samples(one)["x"] - alike).max() < 1e-6
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "is told numbers (a table, or an array c)")
+    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "condition: numbers (a table, or an array c)")
     np.save("short.npy", c[:, :2])
     shell.refuses(f"sample {run} --given short.npy", 3, "x (3, 2)", "an array c of shape (n, 3) (c0, c1, c2)")
 
@@ -427,7 +427,7 @@ def test_texts(shell: Shell, of: Callable[[str], str], drawn: list[dict[str, Any
     facts = shell.json(f"sample {run} --given q.npz --each 3 {ASK}")
     assert facts["n"] == 6 and drawn[1]["labels"] == ("a red thing", "a green thing")
     save(digits(1)[0], "p.png")
-    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "is told a text")
+    shell.refuses(f"sample {run} --given p.png", 2, "holds images", "condition: a text")
     shell.refuses(f"sample {of('low')} --text red", 2, "was trained without texts", "--cond text")
     shell(f"sample {run} --n 2 {ASK}")
     assert "no condition is given, so these are samples of the unconditional model; see --text and --given" in shell.err
@@ -439,7 +439,7 @@ def test_how_many_samples(shell: Shell, of: Callable[[str], str]) -> None:
     for options, n in (("", 3), ("--each 2", 6), ("--n 12", 12), ("--n 6 --each 2", 6)):
         assert shell.json(f"sample {run} --given low.npy {options} {ASK} --save npz")["n"] == n
     for options, words in {
-        "--n 4": ["--n 4 contradicts 3 questions", "make 3 samples", "--each"],
+        "--n 4": ["--n 4 is not a multiple", "3 questions", "make 3 samples", "--each"],
         "--n 5 --each 2": ["--n 5 contradicts --each 2", "3 questions with 2 answers each make 6 samples"],
     }.items():
         shell.refuses(f"sample {run} --given low.npy {options}", 2, *words)
@@ -658,7 +658,7 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
     facts: Any = shell.json(f"sample r --given p.png --each 2 {ASK}")
     assert (samples(facts)["x"][:, 0, :, 3:] == x[0, 0, :, 3:].numpy()).all()
     assert "masked by hole.png" in shell.err
-    assert "told         what is left of it (mask:hole.png); nothing for 0.1 of the samples" in shell("info r")
+    assert "told         what is left of the sample (mask:hole.png); nothing for 0.1 of the samples" in shell("info r")
 
 
 def test_cond_is_named_by_every_error(shell: Shell) -> None:
@@ -683,11 +683,11 @@ def test_cond_is_named_by_every_error(shell: Shell) -> None:
 def test_dry_run_and_info_say_what_a_model_is_told(shell: Shell, of: Callable[[str], str]) -> None:
     table(Path("t.csv"))
     line = "train --data t.csv --cond vector:age+cells --batch 8 --set network.width=8 --dry-run --quiet"
-    told = "a number (age), what is left of it (cells missing); nothing for 0.1 of the samples"
+    told = "a number (age), what is left of the sample (cells missing); nothing for 0.1 of the samples"
     assert shell.json(line)["told"] == told and f"told             {told}\n" in shell(line)
     assert f"told         {told}\n" in shell(f"info {of('sensors')}")
     assert "told" not in shell("train --batch 8 --set network.channels=4 --dry-run --quiet")
-    assert "the class (10 classes), what is left of it (cells missing)" in shell(f"info {of('holes')}")
+    assert "the class (10 classes), what is left of the sample (cells missing)" in shell(f"info {of('holes')}")
 
 
 def test_inspect_reads_data_as_they_will_be_trained_on(shell: Shell, runs: Path) -> None:

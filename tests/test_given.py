@@ -558,7 +558,7 @@ def test_known_pictures_and_texts_that_cannot_be_used_hinder_only_those_who_ask(
     found = look(str(tmp_path), reading=skipping)
     assert found.dataset is None and [p.answers for p in found.problems] == [{}]
     (tmp_path / "given" / "cat" / "04.png").unlink()
-    with pytest.raises(Problems, match=r"1 image have no image in given/ \(cat/04\.png\); add one"):
+    with pytest.raises(Problems, match=r"1 image has no image in given/ \(cat/04\.png\); add the"):
         TrainConfig(data=str(tmp_path), cond="image").load_data()
 
 

@@ -291,7 +291,7 @@ def test_answers_that_do_not_agree_with_the_measurement_are_counted() -> None:
         judge(replace(answers, seen=Seen(JPEG(10).on((1, 8, 8)), answers.truth)), ["seen"])
     with pytest.raises(UsageError, match="'seen' cannot be computed: the model is not shown a measurement"):
         judge(replace(answers, seen=None), ["psnr", "seen"])
-    with pytest.raises(UsageError, match="one of several operators; choose one"):
+    with pytest.raises(UsageError, match="one of several operators; name one"):
         judge(replace(answers, seen=Seen(None, answers.truth)), ["seen"])
     assert "seen" in judge(replace(answers, seen=None)).skipped
 
@@ -389,7 +389,7 @@ def test_questions_with_a_failed_answer_are_left_out(table: Dataset, monkeypatch
 
 def test_refusals(table: Dataset, simulations: Dataset) -> None:
     plain = replace(cells_run(table), config=TrainConfig(cond="none"), operator=None)
-    with pytest.raises(UsageError, match="was trained without conditions, so it cannot be told anything") as error:
+    with pytest.raises(UsageError, match="without conditions, so it cannot be conditioned on rows of data") as error:
         ask(plain, table, torch.arange(3))
     assert error.value.parameter == "cond"
     with pytest.raises(UsageError, match="there are no questions"):

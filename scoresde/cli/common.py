@@ -454,8 +454,8 @@ class Conditioning:
     def all_of(self, run: Run, n: int, seed: int = 0) -> Run:
         """Return the run conditioned on the class for ``n`` samples.
 
-        If no class was given but the run needs classes, each sample gets its own class. If the run is told more than
-        the class, each sample gets the condition of a held-out row.
+        If no class was given but the run needs classes, each sample gets its own class. If the condition contains
+        more than the class, each sample gets that of a held-out row.
         """
         return self.of(run) if self.label is not None else run.typical(n, seed).guided(self.guidance)
 
@@ -485,8 +485,8 @@ def conditioning(labels: bool = False, first: bool = True) -> Decorator:
         options += [
             option("--labels", under="Conditioning", is_flag=True, help="Condition each sample on its own class."),
             option("--given", under="Conditioning", is_flag=True,
-                   help="Condition each sample on everything that the run is told about it (train --cond), and compare "
-                        "with the likelihood without it."),
+                   help="Condition each sample on what is known about it, as in training (for a run trained with "
+                        "--cond), and compare with the likelihood without a condition."),
         ]  # fmt: skip
     return together("condition", Conditioning, *options)
 

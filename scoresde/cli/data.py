@@ -35,8 +35,8 @@ def data() -> None:
 )
 @click.argument("path")
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
-        help="What the model will be told about each sample, as in `scoresde train`: it says which columns of a table "
-             "are data, and whether cells may be empty.")  # fmt: skip
+        help="Condition of each sample, as in `scoresde train`. It determines which columns of a table are data, and "
+             "whether cells may be empty.")  # fmt: skip
 @reading_options(first=True)
 @session(first=("json",), only=("json",))
 def inspect(path: str, cond: str, reading: Reading, session: Session) -> None:

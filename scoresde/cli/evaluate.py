@@ -100,8 +100,8 @@ def evaluate(
     The command prints each metric with its standard error, next to the value for real data. It also reports whether
     samples are copies of training data.
 
-    With --given, a conditional run is told what it was trained to be told about rows of the data, and several answers
-    to each are compared with the row itself.
+    With --given, a run is conditioned on rows of the data, and several answers for each row are compared with the row
+    itself.
     """
     built = solver.build()
     from ..run.plausible import in_data_units, read_units
@@ -244,7 +244,9 @@ class _Asks:
         self, session: Session, data: Dataset, n: int, built: Solver, solver: SolverChoice, batch: int,
         metrics: list[str] | None,
     ) -> tuple[Tensor, dict[str, Any], Judgement | None]:  # fmt: skip
-        """Draw the answers and judge them; ``metrics`` is ``None`` for all metrics of answers that can be computed.
+        """Draw the answers, and compare them with the truth.
+
+        If ``metrics`` is ``None``, all metrics of answers that can be computed are used.
 
         Returns:
             The answers ``(N, *event)`` in data units, a record of how they were drawn, and the judgement, or ``None``
@@ -330,8 +332,8 @@ def _draw(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Draw samples from the run, and return the successful ones in data units with a record of how they were drawn.
 
-    A run that is told more than the class is told the conditions of held-out rows, so that its samples are distributed
-    like the data.
+    A run whose condition contains more than the class gets the conditions of held-out rows, so that its samples are
+    distributed like the data.
     """
     import torch
 

@@ -236,7 +236,7 @@ def _check(found: dict[str, Any]) -> str:
 
 
 def _lines(found: dict[str, Any], several: bool, given: bool = False) -> str:
-    """Format the result of a data set; ``given`` says whether it is that of log p(x | c)."""
+    """Format the result of a data set. If ``given`` is true, it is that of log p(x | c)."""
     name = _name(found, several)
     told = " given the conditions" if given else ""
     text = f"{name}{_figure(found)}{told}  (n = {found['n']:,} of {found['of']:,}, {found['split']}"

@@ -71,7 +71,7 @@ def _entry(kind: str, name: str, value: Any) -> dict[str, Any]:
         if kind == "operators":
             from ..operators.choice import options_typed
 
-            # The mask of an operator comes from a file, and its option follows a colon.
+            # The mask itself is not an option: it is read from the file whose name follows the colon.
             names = options_typed(found)
             options = {k: v for k, v in options.items() if k in names and k != "file"}
             first = names[0].upper() if names else ""

@@ -94,11 +94,11 @@ class Asking:
         count = len(questions)
         each = self.each or (1 if n is None else max(1, n // count))
         if n not in (None, count * each):
-            told = f"--each {each}" if self.each else f"{count:,} questions, and is not a multiple of them"
+            why = f"contradicts --each {each}" if self.each else "is not a multiple of the number of questions"
             raise UsageError(
-                f"--n {n} contradicts {told}: {count:,} question{'s' * (count > 1)} with {each:,} answer"
-                f"{'s' * (each > 1)} each make {count * each:,} samples; use --each for the number of answers to each "
-                "question, and leave out --n"
+                f"--n {n} {why}: {count:,} question{'s' * (count > 1)} with {each:,} answer"
+                f"{'s' * (each > 1)} each make {count * each:,} samples; leave out --n, and use --each to set the "
+                "number of answers to each question"
             )
         return count * each, each
 
@@ -119,12 +119,13 @@ class Asking:
 
 
 def _asking_options() -> Decorator:
-    """Add the options for what is known about the samples besides their class, and pass their values as ``asking``."""
+    """Add the options that say what is known about the samples besides their class, as the argument ``asking``."""
     return together(
         "asking", Asking,
         option("--given", under="Conditioning", first=True, type=click.Path(path_type=Path), metavar="PATH",
-               help="What is known about the samples, one question each: an image, a folder of images, an npy or npz "
-                    "file, or a table whose empty cells are filled (for a run trained with --cond)."),
+               help="What is known about the samples: an image, a folder of images, an npy or npz file, or a table "
+                    "whose empty cells are filled. Each image or row is a question. Requires a run trained with "
+                    "--cond."),
         option("--each", under="Conditioning", first=True, type=Whole(COUNT), metavar="K",
                help="Number of samples for each question.  [default: 1]"),
         option("--mask", under="Conditioning", type=click.Path(path_type=Path), metavar="FILE",
@@ -170,7 +171,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Draw samples from a trained RUN (default: the newest), and print the path of the picture.
 
-    With --given, the samples are answers: they agree with what is known about them.
+    With --given, the samples are answers to questions: each is drawn to agree with what is known about it.
     """
     built = solver.build()
     session = replace(session, operator=asking.own)
@@ -253,13 +254,13 @@ def _bound(
     if questions is not None:
         told = understanding(asked, questions)
         if asked.seen is not None and asked.seen.operator is None:
-            told += "; use --operator to degrade it first, or to say which of them it is"
+            told += "; use --operator to degrade samples first, or to name the operator that was applied"
         session.say(f"given: {told}; {each:,} answer{'s' * (each > 1)}{' each' * (len(questions) > 1)}")
     return asked.guided(condition.guidance)
 
 
 def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what identifies the questions, in which the names of the files do not matter."""
+    """Return what identifies the questions: the content of the files, but not their names."""
     from ..core.parts import digest
 
     if not known:

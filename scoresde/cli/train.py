@@ -48,10 +48,10 @@ PARTS = (
 @option("--augment", under="Data", default="none", metavar="KINDS",
         help="Augment images, and tell the network how: none, all, or any of flip, vflip, scale, shift.")  # fmt: skip
 @option("--cond", under="Data", first=True, default="none", metavar="TEXT",
-        help="What the model is told about each sample, joined by +: class, vector (numbers; vector:age,dose for "
-             "columns of a table), image (another image), text, or what an operator leaves of the sample: cells "
-             "(random values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, "
-             "jpeg:Q or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
+        help="Condition of each sample, joined by +: class, vector (numbers; vector:age,dose for columns of a "
+             "table), image (another image), text, or the measurement of the sample by an operator: cells (random "
+             "values are missing), hole, half, mask:FILE, pool:K (low resolution), grey, crop, blur, noise:S, jpeg:Q "
+             "or module:Class; hole/pool:4 trains one model for both operators.")  # fmt: skip
 @reading_options()
 @sde_option
 @option("--shift", under="Path", type=Real(Range(1e-6, 1e6)), default=1.0,

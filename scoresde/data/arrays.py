@@ -28,8 +28,8 @@ TEST = ("x_test", "test_x", "test_images", "test_data", "test")
 LABELS = ("y", "labels", "label", "class", "target", "targets", "arr_1")
 TRAIN_LABELS = ("y_train", "train_y", "train_labels")
 TEST_LABELS = ("y_test", "test_y", "test_labels")
-# What is known about each sample, and the names of its arrays: numbers, another picture, a text. With parts, the names
-# end in _train or _test.
+# The name of the array that holds each kind of condition. If the data come in two parts, the names of their arrays end
+# in _train and _test.
 KNOWN = {"vector": "c", "image": "given", "text": "text"}
 CLASSES = 100  # floats with integer values count as classes if there are at most this many distinct values
 

@@ -88,7 +88,7 @@ class Rows:
         labels: Class of each row, int64 ``(n,)``, or ``None`` for batches without class labels.
         classes: Number of classes.
         given: What else is known about each row, in data units.
-        told: The map of ``given`` to model units.
+        told: The description that maps ``given`` to model units.
         complete: Which values are known, bool ``(n, *event)``, or ``None`` if all are.
         operator: An operator whose measurement of each row is its condition (:func:`degraded`), or ``None``.
     """
@@ -119,7 +119,7 @@ class Rows:
 
 
 def degraded(batch: Batch, operator: Operator, codec: Codec, noise: Noise, step: int) -> Batch:
-    """Return a batch whose condition includes what an operator leaves of each row.
+    """Return a batch whose condition includes the measurement of each row by an operator, as a network is shown it.
 
     Args:
         batch: The batch, with ``clean`` set.

@@ -4,9 +4,8 @@ A caption is a sentence such as "a red three left of a green seven", or, for the
 red three". The words alone do not say which digit has which colour, or which one is on the left, so a model has to use
 their order.
 
-The training part and the test part share no digit images. Nor do they share the words of a caption: every caption of
-the test part has a set of digits and colours that no training caption has, in any order. The samples are the same on
-every machine.
+The training part and the test part share no digit images. They share no captions either: no training caption has the
+same two digits and the same two colours as a test caption, in any order. The samples are the same on every machine.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def captioned(digits: Raw, train: Tensor, test: Tensor) -> Raw:
 
 
 def _part(digits: Raw, index: Tensor, scenes: Array, noise: Noise) -> tuple[Array, Array]:
-    """Draw pictures, uint8 ``(n, 3, 8, 16)``, and captions, ``(n,)``, of scenes ``(k, 4)`` with some of the digits."""
+    """Draw n of the scenes ``(k, 4)``. Return their pictures, uint8 ``(n, 3, 8, 16)``, and their captions, ``(n,)``."""
     assert digits.train_labels is not None
     grey, labels = digits.train[index.numpy(), 0] / 16, digits.train_labels[index.numpy()]
     u = noise.uniform((4,), stream="user", dtype=torch.float64).numpy()

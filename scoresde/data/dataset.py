@@ -254,7 +254,7 @@ class Dataset:
     complete: Tensor | None = None
 
     def described(self, known: CondInfo) -> Dataset:
-        """Return the data with their conditions described by ``known``, as in training, with words numbered by it."""
+        """Return the data with ``known`` as the description of their conditions, and with words numbered by it."""
         train, test = (known.translated(given, self.info.known) for given in (self.train_given, self.test_given))
         return replace(self, info=replace(self.info, known=known), train_given=train, test_given=test)
 

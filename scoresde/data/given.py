@@ -1,15 +1,15 @@
 """What is known about each sample besides the sample itself, and how it becomes the condition of a model.
 
-The option ``cond`` lists what a model is told about a sample, joined by ``+``:
+The option ``cond`` lists the sources of a model's condition, joined by ``+``:
 
     =================  ====================================================================================
-    source             what the model is told
+    source             what it adds to the condition of a sample
     =================  ====================================================================================
     `class`            the class of the sample
     `vector`           numbers: the array ``c`` of an ``.npz`` file, or named columns, ``vector:age,dose``
     `image`            another picture or signal: the array ``given``, or the pictures in a folder ``given/``
     `text`             a text: the array ``text``, or a ``.txt`` file beside each picture
-    an operator        what the operator leaves of the sample, such as ``pool:2`` or ``grey/hole``
+    an operator        the measurement of the sample by the operator, such as ``pool:2`` or ``grey/hole``
     =================  ====================================================================================
 
 Numbers are standardised, and pictures are mapped to [-1, 1]. Words are numbered by the vocabulary of the training
@@ -45,15 +45,15 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Sources:
-    """What a model is told about each sample, as listed in ``cond``.
+    """The sources of a model's condition, as listed in ``cond``.
 
     Attributes:
-        label: Whether the model is told the class.
-        vector: Whether it is told numbers.
+        label: Whether the condition contains the class.
+        vector: Whether it contains numbers.
         columns: The columns of a table that hold these numbers. Empty for numbers that are stored separately.
-        image: Whether it is shown another picture.
-        text: Whether it is given a text.
-        operator: The operator whose measurement of the sample it is shown, or "".
+        image: Whether it contains another picture.
+        text: Whether it contains a text.
+        operator: The operator whose measurement of the sample is part of the condition, or "".
     """
 
     label: bool = False
@@ -117,7 +117,7 @@ class Sources:
 
     @property
     def rich(self) -> bool:
-        """Whether a model is told anything besides the class."""
+        """Whether the condition contains anything besides the class."""
         return self.vector or self.image or self.text or bool(self.operator)
 
     @property
@@ -167,7 +167,9 @@ class CondInfo:
                 mean = np.where(there, v, 0).sum(0) / count
                 std = np.sqrt(np.where(there, (v - mean) ** 2, 0).sum(0) / count)
             if not (np.isfinite(mean) & np.isfinite(std)).all():
-                raise DataError("the squares of the numbers known about the samples overflow; divide by a constant")
+                raise DataError(
+                    "the squares of the numbers known about the samples overflow; divide these numbers by a constant"
+                )
             varied = np.where(there, v, np.inf).min(0) < np.where(there, v, -np.inf).max(0)
             std = np.where(varied & (std > 0), std, 1.0)
             names = known.names or tuple(f"c{i}" for i in range(v.shape[1]))
@@ -183,7 +185,7 @@ class CondInfo:
             counts = Counter(word for text in known.text.tolist() for word in _words(text))
             common = [word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:WORDS]]
             if not common:
-                raise DataError("none of the texts of the training samples has a word")
+                raise DataError("the texts of the training samples contain no words; add words, or remove the texts")
             found = replace(found, words=tuple(sorted(common)))
         if known.features is not None:
             found = replace(found, features=known.features.shape[2])
@@ -205,7 +207,7 @@ class CondInfo:
         return ", ".join(parts)
 
     def told(self, sources: Sources) -> CondInfo:
-        """Return the description of what a model is told, without what it is not told."""
+        """Return the description without the parts that ``sources`` does not list."""
         found = self if sources.vector else replace(self, vector=(), shift=(), scale=())
         found = found if sources.image else replace(found, image=(), low=_NOTHING.low, high=_NOTHING.high)
         return found if sources.text else replace(found, words=(), features=0)
@@ -332,7 +334,11 @@ class CondInfo:
             or min((*found.image, 1)) < 1
             or found.features < 0
         ):
-            raise DataError("malformed description of the conditions: its parts contradict each other")
+            raise DataError(
+                "malformed description of the conditions: vector, shift and scale must have the same length, all "
+                "numbers must be finite, scale and image must be positive, low must be less than high, and features "
+                "must not be negative"
+            )
         return found
 
 

@@ -136,7 +136,10 @@ def _known(
         without = [path.relative_to(folder).as_posix() for path in paths if path not in found.given]
         if without:
             faults["image"].append(
-                Problem(f"{_number(len(without))} have no image in {GIVEN}/ ({some(without)}); add one, or remove them")
+                Problem(
+                    f"{_number(len(without))} {'has' if len(without) == 1 else 'have'} no image in {GIVEN}/ "
+                    f"({some(without)}); add the missing images, or remove those without one"
+                )
             )
         else:
             pile = _Pile(folder, [found.given[path] for path in paths], replace(reading, on_bad="stop"))

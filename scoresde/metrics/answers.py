@@ -203,8 +203,9 @@ def ranks(truth: Tensor, answers: Tensor, hidden: Tensor | None = None, bins: in
 def bins_of(answers: int, values: float = math.inf) -> int:
     """Return into how many bins of equal size the ranks among K answers are divided.
 
-    This is the largest divisor of K + 1 that is at most 20 and leaves at least five values to a bin. A divisor below 5
-    is used only if there is no larger one.
+    This is the largest divisor of K + 1, from 2 to 20, that leaves at least five values to a bin. If no divisor lies
+    between 5 and 20, the smallest one above 20 is allowed, too. If none of them leaves five values to a bin, the
+    largest is used.
 
     >>> bins_of(19), bins_of(16), bins_of(22), bins_of(39, 60)
     (20, 17, 23, 10)
@@ -239,7 +240,7 @@ def coverage(truth: Tensor, answers: Tensor, level: float, hidden: Tensor | None
 
 
 def seen(residual: Tensor, tolerance: float) -> Measurement:
-    """Compute the share of answers that agree with what was measured.
+    """Compute the share of answers that agree with the given measurements.
 
     Args:
         residual: The largest difference between the measurements of each answer and those that were given, ``(N, K)``.

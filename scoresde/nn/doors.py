@@ -123,7 +123,7 @@ class TextEncoder(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``, with an extra key for no text.
+    """Attention from a vector to the words of a text, ``h <- h + W softmax(q . k) v``. An extra key stands for no text.
 
     Args:
         width: Size of the vector.
@@ -141,7 +141,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, h: Tensor, words: Words | None) -> Tensor:
-        """Update ``h: (B, width)`` with what it finds by attending to the words, and return it."""
+        """Return ``h: (B, width)`` plus the result of its attention to the words."""
         encoded, known = words or (h.new_zeros(len(h), 0, self.nothing.shape[2]), h.new_zeros(len(h), 0).bool())
         encoded = torch.cat([self.nothing.expand(len(h), 1, -1), encoded], dim=1)
         known = torch.cat([known.new_ones(len(h), 1), known], dim=1)

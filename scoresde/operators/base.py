@@ -4,8 +4,7 @@ A linear operator A has four methods. ``__call__`` computes the measurement,
 
     y = A x,                                                                                                  (1)
 
-``transpose`` computes  A^T y,  and ``solve`` solves the systems in which a linear measurement with Gaussian noise
-appears,
+``transpose`` computes  A^T y,  and ``solve`` solves the linear systems that arise if a measurement has Gaussian noise,
 
     solve(r, a, b) = (A diag(a) A^T + b I)^-1 r,                                                              (2)
 
@@ -91,14 +90,14 @@ class Operator(Checked, ABC):
         return self
 
     def shown(self, y: Tensor) -> Tensor:
-        """Return what a network is shown of measurements ``y``, as ``(B, *event)``.
+        """Return the estimates that a network is shown for the measurements ``y``, shape ``(B, *event)``.
 
-        By default, this is :meth:`pinv`. Operators that hide values override this method and mark them with NaN.
+        By default, this is :meth:`pinv`. Operators that hide values override this method to mark these values with NaN.
         """
         return self.pinv(y)
 
     def degrade(self, x: Tensor) -> Tensor:
-        """Measure samples ``x: (B, *event)``, and return what a network is shown, with the shape of ``x``."""
+        """Measure samples ``x: (B, *event)``, and return the estimates that a network is shown, ``(B, *event)``."""
         return self.shown(self(x))
 
     @property

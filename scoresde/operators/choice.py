@@ -72,12 +72,12 @@ class OneOf(Operator):
 
 
 def choices(operator: Operator) -> tuple[Operator, ...]:
-    """Return the operators of a choice, or the operator itself."""
+    """Return the operators of a choice, or a tuple that holds only ``operator`` if it is not a choice."""
     return operator.choices if isinstance(operator, OneOf) else (operator,)
 
 
 def options_typed(factory: Callable[..., Operator]) -> list[str]:
-    """Return the options of an operator that a person can type. The first of them follows the colon.
+    """Return the names of the options that can be set in text. The value after the colon is that of the first option.
 
     >>> from scoresde.operators import Half, Pool
     >>> options_typed(Pool), options_typed(Half)

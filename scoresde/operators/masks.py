@@ -61,11 +61,11 @@ class Masking(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Masking):
-    """A mask that is given as a tensor, or in a file.
+    """A mask given as a tensor or read from a file.
 
     Args:
         mask: Where values are known, bool, in a shape that broadcasts to ``(B, *event)``. A mask without a batch axis
-            applies to all samples, and one without an axis of channels to all channels.
+            applies to all samples, and one without a channel axis to all channels.
         file: The file that the mask was read from, if any.
 
     >>> Mask(torch.tensor([True, False]))(torch.ones(3, 2))[0]

@@ -24,7 +24,7 @@ __all__ = ["Pool"]
 
 @dataclass(frozen=True, eq=False)
 class Pool(Linear):
-    """A lower resolution: the mean over blocks of pixels.
+    """A reduction of the resolution: each block of pixels is replaced by its mean.
 
     Args:
         size: Side of a block along each spatial axis, in pixels.

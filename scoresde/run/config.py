@@ -106,8 +106,8 @@ class TrainConfig:
         augment: How images are augmented in training: a comma-separated list of ``flip``, ``vflip``, ``scale`` and
             ``shift``, or ``all``, or ``none`` (:mod:`scoresde.data.augment`). The network receives the parameters of
             each augmentation as input, so that samples look like the original data.
-        cond: What the model is told about each sample: ``none``, or a list of ``class``, ``vector``, ``image``,
-            ``text`` and an operator, joined by ``+`` (:mod:`scoresde.data.given`).
+        cond: The sources of the model's condition: ``none``, or a list of ``class``, ``vector``, ``image``, ``text``
+            and an operator, joined by ``+`` (:mod:`scoresde.data.given`).
         cond_drop: Probability of dropping the whole condition of a row, for classifier-free guidance.
         steps, batch, lr: Number of training steps, batch size and learning rate; 0 means the preset's default.
         warmup: Number of steps over which the learning rate rises; 0 means a twentieth of the run, but at most 5,000
@@ -368,7 +368,7 @@ class TrainConfig:
         return [part for part in parts if part and part.partition(":")[0] not in OPERATORS]
 
     def told_in_words(self, info: DataInfo) -> str:
-        """Say in words what the model is told about each sample, or return "" if it is told nothing.
+        """Describe the condition of a sample in words, or return "" for a model without a condition.
 
         Args:
             info: The description of the data.
@@ -388,7 +388,7 @@ class TrainConfig:
             if typed and not titles.startswith("mask:") and "/mask:" not in titles:  # the file may be gone
                 made = self.operator_for(info)
                 titles = titles if made is None else " or ".join(choice.title for choice in choices(made))
-            parts.append(f"what is left of it ({titles})")
+            parts.append(f"what is left of the sample ({titles})")
         if not parts:
             return ""
         return (
@@ -463,10 +463,10 @@ class TrainConfig:
         }
 
     def nothing(self, info: DataInfo) -> Condition | None:
-        """Return a condition in which nothing is given besides the class, for a model that is told more than that.
+        """Return a condition whose values are all missing, or ``None`` if ``cond`` lists nothing besides the class.
 
-        It has a single row, which applies to all samples, and what a network sees if its whole condition is dropped in
-        training. For a model that is told at most the class, the result is ``None``.
+        A network sees this condition if its whole condition is dropped in training. There is a single row, which
+        applies to all samples.
         """
         sources, known = self.sources, info.known
         if not sources.rich:
@@ -581,7 +581,7 @@ class TrainConfig:
 
     @property
     def sources(self) -> Sources:
-        """What the model is told about each sample."""
+        """The sources of the model's condition, as listed in ``cond``."""
         return Sources.of(self.cond)
 
     @property

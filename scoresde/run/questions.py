@@ -8,8 +8,8 @@ A file or folder holds one or more questions, and a run answers each of them wit
     a table                  one for each line: the numbers and the class in their columns, and cells to be filled
     =======================  ==========================================================================================
 
-What is read depends on what the run was trained to be told (``cond``). An array with the shape of a measurement is a
-measurement, and an array with the shape of a sample is the truth, which is degraded by the operator of the run
+What is read depends on the condition that the run was trained with (``cond``). An array with the shape of a measurement
+is a measurement, and an array with the shape of a sample is the truth, which is degraded by the operator of the run
 (:mod:`scoresde.run.seen`). The bytes of an image file are mapped to the range of the data, as in a folder of images
 that is read for training.
 """
@@ -51,8 +51,8 @@ class Questions:
         names: The name of each question: the path of its image without the suffix, or the name of the file and a row.
         what: What was read, as a noun phrase, such as "3 images of 14 x 14 from low".
         labels: A short text for each question, for figures, or an empty tuple.
-        truth: The samples that the questions are about, ``(n, *event)``, if they are known, apart from those that the
-            condition itself holds.
+        truth: The samples that the questions are about, ``(n, *event)``, if they are known and are not part of the
+            condition.
         text: The text of each question, or an empty tuple.
         table: The table that the questions were read from, if they were.
         places: For each value of a sample, its column in the table, or ``None`` if the table does not have it.
@@ -77,7 +77,7 @@ def ask(
     run: Run, questions: Questions | None, *, text: Sequence[str] = (), label: str | None = None,
     operator: str | None = None, each: int = 1, seed: int = 0,
 ) -> Run:  # fmt: skip
-    """Return the run with what is known about its samples.
+    """Return the run conditioned on what is known about its samples.
 
     Args:
         run: The run.
@@ -89,7 +89,7 @@ def ask(
         seed: Seed for operators that draw random numbers.
 
     Raises:
-        UsageError: If the run needs to be told more, or cannot be told some of it.
+        UsageError: If a part of the condition that the run needs is missing, or if the run cannot use one of the parts.
     """
     if questions is None and not text:
         return run.given(label)
@@ -149,7 +149,7 @@ def read_questions(run: Run, path: Path, *, mask: Path | None = None, operator: 
         operator: The operator by which samples are measured, instead of the run's operator.
 
     Raises:
-        UsageError: If the run was not trained to be told what a file can hold.
+        UsageError: If the run was trained without a condition, or only with the class.
         DataError: If the file cannot be read, or has none of the shapes that the run expects.
     """
     sources = _sources(run)
@@ -178,7 +178,7 @@ def _sources(run: Run) -> Sources:
     if not sources.rich:
         only = "only with the class of each sample" if sources.label else "without a condition"
         raise UsageError(
-            f"{run.folder or 'this model'} was trained {only}, so it cannot be told what a file holds; train with a "
+            f"{run.folder or 'this model'} was trained {only}, so it cannot be conditioned on a file; train with a "
             "cond such as pool:2, hole, cells, image or vector",
             parameter="cond",
         )
@@ -202,7 +202,8 @@ def _no_picture(run: Run, path: Path, sources: Sources) -> UsageError:
     told = [name for name in ("vector", "text") if getattr(sources, name)]
     where = {"vector": "numbers (a table, or an array c)", "text": "a text"}
     return UsageError(
-        f"{path} holds images, but {run.folder or 'this model'} is told {' and '.join(where[name] for name in told)}",
+        f"{path} holds images, but {run.folder or 'this model'} was trained with another condition: "
+        f"{' and '.join(where[name] for name in told)}",
         parameter="given",
     )
 
@@ -433,7 +434,7 @@ def _columns_of(sheet: Sheet, sources: Sources, run: Run) -> list[int]:
     lacking = [name for name in wanted if name not in sheet.names]
     raise DataError(
         f"{sheet.path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(map(one_line, lacking[:10]))}, which the "
-        f"run is told; its columns are {', '.join(map(one_line, sheet.names[:20])) or 'without names'}",
+        f"run needs; the columns of the table are {', '.join(map(one_line, sheet.names[:20])) or 'without names'}",
         parameter="given",
     )
 
@@ -450,7 +451,7 @@ def _places(sheet: Sheet, run: Run, taken: Sequence[int]) -> list[int | None]:
 
 
 def _masked(run: Run, questions: Questions, file: Path) -> Questions:
-    """Return questions about samples with values that a mask says are missing."""
+    """Hide the values of the given samples that a mask marks as missing."""
     image = questions.condition.image
     if image is None or tuple(image.shape[1:]) != run.info.shape:
         shape = "no picture" if image is None else f"pictures of shape {tuple(image.shape[1:])}"
@@ -469,8 +470,8 @@ def _masked(run: Run, questions: Questions, file: Path) -> Questions:
         )
     if bool(known.all()):
         raise UsageError(
-            f"the mask {file} hides nothing; in an image, white pixels are missing, and in an array, values other than "
-            "0 are",
+            f"the mask {file} hides nothing; mark the missing values with white pixels in an image, or with values "
+            "other than 0 in an array",
             parameter="mask",
         )
     told = f"{questions.what} under the mask {file}"
@@ -523,10 +524,10 @@ class Asked:
 
     @property
     def given(self) -> Tensor | None:
-        """What was given, as it is drawn, ``(Q, *shape)`` in data units, with NaN where nothing was."""
+        """What was given, as figures show it, ``(Q, *shape)`` in data units, with NaN where nothing was given."""
         seen, image = self._first, self.questions.condition.image
         if seen is not None:
-            # Anything but a picture of fewer pixels or channels is drawn as the network is shown it.
+            # Pictures with fewer pixels or channels are plotted as they are; anything else, as the network is shown it.
             whole = isinstance(seen.operator, Masking | Crop) or self.info.kind == "vector"
             return seen.shown if whole or seen.y.ndim != len(self.info.shape) + 1 else seen.y
         if image is None or len(image.shape) != len(self.info.shape) + 1:

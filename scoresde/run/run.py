@@ -246,7 +246,7 @@ class Run:
             seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
+            UsageError: If the run was trained without a condition, or the data lack a part of it.
         """
         parts = {
             "test": (data.test, data.test_labels, data.test_given),
@@ -258,8 +258,8 @@ class Run:
         config = self._trained_here("a condition")
         if config.cond == "none":
             raise UsageError(
-                f"{self.folder or 'this model'} was trained without conditions, so it cannot be told anything about "
-                "rows of data; train with cond='class', or with another condition",
+                f"{self.folder or 'this model'} was trained without conditions, so it cannot be conditioned on rows "
+                "of data; train with cond='class', or with another condition",
                 parameter="cond",
                 value="class",
             )
@@ -308,9 +308,9 @@ class Run:
     def typical(self, n: int, seed: int = 0) -> Run:
         """Return the run with conditions for ``n`` samples, so that the samples are distributed like the data.
 
-        These are the conditions of held-out rows, in their order and from the start again if there are more samples
-        than rows. A run that is told only the class gets classes in the proportions of the training data, but only if
-        it cannot be used without a class. Any other run is returned unchanged.
+        These are the conditions of held-out rows, in order, and starting again from the first if there are more samples
+        than rows. A run whose only condition is the class gets classes in the proportions of the training data, but
+        only if it cannot be used without a class. Any other run is returned without a condition.
 
         Args:
             n: Number of samples.

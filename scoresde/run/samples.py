@@ -70,7 +70,7 @@ def write_samples(
     Arrays and tables are written first. If a picture cannot be drawn afterwards, a warning is issued instead of an
     error.
 
-    Samples that answer questions are written as answers: the array ``given`` holds the question of each sample,
+    Samples that answer questions are written as answers: the array ``given`` holds the index of each sample's question,
     ``filled.csv`` is the table of the questions with its empty cells filled, ``answers.png`` shows what was given
     beside the answers, and the image files are named by the questions.
 

@@ -1,16 +1,17 @@
 """Measurements of the samples to be drawn: how they are recognised, and how the samples are made to agree with them.
 
 A conditional model is shown the measurement, but its samples agree with it only approximately. :meth:`Seen.agreeing`
-removes the rest. With a mask or a crop, known values are copied, after the samples are rounded to levels. With another
-linear operator A, each sample moves by the shortest step to agreement,
+removes the difference. With a mask or a crop, known values are copied, after the samples are rounded to levels. With
+another linear operator A, each sample moves by the shortest step to agreement,
 
     x <- x + A^T (A A^T + b I)^-1 (y - A x),                                                                 (1)
 
 with b = 0 where the operator has a closed form. Without one, small singular values of A would magnify the rounding of
-y, so each row has the largest b of a sequence for which it agrees. The codec spreads a level of width w over a cell
+y, so each row uses the largest b in a sequence for which it agrees. The codec spreads a level of width w over a cell
 that begins at the level, so equation 1 applies to values from which w/2 is subtracted, and values are rounded to the
 nearest level. Rounding then changes A x by at most w/2 for an operator that averages, and clamping to the range of the
-data may change it by more. If the operator has a closed form, such a row is moved again from its clamped values x',
+data may change it by more. If the operator has a closed form, a row that no longer agrees is moved again from its
+clamped values x',
 
     x <- x' + D A^T (A D A^T)^-1 (y - A x'),                                                                 (2)
 
@@ -78,8 +79,8 @@ class Seen:
     def hidden(self) -> Tensor | None:
         """Which values are unknown, bool ``(n or 1, *event)``, for a mask or a crop, otherwise ``None``.
 
-        If the operator is not known, the values are unknown that are missing from the picture that the network is
-        shown, or all of them in a row without missing values.
+        If the operator is not known, the unknown values are those that are missing from the picture that the network is
+        shown. In a row without missing values, all values count as unknown.
         """
         if self.operator is None:
             missing = self.y.isnan()
@@ -235,7 +236,7 @@ def understood(image: Tensor, operator: Operator, noise: Noise) -> Seen:
 
 
 def measured(image: Tensor, operator: Operator, noise: Noise, complete: Tensor | None = None) -> Seen:
-    """Measure true samples; an operator that is a choice draws one for each row.
+    """Measure true samples. If the operator is a choice of several, one of them is drawn for each row.
 
     Args:
         image: The samples, ``(n, *event)`` in data units.

@@ -1,15 +1,15 @@
-"""Several answers of a conditional model to each of some questions, compared with the truth.
+"""Comparison of the answers of a conditional model with the truth.
 
-A question is what the model is told about a row of the data: a class, numbers, a low-resolution picture, the known
-cells of a row. The row itself is the truth. For each question, K answers are drawn and compared with the truth by the
-metrics of :mod:`scoresde.metrics.answers`, whose equation 1 says what exact answers would show. If a mask says which
-values are missing, only these are compared.
+A question is the condition of a row of the data, such as its class, numbers, a low-resolution picture, or its known
+cells. The row itself is the truth. For each question, K answers are drawn and compared with the truth by the metrics of
+:mod:`scoresde.metrics.answers`, whose equation 1 says what exact answers would show. If a mask says which values are
+missing, only these are compared.
 
 Pictures are compared in their own range. Columns of a table and channels of a signal, which have units of their own,
 are divided by their standard deviations, so that a PSNR of 0 dB means an error as large as the standard deviation.
 
 Beside the PSNR of the answers stands that of *training rows*, drawn at random for each question. These are answers that
-ignore the question. They are draws from the prior, so they pass all tests of calibration, and are of no use.
+ignore the question. They are draws from the prior, so they pass all tests of calibration, although they are of no use.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Answers:
                 return f"the channels of {self.info.name} have different units"
         if metric == "seen":
             if self.seen is None:
-                return "the model is not shown a measurement of the sample; it requires a linear operator, as in pool:2"
+                return "the model is not shown a measurement of the sample by a linear operator such as pool:2"
             if self.seen.operator is None:
-                return "each question was measured by one of several operators; choose one of them with operator"
+                return "each question was measured by one of several operators; name one of them as the operator"
             if not isinstance(self.seen.operator, Linear):
                 return f"it requires a linear operator, but {self.seen.operator} is not linear"
         return ""
@@ -232,7 +232,7 @@ def ask(
     batch: int = 256,
     watch: Watch | None = None,
 ) -> Answers:
-    """Tell a model what it was trained to be told about some rows of a data set, and draw several answers to each.
+    """Condition a run on rows of a data set, and draw several answers for each row.
 
     Args:
         run: A conditional run. Guidance and path are those of the run.
@@ -247,8 +247,8 @@ def ask(
         watch: Called after each step of each batch.
 
     Raises:
-        UsageError: If the run was trained without a condition, or the data lack what it was trained to be told.
-        NumericalError: If there are no questions to which all answers succeeded.
+        UsageError: If the run was trained without a condition, or the data lack a part of it.
+        NumericalError: If at least one answer to every question failed.
     """
     if not len(rows):
         raise UsageError("there are no questions; choose at least one row")

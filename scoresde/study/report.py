@@ -97,15 +97,15 @@ class Chosen:
     source: tuple[Dataset, Tensor] | None = None
 
     def given(self, run: Run, seed: int = 0) -> Run:
-        """Return a run with everything that it was trained to be told about these samples.
+        """Return a run conditioned on these samples, with every kind of condition that it was trained with.
 
         Args:
             run: The run.
             seed: Seed for operators that draw random numbers.
 
         Raises:
-            UsageError: If the run is told nothing, or if what it is told fixes part of a continuous sample, which has
-                no density then.
+            UsageError: If the run was trained without a condition, or if the condition fixes part of a continuous
+                sample, which has no density then.
         """
         assert self.source is not None
         sources = Sources() if run.config is None else run.config.sources

@@ -437,12 +437,11 @@ class Run:
 
     def _check_values(self, condition: Condition) -> None:
         """Reject a condition, in model units, that the model cannot have learned from."""
-        who, words = self.folder or "this model", len(self.info.known.words)
         given = [name for name in SLOTS[1:] if getattr(condition, name) is not None]
         if given and self._dropped == 1:
             raise UsageError(
-                f"{who} was trained with cond_drop=1, which drops every condition, so it did not learn to use "
-                f"{' and '.join(given)}; train with cond_drop=0.1",
+                f"{self.folder or 'this model'} was trained with cond_drop=1, which drops every condition, so it did "
+                f"not learn to use {' and '.join(given)}; train with cond_drop=0.1",
                 parameter="cond_drop",
                 value=0.1,
             )
@@ -454,14 +453,6 @@ class Run:
                     "unknown",
                     parameter="given",
                 )
-        tokens = condition.tokens
-        if words and tokens is not None and tokens.ndim == 2 and not bool(((tokens >= -1) & (tokens <= words)).all()):
-            wrong = tokens[(tokens < -1) | (tokens > words)]
-            raise UsageError(
-                f"the condition has the word index {int(wrong[0])}, but {who} knows the indices 0 to {words}, and -1 "
-                "for no word; pass text= to have words numbered",
-                parameter="given",
-            )
 
     def _trained_here(self, what: str) -> TrainConfig:
         if self.config is None:

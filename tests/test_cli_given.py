@@ -658,7 +658,7 @@ def test_a_run_keeps_its_mask(shell: Shell) -> None:
     facts: Any = shell.json(f"sample r --given p.png --each 2 {ASK}")
     assert (samples(facts)["x"][:, 0, :, 3:] == x[0, 0, :, 3:].numpy()).all()
     assert "masked by hole.png" in shell.err
-    assert "told         what is left of the sample (mask:hole.png); nothing for 0.1 of the samples" in shell("info r")
+    assert "condition    what is left of the sample (mask:hole.png); nothing for 0.1 of the samples" in shell("info r")
 
 
 def test_cond_is_named_by_every_error(shell: Shell) -> None:
@@ -684,9 +684,9 @@ def test_dry_run_and_info_say_what_a_model_is_told(shell: Shell, of: Callable[[s
     table(Path("t.csv"))
     line = "train --data t.csv --cond vector:age+cells --batch 8 --set network.width=8 --dry-run --quiet"
     told = "a number (age), what is left of the sample (cells missing); nothing for 0.1 of the samples"
-    assert shell.json(line)["told"] == told and f"told             {told}\n" in shell(line)
-    assert f"told         {told}\n" in shell(f"info {of('sensors')}")
-    assert "told" not in shell("train --batch 8 --set network.channels=4 --dry-run --quiet")
+    assert shell.json(line)["told"] == told and f"condition        {told}\n" in shell(line)
+    assert f"condition    {told}\n" in shell(f"info {of('sensors')}")
+    assert "condition" not in shell("train --batch 8 --set network.channels=4 --dry-run --quiet")
     assert "the class (10 classes), what is left of the sample (cells missing)" in shell(f"info {of('holes')}")
 
 

@@ -64,7 +64,7 @@ ALL = ",".join((*METRICS, "copies"))
              "file of features.")  # fmt: skip
 @option("--metrics", under="Metrics", first=True,
         help=f"Metrics to compute: any of {ALL}, or module:function; with --given, also any of {','.join(ANSWERS)}.  "
-             "[default: all; with --given, those of the answers]")  # fmt: skip
+             "[default: all of the first list or, with --given, of the second]")  # fmt: skip
 @option("--copies-by", under="Metrics", default="pixels", help="Features for the check for copies.")
 @option(
     "--given",

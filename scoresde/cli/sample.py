@@ -64,7 +64,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         if self.mask is not None and self.given is None:
-            raise UsageError(f"--mask {self.mask} hides parts of the samples in a file; name the file with --given")
+            raise UsageError(f"--mask {self.mask} requires --given, the file with the samples to mask")
 
     @property
     def own(self) -> str | None:
@@ -79,7 +79,7 @@ class Asking:
         if self.given is not None:
             return read_questions(run, self.given, mask=self.mask, operator=self.operator)
         if self.operator is not None and self.own is None:
-            raise UsageError(f"--operator {self.operator} measures the samples in a file; name the file with --given")
+            raise UsageError(f"--operator {self.operator} requires --given, the file with the samples to measure")
         if len(self.text) < 2 and self.each is None:
             return None
         names = tuple(f"text-{i}" for i in range(len(self.text)))

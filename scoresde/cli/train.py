@@ -274,7 +274,7 @@ def _dry_run(config: TrainConfig, dataset: Any, session: Session) -> None:
         facts,
         *(f"{key:16} {value}" for key, value in resolved.to_dict().items()),
         f"{'network':16} {spec.network.name} {dict(spec.network.options)}" if spec.network else "",
-        *([f"{'told':16} {told}"] if told else []),
+        *([f"{'condition':16} {told}"] if told else []),
         f"{'parameters':16} {size:,}",
         f"{'time':16} about {facts['estimated_minutes']} minutes ({seconds * 1e3:.0f} ms per step on {session.on})",
     )

@@ -227,7 +227,7 @@ def _known(
 
 
 def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
-    """Return the numbers that are known about each sample, float64 ``(N, K)``."""
+    """Return the numbers that are the condition of each sample, float64 ``(N, K)``."""
     if c.dtype.kind not in "biuf" or c.ndim > 2 or c.shape[1:] == (0,):
         raise DataError(f"{where} has dtype {c.dtype} and shape {c.shape}; it must hold numbers, shape (N, K)")
     if np.isinf(c).any():
@@ -236,7 +236,7 @@ def _numbers(where: str, c: Array, *_: object) -> tuple[str, Array]:
 
 
 def _picture(where: str, x: Array, event: tuple[int, ...], channels_last: bool, reading: Reading) -> tuple[str, Array]:
-    """Return the pictures that are known about samples of the shape ``event``, channels first."""
+    """Return the pictures that are the conditions of samples of shape ``event``, channels first."""
     ndim = len(event) + 1
     if x.dtype.kind not in "biuf":
         raise DataError(f"{where} has dtype {x.dtype}, not numbers")

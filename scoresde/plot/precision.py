@@ -89,7 +89,7 @@ def _shown(points: Floats, column: int) -> Floats:
 
 
 def _draw(ax: Axes, found: Mapping[str, Floats], column: int) -> None:
-    """Draw a line for each solver on logarithmic axes, with ticks at 1, 2 and 5 times powers of ten."""
+    """Draw a line for each solver on logarithmic axes, with ticks that suit the range of the values."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     ax.set_xscale("log")

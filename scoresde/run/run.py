@@ -803,7 +803,7 @@ class Run:
             likelihood: The method and its settings (default: ``Likelihood()``).
             seed, start: Random seed, and index of the first sample. They determine the draws for dequantisation and
                 probes.
-            batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+            batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved, as in :meth:`sample`.
 
         Raises:

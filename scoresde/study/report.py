@@ -154,7 +154,7 @@ class Chosen:
             likelihood: The settings of the likelihood computation.
             seed: Seed for the random draws.
             strata: Number of model evaluations per sample for the variational bound, or 0 for no bound.
-            batch, memory, check, watch: See :class:`scoresde.Likelihood`.
+            batch, memory, check, watch: See :meth:`scoresde.Likelihood.__call__`.
             keep: A folder in which each batch is saved as soon as it is finished. The bounds are saved in its subfolder
                 ``elbo``.
             without: The run without conditions, whose likelihoods are also computed, or ``None``. They are not checked
@@ -394,9 +394,9 @@ class Scored:
 
     @property
     def gain(self) -> Measurement | None:
-        """The mean of log p(x | c) - log p(x), in nats or bits/dim, whichever is the unit of the scores; or ``None``.
+        """The mean of log p(x | c) - log p(x), in the unit of the scores, or ``None`` without log p(x).
 
-        A positive value means that what is known about the samples tells something about them.
+        A positive value means that the conditions carry information about the samples.
         """
         if self.plain is None:
             return None
